@@ -1,0 +1,1 @@
+"""Calibration: measure a real server, fit a profile, state its error."""

@@ -1,0 +1,438 @@
+"""The profile of one server configuration: the contract between calibration and simulation.
+
+A profile is one JSON file for one (GPU, model, quantization method, tensor-parallel size). Its id
+is ``<gpu>/<model>/<method>``, with ``/tpN`` after it for tensor parallelism over N > 1 GPUs.
+
+How the numbers are used (all times in ms, all spans on the GPU):
+
+* A step that only decodes R requests whose contexts hold C tokens in all takes
+  ``decode.base(pad(R)) + sum_j slope_j(pad(R)) * clip(C - knot_j, 0, knot_{j+1} - knot_j)``
+  where ``pad`` rounds R up to the next captured CUDA-graph size. Above the largest captured size
+  there is no graph and the ``eager`` term below applies.
+* A step with a prefill chunk and T tokens in all takes
+  ``base(T) + a * C + b * pairs + c * chunks + d * decodes`` where ``pairs`` is the number of
+  (query, key) pairs of the prefill chunks, ``sum n * (computed + (n + 1) / 2)``; with the
+  ``piecewise`` numbers at pad(T) while T is at most the largest captured size, else ``eager``.
+* Both are multiplied by ``1 + throttle.<mode> * x`` where x rises from 0 to 1 while the trailing
+  mean power rises from ``throttle.start_w`` to ``throttle.full_w`` (power capping lowers clocks).
+* The host thread needs ``schedule``, ``launch`` and ``update`` times a step; see ``HostTimes``.
+* Energy over a stretch of time is ``idle_w * duration + busy_w * gpu_busy_time`` plus a cost per
+  prefill token, decoded token, context token read and prefill pair, limited by ``cap_w``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from qsim.errors import ProfileError
+
+__all__ = [
+    "SCHEMA",
+    "DecodeSpan",
+    "EngineDefaults",
+    "FrontEnd",
+    "HostTimes",
+    "Identity",
+    "Latency",
+    "Memory",
+    "MixedSpan",
+    "Power",
+    "Profile",
+    "Throttle",
+]
+
+SCHEMA = "qsim-profile/1"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What was measured, with what."""
+
+    gpu: str
+    model: str
+    method: str
+    tensor_parallel_size: int = 1
+    #: "measured", or "transferred" from other measurements
+    source: str = "measured"
+    vllm_version: str = ""
+    driver: str = ""
+    host: str = ""
+    date: str = ""
+    #: numbers of the model's config.json (hidden_size, num_hidden_layers, ...)
+    architecture: dict[str, Any] = field(default_factory=dict)
+    #: arguments of ``vllm serve`` that select the method, e.g. ["--quantization", "fp8"]
+    vllm_args: list[str] = field(default_factory=list)
+    #: the names of the recordings that were fitted
+    recordings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class EngineDefaults:
+    """vLLM's settings on this server; a scenario may override each."""
+
+    max_num_seqs: int = 1024
+    max_num_batched_tokens: int = 8192
+    max_model_len: int = 131072
+    enable_prefix_caching: bool = True
+    async_scheduling: bool = True
+    long_prefill_token_threshold: int = 0
+    scheduling_policy: str = "fcfs"
+
+
+@dataclass(frozen=True)
+class DecodeSpan:
+    """GPU span of a step of decodes only, under a full CUDA graph.
+
+    ``rows`` are batch sizes in ascending order; values in between are interpolated linearly, and
+    the last segment is extended. ``ms_per_context_token[j][i]`` is the slope between
+    ``context_knots_tokens[j]`` and the next knot at ``rows[i]``; the first knot is 0.
+    """
+
+    rows: list[int]
+    base_ms: list[float]
+    context_knots_tokens: list[int]
+    ms_per_context_token: list[list[float]]
+
+
+@dataclass(frozen=True)
+class MixedSpan:
+    """GPU span of a step with at least one prefill chunk.
+
+    ``tokens`` are step sizes in ascending order (prefill and decode tokens together); ``base_ms``
+    is interpolated linearly between them, held below the first and extended above the last.
+    Two neighbouring sizes may describe a jump (a tile edge).
+    """
+
+    tokens: list[int]
+    base_ms: list[float]
+    ms_per_decode_context_token: float
+    ms_per_pair: float
+    ms_per_chunk: float
+    ms_per_decode: float
+
+
+@dataclass(frozen=True)
+class Throttle:
+    """How much longer steps take when power capping lowers the clock."""
+
+    start_w: float
+    full_w: float
+    decode: float
+    piecewise: float
+    eager: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """GPU spans by execution mode."""
+
+    #: captured CUDA-graph sizes, ascending
+    graph_sizes: list[int]
+    decode: DecodeSpan
+    piecewise: MixedSpan
+    eager: MixedSpan
+    throttle: Throttle
+
+
+@dataclass(frozen=True)
+class HostTimes:
+    """Times on the engine's host thread; pairs are [constant, per running request] in ms.
+
+    A step is scheduled (``schedule_ms``), launched (``launch_*_ms``: execute_model and
+    sample_tokens), and its result applied (``update_ms``) once the GPU has finished it and the
+    launch of the step behind it has returned, ``result_ms`` later. ``turn_ms`` passes between an
+    update and the next schedule; ``gpu_gap_ms`` between two spans on the GPU; ``idle_sleep_ms``
+    is slept when a turn launched nothing while requests remain.
+    """
+
+    schedule_ms: list[float]
+    update_ms: list[float]
+    launch_decode_ms: list[float]
+    launch_piecewise_ms: list[float]
+    launch_eager_ms: list[float]
+    result_ms: float = 0.06
+    turn_ms: float = 0.045
+    gpu_gap_ms: float = 0.003
+    idle_sleep_ms: float = 1.0
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """From the client to the engine and back, in ms.
+
+    A request reaches the engine's queue ``receive_ms + receive_ms_per_1k_prompt_tokens * P/1000``
+    after it was sent, and no sooner than ``receive_serial_ms`` after the request before it (one
+    API process handles them one by one). Its first and last tokens reach the client later than
+    the engine's update by ``first_token_ms...`` and ``last_token_ms...``; ``per_running`` counts
+    the requests in that engine step.
+    """
+
+    receive_ms: float
+    receive_ms_per_1k_prompt_tokens: float
+    receive_serial_ms: float
+    first_token_ms: float
+    first_token_ms_per_1k_prompt_tokens: float
+    first_token_ms_per_running: float
+    last_token_ms: float
+    last_token_ms_per_running: float
+
+
+@dataclass(frozen=True)
+class Power:
+    """Energy model of the GPUs of one server (all of them together)."""
+
+    idle_w: float
+    busy_w: float
+    j_per_prefill_token: float
+    j_per_decode_token: float
+    j_per_context_token: float
+    j_per_pair: float
+    #: mean power over about ``tau_s`` cannot exceed this
+    cap_w: float
+    #: time constant of the trailing mean power that drives throttling, s
+    tau_s: float = 0.5
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What fits: KV blocks were measured under the settings in ``measured_with``."""
+
+    num_gpu_blocks: int
+    block_size: int
+    kv_bytes_per_token: int
+    weight_bytes: int
+    measured_with: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One calibrated server configuration. See the module's docstring for the model."""
+
+    identity: Identity
+    engine: EngineDefaults
+    latency: Latency
+    host: HostTimes
+    frontend: FrontEnd
+    power: Power
+    memory: Memory
+    #: recovery per task with its source; None until measured or looked up
+    quality: dict[str, Any] | None = None
+    #: error on phases that were not used in the fit
+    fit_error: dict[str, Any] = field(default_factory=dict)
+    #: what was measured: outside it the numbers are extrapolations
+    measured_range: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """``<gpu>/<model>/<method>``, with ``/tpN`` after it for N > 1."""
+        i = self.identity
+        tp = f"/tp{i.tensor_parallel_size}" if i.tensor_parallel_size > 1 else ""
+        return f"{i.gpu}/{i.model}/{i.method}{tp}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile as JSON-ready data."""
+        return {"schema": SCHEMA, "id": self.id, **asdict(self)}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to ``path`` whole or not at all."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as f:
+                json.dump(self.to_dict(), f, indent=1)
+                f.write("\n")
+            os.chmod(name, 0o644)
+            os.replace(name, target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "profile") -> Profile:
+        """Build from JSON data, checking every field.
+
+        Raises
+        ------
+        ProfileError
+            Naming the field, its value and what is allowed.
+        """
+        if not isinstance(data, Mapping):
+            raise ProfileError(f"{where}: must be a JSON object, got {type(data).__name__}")
+        schema = data.get("schema")
+        if schema != SCHEMA:
+            raise ProfileError(
+                f"{where}: schema is {schema!r}; this version of qsim reads {SCHEMA!r}"
+            )
+        body = {k: v for k, v in data.items() if k not in ("schema", "id")}
+        profile: Profile = _build(cls, body, where)
+        _check(profile, where)
+        return profile
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Profile:
+        """Read a profile from a JSON file.
+
+        Raises
+        ------
+        ProfileError
+            If the file cannot be read, is not JSON or has a wrong field.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise ProfileError(f"cannot read profile {os.fspath(path)!r}: {e}") from e
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as e:
+            raise ProfileError(f"{os.fspath(path)}: not JSON: {e}") from e
+        return cls.from_dict(data, os.fspath(path))
+
+
+_NESTED: dict[str, Any] = {
+    c.__name__: c
+    for c in (
+        Identity,
+        EngineDefaults,
+        DecodeSpan,
+        MixedSpan,
+        Throttle,
+        Latency,
+        HostTimes,
+        FrontEnd,
+        Power,
+        Memory,
+    )
+}
+
+
+def _build(cls: Any, data: Mapping[str, Any], where: str) -> Any:
+    """Construct dataclass ``cls`` from ``data``, checking names and types."""
+    hints = get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}
+    unknown = sorted(set(data) - set(known))
+    if unknown:
+        raise ProfileError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(known)}")
+    values: dict[str, Any] = {}
+    for name, f in known.items():
+        here = f"{where}: {name}"
+        if name not in data:
+            if f.default is f.default_factory:  # both MISSING: the field is required
+                raise ProfileError(f"{here} is missing")
+            continue
+        values[name] = _coerce(hints[name], data[name], here)
+    return cls(**values)
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    nested = _NESTED.get(getattr(hint, "__name__", ""))
+    if nested is not None:
+        if not isinstance(value, Mapping):
+            raise ProfileError(f"{where} is {value!r}; must be an object")
+        return _build(nested, value, where)
+    if hint is float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ProfileError(f"{where} is {value!r}; must be a number")
+        return float(value)
+    if hint is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ProfileError(f"{where} is {value!r}; must be a whole number")
+        return value
+    if hint is bool or hint is str:
+        if not isinstance(value, hint):
+            raise ProfileError(f"{where} is {value!r}; must be {hint.__name__}")
+        return value
+    origin = getattr(hint, "__origin__", None)
+    if origin is list:
+        if not isinstance(value, list):
+            raise ProfileError(f"{where} is {value!r}; must be a list")
+        item = hint.__args__[0]
+        return [_coerce(item, v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if origin is dict or value is not None:
+        if not isinstance(value, dict):
+            raise ProfileError(f"{where} is {value!r}; must be an object")
+        return value
+    return None
+
+
+def _check(p: Profile, where: str) -> None:
+    """Check what types alone do not say."""
+
+    def need(ok: bool, name: str, value: object, rule: str) -> None:
+        if not ok:
+            raise ProfileError(f"{where}: {name} is {value!r}; must be {rule}")
+
+    def ascending(name: str, values: list[int], first: int | None = None) -> None:
+        need(len(values) > 0, name, values, "a non-empty list")
+        need(all(b > a for a, b in itertools.pairwise(values)), name, values, "ascending")
+        need(first is None or values[0] == first, name, values, f"a list beginning with {first}")
+
+    def positive(name: str, values: list[float]) -> None:
+        need(all(0 < v < float("inf") for v in values), name, values, "finite and > 0")
+
+    def not_negative(name: str, values: list[float]) -> None:
+        need(all(0 <= v < float("inf") for v in values), name, values, "finite and >= 0")
+
+    lat = p.latency
+    ascending("latency.graph_sizes", lat.graph_sizes)
+    need(lat.graph_sizes[0] >= 1, "latency.graph_sizes", lat.graph_sizes, "sizes >= 1")
+    ascending("latency.decode.rows", lat.decode.rows)
+    ascending("latency.decode.context_knots_tokens", lat.decode.context_knots_tokens, 0)
+    n = len(lat.decode.rows)
+    need(len(lat.decode.base_ms) == n, "latency.decode.base_ms", lat.decode.base_ms, f"{n} values")
+    positive("latency.decode.base_ms", lat.decode.base_ms)
+    slopes = lat.decode.ms_per_context_token
+    knots = len(lat.decode.context_knots_tokens)
+    need(len(slopes) == knots, "latency.decode.ms_per_context_token", slopes, f"{knots} lists")
+    for j, s in enumerate(slopes):
+        need(len(s) == n, f"latency.decode.ms_per_context_token[{j}]", s, f"{n} values")
+        not_negative(f"latency.decode.ms_per_context_token[{j}]", s)
+    for mode in ("piecewise", "eager"):
+        m: MixedSpan = getattr(lat, mode)
+        ascending(f"latency.{mode}.tokens", m.tokens)
+        k = len(m.tokens)
+        need(len(m.base_ms) == k, f"latency.{mode}.base_ms", m.base_ms, f"{k} values")
+        positive(f"latency.{mode}.base_ms", m.base_ms)
+        for name in ("ms_per_decode_context_token", "ms_per_pair", "ms_per_chunk", "ms_per_decode"):
+            not_negative(f"latency.{mode}.{name}", [getattr(m, name)])
+    t = lat.throttle
+    need(t.full_w > t.start_w >= 0, "latency.throttle.full_w", t.full_w, f"> start_w {t.start_w}")
+    not_negative("latency.throttle", [t.decode, t.piecewise, t.eager])
+    for f in fields(HostTimes):
+        v = getattr(p.host, f.name)
+        if isinstance(v, list):
+            need(len(v) == 2, f"host.{f.name}", v, "[constant, per running request]")
+        not_negative(f"host.{f.name}", v if isinstance(v, list) else [v])
+    for f in fields(FrontEnd):
+        not_negative(f"frontend.{f.name}", [getattr(p.frontend, f.name)])
+    for f in fields(Power):
+        not_negative(f"power.{f.name}", [getattr(p.power, f.name)])
+    need(p.power.tau_s > 0, "power.tau_s", p.power.tau_s, "> 0")
+    need(p.power.cap_w > p.power.idle_w, "power.cap_w", p.power.cap_w, "> power.idle_w")
+    m2 = p.memory
+    need(m2.num_gpu_blocks >= 2, "memory.num_gpu_blocks", m2.num_gpu_blocks, ">= 2")
+    need(m2.block_size >= 1, "memory.block_size", m2.block_size, ">= 1")
+    need(m2.kv_bytes_per_token >= 1, "memory.kv_bytes_per_token", m2.kv_bytes_per_token, ">= 1")
+    e = p.engine
+    need(e.max_num_seqs >= 1, "engine.max_num_seqs", e.max_num_seqs, ">= 1")
+    need(
+        e.max_num_batched_tokens >= 1,
+        "engine.max_num_batched_tokens",
+        e.max_num_batched_tokens,
+        ">= 1",
+    )
+    need(e.max_model_len >= 2, "engine.max_model_len", e.max_model_len, ">= 2")
+    need(
+        e.scheduling_policy in ("fcfs", "priority"),
+        "engine.scheduling_policy",
+        e.scheduling_policy,
+        "'fcfs' or 'priority'",
+    )

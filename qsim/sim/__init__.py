@@ -1,0 +1,1 @@
+"""The discrete-event simulator: vLLM's scheduler, one replica's pipeline, fleets, energy."""

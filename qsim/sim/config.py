@@ -1,0 +1,117 @@
+"""The settings of one engine, under vLLM's names, and how a profile and a user resolve them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from qsim.errors import ScenarioError
+from qsim.profile import Profile
+
+__all__ = ["EngineConfig", "EngineOptions"]
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The complete settings of one engine: what the scheduler's rules depend on.
+
+    ``num_gpu_blocks`` counts the null block, so one block fewer is usable.
+    """
+
+    max_num_seqs: int = 1024
+    max_num_batched_tokens: int = 8192
+    max_model_len: int = 131072
+    block_size: int = 16
+    num_gpu_blocks: int = 1 << 30
+    enable_prefix_caching: bool = True
+    async_scheduling: bool = True
+    long_prefill_token_threshold: int = 0
+    scheduling_policy: str = "fcfs"
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+            _whole(name, getattr(self, name), 1)
+        _whole("max_model_len", self.max_model_len, 2)
+        _whole("num_gpu_blocks", self.num_gpu_blocks, 2)
+        _whole("long_prefill_token_threshold", self.long_prefill_token_threshold, 0)
+        if self.scheduling_policy not in ("fcfs", "priority"):
+            raise ScenarioError(
+                f"scheduling_policy is {self.scheduling_policy!r}; must be 'fcfs' or 'priority'"
+            )
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What a user may set; ``None`` leaves the profile's (that is, vLLM's) default."""
+
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    max_model_len: int | None = None
+    enable_prefix_caching: bool | None = None
+    async_scheduling: bool | None = None
+    long_prefill_token_threshold: int | None = None
+    scheduling_policy: str | None = None
+    num_gpu_blocks_override: int | None = None
+    kv_cache_memory_bytes: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options that are set."""
+        return {k: v for k, v in asdict(self).items() if v is not None}
+
+    def resolve(self, profile: Profile) -> EngineConfig:
+        """Fill in the profile's defaults.
+
+        The KV pool is ``num_gpu_blocks_override`` blocks, or what ``kv_cache_memory_bytes`` hold,
+        or what was measured. A ``max_model_len`` that was not asked for shrinks to what the pool
+        can hold; one that was asked for and cannot be held is an error, as it is in vLLM.
+
+        Raises
+        ------
+        ScenarioError
+            Naming the option, its value and what is allowed.
+        """
+        values: dict[str, Any] = {}
+        for f in fields(profile.engine):
+            override = getattr(self, f.name)
+            values[f.name] = getattr(profile.engine, f.name) if override is None else override
+        memory = profile.memory
+        block_size = memory.block_size
+        blocks = memory.num_gpu_blocks
+        if self.kv_cache_memory_bytes is not None:
+            _whole("kv_cache_memory_bytes", self.kv_cache_memory_bytes, 1)
+            blocks = self.kv_cache_memory_bytes // (memory.kv_bytes_per_token * block_size)
+            if blocks < 2:
+                raise ScenarioError(
+                    f"kv_cache_memory_bytes is {self.kv_cache_memory_bytes}; must be >= "
+                    f"{2 * memory.kv_bytes_per_token * block_size} (two blocks of {block_size} "
+                    f"tokens at {memory.kv_bytes_per_token} bytes a token)"
+                )
+        if self.num_gpu_blocks_override is not None:
+            _whole("num_gpu_blocks_override", self.num_gpu_blocks_override, 2)
+            blocks = self.num_gpu_blocks_override
+        for name in ("max_num_seqs", "max_num_batched_tokens"):
+            _whole(name, values[name], 1)
+        if values["max_num_batched_tokens"] < values["max_num_seqs"]:
+            if self.max_num_seqs is not None and self.max_num_batched_tokens is not None:
+                raise ScenarioError(
+                    f"max_num_batched_tokens is {values['max_num_batched_tokens']}; must be >= "
+                    f"max_num_seqs {values['max_num_seqs']}"
+                )
+            if self.max_num_batched_tokens is not None:
+                values["max_num_seqs"] = values["max_num_batched_tokens"]  # as vLLM clamps it
+            else:
+                values["max_num_batched_tokens"] = values["max_num_seqs"]
+        holds = (blocks - 1) * block_size
+        if self.max_model_len is None:
+            values["max_model_len"] = max(2, min(values["max_model_len"], holds))
+        elif self.max_model_len > holds:
+            raise ScenarioError(
+                f"max_model_len is {self.max_model_len}; the KV cache of {blocks} blocks holds "
+                f"one sequence of at most {holds} tokens: lower it or give more KV memory"
+            )
+        return EngineConfig(block_size=block_size, num_gpu_blocks=blocks, **values)
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ScenarioError(f"{name} is {value!r}; must be a whole number >= {least}")

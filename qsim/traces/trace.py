@@ -1,0 +1,209 @@
+"""A request trace: one row a request, stored as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.errors import TraceError
+
+__all__ = ["HashIds", "Trace", "merge"]
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class HashIds:
+    """The prefix-block ids of every request, as one ragged array.
+
+    Two prompts that begin with the same ids share that much text. Request ``i`` owns
+    ``values[offsets[i]:offsets[i + 1]]``; each id stands for ``block_tokens`` prompt tokens
+    (the last one of a prompt may stand for fewer, as in the Mooncake traces).
+    """
+
+    values: IntArray
+    offsets: IntArray
+    block_tokens: int
+
+    @classmethod
+    def from_lists(cls, lists: Sequence[Sequence[int]], block_tokens: int) -> HashIds:
+        """Build from one list of ids a request."""
+        lengths = np.fromiter((len(x) for x in lists), dtype=np.int64, count=len(lists))
+        offsets = np.zeros(len(lists) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        values = np.fromiter((v for x in lists for v in x), dtype=np.int64, count=int(offsets[-1]))
+        return cls(values, offsets, block_tokens)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> IntArray:
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+    def take(self, index: npt.NDArray[np.int64]) -> HashIds:
+        """The ids of the requests in ``index``, in that order."""
+        starts, stops = self.offsets[index], self.offsets[index + 1]
+        offsets = np.zeros(len(index) + 1, dtype=np.int64)
+        np.cumsum(stops - starts, out=offsets[1:])
+        shift = np.repeat(starts - offsets[:-1], stops - starts)
+        return HashIds(self.values[np.arange(int(offsets[-1])) + shift], offsets, self.block_tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """Requests in order of arrival.
+
+    Attributes
+    ----------
+    arrival_s : float64 array, shape (n,)
+        Seconds from the start of the trace; finite, >= 0 and never decreasing.
+    prompt_tokens, output_tokens : int64 arrays, shape (n,)
+        Lengths in tokens, each >= 1.
+    hash_ids : HashIds, optional
+        Prefix-block ids, where the trace has them.
+    name : str
+        Where it comes from (a file name or a preset), for reports.
+    meta : dict
+        Facts worth keeping with results: format, skipped rows, seed.
+
+    Raises
+    ------
+    TraceError
+        If the columns differ in length, are empty, or hold a value that is not allowed.
+    """
+
+    arrival_s: FloatArray
+    prompt_tokens: IntArray
+    output_tokens: IntArray
+    hash_ids: HashIds | None = None
+    name: str = "trace"
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arrival_s", np.ascontiguousarray(self.arrival_s, np.float64))
+        for column in ("prompt_tokens", "output_tokens"):
+            object.__setattr__(self, column, np.ascontiguousarray(getattr(self, column), np.int64))
+        n = len(self.arrival_s)
+        for column in ("prompt_tokens", "output_tokens"):
+            if len(getattr(self, column)) != n:
+                raise TraceError(
+                    f"{self.name}: column {column} has {len(getattr(self, column))} rows, "
+                    f"arrival_s has {n}; every column needs one value a request"
+                )
+        if n == 0:
+            raise TraceError(f"{self.name}: the trace has no request")
+        if self.hash_ids is not None and len(self.hash_ids) != n:
+            raise TraceError(
+                f"{self.name}: hash_ids has {len(self.hash_ids)} rows, arrival_s has {n}"
+            )
+        self._check_values()
+
+    def _check_values(self) -> None:
+        bad = ~np.isfinite(self.arrival_s) | (self.arrival_s < 0)
+        if bad.any():
+            i = int(np.argmax(bad))
+            raise TraceError(
+                f"{self.name}: arrival_s of request {i} is {self.arrival_s[i]!r}; "
+                "arrival times must be finite and >= 0"
+            )
+        down = np.diff(self.arrival_s) < 0
+        if down.any():
+            i = int(np.argmax(down)) + 1
+            raise TraceError(
+                f"{self.name}: arrival_s of request {i} is {self.arrival_s[i]!r}, before that of "
+                f"request {i - 1} ({self.arrival_s[i - 1]!r}); sort the trace by arrival time"
+            )
+        for column in ("prompt_tokens", "output_tokens"):
+            values = getattr(self, column)
+            if (values < 1).any():
+                i = int(np.argmax(values < 1))
+                raise TraceError(
+                    f"{self.name}: {column} of request {i} is {int(values[i])}; must be >= 1"
+                )
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first arrival to the last."""
+        return float(self.arrival_s[-1] - self.arrival_s[0])
+
+    def take(self, index: npt.NDArray[np.int64]) -> Trace:
+        """The requests in ``index`` (ascending positions)."""
+        return replace(
+            self,
+            arrival_s=self.arrival_s[index],
+            prompt_tokens=self.prompt_tokens[index],
+            output_tokens=self.output_tokens[index],
+            hash_ids=None if self.hash_ids is None else self.hash_ids.take(index),
+        )
+
+    def head(self, n: int) -> Trace:
+        """The first ``n`` requests (all of them if there are fewer)."""
+        if n < 1:
+            raise TraceError(f"{self.name}: head of {n} requests; must be >= 1")
+        return self.take(np.arange(min(n, len(self))))
+
+    def slice(self, start_s: float = 0.0, end_s: float = float("inf")) -> Trace:
+        """The requests that arrive in [start_s, end_s), with times counted from ``start_s``."""
+        index = np.flatnonzero((self.arrival_s >= start_s) & (self.arrival_s < end_s))
+        if len(index) == 0:
+            raise TraceError(
+                f"{self.name}: no request arrives in [{start_s:g} s, {end_s:g} s); arrivals run "
+                f"from {self.arrival_s[0]:g} s to {self.arrival_s[-1]:g} s"
+            )
+        part = self.take(index)
+        return replace(part, arrival_s=part.arrival_s - start_s)
+
+    def speed(self, factor: float) -> Trace:
+        """The same requests arriving ``factor`` times as fast (2 halves every gap)."""
+        if not (factor > 0 and np.isfinite(factor)):
+            raise TraceError(f"{self.name}: speed is {factor!r}; must be a finite number > 0")
+        return self if factor == 1 else replace(self, arrival_s=self.arrival_s / factor)
+
+
+def merge(traces: Sequence[Trace], name: str = "merged") -> Trace:
+    """Several traces on one clock, in order of arrival (ties keep the order of ``traces``).
+
+    Prefix ids of different traces never mean the same text, so they are kept apart.
+
+    Raises
+    ------
+    TraceError
+        If no trace is given, or their prefix blocks differ in size.
+    """
+    if not traces:
+        raise TraceError("merge: no trace given")
+    arrival = np.concatenate([t.arrival_s for t in traces])
+    order = np.argsort(arrival, kind="stable")
+    with_ids = [t.hash_ids for t in traces if t.hash_ids is not None]
+    hash_ids = None
+    if with_ids:
+        block_tokens = with_ids[0].block_tokens
+        if any(h.block_tokens != block_tokens for h in with_ids):
+            sizes = sorted({h.block_tokens for h in with_ids})
+            raise TraceError(f"merge: prefix blocks of different sizes {sizes}; must be one size")
+        lists: list[IntArray] = []
+        shift = 0
+        for t in traces:
+            if t.hash_ids is None:
+                lists.extend([np.empty(0, np.int64)] * len(t))
+                continue
+            lists.extend(t.hash_ids[i] + shift for i in range(len(t)))
+            if len(t.hash_ids.values):
+                shift += int(t.hash_ids.values.max()) + 1
+        hash_ids = HashIds.from_lists(lists, block_tokens).take(order)
+    return Trace(
+        arrival_s=arrival[order],
+        prompt_tokens=np.concatenate([t.prompt_tokens for t in traces])[order],
+        output_tokens=np.concatenate([t.output_tokens for t in traces])[order],
+        hash_ids=hash_ids,
+        name=name,
+        meta={"merged": [t.name for t in traces]},
+    )
