@@ -1,0 +1,189 @@
+"""What a capacity plan says: one candidate a profile, sorted, with the evidence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qsim.optimize.prices import Price
+from qsim.sim.config import EngineConfig, EngineOptions
+from qsim.sim.slo import Slo, SloOutcome
+
+__all__ = ["OBJECTIVES", "Candidate", "FleetOutcome", "Plan"]
+
+OBJECTIVES = ("cost", "energy", "gpus")
+
+
+@dataclass(frozen=True)
+class FleetOutcome:
+    """One simulated fleet.
+
+    Attributes
+    ----------
+    replicas : int
+    summary : dict
+        ``SimulationResult.summary()``.
+    slos : tuple of SloOutcome
+    attainment : float or None
+        Share of requests within every limit.
+    quantiles : dict
+        Per latency (``ttft_ms``, ...) its values at the quantiles 0, 0.01, ..., 1; for pictures.
+    """
+
+    replicas: int
+    summary: Mapping[str, Any]
+    slos: tuple[SloOutcome, ...]
+    attainment: float | None
+    quantiles: Mapping[str, list[float]]
+
+    @property
+    def met(self) -> bool:
+        """Whether every SLO is met."""
+        return all(s.met for s in self.slos)
+
+    @property
+    def binding(self) -> SloOutcome:
+        """The SLO that is nearest to its limit, or farthest above it."""
+        return max(self.slos, key=lambda s: s.ratio)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: the fleet's size, whether it suffices, and the value of each SLO."""
+        return {
+            "replicas": self.replicas,
+            "met": self.met,
+            "values_ms": {str(s.slo): s.value_ms for s in self.slos},
+        }
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The smallest fleet of one profile that meets the SLOs, or why there is none.
+
+    ``outcome`` is the simulation of that fleet; for an infeasible candidate the largest fleet
+    tried, if any was. ``evaluations`` are all fleets that were simulated, by size.
+    """
+
+    profile: str
+    gpu: str
+    model: str
+    method: str
+    tensor_parallel_size: int
+    vllm_args: tuple[str, ...] = ()
+    engine: EngineConfig | None = None
+    options: EngineOptions = field(default_factory=EngineOptions)
+    price: Price | None = None
+    feasible: bool = False
+    reason: str = ""
+    outcome: FleetOutcome | None = None
+    evaluations: tuple[FleetOutcome, ...] = ()
+
+    @property
+    def replicas(self) -> int | None:
+        """The fleet's size; None if infeasible."""
+        return self.outcome.replicas if self.feasible and self.outcome else None
+
+    @property
+    def gpus(self) -> int | None:
+        """GPUs of the fleet: replicas times the tensor-parallel size."""
+        return None if self.replicas is None else self.replicas * self.tensor_parallel_size
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """Rent of the fleet; None if infeasible or without a price."""
+        if self.gpus is None or self.price is None:
+            return None
+        return round(self.gpus * self.price.usd_per_hour, 6)
+
+    def metric(self, key: str) -> float | None:
+        """A number of the fleet's summary; None if infeasible."""
+        if not self.feasible or self.outcome is None:
+            return None
+        value = self.outcome.summary.get(key)
+        return None if value is None else float(value)
+
+    def rank(self, objective: str) -> tuple[float | str, ...]:
+        """Sort key: feasible first, by ``objective``, ties by the other two and the id."""
+        values = {
+            "cost": self.usd_per_hour,
+            "energy": self.metric("energy_j"),
+            "gpus": self.gpus,
+        }
+        order = (objective, *(o for o in OBJECTIVES if o != objective))
+        key = [math.inf if values[o] is None else float(values[o] or 0) for o in order]
+        return (float(not self.feasible), *key, self.profile)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; latencies and throughputs under the summary's names."""
+        outcome = self.outcome
+        duration_s = self.metric("duration")
+        usd = self.usd_per_hour
+        data: dict[str, Any] = {
+            "profile": self.profile,
+            "gpu": self.gpu,
+            "model": self.model,
+            "method": self.method,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "feasible": self.feasible,
+            "reason": self.reason or None,
+            "replicas": self.replicas,
+            "gpus": self.gpus,
+            "usd_per_hour": usd,
+            "cost_usd": None if usd is None or duration_s is None else usd * duration_s / 3600,
+            "attainment": outcome.attainment if self.feasible and outcome else None,
+            "slos": [s.to_dict() for s in outcome.slos] if outcome else [],
+        }
+        if self.feasible and outcome:
+            data.update((k, v) for k, v in outcome.summary.items() if _wanted(k))
+        data["evaluations"] = [e.to_dict() for e in self.evaluations]
+        return data
+
+
+def _wanted(key: str) -> bool:
+    """Which keys of a summary a plan repeats."""
+    return key.endswith(("_ms", "_throughput", "_j", "_w")) or key in (
+        "completed",
+        "failed",
+        "duration",
+        "joules_per_output_token",
+        "preemptions",
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer of :func:`qsim.plan`: candidates, the best first, infeasible ones last."""
+
+    objective: str
+    slos: tuple[Slo, ...]
+    candidates: tuple[Candidate, ...]
+    #: what was planned for: name, requests, duration_s, mean rates and lengths
+    trace: Mapping[str, Any]
+    #: router, seed, max_replicas and engine options, as used
+    settings: Mapping[str, Any]
+
+    @property
+    def best(self) -> Candidate | None:
+        """The first feasible candidate, or None if nothing meets the SLOs."""
+        first = self.candidates[0] if self.candidates else None
+        return first if first is not None and first.feasible else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        from qsim import __version__
+        from qsim.optimize.serve import serve_command
+
+        prices = {c.price.gpu: c.price.to_dict() for c in self.candidates if c.price}
+        return {
+            "schema": "qsim-plan/1",
+            "qsim_version": __version__,
+            "objective": self.objective,
+            "slos": [str(s) for s in self.slos],
+            "trace": dict(self.trace),
+            "settings": dict(self.settings),
+            "prices": [prices[g] for g in sorted(prices)],
+            "best": self.best.profile if self.best else None,
+            "serve_command": serve_command(self.best) if self.best else None,
+            "candidates": [c.to_dict() for c in self.candidates],
+        }

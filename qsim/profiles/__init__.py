@@ -1,0 +1,124 @@
+"""The profiles that come with qsim, ``<gpu>/<model>/<method>.json``, and how one is found."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from qsim.errors import ProfileError
+from qsim.profile import Profile
+
+__all__ = ["ProfileEntry", "find_profiles", "list_profiles", "load_profile"]
+
+
+@dataclass(frozen=True)
+class ProfileEntry:
+    """A shipped profile: its id and its file."""
+
+    id: str
+    path: Path
+
+    @property
+    def gpu(self) -> str:
+        """The GPU's id, e.g. ``h200_sxm``."""
+        return self.id.split("/")[0]
+
+    @property
+    def model(self) -> str:
+        """The model's id, e.g. ``llama-3.1-8b``."""
+        return self.id.split("/")[1]
+
+    @property
+    def method(self) -> str:
+        """The quantization method, e.g. ``fp8-w8a8``."""
+        return self.id.split("/")[2]
+
+
+def list_profiles() -> list[ProfileEntry]:
+    """All shipped profiles, sorted by id."""
+    folder = Path(__file__).parent
+    entries = [
+        ProfileEntry(path.relative_to(folder).with_suffix("").as_posix(), path)
+        for path in folder.rglob("*.json")
+    ]
+    # <gpu>/<model>/<method>[/tpN]: any other file in the package is not a profile
+    return sorted((e for e in entries if len(e.id.split("/")) in (3, 4)), key=lambda e: e.id)
+
+
+def load_profile(id_or_path: str | os.PathLike[str]) -> Profile:
+    """Read a shipped profile by id, or any profile from a file.
+
+    Parameters
+    ----------
+    id_or_path : str or path
+        ``<gpu>/<model>/<method>`` of a shipped profile, or the path of a profile file. A text
+        that ends in ``.json`` is always a path.
+
+    Raises
+    ------
+    ProfileError
+        If no shipped profile has this id (the message names the nearest ones), or the file
+        cannot be read or is not a valid profile.
+    """
+    text = os.fspath(id_or_path)
+    if text.endswith(".json") or not isinstance(id_or_path, str):
+        return Profile.load(text)
+    entries = {e.id: e for e in list_profiles()}
+    entry = entries.get(text)
+    if entry is not None:
+        return Profile.load(entry.path)
+    if Path(text).is_file():
+        return Profile.load(text)
+    raise ProfileError(
+        f"unknown profile {text!r}; {_nearest(text, list(entries))}"
+        "'qsim profiles' lists them all; a profile of your own is given as a path to its .json file"
+    )
+
+
+def find_profiles(
+    model: str, gpus: tuple[str, ...] = (), methods: tuple[str, ...] = ()
+) -> list[ProfileEntry]:
+    """The shipped profiles of ``model``, on any of ``gpus``, by any of ``methods``.
+
+    An empty tuple stands for all.
+
+    Raises
+    ------
+    ProfileError
+        If there is no profile of ``model``, or one of ``gpus`` or ``methods`` has none.
+    """
+    entries = list_profiles()
+    of_model = [e for e in entries if e.model == model]
+    if not of_model:
+        models = sorted({e.model for e in entries})
+        raise ProfileError(f"no profile of model {model!r}; {_nearest(model, models)}")
+    for word, wanted, known in (
+        ("gpu", gpus, {e.gpu for e in of_model}),
+        ("method", methods, {e.method for e in of_model}),
+    ):
+        for value in wanted:
+            if value not in known:
+                raise ProfileError(
+                    f"no profile of model {model!r} for {word} {value!r}; "
+                    + _nearest(value, sorted(known))
+                )
+    found = [
+        e for e in of_model if (not gpus or e.gpu in gpus) and (not methods or e.method in methods)
+    ]
+    if not found:
+        have = ", ".join(e.id for e in of_model)
+        raise ProfileError(
+            f"no profile of model {model!r} for gpu {'/'.join(gpus)} and method "
+            f"{'/'.join(methods)} together; there are: {have}"
+        )
+    return found
+
+
+def _nearest(text: str, known: list[str]) -> str:
+    """``did you mean 'a' or 'b'?; `` or, when nothing is near, what is known."""
+    near = difflib.get_close_matches(text.lower(), known, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(n) for n in near) + "? "
+    return f"known: {', '.join(known) or 'none'}. "

@@ -1,0 +1,213 @@
+"""Service-level objectives such as ``ttft:p99:500``: parsed, and checked against a result."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from qsim.sim.result import SimulationResult
+
+__all__ = ["METRICS", "Slo", "SloOutcome", "attainment", "check_slos", "parse_slos"]
+
+METRICS = ("ttft", "tpot", "itl", "e2el")
+
+_STATISTIC = re.compile(r"mean|median|p(\d{1,2}(\.\d+)?|100)")
+
+
+@dataclass(frozen=True)
+class Slo:
+    """A limit on one statistic of one latency, as in ``ttft:p99:500`` (ms).
+
+    Attributes
+    ----------
+    metric : {"ttft", "tpot", "itl", "e2el"}
+        With the definitions of ``vllm bench serve``.
+    statistic : str
+        ``mean``, ``median`` or ``pNN`` (``p99``, ``p99.9``).
+    limit_ms : float
+        The statistic may not exceed it.
+    """
+
+    metric: str
+    statistic: str
+    limit_ms: float
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ScenarioError(f"SLO metric is {self.metric!r}; must be one of {_list(METRICS)}")
+        if not _STATISTIC.fullmatch(self.statistic) or self.quantile == 0.0:
+            raise ScenarioError(
+                f"SLO statistic is {self.statistic!r}; must be mean, median or a percentile "
+                "such as p90, p99 or p99.9"
+            )
+        if not (0 < self.limit_ms < float("inf")):
+            raise ScenarioError(f"SLO limit is {self.limit_ms:g} ms; must be a finite number > 0")
+
+    @classmethod
+    def parse(cls, text: str) -> Slo:
+        """Read ``metric:statistic:limit_ms``.
+
+        Raises
+        ------
+        ScenarioError
+            Naming the part that is wrong and what is allowed.
+        """
+        parts = str(text).strip().lower().split(":")
+        if len(parts) != 3:
+            raise ScenarioError(
+                f"SLO {text!r} does not parse; must be metric:statistic:limit in ms, for example "
+                "ttft:p99:500 or tpot:mean:50"
+            )
+        metric, statistic, limit = (p.strip() for p in parts)
+        try:
+            limit_ms = float(limit)
+        except ValueError:
+            raise ScenarioError(
+                f"SLO {text!r}: the limit is {limit!r}; must be a number of milliseconds"
+            ) from None
+        try:
+            return cls(metric, statistic, limit_ms)
+        except ScenarioError as e:
+            raise ScenarioError(f"SLO {text!r}: {e}") from None
+
+    def __str__(self) -> str:
+        return f"{self.metric}:{self.statistic}:{self.limit_ms:.10g}"
+
+    @property
+    def quantile(self) -> float | None:
+        """The quantile in [0, 1], or None for the mean."""
+        if self.statistic == "mean":
+            return None
+        return 0.5 if self.statistic == "median" else float(self.statistic[1:]) / 100
+
+    def value(self, result: SimulationResult) -> float:
+        """The statistic over the completed requests, in ms.
+
+        Percentiles are interpolated linearly, as numpy and ``vllm bench serve`` do. As there,
+        TPOT is of the requests with at least two output tokens, and a statistic over nothing
+        is 0.
+
+        Raises
+        ------
+        ScenarioError
+            For a percentile of ITL that the result does not hold (single token gaps are
+            summarised, not stored).
+        """
+        if self.metric == "itl":
+            key = f"{self.statistic}_itl_ms"
+            summary = result.summary()
+            if key not in summary:
+                have = sorted(k.removesuffix("_itl_ms") for k in summary if k.endswith("_itl_ms"))
+                raise ScenarioError(
+                    f"SLO {self}: a result holds {_list(have)} of itl; use one of these, or tpot"
+                )
+            return float(summary[key])
+        values = _latencies(result, self.metric)
+        if len(values) == 0:
+            return 0.0
+        q = self.quantile
+        return float(np.mean(values) if q is None else np.quantile(values, q))
+
+    def met(self, result: SimulationResult) -> bool:
+        """Whether the statistic is within the limit."""
+        return self.value(result) <= self.limit_ms
+
+    def within(self, result: SimulationResult) -> npt.NDArray[np.bool_] | None:
+        """Per request, whether it completed within the limit; None for ITL.
+
+        A request of one output token has no TPOT and is within any limit on it. One that was
+        rejected is within none.
+        """
+        if self.metric == "itl":
+            return None
+        values = np.asarray(getattr(result, f"{self.metric}_ms"))
+        completed = np.asarray(result.completed, dtype=bool)
+        within: npt.NDArray[np.bool_] = completed & ~(values > self.limit_ms)
+        return within
+
+
+@dataclass(frozen=True)
+class SloOutcome:
+    """An SLO beside the value that was reached."""
+
+    slo: Slo
+    value_ms: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the value is within the limit."""
+        return self.value_ms <= self.slo.limit_ms
+
+    @property
+    def ratio(self) -> float:
+        """Value over limit: above 1 the SLO is missed."""
+        return self.value_ms / self.slo.limit_ms
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: the SLO as text, limit, value, whether it is met, and the excess in ms."""
+        return {
+            "slo": str(self.slo),
+            "limit_ms": self.slo.limit_ms,
+            "value_ms": self.value_ms,
+            "met": self.met,
+            "over_ms": self.value_ms - self.slo.limit_ms,
+        }
+
+    def sentence(self) -> str:
+        """For people, e.g. ``ttft p99 612 ms, 22% over its limit of 500 ms``."""
+        head = f"{self.slo.metric} {self.slo.statistic} {self.value_ms:.4g} ms"
+        share = abs(self.ratio - 1) * 100
+        share_text = f"{share:.3g}%" if share < 1000 else f"{self.ratio:.3g} times"
+        if self.met:
+            return f"{head}, {share_text} under its limit of {self.slo.limit_ms:.6g} ms"
+        word = "over" if share < 1000 else ""
+        return f"{head}, {share_text} {word} its limit of {self.slo.limit_ms:.6g} ms".replace(
+            "  ", " "
+        )
+
+
+def parse_slos(slos: Sequence[Slo | str]) -> tuple[Slo, ...]:
+    """Parse those that are text.
+
+    Raises
+    ------
+    ScenarioError
+        If one does not parse.
+    """
+    return tuple(s if isinstance(s, Slo) else Slo.parse(s) for s in slos)
+
+
+def check_slos(result: SimulationResult, slos: Sequence[Slo]) -> list[SloOutcome]:
+    """Every SLO beside its value, in the order given."""
+    return [SloOutcome(s, s.value(result)) for s in slos]
+
+
+def attainment(result: SimulationResult, slos: Sequence[Slo]) -> float | None:
+    """The share of all requests that are within every limit, whatever its statistic.
+
+    Rejected requests count as outside. None when no SLO limits a latency of single requests.
+    """
+    each = [w for w in (s.within(result) for s in slos) if w is not None]
+    if not each:
+        return None
+    return float(np.mean(np.logical_and.reduce(each)))
+
+
+def _latencies(result: SimulationResult, metric: str) -> npt.NDArray[np.float64]:
+    values = np.asarray(getattr(result, f"{metric}_ms"), dtype=np.float64)
+    kept: npt.NDArray[np.float64] = values[
+        np.asarray(result.completed, dtype=bool) & ~np.isnan(values)
+    ]
+    return kept
+
+
+def _list(words: Sequence[str]) -> str:
+    return ", ".join(words)
