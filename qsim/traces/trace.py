@@ -183,7 +183,7 @@ def merge(traces: Sequence[Trace], name: str = "merged") -> Trace:
     arrival = np.concatenate([t.arrival_s for t in traces])
     order = np.argsort(arrival, kind="stable")
     with_ids = [t.hash_ids for t in traces if t.hash_ids is not None]
-    hash_ids = None
+    hash_ids: HashIds | None = None
     if with_ids:
         block_tokens = with_ids[0].block_tokens
         if any(h.block_tokens != block_tokens for h in with_ids):

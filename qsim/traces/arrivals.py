@@ -1,0 +1,200 @@
+"""Arrival processes: a rate over time, and how evenly requests follow it.
+
+A process is a renewal process of mean 1 (Poisson, Gamma or Weibull gaps) on the clock of
+"expected requests so far", mapped to seconds through the integral of the rate. With a constant
+rate this is the plain renewal process; with a rate that varies it keeps the local gap CV.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.errors import ScenarioError
+
+__all__ = ["BLOCK_REQUESTS", "Gaps", "RateProfile", "arrival_blocks", "weibull_shape"]
+
+FloatArray = npt.NDArray[np.float64]
+
+#: Requests are drawn this many at a time, however many are wanted.
+BLOCK_REQUESTS = 1 << 16
+KINDS = ("poisson", "gamma", "weibull")
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """The gaps of a renewal process of mean 1.
+
+    Attributes
+    ----------
+    kind : str
+        ``"poisson"``, ``"gamma"`` or ``"weibull"``.
+    cv : float
+        Standard deviation over mean of the gaps, > 0; 1 is Poisson for all kinds.
+    """
+
+    kind: str = "poisson"
+    cv: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ScenarioError(f"arrivals is {self.kind!r}; must be one of {', '.join(KINDS)}")
+        if not (0 < self.cv <= 100):
+            raise ScenarioError(f"cv is {self.cv!r}; must be > 0 and <= 100")
+        if self.kind == "poisson" and self.cv != 1:
+            raise ScenarioError(
+                f"cv is {self.cv!r}; Poisson arrivals have 1: choose gamma or weibull"
+            )
+
+    def draw(self, rng: np.random.Generator, n: int) -> FloatArray:
+        """``n`` gaps."""
+        if self.kind == "poisson":
+            return rng.standard_exponential(n)
+        if self.kind == "gamma":
+            shape = 1 / self.cv**2
+            return rng.standard_gamma(shape, n) / shape
+        shape = weibull_shape(self.cv)
+        return rng.weibull(shape, n) / math.gamma(1 + 1 / shape)
+
+
+def weibull_shape(cv: float) -> float:
+    """The Weibull shape k whose CV is ``cv``: 1 + cv^2 = G(1 + 2/k) / G(1 + 1/k)^2."""
+    target = math.log1p(cv * cv)
+
+    def excess(k: float) -> float:
+        return math.lgamma(1 + 2 / k) - 2 * math.lgamma(1 + 1 / k) - target
+
+    low, high = 0.05, 500.0  # CV falls as k rises; these cover CV from 0.003 to 1e5
+    for _ in range(200):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    return math.sqrt(low * high)
+
+
+@dataclass(frozen=True, eq=False)
+class RateProfile:
+    """A rate that is constant in steps, and repeats after its end.
+
+    Attributes
+    ----------
+    edges_s : float64 array, shape (n + 1,)
+        Where the steps begin and the last one ends; from 0, rising strictly.
+    rates_rps : float64 array, shape (n,)
+        Requests a second in each step, >= 0, not all 0.
+    """
+
+    edges_s: FloatArray
+    rates_rps: FloatArray
+
+    def __post_init__(self) -> None:
+        edges, rates = self.edges_s, self.rates_rps
+        if len(edges) != len(rates) + 1 or len(rates) == 0:
+            raise ScenarioError(
+                f"rate profile: {len(edges)} edges for {len(rates)} rates; must be one more"
+            )
+        if edges[0] != 0 or not (np.diff(edges) > 0).all():
+            raise ScenarioError("rate profile: edges must begin at 0 and rise")
+        if not (np.isfinite(rates).all() and (rates >= 0).all() and rates.sum() > 0):
+            raise ScenarioError("rate profile: rates must be finite, >= 0 and not all 0")
+
+    @classmethod
+    def constant(cls, rate_rps: float) -> RateProfile:
+        """One rate for ever."""
+        return cls(np.array([0.0, 1.0]), np.array([float(rate_rps)]))
+
+    @classmethod
+    def steps(cls, rates_rps: FloatArray, step_s: float) -> RateProfile:
+        """Steps of equal length."""
+        edges = np.arange(len(rates_rps) + 1) * float(step_s)
+        return cls(edges, np.asarray(rates_rps, np.float64))
+
+    @property
+    def period_s(self) -> float:
+        """After how many seconds it repeats."""
+        return float(self.edges_s[-1])
+
+    @property
+    def mean_rps(self) -> float:
+        """The mean rate over a period."""
+        return float((self.rates_rps * np.diff(self.edges_s)).sum() / self.period_s)
+
+    def scaled(self, factor: float) -> RateProfile:
+        """Every rate times ``factor``."""
+        return RateProfile(self.edges_s, self.rates_rps * factor)
+
+    def window(self, start_s: float, duration_s: float) -> RateProfile:
+        """The part from ``start_s`` on, repeated as often as ``duration_s`` needs."""
+        first = math.floor(start_s / self.period_s)
+        last = math.ceil((start_s + duration_s) / self.period_s)
+        laps = np.arange(first, max(last, first + 1)) * self.period_s
+        edges = np.append(
+            (laps[:, None] + self.edges_s[None, :-1]).ravel(), laps[-1] + self.period_s
+        )
+        rates = np.tile(self.rates_rps, len(laps))
+        end_s = start_s + duration_s
+        low = int(np.searchsorted(edges, start_s, side="right")) - 1
+        high = int(np.searchsorted(edges, end_s, side="left"))
+        edges = np.clip(edges[low : high + 1], start_s, end_s) - start_s
+        return RateProfile(edges, rates[low:high])
+
+    def seconds_at(self, expected: FloatArray) -> FloatArray:
+        """When ``expected`` requests have been expected: the inverse of the rate's integral."""
+        if len(self.rates_rps) == 1:
+            return np.asarray(expected / self.rates_rps[0])
+        cumulative = np.concatenate([[0.0], np.cumsum(self.rates_rps * np.diff(self.edges_s))])
+        lap = np.floor(expected / cumulative[-1])
+        inside = np.interp(expected - lap * cumulative[-1], cumulative, self.edges_s)
+        return np.asarray(lap * self.period_s + inside)
+
+
+def arrival_blocks(
+    profile: RateProfile,
+    gaps: Gaps,
+    rng: np.random.Generator,
+    *,
+    duration_s: float | None = None,
+    requests: int | None = None,
+) -> Iterator[FloatArray]:
+    """Arrival times in blocks of at most ``BLOCK_REQUESTS``.
+
+    Parameters
+    ----------
+    profile : RateProfile
+        The rate.
+    gaps : Gaps
+        The renewal process on the rate's clock.
+    rng : numpy.random.Generator
+        Only this process draws from it.
+    duration_s : float, optional
+        Stop before the first arrival at or after this time.
+    requests : int, optional
+        Stop after so many requests. One of the two must be given.
+
+    Yields
+    ------
+    float64 array
+        Rising times in seconds.
+    """
+    if duration_s is None and requests is None:
+        raise ScenarioError("duration and requests: give at least one of them")
+    expected = 0.0
+    left = requests
+    done = False
+    while not done:
+        clock = expected + np.cumsum(gaps.draw(rng, BLOCK_REQUESTS))
+        expected = float(clock[-1])
+        times = profile.seconds_at(clock)
+        if duration_s is not None:
+            within = int(np.searchsorted(times, duration_s, side="left"))
+            done = within < len(times)
+            times = times[:within]
+        if left is not None:
+            times = times[:left]
+            left -= len(times)
+            done = done or left == 0
+        if len(times):
+            yield times

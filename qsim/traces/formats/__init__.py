@@ -1,0 +1,70 @@
+"""The trace formats that qsim reads, one module each, and how they are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from qsim.errors import TraceError
+from qsim.traces.formats import azure, canonical
+from qsim.traces.formats.options import ReadOptions
+from qsim.traces.source import Source
+from qsim.traces.trace import Trace
+
+__all__ = ["FORMATS", "Format", "ReadOptions", "format_named", "recognise"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way of writing a trace."""
+
+    name: str
+    what: str
+    recognise: Callable[[Source], bool]
+    read: Callable[[Source, ReadOptions], Trace]
+    #: parameters that may follow the path, as in ``clients.csv.gz:model=m-small``
+    params: Mapping[str, str] = field(default_factory=dict)
+
+
+#: In the order in which they are tried.
+FORMATS: tuple[Format, ...] = (
+    Format("canonical", canonical.WHAT, canonical.recognise, canonical.read),
+    Format("azure", azure.WHAT, azure.recognise, azure.read),
+)
+
+
+def format_named(name: str) -> Format:
+    """The format of that name.
+
+    Raises
+    ------
+    TraceError
+        If there is none; the message lists them.
+    """
+    for one in FORMATS:
+        if one.name == name:
+            return one
+    raise TraceError(f"format is {name!r}; must be one of {', '.join(one.name for one in FORMATS)}")
+
+
+def recognise(source: Source) -> Format:
+    """The format of a file or directory, by what it holds.
+
+    Raises
+    ------
+    TraceError
+        If the file is empty or no format fits.
+    """
+    if not source.is_dir and not source.head.strip():
+        raise TraceError(f"{source.path}: the file is empty; a trace needs at least one request")
+    for one in FORMATS:
+        if one.recognise(source):
+            return one
+    known = "\n".join(f"  {one.name}: {one.what}" for one in FORMATS)
+    if source.is_dir:
+        seen = "a directory without chunk-N-trace.csv files"
+    else:
+        seen = f"a file that begins {source.head[:80].splitlines()[0]!r}"
+    raise TraceError(
+        f"{source.path}: not a trace format that qsim knows ({seen}); the formats are\n{known}"
+    )

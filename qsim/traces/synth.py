@@ -1,0 +1,155 @@
+"""Synthetic traces: arrivals and lengths drawn from a workload's model, whole or in chunks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qsim.errors import ScenarioError
+from qsim.traces.arrivals import Gaps, RateProfile, arrival_blocks
+from qsim.traces.lengths import LengthModel
+from qsim.traces.trace import Trace
+
+__all__ = ["Span", "Workload", "iter_chunks", "synthesize"]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a synthetic trace is drawn from.
+
+    Attributes
+    ----------
+    name : str
+        The name that traces get.
+    profile : RateProfile
+        Requests a second over time; it repeats after its end.
+    gaps : Gaps
+        How evenly requests follow the rate.
+    lengths : LengthModel
+        Prompt and output tokens.
+    duration_s : float
+        How long a trace is if nothing else is asked for.
+    """
+
+    name: str
+    profile: RateProfile
+    gaps: Gaps
+    lengths: LengthModel
+    duration_s: float = 3600.0
+    description: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Which part of a workload to draw, and how much of it.
+
+    Attributes
+    ----------
+    start_s : float
+        Where in the rate profile to begin; arrivals count from there.
+    duration_s : float, optional
+        Seconds of traffic; the workload's own by default.
+    requests : int, optional
+        Stop after exactly so many requests. With a duration as well, the mean rate becomes
+        ``requests / duration_s``, and the last request arrives about then.
+    rate_rps : float, optional
+        The mean rate over the span; the profile keeps its shape.
+    scale : float
+        Multiplies the rate.
+    """
+
+    start_s: float = 0.0
+    duration_s: float | None = None
+    requests: int | None = None
+    rate_rps: float | None = None
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("duration_s", "rate_rps", "scale"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ScenarioError(f"{name} is {value!r}; must be a finite number > 0")
+        if not (self.start_s >= 0 and math.isfinite(self.start_s)):
+            raise ScenarioError(f"start_s is {self.start_s!r}; must be a finite number >= 0")
+        if self.requests is not None and self.requests < 1:
+            raise ScenarioError(f"requests is {self.requests!r}; must be >= 1")
+        if None not in (self.requests, self.duration_s, self.rate_rps):
+            raise ScenarioError(
+                "rate, duration and requests are all given; two of them fix the third: drop one"
+            )
+
+
+def iter_chunks(workload: Workload, span: Span | None = None, seed: int = 0) -> Iterator[Trace]:
+    """Draw a trace chunk by chunk, in memory that does not grow with its length.
+
+    Yields
+    ------
+    Trace
+        At most 65,536 requests each; arrival times go on from chunk to chunk.
+
+    Raises
+    ------
+    ScenarioError
+        If the span is not possible.
+    """
+    span = span or Span()
+    arrivals_seed, lengths_seed = np.random.SeedSequence(seed).spawn(2)
+    profile, duration_s = _resolved_profile(workload, span)
+    lengths_rng = np.random.default_rng(lengths_seed)
+    blocks = arrival_blocks(
+        profile,
+        workload.gaps,
+        np.random.default_rng(arrivals_seed),
+        duration_s=duration_s,
+        requests=span.requests,
+    )
+    for arrival_s in blocks:
+        prompt, output = workload.lengths.draw(lengths_rng, len(arrival_s))
+        yield Trace(arrival_s, prompt, output, name=workload.name)
+
+
+def synthesize(workload: Workload, span: Span | None = None, seed: int = 0) -> Trace:
+    """Draw a whole trace; the same arguments give the same trace.
+
+    Raises
+    ------
+    ScenarioError
+        If the span is not possible, or no request falls into it.
+    """
+    chunks = list(iter_chunks(workload, span, seed))
+    if not chunks:
+        raise ScenarioError(
+            f"{workload.name}: no request arrives in this span; ask for a longer duration or a "
+            "higher rate"
+        )
+    return Trace(
+        np.concatenate([c.arrival_s for c in chunks]),
+        np.concatenate([c.prompt_tokens for c in chunks]),
+        np.concatenate([c.output_tokens for c in chunks]),
+        name=workload.name,
+        meta={"format": "synthetic", "preset": workload.name, "seed": seed, "skipped": {}},
+    )
+
+
+def _resolved_profile(workload: Workload, span: Span) -> tuple[RateProfile, float | None]:
+    """The rate over the span, and where to stop (``None``: when the requests are drawn)."""
+    mean_rps = workload.profile.mean_rps if span.rate_rps is None else span.rate_rps
+    if span.duration_s is not None:
+        horizon_s = span.duration_s
+    elif span.requests is not None:
+        horizon_s = span.requests / (mean_rps * span.scale)
+    else:
+        horizon_s = workload.duration_s
+    profile = workload.profile.window(span.start_s, horizon_s)
+    if span.rate_rps is not None:
+        profile = profile.scaled(span.rate_rps / profile.mean_rps)
+    elif span.requests is not None and span.duration_s is not None:
+        profile = profile.scaled(span.requests / span.duration_s / profile.mean_rps)
+    if span.scale != 1:
+        profile = profile.scaled(span.scale)
+    return profile, None if span.requests is not None else horizon_s

@@ -1,0 +1,330 @@
+"""Delimited text as columns of numbers, parsed with numpy a block of lines at a time.
+
+A field that has the plain form (digits, digits with a point, an ISO time) is converted for all
+rows at once; the others go through Python's own conversion one by one, so the result is always
+what ``int``, ``float`` and exact decimal arithmetic would give.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.errors import TraceError
+from qsim.traces.source import Source
+
+__all__ = ["Rows", "header_of", "read_rows"]
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+_PAD = 40  # bytes after the block, so that a look past the last field stays inside the buffer
+_SEPARATOR = 0x1F  # stands for the commas of a block that has quoted fields
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MONTH_DAYS = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
+
+
+def header_of(head: bytes) -> list[str]:
+    """The names in the first line of ``head``, stripped of blanks and quotes."""
+    line = head.split(b"\n", 1)[0].decode("utf-8", "replace").strip("\r\n ")
+    return [name.strip().strip('"').strip() for name in line.split(",")]
+
+
+def read_rows(source: Source, *, header: bool = True) -> Iterator[Rows]:
+    """The rows of a comma-separated file, a block at a time.
+
+    Parameters
+    ----------
+    source : Source
+        The file.
+    header : bool
+        Whether the first line holds the column names; otherwise they are ``"1"``, ``"2"``, ...
+
+    Raises
+    ------
+    TraceError
+        Naming the line if a row has a wrong number of fields.
+    """
+    names: list[str] | None = None
+    line = 1
+    for block in source.blocks():
+        first_line = line
+        line += block.count(b"\n")
+        if names is None:
+            names = header_of(block)
+            if header:
+                _, _, block = block.partition(b"\n")
+                first_line += 1
+            else:
+                names = [str(i + 1) for i in range(len(names))]
+        rows = _split(block, names, first_line, source)
+        if len(rows):
+            yield rows
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of one block: where every field starts and ends.
+
+    Attributes
+    ----------
+    buf : uint8 array
+        The text, padded.
+    starts, ends : int64 arrays, shape (rows, columns)
+        Field ``c`` of row ``r`` is ``buf[starts[r, c]:ends[r, c]]``.
+    line : int64 array, shape (rows,)
+        Line numbers in the file, from 1.
+    """
+
+    buf: npt.NDArray[np.uint8]
+    starts: IntArray
+    ends: IntArray
+    line: IntArray
+    names: list[str]
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.line)
+
+    def take(self, index: IntArray | BoolArray) -> Rows:
+        """Some of the rows."""
+        return Rows(
+            self.buf,
+            self.starts[index],
+            self.ends[index],
+            self.line[index],
+            self.names,
+            self.source,
+        )
+
+    def text(self, row: int, column: int) -> str:
+        """One field as it stands."""
+        field = self.buf[self.starts[row, column] : self.ends[row, column]]
+        return field.tobytes().decode("utf-8", "replace")
+
+    def texts(self, column: int) -> list[str]:
+        """One column as it stands."""
+        return [self.text(row, column) for row in range(len(self))]
+
+    def fail(self, row: int, column: int, value: object, expected: str) -> NoReturn:
+        """Raise a TraceError that names file, line, column and value."""
+        raise TraceError(
+            f"{self.source.path}, line {int(self.line[row])}, column {self.names[column]!r}: "
+            f"{value!r} is not {expected}"
+        )
+
+    def ints(self, column: int, what: str = "a whole number >= 0") -> IntArray:
+        """One column of whole numbers."""
+        start, width = self.starts[:, column], self.ends[:, column] - self.starts[:, column]
+        value, plain = _digits(self.buf, start, width, 18)
+        for row in np.flatnonzero(~plain):
+            text = self.text(int(row), column)
+            try:
+                number = float(text)
+                if number != int(number) or abs(number) >= 2**53:
+                    raise ValueError
+            except (ValueError, OverflowError):
+                self.fail(int(row), column, text, what)
+            value[row] = int(number)
+        return value
+
+    def floats(self, column: int, what: str = "a finite number") -> FloatArray:
+        """One column of decimal numbers, each the nearest float64."""
+        start, width = self.starts[:, column], self.ends[:, column] - self.starts[:, column]
+        value, plain = _decimals(self.buf, start, width)
+        for row in np.flatnonzero(~plain):
+            text = self.text(int(row), column)
+            try:
+                number = float(text)
+            except ValueError:
+                self.fail(int(row), column, text, what)
+            if not np.isfinite(number):
+                self.fail(int(row), column, text, what)
+            value[row] = number
+        return value
+
+    def times_ns(self, column: int) -> IntArray:
+        """One column of dates with times, as nanoseconds from 1970-01-01 UTC.
+
+        ``YYYY-MM-DD``, a blank or ``T``, ``HH:MM:SS``, a fraction of up to 9 digits if any, and
+        ``Z`` or ``+HH:MM`` if any (UTC otherwise).
+        """
+        start, width = self.starts[:, column], self.ends[:, column] - self.starts[:, column]
+        value, plain = _times_ns(self.buf, start, width)
+        for row in np.flatnonzero(~plain):
+            text = self.text(int(row), column)
+            parsed = _parse_time(text)
+            if parsed is None:
+                self.fail(
+                    int(row), column, text, "a date and time like 2023-11-16 18:17:03.9799600"
+                )
+            value[row] = parsed
+        return value
+
+
+def _split(block: bytes, names: Sequence[str], first_line: int, source: Source) -> Rows:
+    separator = ord(",")
+    if b'"' in block:
+        block, separator = _unquote(block), _SEPARATOR
+    if not block.endswith(b"\n"):
+        block += b"\n"
+    buf = np.frombuffer(block + b"\0" * _PAD, dtype=np.uint8)
+    newline = np.flatnonzero(buf == ord("\n"))
+    starts = np.concatenate([[0], newline[:-1] + 1])
+    ends = newline - (buf[np.maximum(newline - 1, 0)] == ord("\r"))
+    ends = np.maximum(ends, starts)
+    line = first_line + np.arange(len(starts))
+    full = ends > starts
+    starts, ends, line = starts[full], ends[full], line[full]
+    commas = np.flatnonzero(buf == separator)
+    counts = np.searchsorted(commas, ends) - np.searchsorted(commas, starts)
+    wrong = counts != len(names) - 1
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        text = bytes(block[starts[row] : ends[row]]).replace(b"\x1f", b",")
+        shown = text[:120].decode("utf-8", "replace")
+        raise TraceError(
+            f"{source.path}, line {int(line[row])}: {int(counts[row]) + 1} fields, must be "
+            f"{len(names)} ({', '.join(names)}); the line is {shown!r}"
+        )
+    inner = commas.reshape(len(starts), len(names) - 1)
+    return Rows(
+        buf,
+        np.column_stack([starts, inner + 1]).astype(np.int64),
+        np.column_stack([inner, ends]).astype(np.int64),
+        line.astype(np.int64),
+        list(names),
+        source,
+    )
+
+
+def _unquote(block: bytes) -> bytes:
+    # A quoted field may hold commas; the csv module knows the rules. One output line for each
+    # input line keeps the line numbers right.
+    lines = block.decode("utf-8", "replace").splitlines()
+    rows = ("\x1f".join(next(csv.reader([line]), [])) for line in lines)
+    return "\n".join(rows).encode()
+
+
+def _digits(
+    buf: npt.NDArray[np.uint8], start: IntArray, width: IntArray, most: int
+) -> tuple[IntArray, BoolArray]:
+    value = np.zeros(len(start), dtype=np.int64)
+    plain = (width > 0) & (width <= most)
+    for k in range(min(int(width.max(initial=0)), most)):
+        inside = k < width
+        digit = buf[start + k] - np.uint8(48)
+        plain &= ~inside | (digit <= 9)
+        value = np.where(inside, value * 10 + digit, value)
+    return value, plain
+
+
+def _decimals(
+    buf: npt.NDArray[np.uint8], start: IntArray, width: IntArray
+) -> tuple[FloatArray, BoolArray]:
+    # A whole number of at most 15 digits and a power of ten up to 22 are exact in binary, so
+    # their quotient is the correctly rounded decimal (Clinger's fast path).
+    most = 16
+    mantissa = np.zeros(len(start), dtype=np.int64)
+    digits = np.zeros(len(start), dtype=np.int64)
+    point = np.full(len(start), -1, dtype=np.int64)
+    plain = (width > 0) & (width <= most)
+    for k in range(min(int(width.max(initial=0)), most)):
+        inside = k < width
+        char = buf[start + k]
+        is_point = inside & (char == ord("."))
+        digit = char - np.uint8(48)
+        is_digit = inside & (digit <= 9)
+        plain &= ~inside | is_digit | (is_point & (point < 0))
+        point = np.where(is_point & (point < 0), digits, point)
+        mantissa = np.where(is_digit, mantissa * 10 + digit, mantissa)
+        digits += is_digit
+    plain &= (digits > 0) & (digits <= 15)
+    fraction = np.where(point < 0, 0, digits - point)
+    return mantissa / 10.0**fraction, plain
+
+
+def _times_ns(
+    buf: npt.NDArray[np.uint8], start: IntArray, width: IntArray
+) -> tuple[IntArray, BoolArray]:
+    plain = width >= 19
+    start = np.where(plain, start, 0)
+
+    def char(at: int) -> npt.NDArray[np.uint8]:
+        return buf[np.minimum(start + at, len(buf) - 1)]
+
+    def number(at: int, count: int) -> IntArray:
+        nonlocal plain
+        value = np.zeros(len(start), dtype=np.int64)
+        for k in range(at, at + count):
+            digit = char(k) - np.uint8(48)
+            plain &= digit <= 9
+            value = value * 10 + digit
+        return value
+
+    for at, mark in ((4, "-"), (7, "-"), (13, ":"), (16, ":")):
+        plain &= char(at) == ord(mark)
+    plain &= (char(10) == ord(" ")) | (char(10) == ord("T"))
+    year, month, day = number(0, 4), number(5, 2), number(8, 2)
+    hour, minute, second = number(11, 2), number(14, 2), number(17, 2)
+    leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
+    in_month = _MONTH_DAYS[np.where((month >= 1) & (month <= 12), month, 0)] + (leap & (month == 2))
+    plain &= (day >= 1) & (day <= in_month) & (hour < 24) & (minute < 60) & (second < 60)
+
+    # The fraction: up to nine digits after the point.
+    in_fraction = plain & (width > 19) & (char(19) == ord("."))
+    has_point = in_fraction.copy()
+    fraction = np.zeros(len(start), dtype=np.int64)
+    count = np.zeros(len(start), dtype=np.int64)
+    for k in range(20, 29):
+        digit = char(k) - np.uint8(48)
+        in_fraction = in_fraction & (k < width) & (digit <= 9)
+        if not in_fraction.any():
+            break
+        fraction = np.where(in_fraction, fraction * 10 + digit, fraction)
+        count += in_fraction
+    plain &= ~has_point | (count > 0)
+    nanoseconds = fraction * 10 ** (9 - count)
+
+    # Days from the civil date, counting years from March so that a leap day comes last.
+    shifted = year - (month <= 2)
+    months = (month + 9) % 12
+    days = 365 * shifted + shifted // 4 - shifted // 100 + shifted // 400
+    days += (153 * months + 2) // 5 + day - 1 - 719468
+    seconds = days * 86400 + hour * 3600 + minute * 60 + second
+
+    # What is left is the zone: nothing, Z, or +00:00. Other zones are rare: the slow path's.
+    zone = start + 19 + np.where(has_point, count + 1, 0)
+    left = start + width - zone
+    utc = (left == 0) | ((left == 1) & (buf[zone] == ord("Z")))
+    if (left == 6).any():
+        zero = np.ones(len(start), dtype=np.bool_)
+        for k, mark in enumerate(b"+00:00"):
+            zero &= buf[np.minimum(zone + k, len(buf) - 1)] == mark
+        utc |= (left == 6) & zero
+    return seconds * 1_000_000_000 + nanoseconds, plain & utc
+
+
+def _parse_time(text: str) -> int | None:
+    whole, _, fraction = text.strip().partition(".")
+    digits = fraction[: len(fraction) - len(fraction.lstrip("0123456789"))]
+    zone = fraction[len(digits) :]
+    if len(digits) > 9 or ("." in text and not digits):
+        return None
+    try:
+        moment = datetime.fromisoformat(whole + zone)
+    except ValueError:
+        return None
+    if len(whole) < 19:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    seconds = (moment - _EPOCH) // timedelta(seconds=1)
+    return seconds * 1_000_000_000 + (int(digits.ljust(9, "0")) if digits else 0)
