@@ -53,7 +53,7 @@ class FleetOutcome:
         return {
             "replicas": self.replicas,
             "met": self.met,
-            "values_ms": {str(s.slo): s.value_ms for s in self.slos},
+            "values_ms": {str(s.slo): s.to_dict()["value_ms"] for s in self.slos},
         }
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qsim.errors import ScenarioError
 
@@ -42,7 +42,9 @@ class Slo:
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
-            raise ScenarioError(f"SLO metric is {self.metric!r}; must be one of {_list(METRICS)}")
+            raise ScenarioError(
+                f"SLO metric is {self.metric!r}; must be one of {', '.join(METRICS)}"
+            )
         if not _STATISTIC.fullmatch(self.statistic) or self.quantile == 0.0:
             raise ScenarioError(
                 f"SLO statistic is {self.statistic!r}; must be mean, median or a percentile "
@@ -79,7 +81,7 @@ class Slo:
             raise ScenarioError(f"SLO {text!r}: {e}") from None
 
     def __str__(self) -> str:
-        return f"{self.metric}:{self.statistic}:{self.limit_ms:.10g}"
+        return f"{self.metric}:{self.statistic}:{self.limit_ms:.15g}"
 
     @property
     def quantile(self) -> float | None:
@@ -89,49 +91,16 @@ class Slo:
         return 0.5 if self.statistic == "median" else float(self.statistic[1:]) / 100
 
     def value(self, result: SimulationResult) -> float:
-        """The statistic over the completed requests, in ms.
+        """The statistic over the completed requests, in ms; nan if it is over nothing.
 
-        Percentiles are interpolated linearly, as numpy and ``vllm bench serve`` do. As there,
-        TPOT is of the requests with at least two output tokens, and a statistic over nothing
-        is 0.
-
-        Raises
-        ------
-        ScenarioError
-            For a percentile of ITL that the result does not hold (single token gaps are
-            summarised, not stored).
+        Percentiles are interpolated linearly, as numpy and ``vllm bench serve`` do. TPOT is, as
+        there, of the requests with at least two output tokens.
         """
-        if self.metric == "itl":
-            key = f"{self.statistic}_itl_ms"
-            summary = result.summary()
-            if key not in summary:
-                have = sorted(k.removesuffix("_itl_ms") for k in summary if k.endswith("_itl_ms"))
-                raise ScenarioError(
-                    f"SLO {self}: a result holds {_list(have)} of itl; use one of these, or tpot"
-                )
-            return float(summary[key])
-        values = _latencies(result, self.metric)
-        if len(values) == 0:
-            return 0.0
-        q = self.quantile
-        return float(np.mean(values) if q is None else np.quantile(values, q))
+        return result.statistic(self.metric, self.statistic)
 
     def met(self, result: SimulationResult) -> bool:
-        """Whether the statistic is within the limit."""
-        return self.value(result) <= self.limit_ms
-
-    def within(self, result: SimulationResult) -> npt.NDArray[np.bool_] | None:
-        """Per request, whether it completed within the limit; None for ITL.
-
-        A request of one output token has no TPOT and is within any limit on it. One that was
-        rejected is within none.
-        """
-        if self.metric == "itl":
-            return None
-        values = np.asarray(getattr(result, f"{self.metric}_ms"))
-        completed = np.asarray(result.completed, dtype=bool)
-        within: npt.NDArray[np.bool_] = completed & ~(values > self.limit_ms)
-        return within
+        """Whether the statistic is within the limit; nothing is too slow when there is nothing."""
+        return SloOutcome(self, self.value(result)).met
 
 
 @dataclass(frozen=True)
@@ -143,35 +112,36 @@ class SloOutcome:
 
     @property
     def met(self) -> bool:
-        """Whether the value is within the limit."""
-        return self.value_ms <= self.slo.limit_ms
+        """Whether the value is not above the limit."""
+        return not self.value_ms > self.slo.limit_ms  # nan, a statistic over nothing, is not
 
     @property
     def ratio(self) -> float:
-        """Value over limit: above 1 the SLO is missed."""
-        return self.value_ms / self.slo.limit_ms
+        """Value over limit: above 1 the SLO is missed; 0 for a statistic over nothing."""
+        return 0.0 if math.isnan(self.value_ms) else self.value_ms / self.slo.limit_ms
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: the SLO as text, limit, value, whether it is met, and the excess in ms."""
+        none = math.isnan(self.value_ms)
         return {
             "slo": str(self.slo),
             "limit_ms": self.slo.limit_ms,
-            "value_ms": self.value_ms,
+            "value_ms": None if none else self.value_ms,
             "met": self.met,
-            "over_ms": self.value_ms - self.slo.limit_ms,
+            "over_ms": None if none else self.value_ms - self.slo.limit_ms,
         }
 
     def sentence(self) -> str:
         """For people, e.g. ``ttft p99 612 ms, 22% over its limit of 500 ms``."""
-        head = f"{self.slo.metric} {self.slo.statistic} {self.value_ms:.4g} ms"
-        share = abs(self.ratio - 1) * 100
-        share_text = f"{share:.3g}%" if share < 1000 else f"{self.ratio:.3g} times"
-        if self.met:
-            return f"{head}, {share_text} under its limit of {self.slo.limit_ms:.6g} ms"
-        word = "over" if share < 1000 else ""
-        return f"{head}, {share_text} {word} its limit of {self.slo.limit_ms:.6g} ms".replace(
-            "  ", " "
-        )
+        name = f"{self.slo.metric} {self.slo.statistic}"
+        limit = f"its limit of {_number(self.slo.limit_ms)} ms"
+        if math.isnan(self.value_ms):
+            return f"{name} of no request, within {limit}"
+        if self.ratio >= 10:
+            excess = f"{self.ratio:.3g} times"
+        else:
+            excess = f"{abs(self.ratio - 1) * 100:.2g}% {'under' if self.met else 'over'}"
+        return f"{name} {_number(self.value_ms)} ms, {excess} {limit}"
 
 
 def parse_slos(slos: Sequence[Slo | str]) -> tuple[Slo, ...]:
@@ -193,21 +163,13 @@ def check_slos(result: SimulationResult, slos: Sequence[Slo]) -> list[SloOutcome
 def attainment(result: SimulationResult, slos: Sequence[Slo]) -> float | None:
     """The share of all requests that are within every limit, whatever its statistic.
 
-    Rejected requests count as outside. None when no SLO limits a latency of single requests.
+    Rejected requests count as outside. None when no SLO limits a latency of single requests
+    (ITL is one of tokens).
     """
-    each = [w for w in (s.within(result) for s in slos) if w is not None]
-    if not each:
+    if all(s.metric == "itl" for s in slos):
         return None
-    return float(np.mean(np.logical_and.reduce(each)))
+    return float(np.mean(result.meets(slos)))
 
 
-def _latencies(result: SimulationResult, metric: str) -> npt.NDArray[np.float64]:
-    values = np.asarray(getattr(result, f"{metric}_ms"), dtype=np.float64)
-    kept: npt.NDArray[np.float64] = values[
-        np.asarray(result.completed, dtype=bool) & ~np.isnan(values)
-    ]
-    return kept
-
-
-def _list(words: Sequence[str]) -> str:
-    return ", ".join(words)
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

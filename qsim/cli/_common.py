@@ -1,0 +1,181 @@
+"""Options and output that several commands share."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from qsim.errors import MissingExtraError, ScenarioError
+from qsim.files import write_text
+from qsim.sim.config import EngineOptions
+from qsim.sim.slo import Slo
+from qsim.traces.trace import Trace
+
+__all__ = [
+    "engine_from",
+    "engine_options",
+    "load_shaped",
+    "need_matplotlib",
+    "note",
+    "slo_option",
+    "to_json",
+    "trace_options",
+    "write_json",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+_COUNT = re.compile(r"([+-]?\d+(?:\.\d+)?)([kmgtKMGT])?")
+
+
+def count(text: str) -> int:
+    """A whole number, or one with k/m/g/t (1000s) or K/M/G/T (1024s) behind it, as in vLLM."""
+    match = _COUNT.fullmatch(str(text).strip())
+    if match:
+        digits, unit = match.groups()
+        scale = (
+            1
+            if unit is None
+            else (1000 if unit.islower() else 1024) ** ("kmgt".index(unit.lower()) + 1)
+        )
+        number = float(digits) * scale
+        if unit is None and digits.lstrip("+-").isdecimal():
+            return int(digits)
+        if unit is not None and number == int(number):
+            return int(number)
+    raise click.BadParameter(
+        f"{text!r} is not a whole number (thousands may be written 8k, 1024s 8K)"
+    )
+
+
+def trace_options(f: F) -> F:
+    """TRACE and the options that read and shape it."""
+    for decorator in reversed(
+        [
+            click.argument("trace", metavar="TRACE"),
+            click.option("--format", metavar="NAME", help="Format of TRACE; recognised by content "
+                         "unless given."),
+            click.option("--sort", is_flag=True, default=None,
+                         help="Sort TRACE by arrival time instead of refusing it."),
+            click.option("--start", type=float, metavar="S",
+                         help="Leave out requests before this time of the trace, s."),
+            click.option("--end", type=float, metavar="S",
+                         help="Leave out requests at or after this time of the trace, s."),
+            click.option("--speed", type=float, metavar="X",
+                         help="Let requests arrive X times as fast (after --start and --end)."),
+            click.option("--head", type=int, metavar="N", help="Keep the first N requests."),
+        ]
+    ):  # fmt: skip
+        f = decorator(f)
+    return f
+
+
+def load_shaped(
+    trace: str,
+    *,
+    format: str | None,
+    sort: bool | None,
+    start: float | None,
+    end: float | None,
+    speed: float | None,
+    head: int | None,
+    seed: int,
+) -> Trace:
+    """Read TRACE, say on stderr what was skipped, then cut and scale it."""
+    from qsim.traces import load_trace, shape
+
+    loaded = load_trace(trace, format=format, sort=bool(sort), seed=seed)
+    skipped = loaded.meta.get("skipped") or {}
+    if isinstance(skipped, Mapping):
+        for rule, count in skipped.items():
+            if count:
+                note(f"{loaded.name}: {count} rows skipped ({rule})")
+    return shape(loaded, start, end, speed, head)
+
+
+def engine_options(f: F) -> F:
+    """vLLM's options that the simulator knows, under vLLM's names."""
+    for decorator in reversed(
+        [
+            click.option("--max-num-seqs", type=int, metavar="N", help="Seats of one replica."),
+            click.option("--max-num-batched-tokens", type=count, metavar="N",
+                         help="Token budget of one step."),
+            click.option("--max-model-len", type=count, metavar="N",
+                         help="Longest sequence, prompt and output together."),
+            click.option("--enable-prefix-caching/--no-enable-prefix-caching", default=None,
+                         help="Share KV blocks of equal prompt beginnings (needs hash ids)."),
+            click.option("--async-scheduling/--no-async-scheduling", default=None,
+                         help="Schedule the next step while the GPU works."),
+            click.option("--kv-cache-memory-bytes", type=count, metavar="N",
+                         help="Size of the KV cache of one GPU."),
+            click.option("--num-gpu-blocks-override", type=int, metavar="N",
+                         help="Number of KV blocks."),
+            click.option("--long-prefill-token-threshold", type=int, metavar="N",
+                         help="Longest prefill chunk of one request; 0 for no limit."),
+            click.option("--scheduling-policy", metavar="NAME", help="fcfs or priority."),
+        ]
+    ):  # fmt: skip
+        f = decorator(f)
+    return f
+
+
+def engine_from(options: Mapping[str, Any]) -> EngineOptions:
+    """The engine options among a command's parameters."""
+    names = EngineOptions.__dataclass_fields__
+    return EngineOptions(**{k: v for k, v in options.items() if k in names})
+
+
+def slo_option(f: F) -> F:
+    """``--slo``, any number of times."""
+    return click.option(
+        "--slo",
+        "slos",
+        type=Slo.parse,
+        multiple=True,
+        metavar="METRIC:STAT:MS",
+        help="Limit on ttft, tpot, itl or e2el by mean, median or percentile, "
+        "e.g. ttft:p99:500; repeat for more.",
+    )(f)
+
+
+def to_json(data: Any) -> str:
+    """JSON text of plain data, the same bytes for the same data.
+
+    Raises
+    ------
+    ValueError
+        For nan or inf, which JSON does not have.
+    """
+    return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_json(data: Any, path: str) -> None:
+    """Write to a file, or to stdout for ``-``."""
+    text = to_json(data)
+    if path == "-":
+        click.echo(text, nl=False)
+    else:
+        write_text(path, text)
+
+
+def note(text: str) -> None:
+    """A remark on stderr."""
+    click.echo(f"Note: {text}", err=True)
+
+
+def need_matplotlib(option: str, path: str | None, endings: tuple[str, ...]) -> None:
+    """Fail before the work, not after it, if a picture cannot be drawn or has a wrong name."""
+    if path is None:
+        return
+    if Path(path).suffix.lower() not in endings:
+        raise ScenarioError(f"{option} is {path!r}; must end in {' or '.join(endings)}")
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "report", option)

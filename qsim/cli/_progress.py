@@ -1,0 +1,67 @@
+"""A progress bar on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+__all__ = ["progress_bar"]
+
+_WIDTH = 30
+
+
+class _Bar:
+    """On a terminal one line that is rewritten; elsewhere a line every tenth of the way."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._terminal = sys.stderr.isatty()
+        self._share = 0.0
+        self._tenths = 0
+        self._drawn_s = 0.0
+        self._begin_s = time.monotonic()
+
+    def update(self, share: float, text: str = "") -> None:
+        """Show ``share`` in [0, 1]; it never goes back."""
+        self._share = min(1.0, max(self._share, share))
+        now_s = time.monotonic()
+        if self._terminal:
+            if now_s - self._drawn_s >= 0.05 or self._share >= 1:
+                self._drawn_s = now_s
+                click.echo(f"\r\x1b[K{self._line(text)}", nl=False, err=True)
+        elif int(self._share * 10) > self._tenths:
+            self._tenths = int(self._share * 10)
+            click.echo(self._line(text), err=True)
+
+    def finish(self) -> None:
+        """Leave a clean line behind."""
+        if self._terminal:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+    def _line(self, text: str) -> str:
+        filled = round(self._share * _WIDTH)
+        bar = "#" * filled + "-" * (_WIDTH - filled)
+        elapsed_s = time.monotonic() - self._begin_s
+        return f"{self._label} [{bar}] {self._share:4.0%} {elapsed_s:4.0f} s  {text}".rstrip()
+
+
+@contextmanager
+def progress_bar(
+    label: str, shown: bool | None = None
+) -> Iterator[Callable[[float, str], None] | None]:
+    """A callback ``(share, text)`` that draws a bar, or None when there is to be none.
+
+    By default (``shown`` is None) there is a bar when stderr is a terminal.
+    """
+    if not (sys.stderr.isatty() if shown is None else shown):
+        yield None
+        return
+    bar = _Bar(label)
+    try:
+        yield bar.update
+    finally:
+        bar.finish()

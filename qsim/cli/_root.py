@@ -1,0 +1,107 @@
+"""The root command: a table of subcommands, and what happens when one fails."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from qsim import __version__
+from qsim.errors import QsimError
+
+__all__ = ["COMMANDS", "main"]
+
+#: name -> (module, attribute, line for the help page)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "plan": (
+        "qsim.cli.plan",
+        "plan",
+        "Find the smallest fleet of each method that meets the SLOs.",
+    ),
+    "simulate": (
+        "qsim.cli.simulate",
+        "simulate",
+        "Replay a trace against a fleet: latency, throughput, energy.",
+    ),
+    "profiles": ("qsim.cli.profiles", "group", "List and show the calibrated profiles."),
+    "traces": ("qsim.cli.traces", "group", "Describe, convert and synthesise request traces."),
+    "calibrate": ("qsim.cli.calibrate", "group", "Measure a server and fit a profile of it."),
+}
+
+
+def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
+    """Say what went wrong on one line and end."""
+    click.echo(f"Error: {' '.join(message.splitlines())}", err=True)
+    ctx.exit(exit_code)
+
+
+class LazyGroup(click.Group):
+    """A group that knows its subcommands by name and imports the one that is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command, or None if there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}.{attribute} is not a click command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with near matches for a command that does not exist."""
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            ctx.fail(f"no command {name!r}{hint} The commands are {', '.join(COMMANDS)}.")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand; turn what may go wrong into one line and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except QsimError as e:
+            _fail(ctx, str(e), e.exit_code)
+        except KeyboardInterrupt:
+            _interrupted(ctx)
+        except OSError as e:
+            if e.errno == errno.EPIPE:  # whoever read our output has gone: click ends quietly
+                raise
+            name = f"{e.filename}: " if e.filename else ""
+            _fail(ctx, f"{name}{e.strerror or e}", 1)
+
+
+def _interrupted(ctx: click.Context) -> NoReturn:
+    click.echo("\nInterrupted; nothing was written.", err=True)
+    ctx.exit(130)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="qsim")
+def main() -> None:
+    """Simulate quantized LLM serving: latency, cost and energy of a fleet of vLLM servers.
+
+    qsim replays a request trace against profiles that were measured on real servers.
+
+    \b
+    qsim plan azure-conv-2023 --model llama-3.1-8b --slo ttft:p99:500 --slo tpot:p99:50
+    qsim simulate TRACE --profile h200_sxm/llama-3.1-8b/fp8-w8a8 --replicas 2
+
+    Exit codes: 0 done, 2 bad input, 3 no fleet meets the SLOs (or --fail-on-slo),
+    4 calibration failed, 5 an optional package is missing, 130 interrupted.
+    """

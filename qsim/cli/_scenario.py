@@ -1,0 +1,133 @@
+"""Scenario files: everything a command can be told, as YAML under the options' names."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from qsim.errors import ScenarioError
+from qsim.files import write_text
+
+__all__ = ["resolved_scenario", "scenario_options", "write_scenario"]
+
+#: options that say where results go or how the work is done, not what is computed
+_NOT_SAVED = {
+    "scenario", "save_scenario", "json", "requests", "report", "picture", "progress", "jobs",
+    "fail_on_slo",
+}  # fmt: skip
+
+
+def scenario_options(command: click.Command) -> click.Command:
+    """Give a command ``--scenario FILE`` and ``--save-scenario FILE``."""
+    command.params.append(
+        click.Option(
+            ["--scenario"],
+            type=click.Path(exists=True, dir_okay=False),
+            is_eager=True,  # before the others, which take their defaults from the file
+            expose_value=False,
+            callback=_load,
+            metavar="FILE.yaml",
+            help="Take the options from this file (names with underscores); the command line "
+            "goes first.",
+        )
+    )
+    command.params.append(
+        click.Option(
+            ["--save-scenario"],
+            type=click.Path(dir_okay=False),
+            metavar="FILE.yaml",
+            help="Write the scenario as resolved, to be run again with --scenario.",
+        )
+    )
+    return command
+
+
+def resolved_scenario(ctx: click.Context) -> dict[str, Any]:
+    """All options that decide the result, as used, by scenario key; those not set are left out."""
+    scenario: dict[str, Any] = {}
+    for key, param in _params(ctx.command).items():
+        value = ctx.params.get(param.name or "")
+        if key in _NOT_SAVED or value is None or value == ():
+            continue
+        scenario[key] = _plain(value)
+    return scenario
+
+
+def write_scenario(ctx: click.Context, path: str) -> None:
+    """Write the resolved scenario as YAML."""
+    text = yaml.safe_dump(resolved_scenario(ctx), sort_keys=False, allow_unicode=True)
+    write_text(path, f"# qsim {ctx.command.name} --scenario {Path(path).name}\n{text}")
+
+
+def _params(command: click.Command) -> dict[str, click.Parameter]:
+    """Scenario key -> parameter; the key is the longest option name, with underscores."""
+    keys: dict[str, click.Parameter] = {}
+    for param in command.params:
+        if isinstance(param, click.Option):
+            keys[max(param.opts, key=len).lstrip("-").replace("-", "_")] = param
+        else:
+            keys[param.name or ""] = param
+    return keys
+
+
+def _load(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
+    """Make the values of the file the defaults of the other options."""
+    if path is None:
+        return
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as e:
+        raise ScenarioError(f"cannot read scenario {path}: {e}") from e
+    except yaml.YAMLError as e:
+        raise ScenarioError(f"{path}: not YAML: {' '.join(str(e).split())}") from e
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ScenarioError(
+            f"{path}: holds a {type(data).__name__}; must be a mapping of option names to values"
+        )
+    known = _params(ctx.command)
+    del known["scenario"]
+    defaults: dict[str, Any] = {}
+    for key, value in data.items():
+        option = known.get(key)
+        if option is None:
+            near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5)
+            hint = (
+                f"did you mean {' or '.join(map(repr, near))}?"
+                if near
+                else f"known: {', '.join(known)}"
+            )
+            raise ScenarioError(f"{path}: unknown key {key!r}; {hint}")
+        if value is not None:
+            defaults[option.name or ""] = _texts(option, value, f"{path}: {key}")
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _texts(param: click.Parameter, value: Any, where: str) -> Any:
+    """The value as it would stand on the command line, so that the same checks apply."""
+    if param.multiple:
+        if isinstance(value, dict):
+            return [f"{k}={_text(v, where)}" for k, v in value.items()]
+        return [_text(v, where) for v in (value if isinstance(value, list) else [value])]
+    return _text(value, where)
+
+
+def _text(value: Any, where: str) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise ScenarioError(f"{where} is {value!r}; must be text, a number, true or false")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, bool | int | float):
+        return value
+    return str(value)

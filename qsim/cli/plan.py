@@ -1,0 +1,143 @@
+"""``qsim plan``: how many GPUs, with which method, meet the SLOs, at what cost and energy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qsim.cli._common import (
+    engine_from,
+    engine_options,
+    load_shaped,
+    need_matplotlib,
+    slo_option,
+    trace_options,
+    write_json,
+)
+from qsim.cli._progress import progress_bar
+from qsim.cli._scenario import resolved_scenario, scenario_options, write_scenario
+from qsim.errors import InfeasibleError
+
+__all__ = ["plan"]
+
+
+def _price(text: str) -> str:
+    """Check ``GPU=USD``; the text is kept, so that a scenario can hold it."""
+    gpu, equals, usd = str(text).partition("=")
+    try:
+        if not (gpu and equals):
+            raise ValueError
+        float(usd)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not GPU=USD, such as h200_sxm=3.59") from None
+    return f"{gpu.strip()}={usd.strip()}"
+
+
+@scenario_options
+@click.command()
+@trace_options
+@click.option("--model", metavar="ID", help="Plan with the shipped profiles of this model.")
+@click.option("--gpu", "gpus", multiple=True, metavar="ID", help="Only on this GPU; repeatable.")
+@click.option(
+    "--method", "methods", multiple=True, metavar="ID", help="Only by this method; repeatable."
+)
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    metavar="ID|FILE",
+    help="One more candidate, such as a profile of your own; repeatable.",
+)
+@slo_option
+@click.option(
+    "--objective",
+    default="cost",
+    show_default=True,
+    metavar="cost|energy|gpus",
+    help="What decides: USD per hour, energy over the trace, or the number of GPUs.",
+)
+@click.option(
+    "--price",
+    "prices",
+    multiple=True,
+    type=_price,
+    metavar="GPU=USD",
+    help="USD per GPU and hour, instead of the shipped table's; repeatable.",
+)
+@click.option("--max-replicas", type=int, default=128, show_default=True, metavar="N",
+              help="The largest fleet to try.")  # fmt: skip
+@click.option(
+    "--router",
+    default="least-requests",
+    show_default=True,
+    metavar="NAME",
+    help="round-robin, random, least-requests, least-tokens or power-of-two.",
+)
+@engine_options
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
+@click.option(
+    "--too-long",
+    default="error",
+    show_default=True,
+    metavar="error|reject",
+    help="Prompts of max-model-len or more: an error, or counted as failed as the server would.",
+)
+@click.option("--jobs", type=int, metavar="N",
+              help="Processes; by default one a core. The answer is the same.")  # fmt: skip
+@click.option("--json", "json_path", metavar="FILE", help="Write the plan; - for stdout.")
+@click.option("--report", "report_path", metavar="FILE.html", help="Write a page with pictures.")
+@click.option("--picture", "picture_path", metavar="FILE.png", help="Draw the comparison.")
+@click.option("--progress/--no-progress", default=None,
+              help="Show a bar on stderr; by default on a terminal.")  # fmt: skip
+@click.pass_context
+def plan(ctx: click.Context, /, **given: Any) -> None:
+    """Find the smallest fleet of each method that meets every SLO on TRACE.
+
+    Every figure is simulated: n replicas meet the SLOs and n - 1 miss one. TRACE is a file or a
+    preset, as for qsim simulate.
+    """
+    need_matplotlib("--report", given["report_path"], (".html", ".htm"))
+    need_matplotlib("--picture", given["picture_path"], (".png", ".svg", ".pdf"))
+    from qsim.optimize.capacity import plan as search
+    from qsim.optimize.executor import available_cores
+    from qsim.report.text import plan_text
+
+    trace = load_shaped(
+        given["trace"],
+        **{k: given[k] for k in ("format", "sort", "start", "end", "speed", "head", "seed")},
+    )
+    with progress_bar("plan", given["progress"]) as update:
+        found = search(
+            trace,
+            given["model"],
+            gpus=given["gpus"],
+            methods=given["methods"],
+            profiles=given["profiles"],
+            slos=given["slos"],
+            objective=given["objective"],
+            prices={p.split("=")[0]: float(p.split("=")[1]) for p in given["prices"]},
+            max_replicas=given["max_replicas"],
+            router=given["router"],
+            options=engine_from(given),
+            seed=given["seed"],
+            too_long=given["too_long"],
+            jobs=available_cores() if given["jobs"] is None else given["jobs"],
+            progress=update,
+        )
+    if given["picture_path"]:
+        from qsim.report.figures import plan_figure, save_figure
+
+        save_figure(plan_figure(found), given["picture_path"])
+    if given["report_path"]:
+        from qsim.report.html import write_plan_report
+
+        write_plan_report(given["report_path"], found)
+    if given["save_scenario"]:
+        write_scenario(ctx, given["save_scenario"])
+    if given["json_path"]:
+        write_json({**found.to_dict(), "scenario": resolved_scenario(ctx)}, given["json_path"])
+    if given["json_path"] != "-":
+        click.echo(plan_text(found))
+    if found.best is None:
+        raise InfeasibleError("no candidate meets the SLOs; the reasons are listed above")

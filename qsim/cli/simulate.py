@@ -1,0 +1,134 @@
+"""``qsim simulate``: one trace, one fleet, what it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qsim.cli._common import (
+    engine_from,
+    engine_options,
+    load_shaped,
+    need_matplotlib,
+    note,
+    slo_option,
+    trace_options,
+    write_json,
+)
+from qsim.cli._progress import progress_bar
+from qsim.cli._scenario import resolved_scenario, scenario_options, write_scenario
+from qsim.errors import InfeasibleError, ScenarioError
+
+__all__ = ["simulate"]
+
+
+@scenario_options
+@click.command()
+@trace_options
+@click.option(
+    "--profile", required=True, metavar="ID|FILE", help="A shipped profile's id, or a file."
+)
+@click.option("--replicas", type=int, default=1, show_default=True, help="Servers in the fleet.")
+@click.option(
+    "--router",
+    default="least-requests",
+    show_default=True,
+    metavar="NAME",
+    help="round-robin, random, least-requests, least-tokens or power-of-two.",
+)
+@engine_options
+@slo_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
+@click.option(
+    "--too-long",
+    default="error",
+    show_default=True,
+    metavar="error|reject",
+    help="Prompts of max-model-len or more: an error, or counted as failed as the server would.",
+)
+@click.option("--json", "json_path", metavar="FILE", help="Write the summary; - for stdout.")
+@click.option("--requests", "requests_path", metavar="FILE",
+              help="Write a row a request: .csv, .csv.gz or .parquet.")  # fmt: skip
+@click.option("--report", "report_path", metavar="FILE.html", help="Write a page with pictures.")
+@click.option("--fail-on-slo", is_flag=True, default=None, help="Exit with 3 if an SLO is missed.")
+@click.option("--progress/--no-progress", default=None,
+              help="Show a bar on stderr; by default on a terminal.")  # fmt: skip
+@click.pass_context
+def simulate(ctx: click.Context, /, **given: Any) -> None:
+    """Replay TRACE against a fleet of equal replicas of one profile.
+
+    TRACE is a file (Azure, Mooncake, BurstGPT, ServeGen, vLLM bench, or arrival_s,prompt_tokens,
+    output_tokens as CSV or Parquet) or a preset such as azure-conv-2023:duration=600,rate=20.
+    """
+    need_matplotlib("--report", given["report_path"], (".html", ".htm"))
+    _check_requests_path(given["requests_path"])
+    from qsim import __version__
+    from qsim.profiles import load_profile
+    from qsim.report.text import simulation_text
+    from qsim.sim.api import simulate as run
+    from qsim.sim.slo import attainment, check_slos
+
+    profile = load_profile(given["profile"])
+    trace = load_shaped(
+        given["trace"],
+        **{k: given[k] for k in ("format", "sort", "start", "end", "speed", "head", "seed")},
+    )
+    with progress_bar("simulate", given["progress"]) as update:
+        result = run(
+            trace,
+            profile,
+            replicas=given["replicas"],
+            router=given["router"],
+            options=engine_from(given),
+            seed=given["seed"],
+            too_long=given["too_long"],
+            progress=None if update is None else lambda share: update(share, ""),
+        )
+    slos = given["slos"]
+    outcomes = check_slos(result, slos)
+    attained = attainment(result, slos)
+    summary = result.summary(slos)
+    # what was asked for, so that --scenario can ask for it again, beside what it came down to
+    resolved = summary["scenario"]
+    summary["slos"] = [o.to_dict() for o in outcomes]
+    summary["attainment"] = attained
+    summary["scenario"] = resolved_scenario(ctx)
+    summary["resolved"] = resolved
+    summary["qsim_version"] = __version__
+    for text in result.notes:
+        note(text)
+    title = (
+        f"{trace.name}: {len(trace):,} requests on {given['replicas']} x {profile.id} "
+        f"({given['router']} router)"
+    )
+    if given["requests_path"]:
+        result.write_requests(given["requests_path"])
+    if given["report_path"]:
+        from qsim.report.html import write_simulation_report
+
+        write_simulation_report(given["report_path"], result, summary, outcomes, title)
+    if given["save_scenario"]:
+        write_scenario(ctx, given["save_scenario"])
+    if given["json_path"]:
+        write_json(summary, given["json_path"])
+    if given["json_path"] != "-":
+        click.echo(simulation_text(summary, outcomes, attained, title))
+    missed = [o for o in outcomes if not o.met]
+    if missed and given["fail_on_slo"]:
+        raise InfeasibleError("; ".join(o.sentence() for o in missed))
+
+
+def _check_requests_path(path: str | None) -> None:
+    """Fail before the simulation if the file's ending cannot be written."""
+    if path is None:
+        return
+    if not path.endswith((".csv", ".csv.gz", ".parquet")):
+        raise ScenarioError(f"--requests is {path!r}; must end in .csv, .csv.gz or .parquet")
+    if path.endswith(".parquet"):
+        from importlib.util import find_spec
+
+        from qsim.errors import MissingExtraError
+
+        if find_spec("pyarrow") is None:
+            raise MissingExtraError("pyarrow", "parquet", "--requests FILE.parquet")

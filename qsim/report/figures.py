@@ -1,0 +1,220 @@
+"""Static pictures of a simulation and of a plan, drawn with matplotlib.
+
+Figures are made without pyplot, so that nothing global is touched, and saved without dates, so
+that the same result gives the same file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qsim.errors import MissingExtraError
+from qsim.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from qsim.optimize.plan_result import Candidate, Plan
+    from qsim.sim.result import SimulationResult
+    from qsim.sim.slo import Slo
+
+__all__ = ["figure_svg", "latency_figure", "plan_figure", "save_figure", "timeline_figure"]
+
+# Okabe and Ito's colours, told apart by people with any colour vision
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_TITLES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "qsim",
+    "svg.fonttype": "none",
+}
+
+
+def latency_figure(result: SimulationResult, slos: Sequence[Slo] = ()) -> Figure:
+    """Distribution functions of TTFT, TPOT and E2EL, with the limits on them."""
+    at = np.linspace(0, 1, 401)
+    with _style():
+        figure, axes = _figure(10, 3, 1, 3)
+        for ax, name in zip(axes, ("ttft", "tpot", "e2el"), strict=True):
+            values = result.metric(name)
+            if len(values):
+                ax.plot(np.quantile(values, at), at, color=_COLORS[0], linewidth=1.6)
+            _limits(ax, name, slos)
+            _latency_axis(ax, name, values)
+    return figure
+
+
+def timeline_figure(result: SimulationResult) -> Figure:
+    """Requests running and waiting, use of the KV cache, and power, over time."""
+    t = result.timeline
+    t_s = t["t_s"]
+    with _style():
+        figure, (queue, kv, power) = _figure(10, 5.4, 3, 1, sharex=True)
+        queue.plot(t_s, t["running"], color=_COLORS[0], linewidth=1.2, label="running")
+        queue.plot(t_s, t["waiting"], color=_COLORS[1], linewidth=1.2, label="waiting")
+        queue.set_title("requests in the fleet")
+        queue.legend(loc="upper right", ncols=2)
+        kv.fill_between(t_s, t["kv_usage"] * 100, color=_COLORS[2], alpha=0.35, linewidth=0)
+        kv.plot(t_s, t["kv_usage"] * 100, color=_COLORS[2], linewidth=1.0)
+        kv.set_title("KV cache in use, %, mean of the replicas")
+        power.plot(t_s, t["power_w"], color=_COLORS[3], linewidth=1.0)
+        power.set_title("power of all GPUs, W")
+        power.set_xlabel("time, s")
+        for ax in (queue, kv, power):
+            ax.set_ylim(bottom=0)
+            ax.margins(x=0)
+    return figure
+
+
+def plan_figure(plan: Plan) -> Figure:
+    """The fleets of a plan side by side, and how each latency with an SLO is distributed."""
+    shown = [c for c in plan.candidates if c.outcome is not None]
+    fleets = [c for c in plan.candidates if c.feasible]
+    metrics = [m for m in ("ttft", "tpot", "e2el") if any(s.metric == m for s in plan.slos)]
+    metrics = metrics or ["e2el"]
+    color = {c.profile: _COLORS[i % len(_COLORS)] for i, c in enumerate(plan.candidates)}
+    with _style():
+        figure, grid = _figure(10, 2.6 + 0.28 * max(3, len(fleets)) + 2.6, 2, 6, gridspec=True)
+        bars = [figure.add_subplot(grid[0, 2 * k : 2 * k + 2]) for k in range(3)]
+        for ax, (title, key) in zip(
+            bars,
+            (
+                ("USD per hour", lambda c: c.usd_per_hour),
+                ("mean power, kW", lambda c: _scaled(c.metric("avg_power_w"), 1e-3)),
+                ("J per output token", lambda c: c.metric("joules_per_output_token")),
+            ),
+            strict=True,
+        ):
+            _bars(ax, title, fleets, key, plan, color)
+        for label in (*bars[1].get_yticklabels(), *bars[2].get_yticklabels()):
+            label.set_visible(False)
+        width = 6 // len(metrics)
+        for k, name in enumerate(metrics):
+            ax = figure.add_subplot(grid[1, k * width : (k + 1) * width])
+            for c in shown:
+                values = c.outcome.quantiles.get(f"{name}_ms", []) if c.outcome else []
+                ax.plot(
+                    values,
+                    np.linspace(0, 1, len(values)),
+                    color=color[c.profile],
+                    linestyle="-" if c.feasible else ":",
+                    linewidth=1.5,
+                    label=_fleet_name(c, plan),
+                )
+            _limits(ax, name, plan.slos)
+            ends = [c.outcome.quantiles.get(f"{name}_ms", []) for c in shown if c.outcome]
+            _latency_axis(ax, name, np.array([v for e in ends for v in e]))
+            if k == 0 and shown:
+                ax.legend(loc="lower right", fontsize=7.5)
+        t = plan.trace
+        figure.suptitle(
+            f"{t['name']}: {t['requests']:,} requests, SLO {', '.join(map(str, plan.slos))}",
+            x=0.01,
+            ha="left",
+            fontsize=11,
+        )
+    return figure
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write as .png, .svg or .pdf by the ending of ``path``; whole or not at all."""
+    with _style(), atomic_path(path) as temporary:
+        metadata = {".png": {"Software": None}, ".svg": {"Date": None}}.get(
+            Path(path).suffix.lower(), {"CreationDate": None}
+        )
+        figure.savefig(
+            temporary, dpi=150, metadata=metadata, format=Path(path).suffix.lower().lstrip(".")
+        )
+
+
+def figure_svg(figure: Figure) -> str:
+    """The ``<svg>`` element, to be put into a page."""
+    buffer = io.StringIO()
+    with _style():
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _style() -> Any:
+    """matplotlib's settings for the time of a ``with`` block."""
+    try:
+        import matplotlib as mpl
+    except ImportError as e:
+        raise MissingExtraError("matplotlib", "report", "drawing a picture") from e
+    return mpl.rc_context(_STYLE)
+
+
+def _figure(
+    width: float, height: float, rows: int, columns: int, *, sharex: bool = False,
+    gridspec: bool = False,
+) -> tuple[Figure, Any]:  # fmt: skip
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if gridspec:
+        return figure, figure.add_gridspec(rows, columns)
+    return figure, figure.subplots(rows, columns, sharex=sharex)
+
+
+def _limits(ax: Axes, name: str, slos: Sequence[Slo]) -> None:
+    """Each SLO on this latency as a dashed line, with a dot where the curve may not be right of."""
+    for slo in slos:
+        if slo.metric == name:
+            ax.axvline(slo.limit_ms, color="#444444", linestyle="--", linewidth=0.9)
+            if slo.quantile is not None:
+                ax.plot([slo.limit_ms], [slo.quantile], marker="o", color="#444444", markersize=4)
+
+
+def _latency_axis(ax: Axes, name: str, values: Any) -> None:
+    """A logarithmic axis when values spread over more than a decade and a half."""
+    ax.set_title(f"{_TITLES[name]}, share of requests")
+    ax.set_xlabel("ms")
+    ax.set_ylim(0, 1.01)
+    positive = values[values > 0]
+    if len(positive) and positive.max() > 30 * positive.min():
+        ax.set_xscale("log")
+    else:
+        ax.set_xlim(left=0)
+
+
+def _bars(
+    ax: Axes, title: str, fleets: list[Candidate], key: Any, plan: Plan, color: dict[str, str]
+) -> None:
+    ax.set_title(title)
+    ax.grid(visible=False, axis="y")
+    values = [key(c) or 0.0 for c in fleets]
+    names = [_fleet_name(c, plan) for c in fleets]
+    drawn = ax.barh(names, values, color=[color[c.profile] for c in fleets], height=0.62)
+    ax.bar_label(drawn, labels=[f"{v:.3g}" for v in values], padding=3, fontsize=8)
+    ax.margins(x=0.18)
+    ax.invert_yaxis()  # the best on top
+    if not fleets:
+        ax.text(0.5, 0.5, "no fleet meets the SLOs", ha="center", transform=ax.transAxes)
+
+
+def _fleet_name(candidate: Candidate, plan: Plan) -> str:
+    several = len({(c.gpu, c.model) for c in plan.candidates}) > 1
+    name = candidate.profile if several else candidate.method
+    count = candidate.outcome.replicas if candidate.outcome else 0
+    return f"{count} x {name}" + ("" if candidate.feasible else " (misses)")
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor

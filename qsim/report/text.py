@@ -1,0 +1,243 @@
+"""A simulation, a plan or a profile as text for a terminal."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qsim.report.tables import number, table
+
+if TYPE_CHECKING:
+    from qsim.optimize.plan_result import Candidate, Plan
+    from qsim.profile import Profile
+    from qsim.sim.slo import SloOutcome
+
+__all__ = ["latency_rows", "plan_rows", "plan_text", "profile_text", "simulation_text"]
+
+_LATENCIES = (
+    ("ttft", "TTFT, time to first token"),
+    ("tpot", "TPOT, time per output token"),
+    ("itl", "ITL, inter-token latency"),
+    ("e2el", "E2EL, end-to-end latency"),
+)
+_WIDTH = 100
+
+
+def latency_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """A row a latency: its name, mean, median, p90 and p99 in ms."""
+    return [
+        [title, *(number(summary[f"{s}_{key}_ms"]) for s in ("mean", "median", "p90", "p99"))]
+        for key, title in _LATENCIES
+    ]
+
+
+def simulation_text(
+    summary: Mapping[str, Any], slos: Sequence[SloOutcome], attained: float | None, title: str
+) -> str:
+    """The summary of a simulation as a page of text."""
+    s = summary
+    facts = [
+        f"requests    {number(s['completed'])} completed, {number(s['failed'])} failed, "
+        f"in {number(s['duration'])} s",
+        f"throughput  {number(s['request_throughput'])} requests/s, "
+        f"{number(s['output_throughput'])} output tokens/s, "
+        f"{number(s['total_token_throughput'])} tokens/s in all",
+        f"energy      {number(s['energy_j'])} J, {number(s['avg_power_w'])} W on average, "
+        f"{number(s['joules_per_output_token'])} J per output token",
+        f"fleet       {number(s['gpus'])} GPU{'s' if s['gpus'] != 1 else ''}, "
+        f"{number(s['preemptions'])} preemptions, "
+        f"{number(s['cached_tokens'])} prompt tokens from the prefix cache",
+    ]
+    latencies = table(["latency (ms)", "mean", "median", "p90", "p99"], latency_rows(s))
+    parts = [title, "\n".join(facts), latencies]
+    if slos:
+        rows = [[str(o.slo), number(o.slo.limit_ms), number(o.value_ms), _verdict(o)] for o in slos]
+        parts.append(table(["SLO", "limit (ms)", "value (ms)", "result"], rows))
+        if attained is not None:
+            parts.append(f"{attained:.2%} of the requests are within every limit by themselves")
+    return "\n\n".join(parts)
+
+
+def _verdict(outcome: SloOutcome) -> str:
+    if math.isnan(outcome.value_ms):
+        return "met"
+    word = "met" if outcome.met else "MISSED"
+    share = f"{abs(outcome.ratio - 1):.1%} {'under' if outcome.met else 'over'}"
+    return f"{word}, {share if outcome.ratio < 10 else number(outcome.ratio) + ' times the limit'}"
+
+
+def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """Headers and a row for each feasible candidate of a plan."""
+    keys = list(dict.fromkeys(f"{s.statistic}_{s.metric}_ms" for s in plan.slos))
+    several = len({(c.gpu, c.model, c.tensor_parallel_size) for c in plan.candidates}) > 1
+    headers = ["", "profile" if several else "method", "GPUs", "USD/h", "energy\nkJ", "power\nW"]
+    headers += ["J/output\ntoken", "within\nlimits"]
+    headers += [f"{k.split('_')[1].upper()} {k.split('_')[0]}\nms" for k in keys]
+    rows = []
+    for c in plan.candidates:
+        if not c.feasible or c.outcome is None:
+            continue
+        energy_j = c.metric("energy_j")
+        attained = c.outcome.attainment
+        values = {f"{o.slo.statistic}_{o.slo.metric}_ms": o.value_ms for o in c.outcome.slos}
+        rows.append(
+            [
+                "*" if c is plan.best else "",
+                c.profile if several else c.method,
+                number(c.gpus),
+                "-" if c.usd_per_hour is None else f"{c.usd_per_hour:,.2f}",
+                number(None if energy_j is None else energy_j / 1000),
+                number(c.metric("avg_power_w")),
+                number(c.metric("joules_per_output_token"), 3),
+                "-" if attained is None else f"{attained:.1%}",
+                *(number(values[k]) for k in keys),
+            ]
+        )
+    return headers, rows
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as a page of text, with the command that starts the best fleet."""
+    t = plan.trace
+    rate = f", {number(t['request_rate'])} requests/s" if t["request_rate"] else ""
+    head = (
+        f"{t['name']}: {number(t['requests'])} requests in {number(t['duration_s'])} s{rate}, "
+        f"{number(t['mean_prompt_tokens'])} prompt and {number(t['mean_output_tokens'])} output "
+        f"tokens on average\nSLO {', '.join(map(str, plan.slos))}; smallest fleets by simulation, "
+        f"sorted by {plan.objective}"
+    )
+    parts = [head]
+    headers, rows = plan_rows(plan)
+    if rows:
+        parts.append(table(headers, rows, left=2))
+    bad = [c for c in plan.candidates if not c.feasible]
+    if bad:
+        lines = [
+            textwrap.fill(
+                f"{c.profile}: {c.reason}",
+                _WIDTH,
+                initial_indent="  ",
+                subsequent_indent="    ",
+                break_on_hyphens=False,
+            )
+            for c in bad
+        ]
+        parts.append("infeasible\n" + "\n".join(lines))
+    prices = {c.price.gpu: c.price for c in plan.candidates if c.price}
+    if prices:
+        lines = [
+            f"price of {g}: {p.usd_per_hour:.2f} USD per GPU and hour, {p.source}"
+            for g, p in sorted(prices.items())
+        ]
+        parts.append("\n".join(textwrap.fill(x, _WIDTH, subsequent_indent="  ") for x in lines))
+    if plan.best is not None:
+        parts.append(_recommendation(plan, plan.best))
+    return "\n\n".join(parts)
+
+
+def _recommendation(plan: Plan, best: Candidate) -> str:
+    from qsim.optimize.serve import serve_command
+
+    n = best.replicas or 0
+    what = f"{n} replica{'s' if n != 1 else ''} of {best.profile}"
+    if n == 1:
+        head = f"* best by {plan.objective}: {what}. Start it with"
+    else:
+        head = (
+            f"* best by {plan.objective}: {what}, behind a {plan.settings['router']} router. "
+            "Start each,\n  on GPUs and a --port of its own, with"
+        )
+    return f"{head}\n\n  {serve_command(best)}"
+
+
+def profile_text(profile: Profile) -> str:
+    """A profile in readable form."""
+    i, m, lat, power = profile.identity, profile.memory, profile.latency, profile.power
+    decode = lat.decode
+    prefill = lat.eager
+    tokens = (m.num_gpu_blocks - 1) * m.block_size
+    facts = [
+        (
+            "source",
+            f"{i.source}; vLLM {i.vllm_version or '?'}, driver {i.driver or '?'}, "
+            f"{i.date or 'no date'}",
+        ),
+        ("recordings", ", ".join(i.recordings) or "-"),
+        ("vllm args", " ".join(i.vllm_args) or "-"),
+        (
+            "KV cache",
+            f"{number(tokens)} tokens in {number(m.num_gpu_blocks)} blocks of "
+            f"{m.block_size}, {number(m.kv_bytes_per_token)} bytes a token",
+        ),
+        ("weights", f"{m.weight_bytes / 2**30:.1f} GiB"),
+        ("engine", ", ".join(f"{k} {v}" for k, v in vars(profile.engine).items())),
+        (
+            "decode step",
+            ", ".join(
+                f"{number(b, 3)} ms at {r}"
+                for r, b in _some(list(zip(decode.rows, decode.base_ms, strict=True)))
+            )
+            + " requests, no context",
+        ),
+        (
+            "prefill step",
+            ", ".join(
+                f"{number(b, 3)} ms at {t}"
+                for t, b in _some(list(zip(prefill.tokens, prefill.base_ms, strict=True)))
+            )
+            + " tokens",
+        ),
+        (
+            "power",
+            f"idle {number(power.idle_w)} W, busy {number(power.busy_w)} W and "
+            f"{number(power.j_per_prefill_token * 1000, 3)} mJ a prefill token, "
+            f"{number(power.j_per_decode_token * 1000, 3)} mJ a decode token; "
+            f"at most {number(power.cap_w)} W",
+        ),
+    ]
+    for title, data in (
+        ("quality", profile.quality),
+        ("error", profile.fit_error),
+        ("measured", profile.measured_range),
+    ):
+        facts.extend(_leaves(title, data or {}))
+    facts.extend(("note", n) for n in i.notes)
+    width = max(len(k) for k, _ in facts)
+    lines = [
+        textwrap.fill(
+            v,
+            _WIDTH,
+            initial_indent=k.ljust(width + 2),
+            subsequent_indent=" " * (width + 2),
+            break_on_hyphens=False,
+        )
+        for k, v in facts
+    ]
+    return "\n".join([profile.id, "", *lines])
+
+
+def _some(pairs: list[tuple[int, float]], count: int = 5) -> list[tuple[int, float]]:
+    """At most ``count`` of the pairs, the first and the last among them."""
+    if len(pairs) <= count:
+        return pairs
+    return [pairs[round(k * (len(pairs) - 1) / (count - 1))] for k in range(count)]
+
+
+def _leaves(title: str, data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Nested data as lines: groups of plain values, each under its path."""
+    plain = {k: v for k, v in data.items() if not isinstance(v, Mapping)}
+    lines = []
+    if plain:
+        lines.append((title, ", ".join(f"{k} {_plain(v)}" for k, v in plain.items())))
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            lines.extend(_leaves(f"{title} {key}", value))
+    return lines
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return "-".join(_plain(v) for v in value) if len(value) == 2 else str(value)
+    return number(value)
