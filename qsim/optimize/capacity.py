@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qsim.errors import InputError, ScenarioError
+from qsim.errors import ScenarioError, TraceError
 from qsim.optimize.executor import open_executor
 from qsim.optimize.fleet_search import probes_left, smallest_fleet
 from qsim.optimize.plan_result import OBJECTIVES, Candidate, FleetOutcome, Plan
@@ -264,7 +264,7 @@ def _search(task: FleetTask, blank: Candidate, max_replicas: int) -> _Search:
             n = probe.send(outcome.met)
     except StopIteration as stop:
         best: int | None = stop.value
-    except InputError as e:
+    except TraceError as e:
         return _infeasible(blank, done, str(e))
     if best is None:
         worst = done[max_replicas].binding

@@ -50,7 +50,8 @@ def latency_figure(result: SimulationResult, slos: Sequence[Slo] = ()) -> Figure
     """Distribution functions of TTFT, TPOT and E2EL, with the limits on them."""
     at = np.linspace(0, 1, 401)
     with _style():
-        figure, axes = _figure(10, 3, 1, 3)
+        figure = _blank(10, 3)
+        axes = figure.subplots(1, 3)
         for ax, name in zip(axes, ("ttft", "tpot", "e2el"), strict=True):
             values = result.metric(name)
             if len(values):
@@ -65,7 +66,8 @@ def timeline_figure(result: SimulationResult) -> Figure:
     t = result.timeline
     t_s = t["t_s"]
     with _style():
-        figure, (queue, kv, power) = _figure(10, 5.4, 3, 1, sharex=True)
+        figure = _blank(10, 5.4)
+        queue, kv, power = figure.subplots(3, 1, sharex=True)
         queue.plot(t_s, t["running"], color=_COLORS[0], linewidth=1.2, label="running")
         queue.plot(t_s, t["waiting"], color=_COLORS[1], linewidth=1.2, label="waiting")
         queue.set_title("requests in the fleet")
@@ -90,7 +92,9 @@ def plan_figure(plan: Plan) -> Figure:
     metrics = metrics or ["e2el"]
     color = {c.profile: _COLORS[i % len(_COLORS)] for i, c in enumerate(plan.candidates)}
     with _style():
-        figure, grid = _figure(10, 2.6 + 0.28 * max(3, len(fleets)) + 2.6, 2, 6, gridspec=True)
+        bars_height = 0.8 + 0.34 * max(2, len(fleets))
+        figure = _blank(10, bars_height + 3.7)
+        grid = figure.add_gridspec(2, 6, height_ratios=[bars_height, 3.0])
         bars = [figure.add_subplot(grid[0, 2 * k : 2 * k + 2]) for k in range(3)]
         for ax, (title, key) in zip(
             bars,
@@ -121,7 +125,7 @@ def plan_figure(plan: Plan) -> Figure:
             ends = [c.outcome.quantiles.get(f"{name}_ms", []) for c in shown if c.outcome]
             _latency_axis(ax, name, np.array([v for e in ends for v in e]))
             if k == 0 and shown:
-                ax.legend(loc="lower right", fontsize=7.5)
+                figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
         t = plan.trace
         figure.suptitle(
             f"{t['name']}: {t['requests']:,} requests, SLO {', '.join(map(str, plan.slos))}",
@@ -161,16 +165,10 @@ def _style() -> Any:
     return mpl.rc_context(_STYLE)
 
 
-def _figure(
-    width: float, height: float, rows: int, columns: int, *, sharex: bool = False,
-    gridspec: bool = False,
-) -> tuple[Figure, Any]:  # fmt: skip
+def _blank(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    if gridspec:
-        return figure, figure.add_gridspec(rows, columns)
-    return figure, figure.subplots(rows, columns, sharex=sharex)
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _limits(ax: Axes, name: str, slos: Sequence[Slo]) -> None:

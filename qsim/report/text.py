@@ -53,7 +53,9 @@ def simulation_text(
     latencies = table(["latency (ms)", "mean", "median", "p90", "p99"], latency_rows(s))
     parts = [title, "\n".join(facts), latencies]
     if slos:
-        rows = [[str(o.slo), number(o.slo.limit_ms), number(o.value_ms), _verdict(o)] for o in slos]
+        rows = [
+            [str(o.slo), f"{o.slo.limit_ms:,.15g}", number(o.value_ms), _verdict(o)] for o in slos
+        ]
         parts.append(table(["SLO", "limit (ms)", "value (ms)", "result"], rows))
         if attained is not None:
             parts.append(f"{attained:.2%} of the requests are within every limit by themselves")
@@ -131,7 +133,12 @@ def plan_text(plan: Plan) -> str:
             f"price of {g}: {p.usd_per_hour:.2f} USD per GPU and hour, {p.source}"
             for g, p in sorted(prices.items())
         ]
-        parts.append("\n".join(textwrap.fill(x, _WIDTH, subsequent_indent="  ") for x in lines))
+        parts.append(
+            "\n".join(
+                textwrap.fill(x, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+                for x in lines
+            )
+        )
     if plan.best is not None:
         parts.append(_recommendation(plan, plan.best))
     return "\n\n".join(parts)

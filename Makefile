@@ -1,0 +1,48 @@
+# `make demo` and `make test` need python3 (>= 3.11) with venv, and nothing else: they keep a
+# virtual environment of their own in .venv, and set it up again only when pyproject.toml changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help demo test check clean
+
+help:
+	@echo "make demo   a capacity plan with the shipped profiles; pictures in demo-out/"
+	@echo "make test   all tests"
+	@echo "make check  ruff, mypy and all tests, as .ci/run does"
+	@echo "make clean  remove .venv, caches and demo-out/"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "qsim needs Python >= 3.11; choose one with  make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# what a user needs
+$(VENV)/.stamp-report: pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --editable '.[report]'
+	@touch $@
+
+# and what a developer needs
+$(VENV)/.stamp-dev: pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.stamp-report
+
+# The conversation workload of Azure 2023 at 15 times its rate: how many H200s, by which method?
+demo: $(VENV)/.stamp-report
+	@mkdir -p demo-out
+	$(BIN)/qsim plan azure-conv-2023:duration=180,rate=80 --model llama-3.1-8b \
+	  --slo ttft:p99:500 --slo tpot:p99:25 --progress \
+	  --picture demo-out/plan.png --report demo-out/plan.html --json demo-out/plan.json
+	@echo
+	@echo "picture demo-out/plan.png, report demo-out/plan.html, figures demo-out/plan.json"
+
+test: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest
+
+check:
+	.ci/run
+
+clean:
+	rm -rf $(VENV) demo-out build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
