@@ -68,6 +68,13 @@ class Batch:
         clock = self.clock
         return [(request, 1, request.base + clock) for request in self.members] + self.explicit
 
+    def spell_out(self) -> None:
+        """Turn the members into items of their own, because their group is dissolved."""
+        self.explicit = self.items
+        self.sampled = self.members + self.sampled
+        self.members = []
+        self.ending = []
+
     def __repr__(self) -> str:
         return (
             f"Batch(step={self.step}, prefill={self.prefill}, num_decodes={self.num_decodes}, "
