@@ -112,6 +112,18 @@ class RateProfile:
         edges = np.arange(len(rates_rps) + 1) * float(step_s)
         return cls(edges, np.asarray(rates_rps, np.float64))
 
+    @classmethod
+    def sinusoid(
+        cls, mean_rps: float, peak_to_trough: float, peak_at_s: float, period_s: float = 86400.0
+    ) -> RateProfile:
+        """A day: a sine in 144 steps whose highest rate is ``peak_to_trough`` times the lowest."""
+        if not peak_to_trough >= 1:
+            raise ScenarioError(f"peak_to_trough is {peak_to_trough!r}; must be >= 1")
+        swing = (peak_to_trough - 1) / (peak_to_trough + 1)
+        middle = (np.arange(144) + 0.5) / 144
+        wave = np.cos(2 * np.pi * (middle - peak_at_s / period_s))
+        return cls.steps(mean_rps * (1 + swing * wave), period_s / 144)
+
     @property
     def period_s(self) -> float:
         """After how many seconds it repeats."""
@@ -131,15 +143,23 @@ class RateProfile:
         first = math.floor(start_s / self.period_s)
         last = math.ceil((start_s + duration_s) / self.period_s)
         laps = np.arange(first, max(last, first + 1)) * self.period_s
-        edges = np.append(
+        edges: FloatArray = np.append(
             (laps[:, None] + self.edges_s[None, :-1]).ravel(), laps[-1] + self.period_s
         )
         rates = np.tile(self.rates_rps, len(laps))
         end_s = start_s + duration_s
         low = int(np.searchsorted(edges, start_s, side="right")) - 1
         high = int(np.searchsorted(edges, end_s, side="left"))
-        edges = np.clip(edges[low : high + 1], start_s, end_s) - start_s
-        return RateProfile(edges, rates[low:high])
+        inside = np.clip(edges[low : high + 1], start_s, end_s) - start_s
+        return RateProfile(np.asarray(inside, np.float64), rates[low:high])
+
+    def times(self, other: RateProfile) -> RateProfile:
+        """The product with a profile that ends where this one does."""
+        edges = np.union1d(self.edges_s, other.edges_s[other.edges_s < self.period_s])
+        middle = (edges[:-1] + edges[1:]) / 2
+        own = self.rates_rps[np.searchsorted(self.edges_s, middle) - 1]
+        factor = other.rates_rps[np.searchsorted(other.edges_s, middle) - 1]
+        return RateProfile(edges, own * factor)
 
     def seconds_at(self, expected: FloatArray) -> FloatArray:
         """When ``expected`` requests have been expected: the inverse of the rate's integral."""

@@ -53,7 +53,7 @@ def load_trace(
         path = Path(text)
     if path.exists():
         return _load_file(path, format, sort, seed, params)
-    from qsim.traces.presets import PRESETS, load_preset, span_from
+    from qsim.traces.presets import PRESETS, resolve_preset
     from qsim.traces.synth import synthesize
 
     if text not in PRESETS:
@@ -65,8 +65,8 @@ def load_trace(
         )
     if format is not None:
         raise TraceError(f"{text}: format is {format!r}, but a preset has none; leave it out")
-    span, own_seed = span_from(text, params)
-    trace = synthesize(load_preset(text), span, seed if own_seed is None else own_seed)
+    asked = resolve_preset(text, params)
+    trace = synthesize(asked.workload, asked.span, seed if asked.seed is None else asked.seed)
     return replace(trace, meta={**trace.meta, "params": dict(params)})
 
 

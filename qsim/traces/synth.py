@@ -12,7 +12,9 @@ import numpy as np
 from qsim.errors import ScenarioError
 from qsim.traces.arrivals import Gaps, RateProfile, arrival_blocks
 from qsim.traces.lengths import LengthModel
-from qsim.traces.trace import Trace
+from qsim.traces.prefixes import PrefixModel
+from qsim.traces.spells import Spells
+from qsim.traces.trace import HashIds, Trace
 
 __all__ = ["Span", "Workload", "iter_chunks", "synthesize"]
 
@@ -31,14 +33,27 @@ class Workload:
         How evenly requests follow the rate.
     lengths : LengthModel
         Prompt and output tokens.
+    spells : Spells, optional
+        Bursts on top of the profile.
+    prefixes : PrefixModel, optional
+        Shared beginnings of prompts.
+    grid_s : float
+        Arrival times are rounded down to multiples of it, as some public traces are; 0 for none.
     duration_s : float
         How long a trace is if nothing else is asked for.
+    description : str
+        One line for people.
+    facts : dict
+        What was measured from the real trace, and the sources.
     """
 
     name: str
     profile: RateProfile
     gaps: Gaps
     lengths: LengthModel
+    spells: Spells | None = None
+    prefixes: PrefixModel | None = None
+    grid_s: float = 0.0
     duration_s: float = 3600.0
     description: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -98,19 +113,19 @@ def iter_chunks(workload: Workload, span: Span | None = None, seed: int = 0) -> 
         If the span is not possible.
     """
     span = span or Span()
-    arrivals_seed, lengths_seed = np.random.SeedSequence(seed).spawn(2)
-    profile, duration_s = _resolved_profile(workload, span)
-    lengths_rng = np.random.default_rng(lengths_seed)
+    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)]
+    arrivals_rng, lengths_rng, spells_rng, prefixes_rng = streams
+    profile, duration_s = _resolved_profile(workload, span, spells_rng)
+    prefixes = None if workload.prefixes is None else workload.prefixes.start(prefixes_rng)
     blocks = arrival_blocks(
-        profile,
-        workload.gaps,
-        np.random.default_rng(arrivals_seed),
-        duration_s=duration_s,
-        requests=span.requests,
+        profile, workload.gaps, arrivals_rng, duration_s=duration_s, requests=span.requests
     )
     for arrival_s in blocks:
+        if workload.grid_s:
+            arrival_s = np.floor(arrival_s / workload.grid_s) * workload.grid_s
         prompt, output = workload.lengths.draw(lengths_rng, len(arrival_s))
-        yield Trace(arrival_s, prompt, output, name=workload.name)
+        hash_ids = None if prefixes is None else prefixes.assign(arrival_s, prompt)
+        yield Trace(arrival_s, prompt, output, hash_ids=hash_ids, name=workload.name)
 
 
 def synthesize(workload: Workload, span: Span | None = None, seed: int = 0) -> Trace:
@@ -131,12 +146,27 @@ def synthesize(workload: Workload, span: Span | None = None, seed: int = 0) -> T
         np.concatenate([c.arrival_s for c in chunks]),
         np.concatenate([c.prompt_tokens for c in chunks]),
         np.concatenate([c.output_tokens for c in chunks]),
+        hash_ids=_joined([c.hash_ids for c in chunks if c.hash_ids is not None]),
         name=workload.name,
         meta={"format": "synthetic", "preset": workload.name, "seed": seed, "skipped": {}},
     )
 
 
-def _resolved_profile(workload: Workload, span: Span) -> tuple[RateProfile, float | None]:
+def _joined(parts: list[HashIds]) -> HashIds | None:
+    if not parts:
+        return None
+    starts = np.cumsum([0] + [len(part.values) for part in parts[:-1]])
+    ends = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=True)]
+    return HashIds(
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([np.zeros(1, np.int64), *ends]),
+        parts[0].block_tokens,
+    )
+
+
+def _resolved_profile(
+    workload: Workload, span: Span, rng: np.random.Generator
+) -> tuple[RateProfile, float | None]:
     """The rate over the span, and where to stop (``None``: when the requests are drawn)."""
     mean_rps = workload.profile.mean_rps if span.rate_rps is None else span.rate_rps
     if span.duration_s is not None:
@@ -147,9 +177,13 @@ def _resolved_profile(workload: Workload, span: Span) -> tuple[RateProfile, floa
         horizon_s = workload.duration_s
     profile = workload.profile.window(span.start_s, horizon_s)
     if span.rate_rps is not None:
-        profile = profile.scaled(span.rate_rps / profile.mean_rps)
+        target_rps = span.rate_rps
     elif span.requests is not None and span.duration_s is not None:
-        profile = profile.scaled(span.requests / span.duration_s / profile.mean_rps)
-    if span.scale != 1:
-        profile = profile.scaled(span.scale)
+        target_rps = span.requests / span.duration_s
+    else:
+        target_rps = profile.mean_rps
+    if workload.spells is not None:
+        # The realised bursts are scaled too, so that a short span has the rate asked for.
+        profile = profile.times(workload.spells.path(rng, profile.period_s))
+    profile = profile.scaled(target_rps * span.scale / profile.mean_rps)
     return profile, None if span.requests is not None else horizon_s

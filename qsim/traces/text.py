@@ -306,8 +306,8 @@ def _times_ns(
     utc = (left == 0) | ((left == 1) & (buf[zone] == ord("Z")))
     if (left == 6).any():
         zero = np.ones(len(start), dtype=np.bool_)
-        for k, mark in enumerate(b"+00:00"):
-            zero &= buf[np.minimum(zone + k, len(buf) - 1)] == mark
+        for k, byte in enumerate(b"+00:00"):
+            zero &= buf[np.minimum(zone + k, len(buf) - 1)] == byte
         utc |= (left == 6) & zero
     return seconds * 1_000_000_000 + nanoseconds, plain & utc
 

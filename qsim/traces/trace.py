@@ -189,16 +189,7 @@ def merge(traces: Sequence[Trace], name: str = "merged") -> Trace:
         if any(h.block_tokens != block_tokens for h in with_ids):
             sizes = sorted({h.block_tokens for h in with_ids})
             raise TraceError(f"merge: prefix blocks of different sizes {sizes}; must be one size")
-        lists: list[IntArray] = []
-        shift = 0
-        for t in traces:
-            if t.hash_ids is None:
-                lists.extend([np.empty(0, np.int64)] * len(t))
-                continue
-            lists.extend(t.hash_ids[i] + shift for i in range(len(t)))
-            if len(t.hash_ids.values):
-                shift += int(t.hash_ids.values.max()) + 1
-        hash_ids = HashIds.from_lists(lists, block_tokens).take(order)
+        hash_ids = _joined_ids(traces, block_tokens).take(order)
     return Trace(
         arrival_s=arrival[order],
         prompt_tokens=np.concatenate([t.prompt_tokens for t in traces])[order],
@@ -207,3 +198,20 @@ def merge(traces: Sequence[Trace], name: str = "merged") -> Trace:
         name=name,
         meta={"merged": [t.name for t in traces]},
     )
+
+
+def _joined_ids(traces: Sequence[Trace], block_tokens: int) -> HashIds:
+    """The ids of all traces one after the other, renumbered so that none is in two traces."""
+    values: list[IntArray] = []
+    lengths: list[IntArray] = []
+    used = 0
+    for t in traces:
+        if t.hash_ids is None:
+            lengths.append(np.zeros(len(t), np.int64))
+            continue
+        distinct, renumbered = np.unique(t.hash_ids.values, return_inverse=True)
+        values.append(renumbered.reshape(-1) + used)
+        lengths.append(np.diff(t.hash_ids.offsets))
+        used += len(distinct)
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+    return HashIds(np.concatenate(values).astype(np.int64), offsets.astype(np.int64), block_tokens)

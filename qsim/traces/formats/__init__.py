@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from qsim.errors import TraceError
-from qsim.traces.formats import azure, canonical
+from qsim.traces.formats import azure, burstgpt, canonical, mooncake, servegen, vllm_bench
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.source import Source
 from qsim.traces.trace import Trace
@@ -26,10 +26,32 @@ class Format:
     params: Mapping[str, str] = field(default_factory=dict)
 
 
+def _only_when_asked_for(_: Source) -> bool:
+    return False
+
+
 #: In the order in which they are tried.
 FORMATS: tuple[Format, ...] = (
     Format("canonical", canonical.WHAT, canonical.recognise, canonical.read),
     Format("azure", azure.WHAT, azure.recognise, azure.read),
+    Format("burstgpt", burstgpt.WHAT, burstgpt.recognise, burstgpt.read, burstgpt.PARAMS),
+    Format("mooncake", mooncake.WHAT, mooncake.recognise, mooncake.read, mooncake.PARAMS),
+    Format(
+        "bailian",
+        mooncake.WHAT_BAILIAN,
+        mooncake.recognise_bailian,
+        mooncake.read_bailian,
+        mooncake.PARAMS,
+    ),
+    Format(
+        "timed-trace",
+        mooncake.WHAT_TIMED,
+        _only_when_asked_for,
+        mooncake.read_timed,
+        mooncake.PARAMS,
+    ),
+    Format("vllm-bench", vllm_bench.WHAT, vllm_bench.recognise, vllm_bench.read),
+    Format("servegen", servegen.WHAT, servegen.recognise, servegen.read, servegen.PARAMS),
 )
 
 

@@ -1,0 +1,241 @@
+"""ServeGen's client windows: the rate and gap distribution of every client, every 10 minutes.
+
+The files hold no requests, so reading one means drawing requests from it, with a seed. Two forms
+are read: the published folders (``chunk-N-trace.csv`` without a header and, for lengths,
+``chunk-N-dataset.json``), and one table with the columns
+``model,client,t_s,rate_rps,cv,pattern,shape,scale``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.errors import TraceError
+from qsim.traces.build import TraceBuilder
+from qsim.traces.formats.options import ReadOptions
+from qsim.traces.formats.servegen_lengths import LengthSource, lengths_for
+from qsim.traces.source import Source
+from qsim.traces.text import Rows, header_of, read_rows
+from qsim.traces.trace import Trace
+
+__all__ = ["PARAMS", "WHAT", "Window", "client_gaps", "read", "recognise"]
+
+FloatArray = npt.NDArray[np.float64]
+
+WHAT = (
+    "client windows: a folder of chunk-N-trace.csv, one of them, or a table with model,client,t_s"
+)
+PARAMS = {
+    "model": "which model of the table",
+    "lengths": "preset or ServeGen model whose lengths to use where the data have none",
+    "rate": "mean requests a second of all clients",
+    "scale": "multiplies all rates",
+    "start": "seconds after the first window to begin at",
+    "duration": "seconds to draw",
+}
+_TABLE = ("model", "client", "t_s", "rate_rps", "pattern", "shape")
+_PATTERNS = ("Gamma", "Weibull")
+#: Refuse to draw more than this: the busiest models have thousands of requests a second.
+MAX_REQUESTS = 50_000_000
+
+
+@dataclass(frozen=True)
+class Window:
+    """One client in one window of time.
+
+    ``shape`` is that of the Gamma or Weibull distribution of its gaps; ``pattern`` is empty for a
+    window without a fit, which is taken for Poisson.
+    """
+
+    client: str
+    start_s: float
+    rate_rps: float
+    pattern: str
+    shape: float
+
+
+def recognise(source: Source) -> bool:
+    """A folder with client files, the table, or one client file (six numbers a line, no header)."""
+    if source.is_dir:
+        return any(source.path.glob("chunk-*-trace.csv*"))
+    if set(_TABLE) <= set(header_of(source.head)):
+        return True
+    first = header_of(source.head)
+    return len(first) == 6 and _number(first[0]) and _number(first[1]) and _pattern(first[3])
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _pattern(text: str) -> bool:
+    return text in (*_PATTERNS, "")
+
+
+def read(source: Source, options: ReadOptions) -> Trace:
+    """Draw the requests of client windows.
+
+    In a window with rate r the client sends ``r * window`` requests (rounded up or down at
+    random), with gaps of the window's distribution, stretched to fill the window.
+    """
+    numbers = {key: _parameter(source, options.params, key) for key in PARAMS if key != "model"}
+    model, windows = _windows(source, options.params.get("model"))
+    starts = np.unique([w.start_s for w in windows])
+    step_s = float(np.diff(starts).min()) if len(starts) > 1 else 600.0
+    low = float(starts[0]) + (numbers["start"] or 0.0)
+    high = float(starts[-1]) + step_s
+    if numbers["duration"] is not None:
+        high = min(high, low + numbers["duration"])
+    inside = [w for w in windows if w.start_s + step_s > low and w.start_s < high]
+    expected = sum(
+        w.rate_rps * (min(w.start_s + step_s, high) - max(w.start_s, low)) for w in inside
+    )
+    if expected <= 0:
+        raise TraceError(
+            f"{source.path}: no client sends anything in [{low:g} s, {high:g} s); the windows run "
+            f"from {starts[0]:g} s to {starts[-1] + step_s:g} s"
+        )
+    factor = numbers["scale"] or 1.0
+    if numbers["rate"] is not None:
+        factor *= numbers["rate"] * (high - low) / expected
+    if expected * factor > MAX_REQUESTS:
+        raise TraceError(
+            f"{source.path}: about {expected * factor:.3g} requests, more than {MAX_REQUESTS}; "
+            "take a part with duration=SECONDS, or less traffic with rate= or scale="
+        )
+    lengths = lengths_for(source, model, options.params.get("lengths"))
+    return _draw(source, options, inside, (low, high, step_s, factor), lengths)
+
+
+def _draw(
+    source: Source,
+    options: ReadOptions,
+    windows: list[Window],
+    span: tuple[float, float, float, float],
+    lengths: LengthSource,
+) -> Trace:
+    low, high, step_s, factor = span
+    seeds = np.random.SeedSequence(options.seed).spawn(2)
+    arrivals_rng, lengths_rng = (np.random.default_rng(s) for s in seeds)
+    times, prompts, outputs = [], [], []
+    for window in windows:
+        arrival = window.start_s + client_gaps(window, step_s, factor, arrivals_rng)
+        prompt, output = lengths.draw(window.client, window.start_s, len(arrival), lengths_rng)
+        keep = (arrival >= low) & (arrival < high)
+        times.append(arrival[keep] - low)
+        prompts.append(prompt[keep])
+        outputs.append(output[keep])
+    builder = TraceBuilder(source, "servegen", sort=True)
+    arrival = np.concatenate(times)
+    builder.add(
+        np.arange(1, len(arrival) + 1),
+        arrival,
+        np.concatenate(prompts),
+        np.concatenate(outputs),
+        column="t_s",
+    )
+    return builder.build(seed=options.seed, lengths=lengths.what)
+
+
+def client_gaps(
+    window: Window, step_s: float, factor: float, rng: np.random.Generator
+) -> FloatArray:
+    """Arrival times in one window, from its start."""
+    wanted = window.rate_rps * factor * step_s
+    n = math.floor(wanted) + int(rng.random() < wanted - math.floor(wanted))
+    if n == 0:
+        return np.empty(0)
+    if window.pattern == "Gamma":
+        gaps = rng.standard_gamma(window.shape, n + 1)
+    elif window.pattern == "Weibull":
+        gaps = rng.weibull(window.shape, n + 1)
+    else:
+        gaps = rng.standard_exponential(n + 1)
+    total = gaps.sum()
+    # Shapes far below 1 can underflow to gaps of 0: then all arrive at once, some time.
+    if not (total > 0 and np.isfinite(total)):
+        return np.full(n, rng.random() * step_s)
+    return np.asarray(np.cumsum(gaps)[:-1] * (step_s / total))
+
+
+def _parameter(source: Source, params: Mapping[str, str], key: str) -> float | None:
+    if key not in params or key == "lengths":
+        return None
+    text = params[key]
+    least = "0" if key == "start" else "more than 0"
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and (value > 0 or (key == "start" and value == 0))):
+        raise TraceError(f"{source.path}: {key} is {text!r}; must be a number, at least {least}")
+    return value
+
+
+def _windows(source: Source, model: str | None) -> tuple[str | None, list[Window]]:
+    if not source.is_dir and set(_TABLE) <= set(header_of(source.head)):
+        return _table_windows(source, model)
+    if model is not None:
+        raise TraceError(f"{source.path}: model is {model!r}, but the folder is of one model")
+    files = sorted(source.path.glob("chunk-*-trace.csv*")) if source.is_dir else [source.path]
+    windows: list[Window] = []
+    for file in files:
+        for rows in read_rows(Source(file), header=False):
+            windows += _client_windows(rows, _client_of(file.name), (0, 1, 3, 4))
+    return None, windows
+
+
+def _client_of(name: str) -> str:
+    return name.removeprefix("chunk-").partition("-trace")[0]
+
+
+def _table_windows(source: Source, model: str | None) -> tuple[str, list[Window]]:
+    names = header_of(source.head)
+    at = [names.index(name) for name in ("t_s", "rate_rps", "pattern", "shape")]
+    which, who = names.index("model"), names.index("client")
+    found: dict[str, None] = {}
+    windows: list[Window] = []
+    for rows in read_rows(source):
+        models = rows.texts(which)
+        found |= dict.fromkeys(models)
+        if model is None:
+            model = models[0]
+        keep = np.array([i for i, one in enumerate(models) if one == model], np.int64)
+        part = rows.take(keep)
+        windows += _client_windows(part, part.texts(who), (at[0], at[1], at[2], at[3]))
+    if (len(found) > 1 and model is None) or model not in found:
+        raise TraceError(f"{source.path}: model is {model!r}; must be one of {', '.join(found)}")
+    return model, windows
+
+
+def _client_windows(
+    rows: Rows, clients: str | list[str], columns: tuple[int, int, int, int]
+) -> Iterator[Window]:
+    start, rate, pattern, shape = columns
+    starts, rates = rows.floats(start), rows.floats(rate)
+    patterns = rows.texts(pattern)
+    for i in range(len(rows)):
+        if rates[i] < 0:
+            rows.fail(i, rate, float(rates[i]), "a rate >= 0")
+        if rates[i] == 0:
+            continue
+        if not _pattern(patterns[i]):
+            rows.fail(i, pattern, patterns[i], "Gamma, Weibull or empty")
+        value = 1.0
+        if patterns[i]:
+            text: Any = rows.text(i, shape)
+            value = float(text) if _number(text) else math.nan
+            if not (value > 0 and math.isfinite(value)):
+                rows.fail(i, shape, text, "a shape > 0")
+        client = clients if isinstance(clients, str) else clients[i]
+        yield Window(client, float(starts[i]), float(rates[i]), patterns[i], value)
