@@ -1,0 +1,219 @@
+"""``simulate``: a trace through a fleet of equal replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from qsim import __version__
+from qsim.errors import ScenarioError, TraceError
+from qsim.profile import Profile
+from qsim.sim.config import EngineConfig, EngineOptions
+from qsim.sim.fleet import Fleet
+from qsim.sim.result import Gaps, SimulationResult
+from qsim.sim.router import ROUTERS
+from qsim.sim.timing import PS_PER_MS, PS_PER_S
+from qsim.traces.trace import Trace
+
+__all__ = ["simulate"]
+
+
+def simulate(
+    trace: Trace,
+    profile: Profile | str,
+    *,
+    replicas: int = 1,
+    router: str = "least-requests",
+    options: EngineOptions | None = None,
+    seed: int = 0,
+    too_long: str = "error",
+    frontend: bool = True,
+    progress: Callable[[float], None] | None = None,
+    jump: bool = True,
+) -> SimulationResult:
+    """Replay ``trace`` against ``replicas`` servers described by ``profile``.
+
+    Parameters
+    ----------
+    trace : Trace
+    profile : Profile or str
+        A profile, the id of a shipped one, or a path.
+    replicas : int
+        Servers, each on ``tensor_parallel_size`` GPUs; >= 1.
+    router : str
+        How requests are spread: see :data:`qsim.sim.router.ROUTERS`.
+    options : EngineOptions, optional
+        vLLM settings that differ from the profile's.
+    seed : int
+        Of the router's random draws.
+    too_long : {"error", "reject"}
+        What to do with a prompt that leaves no room for a token within ``max_model_len``: raise,
+        or count it as failed as the server would (HTTP 400).
+    frontend : bool
+        Include the times of the API server before and after the engine.
+    progress : callable, optional
+        Called now and then with the share of requests that have arrived.
+    jump : bool
+        Plan decode runs in one go (the default); False steps one by one to the same result.
+
+    Raises
+    ------
+    ScenarioError
+        If an option is not allowed.
+    ProfileError
+        If the profile is unknown or malformed.
+    TraceError
+        If a prompt is too long and ``too_long`` is "error".
+    """
+    if isinstance(profile, str):
+        from qsim.profiles import load_profile
+
+        profile = load_profile(profile)
+    if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 1:
+        raise ScenarioError(f"replicas is {replicas!r}; must be a whole number >= 1")
+    if too_long not in ("error", "reject"):
+        raise ScenarioError(f"too_long is {too_long!r}; must be 'error' or 'reject'")
+    if router not in ROUTERS:
+        raise ScenarioError(f"router is {router!r}; must be one of: {', '.join(ROUTERS)}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ScenarioError(f"seed is {seed!r}; must be a whole number >= 0")
+    options = options or EngineOptions()
+    config = options.resolve(profile)
+
+    notes: list[str] = []
+    admissible = trace.prompt_tokens < config.max_model_len
+    run = trace
+    if not admissible.all():
+        run = _without_too_long(trace, config, admissible, too_long, notes)
+    room = config.max_model_len - run.prompt_tokens
+    output = np.minimum(run.output_tokens, room)
+    truncated = int((run.output_tokens > room).sum())
+    if truncated:
+        notes.append(
+            f"{truncated} outputs were cut where prompt and output reach max_model_len "
+            f"{config.max_model_len}"
+        )
+
+    fleet = Fleet(
+        run,
+        output.tolist(),
+        profile,
+        config,
+        replicas=replicas,
+        router=router,
+        seed=seed,
+        frontend=frontend,
+        jump=jump,
+        progress=progress,
+    )
+    fleet.run()
+    if progress is not None:
+        progress(1.0)
+    scenario: dict[str, Any] = {
+        "trace": trace.name,
+        "requests": len(trace),
+        "profile": profile.id,
+        "replicas": replicas,
+        "router": router,
+        "seed": seed,
+        "too_long": too_long,
+        "frontend": frontend,
+        **{name: getattr(config, name) for name in config.__dataclass_fields__},
+        "qsim_version": __version__,
+    }
+    return _collect(fleet, trace, output, admissible, profile, config, truncated, notes, scenario)
+
+
+def _without_too_long(
+    trace: Trace,
+    config: EngineConfig,
+    admissible: np.ndarray[Any, np.dtype[np.bool_]],
+    too_long: str,
+    notes: list[str],
+) -> Trace:
+    count = int((~admissible).sum())
+    if too_long == "error" or count == len(trace):
+        i = int(np.argmax(~admissible))
+        raise TraceError(
+            f"{trace.name}: prompt_tokens of request {i} is {int(trace.prompt_tokens[i])} "
+            f"({count} of {len(trace)} requests are too long); must be < max_model_len "
+            f"{config.max_model_len}: raise --max-model-len, or give --too-long reject to count "
+            "such requests as failed, as the server would"
+        )
+    notes.append(f"{count} requests were rejected: prompts of max_model_len or more tokens")
+    return trace.take(np.flatnonzero(admissible))
+
+
+def _collect(
+    fleet: Fleet,
+    trace: Trace,
+    output: np.ndarray[Any, np.dtype[np.int64]],
+    admissible: np.ndarray[Any, np.dtype[np.bool_]],
+    profile: Profile,
+    config: EngineConfig,
+    truncated: int,
+    notes: list[str],
+    scenario: dict[str, Any],
+) -> SimulationResult:
+    n = len(trace)
+    index = np.flatnonzero(admissible)
+    arrival_ps = np.array(fleet.arrival_ps, dtype=np.int64)
+    first_ps = np.array(fleet.first_token_ps, dtype=np.int64)
+    last_ps = np.array(fleet.last_token_ps, dtype=np.int64)
+    end_ps = int(last_ps.max())
+
+    def spread(values: Any, fill: float, dtype: Any) -> Any:
+        column = np.full(n, fill, dtype=dtype)
+        column[index] = values
+        return column
+
+    ttft_ms = (first_ps - arrival_ps) / PS_PER_MS
+    e2el_ms = (last_ps - arrival_ps) / PS_PER_MS
+    tpot_ms = np.full(len(index), np.nan)
+    np.divide(e2el_ms - ttft_ms, output - 1, out=tpot_ms, where=output > 1)
+    usable = config.num_gpu_blocks - 1
+    requests = np.bincount(np.array(fleet.replica), minlength=len(fleet.replicas))
+    stats = [
+        {
+            "replica": r.index,
+            "requests": int(requests[r.index]),
+            "steps": r.steps,
+            "busy_s": r.meter.total_busy_ps / PS_PER_S,
+            "energy_j": r.meter.energy_j,
+            "preemptions": r.preemptions,
+            "peak_running": r.peak_running,
+            "peak_waiting": r.peak_waiting,
+            "peak_kv_usage": 1.0 - r.least_free_blocks / usable,
+        }
+        for r in fleet.replicas
+    ]
+    return SimulationResult(
+        request_id=np.arange(n, dtype=np.int64),
+        arrival_s=trace.arrival_s,
+        prompt_tokens=trace.prompt_tokens,
+        output_tokens=spread(output, 0, np.int64),
+        replica=spread(fleet.replica, -1, np.int64),
+        cached_tokens=spread(fleet.cached_tokens, 0, np.int64),
+        ttft_ms=spread(ttft_ms, np.nan, np.float64),
+        tpot_ms=spread(tpot_ms, np.nan, np.float64),
+        e2el_ms=spread(e2el_ms, np.nan, np.float64),
+        preemptions=spread(fleet.preemptions, 0, np.int64),
+        completed=admissible,
+        itl=Gaps(
+            np.frombuffer(fleet.gap_ps, dtype=np.int64) / PS_PER_MS
+            if len(fleet.gap_ps)
+            else np.empty(0),
+            np.frombuffer(fleet.gap_count, dtype=np.int64)
+            if len(fleet.gap_count)
+            else np.empty(0, np.int64),
+        ),
+        duration_s=(end_ps - int(arrival_ps[0])) / PS_PER_S,
+        replica_stats=stats,
+        timeline=fleet.timeline.columns(end_ps, len(fleet.replicas)),
+        gpus=len(fleet.replicas) * profile.identity.tensor_parallel_size,
+        scenario=scenario,
+        truncated=truncated,
+        notes=notes,
+    )

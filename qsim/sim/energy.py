@@ -1,0 +1,106 @@
+"""Energy of one server over time, and the trailing power that drives its clock.
+
+Between two evaluations the model counts whole tokens and GPU time only, so the result does not
+depend on how often it was asked; an evaluation turns the counts into joules.
+"""
+
+from __future__ import annotations
+
+from math import exp
+
+from qsim.profile import Power
+from qsim.sim.timing import PS_PER_S, Timing
+
+__all__ = ["PowerMeter"]
+
+
+class PowerMeter:
+    """Counts the work of one server and evaluates its energy and throttle level.
+
+    Attributes
+    ----------
+    energy_j : float
+        Energy up to the last evaluation, idle power included.
+    mean_w : float
+        Trailing exponential mean of power with time constant ``tau_s``.
+    level : float
+        0 (full clock) to 1 (held at the power cap).
+    factors : tuple of three floats
+        What GPU spans are multiplied by, by execution mode.
+    """
+
+    __slots__ = (
+        "_caps",
+        "_last_ps",
+        "_power",
+        "_timing",
+        "busy_ps",
+        "context_tokens",
+        "decode_tokens",
+        "energy_j",
+        "factors",
+        "level",
+        "mean_w",
+        "pairs_doubled",
+        "prefill_tokens",
+        "total_busy_ps",
+    )
+
+    def __init__(self, power: Power, timing: Timing) -> None:
+        self._power = power
+        self._timing = timing
+        self._caps = any(timing.throttle)
+        self._last_ps = 0
+        self.energy_j = 0.0
+        self.mean_w = power.idle_w
+        self.level = 0.0
+        self.factors = (1.0, 1.0, 1.0)
+        self.total_busy_ps = 0
+        # work since the last evaluation
+        self.busy_ps = 0
+        self.prefill_tokens = 0
+        self.decode_tokens = 0
+        self.context_tokens = 0
+        self.pairs_doubled = 0
+
+    def start(self, now_ps: int) -> None:
+        """Begin to count at ``now_ps``."""
+        self._last_ps = now_ps
+
+    def evaluate(self, now_ps: int) -> float:
+        """Account for everything since the last evaluation; the energy of that stretch, J."""
+        elapsed_ps = now_ps - self._last_ps
+        if elapsed_ps <= 0:
+            return 0.0
+        p = self._power
+        elapsed_s = elapsed_ps / PS_PER_S
+        energy = (
+            p.idle_w * elapsed_s
+            + p.busy_w * (self.busy_ps / PS_PER_S)
+            + p.j_per_prefill_token * self.prefill_tokens
+            + p.j_per_decode_token * self.decode_tokens
+            + p.j_per_context_token * self.context_tokens
+            + p.j_per_pair * 0.5 * self.pairs_doubled
+        )
+        share = 1.0 - exp(-elapsed_s / p.tau_s)
+        mean = self.mean_w + (energy / elapsed_s - self.mean_w) * share
+        if mean > p.cap_w:
+            # the regulator: bursts may pass the cap, the trailing mean may not
+            energy = elapsed_s * (self.mean_w + (p.cap_w - self.mean_w) / share)
+            mean = p.cap_w
+        self.mean_w = mean
+        self.energy_j += energy
+        self._last_ps = now_ps
+        self.total_busy_ps += self.busy_ps
+        self.busy_ps = 0
+        self.prefill_tokens = 0
+        self.decode_tokens = 0
+        self.context_tokens = 0
+        self.pairs_doubled = 0
+        if self._caps:
+            t = self._timing
+            level = (mean - t.throttle_start_w) / (t.throttle_full_w - t.throttle_start_w)
+            self.level = level = 0.0 if level < 0.0 else (min(level, 1.0))
+            a, b, c = t.throttle
+            self.factors = (1.0 + a * level, 1.0 + b * level, 1.0 + c * level)
+        return energy

@@ -1,0 +1,211 @@
+"""Routers: which replica a request goes to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from qsim.errors import ScenarioError
+from qsim.sim.timing import PS_PER_S
+
+__all__ = ["ROUTERS", "FleetView", "Router", "make_router"]
+
+
+class FleetView(Protocol):
+    """What a router may know of the fleet; lists have one entry a replica."""
+
+    #: requests sent to the replica and not finished
+    outstanding_requests: list[int]
+    #: prompt and output tokens of those requests
+    outstanding_tokens: list[int]
+
+    def queue_lengths(self) -> list[tuple[int, int]]:
+        """(waiting, running) of every replica, as its engine would report them now."""
+
+    def prefix_ids(self, request: int) -> list[int]:
+        """The trace's prefix-block ids of a request; empty if it has none."""
+
+
+class Router(Protocol):
+    """Chooses a replica for each request, in order of arrival."""
+
+    def choose(self, request: int, now_ps: int) -> int:
+        """The replica (0 .. n - 1) for the trace's request number ``request``."""
+
+
+class RoundRobin:
+    """Each replica in turn."""
+
+    def __init__(self, view: FleetView, rng: np.random.Generator) -> None:
+        self._n = len(view.outstanding_requests)
+        self._next = -1
+
+    def choose(self, request: int, now_ps: int) -> int:
+        self._next = (self._next + 1) % self._n
+        return self._next
+
+
+class _Draws:
+    """Whole numbers in [0, n) from ``rng``, drawn a block at a time."""
+
+    def __init__(self, n: int, rng: np.random.Generator) -> None:
+        self._n = n
+        self._rng = rng
+        self._block: list[int] = []
+
+    def draw(self) -> int:
+        if not self._block:
+            self._block = self._rng.integers(self._n, size=4096).tolist()
+        return self._block.pop()
+
+
+class Random:
+    """Each replica with the same probability."""
+
+    def __init__(self, view: FleetView, rng: np.random.Generator) -> None:
+        self._draws = _Draws(len(view.outstanding_requests), rng)
+
+    def choose(self, request: int, now_ps: int) -> int:
+        return self._draws.draw()
+
+
+class _Least:
+    """The replica with the least load; ties go to the next one in turn."""
+
+    def __init__(self, load: list[int]) -> None:
+        self._load = load
+        self._last = -1
+
+    def choose(self, request: int, now_ps: int) -> int:
+        load = self._load
+        least = min(load)
+        start = self._last + 1
+        # list.index runs in C: a rotating scan without a Python loop
+        try:
+            self._last = load.index(least, start)
+        except ValueError:
+            self._last = load.index(least)
+        return self._last
+
+
+class LeastRequests(_Least):
+    """The replica with the fewest requests outstanding."""
+
+    def __init__(self, view: FleetView, rng: np.random.Generator) -> None:
+        super().__init__(view.outstanding_requests)
+
+
+class LeastTokens(_Least):
+    """The replica with the fewest tokens outstanding (prompt and output of its requests)."""
+
+    def __init__(self, view: FleetView, rng: np.random.Generator) -> None:
+        super().__init__(view.outstanding_tokens)
+
+
+class PowerOfTwo:
+    """The one with fewer requests outstanding of two replicas drawn at random."""
+
+    def __init__(self, view: FleetView, rng: np.random.Generator) -> None:
+        self._load = view.outstanding_requests
+        self._n = len(self._load)
+        self._first = _Draws(self._n, rng)
+        self._second = _Draws(max(1, self._n - 1), rng)
+
+    def choose(self, request: int, now_ps: int) -> int:
+        a = self._first.draw()
+        if self._n == 1:
+            return a
+        b = self._second.draw()
+        if b >= a:
+            b += 1  # two different replicas
+        return b if self._load[b] < self._load[a] else a
+
+
+class VllmBalancer:
+    """vLLM's own balancer for data-parallel engines behind one API server.
+
+    The engine with the lowest ``4 * waiting + running`` gets the request. The counts are published
+    every 100 ms; in between, the API server adds what it sent itself to ``waiting``. Ties go to
+    the next engine in turn (vllm/v1/engine/core_client.py, DPLBAsyncMPClient).
+    """
+
+    #: the fleet calls ``refresh`` this often while requests are outstanding
+    period_ps = PS_PER_S // 10
+
+    def __init__(self, view: FleetView, rng: np.random.Generator) -> None:
+        self._view = view
+        self._score = [0] * len(view.outstanding_requests)
+        self._least = _Least(self._score)
+
+    def refresh(self) -> None:
+        """Take over the counts that the engines publish now."""
+        self._score[:] = [4 * waiting + running for waiting, running in self._view.queue_lengths()]
+
+    def choose(self, request: int, now_ps: int) -> int:
+        target = self._least.choose(request, now_ps)
+        self._score[target] += 4
+        return target
+
+
+class PrefixAffinity:
+    """The replica that last had the longest part of the request's prefix, unless it is overloaded.
+
+    A request goes where the deepest of its leading prefix blocks was sent last. It goes to the
+    least loaded replica instead when nothing of it is known, or when that replica has more than
+    ``MOST_EXTRA`` requests above the least loaded one and more than ``MOST_RATIO`` times as many
+    (the balance rule of cache-aware routers, such as SGLang's).
+    """
+
+    MOST_EXTRA = 32
+    MOST_RATIO = 1.5
+
+    def __init__(self, view: FleetView, rng: np.random.Generator) -> None:
+        self._view = view
+        self._load = view.outstanding_requests
+        self._least = _Least(self._load)
+        self._home: dict[int, int] = {}
+
+    def choose(self, request: int, now_ps: int) -> int:
+        ids = self._view.prefix_ids(request)
+        target = -1
+        for i in ids:
+            home = self._home.get(i)
+            if home is None:
+                break
+            target = home
+        if target >= 0:
+            least = min(self._load)
+            load = self._load[target]
+            if load - least > self.MOST_EXTRA and load > self.MOST_RATIO * least:
+                target = -1
+        if target < 0:
+            target = self._least.choose(request, now_ps)
+        for i in ids:
+            self._home[i] = target
+        return target
+
+
+ROUTERS: dict[str, Callable[[FleetView, np.random.Generator], Router]] = {
+    "round-robin": RoundRobin,
+    "random": Random,
+    "least-requests": LeastRequests,
+    "least-tokens": LeastTokens,
+    "power-of-two": PowerOfTwo,
+    "vllm": VllmBalancer,
+    "prefix-affinity": PrefixAffinity,
+}
+
+
+def make_router(name: str, view: FleetView, rng: np.random.Generator) -> Router:
+    """The router called ``name``.
+
+    Raises
+    ------
+    ScenarioError
+        If there is no router of that name.
+    """
+    if name not in ROUTERS:
+        raise ScenarioError(f"router is {name!r}; must be one of: {', '.join(ROUTERS)}")
+    return ROUTERS[name](view, rng)

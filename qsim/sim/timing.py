@@ -1,0 +1,188 @@
+"""A profile's step times, tabulated once in integer picoseconds.
+
+Integers make sums exact: a decode run that is added up in one go ends at the very picosecond at
+which single steps would have ended, so "equal" means ``==``. The model is that of
+:mod:`qsim.profile`; this module only evaluates it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.profile import MixedSpan, Profile
+from qsim.sim.config import EngineConfig
+
+__all__ = ["DECODE", "EAGER", "PIECEWISE", "PS_PER_MS", "PS_PER_S", "Timing"]
+
+PS_PER_S = 1_000_000_000_000
+PS_PER_MS = 1_000_000_000
+
+#: execution modes of a step: full CUDA graph, piecewise graphs, no graph
+DECODE, PIECEWISE, EAGER = 0, 1, 2
+
+
+def _ps(ms: float) -> int:
+    return round(ms * PS_PER_MS)
+
+
+class Timing:
+    """Tables of one server: GPU spans and host times, in ps, by rows or tokens of a step.
+
+    Attributes
+    ----------
+    decode_mode : list of int, length max_num_seqs + 1
+        The execution mode of a step of R decodes.
+    decode_base_ps : list of int, length max_num_seqs + 1
+        Its GPU span at no context.
+    decode_slope_ps : list of lists of int, [segment][rows]
+        ps a context token; segment j lies between ``knots[j]`` and ``knots[j + 1]``.
+    schedule_ps, update_ps : list of int, length max_num_seqs + 1
+        Host times by the number of running requests.
+    launch_ps : list (by mode) of lists of int, length max_num_seqs + 1
+        Host time of a launch by the number of requests in the step.
+    """
+
+    def __init__(self, profile: Profile, config: EngineConfig) -> None:
+        latency, host = profile.latency, profile.host
+        seats = config.max_num_seqs
+        budget = config.max_num_batched_tokens
+        # vLLM captures no graph above twice the seats, nor above the token budget
+        limit = min(2 * seats, budget)
+        sizes = [s for s in latency.graph_sizes if s <= limit]
+        self.graph_max = sizes[-1] if sizes else 0
+
+        def pad(tokens: int) -> int:
+            return sizes[bisect_left(sizes, tokens)]
+
+        self.throttle = (
+            latency.throttle.decode,
+            latency.throttle.piecewise,
+            latency.throttle.eager,
+        )
+        self.throttle_start_w = latency.throttle.start_w
+        self.throttle_full_w = latency.throttle.full_w
+
+        # mixed steps, by tokens in the step
+        self._piecewise_ps = [
+            round(v)
+            for v in _mixed_base_ps(
+                latency.piecewise,
+                np.array([pad(t) for t in range(1, self.graph_max + 1)], dtype=np.float64),
+            )
+        ]
+        self._piecewise_ps.insert(0, 0)
+        self._eager_ps = [
+            round(v)
+            for v in _mixed_base_ps(latency.eager, np.arange(max(budget, seats) + 1, dtype=float))
+        ]
+        self._coefficients = {
+            PIECEWISE: _coefficients(latency.piecewise),
+            EAGER: _coefficients(latency.eager),
+        }
+
+        # decode steps, by rows
+        self.knots = list(latency.decode.context_knots_tokens)
+        self.decode_mode: list[int] = []
+        self.decode_base_ps: list[int] = []
+        self.decode_slope_ps: list[list[int]] = [[] for _ in self.knots]
+        rows = latency.decode.rows
+        base = latency.decode.base_ms
+        for r in range(seats + 1):
+            if r <= self.graph_max and (r == 0 or pad(r) <= seats):
+                padded = pad(max(r, 1))
+                self.decode_mode.append(DECODE)
+                self.decode_base_ps.append(_ps(_line(rows, base, padded)))
+                for j, slope in enumerate(latency.decode.ms_per_context_token):
+                    self.decode_slope_ps[j].append(max(0, _ps(_line(rows, slope, padded))))
+                continue
+            # no graph of that size: the mixed steps' terms, with no prefill in the step
+            mode = PIECEWISE if r <= self.graph_max else EAGER
+            span = latency.piecewise if mode == PIECEWISE else latency.eager
+            table = self._piecewise_ps if mode == PIECEWISE else self._eager_ps
+            self.decode_mode.append(mode)
+            self.decode_base_ps.append(table[r] + r * _ps(span.ms_per_decode))
+            for slopes in self.decode_slope_ps:
+                slopes.append(_ps(span.ms_per_decode_context_token))
+
+        # the host thread
+        def by_rows(pair: list[float]) -> list[int]:
+            return [_ps(pair[0] + pair[1] * r) for r in range(seats + 1)]
+
+        self.schedule_ps = by_rows(host.schedule_ms)
+        self.update_ps = by_rows(host.update_ms)
+        self.launch_ps = [
+            by_rows(host.launch_decode_ms),
+            by_rows(host.launch_piecewise_ms),
+            by_rows(host.launch_eager_ms),
+        ]
+        self.result_ps = _ps(host.result_ms)
+        self.turn_ps = _ps(host.turn_ms)
+        self.gpu_gap_ps = _ps(host.gpu_gap_ms)
+        self.idle_sleep_ps = _ps(host.idle_sleep_ms)
+
+    def decode_span_ps(self, rows: int, context_tokens: int, factor: float) -> int:
+        """GPU span of a step of ``rows`` decodes over ``context_tokens`` tokens of context."""
+        span = round(self.decode_base_ps[rows] * factor)
+        for j, knot in enumerate(self.knots):
+            if context_tokens <= knot:
+                break
+            stop = self.knots[j + 1] if j + 1 < len(self.knots) else context_tokens
+            tokens = min(context_tokens, stop) - knot
+            span += round(self.decode_slope_ps[j][rows] * factor) * tokens
+        return span
+
+    def mixed_span_ps(
+        self,
+        tokens: int,
+        decodes: int,
+        context_tokens: int,
+        chunks: list[tuple[int, int]],
+        factor: tuple[float, float, float],
+    ) -> tuple[int, int]:
+        """Execution mode and GPU span of a step with prefill ``chunks`` of (n, computed)."""
+        if tokens <= self.graph_max:
+            mode, base = PIECEWISE, self._piecewise_ps[tokens]
+        else:
+            mode, base = EAGER, self._eager_ps[tokens]
+        per_context, per_pair, per_chunk, per_decode = self._coefficients[mode]
+        pairs = 0
+        for n, computed in chunks:
+            pairs += n * (2 * computed + n + 1)
+        span = (
+            base
+            + per_context * context_tokens
+            + per_pair * 0.5 * pairs
+            + per_chunk * len(chunks)
+            + per_decode * decodes
+        )
+        return mode, round(span * factor[mode])
+
+
+def _line(x: list[int], y: list[float], at: int) -> float:
+    """Linear interpolation; held below the first point, extended beyond the last segment."""
+    if at <= x[0] or len(x) == 1:
+        return y[0]
+    i = min(bisect_left(x, at), len(x) - 1)
+    return y[i - 1] + (y[i] - y[i - 1]) * (at - x[i - 1]) / (x[i] - x[i - 1])
+
+
+def _mixed_base_ps(span: MixedSpan, tokens: npt.NDArray[np.float64]) -> list[float]:
+    base = np.interp(tokens, span.tokens, span.base_ms)
+    if len(span.tokens) > 1:
+        (x0, x1), (y0, y1) = span.tokens[-2:], span.base_ms[-2:]
+        beyond = tokens > x1
+        base[beyond] = y1 + max(0.0, (y1 - y0) / (x1 - x0)) * (tokens[beyond] - x1)
+    result: list[float] = (base * PS_PER_MS).tolist()
+    return result
+
+
+def _coefficients(span: MixedSpan) -> tuple[float, float, float, float]:
+    return (
+        span.ms_per_decode_context_token * PS_PER_MS,
+        span.ms_per_pair * PS_PER_MS,
+        span.ms_per_chunk * PS_PER_MS,
+        span.ms_per_decode * PS_PER_MS,
+    )

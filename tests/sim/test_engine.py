@@ -1,0 +1,268 @@
+"""The replica's pipeline against closed forms, and jumping against stepping."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qsim.profile import Profile
+from qsim.sim.api import simulate
+from qsim.sim.config import EngineOptions
+from qsim.sim.result import SimulationResult
+from qsim.sim.router import ROUTERS
+from qsim.traces.trace import HashIds, Trace
+from tests.profiles import constant_profile, make_profile
+
+
+def trace(arrival_s, prompt, output, hash_ids=None) -> Trace:
+    return Trace(
+        np.array(arrival_s, float),
+        np.array(prompt, np.int64),
+        np.array(output, np.int64),
+        hash_ids=hash_ids,
+    )
+
+
+def decode_ms(profile: Profile, context: int) -> float:
+    d = profile.latency.decode
+    knot = d.context_knots_tokens[1]
+    return (
+        d.base_ms[0]
+        + d.ms_per_context_token[0][0] * min(context, knot)
+        + d.ms_per_context_token[1][0] * max(0, context - knot)
+    )
+
+
+def eager_ms(profile: Profile, n: int, computed: int) -> float:
+    m = profile.latency.eager
+    base = float(np.interp(n, m.tokens, m.base_ms))
+    return base + m.ms_per_pair * n * (computed + (n + 1) / 2) + m.ms_per_chunk
+
+
+@pytest.mark.parametrize(("prompt", "output"), [(1000, 1), (1000, 2), (1500, 700), (3000, 40)])
+def test_one_request_alone_costs_its_steps_and_overheads(prompt, output):
+    profile = make_profile()
+    result = simulate(trace([0.25], [prompt], [output]), profile)
+    h, f = profile.host, profile.frontend
+    prefill = eager_ms(profile, prompt, 0)
+    decodes = [decode_ms(profile, prompt + k) for k in range(output - 1)]
+    receive = f.receive_ms + f.receive_ms_per_1k_prompt_tokens * prompt / 1000
+    engine = receive + sum(h.schedule_ms) + prefill + h.result_ms
+    first = f.first_token_ms + f.first_token_ms_per_1k_prompt_tokens * prompt / 1000
+    assert result.ttft_ms[0] == pytest.approx(
+        engine + first + f.first_token_ms_per_running, abs=1e-6
+    )
+    if output > 1:
+        e2el = engine + sum(h.gpu_gap_ms + d for d in decodes)
+        e2el += f.last_token_ms + f.last_token_ms_per_running
+        assert result.e2el_ms[0] == pytest.approx(e2el, abs=1e-6)
+        assert result.tpot_ms[0] == pytest.approx(
+            (result.e2el_ms[0] - result.ttft_ms[0]) / (output - 1)
+        )
+    else:
+        assert result.e2el_ms[0] == result.ttft_ms[0]
+        assert np.isnan(result.tpot_ms[0])
+
+
+def test_a_prompt_above_the_token_budget_is_chunked():
+    profile = make_profile(max_num_batched_tokens=1024, max_num_seqs=256)
+    result = simulate(trace([0.0], [2500], [1]), profile, frontend=False)
+    spans = [eager_ms(profile, 1024, 0), eager_ms(profile, 1024, 1024)]
+    m = profile.latency.piecewise  # 452 tokens run at the captured size 464
+    last = float(np.interp(464, m.tokens, m.base_ms)) + m.ms_per_chunk
+    spans.append(last + m.ms_per_pair * 452 * (2048 + 453 / 2))
+    h = profile.host
+    want = sum(h.schedule_ms) + sum(spans) + 2 * h.gpu_gap_ms + h.result_ms
+    assert result.ttft_ms[0] == pytest.approx(want, abs=1e-6)
+
+
+def test_host_bound_decode_takes_the_host_time():
+    profile = make_profile(host_ms=1.0, launch_ms=6.0, decode_ms=2.0)
+    result = simulate(trace([0.0], [1000], [100]), profile, frontend=False)
+    h = profile.host
+    # per step: schedule, launch, wait for the older step (already done), update, next turn
+    period = sum(h.schedule_ms) + h.launch_decode_ms[0] + h.result_ms
+    period += sum(h.update_ms) + h.turn_ms
+    gaps = np.repeat(result.itl.ms, result.itl.count)
+    assert np.median(gaps) == pytest.approx(period, abs=1e-6)
+
+
+def test_sync_scheduling_does_not_overlap_the_host():
+    profile = make_profile()
+    options = EngineOptions(async_scheduling=False)
+    result = simulate(trace([0.0], [600], [50]), profile, frontend=False, options=options)
+    h = profile.host
+    host = sum(h.schedule_ms) + h.result_ms + sum(h.update_ms) + h.turn_ms
+    want = [decode_ms(profile, 600 + k) + host for k in range(49)]
+    gaps = np.repeat(result.itl.ms, result.itl.count)
+    assert np.sort(gaps) == pytest.approx(np.sort(want), abs=1e-6)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_one_seat_and_constant_service_agree_with_m_d_1(asynchronous):
+    service_s, load, n = 0.010, 0.7, 40_000
+    rng = np.random.default_rng(1)
+    arrival = np.cumsum(rng.exponential(service_s / load, n))
+    profile = constant_profile(service_s * 1000, max_num_seqs=1)
+    result = simulate(
+        trace(arrival, np.full(n, 64), np.full(n, 1)),
+        profile,
+        options=EngineOptions(async_scheduling=asynchronous, enable_prefix_caching=False),
+    )
+    wait_s = result.ttft_ms / 1000 - service_s
+    want = load * service_s / (2 * (1 - load))  # Pollaczek-Khinchine for constant service
+    batches = wait_s[: n // 40 * 40].reshape(40, -1).mean(axis=1)
+    error = 4 * batches.std(ddof=1) / np.sqrt(40)
+    assert error < 0.15 * want  # sharp enough to mean something
+    assert abs(wait_s.mean() - want) < error
+
+
+def test_an_arrival_during_a_step_joins_the_step_after_the_next():
+    profile = constant_profile(10.0)
+    # steps end at 10, 20, 30, ...; the second request arrives at 12 ms: the step that runs from
+    # 10 to 20 has begun, the one from 20 to 30 is queued behind it, so it joins the third
+    result = simulate(trace([0.0, 0.012], [64, 64], [20, 2]), profile)
+    assert result.ttft_ms[1] == pytest.approx(40.0 - 12.0)
+    sync = simulate(
+        trace([0.0, 0.012], [64, 64], [20, 2]),
+        profile,
+        options=EngineOptions(async_scheduling=False),
+    )
+    assert sync.ttft_ms[1] == pytest.approx(30.0 - 12.0)
+
+
+def test_energy_of_an_idle_fleet_is_idle_power_times_time():
+    profile = constant_profile(10.0)
+    result = simulate(trace([0.0, 100.0], [64, 64], [1, 1]), profile, replicas=3)
+    p = profile.power
+    busy = 2 * 0.010 * p.busy_w
+    work = 2 * (64 * p.j_per_prefill_token + 64 * 65 / 2 * p.j_per_pair)
+    assert result.energy_j == pytest.approx(3 * 100.01 * p.idle_w + busy + work, rel=1e-9)
+    assert result.duration_s == pytest.approx(100.01)
+    assert sum(result.timeline["power_w"]) > 0
+
+
+def test_the_power_cap_bounds_the_mean_power():
+    profile = make_profile()
+    n = 200
+    load = trace(np.zeros(n), np.full(n, 4000), np.full(n, 5))
+    result = simulate(load, profile)
+    p = profile.power
+    # the first tau seconds may draw more: the trailing mean starts from idle
+    assert result.energy_j <= p.cap_w * (result.duration_s + p.tau_s)
+    uncapped = simulate(load, replace(profile, power=replace(p, cap_w=5000.0)))
+    assert uncapped.energy_j > 1.02 * result.energy_j
+
+
+def test_throttling_makes_a_long_burst_slower_but_not_a_lone_request():
+    cold, capped = make_profile(), make_profile(throttle=0.1)
+    lone = trace([0.0], [1000], [5])
+    assert simulate(lone, cold).e2el_ms[0] == simulate(lone, capped).e2el_ms[0]
+    burst = trace(np.zeros(100), np.full(100, 4000), np.full(100, 5))
+    ratio = simulate(burst, capped).duration_s / simulate(burst, cold).duration_s
+    assert 1.05 < ratio < 1.101
+
+
+# ---------------------------------------------------------------------- random traces
+
+
+@st.composite
+def traces(draw: st.DrawFn, shared: bool = True) -> Trace:
+    n = draw(st.integers(1, 40))
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    scale = draw(st.sampled_from([0.0, 0.001, 0.02, 0.3]))
+    arrival = np.cumsum(rng.exponential(1.0, n)) * scale
+    prompt = rng.integers(1, draw(st.sampled_from([8, 100, 900])), n)
+    output = rng.integers(1, draw(st.sampled_from([2, 40, 300])), n)
+    ids = None
+    if shared and draw(st.booleans()):
+        ids = HashIds.from_lists(
+            [list(range(int(rng.integers(0, p // 16 + 1)))) for p in prompt], 16
+        )
+    return trace(arrival, prompt, output, ids)
+
+
+OPTIONS = st.builds(
+    EngineOptions,
+    max_num_seqs=st.sampled_from([1, 3, 16, 256]),
+    max_num_batched_tokens=st.sampled_from([256, 1024, 8192]),
+    enable_prefix_caching=st.booleans(),
+    async_scheduling=st.booleans(),
+    num_gpu_blocks_override=st.sampled_from([90, 200, 5000]),
+    long_prefill_token_threshold=st.sampled_from([0, 0, 0, 64]),
+    max_model_len=st.just(1300),
+)
+PROFILES = st.sampled_from(
+    [
+        make_profile(throttle=0.1),
+        make_profile(host_ms=0.5, launch_ms=3.0, decode_ms=2.0),  # host and GPU take turns
+        constant_profile(5.0),
+    ]
+)
+
+
+def same(a: SimulationResult, b: SimulationResult) -> None:
+    for name in ("ttft_ms", "e2el_ms", "replica", "cached_tokens", "preemptions"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+    for q in (0, 50, 90, 99, 100):
+        assert a.statistic("itl", f"p{q}") == b.statistic("itl", f"p{q}") or not a.itl.count.sum()
+    for x, y in zip(a.replica_stats, b.replica_stats, strict=True):
+        assert x == y
+
+
+@settings(max_examples=120, deadline=None)
+@given(traces(), OPTIONS, PROFILES, st.integers(1, 3), st.sampled_from(sorted(ROUTERS)))
+def test_jumping_over_decode_runs_equals_single_steps(load, options, profile, replicas, router):
+    runs = [
+        simulate(
+            load, profile, replicas=replicas, router=router, options=options, seed=3, jump=jump
+        )
+        for jump in (True, False)
+    ]
+    same(*runs)
+
+
+@settings(max_examples=80, deadline=None)
+@given(traces(), OPTIONS, PROFILES, st.integers(1, 3), st.sampled_from(sorted(ROUTERS)))
+def test_every_request_ends_once_and_every_token_is_counted(
+    load, options, profile, replicas, router
+):
+    result = simulate(load, profile, replicas=replicas, router=router, options=options)
+    assert result.completed.all()
+    want = np.minimum(load.output_tokens, 1300 - load.prompt_tokens)
+    np.testing.assert_array_equal(result.output_tokens, want)
+    # one gap between every two tokens of a request
+    assert result.itl.count.sum() == (want - 1).sum()
+    assert (result.ttft_ms > 0).all()
+    assert (result.e2el_ms >= result.ttft_ms).all()
+    assert sum(r["requests"] for r in result.replica_stats) == len(load)
+    assert sum(r["preemptions"] for r in result.replica_stats) == result.preemptions.sum()
+    for r in result.replica_stats:
+        assert 0 <= r["peak_kv_usage"] <= 1
+        assert r["busy_s"] <= result.duration_s + 1e-9
+        assert r["energy_j"] >= result.duration_s * profile.power.idle_w * (1 - 1e-9)
+    engine_gaps = float(result.itl.ms @ result.itl.count)
+    client = float((result.e2el_ms - result.ttft_ms).sum())
+    assert client <= engine_gaps + 10.0 * len(load)
+
+
+@settings(max_examples=20, deadline=None)
+@given(traces(), OPTIONS, st.sampled_from(sorted(ROUTERS)))
+def test_the_same_seed_gives_the_same_result(load, options, router):
+    profile = make_profile(throttle=0.1)
+    a, b = (
+        simulate(load, profile, replicas=3, router=router, options=options, seed=5)
+        for _ in range(2)
+    )
+    assert a.summary() == b.summary()
+
+
+def test_a_request_at_time_zero_and_bursts_of_equal_times():
+    result = simulate(trace([0.0, 0.0, 0.0], [10, 10, 10], [3, 3, 3]), make_profile())
+    assert result.completed.all()
+    assert result.duration_s > 0
