@@ -109,24 +109,26 @@ class Lockstep:
             self._drop(request)
         self._settle(request)
 
-    def _settle(self, request: Request) -> None:
+    def counters(self, request: Request) -> tuple[int, int, int, int]:
+        """Computed tokens, tokens in flight, blocks held and blocks entered in the prefix cache."""
         if request.end:
             computed = request.limit - 1
-            request.in_flight = request.end - self.updated
-            request.end = 0
+            in_flight = request.end - self.updated
         else:
             computed = request.base + self.clock
-            request.in_flight = self.scheduled - self.updated
-        request.group = None
+            in_flight = self.scheduled - self.updated
+        hashed = request.hashed
+        if self._caching:
+            # A schedule call enters full blocks of known tokens: all but those in flight then.
+            hashed = max(hashed, (computed - self.phase) // self._block_size)
+        return computed, in_flight, -(-computed // self._block_size), hashed
+
+    def _settle(self, request: Request) -> None:
+        computed, request.in_flight, request.blocks, request.hashed = self.counters(request)
         request.computed = computed
         request.target = computed + 1
-        block_size = self._block_size
-        request.blocks = -(-computed // block_size)
-        if self._caching:
-            # The schedule call enters full blocks of known tokens: all but those in flight then.
-            full = (computed - self.phase) // block_size
-            if full > request.hashed:
-                request.hashed = full
+        request.group = None
+        request.end = 0
 
     def finish(self, request: Request) -> None:
         """Let a leaving request go whose last token has been applied."""

@@ -280,11 +280,7 @@ class Scheduler:
             if request.in_flight:
                 if computed + 1 < request.limit:
                     decodes.append(request)
-            elif (
-                phase == 0
-                and computed + 1 == request.target
-                and len(request.shared) >= len(request.block_ids) * self._kv.caching
-            ):
+            elif phase == 0 and computed + 1 == request.target > request.prompt_tokens:
                 decodes.append(request)
             else:
                 tail = request
@@ -514,6 +510,8 @@ class Scheduler:
         if request.state == RUNNING:
             self._kv.release(request, preempted=False)
             del self._running[request]
+        else:  # preempted with its last token in flight: its prompt need not be computed again
+            self.outstanding_tokens -= request.prompt_tokens
         self._close(request)
 
     def _close(self, request: Request) -> None:

@@ -1,0 +1,209 @@
+"""Hypothesis strategies for scheduler scenarios, and a driver that runs one turn by turn."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+
+from qsim.sim.batch import Batch, Update
+from qsim.sim.config import EngineConfig
+from qsim.sim.replay import Arrival, Scenario
+from qsim.sim.request import Request
+from qsim.sim.scheduler import Scheduler
+
+PREFIXES = ((1, 2, 3, 4), (1, 2, 5, 6), (7, 8, 9), (7,), (2, 1))
+
+
+@st.composite
+def scenarios(draw: st.DrawFn, *, decode_heavy: bool = False) -> Scenario:
+    """Small pools and budgets, shared prefixes, bursts: where the rules meet each other."""
+    block_size = draw(st.sampled_from([1, 4, 16]))
+    longest = draw(st.integers(3, 12)) * block_size + draw(st.integers(0, block_size - 1))
+    longest = max(longest, 2)
+    least = -(-longest // block_size) + 1
+    policy = draw(st.sampled_from(["fcfs", "fcfs", "priority"]))
+    config = EngineConfig(
+        max_num_seqs=draw(st.sampled_from([1, 3, 8, 16])),
+        max_num_batched_tokens=draw(st.sampled_from([3, block_size, 2 * longest, 500])),
+        max_model_len=longest,
+        block_size=block_size,
+        num_gpu_blocks=least + draw(st.sampled_from([0, 1, 5, 20, 200])),
+        enable_prefix_caching=draw(st.booleans()),
+        async_scheduling=draw(st.booleans()),
+        long_prefill_token_threshold=draw(st.sampled_from([0, 0, 0, 2, block_size + 1])),
+        scheduling_policy=policy,
+    )
+    arrivals: list[Arrival] = []
+    turn = 0
+    for number in range(draw(st.integers(1, 14))):
+        turn += draw(st.sampled_from([0, 0, 1, 3, 20] if decode_heavy else [0, 0, 0, 1, 2, 9]))
+        prompt = draw(st.integers(1, longest - 1))
+        if decode_heavy:
+            prompt = 1 + prompt // 4
+        prefix = draw(st.sampled_from(PREFIXES))
+        ids = prefix[: draw(st.integers(0, prompt // block_size))]
+        arrivals.append(
+            Arrival(
+                turn=turn,
+                id=f"r{number}",
+                prompt_tokens=prompt,
+                output_tokens=draw(st.integers(1, longest)),
+                priority=draw(st.integers(0, 2)) if policy == "priority" else 0,
+                hash_ids=ids,
+            )
+        )
+    return Scenario("drawn", config, tuple(arrivals))
+
+
+@dataclass
+class Turn:
+    """What one turn did; ``jumped`` of the turns before it were made by one ``advance``."""
+
+    number: int
+    batch: Batch | None = None
+    items: tuple[tuple[int, int, int], ...] = ()
+    preempted: tuple[int, ...] = ()
+    applied: Batch | None = None
+    update: Update | None = None
+
+
+class Driver:
+    """Runs a scenario on a scheduler: the loop of an engine without its durations."""
+
+    def __init__(self, scenario: Scenario, aborts: dict[int, list[int]] | None = None) -> None:
+        self.scenario = scenario
+        self.scheduler = Scheduler(scenario.config)
+        self.requests = [
+            Request(
+                index,
+                arrival.prompt_tokens,
+                arrival.output_tokens,
+                priority=arrival.priority,
+                block_ids=arrival.hash_ids,
+            )
+            for index, arrival in enumerate(scenario.arrivals)
+        ]
+        self.depth = 2 if scenario.config.async_scheduling else 1
+        self.in_flight: deque[Batch] = deque()
+        self.turn = 0
+        self.added = 0
+        self.aborts = aborts or {}
+
+    def next_event(self) -> int:
+        """The turn of the next arrival or abort."""
+        times = [turn for turn in self.aborts if turn >= self.turn]
+        if self.added < len(self.requests):
+            times.append(self.scenario.arrivals[self.added].turn)
+        return min(times, default=1 << 40)
+
+    def messages(self) -> None:
+        """Add and abort what is due before this turn."""
+        arrivals = self.scenario.arrivals
+        while self.added < len(arrivals) and arrivals[self.added].turn <= self.turn:
+            self.scheduler.add(self.requests[self.added])
+            self.added += 1
+        for index in self.aborts.get(self.turn, ()):
+            if index < self.added:
+                self.scheduler.abort(self.requests[index])
+
+    def step(self) -> Turn | None:
+        """One turn, after its messages; None if there is nothing to do in it."""
+        scheduler, queue = self.scheduler, self.in_flight
+        turn = Turn(self.turn)
+        if scheduler.has_work():
+            batch = scheduler.schedule()
+            turn.batch = batch
+            turn.items = tuple((r.index, n, computed) for r, n, computed in batch.items)
+            turn.preempted = tuple(r.index for r in batch.preempted)
+            queue.append(batch)
+            if len(queue) == self.depth or not (batch.num_tokens or scheduler.has_work()):
+                self._apply(turn)
+        elif queue:
+            self._apply(turn)
+        else:
+            return None
+        self.turn += 1
+        return turn
+
+    def _apply(self, turn: Turn) -> None:
+        turn.applied = self.in_flight.popleft()
+        turn.update = self.scheduler.update(turn.applied)
+
+    def horizon(self) -> int:
+        """Turns that a jump from here may make."""
+        if self.scenario.config.async_scheduling:
+            if len(self.in_flight) != 1:
+                return 0
+            return self.scheduler.decode_horizon(self.in_flight[0])
+        return self.scheduler.decode_horizon(None)
+
+    def jump(self, turns: int) -> None:
+        before = self.in_flight[0] if self.in_flight else None
+        after = self.scheduler.advance(before, turns)
+        if before is None:
+            assert after is None
+        else:
+            assert after is not None
+            self.in_flight[0] = after
+        self.turn += turns
+
+    def turns(self) -> Iterator[Turn]:
+        """All turns to the end, one by one."""
+        while True:
+            self.messages()
+            turn = self.step()
+            if turn is not None:
+                yield turn
+            elif self.next_event() < 1 << 40:
+                self.turn = max(self.turn + 1, self.next_event())
+            else:
+                return
+
+    def state(self) -> dict[str, Any]:
+        """Everything that later turns can depend on."""
+        scheduler = self.scheduler
+        kv = scheduler._kv
+        group = scheduler._group
+        requests = []
+        for request in self.requests:
+            if request.group is not None:
+                counters = group.counters(request)
+            else:
+                counters = (request.computed, request.in_flight, request.blocks, request.hashed)
+            # A node stands for a content; its rank tells which of several equal blocks it is.
+            shared = [(b.node.key, b.node.blocks.index(b), b.users) for b in request.shared]
+            requests.append(
+                (
+                    request.state,
+                    request.num_output_tokens,
+                    request.cached_tokens,
+                    request.preemptions,
+                    request.finished,
+                    counters if request.state == 1 else request.num_output_tokens,
+                    shared,
+                )
+            )
+        return {
+            "requests": requests,
+            "queue": kv.contents(),
+            "free": scheduler.free_blocks,
+            "running": [request.index for request in scheduler._running],
+            "waiting": scheduler.num_waiting,
+            "outstanding": scheduler.outstanding_tokens,
+            "work": (scheduler.has_work(), scheduler.has_unfinished()),
+            "in_flight": [
+                (
+                    batch.step,
+                    [(r.index, n, computed) for r, n, computed in batch.items],
+                    batch.num_decodes,
+                    batch.num_prefill_tokens,
+                    batch.num_tokens,
+                    batch.decode_context_tokens,
+                )
+                for batch in self.in_flight
+            ],
+        }
