@@ -104,12 +104,12 @@ class RateProfile:
     @classmethod
     def constant(cls, rate_rps: float) -> RateProfile:
         """One rate for ever."""
-        return cls(np.array([0.0, 1.0]), np.array([float(rate_rps)]))
+        return cls(np.array([0.0, 1e9]), np.array([float(rate_rps)]))
 
     @classmethod
     def steps(cls, rates_rps: FloatArray, step_s: float) -> RateProfile:
         """Steps of equal length."""
-        edges = np.arange(len(rates_rps) + 1) * float(step_s)
+        edges: FloatArray = np.arange(len(rates_rps) + 1) * float(step_s)
         return cls(edges, np.asarray(rates_rps, np.float64))
 
     @classmethod

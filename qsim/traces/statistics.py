@@ -57,7 +57,7 @@ def trace_statistics(trace: Trace) -> dict[str, Any]:
     out |= _length_statistics("prompt_tokens", trace.prompt_tokens)
     out |= _length_statistics("output_tokens", trace.output_tokens)
     logs = np.log(trace.prompt_tokens), np.log(trace.output_tokens)
-    varied = all(x.std() > 0 for x in logs)
+    varied = all(x.min() < x.max() for x in logs)
     out["log_length_corr"] = float(np.corrcoef(*logs)[0, 1]) if varied else None
     if trace.hash_ids is not None:
         out |= _prefix_statistics(trace.hash_ids, trace.prompt_tokens)

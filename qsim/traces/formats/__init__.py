@@ -82,11 +82,11 @@ def recognise(source: Source) -> Format:
     for one in FORMATS:
         if one.recognise(source):
             return one
-    known = "\n".join(f"  {one.name}: {one.what}" for one in FORMATS)
+    known = "; ".join(f"{one.name}: {one.what}" for one in FORMATS)
     if source.is_dir:
         seen = "a directory without chunk-N-trace.csv files"
     else:
-        seen = f"a file that begins {source.head[:80].splitlines()[0]!r}"
+        seen = f"it begins {source.head[:80].splitlines()[0].decode('utf-8', 'replace')!r}"
     raise TraceError(
-        f"{source.path}: not a trace format that qsim knows ({seen}); the formats are\n{known}"
+        f"{source.path}: not a trace format that qsim knows ({seen}); the formats are {known}"
     )

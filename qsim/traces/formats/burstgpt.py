@@ -20,7 +20,7 @@ PARAMS = {
     "log": "keep the rows of this kind (api or conversation)",
 }
 _COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
-FAILED = "response of 0 tokens (a failed request)"
+FAILED = "failed request: response of 0 tokens"
 
 
 def recognise(source: Source) -> bool:

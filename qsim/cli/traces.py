@@ -1,0 +1,254 @@
+"""``qsim traces``: describe, convert and synthesise request traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qsim.cli._common import load_shaped, note, to_json, trace_options
+
+if TYPE_CHECKING:
+    from qsim.traces.synth import Span, Workload
+    from qsim.traces.trace import Trace
+
+__all__ = ["group"]
+
+_SEED = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of whatever is drawn at random."
+)
+_TO = click.option(
+    "--to",
+    metavar="NAME",
+    help="Format of OUT: csv, parquet, mooncake or timed-trace; by its ending unless given.",
+)
+
+
+@click.group()
+def group() -> None:
+    """Describe, convert and synthesise request traces.
+
+    TRACE is a file (Azure, Mooncake, BurstGPT, vLLM bench, ServeGen, qsim's own CSV or Parquet;
+    gzip or not) or a preset, such as azure-conv-2023 or azure-conv-2023:rate=20,duration=600.
+    """
+
+
+@group.command()
+@trace_options
+@_SEED
+@click.option("--json", "as_json", is_flag=True, help="The statistics as JSON on stdout.")
+def info(as_json: bool, **given: Any) -> None:
+    """Show the rate, burstiness, lengths and shared prefixes of TRACE."""
+    from qsim.traces.statistics import trace_statistics
+
+    trace = load_shaped(given.pop("trace"), **given)
+    statistics = {
+        "name": trace.name,
+        "format": trace.meta.get("format"),
+        "skipped": trace.meta.get("skipped", {}),
+        **trace_statistics(trace),
+    }
+    click.echo(to_json(statistics) if as_json else _table(statistics), nl=False)
+
+
+@group.command()
+@trace_options
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option(
+    "--merge", "others", multiple=True, metavar="TRACE", help="Add another trace; repeatable."
+)
+@_TO
+@_SEED
+def convert(out: Path, others: tuple[str, ...], to: str | None, **given: Any) -> None:
+    """Write TRACE, cut and scaled, to OUT (.csv, .csv.gz, .parquet, .jsonl or .jsonl.gz).
+
+    Merged traces start together; --start, --end, --speed and --head apply to each of them.
+    """
+    from qsim.traces import merge
+    from qsim.traces.write import format_for, write_trace
+
+    format_for(out, to)  # fail before the work
+    source = given.pop("trace")
+    trace = load_shaped(source, **given)
+    if others:
+        more = [load_shaped(one, **{**given, "format": None}) for one in others]
+        trace = merge([trace, *more], name=f"{trace.name} and {len(more)} more")
+    write_trace(trace, out, format=to)
+    note(f"{out}: {len(trace):,} requests over {trace.duration_s:,.0f} s")
+
+
+@group.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON on stdout, with the sources.")
+def presets(as_json: bool) -> None:
+    """List the presets and what was measured from the real traces."""
+    from qsim.traces.presets import PARAMS, PRESETS, load_preset
+
+    workloads = [load_preset(name) for name in PRESETS]
+    if as_json:
+        rows = [{"name": w.name, "description": w.description, **w.facts} for w in workloads]
+        click.echo(to_json({"presets": rows, "parameters": dict(PARAMS)}), nl=False)
+        return
+    for workload in workloads:
+        facts = workload.facts
+        click.echo(
+            f"{workload.name}\n"
+            f"    {workload.description}\n"
+            f"    {facts['requests']:,} requests at {facts['mean_rps']:.3g}/s; "
+            f"mean {facts['prompt_tokens_mean']:,.0f} prompt and "
+            f"{facts['output_tokens_mean']:,.0f} output tokens"
+        )
+    click.echo("\nParameters, as in azure-conv-2023:rate=20,duration=600:")
+    for key, meaning in PARAMS.items():
+        click.echo(f"    {key:9} {meaning}")
+
+
+def _synth_options(f: Callable[..., Any]) -> Callable[..., Any]:
+    for decorator in reversed(
+        [
+            click.option("--rate", type=float, metavar="RPS", help="Mean requests a second."),
+            click.option("--duration", type=float, metavar="S", help="Seconds of traffic."),
+            click.option("--requests", type=int, metavar="N", help="Exactly so many requests."),
+            click.option("--start", type=float, metavar="S",
+                         help="Where in the rate profile to begin."),
+            click.option("--scale", type=float, metavar="X", help="Multiply the rate."),
+            click.option("--arrivals", metavar="KIND", help="Instead of a preset: poisson, gamma, "
+                         "weibull, diurnal or bursty."),
+            click.option("--cv", type=float, metavar="X",
+                         help="CV of the gaps (gamma, weibull; diurnal: gamma gaps)."),
+            click.option("--peak-to-trough", type=float, default=3.0, show_default=True,
+                         metavar="X", help="Diurnal: highest over lowest rate."),
+            click.option("--peak-hour", type=float, default=15.0, show_default=True, metavar="H",
+                         help="Diurnal: hour of the highest rate."),
+            click.option("--rate-profile", type=click.Path(path_type=Path), metavar="FILE",
+                         help="Diurnal: CSV with t_s,rate_rps in equal steps, instead of a sine."),
+            click.option("--fano", type=float, default=10.0, show_default=True, metavar="X",
+                         help="Bursty: variance over mean of the arrivals in a window."),
+            click.option("--fano-window", type=float, default=60.0, show_default=True,
+                         metavar="S", help="Bursty: that window."),
+            click.option("--busy-fraction", type=float, default=0.25, show_default=True,
+                         metavar="X", help="Bursty: share of the time in busy spells."),
+            click.option("--busy-seconds", type=float, default=30.0, show_default=True,
+                         metavar="S", help="Bursty: mean length of a busy spell."),
+            click.option("--prompt-tokens", metavar="DIST", help="N, lognormal:MEDIAN,SIGMA[,MAX], "
+                         "exponential:MEAN or quantiles:0=10,0.5=200,1=4000."),
+            click.option("--output-tokens", metavar="DIST", help="The same for outputs."),
+            click.option("--correlation", type=float, metavar="X",
+                         help="Rank correlation (Gaussian copula) of the two lengths."),
+            click.option("--lengths", metavar="PRESET", default="azure-conv-2023",
+                         show_default=True, help="Lengths where the options above give none."),
+        ]
+    ):  # fmt: skip
+        f = decorator(f)
+    return f
+
+
+@group.command()
+@click.argument("names", nargs=-1, metavar="[PRESET] OUT")
+@_synth_options
+@_TO
+@_SEED
+def synth(
+    names: tuple[str, ...], to: str | None, seed: int, arrivals: str | None, **given: Any
+) -> None:
+    """Draw a trace from PRESET, or from --arrivals and length distributions, and write it to OUT.
+
+    \b
+    qsim traces synth azure-conv-2023 out.csv.gz --rate 20 --duration 600
+    qsim traces synth azure-conv-2024-week:day=2,scale=0.1 tuesday.parquet
+    qsim traces synth --arrivals gamma --cv 2 --rate 5 --duration 600 out.csv
+    """
+    from qsim.traces.synth import iter_chunks
+    from qsim.traces.write import format_for, write_chunks
+
+    wanted = 1 if arrivals else 2
+    if len(names) != wanted:
+        raise click.UsageError(
+            "give OUT alone with --arrivals"
+            if arrivals
+            else "give PRESET and OUT, or --arrivals KIND and OUT; see 'qsim traces presets'"
+        )
+    out = Path(names[-1])
+    format_for(out, to)
+    if seed < 0:
+        raise click.UsageError(f"--seed is {seed}; must be >= 0")
+    if arrivals:
+        workload, span = _own_workload(arrivals, given)
+    else:
+        workload, span, seed = _preset_workload(names[0], seed, given)
+    last_s = 0.0
+
+    def watched() -> Iterator[Trace]:
+        nonlocal last_s
+        for chunk in iter_chunks(workload, span, seed):
+            last_s = float(chunk.arrival_s[-1])
+            yield chunk
+
+    count = write_chunks(watched(), out, format=to)
+    note(f"{out}: {count:,} requests over {last_s:,.0f} s")
+
+
+_SPAN_OPTIONS = ("rate", "duration", "requests", "start", "scale")
+
+
+def _preset_workload(text: str, seed: int, given: Mapping[str, Any]) -> tuple[Workload, Span, int]:
+    """The preset, with the options taking precedence over its parameters."""
+    from qsim.traces.load import split_params
+    from qsim.traces.presets import resolve_preset
+
+    for option in ("prompt_tokens", "output_tokens", "correlation", "rate_profile", "cv"):
+        if given[option] is not None:
+            raise click.UsageError(
+                f"--{option.replace('_', '-')} does not go with a preset; use --arrivals KIND "
+                f"--lengths {text.partition(':')[0]}"
+            )
+    name, params = split_params(text)
+    params |= {key: repr(given[key]) for key in _SPAN_OPTIONS if given[key] is not None}
+    asked = resolve_preset(name, params)
+    return asked.workload, asked.span, seed if asked.seed is None else asked.seed
+
+
+def _own_workload(kind: str, given: Mapping[str, Any]) -> tuple[Workload, Span]:
+    from qsim.traces.custom import custom_workload
+    from qsim.traces.synth import Span
+
+    span = Span(
+        start_s=given["start"] or 0.0,
+        duration_s=given["duration"],
+        requests=given["requests"],
+        rate_rps=given["rate"],
+        scale=1.0 if given["scale"] is None else given["scale"],
+    )
+    options = {k: v for k, v in given.items() if k not in _SPAN_OPTIONS}
+    return custom_workload(kind, span, **options), span
+
+
+def _table(s: Mapping[str, Any]) -> str:
+    def number(value: float | None, digits: int = 4) -> str:
+        return "-" if value is None else f"{value:,.{digits}g}" if value < 1e4 else f"{value:,.0f}"
+
+    lines = [
+        f"{s['name']} ({s['format']})",
+        f"  requests    {s['requests']:,} over {s['duration_s']:,.1f} s"
+        f" = {number(s['mean_rps'])} requests/s",
+        f"  gaps        CV {number(s['iat_cv'])}; within 60 s "
+        f"{number(s['iat_cv_within_60s_median'])}, within 600 s "
+        f"{number(s['iat_cv_within_600s_median'])} (medians)",
+        f"  counts      1 s: Fano {number(s['count_fano_1s'])}, peak {s['peak_count_1s']}; "
+        f"60 s: Fano {number(s['count_fano_60s'])}, peak {s['peak_count_60s']}",
+        "",
+        f"  {'tokens':10}" + "".join(f"{h:>10}" for h in ("mean", "p50", "p90", "p99", "max")),
+    ]
+    for column in ("prompt_tokens", "output_tokens"):
+        values = (s[f"{column}_{key}"] for key in ("mean", "p50", "p90", "p99", "max"))
+        lines.append(f"  {column[:6]:10}" + "".join(f"{v:>10,.0f}" for v in values))
+    lines.append(f"  correlation of the logarithms {number(s['log_length_corr'], 3)}")
+    if "prefix_block_hit_rate" in s:
+        lines += [
+            "",
+            f"  prefixes    {number(100 * (s['prefix_block_hit_rate'] or 0), 3)}% of "
+            f"{s['prefix_blocks']:,} blocks of {s['hash_block_tokens']} tokens were seen before "
+            f"(endless cache); {s['unique_prefix_blocks']:,} are distinct",
+        ]
+    return "\n".join(lines) + "\n"

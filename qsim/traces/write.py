@@ -1,0 +1,229 @@
+"""Writing traces: canonical CSV and Parquet, Mooncake's JSON lines, vLLM bench's timed_trace."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from qsim.errors import MissingExtraError, TraceError
+from qsim.files import atomic_path
+from qsim.traces.trace import HashIds, Trace
+
+__all__ = ["WRITE_FORMATS", "format_for", "write_chunks", "write_trace"]
+
+MOONCAKE_BLOCK_TOKENS = 512
+#: The formats, and the file endings that choose them.
+WRITE_FORMATS: dict[str, tuple[str, ...]] = {
+    "csv": (".csv", ".csv.gz"),
+    "parquet": (".parquet",),
+    "mooncake": (".jsonl", ".jsonl.gz"),
+    "timed-trace": (),
+}
+
+
+def format_for(path: Path, format: str | None = None) -> str:
+    """The format to write, by name or by the ending of the path.
+
+    Raises
+    ------
+    TraceError
+        If neither says which.
+    """
+    if format is not None:
+        if format not in WRITE_FORMATS:
+            raise TraceError(f"format is {format!r}; must be one of {', '.join(WRITE_FORMATS)}")
+        return format
+    for name, endings in WRITE_FORMATS.items():
+        if path.name.endswith(endings) and endings:
+            return name
+    known = ", ".join(e for endings in WRITE_FORMATS.values() for e in endings)
+    raise TraceError(
+        f"{path}: the ending does not say what to write; end in {known}, or give the format "
+        f"({', '.join(WRITE_FORMATS)})"
+    )
+
+
+def write_trace(trace: Trace, path: str | os.PathLike[str], *, format: str | None = None) -> None:
+    """Write a trace; the file appears whole or not at all.
+
+    CSV and Parquet give back the same trace, bit for bit. Mooncake's format rounds times to 1 ms.
+
+    Parameters
+    ----------
+    trace : Trace
+        What to write.
+    path : str or path
+        Where to; ``.gz`` compresses.
+    format : str, optional
+        ``csv``, ``parquet``, ``mooncake`` or ``timed-trace``; by the ending of the path otherwise.
+
+    Raises
+    ------
+    TraceError
+        If the format cannot hold the trace, or the file cannot be written.
+    """
+    write_chunks([trace], path, format=format)
+
+
+def write_chunks(
+    chunks: Iterable[Trace], path: str | os.PathLike[str], *, format: str | None = None
+) -> int:
+    """Write a trace that comes in chunks (see ``iter_chunks``), one chunk in memory at a time.
+
+    Returns
+    -------
+    int
+        How many requests were written.
+
+    Raises
+    ------
+    TraceError
+        As ``write_trace``.
+    """
+    target = Path(path)
+    name = format_for(target, format)
+    count = 0
+
+    def counted() -> Iterator[Trace]:
+        nonlocal count
+        for chunk in chunks:
+            count += len(chunk)
+            yield chunk
+
+    with _renamed(target) as raw:
+        if name == "parquet":
+            _write_parquet(counted(), raw)
+        else:
+            with _text(raw, compress=target.name.endswith(".gz")) as stream:
+                _TEXT_WRITERS[name](counted(), stream, target)
+        if count == 0:
+            raise TraceError(f"{target}: no request to write")
+    return count
+
+
+@contextmanager
+def _renamed(target: Path) -> Iterator[IO[bytes]]:
+    try:
+        with atomic_path(target) as temporary, temporary.open("wb") as stream:
+            yield stream
+    except OSError as error:
+        raise TraceError(f"{target}: cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def _text(raw: IO[bytes], *, compress: bool) -> Iterator[IO[str]]:
+    # No name and no time in the gzip header: the same trace gives the same bytes.
+    inner: Any = gzip.GzipFile("", "wb", 6, raw, mtime=0) if compress else raw
+    text = io.TextIOWrapper(inner, encoding="utf-8", newline="\n")
+    yield text
+    text.flush()
+    text.detach()
+    if compress:
+        inner.close()
+
+
+def _write_csv(chunks: Iterator[Trace], stream: IO[str], target: Path) -> None:
+    header = False
+    for chunk in chunks:
+        ids = chunk.hash_ids
+        if not header:
+            extra = ",hash_ids,hash_block_tokens" if ids is not None else ""
+            stream.write(f"arrival_s,prompt_tokens,output_tokens{extra}\n")
+            header = True
+        columns: list[Iterable[Any]] = [
+            chunk.arrival_s.tolist(),
+            chunk.prompt_tokens.tolist(),
+            chunk.output_tokens.tolist(),
+        ]
+        if ids is None:
+            stream.writelines(f"{a!r},{p},{o}\n" for a, p, o in zip(*columns, strict=True))
+        else:
+            joined = (" ".join(map(str, ids[i].tolist())) for i in range(len(ids)))
+            stream.writelines(
+                f"{a!r},{p},{o},{h},{ids.block_tokens}\n"
+                for a, p, o, h in zip(*columns, joined, strict=True)
+            )
+
+
+def _write_mooncake(chunks: Iterator[Trace], stream: IO[str], target: Path) -> None:
+    for chunk in chunks:
+        ids = chunk.hash_ids
+        if ids is None:
+            raise TraceError(
+                f"{target}: Mooncake's format needs prefix ids, and {chunk.name} has none; write "
+                ".csv or .parquet, or timed-trace, which gives every request ids of its own"
+            )
+        if ids.block_tokens != MOONCAKE_BLOCK_TOKENS:
+            raise TraceError(
+                f"{target}: the prefix ids are of {ids.block_tokens}-token blocks, Mooncake's of "
+                f"{MOONCAKE_BLOCK_TOKENS}; write .csv or .parquet, or timed-trace"
+            )
+        milliseconds = np.rint(chunk.arrival_s * 1000).astype(np.int64)
+        _write_lines(stream, chunk, ids, milliseconds.tolist())
+
+
+def _write_timed(chunks: Iterator[Trace], stream: IO[str], target: Path) -> None:
+    next_id = 0
+    for chunk in chunks:
+        ids = chunk.hash_ids
+        if ids is None:
+            # vLLM builds the prompt from the ids alone, so each request gets ids of its own.
+            blocks = -(-chunk.prompt_tokens // MOONCAKE_BLOCK_TOKENS)
+            offsets = np.concatenate([[0], np.cumsum(blocks)]).astype(np.int64)
+            ids = HashIds(next_id + np.arange(offsets[-1]), offsets, MOONCAKE_BLOCK_TOKENS)
+            next_id += int(offsets[-1])
+        _write_lines(stream, chunk, ids, chunk.arrival_s.tolist())
+
+
+def _write_lines(
+    stream: IO[str], chunk: Trace, ids: HashIds, timestamps: list[float] | list[int]
+) -> None:
+    lengths = zip(chunk.prompt_tokens.tolist(), chunk.output_tokens.tolist(), strict=True)
+    for i, (time, (prompt, output)) in enumerate(zip(timestamps, lengths, strict=True)):
+        row = {
+            "timestamp": time,
+            "input_length": prompt,
+            "output_length": output,
+            "hash_ids": ids[i].tolist(),
+        }
+        stream.write(json.dumps(row) + "\n")
+
+
+_TEXT_WRITERS: dict[str, Callable[[Iterator[Trace], IO[str], Path], None]] = {
+    "csv": _write_csv,
+    "mooncake": _write_mooncake,
+    "timed-trace": _write_timed,
+}
+
+
+def _write_parquet(chunks: Iterator[Trace], raw: IO[bytes]) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise MissingExtraError("pyarrow", "parquet", "writing a Parquet trace") from None
+    writer: Any = None
+    for chunk in chunks:
+        columns: dict[str, Any] = {
+            "arrival_s": chunk.arrival_s,
+            "prompt_tokens": chunk.prompt_tokens,
+            "output_tokens": chunk.output_tokens,
+        }
+        ids = chunk.hash_ids
+        if ids is not None:
+            columns["hash_ids"] = pa.LargeListArray.from_arrays(ids.offsets, ids.values)
+            columns["hash_block_tokens"] = np.full(len(chunk), ids.block_tokens)
+        table = pa.table(columns)
+        if writer is None:
+            writer = pq.ParquetWriter(raw, table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
