@@ -14,7 +14,7 @@ same code and ends at the same picosecond; a test proves it.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -347,7 +347,7 @@ class Replica:
         # context only grows: the span is affine until it passes the segment's end
         span = self._decode_span(context)
         knots, slopes = timing.knots, self._slopes_ps
-        segment = bisect_left(knots, context + rows) - 1
+        segment = bisect_right(knots, context) - 1
         segment_end = knots[segment + 1] if segment + 1 < len(knots) else _NEVER
         growth = slopes[segment] * rows
         starts: list[int] = []
@@ -367,7 +367,7 @@ class Replica:
                 span += growth
             else:
                 span = self._decode_span(context)
-                segment = bisect_left(knots, context + rows) - 1
+                segment = bisect_right(knots, context) - 1
                 segment_end = knots[segment + 1] if segment + 1 < len(knots) else _NEVER
                 growth = slopes[segment] * rows
             gpu_start = gpu_free + gap

@@ -227,6 +227,12 @@ def test_jumping_over_decode_runs_equals_single_steps(load, options, profile, re
     same(*runs)
 
 
+def test_a_run_that_passes_a_context_knot_equals_single_steps():
+    # 7 rows: the total context passes the knot of 2000 tokens in the middle of a step
+    load = trace(np.zeros(7), np.full(7, 270), np.full(7, 60))
+    same(*(simulate(load, make_profile(), jump=jump) for jump in (True, False)))
+
+
 @settings(max_examples=80, deadline=None)
 @given(traces(), OPTIONS, PROFILES, st.integers(1, 3), st.sampled_from(sorted(ROUTERS)))
 def test_every_request_ends_once_and_every_token_is_counted(
