@@ -7,9 +7,18 @@ describe a trace. ``synth`` draws traces from a ``Workload``: ``arrivals`` and `
 public traces (``data/``), ``custom`` builds one from options.
 """
 
-from qsim.traces.load import load_trace, shape
+from qsim.traces.load import iter_preset, load_trace, shape
 from qsim.traces.statistics import trace_statistics
 from qsim.traces.trace import HashIds, Trace, merge
 from qsim.traces.write import write_trace
 
-__all__ = ["HashIds", "Trace", "load_trace", "merge", "shape", "trace_statistics", "write_trace"]
+__all__ = [
+    "HashIds",
+    "Trace",
+    "iter_preset",
+    "load_trace",
+    "merge",
+    "shape",
+    "trace_statistics",
+    "write_trace",
+]

@@ -109,8 +109,8 @@ class RateProfile:
     @classmethod
     def steps(cls, rates_rps: FloatArray, step_s: float) -> RateProfile:
         """Steps of equal length."""
-        edges: FloatArray = np.arange(len(rates_rps) + 1) * float(step_s)
-        return cls(edges, np.asarray(rates_rps, np.float64))
+        edges = np.arange(len(rates_rps) + 1, dtype=np.float64) * step_s
+        return cls(np.asarray(edges, np.float64), np.asarray(rates_rps, np.float64))
 
     @classmethod
     def sinusoid(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qsim.errors import TraceError
 from qsim.traces.trace import Trace
 
-__all__ = ["load_trace", "shape"]
+if TYPE_CHECKING:
+    from qsim.traces.presets import PresetRequest
+
+__all__ = ["iter_preset", "load_trace", "preset_names", "shape", "split_params"]
 
 
 def load_trace(
@@ -53,21 +58,60 @@ def load_trace(
         path = Path(text)
     if path.exists():
         return _load_file(path, format, sort, seed, params)
-    from qsim.traces.presets import PRESETS, resolve_preset
+    if format is not None and text in preset_names():
+        raise TraceError(f"{text}: format is {format!r}, but a preset has none; leave it out")
     from qsim.traces.synth import synthesize
 
-    if text not in PRESETS:
-        near = difflib.get_close_matches(text, PRESETS, n=1, cutoff=0.5)
-        raise TraceError(
-            f"{text}: no such file, and no preset of that name"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-            + f" The presets are {', '.join(PRESETS)}"
-        )
-    if format is not None:
-        raise TraceError(f"{text}: format is {format!r}, but a preset has none; leave it out")
-    asked = resolve_preset(text, params)
+    asked = _preset(text, params)
     trace = synthesize(asked.workload, asked.span, seed if asked.seed is None else asked.seed)
     return replace(trace, meta={**trace.meta, "params": dict(params)})
+
+
+def iter_preset(source: str, *, seed: int = 0) -> Iterator[Trace]:
+    """Draw a preset chunk by chunk: the rows that ``load_trace`` gives, in bounded memory.
+
+    Parameters
+    ----------
+    source : str
+        A preset with optional parameters, such as ``azure-conv-2024-week:day=2``.
+    seed : int
+        Of the draw; ``seed=`` among the parameters goes first.
+
+    Yields
+    ------
+    Trace
+        At most 65,536 requests each; arrival times go on from chunk to chunk.
+
+    Raises
+    ------
+    TraceError
+        If the preset or a parameter is unknown.
+    """
+    from qsim.traces.synth import iter_chunks
+
+    asked = _preset(*split_params(source))
+    return iter_chunks(asked.workload, asked.span, seed if asked.seed is None else asked.seed)
+
+
+def preset_names() -> tuple[str, ...]:
+    """The presets that ``load_trace`` knows."""
+    from qsim.traces.presets import PRESETS
+
+    return PRESETS
+
+
+def _preset(name: str, params: dict[str, str]) -> PresetRequest:
+    from qsim.traces.presets import resolve_preset
+
+    names = preset_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise TraceError(
+            f"{name}: no such file, and no preset of that name{hint} (the presets are "
+            f"{', '.join(names)})"
+        )
+    return resolve_preset(name, params)
 
 
 def split_params(text: str) -> tuple[str, dict[str, str]]:

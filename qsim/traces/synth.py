@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from qsim.errors import ScenarioError
 from qsim.traces.arrivals import Gaps, RateProfile, arrival_blocks
@@ -15,6 +16,8 @@ from qsim.traces.lengths import LengthModel
 from qsim.traces.prefixes import PrefixModel
 from qsim.traces.spells import Spells
 from qsim.traces.trace import HashIds, Trace
+
+T = TypeVar("T", bound=np.generic)
 
 __all__ = ["Span", "Workload", "iter_chunks", "synthesize"]
 
@@ -136,20 +139,34 @@ def synthesize(workload: Workload, span: Span | None = None, seed: int = 0) -> T
     ScenarioError
         If the span is not possible, or no request falls into it.
     """
-    chunks = list(iter_chunks(workload, span, seed))
-    if not chunks:
+    arrival, prompt, output = [], [], []
+    ids = []
+    for chunk in iter_chunks(workload, span, seed):
+        arrival.append(chunk.arrival_s)
+        prompt.append(chunk.prompt_tokens)
+        output.append(chunk.output_tokens)
+        if chunk.hash_ids is not None:
+            ids.append(chunk.hash_ids)
+    if not arrival:
         raise ScenarioError(
             f"{workload.name}: no request arrives in this span; ask for a longer duration or a "
             "higher rate"
         )
     return Trace(
-        np.concatenate([c.arrival_s for c in chunks]),
-        np.concatenate([c.prompt_tokens for c in chunks]),
-        np.concatenate([c.output_tokens for c in chunks]),
-        hash_ids=_joined([c.hash_ids for c in chunks if c.hash_ids is not None]),
+        _used_up(arrival),
+        _used_up(prompt),
+        _used_up(output),
+        hash_ids=_joined(ids),
         name=workload.name,
         meta={"format": "synthetic", "preset": workload.name, "seed": seed, "skipped": {}},
     )
+
+
+def _used_up(parts: list[npt.NDArray[T]]) -> npt.NDArray[T]:
+    """One array; the parts are let go at once, for they can be large."""
+    whole = np.concatenate(parts)
+    parts.clear()
+    return whole
 
 
 def _joined(parts: list[HashIds]) -> HashIds | None:

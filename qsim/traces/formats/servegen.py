@@ -208,14 +208,20 @@ def _table_windows(source: Source, model: str | None) -> tuple[str, list[Window]
     for rows in read_rows(source):
         models = rows.texts(which)
         found |= dict.fromkeys(models)
-        if model is None:
-            model = models[0]
-        keep = np.array([i for i, one in enumerate(models) if one == model], np.int64)
+        chosen = model or models[0]
+        keep = np.array([i for i, one in enumerate(models) if one == chosen], np.int64)
         part = rows.take(keep)
         windows += _client_windows(part, part.texts(who), (at[0], at[1], at[2], at[3]))
-    if (len(found) > 1 and model is None) or model not in found:
+    if not found:
+        raise TraceError(f"{source.path}: no request in it; the file has no data row")
+    if model is None and len(found) > 1:
+        raise TraceError(
+            f"{source.path}: windows of {len(found)} models; choose one with model=NAME after the "
+            f"path: {', '.join(found)}"
+        )
+    if model is not None and model not in found:
         raise TraceError(f"{source.path}: model is {model!r}; must be one of {', '.join(found)}")
-    return model, windows
+    return model or next(iter(found)), windows
 
 
 def _client_windows(
