@@ -24,6 +24,7 @@ class _Bar:
         self._tenths = 0
         self._drawn_s = 0.0
         self._begin_s = time.monotonic()
+        click.echo(self._line("") + ("" if self._terminal else "\n"), nl=False, err=True)
 
     def update(self, share: float, text: str = "") -> None:
         """Show ``share`` in [0, 1]; it never goes back."""

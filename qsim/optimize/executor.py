@@ -40,6 +40,24 @@ class SerialExecutor(Executor):
         return future
 
 
+class _Pool(ProcessPoolExecutor):
+    """Processes that Ctrl-C does not reach: it is for this one, which then ends them.
+
+    They are started by ``submit`` and inherit its signal mask, so that there is no moment at
+    which one of them could answer Ctrl-C with a traceback.
+    """
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As ``ProcessPoolExecutor``."""
+        if not hasattr(signal, "pthread_sigmask"):  # Windows
+            return super().submit(fn, *args, **kwargs)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(fn, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 @contextmanager
 def open_executor(jobs: int, at_most: int | None = None) -> Iterator[Executor]:
     """An executor with ``jobs`` processes, ``at_most`` so many (for 1 none beside this one).
@@ -63,7 +81,7 @@ def open_executor(jobs: int, at_most: int | None = None) -> Iterator[Executor]:
     before = {p.pid for p in multiprocessing.active_children()}
     # spawn, not fork: the same on every platform, and safe when the caller has threads
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_ignore_interrupt)
+    pool = _Pool(jobs, mp_context=context, initializer=_ignore_interrupt)
     try:
         yield pool
     except BaseException as e:
@@ -81,5 +99,5 @@ def open_executor(jobs: int, at_most: int | None = None) -> Iterator[Executor]:
 
 
 def _ignore_interrupt() -> None:
-    """Leave Ctrl-C to the parent, which ends its workers itself."""
+    """The same for systems without signal masks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cli.helpers import fails, qsim, write
+
+SLOS = ("--slo", "ttft:p99:400", "--slo", "tpot:p99:9")
+
+
+def test_table_picture_report_json_and_command(
+    tmp_path: Path, trace: Path, profile: Path, slower: Path
+) -> None:
+    picture, page, data = (tmp_path / n for n in ("plan.png", "plan.html", "plan.json"))
+    result = qsim("plan", trace, "--profile", profile, "--profile", slower, *SLOS, "--jobs", 1,
+                  "--picture", picture, "--report", page, "--json", data)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "*  fp8-w8a8" in result.stdout
+    assert "vllm serve path/to/toy-1b-fp8-w8a8 " in result.stdout
+    assert "4.00 USD per GPU and hour" in result.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in page.read_text()
+    plan = json.loads(data.read_text())
+    assert plan["best"] == "h200_sxm/toy-1b/fp8-w8a8"
+    assert plan["scenario"]["slo"] == ["ttft:p99:400", "tpot:p99:9"]
+    assert plan["serve_command"] in result.stdout
+
+
+def test_json_on_stdout_is_the_same_for_any_number_of_jobs(
+    trace: Path, profile: Path, slower: Path
+) -> None:
+    args = ("plan", trace, "--profile", profile, "--profile", slower, *SLOS, "--json", "-")
+    one, two = qsim(*args, "--jobs", 1), qsim(*args, "--jobs", 2)
+    assert one.stdout_bytes == two.stdout_bytes
+    assert one.stderr == ""
+    assert json.loads(one.stdout)["candidates"]
+
+
+def test_infeasible_is_shown_with_reasons_and_exits_with_3(trace: Path, profile: Path) -> None:
+    result = qsim("plan", trace, "--profile", profile, "--slo", "tpot:p99:0.1", "--jobs", 1)
+    assert result.exit_code == 3
+    assert "infeasible" in result.stdout
+    told = " ".join(result.stdout.split())
+    assert "times its limit of 0.1 ms even for requests served alone" in told
+    assert result.stderr.startswith("Error: no candidate meets the SLOs")
+
+
+def test_progress_on_request(trace: Path, profile: Path) -> None:
+    result = qsim("plan", trace, "--profile", profile, *SLOS, "--jobs", 1, "--progress")
+    assert "100%" in result.stderr
+    assert "%" not in qsim("plan", trace, "--profile", profile, *SLOS, "--jobs", 1).stderr
+
+
+def test_own_price(trace: Path, profile: Path) -> None:
+    result = qsim("plan", trace, "--profile", profile, *SLOS, "--price", "h200_sxm=2.5",
+                  "--json", "-")  # fmt: skip
+    plan = json.loads(result.stdout)
+    assert plan["prices"] == [{"gpu": "h200_sxm", "usd_per_hour": 2.5, "source": "given"}]
+    assert plan["candidates"][0]["usd_per_hour"] == 2.5
+
+
+def test_scenario(tmp_path: Path, trace: Path, profile: Path, slower: Path) -> None:
+    s = write(
+        tmp_path / "s.yaml",
+        f"trace: {trace}\nprofile: [{profile}, {slower}]\nslo: [ttft:p99:400]\n"
+        "price: {h200_sxm: 3}\nobjective: energy\nmax_num_seqs: 64\njobs: 1\n",
+    )
+    saved = tmp_path / "saved.yaml"
+    first = qsim("plan", "--scenario", s, "--save-scenario", saved, "--json", "-")
+    assert first.exit_code == 0, first.output
+    assert yaml.safe_load(saved.read_text())["price"] == ["h200_sxm=3"]
+    assert qsim("plan", "--scenario", saved, "--json", "-").stdout_bytes == first.stdout_bytes
+    assert json.loads(first.stdout)["settings"]["max_num_seqs"] == 64
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ((), ["no SLO is given"]),
+        (("--slo", "ttft:p99:a"), ["'a'", "milliseconds"]),
+        ((*SLOS, "--objective", "fun"), ["objective is 'fun'", "cost, energy, gpus"]),
+        ((*SLOS, "--max-replicas", 0), ["max_replicas is 0"]),
+        ((*SLOS, "--jobs", 0), ["jobs is 0"]),
+        ((*SLOS, "--model", "lama-3.1-8b"), ["no profile of model 'lama-3.1-8b'"]),
+        ((*SLOS, "--price", "h100_sxm=1"), ["'h100_sxm'", "no profile in this plan"]),
+        ((*SLOS, "--picture", "p.bmp"), ["--picture is 'p.bmp'", ".png"]),
+    ],
+)
+def test_wrong_options(trace: Path, profile: Path, args: tuple[str, ...], words: list[str]) -> None:
+    fails(qsim("plan", trace, "--profile", profile, *args), 2, *words)
+
+
+def test_a_price_must_be_one(trace: Path, profile: Path) -> None:
+    for text in ("h200_sxm", "=3", "h200_sxm=cheap"):
+        result = qsim("plan", trace, "--profile", profile, *SLOS, "--price", text)
+        assert result.exit_code == 2
+        assert "is not GPU=USD" in result.stderr
+
+
+def test_nothing_to_choose_from(trace: Path) -> None:
+    fails(qsim("plan", trace, *SLOS), 2, "neither a model nor a profile")

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from qsim.profile import Profile
+from qsim.profiles import list_profiles
+from tests.cli.helpers import fails, qsim
+
+FP8 = "h200_sxm/llama-3.1-8b/fp8-w8a8"
+
+
+def test_list_shows_every_profile_with_its_error_and_kv_tokens() -> None:
+    result = qsim("profiles")
+    assert result.exit_code == 0
+    assert result.stdout == qsim("profiles", "list").stdout
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2 + len(list_profiles())
+    memory = Profile.load(next(e.path for e in list_profiles() if e.id == FP8)).memory
+    (line,) = (x for x in lines if x.startswith(FP8 + " "))
+    assert f"{(memory.num_gpu_blocks - 1) * memory.block_size:,}" in line
+    assert "measured" in line
+    assert "%" in line
+
+
+def test_list_as_json() -> None:
+    rows = json.loads(qsim("profiles", "list", "--json").stdout)
+    assert [r["id"] for r in rows] == [e.id for e in list_profiles()]
+    assert all(r["kv_tokens"] > 0 for r in rows)
+
+
+def test_show_for_people_and_as_json() -> None:
+    text = qsim("profiles", "show", FP8).stdout
+    for word in (FP8, "KV cache", "decode step", "power", "error"):
+        assert word in text
+    data = json.loads(qsim("profiles", "show", FP8, "--json").stdout)
+    assert data["id"] == FP8
+    assert Profile.from_dict(data).id == FP8
+
+
+def test_path_is_the_file() -> None:
+    path = qsim("profiles", "path", FP8).stdout.strip()
+    assert Profile.load(path).id == FP8
+    assert json.loads(Path(path).read_text())["id"] == FP8
+
+
+def test_show_takes_a_file(profile: Path) -> None:
+    assert "h200_sxm/toy-1b/fp8-w8a8" in qsim("profiles", "show", profile).stdout
+
+
+def test_an_unknown_profile_has_near_matches() -> None:
+    for command in ("show", "path"):
+        fails(qsim("profiles", command, "h200/llama-3.1-8b/fp8"), 2,
+              "unknown profile 'h200/llama-3.1-8b/fp8'", f"did you mean '{FP8}'")  # fmt: skip

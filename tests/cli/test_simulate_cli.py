@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qsim import load_profile, load_trace, simulate
+from tests.cli.helpers import TRACE, fails, qsim, write
+from tests.profiles import make_profile
+
+
+def test_a_table_for_people(trace: Path, profile: Path) -> None:
+    result = qsim("simulate", trace, "--profile", profile, "--replicas", 2)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    for words in ("5 requests on 2 x h200_sxm/toy-1b/fp8-w8a8", "5 completed, 0 failed",
+                  "TTFT, time to first token", "J per output token"):  # fmt: skip
+        assert words in result.stdout
+
+
+def test_json_is_the_summary_and_the_same_bytes_each_time(trace: Path, profile: Path) -> None:
+    args = ("simulate", trace, "--profile", profile, "--router", "random", "--replicas", 3,
+            "--slo", "ttft:p99:1", "--json", "-")  # fmt: skip
+    first, second = qsim(*args), qsim(*args)
+    assert first.stdout_bytes == second.stdout_bytes
+    data = json.loads(first.stdout)
+    expected = simulate(
+        load_trace(trace), load_profile(str(profile)), replicas=3, router="random"
+    ).summary()
+    for key, value in expected.items():
+        if key not in ("scenario", "notes"):
+            assert data[key] == value, key
+    for metric in ("ttft", "tpot", "itl", "e2el"):
+        for statistic in ("mean", "median", "p90", "p99"):
+            assert data[f"{statistic}_{metric}_ms"] > 0
+    assert data["completed"] == 5
+    assert data["slos"][0]["met"] is False
+    assert data["slos"][0]["over_ms"] == pytest.approx(data["p99_ttft_ms"] - 1)
+    assert data["attainment"] == 0.0
+    assert data["qsim_version"]
+    assert data["resolved"]["max_num_batched_tokens"] == 8192
+
+
+def test_json_to_a_file_leaves_the_table_on_stdout(
+    tmp_path: Path, trace: Path, profile: Path
+) -> None:
+    out = tmp_path / "new" / "summary.json"
+    result = qsim("simulate", trace, "--profile", profile, "--json", out)
+    assert "TTFT" in result.stdout
+    assert json.loads(out.read_text())["completed"] == 5
+    assert [p.name for p in out.parent.iterdir()] == ["summary.json"]
+
+
+def test_engine_options_reach_the_engine(trace: Path, profile: Path) -> None:
+    result = qsim(
+        "simulate", trace, "--profile", profile, "--max-num-seqs", 3, "--max-num-batched-tokens",
+        "2K", "--max-model-len", "4k", "--no-enable-prefix-caching", "--no-async-scheduling",
+        "--num-gpu-blocks-override", 1000, "--long-prefill-token-threshold", 512,
+        "--scheduling-policy", "priority", "--json", "-",
+    )  # fmt: skip
+    resolved = json.loads(result.stdout)["resolved"]
+    assert {k: resolved[k] for k in (
+        "max_num_seqs", "max_num_batched_tokens", "max_model_len", "enable_prefix_caching",
+        "async_scheduling", "num_gpu_blocks", "long_prefill_token_threshold", "scheduling_policy",
+    )} == {
+        "max_num_seqs": 3, "max_num_batched_tokens": 2048, "max_model_len": 4000,
+        "enable_prefix_caching": False, "async_scheduling": False, "num_gpu_blocks": 1000,
+        "long_prefill_token_threshold": 512, "scheduling_policy": "priority",
+    }  # fmt: skip
+
+
+def test_kv_cache_memory_bytes_as_vllm_writes_it(trace: Path, profile: Path) -> None:
+    result = qsim(
+        "simulate", trace, "--profile", profile, "--kv-cache-memory-bytes", "1G", "--json", "-"
+    )
+    assert json.loads(result.stdout)["resolved"]["num_gpu_blocks"] == 2**30 // (131072 * 16)
+
+
+def test_trace_shaping(trace: Path, profile: Path) -> None:
+    result = qsim("simulate", trace, "--profile", profile, "--start", 0.4, "--end", 1.12,
+                  "--speed", 2, "--head", 1, "--json", "-")  # fmt: skip
+    data = json.loads(result.stdout)
+    assert (data["completed"], data["total_input_tokens"]) == (1, 90)
+    assert data["scenario"]["speed"] == 2.0
+
+
+def test_requests_file(tmp_path: Path, trace: Path, profile: Path) -> None:
+    out = tmp_path / "requests.csv"
+    assert qsim("simulate", trace, "--profile", profile, "--requests", out).exit_code == 0
+    rows = list(csv.DictReader(out.open()))
+    assert [r["prompt_tokens"] for r in rows] == ["200", "1500", "90", "700", "30"]
+    assert rows[2]["tpot_ms"] == ""  # one token has no TPOT
+
+
+def test_report(tmp_path: Path, trace: Path, profile: Path) -> None:
+    out = tmp_path / "report.html"
+    result = qsim("simulate", trace, "--profile", profile, "--slo", "ttft:p99:1", "--report", out)
+    assert result.exit_code == 0, result.output
+    assert "<svg" in out.read_text()
+
+
+def test_a_missed_slo_is_told_and_not_an_error(trace: Path, profile: Path) -> None:
+    args = ("simulate", trace, "--profile", profile, "--slo", "ttft:p99:1", "--slo", "e2el:p99:1e5")
+    result = qsim(*args)
+    assert result.exit_code == 0
+    assert "MISSED" in result.stdout
+    assert "met, " in result.stdout
+    strict = qsim(*args, "--fail-on-slo")
+    assert strict.exit_code == 3
+    assert strict.stdout == result.stdout
+    assert strict.stderr.startswith("Error: ttft p99 ")
+    assert "over its limit of 1 ms" in strict.stderr or "times its limit" in strict.stderr
+
+
+def test_one_request_alone_and_a_request_at_zero(tmp_path: Path, profile: Path) -> None:
+    one = write(tmp_path / "one.csv", "arrival_s,prompt_tokens,output_tokens\n0,100,11\n")
+    data = json.loads(qsim("simulate", one, "--profile", profile, "--json", "-").stdout)
+    assert data["completed"] == 1
+    assert data["duration"] == pytest.approx(data["mean_e2el_ms"] / 1000, rel=1e-9)
+    assert data["mean_tpot_ms"] == pytest.approx(
+        (data["mean_e2el_ms"] - data["mean_ttft_ms"]) / 10, rel=1e-9
+    )
+
+
+def test_saved_scenario_gives_the_same_result(tmp_path: Path, trace: Path, profile: Path) -> None:
+    saved = tmp_path / "s.yaml"
+    first = qsim(
+        "simulate", trace, "--profile", profile, "--replicas", 2, "--max-num-seqs", 2, "--slo",
+        "ttft:p99:50", "--slo", "tpot:mean:9", "--speed", 3, "--no-async-scheduling",
+        "--save-scenario", saved, "--json", "-",
+    )  # fmt: skip
+    assert yaml.safe_load(saved.read_text()) == json.loads(first.stdout)["scenario"]
+    again = qsim("simulate", "--scenario", saved, "--json", "-")
+    assert again.stdout_bytes == first.stdout_bytes
+    other = qsim("simulate", "--scenario", saved, "--replicas", 1, "--async-scheduling",
+                 "--json", "-")  # fmt: skip
+    resolved = json.loads(other.stdout)["resolved"]
+    assert (resolved["replicas"], resolved["async_scheduling"]) == (1, True)
+    assert resolved["max_num_seqs"] == 2
+
+
+def test_scenario_may_name_outputs_and_single_values(
+    tmp_path: Path, trace: Path, profile: Path
+) -> None:
+    out = tmp_path / "summary.json"
+    s = write(
+        tmp_path / "s.yaml",
+        f"trace: {trace}\nprofile: {profile}\nslo: ttft:p99:1\nfail_on_slo: true\n"
+        f"json: {out}\nenable_prefix_caching: false\nmax_num_seqs: null\n",
+    )
+    assert qsim("simulate", "--scenario", s).exit_code == 3
+    data = json.loads(out.read_text())
+    assert data["resolved"]["enable_prefix_caching"] is False
+    assert "json" not in data["scenario"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("replicsa: 2\n", ["unknown key 'replicsa'", "did you mean 'replicas'?"]),
+        ("zzz: 2\n", ["unknown key 'zzz'", "known: trace"]),
+        ("scenario: other.yaml\n", ["unknown key 'scenario'"]),
+        ("- a\n", ["holds a list", "mapping"]),
+        ("a: [\n", ["not YAML"]),
+        ("replicas: {a: 1}\n", ["replicas is {'a': 1}"]),
+        ("trace: t\nprofile: p\nslo: [ttft]\n", ["'ttft' does not parse"]),
+    ],
+)
+def test_wrong_scenarios(tmp_path: Path, text: str, words: list[str]) -> None:
+    fails(qsim("simulate", "--scenario", write(tmp_path / "s.yaml", text)), 2, *words)
+
+
+@pytest.mark.parametrize("value", ["1.5", "two", "[1, 2]", "true"])
+def test_a_scenario_value_of_the_wrong_type(
+    tmp_path: Path, trace: Path, profile: Path, value: str
+) -> None:
+    s = write(tmp_path / "s.yaml", f"trace: {trace}\nprofile: {profile}\nreplicas: {value}\n")
+    result = qsim("simulate", "--scenario", s)
+    assert result.exit_code == 2
+    assert "replicas" in result.stderr
+
+
+def test_bad_input_unknown_profile(trace: Path) -> None:
+    fails(qsim("simulate", trace, "--profile", "h200_sxm/nope/bf16"), 2,
+          "unknown profile 'h200_sxm/nope/bf16'", "qsim profiles")  # fmt: skip
+
+
+def test_bad_input_slo(trace: Path, profile: Path) -> None:
+    fails(qsim("simulate", trace, "--profile", profile, "--slo", "ttft<500"), 2,
+          "'ttft<500' does not parse", "metric:statistic:limit")  # fmt: skip
+
+
+def test_bad_input_prompt_longer_than_max_model_len(trace: Path, profile: Path) -> None:
+    args = ("simulate", trace, "--profile", profile, "--max-model-len", 1500)
+    fails(qsim(*args), 2, "request 1", "1500", "max_model_len", "--too-long reject")
+    result = qsim(*args, "--too-long", "reject", "--json", "-")
+    assert result.exit_code == 0
+    data = json.loads(result.stdout)
+    assert (data["completed"], data["failed"]) == (4, 1)
+    assert "rejected" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("-1.0,10,10\n", ["-1.0"]),
+        ("0.2,10,10\n", ["line 7", "arrives 0.95 s before"]),
+        ("nan,10,10\n", ["nan"]),
+        ("2,10,-1\n", ["-1"]),
+        ("2,ten,10\n", ["ten"]),
+    ],
+)
+def test_bad_input_rows(tmp_path: Path, profile: Path, row: str, words: list[str]) -> None:
+    bad = write(tmp_path / "bad.csv", TRACE + row)
+    fails(qsim("simulate", bad, "--profile", profile), 2, "bad.csv", *words)
+
+
+def test_bad_input_empty_file(tmp_path: Path, profile: Path) -> None:
+    for text in ("", "arrival_s,prompt_tokens,output_tokens\n"):
+        empty = write(tmp_path / "empty.csv", text)
+        fails(qsim("simulate", empty, "--profile", profile), 2, "empty.csv")
+
+
+def test_bad_input_no_such_file(profile: Path) -> None:
+    fails(qsim("simulate", "no/such/file.csv", "--profile", profile), 2, "no/such/file.csv")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--replicas", 0, ["replicas is 0", ">= 1"]),
+        ("--replicas", -3, ["replicas is -3"]),
+        ("--router", "fastest", ["router is 'fastest'", "least-requests"]),
+        ("--seed", -1, ["seed is -1"]),
+        ("--too-long", "drop", ["too_long is 'drop'"]),
+        ("--max-num-seqs", 0, ["max_num_seqs is 0"]),
+        ("--scheduling-policy", "lifo", ["scheduling_policy is 'lifo'"]),
+        ("--max-model-len", 10**6, ["max_model_len is 1000000", "KV cache"]),
+        ("--speed", 0, ["speed is 0"]),
+        ("--head", 0, ["head of 0"]),
+        ("--start", 99, ["no request arrives"]),
+        ("--report", "r.txt", ["--report is 'r.txt'", ".html"]),
+        ("--requests", "r.txt", ["--requests is 'r.txt'", ".csv"]),
+    ],
+)
+def test_bad_input_options(
+    trace: Path, profile: Path, option: str, value: object, words: list[str]
+) -> None:
+    fails(qsim("simulate", trace, "--profile", profile, option, value), 2, *words)
+
+
+@pytest.mark.parametrize("value", ["8.5", "many", "8x", "", "1.23k4"])
+def test_counts_must_be_whole(trace: Path, profile: Path, value: str) -> None:
+    result = qsim("simulate", trace, "--profile", profile, "--max-model-len", value)
+    assert result.exit_code == 2
+    assert "not a whole number" in result.stderr
+
+
+def test_a_profile_that_is_not_one(tmp_path: Path, trace: Path) -> None:
+    bad = write(tmp_path / "bad.json", "{}")
+    fails(qsim("simulate", trace, "--profile", bad), 2, "bad.json", "schema")
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path, trace: Path, profile: Path) -> None:
+    in_the_way = write(tmp_path / "file", "")
+    result = qsim("simulate", trace, "--profile", profile, "--json", in_the_way / "x.json")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert "file" in result.stderr
+
+
+def test_skipped_and_sorted(tmp_path: Path, profile: Path) -> None:
+    make_profile().save(profile)
+    unsorted = write(tmp_path / "u.csv", TRACE + "0.2,10,10\n")
+    result = qsim("simulate", unsorted, "--profile", profile, "--sort", "--json", "-")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["completed"] == 6

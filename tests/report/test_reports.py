@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qsim.errors import MissingExtraError
+from qsim.optimize.capacity import plan
+from qsim.optimize.plan_result import Plan
+from qsim.report import figures
+from qsim.report.figures import (
+    figure_svg,
+    latency_figure,
+    plan_figure,
+    save_figure,
+    timeline_figure,
+)
+from qsim.report.html import write_plan_report, write_simulation_report
+from qsim.report.text import plan_text, profile_text, simulation_text
+from qsim.sim.api import simulate
+from qsim.sim.result import SimulationResult
+from qsim.sim.slo import Slo, attainment, check_slos
+from qsim.traces.trace import Trace
+from tests.profiles import make_profile
+
+SLOS = (Slo.parse("ttft:p99:300"), Slo.parse("tpot:mean:4.5"))
+
+
+def traffic(n: int = 120) -> Trace:
+    rng = np.random.default_rng(3)
+    return Trace(
+        np.cumsum(rng.exponential(0.02, n)),
+        rng.integers(50, 2000, n),
+        rng.integers(1, 120, n),
+        name="<traffic> & more",
+    )
+
+
+@pytest.fixture(scope="module")
+def result() -> SimulationResult:
+    return simulate(traffic(), make_profile(), replicas=2)
+
+
+@pytest.fixture(scope="module")
+def answer() -> Plan:
+    made = [
+        make_profile(method="fp8-w8a8"),
+        make_profile(method="bf16", decode_ms=6.0),
+        make_profile(method="awq-w4a16", decode_ms=30.0),
+    ]
+    return plan(traffic(), profiles=made, slos=["ttft:p99:300", "tpot:p99:20"])
+
+
+@pytest.fixture(scope="module")
+def nothing() -> Plan:
+    return plan(traffic(20), profiles=[make_profile()], slos=["tpot:p99:0.1"])
+
+
+class Links(HTMLParser):
+    """Collects what a browser would load, and checks that tags are closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loaded += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loaded += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def check_page(text: str) -> None:
+    page = Links()
+    page.feed(text)
+    assert page.open == []
+    assert all(link.startswith("#") for link in page.loaded), "a page must load nothing"
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert "<traffic>" not in text
+    assert "&lt;traffic&gt; &amp; more" in text
+
+
+def report(path: Path, result: SimulationResult) -> str:
+    outcomes = check_slos(result, SLOS)
+    write_simulation_report(path, result, result.summary(SLOS), outcomes, "<traffic> & more")
+    return path.read_text(encoding="utf-8")
+
+
+def test_simulation_report_is_one_file_that_loads_nothing(
+    tmp_path: Path, result: SimulationResult
+) -> None:
+    text = report(tmp_path / "r.html", result)
+    check_page(text)
+    assert text.count("<svg") == 2
+    assert ">met<" in text
+    assert ">missed<" in text
+    assert report(tmp_path / "again.html", result) == text
+
+
+def test_plan_report(tmp_path: Path, answer: Plan, nothing: Plan) -> None:
+    path = tmp_path / "p.html"
+    write_plan_report(path, answer)
+    text = path.read_text(encoding="utf-8")
+    check_page(text)
+    assert "vllm serve path/to/toy-1b-fp8-w8a8" in text
+    assert "alone: no fleet can meet it" in text
+    write_plan_report(path, nothing)
+    check_page(path.read_text(encoding="utf-8"))
+    assert "No candidate meets the SLOs" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("ending", [".png", ".svg", ".pdf"])
+def test_pictures_are_whole_and_the_same_each_time(
+    tmp_path: Path, answer: Plan, ending: str
+) -> None:
+    one, two = tmp_path / f"one{ending}", tmp_path / f"two{ending}"
+    for path in (one, two):
+        save_figure(plan_figure(answer), path)
+    assert one.read_bytes() == two.read_bytes()
+    assert len(one.read_bytes()) > 5000
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_figures_show_the_data(result: SimulationResult, answer: Plan, nothing: Plan) -> None:
+    latency = latency_figure(result, SLOS)
+    curve = latency.axes[0].lines[0]
+    assert curve.get_xdata()[-1] == result.ttft_ms.max()
+    assert any(list(line.get_xdata()) == [300.0, 300.0] for line in latency.axes[0].lines)
+    timeline = timeline_figure(result)
+    assert np.array_equal(timeline.axes[0].lines[0].get_ydata(), result.timeline["running"])
+    bars = plan_figure(answer).axes[0].patches
+    rents = [c.usd_per_hour for c in answer.candidates if c.feasible]
+    assert [b.get_width() for b in bars] == rents
+    assert "no fleet meets the SLOs" in figure_svg(plan_figure(nothing))
+
+
+def test_a_result_without_tpot_can_be_drawn() -> None:
+    only_one = simulate(Trace(np.zeros(1), np.array([10]), np.array([1])), make_profile())
+    assert "<svg" in figure_svg(latency_figure(only_one))
+    assert "<svg" in figure_svg(timeline_figure(only_one))
+
+
+def test_without_matplotlib_the_error_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, result: SimulationResult
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r"qsim\[report\]"):
+        figures.latency_figure(result)
+
+
+def test_simulation_text(result: SimulationResult) -> None:
+    outcomes = check_slos(result, SLOS)
+    text = simulation_text(result.summary(SLOS), outcomes, attainment(result, SLOS), "title")
+    lines = text.splitlines()
+    assert lines[0] == "title"
+    assert any(line.startswith("ttft:p99:300") and "met, " in line for line in lines)
+    assert any(line.startswith("tpot:mean:4.5") and "MISSED, " in line for line in lines)
+    assert all(len(line) <= 100 for line in lines)
+
+
+def test_plan_text(answer: Plan, nothing: Plan) -> None:
+    text = plan_text(answer)
+    rows = [line.split() for line in text.splitlines()]
+    assert ["*", "fp8-w8a8"] in [r[:2] for r in rows]
+    assert "h200_sxm/toy-1b/awq-w4a16: " in text
+    assert "vllm serve" in text
+    assert "vllm serve" not in plan_text(nothing)
+
+
+def test_profile_text() -> None:
+    text = profile_text(make_profile())
+    assert text.startswith("h200_sxm/toy-1b/bf16\n")
+    assert "65,520 tokens in 4,096 blocks of 16" in text
+    assert all(len(line) <= 100 for line in text.splitlines())
