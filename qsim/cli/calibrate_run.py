@@ -1,0 +1,312 @@
+"""``qsim calibrate run``: measure real vLLM servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["run"]
+
+
+@click.command("run")
+@click.option(
+    "--model",
+    required=True,
+    metavar="DIR|HF-ID|NAME",
+    help="A checkpoint's folder, a Hugging Face id, or an architecture by name (with "
+    "--dummy-weights), e.g. llama-3.1-8b.",
+)
+@click.option(
+    "--methods",
+    required=True,
+    metavar="A,B,...",
+    help="Quantization methods, see qsim methods; 'all' for every one that can run.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
+@click.option(
+    "--dummy-weights", is_flag=True, help="Random weights: only the architecture is needed."
+)
+@click.option(
+    "--tensor-parallel-size", type=click.IntRange(min=1), default=1, metavar="N", show_default=True
+)
+@click.option(
+    "--gpus", metavar="0,1,...", help="GPUs to use, by NVML's number; all of them by default."
+)
+@click.option("--gpu-type", metavar="ID", help="h200_sxm, h100_sxm, ...; by default asked of NVML.")
+@click.option(
+    "--minutes",
+    type=float,
+    default=4.0,
+    show_default=True,
+    metavar="M",
+    help="Time for one method, the server's start included.",
+)
+@click.option("--max-model-len", type=click.IntRange(min=2048), metavar="N")
+@click.option(
+    "--holdout-trace",
+    "holdout",
+    multiple=True,
+    metavar="TRACE",
+    help="Trace for the held-out loads: the first at moderate load, the last at overload.",
+)
+@click.option("--resume", is_flag=True, help="Skip what is complete in DIR.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, the commands and the time.")
+@click.option(
+    "--serve-command", metavar="CMD", help="Starts a server; by default vllm serve, or its module."
+)
+@click.option("--server-arg", "server_args", multiple=True, metavar="ARG", help="Passed on to it.")
+@click.option("--server-env", multiple=True, metavar="NAME=VALUE", help="Set for the server.")
+@click.option("--start-timeout", type=float, default=900.0, show_default=True, metavar="S")
+@click.option(
+    "--start-estimate",
+    type=float,
+    default=90.0,
+    show_default=True,
+    metavar="S",
+    help="How long a server takes to start; --minutes less this is for the loads.",
+)
+@click.option("--no-power", is_flag=True, help="Do without NVML's power readings.")
+@click.option("--no-fit", is_flag=True, help="Only record; fit later with qsim calibrate fit.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def run(
+    model: str,
+    methods: str,
+    out: Path,
+    dummy_weights: bool,
+    tensor_parallel_size: int,
+    gpus: str | None,
+    gpu_type: str | None,
+    minutes: float,
+    max_model_len: int | None,
+    holdout: tuple[str, ...],
+    resume: bool,
+    dry_run: bool,
+    serve_command: str | None,
+    server_args: tuple[str, ...],
+    server_env: tuple[str, ...],
+    start_timeout: float,
+    start_estimate: float,
+    no_power: bool,
+    no_fit: bool,
+    seed: int,
+) -> None:
+    """Measure a model under quantization methods on real vLLM servers, and fit profiles.
+
+    Each method gets a server of its own on one GPU (or --tensor-parallel-size of them); several
+    GPUs work side by side. DIR gets a recording per method, and the profile fitted to it.
+    """
+    from qsim.calibrate import gpus as gpu_types
+    from qsim.calibrate.measure import Job
+    from qsim.calibrate.methods import METHODS
+    from qsim.calibrate.models import load_model
+    from qsim.calibrate.power import Nvml
+    from qsim.calibrate.run import Campaign, groups_of, load_seconds, make_jobs, require_complete
+    from qsim.calibrate.server import serve_command as find_command
+    from qsim.errors import CalibrationError, MissingExtraError, ScenarioError
+
+    numbers = _numbers(gpus)
+    driver, limit_w = "", None
+    found = []
+    try:
+        nvml = Nvml()
+        found = nvml.gpus()
+        driver = nvml.driver()
+    except (CalibrationError, MissingExtraError):
+        if not (no_power or dry_run):
+            raise
+    if found:
+        unknown = [n for n in numbers if n >= len(found)]
+        if unknown:
+            raise ScenarioError(f"gpus has {unknown[0]}; this host has {len(found)}, from 0")
+        numbers = numbers or [g.index for g in found]
+        limit_w = found[numbers[0]].power_limit_w
+    if gpu_type is not None:
+        kind = gpu_types.gpu_type(gpu_type)
+    elif found:
+        kind = gpu_types.gpu_type_from_name(found[numbers[0]].name)
+    else:
+        raise ScenarioError("gpu_type is not given and NVML cannot be asked: add --gpu-type")
+    wanted = load_model(model, dummy_weights=dummy_weights)
+    command = ["vllm", "serve"] if dry_run and not serve_command else find_command(serve_command)
+    template = Job(
+        model=wanted,
+        method=METHODS["bf16"],
+        gpu=kind,
+        dummy_weights=dummy_weights,
+        tensor_parallel_size=tensor_parallel_size,
+        load_s=load_seconds(minutes, start_estimate),
+        max_model_len=max_model_len,
+        seed=seed,
+        power=not no_power,
+        serve_command=tuple(command),
+        server_args=server_args,
+        server_env=tuple(_pair(x) for x in server_env),
+        start_timeout_s=start_timeout,
+        start_s=start_estimate,
+        holdout=tuple(_trace(x, seed) for x in holdout),
+        driver=driver,
+        power_limit_w=limit_w,
+    )
+    names = list(METHODS) if methods == "all" else [m.strip() for m in methods.split(",")]
+    jobs, refused = make_jobs(wanted, names, kind, template)
+    for name, reason in refused.items():
+        click.echo(f"Note: {name} is left out: {reason}", err=True)
+    with _progress() as report:
+        campaign = Campaign(jobs, refused, groups_of(numbers or [0], tensor_parallel_size), out,
+                            report)  # fmt: skip
+        if dry_run:
+            click.echo(json.dumps(campaign.plan(), indent=2))
+            return
+        if not jobs:
+            raise ScenarioError("no method is left to measure; see the notes above")
+        with _sigterm_as_interrupt():
+            result = campaign.run(resume=resume)
+    fitted = {} if no_fit else _fit(result.complete)
+    click.echo(
+        json.dumps(
+            {
+                "complete": {k: str(v) for k, v in sorted(result.complete.items())},
+                "failed": result.failed,
+                "refused": result.refused,
+                "fitted": fitted,
+            },
+            indent=2,
+        )
+    )
+    require_complete(result)
+
+
+def _numbers(text: str | None) -> list[int]:
+    from qsim.errors import ScenarioError
+
+    if text is None:
+        return []
+    try:
+        return [int(x) for x in text.split(",")]
+    except ValueError:
+        raise ScenarioError(f"gpus is {text!r}; must be numbers such as 0,1") from None
+
+
+def _pair(text: str) -> tuple[str, str]:
+    from qsim.errors import ScenarioError
+
+    name, separator, value = text.partition("=")
+    if not (name and separator):
+        raise ScenarioError(f"server_env is {text!r}; must be NAME=VALUE")
+    return name, value
+
+
+def _trace(text: str, seed: int) -> Any:
+    from qsim.calibrate.workload import HoldoutTrace
+    from qsim.traces import load_trace
+
+    trace = load_trace(text, seed=seed)
+    return HoldoutTrace(
+        trace.name,
+        trace.arrival_s.tolist(),
+        trace.prompt_tokens.tolist(),
+        trace.output_tokens.tolist(),
+    )
+
+
+def _fit(folders: dict[str, Path]) -> dict[str, str]:
+    """Fit each recording; a fit that fails leaves its recording as it is."""
+    from qsim.errors import QsimError
+
+    fitted = {}
+    for name, folder in sorted(folders.items()):
+        click.echo(f"fitting {name}", err=True)
+        try:
+            from qsim.calibrate.fit import fit
+            from qsim.calibrate.recording import read_recording
+
+            profile = fit([read_recording(folder)]).profile
+            target = folder.parent / f"{name}.profile.json"
+            profile.save(target)
+            fitted[name] = str(target)
+        except (QsimError, ImportError) as e:
+            click.echo(f"Note: {name} was recorded but not fitted: {e}", err=True)
+    return fitted
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[tuple[int, ...], str, str, float], None]]:
+    """What each GPU does and the time left: one line on a terminal, else a line a change."""
+    terminal = sys.stderr.isatty()
+    lock = threading.Lock()
+    doing: dict[tuple[int, ...], tuple[str, str]] = {}
+    begin_s = time.monotonic()
+    most_s = 0.0
+
+    def report(group: tuple[int, ...], name: str, what: str, left_s: float) -> None:
+        nonlocal most_s
+        with lock:
+            changed = doing.get(group) != (name, what)
+            doing[group] = (name, what)
+            elapsed_s = time.monotonic() - begin_s
+            share = elapsed_s / (elapsed_s + left_s) if elapsed_s + left_s > 0 else 1.0
+            most_s = max(most_s, share)
+            left = f"{int(left_s) // 60}:{int(left_s) % 60:02d} left"
+            if what.startswith(("complete", "failed")):
+                gpus = ",".join(map(str, group))
+                click.echo(f"{chr(13) if terminal else ''}GPU {gpus}: {name} {what}", err=True)
+            elif terminal:
+                filled = round(20 * most_s)
+                bar = "#" * filled + "-" * (20 - filled)
+                work = " | ".join(
+                    f"GPU {','.join(map(str, g))} {n.split('--')[1]} {w}"
+                    for g, (n, w) in sorted(doing.items())
+                )
+                width = os.get_terminal_size(sys.stderr.fileno()).columns
+                line = f"[{bar}] {most_s:4.0%} {left} | {work}"
+                click.echo(f"\r\x1b[K{line[: width - 1]}", nl=False, err=True)
+            elif changed:
+                gpus = ",".join(map(str, group))
+                click.echo(f"{elapsed_s:6.1f} s  GPU {gpus}: {name} {what} ({left})", err=True)
+
+    yield report
+    if terminal:
+        click.echo("", err=True)
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a campaign as Ctrl-C does: no server stays behind."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":  # without the other commands, and so without their packages
+    from qsim.errors import QsimError
+
+    try:
+        sys.exit(run.main(standalone_mode=False))
+    except QsimError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted; complete recordings are kept, add --resume to go on.", err=True)
+        sys.exit(130)

@@ -1,0 +1,69 @@
+"""``qsim methods``: the catalogue of quantization methods."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+__all__ = ["methods"]
+
+
+@click.command("methods")
+@click.option("--gpu", metavar="ID", default="h200_sxm", show_default=True,
+              help="h200_sxm, h100_sxm or a100_sxm.")  # fmt: skip
+@click.option("--model", metavar="NAME|DIR|HF-ID", help="Adds weight and KV bytes, and what fits.")
+@click.option("--tensor-parallel-size", type=click.IntRange(min=1), default=1, metavar="N")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+def methods(gpu: str, model: str | None, tensor_parallel_size: int, as_json: bool) -> None:
+    """List the quantization methods: vLLM configuration, kernels, bytes, support.
+
+    Add +kv-fp8 to any method for an FP8 KV cache. For all methods the embedding, the LM head and
+    the norms stay in bf16.
+    """
+    from qsim.calibrate.gpus import gpu_type
+    from qsim.calibrate.methods import METHODS, check, weight_bytes
+    from qsim.calibrate.models import load_model
+
+    kind = gpu_type(gpu)
+    known = None if model is None else load_model(model, dummy_weights=True)
+    rows: list[dict[str, Any]] = []
+    for method in METHODS.values():
+        kernel = method.kernel(kind)
+        row: dict[str, Any] = {
+            "method": method.id,
+            "what": method.what,
+            "kernel": kernel or None,
+            "kernel_hopper": method.hopper or None,
+            "kernel_ampere": method.ampere or None,
+            "refusal": None if kernel else method.refusal,
+            "dummy_weights": method.dummy,
+            "quantization_config": method.config,
+            "serve_args": method.serve_args,
+            "environment": method.environment,
+            "online": method.online or None,
+        }
+        if known is not None:
+            tp = tensor_parallel_size
+            row["weight_bytes"] = weight_bytes(method, known.architecture, tp)
+            row["kv_bytes_per_token"] = known.architecture.kv_bytes_per_token(2, tp)
+            row["refusal"] = check(method, known, kind, tp)
+        rows.append(row)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    heads = ["method", "weights GiB", "kernel", "what"] if known else ["method", "kernel", "what"]
+    cells = [
+        [
+            r["method"],
+            *([f"{r['weight_bytes'] / 2**30:.2f}"] if known else []),
+            r["kernel"] or "-",
+            r["what"] if r["refusal"] is None else f"not here: {r['refusal']}",
+        ]
+        for r in rows
+    ]
+    widths = [max(len(row[i]) for row in [heads, *cells]) for i in range(len(heads))]
+    for line in [heads, *cells]:
+        text = "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True))
+        click.echo(text.rstrip())
