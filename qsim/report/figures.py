@@ -188,6 +188,7 @@ def _latency_axis(ax: Axes, name: str, values: Any) -> None:
     positive = values[values > 0]
     if len(positive) and positive.max() > 30 * positive.min():
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
     else:
         ax.set_xlim(left=0)
 
