@@ -14,6 +14,7 @@ from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.fleet import Fleet
 from qsim.sim.result import Gaps, SimulationResult
 from qsim.sim.router import ROUTERS
+from qsim.sim.steplog import Step
 from qsim.sim.timing import PS_PER_MS, PS_PER_S
 from qsim.traces.trace import Trace
 
@@ -32,6 +33,7 @@ def simulate(
     frontend: bool = True,
     progress: Callable[[float], None] | None = None,
     jump: bool = True,
+    step_log: list[Step] | None = None,
 ) -> SimulationResult:
     """Replay ``trace`` against ``replicas`` servers described by ``profile``.
 
@@ -57,6 +59,8 @@ def simulate(
         Called now and then with the share of requests that have arrived.
     jump : bool
         Plan decode runs in one go (the default); False steps one by one to the same result.
+    step_log : list of Step, optional
+        Takes every engine step, for :mod:`qsim.sim.steplog`.
 
     Raises
     ------
@@ -106,6 +110,7 @@ def simulate(
         seed=seed,
         frontend=frontend,
         jump=jump,
+        step_log=step_log,
         progress=progress,
     )
     fleet.run()

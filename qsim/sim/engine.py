@@ -24,6 +24,7 @@ import simpy
 from qsim.sim.config import EngineConfig
 from qsim.sim.energy import PowerMeter
 from qsim.sim.scheduler import Batch, Request, Scheduler
+from qsim.sim.steplog import Step
 from qsim.sim.timing import Timing
 
 __all__ = ["RUN_LIMIT", "Replica", "Sink"]
@@ -52,11 +53,12 @@ class Sink(Protocol):
 class _Inflight:
     """A step that was scheduled (and launched, unless empty) and has not been applied."""
 
-    __slots__ = ("batch", "gpu_end_ps")
+    __slots__ = ("batch", "gpu_end_ps", "step")
 
-    def __init__(self, batch: Batch, gpu_end_ps: int) -> None:
+    def __init__(self, batch: Batch, gpu_end_ps: int, step: Step | None = None) -> None:
         self.batch = batch
         self.gpu_end_ps = gpu_end_ps
+        self.step = step
 
 
 class Replica:
@@ -66,6 +68,8 @@ class Replica:
     ----------
     scheduler : Scheduler
     meter : PowerMeter
+    step_log : list of Step, optional
+        Takes every launched step; needs ``jump=False``.
     next_arrival_ps : callable, optional
         A lower bound on when this replica can next be given a request, if the fleet knows one;
         it only saves planning work that an arrival would throw away.
@@ -82,6 +86,7 @@ class Replica:
         *,
         jump: bool = True,
         next_arrival_ps: Callable[[], int] | None = None,
+        step_log: list[Step] | None = None,
     ) -> None:
         self.env = env
         self.index = index
@@ -92,12 +97,14 @@ class Replica:
         self.preemptions = 0
         self.peak_running = 0
         self.peak_waiting = 0
-        self.least_free_blocks = config.num_gpu_blocks - 1
+        self._usable_blocks = config.num_gpu_blocks - 1
+        self.least_free_blocks = self._usable_blocks
         self._timing = timing
         self._sink = sink
         self._async = config.async_scheduling
         self._jump = jump
         self._next_arrival_ps = next_arrival_ps
+        self._step_log = step_log
         self._inbox: deque[tuple[int, Request]] = deque()
         self._queue: deque[_Inflight] = deque()
         self._timer: simpy.Event | None = None  # None: idle
@@ -152,7 +159,7 @@ class Replica:
     # ------------------------------------------------------------------ the host thread
 
     def _sleep_until(self, time_ps: int) -> None:
-        timer = self.env.timeout(time_ps - self.env.now)
+        timer = self.env.timeout(time_ps - int(self.env.now))
         timer.callbacks.append(self._turn)
         self._timer = timer
 
@@ -160,7 +167,7 @@ class Replica:
         if event is not self._timer:
             return  # a run was cut short: another timer has taken over
         self.events += 1
-        now = self.env.now
+        now = int(self.env.now)
         scheduler = self.scheduler
         if self._run_turns:
             self._finish_run()
@@ -186,6 +193,7 @@ class Replica:
             running = scheduler.num_running
             time += timing.schedule_ps[running]
             gpu_end = time
+            step: Step | None = None
             if batch.num_tokens:
                 self._launched = True
                 launch_start = time
@@ -200,9 +208,22 @@ class Replica:
                 self._gpu_free_ps = gpu_end
                 self.meter.busy_ps += gpu_end - gpu_start
                 self.steps += 1
+                if self._step_log is not None:
+                    step = Step(
+                        self.index,
+                        mode,
+                        now,
+                        launch_start,
+                        time,
+                        gpu_start,
+                        gpu_end,
+                        batch.prefill,
+                        batch.num_decodes,
+                        batch.decode_context_tokens,
+                    )
             else:
                 self._rows = -1
-            queue.append(_Inflight(batch, gpu_end))
+            queue.append(_Inflight(batch, gpu_end, step))
             self._note_state(batch, running)
             if self._async and len(queue) == 1 and (self._launched or scheduler.has_work()):
                 # the queue has room: schedule the next step before waiting for this one
@@ -229,11 +250,22 @@ class Replica:
         self._due = None
         self._last_batch = due.batch
         update = self.scheduler.update(due.batch)
+        if due.step is not None:
+            self._log(due.step)
         if update.tokens:
             rows = due.batch.num_decodes + len(due.batch.prefill)
             self._sink.tokens(self._due_ps, update.tokens, rows)
             for request in update.finished:
                 self._sink.finished(self._due_ps, request, rows)
+
+    def _log(self, step: Step) -> None:
+        assert self._step_log is not None
+        scheduler = self.scheduler
+        step.update_ps = self._due_ps
+        step.running = scheduler.num_running
+        step.waiting = scheduler.num_waiting
+        step.kv_usage = 1.0 - scheduler.free_blocks / self._usable_blocks
+        self._step_log.append(step)
 
     def _idle(self, now: int) -> None:
         self.look(now)

@@ -17,6 +17,7 @@ from qsim.sim.engine import Replica
 from qsim.sim.kv_cache import prompt_block_ids
 from qsim.sim.router import make_router
 from qsim.sim.scheduler import Request
+from qsim.sim.steplog import Step
 from qsim.sim.timeline import Timeline
 from qsim.sim.timing import PS_PER_MS, PS_PER_S, Timing
 from qsim.traces.trace import Trace
@@ -26,7 +27,7 @@ __all__ = ["Fleet"]
 _FREE_FRONTEND = FrontEnd(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-class _Arrival(simpy.Event):  # type: ignore[misc]
+class _Arrival(simpy.Event):
     """A timeout that comes before everything else at its time: requests first, then engines."""
 
     def __init__(self, env: simpy.Environment, delay: int) -> None:
@@ -47,6 +48,8 @@ class Fleet:
         Tokens that each request will generate.
     jump : bool
         Plan decode runs in one go (the default) or step one by one; the results are equal.
+    step_log : list, optional
+        Takes every launched step of every replica (and makes the engines step one by one).
 
     Attributes
     ----------
@@ -70,6 +73,7 @@ class Fleet:
         seed: int,
         frontend: bool = True,
         jump: bool = True,
+        step_log: list[Step] | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         n = len(trace)
@@ -94,7 +98,8 @@ class Fleet:
                 timing,
                 PowerMeter(profile.power, timing),
                 self,
-                jump=jump,
+                jump=jump and step_log is None,
+                step_log=step_log,
                 next_arrival_ps=self._next_ready if one else None,
             )
             for i in range(replicas)
@@ -143,11 +148,11 @@ class Fleet:
 
     def _schedule_arrival(self) -> None:
         if self._next < len(self.arrival_ps):
-            event = _Arrival(self.env, self.arrival_ps[self._next] - self.env.now)
+            event = _Arrival(self.env, self.arrival_ps[self._next] - int(self.env.now))
             event.callbacks.append(self._arrive)
 
     def _arrive(self, _event: simpy.Event) -> None:
-        now = self.env.now
+        now = int(self.env.now)
         arrival = self.arrival_ps
         n = len(arrival)
         while self._next < n and arrival[self._next] == now:

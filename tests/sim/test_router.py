@@ -1,0 +1,129 @@
+"""Routers: balance, ties, and the information that each may use."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qsim.errors import ScenarioError
+from qsim.sim.api import simulate
+from qsim.sim.router import ROUTERS, make_router
+from qsim.traces.trace import HashIds, Trace
+from tests.profiles import constant_profile, make_profile
+
+
+class View:
+    def __init__(self, n: int) -> None:
+        self.outstanding_requests = [0] * n
+        self.outstanding_tokens = [0] * n
+        self.queues = [(0, 0)] * n
+        self.ids: dict[int, list[int]] = {}
+
+    def queue_lengths(self) -> list[tuple[int, int]]:
+        return self.queues
+
+    def prefix_ids(self, request: int) -> list[int]:
+        return self.ids.get(request, [])
+
+
+def router(name: str, view: View, seed: int = 0):
+    return make_router(name, view, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("name", sorted(ROUTERS))
+def test_every_router_stays_inside_the_fleet_and_repeats_itself(name):
+    for n in (1, 2, 5):
+        picks = []
+        for _ in range(2):
+            r = router(name, View(n), seed=4)
+            picks.append([r.choose(i, 0) for i in range(200)])
+        assert picks[0] == picks[1]
+        assert set(picks[0]) <= set(range(n))
+
+
+@pytest.mark.parametrize("name", ["round-robin", "least-requests", "least-tokens", "vllm"])
+def test_an_idle_fleet_is_used_in_turn(name):
+    r = router(name, View(3))
+    assert [r.choose(i, 0) for i in range(6)] == [0, 1, 2, 0, 1, 2]
+
+
+def test_random_is_uniform():
+    r = router("random", View(4))
+    counts = np.bincount([r.choose(i, 0) for i in range(8000)], minlength=4)
+    assert ((counts - 2000) ** 2 / 2000).sum() < 16.3  # chi square, 3 degrees, p = 0.001
+
+
+def test_least_goes_by_its_own_load():
+    view = View(3)
+    view.outstanding_requests[:] = [2, 1, 3]
+    view.outstanding_tokens[:] = [10, 90, 5]
+    assert router("least-requests", view).choose(0, 0) == 1
+    assert router("least-tokens", view).choose(0, 0) == 2
+
+
+def test_power_of_two_never_takes_the_fullest_of_three():
+    view = View(3)
+    view.outstanding_requests[:] = [1, 9, 4]
+    r = router("power-of-two", view)
+    picks = {r.choose(i, 0) for i in range(300)}
+    assert picks == {0, 2}
+
+
+def test_vllm_scores_by_published_counts_and_its_own_sends():
+    view = View(2)
+    r = router("vllm", view)
+    view.queues = [(0, 7), (1, 0)]  # scores 7 and 4, once they are published
+    assert r.choose(0, 0) == 0
+    r.refresh()
+    # 7 against 4: the second; its score is 8 then, so the first; then 11 against 8
+    assert [r.choose(i, 0) for i in range(1, 4)] == [1, 0, 1]
+
+
+def test_prefix_affinity_follows_the_deepest_known_block():
+    view = View(3)
+    view.ids = {0: [1, 2, 3], 1: [9], 2: [1, 2, 7], 3: [9, 4], 4: [5]}
+    r = router("prefix-affinity", view)
+    assert [r.choose(i, 0) for i in range(5)] == [0, 1, 0, 1, 2]
+
+
+def test_prefix_affinity_gives_way_to_balance():
+    view = View(2)
+    view.ids = {0: [1], 1: [1]}
+    r = router("prefix-affinity", view)
+    assert r.choose(0, 0) == 0
+    view.outstanding_requests[:] = [100, 10]
+    assert r.choose(1, 0) == 1
+
+
+def test_an_unknown_router_names_the_known_ones():
+    with pytest.raises(ScenarioError, match=r"router is 'best'; must be one of: round-robin"):
+        router("best", View(1))
+
+
+def test_the_vllm_balancer_sees_queues_every_100_ms():
+    # a long prompt fills replica 0; requests sent within the same 100 ms go by own counts only,
+    # so they alternate; after a refresh they avoid the busy one
+    profile = constant_profile(50.0, max_num_seqs=1)
+    arrival = [0.0, 0.001, 0.002, 0.003, 0.35]
+    trace = Trace(np.array(arrival), np.full(5, 64), np.array([40, 1, 1, 1, 1]))
+    result = simulate(trace, profile, replicas=2, router="vllm")
+    assert result.replica.tolist() == [0, 1, 0, 1, 1]
+
+
+def test_prefix_affinity_raises_the_hit_rate():
+    rng = np.random.default_rng(0)
+    n = 400
+    # twenty conversations whose prompts share their first 50 blocks
+    ids = [[1000 * c + j for j in range(50)] for c in rng.integers(0, 20, n)]
+    trace = Trace(
+        np.cumsum(rng.exponential(0.05, n)),
+        np.full(n, 50 * 16 + 40),
+        np.full(n, 20),
+        hash_ids=HashIds.from_lists(ids, 16),
+    )
+    profile = make_profile(num_gpu_blocks=512)
+    hits = {
+        name: simulate(trace, profile, replicas=4, router=name).cached_tokens.sum()
+        for name in ("least-requests", "prefix-affinity")
+    }
+    assert hits["prefix-affinity"] > 1.2 * hits["least-requests"]
