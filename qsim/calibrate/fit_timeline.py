@@ -1,0 +1,154 @@
+"""When each recorded step was on the GPU.
+
+With launch times and GPU spans recorded, a step starts at the later of its launch and the end of
+the step before it, and ends its span later. Without them the ends must be inferred from the
+updates: ``update(k)`` comes ``result_ms`` after the later of the GPU's end of step k and the end
+of the launch of step k + 1. Where the launch was the later one, the GPU's end is hidden; it is
+then taken from a prediction, and the step is not used to fit spans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.calibrate.recording import Recording
+from qsim.profile import HostTimes
+
+__all__ = [
+    "DECODE",
+    "EAGER",
+    "PIECEWISE",
+    "Timeline",
+    "estimate_launch_ms",
+    "infer_timeline",
+    "recorded_timeline",
+    "step_modes",
+]
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+
+#: execution modes of a step: full CUDA graph, piecewise graphs, no graph
+DECODE, PIECEWISE, EAGER = 0, 1, 2
+
+#: from the end of ``schedule`` to the start of the launch, and a span's own end to be seen, s
+_TO_LAUNCH_S = 4e-6
+_GPU_GAP_S = 3e-6
+#: a step seen to take this many times its prediction was not seen: the host was held
+_HELD = 1.3
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """GPU times of the steps of one recording; arrays of shape (n,).
+
+    ``span_ms[k] = end_s[k] - start_s[k]``. ``usable`` marks the steps whose span was seen and is
+    that of the GPU's work: not of a hidden end, nor of a GPU that waited for its launch.
+    """
+
+    mode: IntArray
+    start_s: FloatArray
+    end_s: FloatArray
+    span_ms: FloatArray
+    usable: BoolArray
+
+
+def step_modes(recording: Recording, graph_max: int) -> IntArray:
+    """The execution mode of every step, shape (n,)."""
+    s = recording.steps
+    tokens = s.decodes + s.prefill_tokens
+    graph = np.where(s.num_chunks == 0, DECODE, PIECEWISE)
+    return np.where(tokens <= graph_max, graph, EAGER).astype(np.int64)
+
+
+def recorded_timeline(recording: Recording, graph_max: int) -> Timeline:
+    """The timeline from recorded launch times and GPU spans."""
+    s = recording.steps
+    n = len(s)
+    start, end = np.empty(n), np.empty(n)
+    previous = -np.inf
+    gpu_s = s.gpu_ms / 1e3
+    for k in range(n):
+        t = max(s.launch_start_s[k], previous + _GPU_GAP_S)
+        start[k] = t
+        end[k] = previous = t + gpu_s[k]
+    # a span that ends with its own launch says how fast the host was, not the GPU
+    waited_for_launch = s.sample_end_s > end - 5e-5
+    return Timeline(
+        step_modes(recording, graph_max),
+        start,
+        end,
+        s.gpu_ms.copy(),
+        np.isfinite(s.gpu_ms) & ~waited_for_launch,
+    )
+
+
+def estimate_launch_ms(recording: Recording, mode: IntArray, which: int, result_ms: float) -> float:
+    """The launch time of mode ``which``, from updates that had to wait for a launch; ms.
+
+    An update of a short decode step is held by the launch of the step behind it in more than
+    half of the cases, so the 30th percentile of the time from the end of ``schedule(k)`` to
+    ``update(k-1)`` is that of held ones. NaN if there are fewer than 20 such steps.
+    """
+    s = recording.steps
+    behind_decode = np.r_[False, (mode[:-1] == DECODE) & (s.update_s[:-1] > s.schedule_s[1:])]
+    wait_ms = np.r_[0.0, s.update_s[:-1] - (s.schedule_s + s.schedule_dur_s)[1:]] * 1e3
+    chosen = wait_ms[(mode == which) & behind_decode]
+    return float(np.percentile(chosen, 30)) - result_ms if len(chosen) >= 20 else float("nan")
+
+
+def infer_timeline(
+    recording: Recording,
+    graph_max: int,
+    host: HostTimes,
+    predict_ms: Callable[[int], float] | None = None,
+) -> Timeline:
+    """The timeline from update times alone.
+
+    Parameters
+    ----------
+    host : HostTimes
+        Launch times of this server, or of one like it.
+    predict_ms : callable, optional
+        Predicts a step's span where its end is hidden; without it the update is taken.
+    """
+    s = recording.steps
+    n = len(s)
+    mode = step_modes(recording, graph_max)
+    rows = s.decodes + s.num_chunks
+    pairs = (host.launch_decode_ms, host.launch_piecewise_ms, host.launch_eager_ms)
+    constant = np.array([p[0] for p in pairs])[mode]
+    per_row = np.array([p[1] for p in pairs])[mode]
+    launch_start = s.schedule_s + s.schedule_dur_s + _TO_LAUNCH_S
+    launch_end = launch_start + (constant + per_row * rows) / 1e3
+    seen_end = s.update_s - host.result_ms / 1e3
+    # does the launch of the next step come before this update, and may it have held it?
+    tolerance_s = np.array([2e-4, 6e-4, 1.2e-3])
+    next_first = np.r_[s.schedule_s[1:] < s.update_s[:-1], False]
+    next_launch_end = np.r_[launch_end[1:], np.inf]
+    next_tolerance = np.r_[tolerance_s[mode[1:]], 0.0]
+    hidden = next_first & (next_launch_end + next_tolerance > seen_end)
+    start, end = np.empty(n), np.empty(n)
+    previous, previous_known = -np.inf, True
+    usable = np.zeros(n, dtype=np.bool_)
+    for k in range(n):
+        waits = launch_start[k] > previous + _GPU_GAP_S
+        t = launch_start[k] if waits else previous + _GPU_GAP_S
+        start[k] = t
+        guess_s = np.inf if predict_ms is None else predict_ms(k) / 1e3
+        # an update far too late after a step is that of a host that was held
+        lost = hidden[k] or seen_end[k] - t > _HELD * guess_s + 1e-3
+        if not lost:
+            previous = max(seen_end[k], t + 1e-5)
+            usable[k] = (waits or previous_known) and previous > launch_end[k] + 5e-5
+        else:
+            previous = max(min(t + guess_s, seen_end[k]), t + 1e-5)
+        end[k] = previous
+        # a predicted end of a short step before a long one costs the long one little
+        previous_known = not lost or (predict_ms is not None and mode[k] == DECODE)
+    return Timeline(mode, start, end, (end - start) * 1e3, usable)
