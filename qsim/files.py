@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,8 +14,16 @@ __all__ = ["atomic_path", "write_bytes", "write_text"]
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside ``path``; renamed to it if the body succeeds, removed if not."""
+    """A temporary path beside ``path``; renamed to it if the body succeeds, removed if not.
+
+    A device or a pipe (``/dev/null``, ``/dev/stdout``) is not to be replaced: it is written to.
+    """
     target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(target))
+    if target.exists() and not target.is_file():
+        yield target
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     # the ending stays: writers choose a format by it
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-", suffix=target.name[-32:])
