@@ -197,11 +197,11 @@ class Replica:
             if batch.num_tokens:
                 self._launched = True
                 launch_start = time
-                mode, span = self._span(batch, now)
-                time += timing.launch_ps[mode][batch.num_decodes + len(batch.prefill)]
                 gpu_start = self._gpu_free_ps + timing.gpu_gap_ps
                 if launch_start > gpu_start:
                     gpu_start = launch_start
+                mode, span = self._span(batch, gpu_start)
+                time += timing.launch_ps[mode][batch.num_decodes + len(batch.prefill)]
                 gpu_end = gpu_start + span
                 if gpu_end < time:
                     gpu_end = time  # the GPU waits for the launch
@@ -297,8 +297,12 @@ class Replica:
         if energy:
             self._sink.power(self, now, energy)
 
-    def _span(self, batch: Batch, now: int) -> tuple[int, int]:
-        """Execution mode and GPU span of a step scheduled at ``now``; counts its work."""
+    def _span(self, batch: Batch, gpu_start: int) -> tuple[int, int]:
+        """Execution mode and GPU span of a step that starts at ``gpu_start``; counts its work.
+
+        All work counted before lies before ``gpu_start``: the meter runs on the GPU's time, so
+        that the energy of a long step is spread over that step and not over the one before it.
+        """
         meter, timing = self.meter, self._timing
         rows = batch.num_decodes
         context = batch.decode_context_tokens
@@ -307,7 +311,7 @@ class Replica:
             if same and self._since_look < RUN_LIMIT:
                 self._since_look += 1
             else:
-                self.look(now)
+                self.look(gpu_start)
                 self._since_look = 1
                 factor = meter.factors[timing.decode_mode[rows]]
                 self._base_ps = round(timing.decode_base_ps[rows] * factor)
@@ -317,7 +321,7 @@ class Replica:
             meter.decode_tokens += rows
             meter.context_tokens += context
             return timing.decode_mode[rows], self._decode_span(context)
-        self.look(now)
+        self.look(gpu_start)
         self._rows = -1
         mode, span = timing.mixed_span_ps(
             batch.num_tokens, rows, context, batch.prefill, meter.factors
