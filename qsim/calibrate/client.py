@@ -13,10 +13,11 @@ import asyncio
 import gc
 import json
 import re
+import resource
 import sys
 from dataclasses import dataclass, field
 from time import perf_counter as now
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -120,8 +121,7 @@ class _Connection(asyncio.Protocol):
         self.tail = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open = False
@@ -302,6 +302,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--vocab-size", type=int, default=32000)
     args = parser.parse_args(argv)
     endpoint = Endpoint(args.port, args.host, args.model, args.vocab_size)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if soft < 4096 else soft, hard))
     loop = _new_loop()
     asyncio.set_event_loop(loop)
     for line in sys.stdin:

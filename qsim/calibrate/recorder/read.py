@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +70,19 @@ def read_steps(rows: Path) -> list[StepRow]:
     result = []
     for fields, chunks in _engine(engines[0]):
         worker = workers.get(fields[0])
-        if worker is None:
-            result.append(StepRow(*fields, chunks=chunks))
-            continue
-        _, launch_start, _, _, sample_end, gpu_ms, mode, padded, own = worker
-        name = plugin.MODES[mode] if 0 <= mode < len(plugin.MODES) else ""
-        result.append(
-            StepRow(
-                *fields,
-                chunks=chunks,
+        step = StepRow(*fields, chunks)  # type: ignore[call-arg]
+        if worker is not None:
+            _, launch_start, _, _, sample_end, gpu_ms, mode, padded, own = worker
+            step = replace(
+                step,
                 gpu_ms=gpu_ms,
                 worker_launch_start_s=launch_start,
                 worker_sample_end_s=sample_end,
-                mode=name,
+                mode=plugin.MODES[mode] if 0 <= mode < len(plugin.MODES) else "",
                 padded_tokens=padded,
                 worker_own_s=own,
             )
-        )
+        result.append(step)
     result.sort(key=lambda s: s.step)
     return result
 
