@@ -229,7 +229,8 @@ def burstgpt() -> dict[str, Any]:
                 "quantiles and Fano factor as published by users of the trace; counts by hour "
                 "of the day",
                 "assumed": "the 99th percentiles (fitted to the means), the shape below the "
-                "medians (log-normal), 5-minute busy spells",
+                "medians (log-normal), 5-minute busy spells (their share and rates are fitted "
+                "to the gap quantiles and the Fano factor)",
             }
         ],
         "description": "a university's ChatGPT and GPT-4 use, bursty, day and night (2023)",
@@ -239,7 +240,8 @@ def burstgpt() -> dict[str, Any]:
         "spells": {
             "busy_s": {"exponential": 300.0},
             "quiet_s": {"exponential": 950.0},
-            "quiet_level": 0.04,
+            "quiet_level": 0.03,
+            "level_sigma": 0.3,
             "stratified": True,
         },
         "grid_s": 1.0,

@@ -1,0 +1,31 @@
+"""Hypothesis strategies for traces."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+
+from qsim.traces import HashIds, Trace
+
+TIMES = st.floats(0, 1e7, allow_nan=False, allow_infinity=False)
+TOKENS = st.integers(1, 10**6)
+
+
+@st.composite
+def traces(draw: st.DrawFn, with_ids: bool | None = None, block_tokens: int = 512) -> Trace:
+    """A small trace; ids are small numbers, so that requests share some."""
+    times = sorted(draw(st.lists(TIMES, min_size=1, max_size=12)))
+    n = len(times)
+    sized = {"min_size": n, "max_size": n}
+    if with_ids is None:
+        with_ids = draw(st.booleans())
+    ids = None
+    if with_ids:
+        one = st.lists(st.integers(0, 40), max_size=6)
+        ids = HashIds.from_lists(draw(st.lists(one, **sized)), block_tokens)
+    return Trace(
+        np.array(times),
+        np.array(draw(st.lists(TOKENS, **sized))),
+        np.array(draw(st.lists(TOKENS, **sized))),
+        hash_ids=ids,
+    )

@@ -1,0 +1,163 @@
+"""Columns of delimited text: the same numbers as Python's own conversions, and clear errors."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qsim.errors import TraceError
+from qsim.traces import source as source_module
+from qsim.traces.source import Source
+from qsim.traces.text import Rows, header_of, read_rows
+
+
+def rows_of(path: Path, text: str | bytes) -> Rows:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    (rows,) = read_rows(Source(path))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("text") / "t.csv"
+
+
+DECIMALS = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.decimals(0, 10**9, places=7, allow_nan=False).map(str),
+    st.integers(0, 10**18).map(str),
+    st.sampled_from(["0", ".5", "5.", "007", "1e3", "-0.25", "+3", "123456789012345678901234"]),
+)
+
+
+@given(st.lists(DECIMALS, min_size=1))
+def test_decimals_are_the_nearest_float(scratch: Path, texts: list[str]) -> None:
+    rows = rows_of(scratch, "a,b\n" + "".join(f"{t},1\n" for t in texts))
+    assert rows.floats(0).tolist() == [float(t) for t in texts]
+
+
+@given(st.lists(st.integers(0, 2**53 - 1), min_size=1), st.booleans())
+def test_whole_numbers(scratch: Path, numbers: list[int], crlf: bool) -> None:
+    end = "\r\n" if crlf else "\n"
+    rows = rows_of(scratch, f"a,b{end}" + "".join(f"x,{n}{end}" for n in numbers))
+    assert rows.ints(1).tolist() == numbers
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.datetimes(datetime(1971, 1, 1), datetime(2200, 1, 1)),
+            st.integers(0, 999_999_999),
+            st.integers(0, 9),
+            st.sampled_from([" ", "T"]),
+            st.sampled_from(["", "Z", "+00:00"]),
+        ),
+        min_size=1,
+    )
+)
+def test_times_are_exact(scratch: Path, parts: list[tuple[datetime, int, int, str, str]]) -> None:
+    texts, expected = [], []
+    for moment, nanoseconds, digits, separator, zone in parts:
+        fraction = f"{nanoseconds:09d}"[:digits]
+        texts.append(
+            moment.strftime(f"%Y-%m-%d{separator}%H:%M:%S") + ("." + fraction) * bool(digits) + zone
+        )
+        seconds = int(moment.replace(microsecond=0, tzinfo=UTC).timestamp())
+        expected.append(seconds * 10**9 + int(fraction.ljust(9, "0") or 0))
+    rows = rows_of(scratch, "t,b\n" + "".join(f"{t},1\n" for t in texts))
+    assert rows.times_ns(0).tolist() == expected
+
+
+def test_other_zones_are_converted(scratch: Path) -> None:
+    rows = rows_of(scratch, "t\n2024-05-10 02:00:00.5+02:00\n2024-05-09T19:00:00.5-05:00\n")
+    assert len(set(rows.times_ns(0).tolist())) == 1
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "2023-13-01 00:00:00",
+        "2023-02-29 00:00:00",
+        "2023-11-16 24:00:00",
+        "2023-11-16 18:17",
+        "2023-11-16",
+        "2023-11-16 18:17:03.",
+        "2023-11-16 18:17:03.1234567891",
+        "2023-11-16 18:17:03.5+0x:00",
+        "yesterday",
+        "",
+    ],
+)
+def test_bad_times_name_line_column_and_value(tmp_path: Path, bad: str) -> None:
+    rows = rows_of(tmp_path / "x.csv", f"when,b\n2023-11-16 18:17:03.9,1\n{bad},1\n")
+    pattern = f"x.csv, line 3, column 'when': {re.escape(repr(bad))} is not a date and time"
+    with pytest.raises(TraceError, match=pattern):
+        rows.times_ns(0)
+
+
+@pytest.mark.parametrize("bad", ["", "x", "1.5", "nan", "inf", "1e400", "--1"])
+def test_bad_whole_numbers_name_line_column_and_value(tmp_path: Path, bad: str) -> None:
+    rows = rows_of(tmp_path / "x.csv", f"a,b\n1,2\n\n3,{bad}\n")
+    with pytest.raises(TraceError, match=rf"x.csv, line 4, column 'b': {re.escape(repr(bad))} is"):
+        rows.ints(1)
+
+
+@pytest.mark.parametrize("bad", ["", "1.2.3", "nan", "inf", "1,"])
+def test_bad_decimals_are_refused(tmp_path: Path, bad: str) -> None:
+    with pytest.raises(TraceError, match="line 2"):
+        rows_of(tmp_path / "x.csv", f"a,b\n{bad},2\n").floats(0)
+
+
+def test_a_wrong_number_of_fields_names_the_line(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match=r"line 3: 2 fields, must be 3 \(a, b, c\).*'4,5'"):
+        rows_of(tmp_path / "x.csv", "a,b,c\n1,2,3\n4,5\n")
+
+
+def test_quoted_fields_may_hold_commas(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path / "x.csv", 'a,b\n"[1, 2]",5\n7,"6"\n')
+    assert rows.texts(0) == ["[1, 2]", "7"]
+    assert rows.ints(1).tolist() == [5, 6]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"\xef\xbb\xbfa,b\n1,2\n")
+    assert header_of(Source(path).head) == ["a", "b"]
+    (rows,) = read_rows(Source(path))
+    assert rows.names == ["a", "b"]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 7, 64])
+def test_blocks_of_any_size_give_the_same_rows_and_line_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr(source_module, "BLOCK_BYTES", block_bytes)
+    path = tmp_path / "x.csv.gz"
+    path.write_bytes(gzip.compress(b"a,b\n" + b"".join(b"%d,%d\n" % (i, i * i) for i in range(50))))
+    parts = list(read_rows(Source(path)))
+    assert np.concatenate([p.ints(1) for p in parts]).tolist() == [i * i for i in range(50)]
+    assert np.concatenate([p.line for p in parts]).tolist() == list(range(2, 52))
+
+
+def test_damaged_gzip_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv.gz"
+    path.write_bytes(gzip.compress(b"a,b\n" + b"1,2\n" * 1000)[:-20])
+    with pytest.raises(TraceError, match="damaged or cut off"):
+        list(read_rows(Source(path)))
+
+
+@given(st.integers(0, 10**15), st.integers(0, 22))
+def test_short_decimals_are_exact_to_half_an_ulp(scratch: Path, digits: int, places: int) -> None:
+    text = f"{digits:023d}"
+    text = f"{text[: 23 - places]}.{text[23 - places :]}".strip("0") or "0"
+    value = float(rows_of(scratch, f"a,b\n{text},1\n").floats(0)[0]) if text != "." else 0.0
+    exact = Fraction(digits, 10**places)
+    assert abs(Fraction(value) - exact) <= Fraction(np.spacing(value)) / 2
