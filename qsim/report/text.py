@@ -110,35 +110,27 @@ def plan_text(plan: Plan) -> str:
         f"tokens on average\nSLO {', '.join(map(str, plan.slos))}; smallest fleets by simulation, "
         f"sorted by {plan.objective}"
     )
-    parts = [head]
+    parts = ["\n".join(_fill(line, "  ") for line in head.split("\n"))]
     headers, rows = plan_rows(plan)
     if rows:
         parts.append(table(headers, rows, left=2))
     bad = [c for c in plan.candidates if not c.feasible]
     if bad:
-        lines = [
-            textwrap.fill(
-                f"{c.profile}: {c.reason}",
-                _WIDTH,
-                initial_indent="  ",
-                subsequent_indent="    ",
-                break_on_hyphens=False,
-            )
-            for c in bad
-        ]
+        lines = ["  " + _fill(f"{c.profile}: {c.reason}", "    ") for c in bad]
         parts.append("infeasible\n" + "\n".join(lines))
+    remarks = [
+        _fill(f"{c.profile}: {text}", "  ")
+        for c in plan.candidates
+        if c.outcome is not None
+        for text in c.outcome.summary.get("notes", ())
+    ]
     prices = {c.price.gpu: c.price for c in plan.candidates if c.price}
-    if prices:
-        lines = [
-            f"price of {g}: {p.usd_per_hour:.2f} USD per GPU and hour, {p.source}"
-            for g, p in sorted(prices.items())
-        ]
-        parts.append(
-            "\n".join(
-                textwrap.fill(x, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-                for x in lines
-            )
-        )
+    remarks += [
+        _fill(f"price of {g}: {p.usd_per_hour:.2f} USD per GPU and hour, {p.source}", "  ")
+        for g, p in sorted(prices.items())
+    ]
+    if remarks:
+        parts.append("\n".join(remarks))
     if plan.best is not None:
         parts.append(_recommendation(plan, plan.best))
     return "\n\n".join(parts)
@@ -148,15 +140,32 @@ def _recommendation(plan: Plan, best: Candidate) -> str:
     from qsim.optimize.serve import serve_command
 
     n = best.replicas or 0
-    what = f"{n} replica{'s' if n != 1 else ''} of {best.profile}"
+    head = f"* best by {plan.objective}: {n} replica{'s' if n != 1 else ''} of {best.profile}"
     if n == 1:
-        head = f"* best by {plan.objective}: {what}. Start it with"
+        head += ". Start it with"
     else:
-        head = (
-            f"* best by {plan.objective}: {what}, behind a {plan.settings['router']} router. "
-            "Start each,\n  on GPUs and a --port of its own, with"
+        head += (
+            f" behind a {plan.settings['router']} router. "
+            "Start each, on its own GPUs and --port, with"
         )
-    return f"{head}\n\n  {serve_command(best)}"
+    return _fill(head, "  ") + "\n\n" + _continued(serve_command(best))
+
+
+def _continued(command: str) -> str:
+    """A shell command over several lines, broken before options."""
+    lines, line = [], ""
+    for i, part in enumerate(command.split(" --")):
+        word = part if i == 0 else f"--{part}"
+        if line and len(line) + len(word) + 7 > _WIDTH:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    return "  " + " \\\n    ".join([*lines, line])
+
+
+def _fill(text: str, indent: str) -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def profile_text(profile: Profile) -> str:
