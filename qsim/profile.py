@@ -150,7 +150,8 @@ class HostTimes:
     sample_tokens), and its result applied (``update_ms``) once the GPU has finished it and the
     launch of the step behind it has returned, ``result_ms`` later. ``turn_ms`` passes between an
     update and the next schedule; ``gpu_gap_ms`` between two spans on the GPU; ``idle_sleep_ms``
-    is slept when a turn launched nothing while requests remain.
+    is slept when a turn launched nothing while requests remain. An idle engine begins to schedule
+    ``wake_ms`` after a request has reached its queue.
     """
 
     schedule_ms: list[float]
@@ -162,6 +163,7 @@ class HostTimes:
     turn_ms: float = 0.045
     gpu_gap_ms: float = 0.003
     idle_sleep_ms: float = 1.0
+    wake_ms: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ class Replica:
         """
         self._inbox.append((ready_ps, request))
         if self._timer is None:
-            self._sleep_until(ready_ps)
+            self._sleep_until(ready_ps + self._timing.wake_ps)
         elif self._run_turns:
             # the first turn at or after ready_ps must take the request in
             turn = bisect_left(self._run_start_ps, ready_ps)
@@ -272,7 +272,7 @@ class Replica:
         self._rows = -1
         self._launched = True
         if self._inbox:
-            self._sleep_until(self._inbox[0][0])
+            self._sleep_until(self._inbox[0][0] + self._timing.wake_ps)
         else:
             self._timer = None
 

@@ -122,6 +122,7 @@ class Timing:
         self.turn_ps = _ps(host.turn_ms)
         self.gpu_gap_ps = _ps(host.gpu_gap_ms)
         self.idle_sleep_ps = _ps(host.idle_sleep_ms)
+        self.wake_ps = _ps(host.wake_ms)
 
     def decode_span_ps(self, rows: int, context_tokens: int, factor: float) -> int:
         """GPU span of a step of ``rows`` decodes over ``context_tokens`` tokens of context."""
