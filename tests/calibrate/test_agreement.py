@@ -1,0 +1,115 @@
+"""Feeding a recording's times to the scheduler gives back its batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qsim.calibrate.agreement import compare_steps
+from qsim.calibrate.recording import Phase, PowerSamples, Recording, Requests, Server, Steps
+from qsim.sim.api import simulate
+from qsim.sim.config import EngineOptions
+from qsim.sim.steplog import Step
+from qsim.traces.trace import Trace
+from tests.profiles import make_profile
+
+PROFILE = make_profile()
+
+
+def simulated_recording(n: int = 150, gap_s: float = 0.04) -> Recording:
+    """A recording of qsim's own engine, with what ``compare_steps`` needs."""
+    rng = np.random.default_rng(5)
+    trace = Trace(
+        np.cumsum(rng.exponential(gap_s, n)), rng.integers(2, 4000, n), rng.integers(1, 80, n)
+    )
+    log: list[Step] = []
+    options = EngineOptions(enable_prefix_caching=False, max_model_len=8192)
+    result = simulate(trace, PROFILE, options=options, step_log=log)
+    second = 1e-12
+
+    def column(name: str) -> np.ndarray:
+        return np.array([getattr(s, name) for s in log], float) * second
+
+    zeros = np.zeros(len(log), np.int64)
+    nan = np.full(len(log), np.nan)
+    schedule_s = column("schedule_ps")
+    steps = Steps(
+        phase=zeros,
+        schedule_s=schedule_s,
+        schedule_dur_s=column("launch_start_ps") - schedule_s,
+        launch_start_s=column("launch_start_ps"),
+        launch_end_s=column("launch_end_ps"),
+        sample_start_s=nan,
+        sample_end_s=column("launch_end_ps"),
+        gpu_ms=(column("gpu_end_ps") - column("gpu_start_ps")) * 1e3,
+        update_s=column("update_ps"),
+        update_dur_s=nan,
+        chunks=tuple(tuple(s.prefill) for s in log),
+        num_chunks=np.array([len(s.prefill) for s in log]),
+        pairs=nan,
+        prefill_tokens=np.array([sum(n for n, _ in s.prefill) for s in log]),
+        decodes=np.array([s.num_decode for s in log]),
+        decode_context_tokens=zeros,
+        running=zeros,
+        waiting=zeros,
+        kv_usage=nan,
+    )
+    requests = Requests(
+        phase=np.zeros(n, np.int64),
+        request_id=tuple(map(str, range(n))),
+        sent_s=trace.arrival_s,
+        prompt_tokens=trace.prompt_tokens,
+        output_tokens=trace.output_tokens,
+        first_token_s=trace.arrival_s + result.ttft_ms / 1e3,
+        last_token_s=trace.arrival_s + result.e2el_ms / 1e3,
+    )
+    server = Server(
+        gpu="h200_sxm",
+        model="toy-1b",
+        method="bf16",
+        vllm_version="0.24.0",
+        driver="",
+        host="",
+        tensor_parallel=1,
+        model_config={},
+        quantization_config=None,
+        server_flags=(),
+        prefix_caching=False,
+        kv_cache_dtype="auto",
+        max_model_len=8192,
+        max_num_batched_tokens=8192,
+        block_size=16,
+        num_gpu_blocks=4096,
+    )
+    empty = np.empty(0)
+    return Recording(
+        "simulated",
+        server,
+        (Phase("load", "made up", "poisson", 0.0, 1.0, 0.0, "fit"),),
+        steps,
+        requests,
+        PowerSamples(empty, empty, empty, empty, empty, empty),
+    )
+
+
+@pytest.mark.parametrize("recorded_arrivals", [False, True])
+def test_the_engine_s_own_steps_agree_with_themselves(recorded_arrivals):
+    recording = simulated_recording()
+    (a,) = compare_steps(recording, PROFILE, recorded_arrivals=recorded_arrivals)
+    assert a.steps > 200
+    assert a.share == 1.0
+    assert (a.other_prefill, a.other_decodes, a.tokens_differ) == (0, 0, 0)
+
+
+def test_a_late_arrival_is_seen_as_a_difference():
+    recording = simulated_recording()
+    recording.requests.sent_s[40:] += 0.02
+    (a,) = compare_steps(recording, PROFILE)
+    assert a.share < 1.0
+    assert a.other_prefill > 0
+
+
+def test_only_the_phases_asked_for_are_compared():
+    recording = simulated_recording(20)
+    assert not list(compare_steps(recording, PROFILE, ["other"]))
+    assert [a.phase for a in compare_steps(recording, PROFILE, ["load"])] == ["load"]
