@@ -161,11 +161,12 @@ def plan(
 def describe(trace: Trace) -> dict[str, Any]:
     """The trace in a few numbers, for reports."""
     duration_s = trace.duration_s
+    rate = len(trace) / duration_s if duration_s > 1e-9 else None  # a burst has no rate
     return {
         "name": trace.name,
         "requests": len(trace),
         "duration_s": duration_s,
-        "request_rate": len(trace) / duration_s if duration_s > 0 else None,
+        "request_rate": rate,
         "mean_prompt_tokens": float(trace.prompt_tokens.mean()),
         "mean_output_tokens": float(trace.output_tokens.mean()),
     }
@@ -178,7 +179,7 @@ def offered_load(trace: Trace, profile: Profile, engine: EngineConfig) -> float:
     schedule takes is more. It only tells the search where to begin.
     """
     duration_s = trace.duration_s
-    if duration_s <= 0:
+    if duration_s < 1.0:  # a burst: what it needs is not a matter of its rate
         return 1.0
     eager, decode = profile.latency.eager, profile.latency.decode
     chunk = engine.max_num_batched_tokens
