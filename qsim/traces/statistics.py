@@ -50,9 +50,12 @@ def trace_statistics(trace: Trace) -> dict[str, Any]:
     }
     out |= _gap_statistics(arrival)
     for window_s in (1, 60):
-        counts = np.bincount((arrival // window_s).astype(np.int64))
-        enough = len(counts) > 1
-        out[f"count_fano_{window_s}s"] = float(counts.var() / counts.mean()) if enough else None
+        # Only the windows with arrivals are listed, for a trace may have long silences.
+        window = arrival // window_s
+        _, counts = np.unique(window, return_counts=True)
+        mean = len(trace) / (window[-1] + 1)
+        fano = (counts.astype(np.float64) ** 2).sum() / len(trace) - mean
+        out[f"count_fano_{window_s}s"] = float(fano) if window[-1] > 0 else None
         out[f"peak_count_{window_s}s"] = int(counts.max())
     out |= _length_statistics("prompt_tokens", trace.prompt_tokens)
     out |= _length_statistics("output_tokens", trace.output_tokens)

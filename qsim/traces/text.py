@@ -8,6 +8,7 @@ what ``int``, ``float`` and exact decimal arithmetic would give.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -126,7 +127,7 @@ class Rows:
             text = self.text(int(row), column)
             try:
                 number = float(text)
-                if number != int(number) or abs(number) >= 2**53:
+                if number != int(number) or not 0 <= number < 2**53 or "_" in text:
                     raise ValueError
             except (ValueError, OverflowError):
                 self.fail(int(row), column, text, what)
@@ -137,16 +138,25 @@ class Rows:
         """One column of decimal numbers, each the nearest float64."""
         start, width = self.starts[:, column], self.ends[:, column] - self.starts[:, column]
         value, plain = decimals(self.buf, start, width)
-        for row in np.flatnonzero(~plain):
-            text = self.text(int(row), column)
-            try:
-                number = float(text)
-            except ValueError:
-                self.fail(int(row), column, text, what)
-            if not np.isfinite(number):
-                self.fail(int(row), column, text, what)
-            value[row] = number
+        rest = np.flatnonzero(~plain)
+        if len(rest):
+            value[rest] = self._long_floats(rest, column, what)
         return value
+
+    def _long_floats(self, rows: IntArray, column: int, what: str) -> list[float]:
+        raw = self.buf.tobytes()
+        bounds = zip(
+            self.starts[rows, column].tolist(), self.ends[rows, column].tolist(), strict=True
+        )
+        texts = [raw[a:b] for a, b in bounds]
+        try:
+            values = list(map(float, texts))
+        except ValueError:
+            values = [_float_or_nan(text) for text in texts]
+        for row, text, value in zip(rows.tolist(), texts, values, strict=True):
+            if not math.isfinite(value) or b"_" in text:
+                self.fail(row, column, self.text(row, column), what)
+        return values
 
     def times_ns(self, column: int) -> IntArray:
         """One column of dates with times, as nanoseconds from 1970-01-01 UTC.
@@ -165,6 +175,13 @@ class Rows:
                 )
             value[row] = parsed
         return value
+
+
+def _float_or_nan(text: bytes) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _split(block: bytes, names: Sequence[str], first_line: int, source: Source) -> Rows:

@@ -103,14 +103,14 @@ def test_bad_times_name_line_column_and_value(tmp_path: Path, bad: str) -> None:
         rows.times_ns(0)
 
 
-@pytest.mark.parametrize("bad", ["", "x", "1.5", "nan", "inf", "1e400", "--1"])
+@pytest.mark.parametrize("bad", ["", "x", "1.5", "nan", "inf", "1e400", "--1", "1_000", "-5"])
 def test_bad_whole_numbers_name_line_column_and_value(tmp_path: Path, bad: str) -> None:
     rows = rows_of(tmp_path / "x.csv", f"a,b\n1,2\n\n3,{bad}\n")
     with pytest.raises(TraceError, match=rf"x.csv, line 4, column 'b': {re.escape(repr(bad))} is"):
         rows.ints(1)
 
 
-@pytest.mark.parametrize("bad", ["", "1.2.3", "nan", "inf", "1,"])
+@pytest.mark.parametrize("bad", ["", "1.2.3", "nan", "inf", "1e999", "1,", "1_0.5"])
 def test_bad_decimals_are_refused(tmp_path: Path, bad: str) -> None:
     with pytest.raises(TraceError, match="line 2"):
         rows_of(tmp_path / "x.csv", f"a,b\n{bad},2\n").floats(0)
