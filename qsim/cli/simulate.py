@@ -95,7 +95,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     summary["attainment"] = attained
     summary["scenario"] = resolved_scenario(ctx)
     summary["resolved"] = resolved
-    summary["qsim_version"] = __version__
+    summary |= {"profile": profile.id, "seed": given["seed"], "qsim_version": __version__}
     for text in result.notes:
         note(text)
     title = (

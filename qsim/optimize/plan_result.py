@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qsim.errors import InfeasibleError
 from qsim.optimize.prices import Price
 from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.slo import Slo, SloOutcome
@@ -169,10 +170,24 @@ class Plan:
         first = self.candidates[0] if self.candidates else None
         return first if first is not None and first.feasible else None
 
+    def serve_command(self, candidate: Candidate | None = None, port: int = 8000) -> str:
+        """The ``vllm serve`` command of one replica of ``candidate``, by default of the best.
+
+        Raises
+        ------
+        InfeasibleError
+            If that candidate, or every one, is infeasible.
+        """
+        from qsim.optimize.serve import serve_command
+
+        chosen = candidate or self.best
+        if chosen is None:
+            raise InfeasibleError("no candidate of this plan meets the SLOs: nothing to serve")
+        return serve_command(chosen, port)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         from qsim import __version__
-        from qsim.optimize.serve import serve_command
 
         prices = {c.price.gpu: c.price.to_dict() for c in self.candidates if c.price}
         return {
@@ -184,6 +199,9 @@ class Plan:
             "settings": dict(self.settings),
             "prices": [prices[g] for g in sorted(prices)],
             "best": self.best.profile if self.best else None,
-            "serve_command": serve_command(self.best) if self.best else None,
-            "candidates": [c.to_dict() for c in self.candidates],
+            "serve_command": self.serve_command() if self.best else None,
+            "candidates": [
+                {**c.to_dict(), "serve_command": self.serve_command(c) if c.feasible else None}
+                for c in self.candidates
+            ],
         }

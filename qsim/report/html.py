@@ -88,8 +88,6 @@ def write_plan_report(path: str | os.PathLike[str], plan: Plan) -> None:
     MissingExtraError
         If matplotlib is not installed.
     """
-    from qsim.optimize.serve import serve_command
-
     t = plan.trace
     headers, rows = plan_rows(plan)
     parts = [
@@ -101,7 +99,7 @@ def write_plan_report(path: str | os.PathLike[str], plan: Plan) -> None:
     if plan.best is not None:
         parts += [
             f"<h2>Recommended: {plan.best.replicas} x {escape(plan.best.profile)}</h2>",
-            f"<pre>{escape(serve_command(plan.best))}</pre>",
+            f"<pre>{escape(plan.serve_command())}</pre>",
         ]
     else:
         parts.append('<p class="missed">No candidate meets the SLOs.</p>')

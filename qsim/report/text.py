@@ -137,8 +137,6 @@ def plan_text(plan: Plan) -> str:
 
 
 def _recommendation(plan: Plan, best: Candidate) -> str:
-    from qsim.optimize.serve import serve_command
-
     n = best.replicas or 0
     head = f"* best by {plan.objective}: {n} replica{'s' if n != 1 else ''} of {best.profile}"
     if n == 1:
@@ -148,7 +146,7 @@ def _recommendation(plan: Plan, best: Candidate) -> str:
             f" behind a {plan.settings['router']} router. "
             "Start each, on its own GPUs and --port, with"
         )
-    return _fill(head, "  ") + "\n\n" + _continued(serve_command(best))
+    return _fill(head, "  ") + "\n\n" + _continued(plan.serve_command(best))
 
 
 def _continued(command: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import qsim
-from qsim.errors import ProfileError, ScenarioError
+from qsim.errors import InfeasibleError, ProfileError, ScenarioError
 from qsim.optimize.capacity import plan
 from qsim.optimize.plan_result import Plan
 from qsim.profile import Profile
@@ -114,7 +114,9 @@ def test_to_dict_is_json_with_the_evidence(answer: Plan) -> None:
     assert data["best"] == "h200_sxm/toy-1b/fp8-w8a8"
     assert data["slos"] == list(SLOS)
     assert data["prices"][0]["gpu"] == "h200_sxm"
-    best = data["candidates"][0]
+    best, *_, slow = data["candidates"]
+    assert data["serve_command"] == best["serve_command"] == answer.serve_command(answer.best)
+    assert slow["serve_command"] is None
     tried = {e["replicas"]: e["met"] for e in best["evaluations"]}
     assert tried[best["replicas"]] is True
     assert tried[best["replicas"] - 1] is False
@@ -132,6 +134,8 @@ def test_too_small_a_limit_names_the_slo_and_the_excess() -> None:
     assert "over its limit" in c.reason or "times its limit" in c.reason
     assert "even with 2 replicas" in c.reason
     assert answer.to_dict()["serve_command"] is None
+    with pytest.raises(InfeasibleError, match="nothing to serve"):
+        answer.serve_command()
 
 
 def test_a_sequence_that_does_not_fit_makes_that_profile_infeasible() -> None:
