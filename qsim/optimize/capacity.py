@@ -256,13 +256,15 @@ def _search(task: FleetTask, blank: Candidate, max_replicas: int) -> _Search:
         while True:
             failed = max((k for k, o in done.items() if not o.met), default=0)
             met = min((k for k, o in done.items() if o.met), default=None)
-            outcome = yield replace(task, replicas=n), probes_left(failed, met)
-            done[n] = outcome
-            if not outcome.met and len(done) == 1:  # is there any point in searching on?
+            if n not in done:
+                done[n] = yield replace(task, replicas=n), probes_left(failed, met)
+            if not done[n].met and len(done) == 1:  # is there any point in searching on?
                 floor = yield from _floor(task)
-                if floor:
+                if floor and max_replicas not in done:
+                    done[max_replicas] = yield replace(task, replicas=max_replicas), 2
+                if floor and not done[max_replicas].met:
                     return _infeasible(blank, done, floor)
-            n = probe.send(outcome.met)
+            n = probe.send(done[n].met)
     except StopIteration as stop:
         best: int | None = stop.value
     except TraceError as e:
@@ -278,8 +280,9 @@ def _search(task: FleetTask, blank: Candidate, max_replicas: int) -> _Search:
 def _floor(task: FleetTask) -> Generator[_Step, FleetOutcome, str]:
     """Why no fleet at all can do it, or "" if that cannot be said.
 
-    Every request is simulated alone, one after the other: no queue, no batch, a cold GPU. A
-    request in a fleet is never faster, so an SLO missed here is missed by every fleet.
+    Every request is simulated alone, one after the other: no queue, no batch, a cold GPU. An SLO
+    missed here is missed by a fleet too (the caller also simulates the largest one, because a
+    first token that is delivered late flatters the TPOT of a short answer a little).
     """
     trace = task.trace
     longest_ms = (
@@ -292,7 +295,7 @@ def _floor(task: FleetTask) -> Generator[_Step, FleetOutcome, str]:
     slowest = outcome.quantiles["e2el_ms"]
     if outcome.met or (slowest and slowest[-1] / 1000 >= gap_s):  # they were not alone after all
         return ""
-    return f"{outcome.binding.sentence()} even for requests served alone: no fleet can meet it"
+    return f"{outcome.binding.sentence()} even for requests served alone: more GPUs do not help"
 
 
 def _infeasible(blank: Candidate, done: dict[int, FleetOutcome], reason: str) -> Candidate:

@@ -70,6 +70,8 @@ def test_a_method_that_is_too_slow_even_alone_says_so(answer: Plan) -> None:
     assert "tpot mean 9." in slow.reason
     assert "over its limit of 9 ms" in slow.reason
     assert "alone" in slow.reason
+    assert [e.replicas for e in slow.evaluations][-1] == 128, "the largest fleet was tried, too"
+    assert not any(e.met for e in slow.evaluations)
 
 
 def test_cost_is_price_times_gpus(answer: Plan) -> None:

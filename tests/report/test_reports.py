@@ -112,7 +112,7 @@ def test_plan_report(tmp_path: Path, answer: Plan, nothing: Plan) -> None:
     text = path.read_text(encoding="utf-8")
     check_page(text)
     assert "vllm serve path/to/toy-1b-fp8-w8a8" in text
-    assert "alone: no fleet can meet it" in text
+    assert "alone: more GPUs do not help" in text
     write_plan_report(path, nothing)
     check_page(path.read_text(encoding="utf-8"))
     assert "No candidate meets the SLOs" in path.read_text(encoding="utf-8")
