@@ -90,6 +90,8 @@ def read(source: Source, options: ReadOptions) -> Trace:
     """
     numbers = {key: _parameter(source, options.params, key) for key in PARAMS if key != "model"}
     model, windows = _windows(source, options.params.get("model"))
+    if not windows:
+        raise TraceError(f"{source.path}: no request in it; no window has a rate above 0")
     starts = np.unique([w.start_s for w in windows])
     step_s = float(np.diff(starts).min()) if len(starts) > 1 else 600.0
     low = float(starts[0]) + (numbers["start"] or 0.0)
@@ -191,6 +193,11 @@ def _windows(source: Source, model: str | None) -> tuple[str | None, list[Window
     windows: list[Window] = []
     for file in files:
         for rows in read_rows(Source(file), header=False):
+            if len(rows.names) != 6:
+                raise TraceError(
+                    f"{file}, line {int(rows.line[0])}: {len(rows.names)} fields, must be 6 "
+                    "(window start, rate, cv, pattern, shape, scale)"
+                )
             windows += _client_windows(rows, _client_of(file.name), (0, 1, 3, 4))
     return None, windows
 

@@ -1,0 +1,70 @@
+"""Whatever a file holds, it is a trace or a TraceError; never another exception."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from qsim.errors import TraceError
+from qsim.traces import load_trace
+from qsim.traces.formats import FORMATS
+from tests.traces.test_formats import (
+    AZURE_2023,
+    AZURE_2024,
+    BAILIAN,
+    BURSTGPT,
+    BURSTGPT_SESSIONS,
+    MOONCAKE,
+    VLLM_BENCH,
+)
+from tests.traces.test_servegen import TABLE
+
+SAMPLES = [AZURE_2023, AZURE_2024, BURSTGPT, BURSTGPT_SESSIONS, MOONCAKE, BAILIAN, VLLM_BENCH]
+SAMPLES += [TABLE, "0,1.0,1.0,Gamma,1.0,1.0\n", "arrival_s,prompt_tokens,output_tokens\n0,1,1\n"]
+SAMPLES += [
+    "arrival_s,prompt_tokens,output_tokens,hash_ids,hash_block_tokens\n0,20,1,0 1,16\n1,5,1,,16\n"
+]
+PIECES = [b"", b"-", b"nan", b"1e999", b'"', b",", b"\n", b"\r", b"\0", b"\xff", b"9" * 30, b"[]"]
+PIECES += [b"{", b"null", b"0", b"-1", b"1e18", b"\x1f", b"PAR1", b"\x1f\x8b"]
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz") / "f.dat"
+
+
+def check(path: Path, data: bytes, format: str | None) -> None:
+    path.write_bytes(data)
+    try:
+        trace = load_trace(path, format=format)
+    except TraceError as error:
+        named = "f.dat" in str(error)
+    else:
+        named = len(trace) > 0
+    assert named
+
+
+@given(
+    st.sampled_from(SAMPLES).map(str.encode),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), st.sampled_from(PIECES)), max_size=4),
+    st.sampled_from([None, *(f.name for f in FORMATS)]),
+)
+@settings(max_examples=300)
+def test_damaged_files(
+    scratch: Path, data: bytes, edits: list[tuple[float, int, bytes]], format: str | None
+) -> None:
+    for place, width, piece in edits:
+        at = int(place * len(data))
+        data = data[:at] + piece + data[at + width :]
+    check(scratch, data, format)
+
+
+@given(st.binary(max_size=200), st.sampled_from([None, *(f.name for f in FORMATS)]))
+@example(b"PAR1" + b"x" * 20, None)
+@example(b"\x1f\x8b" + b"x" * 20, None)
+@settings(max_examples=200)
+def test_any_bytes(scratch: Path, data: bytes, format: str | None) -> None:
+    check(scratch, data, format)
