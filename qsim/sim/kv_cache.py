@@ -11,7 +11,8 @@ are only counted:
   only after a preemption. While the request runs such blocks are a number; when it has finished
   they lie in the queue as a run, again a number.
 
-Only blocks of contents that may be shared, and those of preempted requests, are objects.
+Only contents that may be shared, and those of preempted requests, are kept in a tree
+(prefix_tree.py).
 """
 
 from __future__ import annotations
@@ -19,40 +20,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from qsim.errors import ScenarioError
+from qsim.sim.block_ids import BlockIds, prompt_block_ids
+from qsim.sim.prefix_tree import Part, PrefixNode, Run
 from qsim.sim.request import Request
 
-__all__ = ["KVBlock", "KVCache", "PrefixNode", "prompt_block_ids"]
-
-
-class PrefixNode:
-    """One block's content together with everything before it (what a chained hash identifies)."""
-
-    __slots__ = ("blocks", "children", "key", "parent", "table")
-
-    def __init__(self, parent: PrefixNode | None, table: dict[int, PrefixNode], key: int) -> None:
-        self.parent = parent
-        self.table = table  # where this node is listed, under ``key``
-        self.key = key
-        self.children: dict[int, PrefixNode] = {}
-        self.blocks: list[KVBlock] = []  # physical blocks with this content, first entered first
-        table[key] = self
-
-
-class KVBlock:
-    """A physical block that the prefix cache can find."""
-
-    __slots__ = ("node", "stale", "users")
-
-    def __init__(self, node: PrefixNode, users: int) -> None:
-        self.node = node
-        self.users = users
-        self.stale = 0  # how many of its entries in the free queue no longer count
-        node.blocks.append(self)
+__all__ = ["BlockIds", "KVCache", "prompt_block_ids"]
 
 
 class KVCache:
     """Blocks of one engine: who holds how many, and what freed ones still contain.
+
+    All requests of one cache must count their prefix ids alike: either one per block, or
+    ``BlockIds`` of the same ratio.
 
     Parameters
     ----------
@@ -65,6 +44,8 @@ class KVCache:
 
     Attributes
     ----------
+    usable
+        Blocks of the pool, the null block not counted.
     free
         Blocks without a user, whether or not they still hold a cached prefix.
     changes
@@ -92,41 +73,92 @@ class KVCache:
         self.changes = 0
         self._unhashed = self.usable  # the queue's leading run of blocks without a hash
         # The rest of the queue, next to be taken first: a number is a run of blocks that nobody
-        # can look up any more. A block that is found again stays in here and is marked stale.
-        self._queue: deque[KVBlock | int] = deque()
+        # can look up any more. A run that is found again stays in here and is marked stale.
+        self._queue: deque[Run | int] = deque()
         self._stale = 0
-        self._root = PrefixNode(None, {}, 0)
+        self._root = PrefixNode()
 
-    def lookup(self, request: Request, known_tokens: int) -> list[KVBlock]:
+    # --------------------------------------------------------------------------- admission
+
+    def lookup(self, request: Request, known_tokens: int) -> list[Part]:
         """Longest cached prefix that leaves at least one of the known tokens to compute."""
-        hits: list[KVBlock] = []
-        ids = request.block_ids
-        own = request.own
-        if not self.caching or not (ids or own):
-            return hits
+        parts: list[Part] = []
+        if not self.caching or not (request.block_ids or request.own):
+            return parts
         most = (known_tokens - 1) // self.block_size
+        ids, ratio = _prefix_ids(request)
+        shared = min(most, len(request.block_ids))
         node: PrefixNode | None = self._root
-        for key in ids if len(ids) <= most else ids[:most]:
+        position = 0
+        while position < shared:
             assert node is not None
-            node = node.children.get(key)
-            if node is None or not node.blocks:
-                return hits
-            hits.append(node.blocks[0])
-        if own:
-            for position in range(len(ids), most):
-                node = own.get(position)
-                if node is None:
-                    break
-                hits.append(node.blocks[0])
-        return hits
+            node = node.children.get(ids[position // ratio]) if node.children else None
+            if node is None:
+                return parts
+            wanted = min(ratio, shared - position)
+            found = node.cover(0, wanted, parts)
+            position += found
+            if found < wanted:
+                return parts
+        if request.own is not None:
+            request.own.cover(position, most, parts)
+        return parts
 
-    def shortage(self, hits: list[KVBlock], known_tokens: int) -> int:
+    def shortage(self, hits: list[Part], known_tokens: int) -> int:
         """Blocks that are missing to hold all known tokens, given these hits; <= 0 if none is."""
         need = -(-known_tokens // self.block_size)
-        for block in hits:
-            if block.users:
-                need -= 1
+        for run, start, stop in hits:
+            if run.users:
+                need -= stop - start
         return need - self.free
+
+    def admit(self, request: Request, hits: list[Part], cached: int, tokens: int) -> None:
+        """Give a request without blocks its hits, and new blocks up to this many tokens.
+
+        ``hits`` must come from ``lookup`` with nothing done in between; ``cached`` is their sum.
+        """
+        shared = request.shared
+        for part in hits:
+            run = self._use(*part)
+            shared.append((run, part[2]))
+        request.named = request.hashed = cached
+        request.blocks = -(-tokens // self.block_size)
+        self.take(request.blocks - cached)
+
+    def _use(self, run: Run, start: int, stop: int) -> Run:
+        """Add a user to these blocks of a run; return the run that then begins with them."""
+        if run.users:
+            if start > run.start:
+                run = run.split_in_use(start)
+            if stop < run.stop:
+                run.split_in_use(stop)
+        else:
+            self.free -= stop - start
+            before = run.split_free(start) if start > run.start else None
+            if stop < run.stop:
+                wanted = run.split_free(stop)
+                if before is not None:
+                    self._queue_after(run, before)
+                run = wanted
+            elif before is not None:
+                # The queue's entry passes to what is left; the wanted blocks have none.
+                before.start, before.stop, run.start, run.stop = start, stop, before.start, start
+                run = before
+            else:
+                run.stale += 1
+                self._stale += 1
+        run.users += 1
+        return run
+
+    def _queue_after(self, run: Run, new: Run) -> None:
+        """Queue a run right behind another. Slow, but only equal blocks make it necessary."""
+        queue = self._queue
+        position = len(queue)
+        while queue[position - 1] is not run:
+            position -= 1
+        queue.insert(position, new)
+
+    # -------------------------------------------------------------------- blocks and hashes
 
     def take(self, count: int) -> None:
         """Take blocks from the head of the free queue; what they contained is forgotten."""
@@ -138,70 +170,6 @@ class KVCache:
             self._unhashed = 0
             self._evict(-rest)
 
-    def admit(self, request: Request, hits: list[KVBlock], tokens: int) -> None:
-        """Give a request without blocks its hits, and new blocks up to this many tokens."""
-        for block in hits:
-            if not block.users:
-                block.stale += 1
-                self._stale += 1
-                self.free -= 1
-            block.users += 1
-        request.shared = hits
-        request.hashed = len(hits)
-        request.blocks = -(-tokens // self.block_size)
-        self.take(request.blocks - len(hits))
-
-    def enter(self, request: Request, full_blocks: int) -> None:
-        """Make the leading blocks of a request findable, up to this number."""
-        request.hashed = full_blocks
-        ids = request.block_ids
-        shared = request.shared
-        start = len(shared)
-        stop = min(full_blocks, len(ids))
-        if start >= stop:
-            return
-        node = shared[-1].node if shared else self._root
-        for key in ids[start:stop]:
-            node = node.children.get(key) or PrefixNode(node, node.children, key)
-            shared.append(KVBlock(node, 1))
-        self.changes += 1
-
-    def release(self, request: Request, *, preempted: bool) -> None:
-        """Take all blocks from a request: hashed ones stay findable until they are reused."""
-        shared = request.shared
-        hashed = request.hashed
-        queue = self._queue
-        self._unhashed += request.blocks - hashed
-        self.free += request.blocks - len(shared)
-        count = hashed - len(shared)
-        if count:
-            if preempted:
-                self._keep(request)
-            elif queue and isinstance(queue[-1], int):
-                queue[-1] += count
-            else:
-                queue.append(count)
-        if shared:
-            for block in reversed(shared):
-                block.users -= 1
-                if not block.users:
-                    queue.append(block)
-                    self.free += 1
-            request.shared = []
-            if self._stale > 1000 and 2 * self._stale > len(queue):
-                self._compact()
-        request.blocks = request.hashed = 0
-        self.changes += 1
-
-    def _keep(self, request: Request) -> None:
-        """Queue the unshared hashed blocks of a preempted request so that it can find them."""
-        own = request.own
-        if own is None:
-            own = request.own = {}
-        for position in range(request.hashed - 1, len(request.shared) - 1, -1):
-            node = own.get(position) or PrefixNode(None, own, position)
-            self._queue.append(KVBlock(node, 0))
-
     def _evict(self, count: int) -> None:
         queue = self._queue
         while count:
@@ -212,87 +180,101 @@ class KVCache:
                     return
                 count -= head
                 queue.popleft()
-                continue
-            queue.popleft()
-            if head.stale:
+            elif head.stale:
                 head.stale -= 1
                 self._stale -= 1
-                continue
-            count -= 1
-            node: PrefixNode | None = head.node
-            assert node is not None
-            node.blocks.remove(head)
-            while node is not None and not node.blocks and not node.children:
-                if node is self._root:
-                    break
-                del node.table[node.key]
-                node = node.parent
+                queue.popleft()
+            else:
+                size = head.stop - head.start
+                if size > count:
+                    head.stop -= count
+                    return
+                count -= size
+                queue.popleft()
+                head.node.runs.remove(head)
+                head.node.prune()
+
+    def enter(self, request: Request, full_blocks: int) -> None:
+        """Make the leading blocks of a request findable, up to this number."""
+        request.hashed = full_blocks
+        position = request.named
+        stop = min(full_blocks, len(request.block_ids))
+        if position >= stop:
+            return
+        ids, ratio = _prefix_ids(request)
+        shared = request.shared
+        node = shared[-1][0].node if shared else self._root
+        while position < stop:
+            offset = position % ratio
+            if not offset:
+                node = node.child(ids[position // ratio])
+            end = min(ratio, offset + stop - position)
+            run = Run(node, offset, end, 1)
+            node.runs.append(run)
+            shared.append((run, end))
+            position += end - offset
+        request.named = stop
+        self.changes += 1
+
+    def release(self, request: Request, *, preempted: bool) -> None:
+        """Take all blocks from a request: hashed ones stay findable until they are reused."""
+        named = request.named
+        hashed = request.hashed
+        self._unhashed += request.blocks - hashed
+        self.free += request.blocks - named
+        count = hashed - named
+        if count:
+            queue = self._queue
+            if preempted:
+                own = request.own
+                if own is None:
+                    own = request.own = PrefixNode()
+                run = Run(own, named, hashed, 0)
+                own.runs.append(run)
+                queue.append(run)
+            elif queue and isinstance(queue[-1], int):
+                queue[-1] += count
+            else:
+                queue.append(count)
+        if named:
+            self._release_named(request)
+        request.blocks = request.hashed = 0
+        self.changes += 1
+
+    def _release_named(self, request: Request) -> None:
+        queue = self._queue
+        for first, stop in reversed(request.shared):
+            pieces = [first] if first.stop == stop else list(first.held(stop))
+            for run in reversed(pieces):
+                run.users -= 1
+                if not run.users:
+                    queue.append(run)
+                    self.free += run.stop - run.start
+        request.shared = []
+        request.named = 0
+        if self._stale > 1000 and 2 * self._stale > len(queue):
+            self._compact()
 
     def _compact(self) -> None:
         """Drop stale entries, so that a popular prefix does not make the queue grow for ever."""
-        kept: deque[KVBlock | int] = deque()
+        kept: deque[Run | int] = deque()
         for entry in self._queue:
-            if not isinstance(entry, int) and entry.stale:
+            if isinstance(entry, int):
+                if kept and isinstance(kept[-1], int):
+                    kept[-1] += entry
+                else:
+                    kept.append(entry)
+            elif entry.stale:
                 entry.stale -= 1
-            elif isinstance(entry, int) and kept and isinstance(kept[-1], int):
-                kept[-1] += entry
             else:
                 kept.append(entry)
         self._queue = kept
         self._stale = 0
 
-    def contents(self) -> list[object]:
-        """The free queue in order, for tests and debugging: counts, and the keys of found blocks.
 
-        Equal lists mean equal pools for every later lookup, allocation and eviction.
-        """
-        self._compact()
-        result: list[object] = [self._unhashed]
-        for entry in self._queue:
-            if isinstance(entry, int):
-                result.append(entry)
-            else:
-                path: list[int] = []
-                node: PrefixNode | None = entry.node
-                rank = entry.node.blocks.index(entry)
-                while node is not None and node is not self._root:
-                    path.append(node.key)
-                    node = node.parent
-                result.append((tuple(reversed(path)), rank))
-        return result
-
-
-def prompt_block_ids(
-    hash_ids: Sequence[int], hash_block_tokens: int, block_size: int, prompt_tokens: int
-) -> list[int]:
-    """Content ids per KV block from a trace's prefix ids, full blocks only.
-
-    Parameters
-    ----------
-    hash_ids
-        One id per ``hash_block_tokens`` tokens of the prompt; the last may stand for fewer.
-    hash_block_tokens
-        Tokens per id, a multiple of ``block_size``.
-    block_size
-        Tokens per KV block.
-    prompt_tokens
-        Length of the prompt; a KV block that it does not fill gets no id.
-
-    Raises
-    ------
-    ScenarioError
-        If ``hash_block_tokens`` is not a multiple of ``block_size``.
-    """
-    if block_size < 1 or hash_block_tokens < 1 or hash_block_tokens % block_size:
-        raise ScenarioError(
-            f"hash_block_tokens is {hash_block_tokens}; must be a multiple of block_size "
-            f"{block_size}, so that every prefix id covers whole KV blocks: change block_size, "
-            f"or turn prefix caching off"
-        )
-    ratio = hash_block_tokens // block_size
-    full = min(prompt_tokens // block_size, ratio * len(hash_ids))
-    ids: list[int] = []
-    for hash_id in hash_ids[: -(-full // ratio)]:
-        ids.extend(range(hash_id * ratio, hash_id * ratio + ratio))
-    del ids[full:]
-    return ids
+def _prefix_ids(request: Request) -> tuple[Sequence[int], int]:
+    """A request's prefix ids, and how many blocks each covers."""
+    ids = request.block_ids
+    if isinstance(ids, BlockIds):
+        return ids.hash_ids, ids.ratio
+    return ids, 1

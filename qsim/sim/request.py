@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qsim.sim.kv_cache import KVBlock, PrefixNode
     from qsim.sim.lockstep import Lockstep
+    from qsim.sim.prefix_tree import PrefixNode, Run
 
 __all__ = ["FINISHED", "RUNNING", "WAITING", "Request"]
 
@@ -62,6 +62,7 @@ class Request:
         "in_flight",
         "index",
         "limit",
+        "named",
         "order",
         "output_tokens",
         "own",
@@ -99,8 +100,9 @@ class Request:
         self.in_flight = 0  # sampled tokens whose step was not applied yet
         self.blocks = 0  # KV blocks held
         self.hashed = 0  # of these, the leading ones that entered the prefix cache
-        self.shared: list[KVBlock] = []  # of these, the leading ones with an identity of their own
-        self.own: dict[int, PrefixNode] | None = None  # unshared content left behind by preemption
+        self.named = 0  # of these, the leading ones that the cache's tree knows ...
+        self.shared: list[tuple[Run, int]] = []  # ... as (run, offset where this request's end)
+        self.own: PrefixNode | None = None  # unshared contents that preemptions left behind
         self.group: Lockstep | None = None
         self.base = 0
         self.end = 0

@@ -361,13 +361,14 @@ class Scheduler:
                 self._blocked_at = kv.changes
                 return
             waiting.pop_head()
-            cached = len(hits) * config.block_size
+            blocks = sum([stop - start for _, start, stop in hits])
+            cached = blocks * config.block_size
             n = known - cached
             if 0 < threshold < n:
                 n = threshold
             if n > budget:
                 n = budget
-            kv.admit(request, hits, cached + n)
+            kv.admit(request, hits, blocks, cached + n)
             self._admissions += 1
             if not request.order:
                 request.cached_tokens = cached

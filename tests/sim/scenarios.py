@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from qsim.sim.batch import Batch, Update
 from qsim.sim.config import EngineConfig
+from qsim.sim.kv_cache import BlockIds, KVCache
+from qsim.sim.prefix_tree import PrefixNode, Run
 from qsim.sim.replay import Arrival, Scenario
 from qsim.sim.request import Request
 from qsim.sim.scheduler import Scheduler
@@ -37,6 +39,7 @@ def scenarios(draw: st.DrawFn, *, decode_heavy: bool = False) -> Scenario:
         long_prefill_token_threshold=draw(st.sampled_from([0, 0, 0, 2, block_size + 1])),
         scheduling_policy=policy,
     )
+    ratio = draw(st.sampled_from([1, 2, 3]))
     arrivals: list[Arrival] = []
     turn = 0
     for number in range(draw(st.integers(1, 14))):
@@ -45,7 +48,8 @@ def scenarios(draw: st.DrawFn, *, decode_heavy: bool = False) -> Scenario:
         if decode_heavy:
             prompt = 1 + prompt // 4
         prefix = draw(st.sampled_from(PREFIXES))
-        ids = prefix[: draw(st.integers(0, prompt // block_size))]
+        ids = [key * ratio + j for key in prefix for j in range(ratio)]
+        ids = ids[: draw(st.integers(0, prompt // block_size))]
         arrivals.append(
             Arrival(
                 turn=turn,
@@ -53,10 +57,36 @@ def scenarios(draw: st.DrawFn, *, decode_heavy: bool = False) -> Scenario:
                 prompt_tokens=prompt,
                 output_tokens=draw(st.integers(1, longest)),
                 priority=draw(st.integers(0, 2)) if policy == "priority" else 0,
-                hash_ids=ids,
+                hash_ids=tuple(ids),
             )
         )
-    return Scenario("drawn", config, tuple(arrivals))
+    return Scenario(f"ratio {ratio}", config, tuple(arrivals))
+
+
+def block_ids(scenario: Scenario, arrival: Arrival) -> Sequence[int]:
+    """The ids of a drawn scenario as the coarser ids that they were made from."""
+    ratio = int(scenario.name.removeprefix("ratio "))
+    coarse = [key // ratio for key in arrival.hash_ids[::ratio]]
+    ids = BlockIds(coarse, ratio, len(arrival.hash_ids))
+    assert ids == arrival.hash_ids
+    return ids if ratio > 1 else arrival.hash_ids
+
+
+def name_of(run: Run, own: PrefixNode | None = None) -> tuple[object, ...]:
+    """Which blocks a run is: contents, which of several with equal ones, and who uses them."""
+    path: list[int] = []
+    node: PrefixNode | None = run.node
+    while node is not None:
+        path.append(node.key)
+        node = node.parent
+    rank = run.node.runs.index(run)
+    return tuple(reversed(path)), run.node is own, run.start, run.stop, rank, run.users
+
+
+def contents(kv: KVCache) -> list[object]:
+    """The free queue in order. Equal lists mean equal answers to all that may be asked later."""
+    kv._compact()
+    return [kv._unhashed, *(e if isinstance(e, int) else name_of(e) for e in kv._queue)]
 
 
 @dataclass
@@ -83,7 +113,7 @@ class Driver:
                 arrival.prompt_tokens,
                 arrival.output_tokens,
                 priority=arrival.priority,
-                block_ids=arrival.hash_ids,
+                block_ids=block_ids(scenario, arrival),
             )
             for index, arrival in enumerate(scenario.arrivals)
         ]
@@ -174,8 +204,7 @@ class Driver:
                 counters = group.counters(request)
             else:
                 counters = (request.computed, request.in_flight, request.blocks, request.hashed)
-            # A node stands for a content; its rank tells which of several equal blocks it is.
-            shared = [(b.node.key, b.node.blocks.index(b), b.users) for b in request.shared]
+            shared = [name_of(run, request.own) for run, _ in request.shared]
             requests.append(
                 (
                     request.state,
@@ -189,7 +218,7 @@ class Driver:
             )
         return {
             "requests": requests,
-            "queue": kv.contents(),
+            "queue": contents(kv),
             "free": scheduler.free_blocks,
             "running": [request.index for request in scheduler._running],
             "waiting": scheduler.num_waiting,

@@ -81,7 +81,7 @@ def decode_of(
     """A driver right after the first batch of nothing but decodes."""
     config = EngineConfig(**{"num_gpu_blocks": 1000, **settings})  # type: ignore[arg-type]
     arrivals = [Arrival(0, str(i), prompt_tokens, output_tokens) for i in range(requests)]
-    driver = Driver(Scenario("decode", config, tuple(arrivals)))
+    driver = Driver(Scenario("ratio 1", config, tuple(arrivals)))
     driver.messages()
     while True:
         turn = driver.step()
