@@ -87,7 +87,7 @@ class LazyGroup(click.Group):
 
 
 def _interrupted(ctx: click.Context) -> NoReturn:
-    click.echo("\nInterrupted; nothing was written.", err=True)
+    click.echo("\nInterrupted.", err=True)
     ctx.exit(130)
 
 

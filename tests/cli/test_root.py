@@ -93,7 +93,7 @@ def test_ctrl_c_leaves_nothing_behind(
     out = tmp_path / "out"
     out.mkdir()
     process = subprocess.Popen(
-        python(MAIN, "plan", "azure-conv-2023:duration=200,rate=50", "--profile", profile,
+        python(MAIN, "plan", "azure-conv-2023:duration=80,rate=50", "--profile", profile,
                "--profile", slower, "--slo", "ttft:p99:500", "--jobs", jobs, "--progress",
                "--json", out / "plan.json", "--picture", out / "plan.png"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
