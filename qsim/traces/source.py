@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,10 +44,11 @@ class Source:
         except OSError as error:
             raise TraceError(f"{self.path}: cannot be opened: {error.strerror}") from None
         magic = raw.read(2)
-        raw.seek(0)
         if magic != _GZIP_MAGIC:
+            raw.seek(0)
             return raw
-        return cast(BinaryIO, gzip.GzipFile(fileobj=io.BufferedReader(raw)))
+        raw.close()
+        return cast(BinaryIO, gzip.open(self.path, "rb"))
 
     def read(self, size: int = -1) -> bytes:
         """The first ``size`` bytes (all by default), without a byte-order mark.
