@@ -65,7 +65,8 @@ def scenarios(draw: st.DrawFn, *, decode_heavy: bool = False) -> Scenario:
 
 def block_ids(scenario: Scenario, arrival: Arrival) -> Sequence[int]:
     """The ids of a drawn scenario as the coarser ids that they were made from."""
-    ratio = int(scenario.name.removeprefix("ratio "))
+    name = scenario.name
+    ratio = int(name.removeprefix("ratio ")) if name.startswith("ratio ") else 1
     coarse = [key // ratio for key in arrival.hash_ids[::ratio]]
     ids = BlockIds(coarse, ratio, len(arrival.hash_ids))
     assert ids == arrival.hash_ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,11 +11,12 @@ from hypothesis import strategies as st
 
 from qsim.errors import ScenarioError
 from qsim.sim.config import EngineConfig
-from qsim.sim.replay import Scenario
+from qsim.sim.replay import Scenario, load_scenario
 from qsim.sim.request import Request
 from qsim.sim.scheduler import Scheduler
 from tests.sim.reference import Job, ReferenceScheduler
 from tests.sim.scenarios import Driver, scenarios
+from tests.sim.test_golden import FILES
 
 ABORTS = st.dictionaries(st.integers(0, 40), st.lists(st.integers(0, 13), max_size=3), max_size=4)
 
@@ -77,6 +79,11 @@ def test_equals_the_rules_in_long_decodes(scenario: Scenario, aborts: dict[int, 
     compare_with_reference(scenario, aborts)
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_rules_written_out_give_the_recorded_schedules(path: Path) -> None:
+    compare_with_reference(load_scenario(path), {})
+
+
 @settings(max_examples=150, deadline=None)
 @given(scenarios())
 def test_invariants(scenario: Scenario) -> None:
@@ -99,6 +106,7 @@ def test_invariants(scenario: Scenario) -> None:
             assert all(n >= 1 for n in counts)
             assert sum(counts) == batch.num_tokens <= config.max_num_batched_tokens
             assert batch.num_tokens == batch.num_prefill_tokens + batch.num_decodes
+            assert [r.index for r in batch.requests] == [index for index, _, _ in turn.items]
             assert batch.prefill == [(n, c) for _, n, c in turn.items if n > 1]
             assert batch.decode_context_tokens == sum(c for _, n, c in turn.items if n == 1)
             assert len({index for index, _, _ in turn.items}) == len(turn.items)

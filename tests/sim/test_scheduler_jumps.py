@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from qsim.sim.config import EngineConfig
 from qsim.sim.replay import Arrival, Scenario
+from qsim.sim.request import Request
 from tests.sim.scenarios import Driver, scenarios
 
 ABORTS = st.dictionaries(st.integers(0, 60), st.lists(st.integers(0, 13), max_size=2), max_size=3)
@@ -81,7 +82,7 @@ def decode_of(
     """A driver right after the first batch of nothing but decodes."""
     config = EngineConfig(**{"num_gpu_blocks": 1000, **settings})  # type: ignore[arg-type]
     arrivals = [Arrival(0, str(i), prompt_tokens, output_tokens) for i in range(requests)]
-    driver = Driver(Scenario("ratio 1", config, tuple(arrivals)))
+    driver = Driver(Scenario("decode", config, tuple(arrivals)))
     driver.messages()
     while True:
         turn = driver.step()
@@ -127,7 +128,7 @@ def test_horizon_ends_where_blocks_end() -> None:
 def test_a_waiting_request_that_fits_forbids_the_jump() -> None:
     driver = decode_of(31, 60)
     assert driver.horizon() > 0
-    driver.scheduler.add(decode_of(40, 5).requests[0].__class__(1, 40, 5))
+    driver.scheduler.add(Request(1, 40, 5))
     assert driver.horizon() == 0
 
 

@@ -1,0 +1,143 @@
+"""Recorded schedules, reproduced record by record; and the replay command."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qsim.errors import ScenarioError
+from qsim.sim.replay import load_scenario, main, parse_scenario, replay
+
+OURS = Path(__file__).parent / "golden"
+# Recordings of the real scheduler: an optional folder of developers, beside the checkout.
+REAL = Path(__file__).parents[3] / "shared" / "golden" / "dev"
+FILES = sorted(OURS.glob("*.json")) + sorted(REAL.glob("*.json"))
+
+
+def check(path: Path) -> None:
+    expected = json.loads(path.read_text())["expected"]["steps"]
+    steps = replay(load_scenario(path))
+    for record, wanted in zip(steps, expected, strict=False):
+        assert record == wanted
+    assert len(steps) == len(expected)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_schedule_is_reproduced(path: Path) -> None:
+    check(path)
+
+
+def test_recordings_of_the_real_scheduler_are_there() -> None:
+    if not REAL.is_dir():
+        pytest.skip(f"no recordings of the real scheduler in {REAL}: checked against our own only")
+    assert len(list(REAL.glob("*.json"))) >= 33
+
+
+def test_our_recordings_are_there() -> None:
+    assert len(list(OURS.glob("*.json"))) == 7
+
+
+@pytest.fixture
+def scenario() -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((OURS / "batching_async.json").read_text())["scenario"]
+    return copy.deepcopy(data)
+
+
+def test_command_prints_the_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    path = OURS / "limits_bursts_async.json"
+    assert main([str(path)]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(path.read_text())["expected"]
+
+
+def test_command_reads_a_bare_scenario(
+    scenario: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bare.json"
+    path.write_text(json.dumps(scenario))
+    assert main([str(path)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((OURS / "batching_async.json").read_text())["expected"]
+
+
+def test_a_scenario_without_arrivals_has_no_steps(scenario: dict[str, Any]) -> None:
+    assert replay(parse_scenario({**scenario, "arrivals": []})) == []
+
+
+def test_a_far_arrival_takes_no_time(scenario: dict[str, Any]) -> None:
+    last = {"turn": 10**12, "id": "late", "prompt_tokens": 3, "output_tokens": 1}
+    steps = replay(parse_scenario({**scenario, "arrivals": [last]}))
+    assert [record["turn"] - 10**12 for record in steps] == [0, 1, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read"),
+        ("", "not JSON"),
+        ("[]", r"scenario is \[\]; must be an object"),
+        ('{"config": {}}', "scenario lacks the field 'arrivals'"),
+    ],
+)
+def test_command_refuses_a_bad_file(
+    content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.json"
+    if content is not None:
+        path.write_text(content)
+    assert main([str(path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"error: {path}: ")
+    with pytest.raises(ScenarioError, match=message):
+        load_scenario(path)
+
+
+def test_command_needs_one_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("where", "field", "value", "message"),
+    [
+        ("config", "max_num_seqs", 0, "config.max_num_seqs is 0; must be a whole number >= 1"),
+        ("config", "block_size", True, "config.block_size is True; must be a whole number"),
+        ("config", "async_scheduling", 1, "config.async_scheduling is 1; must be true or false"),
+        ("config", "policy", "lifo", "config.policy is 'lifo'; must be 'fcfs' or 'priority'"),
+        ("config", "watermark", 0.1, "config has the unknown field 'watermark'"),
+        ("arrival", "turn", -1, r"arrivals\[3\].turn is -1; must be a whole number >= 0"),
+        ("arrival", "turn", 0, r"arrivals\[3\].turn is 0; must be >= \d+, the turn of"),
+        ("arrival", "id", 5, r"arrivals\[3\].id is 5; must be a string"),
+        ("arrival", "id", "q0", r"arrivals\[3\].id is 'q0'; must be unique"),
+        ("arrival", "prompt_tokens", 256, r"arrivals\[3\].prompt_tokens is 256; must be < max_mod"),
+        ("arrival", "output_tokens", 0, r"arrivals\[3\].output_tokens is 0; must be a whole"),
+        ("arrival", "priority", 2, r"arrivals\[3\].priority is 2; must be 0 under policy 'fcfs'"),
+        ("arrival", "priority", "x", r"arrivals\[3\].priority is 'x'; must be a whole number"),
+        ("arrival", "hash_ids", ["a"], r"arrivals\[3\].hash_ids is \['a'\]; must be a list of"),
+        ("arrival", "hash_ids", [1] * 20, r"arrivals\[3\].hash_ids has 20 ids; must be <= \d"),
+        ("scenario", "arrivals", {}, r"arrivals is \{\}; must be a list"),
+        ("scenario", "name", 3, "name is 3; must be a string"),
+        ("scenario", "seed", 3, "scenario has the unknown field 'seed'"),
+    ],
+)
+def test_a_bad_field_is_named(
+    scenario: dict[str, Any], where: str, field: str, value: object, message: str
+) -> None:
+    places = {
+        "scenario": scenario,
+        "config": scenario["config"],
+        "arrival": scenario["arrivals"][3],
+    }
+    places[where][field] = value
+    with pytest.raises(ScenarioError, match=message):
+        parse_scenario(scenario)
+
+
+def test_a_missing_field_is_named(scenario: dict[str, Any]) -> None:
+    del scenario["arrivals"][2]["output_tokens"]
+    with pytest.raises(ScenarioError, match=r"arrivals\[2\] lacks the field 'output_tokens'"):
+        parse_scenario(scenario)
