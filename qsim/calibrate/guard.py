@@ -14,7 +14,7 @@ import threading
 
 
 def main() -> int:
-    """Run the command; return its exit code, negative for a signal as subprocess does."""
+    """Run the command; return its exit code, 128 + n if signal n ended it (as a shell does)."""
     # the group is told to end by SIGTERM; the guard stays to the last
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -27,7 +27,8 @@ def main() -> int:
         return 127
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # sys.stdin would be locked when the interpreter ends
+            pass
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -131,7 +131,8 @@ class LoadClient:
         return _result(json.loads(line), str(load.get("label", "")))
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, whatever it is doing."""
+        self.process.terminate()
         if self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()

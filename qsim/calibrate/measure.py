@@ -16,7 +16,7 @@ from typing import Any
 
 from qsim.calibrate.gpus import GIB, GpuType
 from qsim.calibrate.load import LoadClient
-from qsim.calibrate.methods import Method, weight_bytes
+from qsim.calibrate.methods import METHODS, Method, weight_bytes
 from qsim.calibrate.models import Model, write_dummy
 from qsim.calibrate.power import PowerSampler, read_samples
 from qsim.calibrate.recorder import Hooks, StepRow, install, read_hooks, read_steps
@@ -178,7 +178,7 @@ def measure(
         If the server does not come up, answers wrongly, or is not what was asked for.
     """
     out.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{job.name}.", dir=out))
+    work = Path(tempfile.mkdtemp(prefix=f".{job.name}.{os.getpid()}.", dir=out))
     server: Server | None = None
     try:
         source = job.model.source
@@ -198,10 +198,11 @@ def measure(
         target = out / job.name
         os.replace(folder, target)
         return target
-    except CalibrationError:
-        if (work / "server.log").exists():
-            shutil.copyfile(work / "server.log", out / f"{job.name}.failed.log")
-        raise
+    except CalibrationError as e:
+        log, kept = work / "server.log", out / f"{job.name}.failed.log"
+        if log.exists():
+            shutil.copyfile(log, kept)
+        raise CalibrationError(str(e).replace(str(log), str(kept))) from e
     finally:
         if server is not None:
             server.stop()
@@ -226,6 +227,8 @@ def _run(
 
     sampler: PowerSampler | None = None
     client: LoadClient | None = None
+    loads: list[Measured] = []
+    failure: CalibrationError | None = None
     try:
         if job.power:
             sampler = PowerSampler(list(gpus), work / "power.csv")
@@ -237,8 +240,13 @@ def _run(
         client = LoadClient(
             server.port, model=SERVED_NAME, vocab_size=job.model.architecture.vocab_size
         )
-        loads = _loads(job, server, client, work, facts, plan, progress, check_cancelled)
-        progress("writing the recording", 5.0)
+        try:
+            _loads(job, server, client, work, facts, plan, loads, progress, check_cancelled)
+            progress("writing the recording", 5.0)
+        except CalibrationError as e:
+            if len(loads) < 4:
+                raise
+            failure = e  # what was measured was expensive: keep it, under another name
         _sleep(0.8, check_cancelled)  # the recorder's files and the energy counter catch up
     finally:
         if client is not None:
@@ -249,9 +257,17 @@ def _run(
     steps = read_steps(work / "recorder" / "rows")
     power = read_samples(work / "power.csv") if job.power else []
     folder = work / "recording"
-    write_recording(folder, _describe(job, gpus, config, facts, hooks), loads, steps, power)
+    described = _describe(job, gpus, config, facts, hooks)
+    if failure is not None:
+        described["incomplete"] = str(failure)
+    write_recording(folder, described, loads, steps, power)
     with open(server.log, "rb") as f, gzip.open(folder / "server.log.gz", "wb") as g:
         shutil.copyfileobj(f, g)
+    if failure is not None:
+        partial = work.parent / f"{job.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        os.replace(folder, partial)
+        raise CalibrationError(f"{failure} (the loads before it are kept in {partial})")
     return folder
 
 
@@ -262,9 +278,12 @@ def _loads(
     work: Path,
     facts: ServerFacts,
     plan: Sequence[Phase],
+    loads: list[Measured],
     progress: Progress,
     check_cancelled: Callable[[], None],
-) -> list[Measured]:
+) -> None:
+    """Send all loads, appending each to ``loads``."""
+
     def waiting() -> None:
         check_cancelled()
         server.check_alive()
@@ -275,7 +294,6 @@ def _loads(
         facts.max_num_batched_tokens or 8192,
     )
     expected = {p.label: p.expected_s + GAP_S for p in plan}
-    loads: list[Measured] = []
     maker = phases(job.speed, limits, job.load_s, job.seed, job.holdout)
     phase = next(maker)
     while True:
@@ -294,7 +312,7 @@ def _loads(
         try:
             phase = maker.send(job.speed.observed(_steps_so_far(work)))
         except StopIteration:
-            return loads
+            return
 
 
 def _steps_so_far(work: Path) -> list[StepRow]:
@@ -324,9 +342,13 @@ def _check_server(job: Job, facts: ServerFacts) -> None:
         )
     if facts.weights_gib is None:
         return
-    expected = weight_bytes(job.method, job.model.architecture, job.tensor_parallel_size) / GIB
-    low, high = 0.9 * expected - 0.2, 1.1 * expected + 0.3
-    if not low <= facts.weights_gib <= high:
+    a, tp = job.model.architecture, job.tensor_parallel_size
+    expected = weight_bytes(job.method, a, tp) / GIB
+    bf16 = weight_bytes(METHODS["bf16"], a, tp) / GIB
+    off = abs(facts.weights_gib - expected)
+    if off > 0.2 * expected + 0.2 or (
+        off > 0.05 * expected and off > abs(facts.weights_gib - bf16)
+    ):
         raise CalibrationError(
             f"{job.method.id} should load {expected:.2f} GiB of weights on each GPU, the server "
             f"loaded {facts.weights_gib:.2f} GiB: it does not use this method (vLLM falls back to "

@@ -210,7 +210,8 @@ def main(argv: list[str] | None = None) -> int:
     stop = threading.Event()
 
     def watch() -> None:
-        sys.stdin.read()
+        while os.read(0, 4096):
+            pass
         stop.set()
 
     threading.Thread(target=watch, daemon=True).start()

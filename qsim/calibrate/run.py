@@ -175,7 +175,9 @@ class Campaign:
             )
         self.out.mkdir(parents=True, exist_ok=True)
         for leftover in self.out.glob(".*--*.*"):  # of a campaign that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
+            owner = leftover.suffixes[-2:-1]
+            if owner and not Path(f"/proc/{owner[0][1:]}").exists():
+                shutil.rmtree(leftover, ignore_errors=True)
         state = CampaignState(self.out)
         for name, reason in self.refused.items():
             state.record(name, JobState(REFUSED, reason=reason))
@@ -185,24 +187,30 @@ class Campaign:
             waiting.put(job)
         failed: dict[str, str] = {}
         left: dict[str, float] = {}
-        threads = [
-            threading.Thread(
-                target=self._work, args=(g, waiting, todo, done, failed, left, state), daemon=True
-            )
-            for g in self.groups[: max(1, len(todo))]
-        ]
-        for thread in threads:
-            thread.start()
+        # Not Thread.join: interrupted by Ctrl-C it takes a running thread for a finished one
+        # (Python 3.11), and unfinished work would stay behind.
+        ended: list[threading.Event] = []
+        for group in self.groups[: max(1, len(todo))]:
+            event = threading.Event()
+            args = (event, group, waiting, todo, done, failed, left, state)
+            threading.Thread(target=self._worker, args=args, daemon=True).start()
+            ended.append(event)
         try:
-            while any(t.is_alive() for t in threads):
-                for thread in threads:
-                    thread.join(timeout=0.2)
+            for event in ended:
+                while not event.wait(0.2):
+                    pass
         except BaseException:
             self.cancelled.set()
-            for thread in threads:  # each stops its server and removes its unfinished work
-                thread.join(timeout=30.0)
+            for event in ended:  # each worker stops its server and removes its unfinished work
+                event.wait(30.0)
             raise
         return CampaignResult(done, failed, self.refused)
+
+    def _worker(self, ended: threading.Event, *args: Any) -> None:
+        try:
+            self._work(*args)
+        finally:
+            ended.set()
 
     def _work(
         self,
