@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from qsim.calibrate.fit_frontend import fit_frontend
 from qsim.calibrate.fit_host import fit_host
-from qsim.calibrate.fit_memory import fit_memory, kv_bytes_per_token
+from qsim.calibrate.fit_memory import architecture, fit_memory, kv_bytes_per_token
 from qsim.calibrate.fit_power import fit_power, trailing_power_w
 from qsim.calibrate.fit_span import (
     GRAPH_SIZES,
@@ -36,6 +36,7 @@ from qsim.calibrate.fit_timeline import (
     infer_timeline,
     recorded_timeline,
 )
+from qsim.calibrate.methods import find_method
 from qsim.calibrate.recording import SKIP, Recording
 from qsim.errors import CalibrationError
 from qsim.profile import (
@@ -50,7 +51,7 @@ from qsim.profile import (
     Throttle,
 )
 
-__all__ = ["FitResult", "ModeError", "fit"]
+__all__ = ["FitResult", "ModeError", "fit", "predicted_spans"]
 
 FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[str], None]
@@ -84,20 +85,10 @@ class ModeError:
     held_out_sum: float
 
 
-@dataclass(frozen=True, eq=False)
-class FitResult:
-    """A profile, and what diagnostics need."""
-
-    profile: Profile
-    errors: tuple[ModeError, ...]
-    forms: Mapping[int, str]
-    recordings: tuple[Recording, ...]
-    timelines: tuple[Timeline, ...]
-    table: StepTable
-
-
 @dataclass(frozen=True)
-class _Spans:
+class Spans:
+    """The fitted modes, and the trailing power at which throttling starts and is full."""
+
     decode: ModeFit
     piecewise: ModeFit
     eager: ModeFit
@@ -109,10 +100,24 @@ class _Spans:
         return self.decode.loss + self.piecewise.loss + self.eager.loss
 
 
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """A profile, and what diagnostics need."""
+
+    profile: Profile
+    errors: tuple[ModeError, ...]
+    forms: Mapping[int, str]
+    recordings: tuple[Recording, ...]
+    timelines: tuple[Timeline, ...]
+    table: StepTable
+    spans: Spans
+
+
 def fit(
     recordings: Sequence[Recording],
     *,
     host_from: HostTimes | None = None,
+    host_from_name: str = "another server",
     exclude_phases: Sequence[str] = (),
     progress: Progress | None = None,
     forms: Mapping[int, str] | None = None,
@@ -125,7 +130,8 @@ def fit(
     recordings : sequence of Recording
         Recordings of one server configuration (GPU, model, method), pooled.
     host_from : HostTimes, optional
-        Where launch times come from if no recording has them.
+        Where launch times come from if no recording has them; ``host_from_name`` says whose
+        they are, for the profile's notes.
     exclude_phases : sequence of str
         Labels of phases not to use; warm-up phases never are.
     forms : mapping, optional
@@ -148,9 +154,10 @@ def fit(
     server = recordings[0].server
     graph_max = GRAPH_SIZES[-1]
     say("host times")
-    host, notes = fit_host(recordings, excluded, graph_max, host_from)
+    host, notes = fit_host(recordings, excluded, graph_max, host_from, host_from_name)
     say("front end")
-    frontend = fit_frontend(recordings, excluded)
+    frontend, wake_ms = fit_frontend(recordings, excluded)
+    host = replace(host, wake_ms=wake_ms)
     least_slope, least_pair = _floors(recordings[0])
 
     timelines = [_timeline(r, graph_max, host, None) for r in recordings]
@@ -216,7 +223,7 @@ def fit(
         measured_range=_measured_range(table),
     )
     checked = Profile.from_dict(profile.to_dict(), "the fitted profile")
-    return FitResult(checked, errors, forms, tuple(recordings), tuple(timelines), table)
+    return FitResult(checked, errors, forms, tuple(recordings), tuple(timelines), table, spans)
 
 
 def _check_same(recordings: Sequence[Recording], exclude_phases: Sequence[str]) -> None:
@@ -256,16 +263,12 @@ def _floors(recording: Recording) -> tuple[float, float]:
     if server.gpu not in _PEAKS:
         return 0.0, 0.0
     bandwidth, flops = _PEAKS[server.gpu]
-    config = server.model_config
-    fp8 = server.kv_cache_dtype.startswith("fp8")
-    tp = server.tensor_parallel
-    per_token = kv_bytes_per_token(config, fp8=fp8, tensor_parallel=tp)
-    width = config["num_attention_heads"] * config.get(
-        "head_dim", config["hidden_size"] // config["num_attention_heads"]
-    )
+    a = architecture(server)
     # scores and values: two products of 2 * width FLOPs a pair and layer
-    pair_flops = 4 * width * config["num_hidden_layers"] / tp
-    return 0.9 * per_token / bandwidth * 1e3, pair_flops / flops * 1e3
+    width = a.num_attention_heads * a.head_dim
+    pair_flops = 4 * width * a.num_hidden_layers / server.tensor_parallel
+    # the last level cache serves some of the reads
+    return 0.9 * kv_bytes_per_token(server) / bandwidth * 1e3, pair_flops / flops * 1e3
 
 
 def _table(
@@ -291,6 +294,7 @@ def _table(
             usable=t.usable,
             group=s.phase + offset,
             trailing_w=trailing,
+            start_s=t.start_s,
             x=np.zeros(len(s)),
         )
         parts.append(whole.take(~np.isin(s.phase, list(out))))
@@ -310,9 +314,9 @@ def _fit_spans(
     least_slope: float,
     least_pair: float,
     forms: Mapping[int, str],
-) -> _Spans:
+) -> Spans:
     t = table.with_level(start_w, full_w)
-    return _Spans(
+    return Spans(
         decode=fit_decode(t, GRAPH_SIZES, least_slope=least_slope),
         piecewise=fit_mixed(
             t, PIECEWISE, GRAPH_SIZES, form=forms[PIECEWISE], least_pair_ms=least_pair
@@ -323,7 +327,7 @@ def _fit_spans(
     )
 
 
-def _predict(table: StepTable, spans: _Spans) -> FloatArray:
+def _predict(table: StepTable, spans: Spans) -> FloatArray:
     """Predicted spans of all steps, throttled by ``table.x``; ms."""
     decode, piecewise, eager = spans.decode.span, spans.piecewise.span, spans.eager.span
     assert isinstance(decode, DecodeSpan)
@@ -346,8 +350,13 @@ def _predict(table: StepTable, spans: _Spans) -> FloatArray:
     return out
 
 
+def predicted_spans(result: FitResult) -> FloatArray:
+    """Predicted spans of the steps in ``result.table``, shape (n,); ms."""
+    return _predict(result.table, result.spans)
+
+
 def _predictor(
-    recording: Recording, timeline: Timeline, power: Power, spans: _Spans
+    recording: Recording, timeline: Timeline, power: Power, spans: Spans
 ) -> Callable[[int], float]:
     table = _table([recording], [timeline], power, [frozenset()])
     predicted = _predict(table.with_level(spans.start_w, spans.full_w), spans)
@@ -382,7 +391,7 @@ def _throttle_levels(
 
 def _choose_forms(table: StepTable, least_slope: float, least_pair: float) -> dict[int, str]:
     """For each mode of mixed steps the form that predicts left-out phases best."""
-    chosen = {}
+    chosen: dict[int, str] = {}
     for mode, names in _FORMS.items():
         best = np.inf
         for name in names:
@@ -440,7 +449,7 @@ def _error(predicted: FloatArray, measured: FloatArray) -> tuple[float, float]:
 
 def _mode_errors(
     table: StepTable,
-    spans: _Spans,
+    spans: Spans,
     forms: Mapping[int, str],
     least_slope: float,
     least_pair: float,
@@ -461,7 +470,7 @@ def _mode_errors(
     return tuple(result)
 
 
-def _latency(spans: _Spans) -> Latency:
+def _latency(spans: Spans) -> Latency:
     decode, piecewise, eager = spans.decode.span, spans.piecewise.span, spans.eager.span
     assert isinstance(decode, DecodeSpan)
     assert isinstance(piecewise, MixedSpan)
@@ -499,17 +508,11 @@ def _measured_range(table: StepTable) -> dict[str, Any]:
     }
 
 
-#: what makes ``vllm serve`` use a method; checkpoints quantized beforehand need nothing
-_ONLINE_ARGS = {"bf16": ["--dtype", "bfloat16"]}
-
-
 def _vllm_args(recording: Recording) -> list[str]:
+    """What makes ``vllm serve`` use the method; a quantized checkpoint itself needs nothing."""
     server = recording.server
-    base, _, kv = server.method.partition("+")
-    args = list(_ONLINE_ARGS.get(base, []))
+    args = ["--dtype", "bfloat16"] if server.method.partition("+")[0] == "bf16" else []
     flags = server.server_flags
     if "--quantization" in flags[:-1]:
         args += ["--quantization", flags[flags.index("--quantization") + 1]]
-    if kv == "kv-fp8":
-        args += ["--kv-cache-dtype", "fp8"]
-    return args
+    return args + find_method(server.method).serve_args

@@ -42,15 +42,15 @@ def match_requests(recording: Recording) -> Matches:
     begun, first, last = (np.full(n, -1, dtype=np.int64) for _ in range(3))
     phase_steps = {i: np.flatnonzero(s.phase == i) for i in range(len(recording.phases))}
     for phase, steps in phase_steps.items():
-        waiting = {}
-        for i in np.flatnonzero(q.phase == phase):
-            waiting.setdefault(int(q.prompt_tokens[i]), []).append(int(i))
+        waiting: dict[int, list[int]] = {}
+        for j in np.flatnonzero(q.phase == phase).tolist():
+            waiting.setdefault(int(q.prompt_tokens[j]), []).append(j)
         open_prompts: dict[int, int] = {}  # tokens computed -> step of the first chunk
         ends = []
-        for position, k in enumerate(steps):
+        for position, k in enumerate(steps.tolist()):
             still_open: dict[int, int] = {}
             for new, computed in s.chunks[k]:
-                start = int(k) if computed == 0 else open_prompts.pop(computed, -1)
+                start = k if computed == 0 else open_prompts.pop(computed, -1)
                 total = new + computed
                 queue = waiting.get(total)
                 # a chunk that ends at the length of a waiting prompt completes it; only the last
@@ -84,15 +84,27 @@ def _fit(columns: Sequence[FloatArray], y: FloatArray, importance: FloatArray) -
     return c
 
 
-def fit_frontend(recordings: Sequence[Recording], excluded: Sequence[frozenset[int]]) -> FrontEnd:
-    """Fit the front end's times.
+@dataclass(frozen=True, eq=False)
+class _Arrivals:
+    """When requests were taken up, after they were sent: within (early_ms, late_ms]."""
+
+    prompt_k: FloatArray
+    early_ms: FloatArray
+    late_ms: FloatArray
+    idle: BoolArray
+
+
+def fit_frontend(
+    recordings: Sequence[Recording], excluded: Sequence[frozenset[int]]
+) -> tuple[FrontEnd, float]:
+    """Fit the front end's times, and how long an idle engine takes to wake up (ms).
 
     Raises
     ------
     CalibrationError
-        If fewer than 20 requests could be matched to steps, or none met an idle engine.
+        If fewer than 20 requests could be matched to steps.
     """
-    arrive: dict[str, list[FloatArray]] = {"prompt": [], "ms": []}
+    arrivals = []
     out: dict[str, list[FloatArray]] = {
         k: [] for k in ("prompt", "rows", "ms", "total", "rows2", "ms2")
     }
@@ -101,19 +113,13 @@ def fit_frontend(recordings: Sequence[Recording], excluded: Sequence[frozenset[i
         s, q = recording.steps, recording.requests
         m = match_requests(recording)
         good = (m.first_token >= 0) & (m.last_token >= 0) & ~np.isin(q.phase, list(skip))
-        i = np.flatnonzero(good)
-        if not len(i):
-            continue
         rows = (s.decodes + s.num_chunks).astype(float)
         burst = np.array([p.load == "burst" for p in recording.phases])[q.phase]
         serial += _serial_ms(recording, m, burst & good)
-        latest_update = np.maximum.accumulate(s.update_s)
-        before = m.first_chunk[i] - 1
-        idle = (before < 0) | (latest_update[np.maximum(before, 0)] < q.sent_s[i])
-        j = i[idle & ~burst[i]]
-        arrive["prompt"].append(q.prompt_tokens[j] / 1e3)
-        arrive["ms"].append((s.schedule_s[m.first_chunk[j]] - q.sent_s[j]) * 1e3)
-        i = i[~burst[i]]
+        i = np.flatnonzero(good & ~burst)
+        if not len(i):
+            continue
+        arrivals.append(_arrivals(recording, m, i))
         first, last = m.first_token[i], m.last_token[i]
         out["prompt"].append(q.prompt_tokens[i] / 1e3)
         out["rows"].append(rows[first])
@@ -121,29 +127,75 @@ def fit_frontend(recordings: Sequence[Recording], excluded: Sequence[frozenset[i
         out["total"].append((q.first_token_s[i] - q.sent_s[i]) * 1e3)
         out["rows2"].append(rows[last])
         out["ms2"].append((q.last_token_s[i] - s.update_s[last]) * 1e3)
-    arrived = {k: np.concatenate(v) if v else np.zeros(0) for k, v in arrive.items()}
     sent = {k: np.concatenate(v) if v else np.zeros(0) for k, v in out.items()}
-    if len(sent["ms"]) < 20 or len(arrived["ms"]) < 5:
+    if len(sent["ms"]) < 20:
         raise CalibrationError(
-            f"{len(sent['ms'])} requests could be matched to steps and {len(arrived['ms'])} of "
-            "them met an idle engine; the front end needs at least 20 and 5: record single "
-            "requests and a light Poisson load"
+            f"{len(sent['ms'])} requests outside of bursts could be matched to steps; the front "
+            "end needs at least 20: record single requests and a light Poisson load"
         )
+    receive, receive_1k, wake = _receive(arrivals)
     # a millisecond matters by its share of the latency that it is a part of
     importance = 1.0 / np.maximum(sent["total"], 5.0) ** 2
-    inward = _fit([arrived["prompt"]], arrived["ms"], np.ones(len(arrived["ms"])))
-    first = _fit([sent["prompt"], sent["rows"]], sent["ms"], importance)
-    last = _fit([sent["rows2"]], sent["ms2"], importance)
-    return FrontEnd(
-        receive_ms=round(float(inward[0]), 4),
-        receive_ms_per_1k_prompt_tokens=round(float(inward[1]), 5),
+    first_c = _fit([sent["prompt"], sent["rows"]], sent["ms"], importance)
+    last_c = _fit([sent["rows2"]], sent["ms2"], importance)
+    frontend = FrontEnd(
+        receive_ms=round(receive, 4),
+        receive_ms_per_1k_prompt_tokens=round(receive_1k, 5),
         receive_serial_ms=round(float(np.min(serial)), 4) if serial else 0.4,
-        first_token_ms=round(float(first[0]), 4),
-        first_token_ms_per_1k_prompt_tokens=round(float(first[1]), 5),
-        first_token_ms_per_running=round(float(first[2]), 6),
-        last_token_ms=round(float(last[0]), 4),
-        last_token_ms_per_running=round(float(last[1]), 6),
+        first_token_ms=round(float(first_c[0]), 4),
+        first_token_ms_per_1k_prompt_tokens=round(float(first_c[1]), 5),
+        first_token_ms_per_running=round(float(first_c[2]), 6),
+        last_token_ms=round(float(last_c[0]), 4),
+        last_token_ms_per_running=round(float(last_c[1]), 6),
     )
+    return frontend, round(wake, 4)
+
+
+def _arrivals(recording: Recording, matches: Matches, i: IntArray) -> _Arrivals:
+    """Bounds on when the requests ``i`` were in the engine's queue."""
+    s, q = recording.steps, recording.requests
+    first = matches.first_chunk[i]
+    before = np.maximum(first - 1, 0)
+    idle = (first == 0) | (np.maximum.accumulate(s.update_s)[before] < q.sent_s[i])
+    # who waits for seats or tokens was in the queue long before
+    clear = (s.waiting[before] == 0) | idle
+    i, first, before, idle = i[clear], first[clear], before[clear], idle[clear]
+    sent = q.sent_s[i]
+    early = np.where(idle, -np.inf, (s.schedule_s[before] - sent) * 1e3)
+    return _Arrivals(q.prompt_tokens[i] / 1e3, early, (s.schedule_s[first] - sent) * 1e3, idle)
+
+
+def _receive(parts: Sequence[_Arrivals]) -> tuple[float, float, float]:
+    """receive_ms, receive_ms_per_1k_prompt_tokens and the wake-up of an idle engine, ms.
+
+    A busy engine takes a request up at its next schedule call, so each request only says that it
+    came between two calls; the values with the least violation of these bounds are taken.
+    """
+    prompt = np.concatenate([p.prompt_k for p in parts])
+    early = np.concatenate([p.early_ms for p in parts])
+    late = np.concatenate([p.late_ms for p in parts])
+    idle = np.concatenate([p.idle for p in parts])
+    busy = ~idle & (late < 1000.0)
+    per_1k = np.arange(0.0, 1.01, 0.05)
+    if busy.sum() >= 20:
+        best = (np.inf, 0.0, 0.0)
+        for b in per_1k:
+            for a in np.arange(0.0, 8.0, 0.05):
+                at = a + b * prompt[busy]
+                miss = np.maximum(early[busy] - at, 0.0) + np.maximum(at - late[busy], 0.0)
+                loss = float(np.minimum(miss, 3.0).mean())
+                if loss < best[0] - 1e-9:
+                    best = (loss, float(a), float(b))
+        _, receive, receive_1k = best
+        rest = late[idle] - receive - receive_1k * prompt[idle]
+        return receive, receive_1k, max(float(np.median(rest)), 0.0) if idle.any() else 0.0
+    if not idle.any():
+        raise CalibrationError(
+            "no request met an idle engine and fewer than 20 a busy one without a queue: "
+            "record single requests and a light Poisson load"
+        )
+    c = _fit([prompt[idle]], late[idle], np.ones(int(idle.sum())))
+    return float(c[0]), float(c[1]), 0.0
 
 
 def _serial_ms(recording: Recording, matches: Matches, burst: BoolArray) -> list[float]:

@@ -59,6 +59,7 @@ def fit_host(
     excluded: Sequence[frozenset[int]],
     graph_max: int,
     borrowed: HostTimes | None,
+    lender: str = "another server",
 ) -> tuple[HostTimes, list[str]]:
     """Fit the host times; returns them and notes on what was borrowed.
 
@@ -117,7 +118,7 @@ def fit_host(
             "piecewise": borrowed.launch_piecewise_ms,
             "eager": borrowed.launch_eager_ms,
         }
-        notes.append("launch times (not recorded here) were borrowed from another server")
+        notes.append(f"launch times (not recorded here) were borrowed from {lender}")
         estimates = [
             estimate_launch_ms(r, step_modes(r, graph_max), EAGER, result_ms) for r in recordings
         ]

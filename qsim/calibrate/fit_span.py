@@ -76,6 +76,7 @@ class StepTable:
     usable: BoolArray
     group: IntArray
     trailing_w: FloatArray
+    start_s: FloatArray
     x: FloatArray
 
     def __len__(self) -> int:

@@ -223,15 +223,16 @@ def _json(path: Path) -> Any:
 
 def _member(data: Mapping[str, Any], name: str, kind: type, where: str, *default: Any) -> Any:
     """``data[name]`` if it is a ``kind``; bool is no int, and an int is a float."""
-    value = data.get(name, *default)
     if name not in data and not default:
         raise RecordingError(f"{where}: {name!r} is missing")
-    good = isinstance(value, int | float) if kind is float else isinstance(value, kind)
-    if isinstance(value, bool) and kind is not bool:
-        good = False
-    if kind is float and good and not math.isfinite(value):
-        good = False
-    if not good and not (default and value == default[0]):
+    value: Any = data.get(name, *default)
+    if default and value == default[0]:
+        return value
+    if kind is float:
+        good = isinstance(value, int | float) and math.isfinite(value)
+    else:
+        good = isinstance(value, kind)
+    if not good or (isinstance(value, bool) and kind is not bool):
         raise RecordingError(f"{where}: {name} is {value!r}; must be {_KINDS[kind]}")
     return float(value) if kind is float else value
 

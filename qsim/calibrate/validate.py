@@ -1,0 +1,340 @@
+"""How well a profile predicts a recording: its loads through the simulator, end to end.
+
+A phase's own send times and lengths are replayed under the recorded engine settings, and the
+latencies and the energy are compared with the measured ones. An honest error comes from a phase
+that was not fitted: each hold-out phase is left out of a fit in turn and predicted by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.calibrate.fit import FitResult, fit
+from qsim.calibrate.recording import HOLDOUT, Recording
+from qsim.errors import CalibrationError, RecordingError
+from qsim.profile import HostTimes, Profile
+from qsim.sim.api import simulate
+from qsim.sim.config import EngineOptions
+from qsim.traces.trace import Trace
+
+__all__ = [
+    "METRICS",
+    "STATISTICS",
+    "Comparison",
+    "compare",
+    "engine_settings",
+    "fit_error",
+    "fit_servers",
+    "group_servers",
+    "measured_metrics",
+    "phase_trace",
+    "validate",
+]
+
+FloatArray = npt.NDArray[np.float64]
+Progress = Callable[[str], None]
+
+METRICS = ("ttft_ms", "tpot_ms", "e2el_ms")
+STATISTICS = ("mean", "median", "p90", "p99")
+#: send times are shaken by this much to see how far a percentile moves, ms
+_JITTER_MS = 1.0
+_JITTERED_REPLAYS = 5
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One phase of one recording, measured and simulated.
+
+    ``measured`` and ``simulated`` hold ``mean_ttft_ms`` and so on, and ``energy_j``.
+    ``p99_ttft_band_ms`` spans the replays with shaken send times.
+    """
+
+    recording: str
+    profile: str
+    phase: str
+    what: str
+    requests: int
+    held_out: bool
+    measured: Mapping[str, float]
+    simulated: Mapping[str, float]
+    p99_ttft_band_ms: tuple[float, float]
+
+    def error_percent(self, name: str) -> float:
+        """Simulated against measured."""
+        measured = self.measured[name]
+        return (self.simulated[name] / measured - 1.0) * 100 if measured else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data."""
+        return {
+            "recording": self.recording,
+            "profile": self.profile,
+            "phase": self.phase,
+            "what": self.what,
+            "requests": self.requests,
+            "held_out": self.held_out,
+            "measured": {k: round(v, 4) for k, v in self.measured.items()},
+            "simulated": {k: round(v, 4) for k, v in self.simulated.items()},
+            "error_percent": {k: _number(self.error_percent(k)) for k in self.measured},
+            "p99_ttft_band_ms": [round(v, 3) for v in self.p99_ttft_band_ms],
+        }
+
+
+def _number(value: float) -> float | None:
+    return round(value, 2) if np.isfinite(value) else None
+
+
+def phase_trace(recording: Recording, label: str, jitter_ms: FloatArray | None = None) -> Trace:
+    """The requests of a phase, from its first send on; optionally with shaken send times.
+
+    Raises
+    ------
+    RecordingError
+        If there is no such phase, or it has no requests.
+    """
+    q = recording.requests
+    index = np.flatnonzero(q.phase == recording.phase_index(label))
+    if not len(index):
+        raise RecordingError(f"{recording.name}: phase {label!r} has no requests")
+    sent = q.sent_s[index]
+    if jitter_ms is not None:
+        sent = sent + jitter_ms / 1e3
+    order = np.argsort(sent, kind="stable")
+    index, sent = index[order], sent[order]
+    return Trace(
+        arrival_s=sent - sent[0],
+        prompt_tokens=q.prompt_tokens[index],
+        output_tokens=q.output_tokens[index],
+        name=f"{recording.name}: {label}",
+    )
+
+
+def engine_settings(recording: Recording) -> EngineOptions:
+    """The engine as it was recorded."""
+    server = recording.server
+    flags = server.server_flags
+    seqs = None
+    if "--max-num-seqs" in flags[:-1]:
+        seqs = int(flags[flags.index("--max-num-seqs") + 1])
+    return EngineOptions(
+        max_num_seqs=seqs,
+        max_num_batched_tokens=server.max_num_batched_tokens,
+        max_model_len=server.max_model_len,
+        # prompts of the recorded loads share nothing
+        enable_prefix_caching=False,
+        num_gpu_blocks_override=server.num_gpu_blocks,
+    )
+
+
+def _statistics(ttft: FloatArray, e2el: FloatArray, output: npt.NDArray[Any]) -> dict[str, float]:
+    many = output > 1
+    tpot = (e2el - ttft)[many] / (output[many] - 1)
+    result: dict[str, float] = {}
+    for metric, values in zip(METRICS, (ttft, tpot, e2el), strict=True):
+        if not len(values):
+            continue
+        result[f"mean_{metric}"] = float(values.mean())
+        for name, q in (("median", 50), ("p90", 90), ("p99", 99)):
+            result[f"{name}_{metric}"] = float(np.percentile(values, q))
+    return result
+
+
+def measured_metrics(recording: Recording, label: str) -> dict[str, float]:
+    """What the client measured in a phase, under vLLM bench's definitions; and its energy."""
+    q = recording.requests
+    i = recording.phase_index(label)
+    m = q.phase == i
+    ttft = (q.first_token_s[m] - q.sent_s[m]) * 1e3
+    e2el = (q.last_token_s[m] - q.sent_s[m]) * 1e3
+    result = _statistics(ttft, e2el, q.output_tokens[m])
+    if np.isfinite(recording.phases[i].energy_j):
+        result["energy_j"] = recording.phases[i].energy_j
+    return result
+
+
+def compare(
+    recording: Recording, label: str, profile: Profile, *, held_out: bool, seed: int = 0
+) -> Comparison:
+    """Replay a phase and compare.
+
+    Raises
+    ------
+    RecordingError
+        If there is no such phase, or it has no requests.
+    """
+    options = engine_settings(recording)
+    trace = phase_trace(recording, label)
+    result = simulate(trace, profile, options=options)
+    simulated = _statistics(result.ttft_ms, result.e2el_ms, trace.output_tokens)
+    measured = measured_metrics(recording, label)
+    if "energy_j" in measured:
+        simulated["energy_j"] = float(sum(r["energy_j"] for r in result.replica_stats))
+    rng = np.random.default_rng(seed)
+    p99 = [simulated["p99_ttft_ms"]]
+    for _ in range(_JITTERED_REPLAYS):
+        shaken = phase_trace(recording, label, rng.normal(0.0, _JITTER_MS, len(trace)))
+        p99.append(float(np.percentile(simulate(shaken, profile, options=options).ttft_ms, 99)))
+    phase = recording.phases[recording.phase_index(label)]
+    return Comparison(
+        recording=recording.name,
+        profile=profile.id,
+        phase=label,
+        what=phase.what,
+        requests=len(trace),
+        held_out=held_out,
+        measured=measured,
+        simulated=simulated,
+        p99_ttft_band_ms=(min(p99), max(p99)),
+    )
+
+
+def group_servers(recordings: Sequence[Recording]) -> list[list[Recording]]:
+    """Recordings of one server configuration together, those with GPU spans first."""
+    groups: dict[tuple[object, ...], list[Recording]] = {}
+    for r in recordings:
+        s = r.server
+        key = (s.gpu, s.model, s.method, s.tensor_parallel, s.kv_cache_dtype)
+        groups.setdefault(key, []).append(r)
+    ordered = [sorted(g, key=lambda r: not r.steps.has_gpu_spans) for g in groups.values()]
+    return sorted(ordered, key=lambda g: not g[0].steps.has_gpu_spans)
+
+
+def fit_servers(
+    recordings: Sequence[Recording],
+    *,
+    host_from: HostTimes | None = None,
+    exclude_phases: Sequence[str] = (),
+    progress: Progress | None = None,
+    held_out: bool = True,
+    forms: Mapping[str, Mapping[int, str]] | None = None,
+) -> list[FitResult]:
+    """One fit for each server configuration.
+
+    A server without launch times borrows the host times of another one of the same model that
+    has them, if ``host_from`` gives none.
+
+    Raises
+    ------
+    CalibrationError
+        If a server cannot be fitted.
+    """
+    say = progress or (lambda text: None)
+    results: list[FitResult] = []
+    for group in group_servers(recordings):
+        server = group[0].server
+        labels = {p.label for r in group for p in r.phases}
+        borrowed, lender = host_from, "--host-from"
+        if borrowed is None and not any(r.steps.has_gpu_spans for r in group):
+            for other in results:
+                i = other.profile.identity
+                if i.gpu == server.gpu and i.model == server.model:
+                    borrowed, lender = other.profile.host, other.profile.id
+                    break
+        name = f"{server.gpu}/{server.model}/{server.method}"
+        results.append(
+            fit(
+                group,
+                host_from=borrowed,
+                host_from_name=lender,
+                exclude_phases=[e for e in exclude_phases if e in labels],
+                progress=lambda text, name=name: say(f"{name}: {text}"),  # type: ignore[misc]
+                held_out=held_out,
+                forms=None if forms is None else forms.get(name),
+            )
+        )
+    known = {p.label for r in recordings for p in r.phases}
+    for label in exclude_phases:
+        if label not in known:
+            raise CalibrationError(
+                f"no recording has a phase {label!r}; they have: {', '.join(sorted(known))}"
+            )
+    return results
+
+
+def validate(
+    recordings: Sequence[Recording],
+    *,
+    host_from: HostTimes | None = None,
+    labels: Sequence[str] = (),
+    in_sample: bool = True,
+    progress: Progress | None = None,
+) -> list[Comparison]:
+    """Replay phases with profiles that were fitted without them, and with ones fitted on all.
+
+    Parameters
+    ----------
+    labels : sequence of str
+        Phases to replay; by default those of use "holdout".
+    in_sample : bool
+        Also replay them with profiles fitted on all phases.
+
+    Raises
+    ------
+    CalibrationError
+        If a server cannot be fitted, or there is no phase to replay.
+    """
+    say = progress or (lambda text: None)
+    chosen = list(labels) or sorted(
+        {p.label for r in recordings for p in r.phases if p.use == HOLDOUT}
+    )
+    if not chosen:
+        raise CalibrationError(
+            "the recordings have no phases of use 'holdout': give --phase with a label"
+        )
+    result: list[Comparison] = []
+    rounds: list[tuple[str, ...]] = [(c,) for c in chosen]
+    for excluded in [*rounds, ()] if in_sample else rounds:
+        say(f"fitting without {excluded[0]}" if excluded else "fitting on all phases")
+        fits = fit_servers(
+            recordings,
+            host_from=host_from,
+            exclude_phases=excluded,
+            progress=progress,
+            held_out=False,
+        )
+        for fitted in fits:
+            for recording in fitted.recordings:
+                mine = {p.label for p in recording.phases}
+                for label in excluded or chosen:
+                    if label in mine:
+                        say(f"replaying {label} of {recording.name}")
+                        result.append(
+                            compare(recording, label, fitted.profile, held_out=bool(excluded))
+                        )
+    order = {r.name: i for i, r in enumerate(recordings)}
+    phase = {label: i for i, label in enumerate(chosen)}
+    return sorted(result, key=lambda c: (order[c.recording], phase[c.phase], not c.held_out))
+
+
+def fit_error(comparisons: Sequence[Comparison], profile_id: str) -> dict[str, Any]:
+    """What a profile states about its error: only of phases left out of a fit, in percent."""
+    mine = [c for c in comparisons if c.profile == profile_id and c.held_out]
+    if not mine:
+        return {}
+    names = [f"{s}_{m}" for m in METRICS for s in STATISTICS] + ["energy_j"]
+    phases: dict[str, Any] = {}
+    for c in mine:
+        phases.setdefault(c.phase, {})[c.recording] = {
+            n: _number(c.error_percent(n)) for n in names if n in c.measured
+        }
+
+    def worst(wanted: Sequence[str]) -> float:
+        values = [abs(c.error_percent(n)) for c in mine for n in wanted if n in c.measured]
+        return round(max(values), 2)
+
+    return {
+        "unit": "percent, simulated against measured",
+        "how": "each phase left out of the fit in turn and simulated end to end",
+        "worst_mean": worst([f"mean_{m}" for m in METRICS]),
+        "worst_median": worst([f"median_{m}" for m in METRICS]),
+        "worst_p99": worst([f"p99_{m}" for m in METRICS]),
+        "worst_energy": worst(["energy_j"])
+        if any("energy_j" in c.measured for c in mine)
+        else None,
+        "phases": phases,
+    }

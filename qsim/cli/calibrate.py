@@ -1,0 +1,201 @@
+"""``qsim calibrate``: measure servers, fit profiles, check them against recordings."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from qsim.profile import HostTimes
+
+__all__ = ["group"]
+
+#: commands of other modules, imported when they are used
+_OTHERS = {
+    "run": ("qsim.cli.calibrate_run", "run"),
+    "agreement": ("qsim.cli.calibrate_agreement", "agreement"),
+}
+
+
+class _Group(click.Group):
+    """A group with commands that live elsewhere."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        others = [name for name, (module, _) in _OTHERS.items() if find_spec(module)]
+        return [*others, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _OTHERS and find_spec(_OTHERS[cmd_name][0]):
+            module, attribute = _OTHERS[cmd_name]
+            command = getattr(import_module(module), attribute, None)
+            return command if isinstance(command, click.Command) else None
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group("calibrate", cls=_Group)
+def group() -> None:
+    """Measure a server, fit a profile of it, and check how well the profile predicts."""
+
+
+def _say(text: str) -> None:
+    click.echo(f"  {text}", err=True)
+
+
+def _host_from(source: str | None) -> HostTimes | None:
+    """Host times of a profile (id or file) or of a recording's folder."""
+    if source is None:
+        return None
+    if (Path(source) / "server.json").exists():
+        from qsim.calibrate.fit import fit
+        from qsim.calibrate.recording import read_recording
+
+        click.echo(f"host times from {source}", err=True)
+        return fit([read_recording(source)], held_out=False, progress=_say).profile.host
+    from qsim.profiles import load_profile
+
+    return load_profile(source).host
+
+
+_host_option = click.option(
+    "--host-from",
+    metavar="PROFILE|RECORDING",
+    help="Where the host's launch times come from, for recordings that lack them; by default a "
+    "recording of the same model among those given.",
+)
+_recordings = click.argument(
+    "recordings", nargs=-1, required=True, metavar="RECORDING...", type=click.Path(path_type=str)
+)
+
+
+@group.command("fit")
+@_recordings
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE|DIR",
+    help="FILE.json for one server; DIR takes <gpu>/<model>/<method>.json of each.",
+)
+@click.option(
+    "--diagnostics",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Pictures: predicted against measured spans, and residuals over time.",
+)
+@click.option(
+    "--exclude-phase",
+    "exclude",
+    multiple=True,
+    metavar="LABEL",
+    help="Do not use this phase; may be given several times.",
+)
+@click.option(
+    "--no-validation",
+    is_flag=True,
+    help="Do not work out the error that the profile states (it takes most of the time).",
+)
+@_host_option
+def fit_command(
+    recordings: tuple[str, ...],
+    out: Path,
+    diagnostics: Path | None,
+    exclude: tuple[str, ...],
+    no_validation: bool,
+    host_from: str | None,
+) -> None:  # fmt: skip
+    """Fit profiles from RECORDINGs; several of one server are pooled.
+
+    The profile is fitted on all phases but the warm-up. The error that it states comes from fits
+    that did not see the phase they predict.
+    """
+    from dataclasses import replace
+
+    from qsim.calibrate.fit_report import draw_diagnostics, mode_table
+    from qsim.calibrate.recording import HOLDOUT, read_recording
+    from qsim.calibrate.validate import fit_error, fit_servers, group_servers, validate
+    from qsim.cli._common import need_matplotlib
+    from qsim.errors import ScenarioError
+
+    if diagnostics is not None:
+        need_matplotlib("--diagnostics", str(diagnostics / "spans.png"), (".png",))
+    read = [read_recording(r) for r in recordings]
+    single = out.suffix == ".json"
+    servers = len(group_servers(read))
+    if single and servers != 1:
+        raise ScenarioError(
+            f"--out is {str(out)!r}, one file, but the recordings are of {servers} servers: "
+            "give a folder"
+        )
+    host = _host_from(host_from)
+    results = fit_servers(read, host_from=host, exclude_phases=exclude, progress=_say)
+    comparisons = []
+    labels = {p.label for r in read for p in r.phases if p.use == HOLDOUT} - set(exclude)
+    if not no_validation and labels:
+        comparisons = validate(
+            read, host_from=host, labels=sorted(labels), in_sample=False, progress=_say
+        )
+    for result in results:
+        profile = replace(result.profile, fit_error=fit_error(comparisons, result.profile.id))
+        path = out if single else out / f"{profile.id}.json"
+        profile.save(path)
+        click.echo(f"{profile.id}: {path}")
+        click.echo(mode_table(result))
+        if profile.fit_error:
+            e = profile.fit_error
+            click.echo(
+                f"  phases left out, end to end: means within {e['worst_mean']}%, medians "
+                f"{e['worst_median']}%, p99 {e['worst_p99']}%, energy {e['worst_energy']}%"
+            )
+        if diagnostics is not None:
+            for picture in draw_diagnostics(result, diagnostics):
+                click.echo(f"  {picture}")
+
+
+@group.command("validate")
+@_recordings
+@click.option(
+    "--phase",
+    "phases",
+    multiple=True,
+    metavar="LABEL",
+    help="Phase to replay; by default those held out.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE.md",
+    help="Write the tables there instead of to stdout.",
+)
+@click.option("--json", "json_path", metavar="FILE", help="Write the numbers; - for stdout.")
+@_host_option
+def validate_command(
+    recordings: tuple[str, ...],
+    phases: tuple[str, ...],
+    out: Path | None,
+    json_path: str | None,
+    host_from: str | None,
+) -> None:  # fmt: skip
+    """Replay recorded phases through the simulator and compare with what was measured.
+
+    Every phase is predicted by a profile fitted without it, and by one fitted on all.
+    """
+    from qsim.calibrate.fit_report import fidelity_page
+    from qsim.calibrate.recording import read_recording
+    from qsim.calibrate.validate import validate
+    from qsim.cli._common import write_json
+    from qsim.files import write_text
+
+    read = [read_recording(r) for r in recordings]
+    comparisons = validate(read, host_from=_host_from(host_from), labels=phases, progress=_say)
+    if json_path is not None:
+        write_json([c.to_dict() for c in comparisons], json_path)
+    page = fidelity_page(comparisons)
+    if out is not None:
+        write_text(out, page)
+        click.echo(f"{out}", err=True)
+    elif json_path != "-":
+        click.echo(page, nl=False)
