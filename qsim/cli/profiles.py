@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import click
 
 from qsim.cli._common import write_json
 from qsim.profile import Profile
-from qsim.profiles import list_profiles, load_profile
+from qsim.profiles import list_profiles, load_profile, stated_errors
 
 __all__ = ["group"]
 
@@ -33,22 +32,29 @@ def list_command(as_json: bool = False) -> None:
     if as_json:
         write_json(rows, "-")
         return
+    kinds = ("mean", "median", "p99", "energy")
     click.echo(
         table(
-            ["id", "source", "held-out error", "KV tokens", "vLLM", "date"],
+            ["id", "source", "vLLM", "KV tokens", *(f"error %\n{k}" for k in kinds)],
             [
                 [
                     r["id"],
                     r["source"],
-                    r["held_out_error"] or "-",
-                    f"{r['kv_tokens']:,}",
                     r["vllm_version"] or "-",
-                    r["date"] or "-",
+                    f"{r['kv_tokens']:,}",
+                    *(
+                        f"{r['error_percent'][k]:.1f}" if k in r["error_percent"] else "-"
+                        for k in kinds
+                    ),
                 ]
                 for r in rows
             ],
             left=3,
         )
+    )
+    click.echo(
+        "\nerror: the worst deviation of a simulated mean, median or p99 latency, or energy, from"
+        "\nthe measured one, on loads left out of the fit ('qsim profiles show ID' has them all)"
     )
 
 
@@ -80,13 +86,8 @@ def _row(id: str, profile: Profile) -> dict[str, Any]:
     return {
         "id": id,
         "source": profile.identity.source,
-        "held_out_error": _error(profile.fit_error),
+        "error_percent": stated_errors(profile),
         "kv_tokens": (memory.num_gpu_blocks - 1) * memory.block_size,
         "vllm_version": profile.identity.vllm_version,
         "date": profile.identity.date,
     }
-
-
-def _error(fit_error: Mapping[str, Any]) -> str:
-    """The stated error in a few words, if the profile states one."""
-    return ", ".join(f"{k} {v:.1f}%" for k, v in fit_error.items() if isinstance(v, int | float))

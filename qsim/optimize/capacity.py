@@ -16,7 +16,7 @@ from qsim.optimize.fleet_search import probes_left, smallest_fleet
 from qsim.optimize.plan_result import OBJECTIVES, Candidate, FleetOutcome, Plan
 from qsim.optimize.prices import price_of
 from qsim.profile import Profile
-from qsim.profiles import find_profiles, load_profile
+from qsim.profiles import find_profiles, load_profile, stated_errors
 from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.slo import Slo, attainment, check_slos, parse_slos
 from qsim.traces.trace import Trace
@@ -232,6 +232,7 @@ def _blank(
         tuple(identity.vllm_args),
         options=options,
         price=price,
+        error_percent=stated_errors(profile),
     )
     try:
         return replace(candidate, engine=options.resolve(profile))

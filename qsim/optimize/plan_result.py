@@ -75,6 +75,8 @@ class Candidate:
     engine: EngineConfig | None = None
     options: EngineOptions = field(default_factory=EngineOptions)
     price: Price | None = None
+    #: the profile's stated errors on loads that were not fitted, in percent
+    error_percent: Mapping[str, float] = field(default_factory=dict)
     feasible: bool = False
     reason: str = ""
     outcome: FleetOutcome | None = None
@@ -130,6 +132,7 @@ class Candidate:
             "reason": self.reason or None,
             "replicas": self.replicas,
             "gpus": self.gpus,
+            "profile_error_percent": dict(self.error_percent),
             "usd_per_hour": usd,
             "cost_usd": None if usd is None or duration_s is None else usd * duration_s / 3600,
             "attainment": outcome.attainment if self.feasible and outcome else None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from qsim.errors import ProfileError
 from qsim.profile import Profile
 
-__all__ = ["ProfileEntry", "find_profiles", "list_profiles", "load_profile"]
+__all__ = ["ProfileEntry", "find_profiles", "list_profiles", "load_profile", "stated_errors"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,15 @@ def find_profiles(
             f"{'/'.join(methods)} together; there are: {have}"
         )
     return found
+
+
+def stated_errors(profile: Profile) -> dict[str, float]:
+    """The largest errors that the profile states, in percent: of mean, median, p99 and energy."""
+    return {
+        key.removeprefix("worst_"): float(value)
+        for key, value in profile.fit_error.items()
+        if key.startswith("worst_") and isinstance(value, int | float)
+    }
 
 
 def _nearest(text: str, known: list[str]) -> str:

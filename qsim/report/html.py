@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qsim.files import write_text
 from qsim.report.figures import figure_svg, latency_figure, plan_figure, timeline_figure
 from qsim.report.tables import number
-from qsim.report.text import latency_rows, plan_rows
+from qsim.report.text import latency_rows, margin_remarks, plan_rows
 
 if TYPE_CHECKING:
     from qsim.optimize.plan_result import Plan
@@ -100,6 +100,7 @@ def write_plan_report(path: str | os.PathLike[str], plan: Plan) -> None:
         parts += [
             f"<h2>Recommended: {plan.best.replicas} x {escape(plan.best.profile)}</h2>",
             f"<pre>{escape(plan.serve_command())}</pre>",
+            *(f"<p>{escape(text)}</p>" for text in margin_remarks(plan)),
         ]
     else:
         parts.append('<p class="missed">No candidate meets the SLOs.</p>')

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qsim.profiles import stated_errors
 from qsim.report.tables import number, table
 
 if TYPE_CHECKING:
@@ -14,7 +15,14 @@ if TYPE_CHECKING:
     from qsim.profile import Profile
     from qsim.sim.slo import SloOutcome
 
-__all__ = ["latency_rows", "plan_rows", "plan_text", "profile_text", "simulation_text"]
+__all__ = [
+    "latency_rows",
+    "margin_remarks",
+    "plan_rows",
+    "plan_text",
+    "profile_text",
+    "simulation_text",
+]
 
 _LATENCIES = (
     ("ttft", "TTFT, time to first token"),
@@ -129,6 +137,7 @@ def plan_text(plan: Plan) -> str:
         _fill(f"price of {g}: {p.usd_per_hour:.2f} USD per GPU and hour, {p.source}", "  ")
         for g, p in sorted(prices.items())
     ]
+    remarks += [_fill(text, "  ") for text in margin_remarks(plan)]
     if remarks:
         parts.append("\n".join(remarks))
     if plan.best is not None:
@@ -147,6 +156,22 @@ def _recommendation(plan: Plan, best: Candidate) -> str:
             "Start each, on its own GPUs and --port, with"
         )
     return _fill(head, "  ") + "\n\n" + _continued(plan.serve_command(best))
+
+
+def margin_remarks(plan: Plan) -> list[str]:
+    """A warning for each SLO that the best fleet meets by less than its profile's own error."""
+    best = plan.best
+    lines = []
+    for o in best.outcome.slos if best and best.outcome else ():
+        kind = o.slo.statistic if o.slo.statistic in ("mean", "median") else "p99"
+        error = best.error_percent.get(kind) if best else None
+        spare = (1 - o.ratio) * 100
+        if best and error is not None and spare < error:
+            lines.append(
+                f"margin: {best.profile} meets {o.slo} with {spare:.1f}% to spare, and its profile "
+                f"is off by up to {error:.1f}% ({kind}): one replica more is safer"
+            )
+    return lines
 
 
 def _continued(command: str) -> str:
@@ -211,11 +236,10 @@ def profile_text(profile: Profile) -> str:
             f"at most {number(power.cap_w)} W",
         ),
     ]
-    for title, data in (
-        ("quality", profile.quality),
-        ("error", profile.fit_error),
-        ("measured", profile.measured_range),
-    ):
+    if profile.fit_error:
+        errors = ", ".join(f"{k} {v:.1f}%" for k, v in stated_errors(profile).items())
+        facts.append(("error", f"{errors} (worst case; loads left out of the fit)"))
+    for title, data in (("quality", profile.quality), ("measured", profile.measured_range)):
         facts.extend(_leaves(title, data or {}))
     facts.extend(("note", n) for n in i.notes)
     width = max(len(k) for k, _ in facts)
@@ -229,7 +253,31 @@ def profile_text(profile: Profile) -> str:
         )
         for k, v in facts
     ]
-    return "\n".join([profile.id, "", *lines])
+    return "\n".join([profile.id, "", *lines, *_error_table(profile)])
+
+
+def _error_table(profile: Profile) -> list[str]:
+    """A row a load that was left out of the fit: simulated against measured, in percent."""
+    names = [f"{s}_{m}_ms" for m in ("ttft", "tpot", "e2el") for s in ("mean", "median", "p99")]
+    phases = profile.fit_error.get("phases") or {}
+    rows = [
+        [
+            phase,
+            recording.rpartition("--")[2],
+            *(_signed(errors.get(n)) for n in (*names, "energy_j")),
+        ]
+        for phase, recordings in phases.items()
+        for recording, errors in recordings.items()
+    ]
+    if not rows:
+        return []
+    heads = [f"{n.split('_')[1].upper()}\n{n.split('_')[0]}" for n in names]
+    title = "error in % of the measured value, on loads that were left out of the fit"
+    return ["", title, table(["load", "recording", *heads, "energy"], rows, left=2)]
+
+
+def _signed(value: Any) -> str:
+    return f"{value:+.1f}" if isinstance(value, int | float) else "-"
 
 
 def _some(pairs: list[tuple[int, float]], count: int = 5) -> list[tuple[int, float]]:

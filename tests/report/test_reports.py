@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from qsim.errors import MissingExtraError
 from qsim.optimize.capacity import plan
 from qsim.optimize.plan_result import Plan
+from qsim.profiles import stated_errors
 from qsim.report import figures
 from qsim.report.figures import (
     figure_svg,
@@ -181,3 +183,34 @@ def test_profile_text() -> None:
     assert text.startswith("h200_sxm/toy-1b/bf16\n")
     assert "65,520 tokens in 4,096 blocks of 16" in text
     assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_profile_text_states_the_error_on_loads_left_out() -> None:
+    errors = {f"{s}_{m}_ms": 1.5 for m in ("ttft", "tpot", "e2el") for s in ("mean", "p99")}
+    stated = {
+        "unit": "percent",
+        "worst_mean": 4.06,
+        "worst_p99": 9.0,
+        "worst_energy": None,
+        "phases": {"busy": {"toy--bf16": {**errors, "mean_ttft_ms": -4.06, "energy_j": None}}},
+    }
+    profile = replace(make_profile(), fit_error=stated)
+    assert stated_errors(profile) == {"mean": 4.06, "p99": 9.0}
+    lines = profile_text(profile).splitlines()
+    assert any("mean 4.1%, p99 9.0% (worst case" in line for line in lines)
+    row = lines[-1].split()
+    assert row[:3] == ["busy", "bf16", "-4.1"]
+    assert row[-1] == "-"
+
+
+def test_a_margin_below_the_profiles_own_error_is_told() -> None:
+    def told(error: float) -> str:
+        profile = replace(make_profile(), fit_error={"worst_p99": error})
+        answer = plan(traffic(40), profiles=[profile], slos=["ttft:p99:300"])
+        assert answer.best is not None
+        assert answer.best.replicas == 1
+        return plan_text(answer)
+
+    assert "margin: " not in told(0.1)
+    text = " ".join(told(99.9).split())
+    assert "to spare, and its profile is off by up to 99.9% (p99)" in text
