@@ -40,8 +40,6 @@ class Lockstep:
         Batches in flight at each schedule call.
     scheduled, updated
         Numbers of the last batch that was scheduled and applied, whoever was in it.
-    last_order
-        Place in order of admission of the youngest member there has been.
     """
 
     __slots__ = (
@@ -52,7 +50,6 @@ class Lockstep:
         "_ends",
         "_snapshot",
         "clock",
-        "last_order",
         "leaving",
         "members",
         "phase",
@@ -69,7 +66,6 @@ class Lockstep:
         self.phase = 0
         self.scheduled = 0
         self.updated = 0
-        self.last_order = 0
         self._base_sum = 0
         self._crossings = [0] * block_size  # members by base modulo the block size
         self._ends: list[tuple[int, int, Request]] = []  # (clock at the last step, order, who)
@@ -86,7 +82,6 @@ class Lockstep:
         self._base_sum += base
         self._crossings[base % self._block_size] += 1
         heappush(self._ends, (request.limit - 2 - base, request.order, request))
-        self.last_order = request.order
         self._snapshot = None
 
     def _drop(self, request: Request) -> None:
@@ -149,7 +144,6 @@ class Lockstep:
         self._crossings = [0] * self._block_size
         self._base_sum = 0
         self._snapshot = []
-        self.last_order = 0
 
     # ------------------------------------------------------------------------------ steps
 

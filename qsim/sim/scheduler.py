@@ -198,8 +198,7 @@ class Scheduler:
             if phase > 1 or group.members or group.leaving:
                 return False
             group.phase = phase
-        if self._fresh and not self._join_fresh():
-            return False
+        self._join_fresh()
         members = len(group.members)
         budget = self.config.max_num_batched_tokens
         if members > budget:
@@ -211,18 +210,18 @@ class Scheduler:
             need -= -(tail.computed + n) // self.config.block_size + tail.blocks
         return need <= self._kv.free
 
-    def _join_fresh(self) -> bool:
-        """Take those who decode from now on into the group; False if they do not fit in."""
+    def _join_fresh(self) -> None:
+        """Take those who decode from now on into the group.
+
+        Prefills end in order of admission as long as only the last running request can be in the
+        midst of one, so the group stays in the order of ``running``.
+        """
         group = self._group
-        fresh = self._fresh
+        for request in self._fresh:
+            # Not one that was aborted meanwhile, or whose only token is in flight.
+            if request.state == RUNNING and request.computed + 1 < request.limit:
+                group.join(request)
         self._fresh = []
-        for request in fresh:
-            if request.state != RUNNING or request.computed + 1 >= request.limit:
-                continue  # aborted, or its only token is in flight
-            if request.in_flight != group.phase or request.order < group.last_order:
-                return False
-            group.join(request)
-        return True
 
     def _tokens_for(self, request: Request, budget: int) -> int:
         n = request.target - request.computed
@@ -549,11 +548,8 @@ class Scheduler:
         if in_flight is None:
             if self._in_flight or group.phase:
                 return 0
-            if self._fresh:
-                if not self._join_fresh():
-                    self._ungroup()
-                    return 0
-                members = len(group.members)
+            self._join_fresh()
+            members = len(group.members)
         elif (
             in_flight.explicit
             or in_flight.ending

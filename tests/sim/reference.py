@@ -51,6 +51,17 @@ class Pool:
                     self.queue.append(block)
         self.queue[:0] = unhashed
 
+    def by_block(self) -> list[object]:
+        """The free queue: "unhashed", "own" (only its request can find it), or its content."""
+        return [
+            "unhashed"
+            if block.content is None
+            else "own"
+            if isinstance(block.content[-1], tuple)
+            else block.content
+            for block in self.queue
+        ]
+
 
 class Job:
     def __init__(self, index: int, arrival: Arrival, block_size: int) -> None:

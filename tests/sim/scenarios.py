@@ -21,31 +21,41 @@ PREFIXES = ((1, 2, 3, 4), (1, 2, 5, 6), (7, 8, 9), (7,), (2, 1))
 
 
 @st.composite
-def scenarios(draw: st.DrawFn, *, decode_heavy: bool = False) -> Scenario:
-    """Small pools and budgets, shared prefixes, bursts: where the rules meet each other."""
+def scenarios(draw: st.DrawFn, *, decode_heavy: bool = False, tight: bool = False) -> Scenario:
+    """Small pools and budgets, shared prefixes, bursts: where the rules meet each other.
+
+    ``decode_heavy``: short prompts and gaps between arrivals; ``tight``: blocks run out often.
+    """
     block_size = draw(st.sampled_from([1, 4, 16]))
     longest = draw(st.integers(3, 12)) * block_size + draw(st.integers(0, block_size - 1))
     longest = max(longest, 2)
     least = -(-longest // block_size) + 1
-    policy = draw(st.sampled_from(["fcfs", "fcfs", "priority"]))
+    policy = draw(st.sampled_from(["fcfs", "priority"] if tight else ["fcfs", "fcfs", "priority"]))
     config = EngineConfig(
-        max_num_seqs=draw(st.sampled_from([1, 3, 8, 16])),
-        max_num_batched_tokens=draw(st.sampled_from([3, block_size, 2 * longest, 500])),
+        max_num_seqs=draw(st.sampled_from([8, 16] if tight else [1, 3, 8, 16])),
+        max_num_batched_tokens=draw(
+            st.sampled_from([2 * longest, 500] if tight else [3, block_size, 2 * longest, 500])
+        ),
         max_model_len=longest,
         block_size=block_size,
-        num_gpu_blocks=least + draw(st.sampled_from([0, 1, 5, 20, 200])),
+        num_gpu_blocks=least + draw(st.sampled_from([1, 2, 4] if tight else [0, 1, 5, 20, 200])),
         enable_prefix_caching=draw(st.booleans()),
         async_scheduling=draw(st.booleans()),
         long_prefill_token_threshold=draw(st.sampled_from([0, 0, 0, 2, block_size + 1])),
         scheduling_policy=policy,
     )
+    gaps = [0, 0, 0, 1, 2, 9]
+    if tight:
+        gaps = [0, 0, 1]
+    elif decode_heavy:
+        gaps = [0, 0, 1, 3, 20]
     ratio = draw(st.sampled_from([1, 2, 3]))
     arrivals: list[Arrival] = []
     turn = 0
-    for number in range(draw(st.integers(1, 14))):
-        turn += draw(st.sampled_from([0, 0, 1, 3, 20] if decode_heavy else [0, 0, 0, 1, 2, 9]))
+    for number in range(draw(st.integers(4 if tight else 1, 14))):
+        turn += draw(st.sampled_from(gaps))
         prompt = draw(st.integers(1, longest - 1))
-        if decode_heavy:
+        if decode_heavy or tight:
             prompt = 1 + prompt // 4
         prefix = draw(st.sampled_from(PREFIXES))
         ids = [key * ratio + j for key in prefix for j in range(ratio)]
@@ -55,7 +65,7 @@ def scenarios(draw: st.DrawFn, *, decode_heavy: bool = False) -> Scenario:
                 turn=turn,
                 id=f"r{number}",
                 prompt_tokens=prompt,
-                output_tokens=draw(st.integers(1, longest)),
+                output_tokens=longest if tight else draw(st.integers(1, longest)),
                 priority=draw(st.integers(0, 2)) if policy == "priority" else 0,
                 hash_ids=tuple(ids),
             )
@@ -63,10 +73,15 @@ def scenarios(draw: st.DrawFn, *, decode_heavy: bool = False) -> Scenario:
     return Scenario(f"ratio {ratio}", config, tuple(arrivals))
 
 
+def ratio_of(scenario: Scenario) -> int:
+    """Blocks per prefix id of a drawn scenario; 1 for any other."""
+    name = scenario.name
+    return int(name.removeprefix("ratio ")) if name.startswith("ratio ") else 1
+
+
 def block_ids(scenario: Scenario, arrival: Arrival) -> Sequence[int]:
     """The ids of a drawn scenario as the coarser ids that they were made from."""
-    name = scenario.name
-    ratio = int(name.removeprefix("ratio ")) if name.startswith("ratio ") else 1
+    ratio = ratio_of(scenario)
     coarse = [key // ratio for key in arrival.hash_ids[::ratio]]
     ids = BlockIds(coarse, ratio, len(arrival.hash_ids))
     assert ids == arrival.hash_ids
@@ -88,6 +103,26 @@ def contents(kv: KVCache) -> list[object]:
     """The free queue in order. Equal lists mean equal answers to all that may be asked later."""
     kv._compact()
     return [kv._unhashed, *(e if isinstance(e, int) else name_of(e) for e in kv._queue)]
+
+
+def by_block(kv: KVCache, ratio: int) -> list[object]:
+    """The free queue block by block: "unhashed", "own" (nobody else finds it), or its content."""
+    result: list[object] = ["unhashed"] * kv._unhashed
+    kv._compact()
+    for entry in kv._queue:
+        if isinstance(entry, int):
+            result += ["own"] * entry
+            continue
+        path: list[int] = []
+        node = entry.node
+        while node.parent is not None:
+            path.insert(0, node.key)
+            node = node.parent
+        content = [key * ratio + j for key in path for j in range(ratio)]
+        for offset in range(entry.stop - 1, entry.start - 1, -1):
+            length = len(content) - ratio + offset + 1
+            result.append(tuple(content[:length]) if path else "own")
+    return result
 
 
 @dataclass
@@ -224,7 +259,7 @@ class Driver:
             "running": [request.index for request in scheduler._running],
             "waiting": scheduler.num_waiting,
             "outstanding": scheduler.outstanding_tokens,
-            "work": (scheduler.has_work(), scheduler.has_unfinished()),
+            "work": (scheduler.has_work(), scheduler.has_unfinished(), scheduler._handover),
             "in_flight": [
                 (
                     batch.step,

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from qsim.errors import ScenarioError
 from qsim.sim.config import EngineConfig
-from qsim.sim.replay import Scenario, load_scenario
+from qsim.sim.replay import Arrival, Scenario, load_scenario
 from qsim.sim.request import Request
 from qsim.sim.scheduler import Scheduler
 from tests.sim.reference import Job, ReferenceScheduler
-from tests.sim.scenarios import Driver, scenarios
+from tests.sim.scenarios import Driver, by_block, ratio_of, scenarios
 from tests.sim.test_golden import FILES
 
 ABORTS = st.dictionaries(st.integers(0, 40), st.lists(st.integers(0, 13), max_size=3), max_size=4)
@@ -51,6 +51,9 @@ def compare_with_reference(scenario: Scenario, aborts: dict[int, list[int]]) -> 
                 j.index for j in tokens if j.outputs == 1
             ]
         assert driver.scheduler.free_blocks == reference.free_blocks
+        if scenario.config.enable_prefix_caching:
+            queue_ = by_block(driver.scheduler._kv, ratio_of(scenario))
+            assert queue_ == reference.pool.by_block()
         assert driver.scheduler.num_waiting == len(reference.waiting)
         assert [r.index for r in driver.scheduler._running] == [j.index for j in reference.running]
         for request, job in zip(driver.requests, jobs, strict=True):
@@ -77,6 +80,49 @@ def test_equals_the_rules_written_out(scenario: Scenario, aborts: dict[int, list
 @given(scenarios(decode_heavy=True), st.just({}) | ABORTS)
 def test_equals_the_rules_in_long_decodes(scenario: Scenario, aborts: dict[int, list[int]]) -> None:
     compare_with_reference(scenario, aborts)
+
+
+@settings(max_examples=150, deadline=None)
+@given(scenarios(tight=True), st.just({}) | ABORTS)
+def test_equals_the_rules_when_blocks_are_short(
+    scenario: Scenario, aborts: dict[int, list[int]]
+) -> None:
+    compare_with_reference(scenario, aborts)
+
+
+def scenario_of(arrivals: list[Arrival], **settings: int | bool | str) -> Scenario:
+    config = EngineConfig(**settings)  # type: ignore[arg-type]
+    return Scenario("directed", config, tuple(arrivals))
+
+
+def test_content_entered_while_the_head_waits_lets_it_in() -> None:
+    # Chunks of 24 tokens: the second block of "a" is taken in step 1 and findable in step 2.
+    ids = (1, 2, 3, 4, 5, 6)
+    scenario = scenario_of(
+        [Arrival(0, "a", 96, 4, hash_ids=ids), Arrival(0, "b", 7 * 16, 1, hash_ids=ids)],
+        max_num_batched_tokens=64,
+        max_model_len=7 * 16 + 1,
+        num_gpu_blocks=8,
+        long_prefill_token_threshold=24,
+    )
+    turns = list(Driver(scenario).turns())
+    assert [index for index, _, _ in turns[0].items] == [0]
+    assert [(index, n, computed) for index, n, computed in turns[1].items if index == 1] == [
+        (1, 24, 48)
+    ]
+    compare_with_reference(scenario, {})
+
+
+def test_abort_of_a_head_that_does_not_fit_lets_the_next_in() -> None:
+    scenario = scenario_of(
+        [Arrival(0, "a", 60, 30), Arrival(0, "b", 100, 5), Arrival(0, "c", 16, 5)],
+        max_model_len=160,
+        num_gpu_blocks=11,
+    )
+    turns = list(Driver(scenario, {3: [1]}).turns())
+    assert [index for index, _, _ in turns[2].items] == [0]
+    assert [index for index, _, _ in turns[3].items] == [0, 2]
+    compare_with_reference(scenario, {3: [1]})
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
