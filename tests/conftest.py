@@ -1,9 +1,16 @@
-"""Settings of all tests."""
+"""Settings of all tests.
+
+Hypothesis draws the same examples each time, so that whether the tests pass depends on the code
+alone. To look for new counter-examples: ``HYPOTHESIS_PROFILE=explore make test``.
+"""
 
 from __future__ import annotations
+
+import os
 
 from hypothesis import settings
 
 # time limits per example would fail on a busy machine and nowhere else
-settings.register_profile("qsim", deadline=None)
-settings.load_profile("qsim")
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
