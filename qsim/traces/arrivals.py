@@ -165,7 +165,10 @@ class RateProfile:
         """When ``expected`` requests have been expected: the inverse of the rate's integral."""
         if len(self.rates_rps) == 1:
             return np.asarray(expected / self.rates_rps[0])
-        cumulative = np.concatenate([[0.0], np.cumsum(self.rates_rps * np.diff(self.edges_s))])
+        steps = self.rates_rps * np.diff(self.edges_s)
+        # a step below the resolution of the sum is a pause: its slope would overflow
+        steps = np.where(steps < 1e-15 * steps.sum(), 0.0, steps)
+        cumulative = np.concatenate([[0.0], np.cumsum(steps)])
         lap = np.floor(expected / cumulative[-1])
         inside = np.interp(expected - lap * cumulative[-1], cumulative, self.edges_s)
         return np.asarray(lap * self.period_s + inside)
