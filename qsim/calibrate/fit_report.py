@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qsim.calibrate.fit import FitResult, predicted_spans
-from qsim.calibrate.fit_timeline import DECODE, EAGER, PIECEWISE
+from qsim.calibrate.fit_modes import MODE_NAMES
 from qsim.calibrate.validate import METRICS, STATISTICS, Comparison
 from qsim.errors import MissingExtraError
 from qsim.files import atomic_path
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["draw_diagnostics", "fidelity_page", "mode_table"]
-
-_NAMES = {DECODE: "decode", PIECEWISE: "piecewise", EAGER: "eager"}
 
 
 def mode_table(result: FitResult) -> str:
@@ -51,7 +49,7 @@ def draw_diagnostics(result: FitResult, folder: Path) -> list[Path]:
     table, predicted = result.table, predicted_spans(result)
     name = result.profile.id.replace("/", "--")
     spans = Figure(figsize=(12, 4), layout="constrained")
-    for ax, (mode, label) in zip(spans.subplots(1, 3), _NAMES.items(), strict=True):
+    for ax, (mode, label) in zip(spans.subplots(1, 3), MODE_NAMES.items(), strict=True):
         m = table.usable & (table.mode == mode)
         x, y = table.span_ms[m], predicted[m]
         ax.scatter(x, y, s=3, alpha=0.3, color="#0072B2", linewidths=0, rasterized=True)
@@ -64,12 +62,12 @@ def draw_diagnostics(result: FitResult, folder: Path) -> list[Path]:
     axes = residuals.subplots(len(result.recordings), 1, squeeze=False)[:, 0]
     for number, (ax, recording) in enumerate(zip(axes, result.recordings, strict=True)):
         mine = table.group // 1000 == number
-        for mode, color in zip(_NAMES, ("#0072B2", "#009E73", "#D55E00"), strict=True):
+        for mode, color in zip(MODE_NAMES, ("#0072B2", "#009E73", "#D55E00"), strict=True):
             m = mine & table.usable & (table.mode == mode)
             error = (predicted[m] / table.span_ms[m] - 1.0) * 100
             at = table.start_s[m]
             ax.scatter(
-                at, error, s=3, alpha=0.4, color=color, linewidths=0, label=_NAMES[mode],
+                at, error, s=3, alpha=0.4, color=color, linewidths=0, label=MODE_NAMES[mode],
                 rasterized=True,
             )  # fmt: skip
         for phase in recording.phases:

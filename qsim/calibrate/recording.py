@@ -20,13 +20,24 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.calibrate.recording_data import (
+    FIT,
+    HOLDOUT,
+    SKIP,
+    USES,
+    Phase,
+    PowerSamples,
+    Recording,
+    Requests,
+    Server,
+    Steps,
+)
 from qsim.errors import RecordingError
 
 __all__ = [
@@ -39,144 +50,9 @@ __all__ = [
     "Requests",
     "Server",
     "Steps",
+    "default_use",
     "read_recording",
 ]
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-
-#: how a phase is used: fitted; fitted, but left out in turn to state the error; never used
-FIT, HOLDOUT, SKIP = "fit", "holdout", "skip"
-_USES = (FIT, HOLDOUT, SKIP)
-
-
-@dataclass(frozen=True)
-class Server:
-    """What was served, from ``server.json``."""
-
-    gpu: str
-    model: str
-    method: str
-    vllm_version: str
-    driver: str
-    host: str
-    tensor_parallel: int
-    model_config: dict[str, Any]
-    quantization_config: dict[str, Any] | None
-    server_flags: tuple[str, ...]
-    prefix_caching: bool
-    kv_cache_dtype: str
-    max_model_len: int
-    max_num_batched_tokens: int
-    block_size: int
-    num_gpu_blocks: int
-    #: everything in the file, including what has no field here
-    raw: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One load. Energy is that between the first send and the last token."""
-
-    label: str
-    what: str
-    load: str
-    start_s: float
-    end_s: float
-    energy_j: float
-    use: str
-
-
-@dataclass(frozen=True, eq=False)
-class Steps:
-    """Engine steps in order of scheduling; arrays of shape (n,), times in s.
-
-    ``phase`` is the phase's position in ``Recording.phases``. ``chunks[i]`` holds the prefill
-    chunks of step i as (new tokens, tokens computed before). ``pairs`` counts the (query, key)
-    pairs of these chunks: ``sum n * (computed + (n + 1) / 2)``.
-    """
-
-    phase: IntArray
-    schedule_s: FloatArray
-    schedule_dur_s: FloatArray
-    launch_start_s: FloatArray
-    launch_end_s: FloatArray
-    sample_start_s: FloatArray
-    sample_end_s: FloatArray
-    gpu_ms: FloatArray
-    update_s: FloatArray
-    update_dur_s: FloatArray
-    chunks: tuple[tuple[tuple[int, int], ...], ...]
-    num_chunks: IntArray
-    pairs: FloatArray
-    prefill_tokens: IntArray
-    decodes: IntArray
-    decode_context_tokens: IntArray
-    running: IntArray
-    waiting: IntArray
-    kv_usage: FloatArray
-
-    def __len__(self) -> int:
-        return len(self.phase)
-
-    @property
-    def has_gpu_spans(self) -> bool:
-        """Whether launch times and GPU spans were recorded."""
-        return bool(np.isfinite(self.gpu_ms).any() and np.isfinite(self.launch_start_s).any())
-
-
-@dataclass(frozen=True, eq=False)
-class Requests:
-    """Requests in order of sending; arrays of shape (n,), times in s as the client saw them."""
-
-    phase: IntArray
-    request_id: tuple[str, ...]
-    sent_s: FloatArray
-    prompt_tokens: IntArray
-    output_tokens: IntArray
-    first_token_s: FloatArray
-    last_token_s: FloatArray
-
-    def __len__(self) -> int:
-        return len(self.phase)
-
-
-@dataclass(frozen=True, eq=False)
-class PowerSamples:
-    """Readings of the GPUs of the server, all of them together; arrays of shape (n,)."""
-
-    t_s: FloatArray
-    energy_j: FloatArray
-    power_avg_w: FloatArray
-    power_instant_w: FloatArray
-    sm_clock_mhz: FloatArray
-    temperature_c: FloatArray
-
-
-@dataclass(frozen=True, eq=False)
-class Recording:
-    """A recorded server. ``name`` is the folder's name."""
-
-    name: str
-    server: Server
-    phases: tuple[Phase, ...]
-    steps: Steps
-    requests: Requests
-    power: PowerSamples
-
-    def phase_index(self, label: str) -> int:
-        """The position of a phase.
-
-        Raises
-        ------
-        RecordingError
-            If there is none of that label.
-        """
-        for i, p in enumerate(self.phases):
-            if p.label == label:
-                return i
-        known = ", ".join(p.label for p in self.phases)
-        raise RecordingError(f"{self.name}: no phase {label!r}; it has: {known}")
 
 
 def read_recording(path: str | os.PathLike[str]) -> Recording:
@@ -304,8 +180,8 @@ def _phases(path: Path) -> tuple[Phase, ...]:
         seen.add(label)
         at = f"{at} ({label})"
         use = str(_member(item, "use", str, at, default_use(label)))
-        if use not in _USES:
-            raise RecordingError(f"{at}: use is {use!r}; must be one of {', '.join(_USES)}")
+        if use not in USES:
+            raise RecordingError(f"{at}: use is {use!r}; must be one of {', '.join(USES)}")
         start_s = float(_member(item, "start_s", float, at))
         end_s = float(_member(item, "end_s", float, at))
         if end_s < start_s:
