@@ -34,7 +34,7 @@ def scenarios(draw: st.DrawFn, *, decode_heavy: bool = False, tight: bool = Fals
     config = EngineConfig(
         max_num_seqs=draw(st.sampled_from([8, 16] if tight else [1, 3, 8, 16])),
         max_num_batched_tokens=draw(
-            st.sampled_from([2 * longest, 500] if tight else [3, block_size, 2 * longest, 500])
+            st.sampled_from([3, 5, 9, 500] if tight else [3, block_size, 2 * longest, 500])
         ),
         max_model_len=longest,
         block_size=block_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,12 @@ def test_a_missing_field_is_named(scenario: dict[str, Any]) -> None:
     del scenario["arrivals"][2]["output_tokens"]
     with pytest.raises(ScenarioError, match=r"arrivals\[2\] lacks the field 'output_tokens'"):
         parse_scenario(scenario)
+
+
+def test_the_documented_examples_work(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "scheduler.md").read_text()
+    (python,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(python, {})
+    assert capsys.readouterr().out.splitlines() == ["[(40, 0)] 0 []", "[] 1 []", "[] 1 [0]"]
+    (scenario,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert len(replay(parse_scenario(json.loads(scenario)))) == 12

@@ -113,6 +113,25 @@ def test_content_entered_while_the_head_waits_lets_it_in() -> None:
     compare_with_reference(scenario, {})
 
 
+def test_a_victim_gives_its_tokens_back_to_the_budget() -> None:
+    scenario = scenario_of(
+        [Arrival(0, "v", 1, 37, 2), Arrival(2, "r", 3, 37, 0), Arrival(4, "t", 40, 3, 1)],
+        max_num_batched_tokens=6,
+        max_model_len=48,
+        block_size=4,
+        num_gpu_blocks=16,
+        enable_prefix_caching=False,
+        async_scheduling=False,
+        scheduling_policy="priority",
+    )
+    turns = list(Driver(scenario).turns())
+    assert turns[11].items == ((0, 1, 11), (1, 1, 11), (2, 4, 28))
+    # "v" was served before "r" lacked a block and took its blocks away, and its turn.
+    assert turns[12].preempted == (0,)
+    assert turns[12].items == ((1, 1, 12), (2, 5, 32))
+    compare_with_reference(scenario, {})
+
+
 def test_abort_of_a_head_that_does_not_fit_lets_the_next_in() -> None:
     scenario = scenario_of(
         [Arrival(0, "a", 60, 30), Arrival(0, "b", 100, 5), Arrival(0, "c", 16, 5)],
