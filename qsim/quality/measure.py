@@ -1,0 +1,350 @@
+"""Measure quality on one's own server: lm-eval against an OpenAI-compatible endpoint.
+
+lm-eval's ``local-completions`` model is used, since multiple-choice tasks need log-probabilities of
+prompts, which the chat endpoint does not give.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qsim.errors import CalibrationError, MissingExtraError, ScenarioError
+from qsim.files import write_text
+from qsim.quality.stored import QUALITY_SCHEMA, read_quality
+from qsim.quality.tasks import TASKS, find_task
+
+__all__ = ["RUN_SCHEMA", "Run", "TaskScore", "compare", "evaluate", "load_run", "parse_tasks"]
+
+RUN_SCHEMA = "qsim-quality-run/1"
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Score of one task; ``outcomes`` are the points of single questions by their key, 0 to 1."""
+
+    task: str
+    lm_eval_task: str
+    score_pct: float
+    stderr_pct: float
+    metric: str
+    version: str
+    num_fewshot: int | None
+    items: int
+    outcomes: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of lm-eval."""
+
+    served_model: str
+    base_url: str
+    date: str
+    harness_version: str
+    tasks: dict[str, TaskScore]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as JSON, whole or not at all; ``load_run`` reads it."""
+        data = {"schema": RUN_SCHEMA, **asdict(self)}
+        write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def parse_tasks(text: str) -> list[str]:
+    """Task ids from ``gsm8k,mmlu``, checked to be ones that lm-eval can run.
+
+    Raises
+    ------
+    ScenarioError
+        For an unknown task, one that lm-eval has not, one that comes twice, or none.
+    """
+    names = [p.strip() for p in text.split(",") if p.strip()]
+    if not names:
+        raise ScenarioError("--tasks is empty; write for example gsm8k,mmlu")
+    for name in names:
+        if ":" in name:
+            raise ScenarioError(f"--tasks {name!r}: measuring takes names alone, without shares")
+        if not find_task(name).lm_eval:
+            able = ", ".join(t.id for t in TASKS.values() if t.lm_eval)
+            raise ScenarioError(f"lm-eval cannot run the task {name!r} as qsim knows it; "
+                                f"it can run {able}")  # fmt: skip
+        if names.count(name) > 1:
+            raise ScenarioError(f"--tasks names {name!r} twice; give each task once")
+    return names
+
+
+def evaluate(
+    base_url: str,
+    model: str,
+    tasks: Sequence[str],
+    *,
+    date: str,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    num_concurrent: int = 32,
+    tokenizer: str | None = None,
+    apply_chat_template: bool = False,
+    confirm_run_unsafe_code: bool = False,
+) -> Run:
+    """Run lm-eval on ``tasks`` against a server.
+
+    Parameters
+    ----------
+    base_url : str
+        ``http://host:port``, with ``/v1`` or ``/v1/completions`` after it or not.
+    model : str
+        Name under which the server serves the model.
+    tasks : sequence of str
+        qsim's ids.
+    date : str
+        Today, as it will be stored.
+    tokenizer : str, optional
+        Hugging Face name or folder, where it is not the served name.
+
+    Raises
+    ------
+    MissingExtraError
+        Without lm-eval.
+    CalibrationError
+        If lm-eval fails or does not report what is needed.
+    """
+    try:
+        import lm_eval
+    except ImportError:
+        raise MissingExtraError("lm-eval", "quality", "qsim calibrate quality") from None
+    arguments: dict[str, Any] = {
+        "model": model,
+        "base_url": completions_url(base_url),
+        "num_concurrent": num_concurrent,
+        "max_retries": 3,
+        "tokenized_requests": False,
+    }
+    if tokenizer:
+        arguments["tokenizer"] = tokenizer
+    options: dict[str, Any] = {"num_fewshot": num_fewshot, "limit": limit}
+    if apply_chat_template:
+        options.update(apply_chat_template=True, fewshot_as_multiturn=True)
+    if confirm_run_unsafe_code:
+        options["confirm_run_unsafe_code"] = True
+    try:
+        results = lm_eval.simple_evaluate(
+            model="local-completions",
+            model_args=arguments,
+            tasks=[find_task(t).lm_eval for t in tasks],
+            log_samples=True,
+            **options,
+        )
+    except Exception as e:  # lm-eval raises whatever its tasks, data sets and HTTP client raise
+        raise CalibrationError(
+            f"lm-eval failed on {completions_url(base_url)}: {type(e).__name__}: {e}; check that "
+            f"the server answers and serves {model!r}, and that the tasks' data can be loaded"
+        ) from e
+    version = str(getattr(lm_eval, "__version__", "") or _installed_version())
+    scores = {t: _score(results, t) for t in tasks}
+    return Run(model, base_url, date, version, scores, options)
+
+
+def completions_url(base_url: str) -> str:
+    """The completions endpoint of a server given in any of the usual ways.
+
+    Raises
+    ------
+    ScenarioError
+        If it does not begin with http:// or https://.
+    """
+    if not base_url.startswith(("http://", "https://")):
+        raise ScenarioError(
+            f"--base-url is {base_url!r}; must begin with http:// or https://, as in "
+            "http://localhost:8000"
+        )
+    url = base_url.rstrip("/").removesuffix("/completions").removesuffix("/v1")
+    return url + "/v1/completions"
+
+
+def _installed_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("lm-eval")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _score(results: Mapping[str, Any], task: str) -> TaskScore:
+    """Read one task out of lm-eval's results."""
+    name, metric = TASKS[task].lm_eval, TASKS[task].metric
+    entry = results.get("results", {}).get(name)
+    if entry is None:
+        raise CalibrationError(f"lm-eval reported nothing for its task {name!r}")
+    if not isinstance(entry.get(metric), int | float):
+        have = ", ".join(k for k, v in entry.items() if isinstance(v, int | float) and "," in k)
+        raise CalibrationError(
+            f"lm-eval reports no {metric!r} for {name!r}, but {have or 'no numbers'}: its version "
+            "differs from the ones that qsim knows (0.4.8 and later)"
+        )
+    score = float(entry[metric])
+    if not 0 <= score <= 1:
+        raise CalibrationError(f"lm-eval's {metric} of {name} is {score}; expected 0 to 1")
+    measure, _, filtering = metric.partition(",")
+    outcomes = _outcomes(results, name, measure, filtering)
+    items = len(outcomes) if outcomes else _items(results, name)
+    stderr = entry.get(f"{measure}_stderr,{filtering}")
+    if not isinstance(stderr, int | float) or math.isnan(stderr):
+        stderr = math.sqrt(score * (1 - score) / max(items, 1))
+    shots = results.get("n-shot", {}).get(name)
+    return TaskScore(
+        task,
+        name,
+        100 * score,
+        100 * float(stderr),
+        metric,
+        str(results.get("versions", {}).get(name, "")),
+        shots if isinstance(shots, int) else None,
+        items,
+        outcomes,
+    )
+
+
+def _leaves(results: Mapping[str, Any], name: str) -> list[str]:
+    """The tasks of a group (lm-eval nests groups); the task itself if it is none."""
+    members = results.get("group_subtasks", {}).get(name) or []
+    return [leaf for m in members for leaf in _leaves(results, m)] or [name]
+
+
+def _items(results: Mapping[str, Any], name: str) -> int:
+    counts = results.get("n-samples", {})
+    return sum(int(counts.get(t, {}).get("effective", 0)) for t in _leaves(results, name))
+
+
+def _outcomes(
+    results: Mapping[str, Any], name: str, measure: str, filtering: str
+) -> dict[str, float] | None:
+    """Points of single questions; None if lm-eval did not keep them."""
+    found: dict[str, float] = {}
+    for leaf in _leaves(results, name):
+        samples = results.get("samples", {}).get(leaf)
+        if not samples:
+            return None
+        for sample in samples:
+            if sample.get("filter", filtering) != filtering:
+                continue
+            value = sample.get(measure)
+            if not isinstance(value, int | float):
+                return None
+            found[f"{leaf}/{sample.get('doc_id')}"] = float(value)
+    return found or None
+
+
+def load_run(path: str | os.PathLike[str], tasks: Sequence[str]) -> Run:
+    """Read the scores of a baseline: a file of ``--save-scores``, or lm-eval's own results JSON.
+
+    Raises
+    ------
+    ScenarioError
+        If the file cannot be read or lacks one of ``tasks``.
+    """
+    where = f"baseline {os.fspath(path)!r}"
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+        raise ScenarioError(f"cannot read {where}: {e}") from e
+    if isinstance(data, dict) and data.get("schema") == RUN_SCHEMA:
+        try:
+            scores = {t: TaskScore(**s) for t, s in data.pop("tasks").items()}
+            data.pop("schema")
+            run = Run(tasks=scores, **data)
+        except (TypeError, KeyError, AttributeError) as e:
+            raise ScenarioError(f"{where} is malformed: {e}") from e
+    elif isinstance(data, dict) and "results" in data:
+        present = [t for t in tasks if TASKS[t].lm_eval in data["results"]]
+        config = data.get("config") or {}
+        run = Run(
+            str(data.get("model_name") or config.get("model") or ""),
+            "",
+            str(data.get("date", "")),
+            str(data.get("lm_eval_version", "unknown")),
+            {t: _score(data, t) for t in present},
+        )
+    else:
+        raise ScenarioError(
+            f"{where} is neither a file of 'qsim calibrate quality --save-scores' nor lm-eval's "
+            "results JSON"
+        )
+    missing = [t for t in tasks if t not in run.tasks]
+    if missing:
+        raise ScenarioError(f"{where} has no score for {', '.join(missing)}; measure it there, too")
+    return run
+
+
+def compare(run: Run, baseline: Run | None, method: str, source: str = "") -> dict[str, Any]:
+    """``profile.quality`` from a run and the baseline's.
+
+    The standard error of a recovery is that of a ratio estimator over the same questions where both
+    runs kept the outcome of each (``paired``), else that of two independent runs, which is wider.
+
+    Raises
+    ------
+    ScenarioError
+        If the two runs are not comparable: another version, prompt, metric or number of questions
+        of a task, or a baseline score of 0.
+    """
+    tasks: dict[str, Any] = {}
+    for task, score in run.tasks.items():
+        entry = {k: v for k, v in asdict(score).items() if k not in ("task", "outcomes")}
+        if baseline is not None:
+            entry.update(_recovery(score, baseline.tasks[task]))
+        tasks[task] = entry
+    quality: dict[str, Any] = {
+        "schema": QUALITY_SCHEMA,
+        "method": method,
+        "served_model": run.served_model,
+        "date": run.date,
+        "harness": {"name": "lm-eval", "version": run.harness_version, **run.settings},
+        "tasks": tasks,
+    }
+    if baseline is not None:
+        quality["baseline"] = {
+            "served_model": baseline.served_model,
+            "date": baseline.date,
+            "harness_version": baseline.harness_version,
+            "source": source,
+        }
+    return read_quality(quality)
+
+
+def _recovery(score: TaskScore, base: TaskScore) -> dict[str, Any]:
+    for name in ("version", "num_fewshot", "metric", "items"):
+        ours, theirs = getattr(score, name), getattr(base, name)
+        if ours != theirs:
+            raise ScenarioError(
+                f"{score.task} is not comparable with its baseline: {name} is {ours!r} here and "
+                f"{theirs!r} there; measure both the same way"
+            )
+    if base.score_pct <= 0:
+        raise ScenarioError(f"the baseline's score on {score.task} is 0: there is no recovery")
+    ratio = score.score_pct / base.score_pct
+    paired = bool(
+        score.outcomes and base.outcomes and score.outcomes.keys() == base.outcomes.keys()
+    )
+    if paired and score.outcomes and base.outcomes:
+        n, mean = len(base.outcomes), base.score_pct / 100
+        squares = sum((s - ratio * base.outcomes[k]) ** 2 for k, s in score.outcomes.items())
+        stderr = math.sqrt(squares / max(n - 1, 1) / n) / mean
+    else:
+        parts = [x.stderr_pct / x.score_pct for x in (score, base) if x.score_pct > 0]
+        stderr = ratio * math.hypot(*parts)
+    # equal answers to all questions do not prove equality: half an answer remains in doubt
+    floor = 0.5 / (max(base.items, 1) * base.score_pct / 100)
+    return {
+        "baseline_pct": base.score_pct,
+        "baseline_stderr_pct": base.stderr_pct,
+        "recovery_pct": 100 * ratio,
+        "recovery_stderr_pct": 100 * max(stderr, floor),
+        "paired": paired,
+    }

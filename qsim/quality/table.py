@@ -1,0 +1,93 @@
+"""The shipped table of published scores, ``data/recovery.csv``.
+
+Every row is a fact with its source: a model, a scheme, a benchmark, the score and the score of the
+16-bit model by the same people with the same harness. Scores of different sources are not
+comparable; recoveries (score over baseline) are what is used.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+
+from qsim.quality.models import ModelKey, model_key
+from qsim.quality.tasks import TASKS
+
+__all__ = ["Row", "recovery_table"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One published number.
+
+    Attributes
+    ----------
+    model, task, method : str
+        qsim's ids; ``method`` may also be a stand-in that qsim does not serve (``kv-int8``,
+        ``nvfp4-w4a4``, ``mxfp4-w4a4``) or an effect (``kv-fp8``).
+    same : bool
+        Whether the source's ``scheme`` is the method itself: same number format, same algorithm.
+    score, baseline : float or None
+        In percent; None where the source gives the recovery alone.
+    recovery_pct : float
+        ``100 * score / baseline``.
+    items : int
+        Answers behind the score.
+    """
+
+    model: str
+    variant: str
+    method: str
+    same: bool
+    scheme: str
+    task: str
+    score: float | None
+    baseline: float | None
+    recovery_pct: float
+    items: int
+    source: str
+    commit: str
+    license_class: str
+    note: str
+
+    @property
+    def key(self) -> ModelKey:
+        """What the model's name says."""
+        return model_key(self.model)
+
+    @property
+    def family(self) -> str:
+        """The task's family."""
+        return TASKS[self.task].family
+
+    @property
+    def cite(self) -> str:
+        """Source and commit."""
+        return f"{self.source}@{self.commit}" if self.commit else self.source
+
+
+@lru_cache(maxsize=1)
+def recovery_table() -> tuple[Row, ...]:
+    """The shipped table, in the file's order."""
+    text = (resources.files("qsim.quality") / "data" / "recovery.csv").read_text("utf-8")
+    return tuple(
+        Row(
+            model=r["model"],
+            variant=r["variant"],
+            method=r["method"],
+            same=r["fit"] == "same",
+            scheme=r["scheme"],
+            task=r["task"],
+            score=float(r["score"]) if r["score"] else None,
+            baseline=float(r["baseline"]) if r["baseline"] else None,
+            recovery_pct=float(r["recovery_pct"]),
+            items=int(r["items"]),
+            source=r["source"],
+            commit=r["commit"],
+            license_class=r["license_class"],
+            note=r["note"],
+        )
+        for r in csv.DictReader(text.splitlines())
+    )
