@@ -150,7 +150,7 @@ def test_the_rules_written_out_give_the_recorded_schedules(path: Path) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(scenarios())
+@given(scenarios() | scenarios(tight=True))
 def test_invariants(scenario: Scenario) -> None:
     config = scenario.config
     usable = config.num_gpu_blocks - 1
