@@ -16,7 +16,7 @@ The prediction is the best linear one (BLUP; Henderson 1975, Searle et al., Vari
 1992, ch. 7): numbers that share more terms with the case weigh more, so the nearest relatives count
 most and the interval widens by itself where there are none. Relatives of the method take part with
 correlation ``rho`` and a shared offset whose standard deviation is in :data:`KIN`; numbers by a
-near scheme with an offset of half a ``tau``.
+near scheme with an offset of ``near * tau``.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ KIN: dict[str, dict[str, float]] = {
     "gptq-w8a16": {"fp8-w8a8": 0.5},
     "gptq-w4a16": {"awq-w4a16": 0.5},
     "awq-w4a16": {"gptq-w4a16": 0.5},
-    "w4a8-fp8": {"awq-w4a16": 0.8, "gptq-w4a16": 0.8},
+    "w4a8-fp8": {"gptq-w4a16": 0.8},
     "nvfp4-w4a16": {"gptq-w4a16": 1.0, "nvfp4-w4a4": 1.0},
     "mxfp4-w4a16": {"gptq-w4a16": 3.5, "mxfp4-w4a4": 3.5},
     "kv-fp8": {"kv-int8": 0.5, "fp8-w8a8-static+kv-fp8": 0.7},
@@ -114,14 +114,17 @@ class Components:
     noise : float
         Sampling variance of a recovery over that of two independent runs; below 1 because both
         scores come from the same questions.
+    near : float
+        Standard deviation of the offset of a near scheme, in units of ``tau``.
     rho : float
-        Correlation of the terms of two relatives.
+        Correlation of the terms of two relatives; judgement, not an estimate.
     """
 
     tau: dict[str, float]
     shares: dict[str, float]
     residual: dict[str, float]
     noise: float
+    near: float
     rho: float = 0.7
 
 
@@ -130,7 +133,9 @@ def components() -> Components:
     """The shipped components."""
     text = (resources.files("qsim.quality") / "data" / "components.json").read_text("utf-8")
     data = json.loads(text)
-    return Components(data["tau"], data["shares"], data["residual"], data["noise"], data["rho"])
+    return Components(
+        data["tau"], data["shares"], data["residual"], data["noise"], data["near"], data["rho"]
+    )
 
 
 def sampling_variance(row: Row, noise: float) -> float:
@@ -196,11 +201,11 @@ def covariance(a: Cases, b: Cases, c: Components) -> Array:
     return np.asarray(structure * np.outer(a.tau, b.tau) + residual, dtype=np.float64)
 
 
-def _near_blocks(rows: Sequence[Row], tau: Array) -> Array:
-    """Shared offsets of numbers by a near scheme: half a tau per scheme."""
+def _near_blocks(rows: Sequence[Row], tau: Array, near: float) -> Array:
+    """Shared offsets of the numbers by one near scheme."""
     names = np.array([f"{r.method}/{r.scheme}" if not r.same else "" for r in rows], dtype=np.str_)
     shared = (names[:, None] == names[None, :]) & (names != "")[:, None]
-    return np.asarray(shared * np.outer(tau, tau) / 4, dtype=np.float64)
+    return np.asarray(shared * np.outer(tau, tau) * near**2, dtype=np.float64)
 
 
 def _prior(rows: Sequence[Row], method: str, c: Components) -> tuple[Array, Cases]:
@@ -209,7 +214,7 @@ def _prior(rows: Sequence[Row], method: str, c: Components) -> tuple[Array, Case
     methods = np.array([r.method for r in rows], dtype=np.str_)
     alike = methods[:, None] == methods[None, :]
     k = covariance(cases, cases, c) * np.where(alike, 1.0, c.rho)
-    k += MEAN_VARIANCE + _near_blocks(rows, cases.tau)
+    k += MEAN_VARIANCE + _near_blocks(rows, cases.tau, c.near)
     offset = np.array([KIN.get(method, {}).get(m, 0.0) for m in methods])
     k += alike * np.outer(offset, offset)
     k += np.diag([sampling_variance(r, c.noise) for r in rows])

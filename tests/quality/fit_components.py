@@ -27,14 +27,15 @@ CLASSES = sorted(set(CLASS_OF.values()))
 
 
 def unpack(x: np.ndarray) -> Components:
-    """Parameters from logarithms: tau and residual by class, shares over the last one, noise."""
+    """Parameters from logarithms: tau and residual by class, shares, noise, near."""
     n = len(CLASSES)
-    weights = np.exp(np.append(x[2 * n : -1], 0.0))
+    weights = np.exp(np.append(x[2 * n : -2], 0.0))
     weights /= weights.sum()
     return Components(
         dict(zip(CLASSES, np.exp(x[:n]).tolist(), strict=True)),
         dict(zip(SHARES, weights.tolist(), strict=True)),
         dict(zip(CLASSES, np.exp(x[n : 2 * n]).tolist(), strict=True)),
+        float(np.exp(x[-2])),
         float(np.exp(x[-1])),
     )
 
@@ -53,11 +54,11 @@ def fit(rows: tuple[Row, ...]) -> Components:
 
     def loss(x: np.ndarray) -> float:
         c = unpack(x)
-        penalty = 0.5 * float(np.sum((x[2 * len(CLASSES) : -1] / 1.5) ** 2))
+        penalty = 0.5 * float(np.sum((x[2 * len(CLASSES) : -2] / 1.5) ** 2))
         return penalty - sum(log_likelihood(g, m, c) for m, g in groups.items())
 
-    start = np.array([*[0.0] * 2 * len(CLASSES), *[0.0] * (len(SHARES) - 1), -1.0])
-    bounds = [(-3, 3)] * 2 * len(CLASSES) + [(-5, 5)] * (len(SHARES) - 1) + [(-4, 0)]
+    start = np.array([*[0.0] * 2 * len(CLASSES), *[0.0] * (len(SHARES) - 1), -1.0, -1.0])
+    bounds = [(-3, 3)] * 2 * len(CLASSES) + [(-5, 5)] * (len(SHARES) - 1) + [(-4, 0)] + [(-3, 1)]
     best = minimize(loss, start, method="L-BFGS-B", bounds=bounds)
     return unpack(best.x)
 
@@ -87,6 +88,7 @@ def rounded(c: Components) -> dict[str, object]:
         "shares": {k: round(v, 3) for k, v in c.shares.items()},
         "residual": {k: round(v, 3) for k, v in c.residual.items()},
         "noise": round(c.noise, 3),
+        "near": round(c.near, 3),
         "rho": c.rho,
     }
 
