@@ -9,7 +9,6 @@ light loads by a fifth; with the busy time, phases come out within a few percent
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +25,8 @@ FloatArray = npt.NDArray[np.float64]
 #: counter ticks to a window, and the longest window that is used, s
 _TICKS = 3
 _LONGEST_S = 0.6
+#: the boards' power limits, where a recording does not tell
+_LIMIT_W = {"h200_sxm": 700.0, "h100_sxm": 700.0, "a100_sxm": 400.0}
 
 
 def energy_windows(
@@ -79,7 +80,7 @@ def fit_power(
     """
     from sklearn.linear_model import LinearRegression
 
-    features, energies, longest = [], [], 0.0
+    features, energies = [], []
     for recording, timeline, out in zip(recordings, timelines, excluded, strict=True):
         x, y, middle = energy_windows(recording, timeline)
         keep = np.isfinite(middle)
@@ -88,8 +89,6 @@ def fit_power(
                 keep &= ~((middle > phase.start_s - 0.2) & (middle < phase.end_s + 0.3))
         features.append(x[keep])
         energies.append(y[keep])
-        average = recording.power.power_avg_w
-        longest = max(longest, float(np.percentile(average[np.isfinite(average)], 99.5)))
     a, y = np.concatenate(features), np.concatenate(energies)
     if len(y) < 30:
         raise CalibrationError(
@@ -107,8 +106,19 @@ def fit_power(
         j_per_decode_token=float(c[3]),
         j_per_context_token=float(c[4]),
         j_per_pair=float(c[5]),
-        cap_w=max(longest, float(c[0]) + 1.0),
+        cap_w=max(_limit_w(recordings), float(c[0]) + 1.0),
     )
+
+
+def _limit_w(recordings: Sequence[Recording]) -> float:
+    """The power limit of all GPUs of a server; the highest mean power if it is not known."""
+    server = recordings[0].server
+    told = server.raw.get("power_limit_w")
+    if isinstance(told, int | float) and not isinstance(told, bool) and told > 0:
+        return float(told) * server.tensor_parallel
+    if server.gpu in _LIMIT_W:
+        return _LIMIT_W[server.gpu] * server.tensor_parallel
+    return float(max(np.percentile(r.power.power_avg_w, 99.5) for r in recordings))
 
 
 def step_power_w(power: Power, recording: Recording, timeline: Timeline) -> FloatArray:
@@ -138,8 +148,3 @@ def trailing_power_w(power: Power, recording: Recording, timeline: Timeline) -> 
         mean = step_w[k] + (mean - step_w[k]) * busy_decay[k]
         mean = min(mean, power.cap_w)
     return out
-
-
-def with_tau(power: Power, tau_s: float) -> Power:
-    """``power`` with another time constant."""
-    return replace(power, tau_s=tau_s)

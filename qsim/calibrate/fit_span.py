@@ -134,25 +134,27 @@ def _solve(
     model = LinearRegression(positive=True, fit_intercept=False, copy_X=False)
     # a span that is far too short (its start was hidden) must not weigh the most at first
     prediction, theta = np.maximum(y, 0.3 * np.median(y)), 0.0
+    base = prediction
     huber = np.ones(len(y))
     error = np.zeros(len(y))
     c = np.zeros(a.shape[1])
-    for _ in range(8):
-        factor = 1.0 + theta * x
+    for iteration in range(10):
+        # theta multiplies the last base: solved together with c, the product converges fast
+        joint = throttled and iteration > 0
+        columns = np.concatenate([a, (x * base)[:, None]], axis=1) if joint else a
+        ties = np.concatenate([r, np.zeros((len(r), 1))], axis=1) if joint else r
         root = np.sqrt(huber) / prediction
-        weighted = a * (root * factor)[:, None]
-        gram = weighted.T @ weighted + r.T @ r
-        target = weighted.T @ ((y - factor * offset) * root)
-        # the triangle R of the normal equations has the same solution as all rows, faster
+        weighted = columns * root[:, None]
+        gram = weighted.T @ weighted + ties.T @ ties
+        target = weighted.T @ ((y - offset) * root)
+        # the triangle of the normal equations has the same solution as all rows, faster
         gram[np.diag_indices_from(gram)] += 1e-9 * max(float(np.trace(gram)), 1e-12) / len(gram)
         upper = np.linalg.cholesky(gram).T
         model.fit(upper, np.linalg.solve(upper.T, target))
-        c = model.coef_
+        c = model.coef_[: a.shape[1]]
+        if joint:
+            theta = min(float(model.coef_[-1]), _MAX_THETA)
         base = np.maximum(offset + a @ c, 1e-3)
-        if throttled:
-            g = huber / (base * factor) ** 2
-            best = (g * (y - base) * x * base).sum() / max((g * (x * base) ** 2).sum(), 1e-9)
-            theta = min(max(float(best), 0.0), _MAX_THETA)
         prediction = base * (1.0 + theta * x)
         error = y / prediction - 1.0
         huber = np.minimum(1.0, _HUBER / np.maximum(np.abs(error), 1e-9))

@@ -25,6 +25,7 @@ __all__ = [
     "Timeline",
     "estimate_launch_ms",
     "infer_timeline",
+    "late_updates_ms",
     "recorded_timeline",
     "step_modes",
 ]
@@ -88,6 +89,33 @@ def recorded_timeline(recording: Recording, graph_max: int) -> Timeline:
     )
 
 
+def _launch_end_s(recording: Recording, mode: IntArray, host: HostTimes) -> FloatArray:
+    """When each step's launch should have ended, by the host times; shape (n,)."""
+    s = recording.steps
+    pairs = (host.launch_decode_ms, host.launch_piecewise_ms, host.launch_eager_ms)
+    constant = np.array([p[0] for p in pairs])[mode]
+    per_row = np.array([p[1] for p in pairs])[mode]
+    rows = s.decodes + s.num_chunks
+    result: FloatArray = (
+        s.schedule_s + s.schedule_dur_s + _TO_LAUNCH_S + (constant + per_row * rows) / 1e3
+    )
+    return result
+
+
+def late_updates_ms(recording: Recording, timeline: Timeline, host: HostTimes) -> FloatArray:
+    """How much later each update came than the GPU and the next launch explain; shape (n,).
+
+    Now and then the host thread is held (an allocation, by all signs) until its own step has
+    ended, so that the update of the step before is late by a whole step.
+    """
+    s = recording.steps
+    next_launch_end = np.r_[_launch_end_s(recording, timeline.mode, host)[1:], -np.inf]
+    next_first = np.r_[s.schedule_s[1:] < s.update_s[:-1], False]
+    due = np.maximum(timeline.end_s, np.where(next_first, next_launch_end, -np.inf))
+    result: FloatArray = (s.update_s - due) * 1e3 - host.result_ms
+    return result
+
+
 def estimate_launch_ms(recording: Recording, mode: IntArray, which: int, result_ms: float) -> float:
     """The launch time of mode ``which``, from updates that had to wait for a launch; ms.
 
@@ -120,12 +148,8 @@ def infer_timeline(
     s = recording.steps
     n = len(s)
     mode = step_modes(recording, graph_max)
-    rows = s.decodes + s.num_chunks
-    pairs = (host.launch_decode_ms, host.launch_piecewise_ms, host.launch_eager_ms)
-    constant = np.array([p[0] for p in pairs])[mode]
-    per_row = np.array([p[1] for p in pairs])[mode]
     launch_start = s.schedule_s + s.schedule_dur_s + _TO_LAUNCH_S
-    launch_end = launch_start + (constant + per_row * rows) / 1e3
+    launch_end = _launch_end_s(recording, mode, host)
     seen_end = s.update_s - host.result_ms / 1e3
     # does the launch of the next step come before this update, and may it have held it?
     tolerance_s = np.array([2e-4, 6e-4, 1.2e-3])

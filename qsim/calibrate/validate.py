@@ -8,13 +8,14 @@ that was not fitted: each hold-out phase is left out of a fit in turn and predic
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qsim.calibrate.fit import FitResult, fit
+from qsim.calibrate.fit_timeline import late_updates_ms
 from qsim.calibrate.recording import HOLDOUT, Recording
 from qsim.errors import CalibrationError, RecordingError
 from qsim.profile import HostTimes, Profile
@@ -51,7 +52,9 @@ class Comparison:
     """One phase of one recording, measured and simulated.
 
     ``measured`` and ``simulated`` hold ``mean_ttft_ms`` and so on, and ``energy_j``.
-    ``p99_ttft_band_ms`` spans the replays with shaken send times.
+    ``p99_ttft_band_ms`` spans the replays with shaken send times. ``held_updates`` counts the
+    updates that came more than 20 ms later than the GPU and the next launch explain (the longest
+    by ``longest_hold_ms``): the real host thread was held, which the simulator does not model.
     """
 
     recording: str
@@ -63,6 +66,8 @@ class Comparison:
     measured: Mapping[str, float]
     simulated: Mapping[str, float]
     p99_ttft_band_ms: tuple[float, float]
+    held_updates: int = 0
+    longest_hold_ms: float = 0.0
 
     def error_percent(self, name: str) -> float:
         """Simulated against measured."""
@@ -82,6 +87,8 @@ class Comparison:
             "simulated": {k: round(v, 4) for k, v in self.simulated.items()},
             "error_percent": {k: _number(self.error_percent(k)) for k in self.measured},
             "p99_ttft_band_ms": [round(v, 3) for v in self.p99_ttft_band_ms],
+            "held_updates": self.held_updates,
+            "longest_hold_ms": round(self.longest_hold_ms, 1),
         }
 
 
@@ -224,6 +231,7 @@ def fit_servers(
         If a server cannot be fitted.
     """
     say = progress or (lambda text: None)
+    _check_labels(recordings, exclude_phases)
     results: list[FitResult] = []
     for group in group_servers(recordings):
         server = group[0].server
@@ -247,13 +255,16 @@ def fit_servers(
                 forms=None if forms is None else forms.get(name),
             )
         )
-    known = {p.label for r in recordings for p in r.phases}
-    for label in exclude_phases:
+    return results
+
+
+def _check_labels(recordings: Sequence[Recording], labels: Sequence[str]) -> None:
+    known = {p.label: None for r in recordings for p in r.phases}
+    for label in labels:
         if label not in known:
             raise CalibrationError(
-                f"no recording has a phase {label!r}; they have: {', '.join(sorted(known))}"
+                f"no recording has a phase {label!r}; they have: {', '.join(known)}"
             )
-    return results
 
 
 def validate(
@@ -303,12 +314,20 @@ def validate(
                 for label in excluded or chosen:
                     if label in mine:
                         say(f"replaying {label} of {recording.name}")
-                        result.append(
-                            compare(recording, label, fitted.profile, held_out=bool(excluded))
-                        )
+                        c = compare(recording, label, fitted.profile, held_out=bool(excluded))
+                        result.append(_with_holds(c, recording, fitted))
     order = {r.name: i for i, r in enumerate(recordings)}
     phase = {label: i for i, label in enumerate(chosen)}
     return sorted(result, key=lambda c: (order[c.recording], phase[c.phase], not c.held_out))
+
+
+def _with_holds(c: Comparison, recording: Recording, fitted: FitResult) -> Comparison:
+    timeline = fitted.timelines[fitted.recordings.index(recording)]
+    late_ms = late_updates_ms(recording, timeline, fitted.profile.host)
+    held = late_ms[(recording.steps.phase == recording.phase_index(c.phase)) & (late_ms > 20.0)]
+    return replace(
+        c, held_updates=len(held), longest_hold_ms=float(held.max()) if len(held) else 0.0
+    )
 
 
 def fit_error(comparisons: Sequence[Comparison], profile_id: str) -> dict[str, Any]:

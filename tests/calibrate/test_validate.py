@@ -1,0 +1,222 @@
+"""Replaying recordings: exact where it must be, honest about what was fitted, readable."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from qsim.calibrate.fit import FitResult
+from qsim.calibrate.fit_report import fidelity_page, mode_table
+from qsim.calibrate.recording import Recording, read_recording
+from qsim.calibrate.validate import (
+    Comparison,
+    compare,
+    fit_error,
+    group_servers,
+    measured_metrics,
+    phase_trace,
+    validate,
+)
+from qsim.cli import main
+from qsim.errors import CalibrationError, RecordingError
+from qsim.profile import Profile
+from tests.calibrate.synthetic import true_profile
+
+
+def test_the_true_profile_has_no_error(recorded: Recording) -> None:
+    c = compare(recorded, "val_mix", true_profile(), held_out=False)
+    assert c.requests == 120
+    assert set(c.measured) == set(c.simulated)
+    for name in c.measured:
+        # recorded times are rounded to ns
+        assert c.error_percent(name) == pytest.approx(0.0, abs=0.02), name
+
+
+def test_a_slower_server_is_seen(recorded: Recording) -> None:
+    true = true_profile()
+    decode = true.latency.decode
+    slow = replace(
+        true,
+        latency=replace(
+            true.latency,
+            decode=replace(decode, base_ms=[1.5 * b for b in decode.base_ms]),
+        ),
+    )
+    c = compare(recorded, "dec16", slow, held_out=False)
+    assert 40 < c.error_percent("mean_tpot_ms") < 55
+    assert c.error_percent("energy_j") > 20
+
+
+def test_measured_metrics_are_vllm_bench_definitions(recorded: Recording) -> None:
+    got = measured_metrics(recorded, "mixlo")
+    q = recorded.requests
+    m = q.phase == recorded.phase_index("mixlo")
+    ttft = [(f - s) * 1e3 for f, s in zip(q.first_token_s[m], q.sent_s[m], strict=True)]
+    tpot = [
+        (z - f) * 1e3 / (n - 1)
+        for z, f, n in zip(q.last_token_s[m], q.first_token_s[m], q.output_tokens[m], strict=True)
+        if n > 1
+    ]
+    assert got["mean_ttft_ms"] == pytest.approx(np.mean(ttft))
+    assert got["p90_tpot_ms"] == pytest.approx(np.percentile(tpot, 90))
+    assert got["energy_j"] == recorded.phases[recorded.phase_index("mixlo")].energy_j
+
+
+def test_phase_trace(recorded: Recording) -> None:
+    trace = phase_trace(recorded, "mixlo")
+    assert trace.arrival_s[0] == 0.0
+    assert len(trace) == 60
+    shaken = phase_trace(recorded, "mixlo", np.linspace(50.0, -50.0, 60))
+    assert (np.diff(shaken.arrival_s) >= 0).all()
+    assert sorted(shaken.prompt_tokens) == sorted(trace.prompt_tokens)
+    with pytest.raises(RecordingError, match="no phase 'nope'"):
+        phase_trace(recorded, "nope")
+
+
+def test_groups(recorded: Recording) -> None:
+    other = replace(recorded, name="other", server=replace(recorded.server, method="fp8-w8a8"))
+    groups = group_servers([recorded, other, recorded])
+    assert [[r.name for r in g] for g in groups] == [["toy--bf16", "toy--bf16"], ["other"]]
+
+
+@pytest.fixture(scope="module")
+def comparisons(recorded: Recording) -> list[Comparison]:
+    return validate([recorded])
+
+
+def test_validate_holds_out(comparisons: list[Comparison]) -> None:
+    assert [(c.phase, c.held_out) for c in comparisons] == [("val_mix", True), ("val_mix", False)]
+    for c in comparisons:
+        assert abs(c.error_percent("mean_e2el_ms")) < 1.0
+        assert abs(c.error_percent("energy_j")) < 1.0
+        low, high = c.p99_ttft_band_ms
+        assert low <= c.simulated["p99_ttft_ms"] <= high
+    # a fit without the phase is another fit
+    assert comparisons[0].simulated != comparisons[1].simulated
+
+
+def test_the_stated_error_is_of_phases_left_out(comparisons: list[Comparison]) -> None:
+    stated = fit_error(comparisons, "h200_sxm/toy-1b/bf16")
+    out = comparisons[0]
+    assert stated["phases"]["val_mix"]["toy--bf16"]["mean_ttft_ms"] == round(
+        out.error_percent("mean_ttft_ms"), 2
+    )
+    assert stated["worst_mean"] == round(
+        max(abs(out.error_percent(f"mean_{m}_ms")) for m in ("ttft", "tpot", "e2el")), 2
+    )
+    assert fit_error(comparisons[1:], "h200_sxm/toy-1b/bf16") == {}
+    assert fit_error(comparisons, "h200_sxm/other/bf16") == {}
+
+
+def test_the_page(comparisons: list[Comparison]) -> None:
+    page = fidelity_page(comparisons)
+    assert "## toy--bf16" in page
+    assert "### val_mix" in page
+    c = comparisons[0]
+    cell = f"{c.simulated['mean_e2el_ms']:.4g} / {c.measured['mean_e2el_ms']:.4g}"
+    assert cell in page
+    assert page.count("| left out | TTFT ms |") == page.count("| fitted | TTFT ms |") == 1
+
+
+def test_the_table_of_modes(fitted: FitResult) -> None:
+    text = mode_table(fitted)
+    assert [line.split()[0] for line in text.splitlines()[1:]] == ["decode", "piecewise", "eager"]
+
+
+def test_nothing_to_replay(recorded: Recording) -> None:
+    phases = tuple(replace(p, use="fit") for p in recorded.phases)
+    with pytest.raises(CalibrationError, match="no phases of use 'holdout': give --phase"):
+        validate([replace(recorded, phases=phases)])
+
+
+def test_command_fit(recording_folder: Path, plain_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "profiles"
+    result = CliRunner().invoke(
+        main,
+        ["calibrate", "fit", str(recording_folder), "--out", str(out), "--no-validation",
+         "--diagnostics", str(tmp_path / "pictures")],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    path = out / "h200_sxm" / "toy-1b" / "bf16.json"
+    assert Profile.load(path).id == "h200_sxm/toy-1b/bf16"
+    assert "decode" in result.stdout
+    pictures = sorted(p.name for p in (tmp_path / "pictures").iterdir())
+    assert pictures == [
+        "h200_sxm--toy-1b--bf16--residuals.png",
+        "h200_sxm--toy-1b--bf16--spans.png",
+    ]
+
+    # a profile lends its host times to a recording that has none
+    plain = tmp_path / "plain.json"
+    result = CliRunner().invoke(
+        main,
+        ["calibrate", "fit", str(plain_folder), "--out", str(plain), "--host-from", str(path)],
+    )
+    assert result.exit_code == 0, result.output
+    stated = Profile.load(plain).fit_error
+    assert set(stated["phases"]) == {"val_mix"}
+    assert stated["worst_energy"] < 1.0
+
+
+def test_command_validate(recording_folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "fidelity.md"
+    result = CliRunner().invoke(
+        main,
+        ["calibrate", "validate", str(recording_folder), "--phase", "dec8", "--json", "-",
+         "--out", str(page)],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert [(d["phase"], d["held_out"]) for d in data] == [("dec8", True), ("dec8", False)]
+    assert "### dec8" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["fit", "nowhere", "--out", "x.json"], 2, "nowhere' is not a folder"),
+        (
+            ["fit", "REC", "--out", "x.json", "--exclude-phase", "dec9"],
+            4,
+            "no recording has a phase",
+        ),
+        (["fit", "REC", "--out", "x.json", "--host-from", "h200_sxm/none/x"], 2, "h200_sxm/none/x"),
+        (["validate", "REC", "--phase", "dec9"], 4, "no recording has a phase 'dec9'"),
+        (["fit", "REC"], 2, "--out"),
+    ],
+)
+def test_command_errors(
+    recording_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(recording_folder) if a == "REC" else a for a in arguments]
+    result = CliRunner().invoke(main, ["calibrate", *arguments])
+    assert result.exit_code == code, result.output
+    assert message in result.stderr
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_one_file_for_two_servers(recording_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    other = Path(shutil.copytree(recording_folder, tmp_path / "other"))
+    server = json.loads((other / "server.json").read_text())
+    (other / "server.json").write_text(json.dumps({**server, "method": "fp8-w8a8"}))
+    assert read_recording(other).server.method == "fp8-w8a8"
+    out = str(tmp_path / "x.json")
+    result = CliRunner().invoke(
+        main, ["calibrate", "fit", str(recording_folder), str(other), "--out", out]
+    )
+    assert result.exit_code == 2
+    assert "the recordings are of 2 servers: give a folder" in result.stderr
