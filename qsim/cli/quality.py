@@ -133,9 +133,17 @@ def _text(
         "",
         f"mix: {shares}",
     ]
-    notes = [f"{whole.method}: {whole.note}" for whole, _ in rows if whole.note]
-    if notes:
-        lines += ["", *notes]
+    if any(whole.status == "estimated" for whole, _ in rows):
+        lines.append(
+            "known: tasks of the mix with a number of this model and method; the others are "
+            "estimated from relatives"
+        )
+    lines += [
+        f"{whole.method}: {note}"
+        for whole, _ in rows
+        for note in whole.note.split("; ")
+        if note and not note.startswith("estimated from")
+    ]
     cited = list(dict.fromkeys(s for whole, _ in rows for s in whole.sources))
     if sources and cited:
         lines += ["", "Sources of the mix (published numbers, and the nearest ones of estimates):"]

@@ -123,7 +123,8 @@ def evaluate(
         "base_url": completions_url(base_url),
         "num_concurrent": num_concurrent,
         "max_retries": 3,
-        "tokenized_requests": False,
+        # token ids, so that the context of a log-probability ends where the tokenizer says
+        "tokenized_requests": True,
     }
     if tokenizer:
         arguments["tokenizer"] = tokenizer
