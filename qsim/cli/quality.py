@@ -142,7 +142,7 @@ def _text(
         f"{whole.method}: {note}"
         for whole, _ in rows
         for note in whole.note.split("; ")
-        if note and not note.startswith("estimated from")
+        if note and not note.startswith("estimated from") and whole.method != "bf16"
     ]
     cited = list(dict.fromkeys(s for whole, _ in rows for s in whole.sources))
     if sources and cited:

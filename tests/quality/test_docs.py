@@ -1,0 +1,76 @@
+"""docs/quality.md says what the commands say."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qsim.cli.calibrate_quality import quality as calibrate_quality
+from qsim.cli.quality import quality
+from qsim.quality.pool import components
+from qsim.quality.table import recovery_table
+from tests.cli.helpers import qsim
+from tests.quality import derive_table
+
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "quality.md").read_text(encoding="utf-8")
+SHOWN = re.findall(r"```console\n\$ qsim (.+)\n((?:.*\n)*?)```", PAGE)
+
+
+@pytest.mark.parametrize(("command", "output"), SHOWN, ids=[c for c, _ in SHOWN])
+def test_tables_are_what_the_command_prints(command: str, output: str) -> None:
+    assert qsim(*shlex.split(command)).stdout == output
+
+
+def test_the_four_models_are_shown() -> None:
+    models = {c.split()[1] for c, _ in SHOWN}
+    assert models == {"llama-3.1-8b", "qwen2.5-14b", "qwen2.5-32b", "llama-3.1-70b"}
+
+
+def test_the_python_block_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert "estimated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [quality, calibrate_quality])
+def test_every_option_is_documented(command: Any) -> None:
+    for param in command.params:
+        for name in param.opts:
+            if name.startswith("--") and name != "--sources":
+                assert re.search(rf"{name}(?![-\w])", PAGE), name
+
+
+def test_counts_are_those_of_the_table() -> None:
+    rows = recovery_table()
+    counts = (len(rows), len({r.model for r in rows}), len({r.task for r in rows}),
+              len({r.source for r in rows}))  # fmt: skip
+    assert re.search(
+        r"holds {} published numbers of {} models\non {} tasks, from {} pages".format(*counts), PAGE
+    )
+    for method in ("gptq-w4a16", "awq-w4a16", "int8-w8a8", "fp8-w8a8", "fp8-w8a8-static"):
+        mine = [r for r in rows if r.method == method]
+        same, models = sum(r.same for r in mine), len({r.model for r in mine})
+        assert f"| {method} | {len(mine)} | {same} | {models} |" in PAGE
+
+
+def test_the_variances_are_those_shipped() -> None:
+    c = components()
+    for value in (c.tau["8-bit"], c.tau["w4"], c.tau["w4a4"]):
+        assert f"{value:.1f}" in PAGE
+    assert f"{c.noise:.2f} times that of two independent runs" in PAGE
+    assert f"deviation of {c.near:.2f} times" in PAGE
+
+
+def test_what_was_left_out_is_what_the_derivation_counts() -> None:
+    if not derive_table.RAW.is_file():
+        pytest.skip("the optional developer folder ../shared is absent")
+    text, dropped = derive_table.derive()
+    for count in dropped.values():
+        assert re.search(rf"^\| {count} \| ", PAGE, re.MULTILINE), count
+    total = text.count("\n") - 1 + sum(dropped.values())
+    assert f"From the {total:,} collected numbers" in PAGE
