@@ -28,6 +28,8 @@ __all__ = ["quality"]
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="First N questions only.")
 @click.option("--num-concurrent", type=click.IntRange(min=1), default=32, show_default=True,
               metavar="N", help="Requests at a time.")  # fmt: skip
+@click.option("--max-model-len", type=click.IntRange(min=2), default=8192, show_default=True,
+              metavar="N", help="The server's; longer prompts lose their beginning.")  # fmt: skip
 @click.option("--tokenizer", metavar="NAME|DIR", help="Where it is not the served name.")
 @click.option("--apply-chat-template", is_flag=True, help="Prompts in the model's chat format.")
 @click.option("--confirm-run-unsafe-code", is_flag=True,
@@ -73,8 +75,8 @@ def quality(**given: Any) -> None:
     baseline = load_run(given["baseline_file"], tasks) if given["baseline_file"] else None
     options = {
         k: given[k]
-        for k in ("num_fewshot", "limit", "num_concurrent", "tokenizer", "apply_chat_template",
-                  "confirm_run_unsafe_code")
+        for k in ("num_fewshot", "limit", "num_concurrent", "max_model_len", "tokenizer",
+                  "apply_chat_template", "confirm_run_unsafe_code")
     }  # fmt: skip
     today = date.today().isoformat()
     run = evaluate(given["base_url"], given["model"], tasks, date=today, **options)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,7 @@ def evaluate(
     num_fewshot: int | None = None,
     limit: int | None = None,
     num_concurrent: int = 32,
+    max_model_len: int = 8192,
     tokenizer: str | None = None,
     apply_chat_template: bool = False,
     confirm_run_unsafe_code: bool = False,
@@ -104,6 +107,8 @@ def evaluate(
         qsim's ids.
     date : str
         Today, as it will be stored.
+    max_model_len : int
+        Longest sequence of the server; longer prompts lose their beginning.
     tokenizer : str, optional
         Hugging Face name or folder, where it is not the served name.
 
@@ -123,8 +128,12 @@ def evaluate(
         "base_url": completions_url(base_url),
         "num_concurrent": num_concurrent,
         "max_retries": 3,
+        "max_length": max_model_len,  # lm-eval cuts prompts at 2048 tokens otherwise
         # token ids, so that the context of a log-probability ends where the tokenizer says
         "tokenized_requests": True,
+        "tokenizer_backend": "huggingface",
+        # a chat template writes the first token itself
+        "add_bos_token": not apply_chat_template,
     }
     if tokenizer:
         arguments["tokenizer"] = tokenizer
@@ -134,13 +143,16 @@ def evaluate(
     if confirm_run_unsafe_code:
         options["confirm_run_unsafe_code"] = True
     try:
-        results = lm_eval.simple_evaluate(
-            model="local-completions",
-            model_args=arguments,
-            tasks=[find_task(t).lm_eval for t in tasks],
-            log_samples=True,
-            **options,
-        )
+        with redirect_stdout(sys.stderr):  # stdout is for the result
+            results = lm_eval.simple_evaluate(
+                model="local-completions",
+                model_args=arguments,
+                tasks=[find_task(t).lm_eval for t in tasks],
+                log_samples=True,
+                **options,
+            )
+    except ModuleNotFoundError as e:
+        raise MissingExtraError(e.name or "lm-eval[api]", "quality", "lm-eval") from e
     except Exception as e:  # lm-eval raises whatever its tasks, data sets and HTTP client raise
         raise CalibrationError(
             f"lm-eval failed on {completions_url(base_url)}: {type(e).__name__}: {e}; check that "

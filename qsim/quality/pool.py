@@ -72,7 +72,8 @@ CLASS_OF: dict[str, str] = {
 #: recovery. Judgement, not estimates, except for NVFP4 and MXFP4: their truth lies between 4-bit
 #: integer weights (better or equal) and the same format for the activations, too (worse), and
 #: anywhere between is as likely: the offset is the gap between the two divided by sqrt(6), which
-#: gives the midpoint with the standard deviation of a uniform distribution over the gap.
+#: gives the middle with the standard deviation of a uniform distribution over the gap. The gap is
+#: that of the two models with numbers of both (llama-3.1-8b and qwen3-8b), rounded.
 KIN: dict[str, dict[str, float]] = {
     "fp8-w8a8": {"fp8-w8a8-static": 0.4, "fp8-block": 0.4},
     "fp8-w8a8-static": {"fp8-w8a8": 0.4, "fp8-block": 0.5},
@@ -83,7 +84,7 @@ KIN: dict[str, dict[str, float]] = {
     "awq-w4a16": {"gptq-w4a16": 0.5},
     "w4a8-fp8": {"gptq-w4a16": 0.8},
     "nvfp4-w4a16": {"gptq-w4a16": 1.0, "nvfp4-w4a4": 1.0},
-    "mxfp4-w4a16": {"gptq-w4a16": 3.5, "mxfp4-w4a4": 3.5},
+    "mxfp4-w4a16": {"gptq-w4a16": 4.5, "mxfp4-w4a4": 4.5},
     "kv-fp8": {"kv-int8": 0.5, "fp8-w8a8-static+kv-fp8": 0.7},
 }
 

@@ -37,7 +37,7 @@ def run(lm: FakeLmEval, model: str = "plain", **options: Any) -> Run:
 
 
 def test_the_call(lm_eval: FakeLmEval) -> None:
-    run(lm_eval, num_fewshot=4, limit=50, num_concurrent=7, tokenizer="tok",
+    run(lm_eval, num_fewshot=4, limit=50, num_concurrent=7, tokenizer="tok", max_model_len=4096,
         apply_chat_template=True, confirm_run_unsafe_code=True)  # fmt: skip
     (call,) = lm_eval.calls
     assert call == {
@@ -47,7 +47,10 @@ def test_the_call(lm_eval: FakeLmEval) -> None:
             "base_url": "http://localhost:8000/v1/completions",
             "num_concurrent": 7,
             "max_retries": 3,
+            "max_length": 4096,
             "tokenized_requests": True,
+            "tokenizer_backend": "huggingface",
+            "add_bos_token": False,
             "tokenizer": "tok",
         },
         "tasks": ["gsm8k", "mmlu", "arc_challenge"],
@@ -180,6 +183,33 @@ def test_what_lm_eval_raises_is_explained(lm_eval: FakeLmEval) -> None:
     lm_eval.failure = ConnectionError("refused")
     with pytest.raises(CalibrationError, match=r"completions: ConnectionError: refused; check"):
         run(lm_eval)
+
+
+def test_a_part_of_lm_eval_that_is_missing_is_named(lm_eval: FakeLmEval) -> None:
+    lm_eval.failure = ModuleNotFoundError("no tenacity", name="tenacity")
+    with pytest.raises(MissingExtraError, match=r"'tenacity'.*qsim\[quality\]"):
+        run(lm_eval)
+
+
+def test_plain_prompts_begin_with_the_models_first_token(lm_eval: FakeLmEval) -> None:
+    run(lm_eval)
+    assert lm_eval.calls[0]["model_args"]["add_bos_token"] is True
+
+
+def test_what_lm_eval_prints_does_not_reach_stdout(
+    lm_eval: FakeLmEval, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = lm_eval.simple_evaluate
+
+    def chatty(model: str, **options: Any) -> dict[str, Any]:
+        print("progress")
+        return plain(model, **options)
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", chatty)
+    run(lm_eval)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "progress" in printed.err
 
 
 def test_other_metrics_than_known_are_told(

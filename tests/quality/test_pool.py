@@ -169,6 +169,16 @@ def test_bracketed_formats_lie_between_their_stand_ins() -> None:
         assert math.sqrt(cov.mean()) > 0.8  # points: a guess must look like one
 
 
+def test_the_offset_of_bracketed_formats_follows_its_rule() -> None:
+    tasks = ["mmlu", "gsm8k", "humaneval", "ifeval", "arc-c"]
+    for method, worse in (("nvfp4-w4a16", "nvfp4-w4a4"), ("mxfp4-w4a16", "mxfp4-w4a4")):
+        gaps = [
+            posterior(m, "gptq-w4a16", tasks)[0].mean() - posterior(m, worse, tasks)[0].mean()
+            for m in ("llama-3.1-8b", "qwen3-8b")
+        ]
+        assert KIN[method][worse] == pytest.approx(np.mean(gaps) / math.sqrt(6), rel=0.25)
+
+
 def test_fewer_bits_lose_more() -> None:
     tasks = ["mmlu", "gsm8k", "humaneval", "ifeval", "arc-c"]
     mean = {
