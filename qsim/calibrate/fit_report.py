@@ -108,8 +108,9 @@ comes out is compared with what was measured.
 
 Every cell is *simulated / measured* and the error in percent. Latencies are in ms, under the
 definitions of `vllm bench serve`; energy is that of the GPU from the first send to the last token.
-A cell above 5% is bold. The last column of a phase shows the band of the simulated p99 TTFT when the send times are shaken
-by 1 ms (standard deviation, five times): where a band is wide, so is what a real server would do.
+A cell above 5% is bold. The last column shows the band of the simulated p99 TTFT when the send
+times are shaken by 1 ms (standard deviation, five times): where a band is wide, so is what a real
+server would do.
 
 Now and then a real server's host thread is held for the length of a whole step, by all signs in an
 allocation. The update of the step before, and so every output in it, then comes late, by up to

@@ -171,12 +171,19 @@ def fit_command(
     help="Write the tables there instead of to stdout.",
 )
 @click.option("--json", "json_path", metavar="FILE", help="Write the numbers; - for stdout.")
+@click.option(
+    "--remarks",
+    type=click.Path(path_type=Path),
+    metavar="FILE.md",
+    help="Text to put before the tables.",
+)
 @_host_option
 def validate_command(
     recordings: tuple[str, ...],
     phases: tuple[str, ...],
     out: Path | None,
     json_path: str | None,
+    remarks: Path | None,
     host_from: str | None,
 ) -> None:  # fmt: skip
     """Replay recorded phases through the simulator and compare with what was measured.
@@ -189,11 +196,12 @@ def validate_command(
     from qsim.cli._common import write_json
     from qsim.files import write_text
 
+    text = "" if remarks is None else remarks.read_text(encoding="utf-8")
     read = [read_recording(r) for r in recordings]
     comparisons = validate(read, host_from=_host_from(host_from), labels=phases, progress=_say)
     if json_path is not None:
         write_json([c.to_dict() for c in comparisons], json_path)
-    page = fidelity_page(comparisons)
+    page = fidelity_page(comparisons, text)
     if out is not None:
         write_text(out, page)
         click.echo(f"{out}", err=True)
