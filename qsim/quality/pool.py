@@ -82,7 +82,7 @@ KIN: dict[str, dict[str, float]] = {
     "gptq-w8a16": {"fp8-w8a8": 0.5},
     "gptq-w4a16": {"awq-w4a16": 0.5},
     "awq-w4a16": {"gptq-w4a16": 0.5},
-    "w4a8-fp8": {"gptq-w4a16": 0.8},
+    "w4a8-fp8": {"awq-w4a16": 0.8},
     "nvfp4-w4a16": {"gptq-w4a16": 1.0, "nvfp4-w4a4": 1.0},
     "mxfp4-w4a16": {"gptq-w4a16": 4.5, "mxfp4-w4a4": 4.5},
     "kv-fp8": {"kv-int8": 0.5, "fp8-w8a8-static+kv-fp8": 0.7},

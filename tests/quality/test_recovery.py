@@ -46,6 +46,17 @@ def test_published_is_shrunk_towards_relatives_and_says_what_was_published() -> 
     assert r.low_pct < 99.7 < r.high_pct
 
 
+def test_the_interval_reaches_what_was_published() -> None:
+    (task,) = recovery("qwen2-0.5b", "gptq-w8a16", {"mmlu": 1}).tasks
+    assert task.published_pct == (93.93,)  # far from all other 8-bit numbers
+    assert task.low_pct == pytest.approx(93.93)
+    assert task.mean_pct > 97
+    for r in recovery_table():
+        if r.same and r.method in METHODS:
+            (t,) = recovery(r.model, r.method, {r.task: 1}).tasks
+            assert t.low_pct - 1e-9 <= r.recovery_pct <= t.high_pct + 1e-9
+
+
 def test_an_estimate_is_marked_and_names_its_nearest_relative() -> None:
     r = recovery("qwen2.5-14b", "gptq-w4a16", {"mmlu": 1})
     assert r.status == "estimated"
@@ -134,7 +145,7 @@ def test_the_reported_collapse_of_qwen_is_told() -> None:
 
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "llama-3.1-70b", "qwen2.5-32b"])
 def test_fp8_activations_cost_something_on_4_bit_weights(model: str) -> None:
-    weights, both = recovery(model, "gptq-w4a16"), recovery(model, "w4a8-fp8")
+    weights, both = recovery(model, "awq-w4a16"), recovery(model, "w4a8-fp8")
     eight = recovery(model, "fp8-w8a8")
     assert both.mean_pct < weights.mean_pct
     assert both.mean_pct == pytest.approx(weights.mean_pct * eight.mean_pct / 100, abs=0.05)
@@ -151,6 +162,8 @@ def test_the_published_pairs_agree_with_that_rule() -> None:
         ratio = 100 * of(model, "W4A8 AWQ (INT4 w, FP8 a)") / of(model, "INT4 AWQ")
         eight = recovery(model, "fp8-w8a8", {"mmlu": 1})
         assert eight.low_pct < ratio < eight.high_pct
+        both = recovery(model, "w4a8-fp8", {"mmlu": 1})
+        assert both.low_pct < of(model, "W4A8 AWQ (INT4 w, FP8 a)") < both.high_pct
 
 
 def test_long_chains_of_thought_lose_more_than_chat_at_4_bits() -> None:
