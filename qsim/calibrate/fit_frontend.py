@@ -207,6 +207,8 @@ def _serial_ms(recording: Recording, matches: Matches, burst: BoolArray) -> list
         mine = np.flatnonzero(burst & (q.phase == i))
         if len(mine) < 32 or q.prompt_tokens[mine].max() > 512:
             continue
+        if np.ptp(q.sent_s[mine]) > 0.15:  # not one burst: the sends themselves took that long
+            continue
         span_s = s.schedule_s[matches.first_chunk[mine]].max() - q.sent_s[mine].min()
         result.append(float(span_s) * 1e3 / len(mine))
     return result

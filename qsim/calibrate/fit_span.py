@@ -331,7 +331,9 @@ def fit_mixed(
     least_pair_ms: float = 0.0,
     throttled: bool = True,
 ) -> ModeFit:
-    """Fit the table of steps with prefill chunks, of mode PIECEWISE or EAGER.
+    """Fit the table of steps of mode PIECEWISE or EAGER.
+
+    These are the steps with prefill chunks, and those of more decodes than any graph holds.
 
     Parameters
     ----------
@@ -347,7 +349,7 @@ def fit_mixed(
     CalibrationError
         If there are fewer than 20 such steps, or the form is not known.
     """
-    t = table.take(table.usable & (table.mode == mode) & (table.chunks > 0))
+    t = table.take(table.usable & (table.mode == mode))
     if len(t) < 20:
         raise CalibrationError(
             f"{len(t)} {_NAMES[mode]} steps with a known GPU span; a fit needs at least 20"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -50,7 +52,7 @@ def _steps(mode: int, n: int, seed: int = 0) -> StepTable:
 
 
 def _with_spans(t: StepTable, ms: np.ndarray) -> StepTable:
-    return StepTable(**{**{k: getattr(t, k) for k in t.__dataclass_fields__}, "span_ms": ms})
+    return replace(t, span_ms=ms)
 
 
 def _eager_law(t: StepTable) -> np.ndarray:
@@ -91,6 +93,15 @@ def test_tiles_are_found() -> None:
     base = saw.span
     low, high = (float(np.interp(n, base.tokens, base.base_ms)) for n in (1024, 1025))
     assert high - low == pytest.approx(6.0, rel=0.1)
+
+
+def test_decodes_beyond_the_largest_graph_count_as_eager() -> None:
+    t = _steps(EAGER, 200)
+    t = replace(t, decodes=t.tokens, chunks=np.zeros(len(t), dtype=np.int64), pairs=t.pairs * 0)
+    law = 8.0 + 0.013 * t.tokens + 4e-5 * t.context
+    span = fit_mixed(_with_spans(t, law), EAGER, GRAPH_SIZES).span
+    assert isinstance(span, MixedSpan)
+    assert predict_mixed_ms(span, t, EAGER, GRAPH_SIZES) == pytest.approx(law, rel=0.01)
 
 
 def test_free_values_may_fall() -> None:
