@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,9 @@ from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import resolved_scenario, scenario_options, write_scenario
 from qsim.errors import InfeasibleError, ScenarioError
 
+if TYPE_CHECKING:
+    from qsim.sim.steplog import Step
+
 __all__ = ["simulate"]
 
 
@@ -35,7 +38,8 @@ __all__ = ["simulate"]
     default="least-requests",
     show_default=True,
     metavar="NAME",
-    help="round-robin, random, least-requests, least-tokens or power-of-two.",
+    help="round-robin, random, least-requests, least-tokens, power-of-two, vllm or "
+    "prefix-affinity.",
 )
 @engine_options
 @slo_option
@@ -51,6 +55,10 @@ __all__ = ["simulate"]
 @click.option("--requests", "requests_path", metavar="FILE",
               help="Write a row a request: .csv, .csv.gz or .parquet.")  # fmt: skip
 @click.option("--report", "report_path", metavar="FILE.html", help="Write a page with pictures.")
+@click.option("--steps", "steps_path", metavar="FILE",
+              help="Write what each engine step ran, as JSON Lines; - for stdout.")  # fmt: skip
+@click.option("--timeline", "timeline_path", metavar="FILE",
+              help="Write the steps as a Chrome trace, for Perfetto.")  # fmt: skip
 @click.option("--fail-on-slo", is_flag=True, default=None, help="Exit with 3 if an SLO is missed.")
 @click.option("--progress/--no-progress", default=None,
               help="Show a bar on stderr; by default on a terminal.")  # fmt: skip
@@ -74,6 +82,9 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
         given["trace"],
         **{k: given[k] for k in ("format", "sort", "start", "end", "speed", "head", "seed")},
     )
+    steps: list[Step] | None = None
+    if given["steps_path"] or given["timeline_path"]:
+        steps = []
     with progress_bar("simulate", given["progress"]) as update:
         result = run(
             trace,
@@ -84,6 +95,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
             seed=given["seed"],
             too_long=given["too_long"],
             progress=None if update is None else lambda share: update(share, ""),
+            step_log=steps,
         )
     slos = given["slos"]
     outcomes = check_slos(result, slos)
@@ -104,6 +116,8 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     )
     if given["requests_path"]:
         result.write_requests(given["requests_path"])
+    if steps is not None:
+        _write_steps(steps, given["steps_path"], given["timeline_path"])
     if given["report_path"]:
         from qsim.report.html import write_simulation_report
 
@@ -112,11 +126,22 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
         write_scenario(ctx, given["save_scenario"])
     if given["json_path"]:
         write_json(summary, given["json_path"])
-    if given["json_path"] != "-":
+    if "-" not in (given["json_path"], given["steps_path"]):
         click.echo(simulation_text(summary, outcomes, attained, title))
     missed = [o for o in outcomes if not o.met]
     if missed and given["fail_on_slo"]:
         raise InfeasibleError("; ".join(o.sentence() for o in missed))
+
+
+def _write_steps(steps: list[Step], steps_path: str | None, timeline_path: str | None) -> None:
+    from qsim.files import write_text
+    from qsim.sim.steplog import to_json_lines, to_trace_events
+
+    for path, convert in ((steps_path, to_json_lines), (timeline_path, to_trace_events)):
+        if path == "-":
+            click.echo(convert(steps), nl=False)
+        elif path:
+            write_text(path, convert(steps))
 
 
 def _check_requests_path(path: str | None) -> None:

@@ -114,6 +114,7 @@ def simulate(
         progress=progress,
     )
     fleet.run()
+    notes += _beyond_measured(profile, config, max(r.peak_running for r in fleet.replicas))
     if progress is not None:
         progress(1.0)
     scenario: dict[str, Any] = {
@@ -149,6 +150,25 @@ def _without_too_long(
         )
     notes.append(f"{count} requests were rejected: prompts of max_model_len or more tokens")
     return trace.take(np.flatnonzero(admissible))
+
+
+def _beyond_measured(profile: Profile, config: EngineConfig, peak_running: int) -> list[str]:
+    """What the run needed that the profile's measurements do not cover."""
+    measured = profile.measured_range
+    notes = []
+    rows = measured.get("decode_rows")
+    if rows and peak_running > rows[-1]:
+        notes.append(
+            f"up to {peak_running} requests ran in one step; the profile was measured up to "
+            f"{rows[-1]}: beyond it step times are extrapolated"
+        )
+    tokens = measured.get("step_tokens")
+    if tokens and config.max_num_batched_tokens > tokens[-1]:
+        notes.append(
+            f"max_num_batched_tokens is {config.max_num_batched_tokens}; the profile was measured "
+            f"up to {tokens[-1]} tokens a step: beyond it step times are extrapolated"
+        )
+    return notes
 
 
 def _collect(

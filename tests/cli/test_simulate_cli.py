@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -278,3 +279,27 @@ def test_skipped_and_sorted(tmp_path: Path, profile: Path) -> None:
     result = qsim("simulate", unsorted, "--profile", profile, "--sort", "--json", "-")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["completed"] == 6
+
+
+def test_steps_and_timeline(tmp_path: Path, trace: Path, profile: Path) -> None:
+    timeline = tmp_path / "timeline.json"
+    result = qsim("simulate", trace, "--profile", profile, "--steps", "-", "--timeline", timeline)
+    assert result.exit_code == 0
+    steps = [json.loads(line) for line in result.stdout.splitlines()]
+    plain = json.loads(qsim("simulate", trace, "--profile", profile, "--json", "-").stdout)
+    assert len(steps) == sum(r["steps"] for r in plain["replicas"])
+    tokens = sum(s["num_prefill_tokens"] + s["num_decode"] for s in steps)
+    want = plain["total_input_tokens"] + plain["total_output_tokens"] - plain["completed"]
+    assert tokens == want
+    events = json.loads(timeline.read_text())["traceEvents"]
+    assert sum(e["ph"] == "X" and e["tid"] == 2 for e in events) == len(steps)
+
+
+def test_beyond_the_measured_range_is_said(tmp_path: Path, trace: Path) -> None:
+    narrow = make_profile()
+    narrow = replace(narrow, measured_range={"decode_rows": [1, 1], "step_tokens": [1, 4096]})
+    path = tmp_path / "narrow.json"
+    narrow.save(path)
+    notes = json.loads(qsim("simulate", trace, "--profile", path, "--json", "-").stdout)["notes"]
+    assert any("requests ran in one step; the profile was measured up to 1" in n for n in notes)
+    assert any("max_num_batched_tokens is 8192" in n for n in notes)
