@@ -18,6 +18,8 @@ __all__ = ["group"]
 _OTHERS = {
     "run": ("qsim.cli.calibrate_run", "run"),
     "agreement": ("qsim.cli.calibrate_agreement", "agreement"),
+    "quality": ("qsim.cli.calibrate_quality", "quality"),
+    "table": ("qsim.cli.calibrate_table", "table"),
 }
 
 
