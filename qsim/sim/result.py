@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from qsim.errors import MissingExtraError, ScenarioError
 from qsim.files import atomic_path
+from qsim.sim.timing import PS_PER_MS
 
 if TYPE_CHECKING:
     from qsim.sim.slo import Slo
@@ -36,7 +37,13 @@ class Gaps:
     def mean(self) -> float:
         """Mean gap, ms; nan without gaps."""
         total = int(self.count.sum())
-        return float(self.ms @ self.count) / total if total else float("nan")
+        if not total:
+            return float("nan")
+        # whole picoseconds, in two parts that cannot overflow: exact in whatever order they come
+        ps = np.rint(self.ms * PS_PER_MS).astype(np.int64)
+        low, high = ps & 0xFFFFFF, ps >> 24
+        sum_ps = (int(high @ self.count) << 24) + int(low @ self.count)
+        return sum_ps / (total * PS_PER_MS)
 
     def percentile(self, q: float) -> float:
         """The q-th percentile, ms, interpolated linearly between ranks as numpy does."""
