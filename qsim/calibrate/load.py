@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from qsim.calibrate.child import child_environment
 from qsim.errors import CalibrationError
 
 __all__ = ["LoadClient", "LoadResult", "RequestRow"]
@@ -59,8 +58,6 @@ class LoadClient:
     """A client process for the server on ``port``; close it when done."""
 
     def __init__(self, port: int, *, model: str, vocab_size: int) -> None:
-        root = str(Path(__file__).resolve().parents[2])
-        behind = os.environ.get("PYTHONPATH")
         self.process = subprocess.Popen(
             [
                 sys.executable,
@@ -77,7 +74,7 @@ class LoadClient:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{behind}" if behind else root},
+            env=child_environment(),
         )
         self.lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()

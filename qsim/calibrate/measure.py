@@ -73,9 +73,9 @@ class Job:
     @property
     def max_num_seqs(self) -> int:
         """vLLM's default for a server: 1024 on GPUs of 70 GiB or more other than the A100."""
-        args = self.server_args
-        if "--max-num-seqs" in args[:-1]:
-            return int(args[args.index("--max-num-seqs") + 1])
+        given = _value_of("--max-num-seqs", self.server_args)
+        if given is not None:
+            return int(given)
         return 1024 if self.gpu.memory_bytes >= 70 * GIB and "a100" not in self.gpu.id else 256
 
     @property
@@ -84,6 +84,17 @@ class Job:
         return Speed.guess(
             self.model.architecture, self.method, self.gpu, self.tensor_parallel_size
         )
+
+
+def _value_of(option: str, args: Sequence[str]) -> str | None:
+    """What ``--option VALUE`` or ``--option=VALUE`` says; the last one counts, as in vLLM."""
+    value = None
+    for i, arg in enumerate(args):
+        if arg.startswith(f"{option}="):
+            value = arg.partition("=")[2]
+        elif arg == option and i + 1 < len(args):
+            value = args[i + 1]
+    return value
 
 
 def planned(job: Job) -> list[Phase]:
@@ -141,7 +152,6 @@ def environment(job: Job, gpus: Sequence[int], base: Mapping[str, str]) -> dict[
     }
     if job.dummy_weights:
         result["HF_HUB_OFFLINE"] = "1"
-    result |= job.method.environment
     result |= dict(job.server_env)
     return result
 
@@ -197,6 +207,8 @@ def measure(
         folder = _run(job, gpus, work, server, config, progress, check_cancelled)
         target = out / job.name
         os.replace(folder, target)
+        (out / f"{job.name}.failed.log").unlink(missing_ok=True)  # of an earlier try
+        shutil.rmtree(out / f"{job.name}.partial", ignore_errors=True)
         return target
     except CalibrationError as e:
         log, kept = work / "server.log", out / f"{job.name}.failed.log"
@@ -377,6 +389,11 @@ def _describe(
             "weights are dummies, with random bits in integer and FP8 tensors so that the power "
             "is not that of zeros"
         )
+    if facts.weights_gib is None:
+        notes.append(
+            "the server's log does not tell the bytes of the weights: that it really uses this "
+            "method was not checked"
+        )
     return {
         "gpu": job.gpu.id,
         "vllm_version": facts.vllm_version,
@@ -390,7 +407,7 @@ def _describe(
         "model_config": {k: v for k, v in config.items() if k not in drop},
         "quantization_config": config.get("quantization_config"),
         "server_flags": server_flags(job),
-        "server_env": {**job.method.environment, **dict(job.server_env)},
+        "server_env": dict(job.server_env),
         "dummy_weights": job.dummy_weights,
         "tensor_parallel": job.tensor_parallel_size,
         "prefix_caching": False,

@@ -7,17 +7,16 @@ Formats and kernels are those of vLLM 0.24 for dense models.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
-from qsim.calibrate.gpus import GpuType
+from qsim.calibrate.gpus import GIB, GpuType
 from qsim.calibrate.models import Architecture, Model
 from qsim.errors import ScenarioError
 
 __all__ = ["KV_FP8", "METHODS", "Method", "check", "find_method", "weight_bytes"]
 
 KV_FP8 = "+kv-fp8"
-GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class Method:
     ampere: str = ""
     #: why it does not run where a kernel is ""
     refusal: str = ""
-    environment: dict[str, str] = field(default_factory=dict)
     #: ``vllm serve --quantization`` value that makes it from a bf16 checkpoint, or ""
     online: str = ""
     #: inputs and outputs of every linear layer, per GPU, must be multiples of these
@@ -280,8 +278,6 @@ def find_method(name: str) -> Method:
     ScenarioError
         If the id is unknown; near ones are named.
     """
-    from dataclasses import replace
-
     base, plus, rest = name.partition("+")
     if base not in METHODS or (plus and plus + rest != KV_FP8):
         near = difflib.get_close_matches(name, [*METHODS, *(m + KV_FP8 for m in METHODS)], 3)

@@ -205,7 +205,7 @@ def load_model(name: str, *, dummy_weights: bool = False) -> Model:
         folder = path.parent if path.name == "config.json" else path
         config = _read(folder / "config.json")
         return Model(
-            folder.resolve().name.lower(),
+            _folder_id(folder.resolve()),
             config,
             Architecture.from_config(config, str(folder / "config.json")),
             None if dummy_weights else str(folder.resolve()),
@@ -222,6 +222,13 @@ def load_model(name: str, *, dummy_weights: bool = False) -> Model:
         Architecture.from_config(config, f"{name}/config.json"),
         None if dummy_weights else name,
     )
+
+
+def _folder_id(folder: Path) -> str:
+    """The folder's name; the model's for a snapshot in the Hugging Face cache (models--org--x)."""
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+        return folder.parents[1].name.rpartition("--")[2].lower()
+    return folder.name.lower()
 
 
 def _download(name: str) -> Path:

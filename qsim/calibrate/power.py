@@ -17,6 +17,7 @@ from pathlib import Path
 from time import perf_counter as now
 from typing import Any
 
+from qsim.calibrate.child import child_environment
 from qsim.errors import CalibrationError, MissingExtraError
 
 __all__ = ["Gpu", "Nvml", "PowerSample", "PowerSampler", "read_samples"]
@@ -153,7 +154,7 @@ class PowerSampler:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": _pythonpath()},
+            env=child_environment(),
         )
         assert self.process.stdout is not None
         if self.process.stdout.readline().strip() != "ready":
@@ -184,13 +185,6 @@ def read_samples(path: Path) -> list[PowerSample]:
         if len(parts) == 6:
             samples.append(PowerSample(float(parts[0]), *(int(p) for p in parts[1:])))
     return samples
-
-
-def _pythonpath() -> str:
-    """PYTHONPATH under which a child process finds this same qsim."""
-    root = str(Path(__file__).resolve().parents[2])
-    behind = os.environ.get("PYTHONPATH")
-    return f"{root}{os.pathsep}{behind}" if behind else root
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -173,6 +173,13 @@ class Campaign:
                 f"{next(iter(done.values()))} exists already: add --resume to keep it and measure "
                 "the rest, or choose another --out"
             )
+        for job in self.jobs:
+            folder = self.out / job.name
+            if job.name not in done and folder.exists():
+                raise ScenarioError(
+                    f"{folder} exists but is not a whole recording: remove it, or choose another "
+                    "--out"
+                )
         self.out.mkdir(parents=True, exist_ok=True)
         for leftover in self.out.glob(".*--*.*"):  # of a campaign that was killed
             owner = leftover.suffixes[-2:-1]

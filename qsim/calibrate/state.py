@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from qsim.files import write_text
+
 __all__ = ["COMPLETE", "FAILED", "REFUSED", "CampaignState", "JobState", "is_complete"]
 
 COMPLETE, FAILED, REFUSED = "complete", "failed", "refused"
+#: what a recording consists of
+FILES = ("server.json", "phases.json", "steps.csv.gz", "requests.csv.gz", "power.csv.gz")
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,10 @@ class CampaignState:
         """Remember how a job ended, whole or not at all."""
         with self._lock:
             self.jobs[name] = state
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".campaign.")
-            with os.fdopen(handle, "w", encoding="utf-8") as f:
-                json.dump({"jobs": {k: asdict(v) for k, v in self.jobs.items()}}, f, indent=1)
-                f.write("\n")
-            os.replace(temporary, self.path)
+            jobs = {k: asdict(v) for k, v in self.jobs.items()}
+            write_text(self.path, json.dumps({"jobs": jobs}, indent=1) + "\n")
 
 
 def is_complete(folder: Path) -> bool:
     """Whether a folder holds a whole recording: it gets its name only when it does."""
-    return all((folder / n).is_file() for n in ("server.json", "phases.json", "steps.csv.gz"))
+    return all((folder / name).is_file() for name in FILES)

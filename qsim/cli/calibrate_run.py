@@ -27,6 +27,12 @@ __all__ = ["run"]
     "--dummy-weights), e.g. llama-3.1-8b.",
 )
 @click.option(
+    "--model-id",
+    metavar="ID",
+    help="The model's name in profiles; by default from --model. Give quantized checkpoints of "
+    "one model the same, so that they can be compared.",
+)
+@click.option(
     "--methods",
     required=True,
     metavar="A,B,...",
@@ -80,6 +86,7 @@ __all__ = ["run"]
 @click.option("--seed", type=int, default=0, show_default=True)
 def run(
     model: str,
+    model_id: str | None,
     methods: str,
     out: Path,
     dummy_weights: bool,
@@ -105,6 +112,8 @@ def run(
     Each method gets a server of its own on one GPU (or --tensor-parallel-size of them); several
     GPUs work side by side. DIR gets a recording per method, and the profile fitted to it.
     """
+    from dataclasses import replace
+
     from qsim.calibrate import gpus as gpu_types
     from qsim.calibrate.measure import Job
     from qsim.calibrate.methods import METHODS
@@ -125,18 +134,17 @@ def run(
         if not (no_power or dry_run):
             raise
     if found:
-        unknown = [n for n in numbers if n >= len(found)]
-        if unknown:
-            raise ScenarioError(f"gpus has {unknown[0]}; this host has {len(found)}, from 0")
-        numbers = numbers or [g.index for g in found]
+        numbers = gpu_types.choose_gpus(found, numbers, os.environ)
         limit_w = found[numbers[0]].power_limit_w
     if gpu_type is not None:
         kind = gpu_types.gpu_type(gpu_type)
     elif found:
-        kind = gpu_types.gpu_type_from_name(found[numbers[0]].name)
+        kind = gpu_types.gpu_type_of(found[numbers[0]])
     else:
         raise ScenarioError("gpu_type is not given and NVML cannot be asked: add --gpu-type")
     wanted = load_model(model, dummy_weights=dummy_weights)
+    if model_id is not None:
+        wanted = replace(wanted, id=_model_id(model_id))
     command = ["vllm", "serve"] if dry_run and not serve_command else find_command(serve_command)
     template = Job(
         model=wanted,
@@ -197,6 +205,18 @@ def _numbers(text: str | None) -> list[int]:
         raise ScenarioError(f"gpus is {text!r}; must be numbers such as 0,1") from None
 
 
+def _model_id(text: str) -> str:
+    import re
+
+    from qsim.errors import ScenarioError
+
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", text) or "--" in text:
+        raise ScenarioError(
+            f"model_id is {text!r}; must be of a-z, 0-9, '.', '_' and '-', such as llama-3.1-8b"
+        )
+    return text
+
+
 def _pair(text: str) -> tuple[str, str]:
     from qsim.errors import ScenarioError
 
@@ -220,22 +240,26 @@ def _trace(text: str, seed: int) -> Any:
 
 
 def _fit(folders: dict[str, Path]) -> dict[str, str]:
-    """Fit each recording; a fit that fails leaves its recording as it is."""
+    """Fit each recording and validate the profile; what fails leaves its recording as it is."""
+    from qsim.calibrate.profiling import is_newer, profile_recording
     from qsim.errors import QsimError
 
     fitted = {}
     for name, folder in sorted(folders.items()):
-        click.echo(f"fitting {name}", err=True)
-        try:
-            from qsim.calibrate.fit import fit
-            from qsim.calibrate.recording import read_recording
-
-            profile = fit([read_recording(folder)]).profile
-            target = folder.parent / f"{name}.profile.json"
-            profile.save(target)
-            fitted[name] = str(target)
-        except (QsimError, ImportError) as e:
-            click.echo(f"Note: {name} was recorded but not fitted: {e}", err=True)
+        target = folder.parent / f"{name}.profile.json"
+        if not is_newer(target, folder):
+            click.echo(f"fitting and validating {name}", err=True)
+            try:
+                profile_recording(folder, target)
+            except Exception as e:  # whatever it is, the recordings of the others must be fitted
+                reason = str(e) if isinstance(e, QsimError) else f"{type(e).__name__}: {e}"
+                click.echo(
+                    f"Note: {name} was recorded but not fitted: {reason}. Its recording is whole; "
+                    "qsim calibrate fit can be tried again",
+                    err=True,
+                )
+                continue
+        fitted[name] = str(target)
     return fitted
 
 

@@ -25,6 +25,7 @@ def methods(gpu: str, model: str | None, tensor_parallel_size: int, as_json: boo
     from qsim.calibrate.gpus import gpu_type
     from qsim.calibrate.methods import METHODS, check, weight_bytes
     from qsim.calibrate.models import load_model
+    from qsim.report.tables import table
 
     kind = gpu_type(gpu)
     known = None if model is None else load_model(model, dummy_weights=True)
@@ -41,7 +42,6 @@ def methods(gpu: str, model: str | None, tensor_parallel_size: int, as_json: boo
             "dummy_weights": method.dummy,
             "quantization_config": method.config,
             "serve_args": method.serve_args,
-            "environment": method.environment,
             "online": method.online or None,
         }
         if known is not None:
@@ -63,7 +63,4 @@ def methods(gpu: str, model: str | None, tensor_parallel_size: int, as_json: boo
         ]
         for r in rows
     ]
-    widths = [max(len(row[i]) for row in [heads, *cells]) for i in range(len(heads))]
-    for line in [heads, *cells]:
-        text = "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True))
-        click.echo(text.rstrip())
+    click.echo(table(heads, cells, left=len(heads)))

@@ -1,0 +1,82 @@
+"""From a finished recording to its profile: fit, state the error on held-out phases, draw.
+
+The recording stays as it is whatever happens here; the profile is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from qsim.errors import MissingExtraError, QsimError
+from qsim.files import write_text
+from qsim.profile import Profile
+
+__all__ = ["is_newer", "profile_recording"]
+
+
+def profile_recording(
+    folder: Path, out: Path, progress: Callable[[str], None] | None = None
+) -> Profile:
+    """Fit a recording, work out the error of the profile, and write it.
+
+    The profile is fitted on all phases but the warm-up. Its ``fit_error`` comes from fits without
+    the held-out phase that they predict (``qsim.calibrate.validate``). Beside the recording's
+    files go ``fit.txt``, a table of the errors by mode, and two pictures if matplotlib is
+    installed.
+
+    Parameters
+    ----------
+    folder : Path
+        The recording.
+    out : Path
+        The profile's file.
+    progress : callable, optional
+        Is told what is being done.
+
+    Raises
+    ------
+    RecordingError
+        If the recording is damaged.
+    CalibrationError
+        If too little was recorded for a fit.
+    """
+    from qsim.calibrate.fit import fit
+    from qsim.calibrate.fit_report import draw_diagnostics, mode_table
+    from qsim.calibrate.recording import HOLDOUT, read_recording
+    from qsim.calibrate.validate import fit_error, validate
+
+    recording = read_recording(folder)
+    fitted = fit([recording], progress=progress)
+    profile = fitted.profile
+    held_out = sorted(p.label for p in recording.phases if p.use == HOLDOUT)
+    if held_out:
+        comparisons = validate([recording], labels=held_out, in_sample=False, progress=progress)
+        profile = replace(profile, fit_error=fit_error(comparisons, profile.id))
+    profile.save(out)
+    text = mode_table(fitted)
+    if profile.fit_error:
+        e = profile.fit_error
+        text += (
+            f"\n  phases left out, end to end: means within {e['worst_mean']}%, medians "
+            f"{e['worst_median']}%, p99 {e['worst_p99']}%, energy {e['worst_energy']}%"
+        )
+    write_text(folder / "fit.txt", f"{profile.id}\n{text}\n")
+    try:
+        draw_diagnostics(fitted, folder)
+    except MissingExtraError as e:
+        if progress is not None:
+            progress(f"no pictures: {e}")
+    return profile
+
+
+def is_newer(profile: Path, folder: Path) -> bool:
+    """Whether a profile was written after its recording was, and can be read."""
+    try:
+        if profile.stat().st_mtime < (folder / "server.json").stat().st_mtime:
+            return False
+        Profile.load(profile)
+    except (OSError, QsimError):
+        return False
+    return True
