@@ -226,14 +226,7 @@ def _collect(
         e2el_ms=spread(e2el_ms, np.nan, np.float64),
         preemptions=spread(fleet.preemptions, 0, np.int64),
         completed=admissible,
-        itl=Gaps(
-            np.frombuffer(fleet.gap_ps, dtype=np.int64) / PS_PER_MS
-            if len(fleet.gap_ps)
-            else np.empty(0),
-            np.frombuffer(fleet.gap_count, dtype=np.int64)
-            if len(fleet.gap_count)
-            else np.empty(0, np.int64),
-        ),
+        itl=Gaps(fleet.gaps),
         duration_s=(end_ps - int(arrival_ps[0])) / PS_PER_S,
         replica_stats=stats,
         timeline=fleet.timeline.columns(end_ps, len(fleet.replicas)),

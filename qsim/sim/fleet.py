@@ -57,8 +57,8 @@ class Fleet:
         Where each request went.
     first_token_ps, last_token_ps : list of int
         When the client has the first and the last token of each request.
-    gap_ps, gap_count : arrays
-        Inter-token gaps as the engine emits them, with how often each occurred.
+    gaps : array of int64
+        Inter-token gaps as the engine emits them: entries of :class:`qsim.sim.gaps.Gaps`.
     """
 
     def __init__(
@@ -130,8 +130,7 @@ class Fleet:
         self.preemptions = [0] * n
         self.finished_count = 0
         self._emitted_ps = [-1] * n  # the engine's time of each request's latest token
-        self.gap_ps = array("q")
-        self.gap_count = array("q")
+        self.gaps = array("q")  # entries of qsim.sim.gaps.Gaps
 
     def run(self) -> None:
         """Run to the last token."""
@@ -231,21 +230,19 @@ class Fleet:
                 common += 1
             else:
                 if common:
-                    self.gap_ps.append(gap)
-                    self.gap_count.append(common)
+                    self.gaps.extend((gap, 0, 1, common))
                 gap = time_ps - before
                 common = 1
         if common:
-            self.gap_ps.append(gap)
-            self.gap_count.append(common)
+            self.gaps.extend((gap, 0, 1, common))
 
     def decode_run(self, times_ps: list[int], batch: list[Request]) -> None:
         self.tokens(times_ps[0], batch, len(batch))
         if len(times_ps) == 1:
             return
         rows = len(batch)
-        self.gap_ps.extend(b - a for a, b in pairwise(times_ps))
-        self.gap_count.extend([rows] * (len(times_ps) - 1))
+        for a, b in pairwise(times_ps):
+            self.gaps.extend((b - a, 0, 1, rows))
         emitted = self._emitted_ps
         last = times_ps[-1]
         for request in batch:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from qsim.errors import MissingExtraError, ScenarioError
 from qsim.files import atomic_path
-from qsim.sim.timing import PS_PER_MS
+from qsim.sim.gaps import Gaps
 
 if TYPE_CHECKING:
     from qsim.sim.slo import Slo
@@ -25,38 +25,6 @@ IntArray = npt.NDArray[np.int64]
 
 #: percentiles that a summary reports beside mean and median
 PERCENTILES = (90, 99)
-
-
-@dataclass(frozen=True, eq=False)
-class Gaps:
-    """Inter-token gaps of all requests as a weighted sample: ``count[i]`` gaps of ``ms[i]``."""
-
-    ms: FloatArray
-    count: IntArray
-
-    def mean(self) -> float:
-        """Mean gap, ms; nan without gaps."""
-        total = int(self.count.sum())
-        if not total:
-            return float("nan")
-        # whole picoseconds, in two parts that cannot overflow: exact in whatever order they come
-        ps = np.rint(self.ms * PS_PER_MS).astype(np.int64)
-        low, high = ps & 0xFFFFFF, ps >> 24
-        sum_ps = (int(high @ self.count) << 24) + int(low @ self.count)
-        return sum_ps / (total * PS_PER_MS)
-
-    def percentile(self, q: float) -> float:
-        """The q-th percentile, ms, interpolated linearly between ranks as numpy does."""
-        total = int(self.count.sum())
-        if not total:
-            return float("nan")
-        order = np.argsort(self.ms, kind="stable")
-        ms, ends = self.ms[order], np.cumsum(self.count[order])
-        rank = (total - 1) * q / 100.0
-        low = int(np.floor(rank))
-        a = float(ms[np.searchsorted(ends, low, side="right")])
-        b = float(ms[np.searchsorted(ends, min(low + 1, total - 1), side="right")])
-        return a + (b - a) * (rank - low)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +123,9 @@ class SimulationResult:
         }
         for name in ("ttft", "tpot", "itl", "e2el"):
             out[f"mean_{name}_ms"] = self.statistic(name, "mean")
+            if name == "itl":
+                out |= self._itl_percentiles()
+                continue
             out[f"median_{name}_ms"] = self.statistic(name, "median")
             for p in PERCENTILES:
                 out[f"p{p}_{name}_ms"] = self.statistic(name, f"p{p}")
@@ -181,6 +152,11 @@ class SimulationResult:
             "scenario": self.scenario,
         }
         return {k: _finite(v) for k, v in out.items()}
+
+    def _itl_percentiles(self) -> dict[str, float]:
+        values = self.itl.percentiles([50.0, *map(float, PERCENTILES)])
+        names = ["median_itl_ms", *(f"p{p}_itl_ms" for p in PERCENTILES)]
+        return dict(zip(names, values, strict=True))
 
     def meets(self, slos: Sequence[Slo]) -> npt.NDArray[np.bool_]:
         """Which requests are within every limit by themselves, as vLLM's goodput counts them.

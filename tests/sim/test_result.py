@@ -32,7 +32,7 @@ def small_trace(n: int = 30, seed: int = 0) -> Trace:
 )
 def test_weighted_percentiles_are_those_of_the_repeated_values(pairs, q):
     ms, count = (np.array(x) for x in zip(*pairs, strict=True))
-    gaps = Gaps(ms, count)
+    gaps = Gaps.of(ms, count)
     assert gaps.percentile(q) == pytest.approx(np.percentile(np.repeat(ms, count), q))
     assert gaps.mean() == pytest.approx(np.repeat(ms, count).mean())
 

@@ -1,0 +1,143 @@
+"""Inter-token gaps of all requests as a weighted sample, held as arithmetic progressions.
+
+In a decode run the gap grows by the same amount from step to step, so that a run of any length is
+one entry. Statistics are exact: whole picoseconds are summed as integers, and percentiles are found
+by counting, then sorting only what shares the bin of the rank that is asked for.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.sim.timing import PS_PER_MS
+
+__all__ = ["Gaps"]
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+_BINS = 1 << 14
+#: gaps that are laid out at a time, which bounds the memory
+_CHUNK = 1 << 18
+
+
+class Gaps:
+    """``rows[i]`` gaps of each of ``first_ps[i] + k * growth_ps[i]``, k = 0 .. ``length[i]`` - 1.
+
+    Parameters
+    ----------
+    entries : array of int64 (typecode q), or int64 array
+        first_ps, growth_ps, length and rows of one entry after the other.
+    """
+
+    def __init__(self, entries: array[int] | IntArray) -> None:
+        table = np.frombuffer(entries, np.int64) if len(entries) else np.empty(0, np.int64)
+        self._first, self._growth, self._length, self._rows = table.reshape(-1, 4).T
+
+    @classmethod
+    def of(cls, ms: npt.ArrayLike, count: npt.ArrayLike) -> Gaps:
+        """``count[i]`` gaps of ``ms[i]``, rounded to whole picoseconds."""
+        ps = np.rint(np.asarray(ms, np.float64) * PS_PER_MS).astype(np.int64)
+        counts = np.asarray(count, np.int64)
+        return cls(np.stack([ps, np.zeros_like(ps), np.ones_like(ps), counts], axis=1).ravel())
+
+    @property
+    def total(self) -> int:
+        """How many gaps there are."""
+        return int(self._length @ self._rows)
+
+    @property
+    def ms(self) -> FloatArray:
+        """The gaps of every step, ms; with ``count``."""
+        parts = [ps / PS_PER_MS for ps, _ in self._chunks()]
+        return np.concatenate(parts) if parts else np.empty(0)
+
+    @property
+    def count(self) -> IntArray:
+        """How often each of ``ms`` occurred."""
+        return np.repeat(self._rows, self._length)
+
+    def mean(self) -> float:
+        """Mean gap, ms; nan without gaps."""
+        total = self.total
+        if not total:
+            return float("nan")
+        # a progression's sum in whole ps, in parts that cannot overflow
+        length, rows = self._length, self._rows
+        weight = length * rows
+        pairs = weight * (length - 1) // 2
+        sum_ps = _exact_dot(self._first, weight) + _exact_dot(self._growth, pairs)
+        return sum_ps / (total * PS_PER_MS)
+
+    def percentile(self, q: float) -> float:
+        """The q-th percentile, ms, interpolated linearly between ranks as numpy does."""
+        return self.percentiles([q])[0]
+
+    def percentiles(self, qs: list[float]) -> list[float]:
+        """Several percentiles in one pass over the gaps; nan without gaps."""
+        total = self.total
+        if not total:
+            return [float("nan")] * len(qs)
+        ranks = [(total - 1) * q / 100.0 for q in qs]
+        lows = [int(np.floor(r)) for r in ranks]
+        wanted = sorted({r for low in lows for r in (low, min(low + 1, total - 1))})
+        values = dict(zip(wanted, self._at_ranks(wanted), strict=True))
+        result = []
+        for rank, low in zip(ranks, lows, strict=True):
+            a = values[low] / PS_PER_MS
+            b = values[min(low + 1, total - 1)] / PS_PER_MS
+            result.append(a + (b - a) * (rank - low))
+        return result
+
+    def _chunks(self) -> Iterator[tuple[IntArray, IntArray]]:
+        """Gap (ps) and count of every step, a part at a time."""
+        ends = np.cumsum(self._length)
+        start = 0
+        while start < len(ends):
+            before = int(ends[start - 1]) if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, before + _CHUNK, side="right")))
+            length = self._length[start:stop]
+            offset = np.repeat(ends[start:stop] - length - before, length)
+            k = np.arange(int(ends[stop - 1]) - before) - offset
+            first = np.repeat(self._first[start:stop], length)
+            growth = np.repeat(self._growth[start:stop], length)
+            yield first + k * growth, np.repeat(self._rows[start:stop], length)
+            start = stop
+
+    def _at_ranks(self, ranks: list[int]) -> list[int]:
+        """The gaps (ps) at these ranks, in ascending order of rank."""
+        last = self._first + (self._length - 1) * self._growth
+        least = int(min(self._first.min(), last.min()))
+        most = int(max(self._first.max(), last.max()))
+        width = (most - least) // _BINS + 1
+        counts = np.zeros(_BINS, np.int64)
+        for ps, count in self._chunks():
+            # the sums of a part are whole numbers below 2**53
+            counts += np.bincount((ps - least) // width, count, _BINS).astype(np.int64)
+        ends = np.cumsum(counts)
+        bins = np.searchsorted(ends, ranks, side="right")
+        wanted = np.zeros(_BINS, bool)
+        wanted[bins] = True
+        found: list[tuple[IntArray, IntArray]] = []
+        for ps, count in self._chunks():
+            keep = wanted[(ps - least) // width]
+            found.append((ps[keep], count[keep]))
+        ps = np.concatenate([p for p, _ in found])
+        order = np.argsort(ps, kind="stable")
+        ps = ps[order]
+        inside = np.cumsum(np.concatenate([c for _, c in found])[order])
+        # what lies in bins that nobody asked for, below each bin that somebody did
+        skipped = np.cumsum(np.where(wanted, 0, counts))
+        return [
+            int(ps[np.searchsorted(inside, rank - int(skipped[b]), side="right")])
+            for rank, b in zip(ranks, bins.tolist(), strict=True)
+        ]
+
+
+def _exact_dot(values: IntArray, counts: IntArray) -> int:
+    low, high = values & 0xFFFFFF, values >> 24
+    return (int(high @ counts) << 24) + int(low @ counts)
