@@ -185,8 +185,7 @@ def _collect(
     n = len(trace)
     index = np.flatnonzero(admissible)
     arrival_ps = np.array(fleet.arrival_ps, dtype=np.int64)
-    first_ps = np.array(fleet.first_token_ps, dtype=np.int64)
-    last_ps = np.array(fleet.last_token_ps, dtype=np.int64)
+    first_ps, last_ps = fleet.first_token_ps, fleet.last_token_ps
     end_ps = int(last_ps.max())
 
     def spread(values: Any, fill: float, dtype: Any) -> Any:

@@ -8,26 +8,34 @@ result of the same step is awaited instead. The engine takes every decision from
 
 Between two changes of the batch, decode steps differ only in context length. The engine plans
 such a run in one go and sleeps once (:meth:`Replica._plan_run`); an arrival cuts the run at the
-first turn that would have taken it in. Running with ``jump=False`` steps one by one through the
-same code and ends at the same picosecond; a test proves it.
+first turn that would have taken it in. And nothing can reach a replica before the fleet's horizon
+(the next arrival): until then it goes from turn to turn without sleeping. Running with
+``jump=False`` steps one by one, each step an event, through the same code and ends at the same
+picosecond; a test proves it.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from array import array
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 import simpy
+from simpy.events import EventPriority
 
 from qsim.sim.config import EngineConfig
+from qsim.sim.decode_run import ListedRun, SteadyRun
 from qsim.sim.energy import PowerMeter
-from qsim.sim.scheduler import Batch, Request, Scheduler
+from qsim.sim.scheduler import Batch, Request, Scheduler, Update
 from qsim.sim.steplog import Step
 from qsim.sim.timing import Timing
 
-__all__ = ["RUN_LIMIT", "Replica", "Sink"]
+__all__ = ["ARRIVAL", "ENGINE", "REFRESH", "RUN_LIMIT", "At", "Replica", "Sink"]
+
+#: priorities of events at one time: requests first, then what routers see, then engines
+ARRIVAL, REFRESH, ENGINE = 0, 1, 2
 
 #: the clock (power state) is looked at when the batch changes, and at least every so many steps
 RUN_LIMIT = 64
@@ -37,27 +45,44 @@ _NEVER = 1 << 100
 class Sink(Protocol):
     """Where a replica reports what happened; all times are in ps."""
 
-    def tokens(self, time_ps: int, batch: list[Request], rows: int) -> None:
-        """Every request in ``batch`` has its next token at ``time_ps``; ``rows`` ran with it."""
+    #: no request is submitted before this time
+    horizon_ps: int
+    #: inter-token gaps: entries of :class:`qsim.sim.gaps.Gaps`
+    gaps: array[int]
+    #: a place for the time of each request's latest token; -1 before the first
+    emitted_ps: array[int]
 
-    def decode_run(self, times_ps: list[int], batch: list[Request]) -> None:
-        """Every request in ``batch`` got a token at each of ``times_ps``."""
+    def first_token(self, time_ps: int, request: Request, rows: int) -> None:
+        """``request`` has its first token; ``rows`` requests ran in that step."""
 
     def finished(self, time_ps: int, request: Request, rows: int) -> None:
         """``request`` has its last token; ``rows`` requests ran in that step."""
 
-    def power(self, replica: Replica, now_ps: int, energy_j: float) -> None:
+    def power(self, replica: Replica, now_ps: int, energy_j: float, free_blocks: int) -> None:
         """``replica`` used ``energy_j`` since it was last asked."""
+
+
+class At(simpy.Event):
+    """A timeout with a priority: of events at one time, those with the lowest come first."""
+
+    def __init__(self, env: simpy.Environment, delay: int, priority: int) -> None:
+        super().__init__(env)
+        self._ok = True
+        self._value = None
+        env.schedule(self, EventPriority(priority), delay)
 
 
 class _Inflight:
     """A step that was scheduled (and launched, unless empty) and has not been applied."""
 
-    __slots__ = ("batch", "gpu_end_ps", "step")
+    __slots__ = ("batch", "gpu_end_ps", "grouped", "step")
 
-    def __init__(self, batch: Batch, gpu_end_ps: int, step: Step | None = None) -> None:
+    def __init__(
+        self, batch: Batch, gpu_end_ps: int, grouped: bool, step: Step | None = None
+    ) -> None:
         self.batch = batch
         self.gpu_end_ps = gpu_end_ps
+        self.grouped = grouped
         self.step = step
 
 
@@ -121,12 +146,13 @@ class Replica:
         self._since_look = 0
         self._base_ps = 0
         self._slopes_ps: list[int] = []
-        # the planned run: where each turn starts, its update, the GPU's end and busy time by then
-        self._run_turns = 0
-        self._run_start_ps: list[int] = []
-        self._run_update_ps: list[int] = []
-        self._run_gpu_end_ps: list[int] = []
-        self._run_busy_ps: list[int] = []
+        self._run: SteadyRun | ListedRun | None = None  # planned, and not carried out yet
+        self._wake_ps = 0  # when the timer goes off
+        # The latest update: its time, its batch's requests if their ``emitted_ps`` was not
+        # written, and whether the group of the scheduler was in it.
+        self._emit_ps = 0
+        self._unwritten: list[Request] | None = None
+        self._grouped = False
 
     # ------------------------------------------------------------------ from the fleet
 
@@ -138,12 +164,13 @@ class Replica:
         self._inbox.append((ready_ps, request))
         if self._timer is None:
             self._sleep_until(ready_ps + self._timing.wake_ps)
-        elif self._run_turns:
+        elif self._run is not None:
             # the first turn at or after ready_ps must take the request in
-            turn = bisect_left(self._run_start_ps, ready_ps)
-            if turn < self._run_turns:
-                self._run_turns = turn
-                self._sleep_until(self._run_start_ps[turn])
+            run = self._run
+            turn = run.turns_before(ready_ps)
+            if turn < run.turns:
+                run.turns = turn
+                self._sleep_until(run.start_ps(turn))
 
     @property
     def num_requests(self) -> int:
@@ -159,32 +186,46 @@ class Replica:
     # ------------------------------------------------------------------ the host thread
 
     def _sleep_until(self, time_ps: int) -> None:
-        timer = self.env.timeout(time_ps - int(self.env.now))
-        timer.callbacks.append(self._turn)
+        timer = At(self.env, time_ps - int(self.env.now), ENGINE)
+        timer.callbacks.append(self._wake)
         self._timer = timer
+        self._wake_ps = time_ps
 
-    def _turn(self, event: simpy.Event) -> None:
+    def _wake(self, event: simpy.Event) -> None:
         if event is not self._timer:
             return  # a run was cut short: another timer has taken over
         self.events += 1
-        now = int(self.env.now)
+        time = self._turn(self._wake_ps)
+        if self._jump:
+            sink = self._sink
+            while 0 <= time < sink.horizon_ps:
+                time = self._turn(time)
+        if time < 0:
+            self._timer = None
+        else:
+            self._sleep_until(time)
+
+    def _turn(self, now: int) -> int:
+        """A turn of the host thread, or a run of them; when the next begins, -1 for never."""
         scheduler = self.scheduler
-        if self._run_turns:
-            self._finish_run()
+        if self._run is not None:
+            self._finish_run(self._run)
         elif self._due is not None:
-            self._apply()
+            self._apply(self._due)
             if not self._launched and scheduler.has_unfinished():
                 self._launched = True  # vLLM's loop sleeps once, then goes on
-                self._sleep_until(now + self._timing.idle_sleep_ps)
-                return
+                return now + self._timing.idle_sleep_ps
         inbox = self._inbox
         while inbox and inbox[0][0] <= now:
             scheduler.add(inbox.popleft()[1])
-        if self._jump and self._plan_run(now):
-            return
-        self._step(now)
+        if self._jump and self._rows > 0:
+            run = self._plan_run(now)
+            if run is not None:
+                self._run = run
+                return run.start_ps(run.turns)
+        return self._step(now)
 
-    def _step(self, now: int) -> None:
+    def _step(self, now: int) -> int:
         scheduler, queue, timing = self.scheduler, self._queue, self._timing
         time = now
         self._launched = False
@@ -223,17 +264,15 @@ class Replica:
                     )
             else:
                 self._rows = -1
-            queue.append(_Inflight(batch, gpu_end, step))
+            queue.append(_Inflight(batch, gpu_end, scheduler.in_lockstep, step))
             self._note_state(batch, running)
             if self._async and len(queue) == 1 and (self._launched or scheduler.has_work()):
                 # the queue has room: schedule the next step before waiting for this one
                 if not self._launched and scheduler.has_unfinished():
                     time += timing.idle_sleep_ps
-                self._sleep_until(time + timing.turn_ps)
-                return
+                return time + timing.turn_ps
         elif not queue:
-            self._idle(now)
-            return
+            return self._idle(now)
         due = queue.popleft()
         self._due = due
         rows = due.batch.num_decodes + len(due.batch.prefill)
@@ -242,21 +281,60 @@ class Replica:
                 time = due.gpu_end_ps
             time += timing.result_ps
         self._due_ps = time
-        self._sleep_until(time + timing.update_ps[rows] + timing.turn_ps)
+        return time + timing.update_ps[rows] + timing.turn_ps
 
-    def _apply(self) -> None:
-        due = self._due
-        assert due is not None
+    def _apply(self, due: _Inflight) -> None:
         self._due = None
-        self._last_batch = due.batch
-        update = self.scheduler.update(due.batch)
+        batch = due.batch
+        self._last_batch = batch
+        update = self.scheduler.update(batch)
         if due.step is not None:
             self._log(due.step)
         if update.tokens:
-            rows = due.batch.num_decodes + len(due.batch.prefill)
-            self._sink.tokens(self._due_ps, update.tokens, rows)
+            time = self._due_ps
+            rows = batch.num_decodes + len(batch.prefill)
+            self._emit(time, batch, update, due.grouped)
+            sink = self._sink
+            for request in update.first:
+                sink.first_token(time, request, rows)
             for request in update.finished:
-                self._sink.finished(self._due_ps, request, rows)
+                sink.finished(time, request, rows)
+        self._grouped = due.grouped
+
+    def _emit(self, time: int, batch: Batch, update: Update, grouped: bool) -> None:
+        """Count the gaps before the tokens of an update.
+
+        The members of the scheduler's group have had a token in every step since they joined it,
+        and joined it right after a step that gave them one. So between two steps of the group all
+        gaps are equal; only other requests, and all of them where the group was dissolved, need
+        the time of their own latest token.
+        """
+        emitted, gaps = self._sink.emitted_ps, self._sink.gaps
+        if grouped and self._grouped and self.scheduler.in_lockstep:
+            members = len(batch.members)
+            if members:
+                gaps.extend((time - self._emit_ps, 0, 1, members))
+            if len(batch.sampled) > len(update.first):  # somebody who was preempted
+                for request in batch.sampled:
+                    before = emitted[request.index]
+                    if before >= 0:
+                        gaps.extend((time - before, 0, 1, 1))
+            self._unwritten = update.tokens
+        else:
+            self._write_emitted()
+            for request in update.tokens:
+                i = request.index
+                if emitted[i] >= 0:
+                    gaps.extend((time - emitted[i], 0, 1, 1))
+                emitted[i] = time
+        self._emit_ps = time
+
+    def _write_emitted(self) -> None:
+        if self._unwritten is not None:
+            emitted, time = self._sink.emitted_ps, self._emit_ps
+            for request in self._unwritten:
+                emitted[request.index] = time
+            self._unwritten = None
 
     def _log(self, step: Step) -> None:
         assert self._step_log is not None
@@ -267,14 +345,11 @@ class Replica:
         step.kv_usage = 1.0 - scheduler.free_blocks / self._usable_blocks
         self._step_log.append(step)
 
-    def _idle(self, now: int) -> None:
+    def _idle(self, now: int) -> int:
         self.look(now)
         self._rows = -1
         self._launched = True
-        if self._inbox:
-            self._sleep_until(self._inbox[0][0] + self._timing.wake_ps)
-        else:
-            self._timer = None
+        return self._inbox[0][0] + self._timing.wake_ps if self._inbox else -1
 
     def _note_state(self, batch: Batch, running: int) -> None:
         scheduler = self.scheduler
@@ -291,11 +366,26 @@ class Replica:
 
     # ------------------------------------------------------------------ spans and the clock
 
-    def look(self, now: int) -> None:
-        """Account for energy and read the clock's state."""
+    def look(self, now: int, soon_taken: int = 0) -> None:
+        """Account for energy and read the clock's state.
+
+        ``soon_taken`` KV blocks are counted as used already.
+        """
         energy = self.meter.evaluate(now)
         if energy:
-            self._sink.power(self, now, energy)
+            self._sink.power(self, now, energy, self.scheduler.free_blocks - soon_taken)
+
+    def _read_clock(self, rows: int) -> None:
+        """Take over the span of ``rows`` decodes at the present clock."""
+        timing = self._timing
+        factor = self.meter.factors[timing.decode_mode[rows]]
+        if factor == 1.0:
+            self._base_ps = timing.decode_base_ps[rows]
+            self._slopes_ps = [s[rows] for s in timing.decode_slope_ps]
+        else:
+            self._base_ps = round(timing.decode_base_ps[rows] * factor)
+            self._slopes_ps = [round(s[rows] * factor) for s in timing.decode_slope_ps]
+        self._rows = rows
 
     def _span(self, batch: Batch, gpu_start: int) -> tuple[int, int]:
         """Execution mode and GPU span of a step that starts at ``gpu_start``; counts its work.
@@ -313,10 +403,7 @@ class Replica:
             else:
                 self.look(gpu_start)
                 self._since_look = 1
-                factor = meter.factors[timing.decode_mode[rows]]
-                self._base_ps = round(timing.decode_base_ps[rows] * factor)
-                self._slopes_ps = [round(s[rows] * factor) for s in timing.decode_slope_ps]
-                self._rows = rows
+                self._read_clock(rows)
             self._context_tokens = context
             meter.decode_tokens += rows
             meter.context_tokens += context
@@ -345,21 +432,28 @@ class Replica:
 
     # ------------------------------------------------------------------ decode runs
 
-    def _plan_run(self, now: int) -> bool:
-        """Plan the turns until the batch changes; False if the next turn is not of that kind."""
-        queue = self._queue
-        if self._rows < 1 or self._since_look >= RUN_LIMIT:
-            return False
-        inflight: _Inflight | None = None
+    def _plan_run(self, now: int) -> SteadyRun | ListedRun | None:
+        """Plan the turns until the batch changes; None if the next turn is not of that kind."""
+        queue, scheduler, timing = self._queue, self.scheduler, self._timing
+        rows = self._rows
         if self._async:
             if len(queue) != 1:
-                return False
-            inflight = queue[0]
-        elif self._rows != self.scheduler.num_running:
-            return False  # somebody finished with the last step
-        turns = self.scheduler.decode_horizon(None if inflight is None else inflight.batch)
+                return None
+            turns = scheduler.decode_horizon(queue[0].batch)
+        elif rows != scheduler.num_running:
+            return None  # somebody finished with the last step
+        else:
+            turns = scheduler.decode_horizon(None)
         if turns < 2:
-            return False
+            return None
+        launch_start = now + timing.schedule_ps[rows]
+        gpu_start = self._gpu_free_ps + timing.gpu_gap_ps
+        if launch_start > gpu_start:
+            gpu_start = launch_start
+        if self._since_look >= RUN_LIMIT:
+            self.look(gpu_start, scheduler.blocks_of_next_decode)
+            self._since_look = 0
+            self._read_clock(rows)
         if turns > RUN_LIMIT - self._since_look:
             turns = RUN_LIMIT - self._since_look
         stop = self._inbox[0][0] if self._inbox else _NEVER
@@ -368,97 +462,120 @@ class Replica:
             if arrival < stop:
                 stop = arrival
 
-        timing = self._timing
-        rows = self._rows
-        context = self._context_tokens
-        mode = timing.decode_mode[rows]
-        schedule = timing.schedule_ps[rows]
-        launch = timing.launch_ps[mode][rows]
+        launch = timing.launch_ps[timing.decode_mode[rows]][rows]
         result = timing.result_ps
         after = timing.update_ps[rows] + timing.turn_ps
-        gap = timing.gpu_gap_ps
-        gpu_free = self._gpu_free_ps
-        previous_end = inflight.gpu_end_ps if inflight is not None else 0
-        wait_for_own = inflight is None
-        # context only grows: the span is affine until it passes the segment's end
+        # between an awaited step's end and the end of the launch that it lets begin
+        host = result + after + timing.schedule_ps[rows] + launch
+        context = self._context_tokens + rows
         span = self._decode_span(context)
-        knots, slopes = timing.knots, self._slopes_ps
-        segment = bisect_right(knots, context) - 1
-        segment_end = knots[segment + 1] if segment + 1 < len(knots) else _NEVER
-        growth = slopes[segment] * rows
-        starts: list[int] = []
-        updates: list[int] = []
-        ends: list[int] = []
-        busy: list[int] = []
-        busy_sum = 0
+        if self._async:
+            lag, between = 1, timing.gpu_gap_ps
+            steady = launch_start + launch <= self._gpu_free_ps
+        else:
+            lag, between = 0, max(timing.gpu_gap_ps, host - launch)
+            steady = launch_start + launch <= gpu_start + span
+        if not steady or host > between + span:
+            return self._list_run(now, turns, stop, launch, after)
+        # context only grows: the span is affine until it passes the segment's end
+        knots = timing.knots
+        segment = bisect_left(knots, context, 1) - 1
+        if segment + 1 < len(knots):
+            turns = min(turns, (knots[segment + 1] - context) // rows + 1)
+        growth = self._slopes_ps[segment] * rows
+        run = SteadyRun(
+            turns, now, gpu_start + span, between + span, growth, lag, result, after, span
+        )
+        if stop < _NEVER:
+            run.turns = run.turns_before(stop)
+        return run if run.turns else None
+
+    def _list_run(
+        self, now: int, turns: int, stop: int, launch: int, after: int
+    ) -> ListedRun | None:
+        """A run in which the GPU waits for the host; it ends where that ends."""
+        timing = self._timing
+        rows = self._rows
+        schedule, result, gap = timing.schedule_ps[rows], timing.result_ps, timing.gpu_gap_ps
+        context = self._context_tokens
+        gpu_free = awaited = self._gpu_free_ps
+        enough = result + after + schedule + launch - gap  # a span that keeps the GPU busy
+        busy = 0
         time = now
+        run = ListedRun()
         for _ in range(turns):
             if time >= stop:
                 break
-            starts.append(time)
+            start = time
             launch_start = time + schedule
             time = launch_start + launch
             context += rows
-            if context <= segment_end:
-                span += growth
-            else:
-                span = self._decode_span(context)
-                segment = bisect_right(knots, context) - 1
-                segment_end = knots[segment + 1] if segment + 1 < len(knots) else _NEVER
-                growth = slopes[segment] * rows
+            span = self._decode_span(context)
+            if self._async and run.turns and time <= gpu_free and span >= enough:
+                break  # the GPU is the bottleneck from here on
             gpu_start = gpu_free + gap
             if launch_start > gpu_start:
                 gpu_start = launch_start
+            awaited = gpu_free
             gpu_free = gpu_start + span
             if gpu_free < time:
                 gpu_free = time
-            busy_sum += gpu_free - gpu_start
-            busy.append(busy_sum)
-            ends.append(gpu_free)
-            awaited = gpu_free if wait_for_own else previous_end
+            busy += gpu_free - gpu_start
+            if not self._async:
+                awaited = gpu_free
             if awaited > time:
                 time = awaited
             time += result
-            previous_end = gpu_free
-            updates.append(time)
+            update = time
             time += after
-        if not starts:
-            return False
-        self._run_turns = len(starts)
-        self._run_start_ps = starts
-        self._run_update_ps = updates
-        self._run_gpu_end_ps = ends
-        self._run_busy_ps = busy
-        self._sleep_until(time)
-        return True
+            run.append(start, update, gpu_free, busy, time)
+        return run if run.turns else None
 
-    def _finish_run(self) -> None:
+    def _finish_run(self, run: SteadyRun | ListedRun) -> None:
         """Carry out the planned turns, as many as an arrival left of them."""
-        turns = self._run_turns
-        self._run_turns = 0
+        self._run = None
+        turns = run.turns
         rows = self._rows
         queue = self._queue
-        batch = queue.popleft().batch if self._async else self._last_batch
-        assert batch is not None
-        updates = self._run_update_ps
-        if turns < len(updates):
-            del updates[turns:]
-        requests = [item[0] for item in batch.items]
-        after = self.scheduler.advance(batch if self._async else None, turns)
-        self._sink.decode_run(updates, requests)
-        gpu_end = self._run_gpu_end_ps[turns - 1]
+        scheduler = self.scheduler
+        gpu_end = run.last_gpu_end_ps()
+        gaps = self._sink.gaps
+        grouped = self._grouped
         if self._async:
-            assert after is not None
-            queue.append(_Inflight(after, gpu_end))
+            due = queue.popleft()
+            grouped = grouped and due.grouped
+            batch: Batch | None = due.batch
+        else:
+            batch = self._last_batch
+        assert batch is not None
+        requests = batch.requests
+        if grouped:
+            gaps.extend((run.first_update_ps() - self._emit_ps, 0, 1, rows))
+        else:
+            self._first_of_run(run.first_update_ps(), requests)
+        following = scheduler.advance(batch if self._async else None, turns)
+        if following is not None:
+            queue.append(_Inflight(following, gpu_end, True))
+        self._unwritten = requests
+        run.add_gaps(gaps, rows)
+        self._emit_ps = run.last_update_ps()
+        self._grouped = True
         self._gpu_free_ps = gpu_end
         meter = self.meter
-        meter.busy_ps += self._run_busy_ps[turns - 1]
+        meter.busy_ps += run.busy_ps()
         meter.decode_tokens += rows * turns
-        meter.context_tokens += turns * self._context_tokens + rows * turns * (turns + 1) // 2
+        meter.context_tokens += turns * self._context_tokens + rows * (turns * (turns + 1) // 2)
         self._context_tokens += rows * turns
         self._since_look += turns
         self.steps += turns
         self._launched = True
-        free = self.scheduler.free_blocks
+        free = scheduler.free_blocks
         if free < self.least_free_blocks:
             self.least_free_blocks = free
+
+    def _first_of_run(self, time: int, requests: list[Request]) -> None:
+        """Count the gaps before a run's first update request by request."""
+        self._write_emitted()
+        emitted, gaps = self._sink.emitted_ps, self._sink.gaps
+        for request in requests:
+            gaps.extend((time - emitted[request.index], 0, 1, 1))

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import numpy as np
 import simpy
-from simpy.events import URGENT
 
 from qsim.profile import FrontEnd, Profile
 from qsim.sim.config import EngineConfig
 from qsim.sim.energy import PowerMeter
-from qsim.sim.engine import Replica
+from qsim.sim.engine import ARRIVAL, REFRESH, At, Replica
 from qsim.sim.kv_cache import prompt_block_ids
 from qsim.sim.router import make_router
 from qsim.sim.scheduler import Request
@@ -24,17 +22,8 @@ from qsim.traces.trace import Trace
 
 __all__ = ["Fleet"]
 
+_NEVER = 1 << 100
 _FREE_FRONTEND = FrontEnd(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-
-
-class _Arrival(simpy.Event):
-    """A timeout that comes before everything else at its time: requests first, then engines."""
-
-    def __init__(self, env: simpy.Environment, delay: int) -> None:
-        super().__init__(env)
-        self._ok = True
-        self._value = None
-        env.schedule(self, URGENT, delay)
 
 
 class Fleet:
@@ -53,9 +42,9 @@ class Fleet:
 
     Attributes
     ----------
-    replica : list of int
+    replica : array of int64
         Where each request went.
-    first_token_ps, last_token_ps : list of int
+    first_token_ps, last_token_ps : int64 arrays
         When the client has the first and the last token of each request.
     gaps : array of int64
         Inter-token gaps as the engine emits them: entries of :class:`qsim.sim.gaps.Gaps`.
@@ -78,6 +67,7 @@ class Fleet:
     ) -> None:
         n = len(trace)
         self.env = simpy.Environment(initial_time=0)
+        self.horizon_ps = 0
         self.arrival_ps: list[int] = np.rint(trace.arrival_s * PS_PER_S).astype(np.int64).tolist()
         self._prompt: list[int] = trace.prompt_tokens.tolist()
         self._output = list(output_tokens)
@@ -109,27 +99,25 @@ class Fleet:
         self._trace_ids = trace.hash_ids
         self._router = make_router(router, self, np.random.default_rng(seed))
         self._refresh: Callable[[], None] | None = getattr(self._router, "refresh", None)
-        self._refresh_due = False
+        self._refresh_ps = _NEVER
 
         f = profile.frontend if frontend else _FREE_FRONTEND
-        self._receive_ps = f.receive_ms * PS_PER_MS
-        self._receive_token_ps = f.receive_ms_per_1k_prompt_tokens * PS_PER_MS / 1000
+        prompt = trace.prompt_tokens.astype(np.float64)
+        token_ps = f.receive_ms_per_1k_prompt_tokens * PS_PER_MS / 1000
+        receive = np.rint(f.receive_ms * PS_PER_MS + token_ps * prompt).astype(np.int64)
+        self._receive_ps: list[int] = receive.tolist()
         self._serial_ps = round(f.receive_serial_ms * PS_PER_MS)
-        self._first_ps = f.first_token_ms * PS_PER_MS
-        self._first_token_ps = f.first_token_ms_per_1k_prompt_tokens * PS_PER_MS / 1000
-        self._first_row_ps = f.first_token_ms_per_running * PS_PER_MS
-        self._last_ps = f.last_token_ms * PS_PER_MS
-        self._last_row_ps = f.last_token_ms_per_running * PS_PER_MS
+        self._frontend = f
         self._ready_ps = [-(1 << 62)] * replicas  # when each front end handed on its last request
 
-        self.requests: list[Request | None] = [None] * n
-        self.replica = [0] * n
-        self.first_token_ps = [-1] * n
-        self.last_token_ps = [-1] * n
-        self.cached_tokens = [0] * n
-        self.preemptions = [0] * n
+        self.replica = _column(n)
+        self.cached_tokens = _column(n)
+        self.preemptions = _column(n)
         self.finished_count = 0
-        self._emitted_ps = [-1] * n  # the engine's time of each request's latest token
+        # the engine's time of the first, the latest and the last token, and the rows of their steps
+        self._first_ps, self._first_rows = _column(n), _column(n)
+        self._last_ps, self._last_rows = _column(n), _column(n)
+        self.emitted_ps = array("q", [-1]) * n
         self.gaps = array("q")  # entries of qsim.sim.gaps.Gaps
 
     def run(self) -> None:
@@ -139,49 +127,77 @@ class Fleet:
             replica.meter.start(start)
         self._schedule_arrival()
         self.env.run()
-        end = max(self.last_token_ps)
+        self._add_frontend()
+        end = int(self.last_token_ps.max())
         for replica in self.replicas:
             replica.look(end)
+
+    def _add_frontend(self) -> None:
+        """When the client has the first and the last token of each request."""
+        f = self._frontend
+        token_ps = f.first_token_ms_per_1k_prompt_tokens * PS_PER_MS / 1000
+        row_ps = f.first_token_ms_per_running * PS_PER_MS
+        first = f.first_token_ms * PS_PER_MS + token_ps * np.array(self._prompt, np.float64)
+        first += row_ps * np.frombuffer(self._first_rows, np.int64)
+        self.first_token_ps = np.frombuffer(self._first_ps, np.int64) + np.rint(first).astype(
+            np.int64
+        )
+        row_ps = f.last_token_ms_per_running * PS_PER_MS
+        last = f.last_token_ms * PS_PER_MS + row_ps * np.frombuffer(self._last_rows, np.int64)
+        last_ps = np.frombuffer(self._last_ps, np.int64) + np.rint(last).astype(np.int64)
+        one = np.array(self._output, np.int64) == 1
+        self.last_token_ps = np.where(
+            one, self.first_token_ps, np.maximum(last_ps, self.first_token_ps)
+        )
 
     # ------------------------------------------------------------------ arrivals
 
     def _schedule_arrival(self) -> None:
         if self._next < len(self.arrival_ps):
-            event = _Arrival(self.env, self.arrival_ps[self._next] - int(self.env.now))
+            time = self.arrival_ps[self._next]
+            event = At(self.env, time - int(self.env.now), ARRIVAL)
             event.callbacks.append(self._arrive)
+            self.horizon_ps = min(time, self._refresh_ps)
+        else:
+            self.horizon_ps = self._refresh_ps
 
     def _arrive(self, _event: simpy.Event) -> None:
-        now = int(self.env.now)
         arrival = self.arrival_ps
+        i = self._next
+        now = arrival[i]
         n = len(arrival)
-        while self._next < n and arrival[self._next] == now:
-            i = self._next
-            self._next = i + 1
-            if self._refresh is not None and not self._refresh_due:
+        while i < n and arrival[i] == now:
+            if self._refresh is not None and self._refresh_ps == _NEVER:
                 self._plan_refresh()
             target = self._router.choose(i, now)
             prompt, output = self._prompt[i], self._output[i]
             self.replica[i] = target
             self.outstanding_requests[target] += 1
             self.outstanding_tokens[target] += prompt + output
-            request = Request(i, prompt, output, block_ids=self._block_ids(i, prompt))
+            block_ids = () if self._hash_ids is None else self._block_ids(i, prompt)
+            request = Request(i, prompt, output, block_ids=block_ids)
             ready = self._ready(i, target, now)
             self._ready_ps[target] = ready
+            i += 1
+            self._next = i
             self.replicas[target].submit(request, ready)
-            if self._progress is not None and i % 256 == 0:
-                self._progress(i / n)
+            if self._progress is not None and i % 256 == 1:
+                self._progress((i - 1) / n)
         self._schedule_arrival()
 
     def _plan_refresh(self) -> None:
         """Let the router see the queues at the next multiple of its period."""
         period: int = self._router.period_ps  # type: ignore[attr-defined]
-        timer = self.env.timeout(period - self.env.now % period)
+        now = int(self.env.now)
+        self._refresh_ps = now - now % period + period
+        timer = At(self.env, self._refresh_ps - now, REFRESH)
         timer.callbacks.append(self._on_refresh)
-        self._refresh_due = True
+        self.horizon_ps = min(self.horizon_ps, self._refresh_ps)
 
     def _on_refresh(self, _event: simpy.Event) -> None:
         assert self._refresh is not None
-        self._refresh_due = False
+        self._refresh_ps = _NEVER
+        self.horizon_ps = self.arrival_ps[self._next] if self._next < len(self._prompt) else _NEVER
         self._refresh()
         if any(self.outstanding_requests):
             self._plan_refresh()
@@ -195,66 +211,32 @@ class Fleet:
 
     def _ready(self, i: int, target: int, now: int) -> int:
         """When the engine's queue has request ``i``."""
-        ready = now + round(self._receive_ps + self._receive_token_ps * self._prompt[i])
-        return max(ready, self._ready_ps[target] + self._serial_ps)
+        ready = now + self._receive_ps[i]
+        serial = self._ready_ps[target] + self._serial_ps
+        return ready if ready > serial else serial
 
     def _next_ready(self) -> int:
         """When the engine's queue will have the next request of the trace (one replica)."""
         if self._next >= len(self.arrival_ps):
-            return 1 << 100
+            return _NEVER
         return self._ready(self._next, 0, self.arrival_ps[self._next])
 
     def _block_ids(self, i: int, prompt: int) -> Sequence[int]:
-        if self._hash_ids is None:
-            return ()
+        assert self._hash_ids is not None
         ids: list[int] = self._hash_ids[i].tolist()
         return prompt_block_ids(ids, self._hash_ids.block_tokens, self._block_size, prompt)
 
     # ------------------------------------------------------------------ what replicas report
 
-    def tokens(self, time_ps: int, batch: list[Request], rows: int) -> None:
-        emitted = self._emitted_ps
-        common = 0
-        gap = -1
-        for request in batch:
-            i = request.index
-            before = emitted[i]
-            emitted[i] = time_ps
-            if before < 0:
-                self.first_token_ps[i] = time_ps + round(
-                    self._first_ps
-                    + self._first_token_ps * self._prompt[i]
-                    + self._first_row_ps * rows
-                )
-            elif time_ps - before == gap:
-                common += 1
-            else:
-                if common:
-                    self.gaps.extend((gap, 0, 1, common))
-                gap = time_ps - before
-                common = 1
-        if common:
-            self.gaps.extend((gap, 0, 1, common))
-
-    def decode_run(self, times_ps: list[int], batch: list[Request]) -> None:
-        self.tokens(times_ps[0], batch, len(batch))
-        if len(times_ps) == 1:
-            return
-        rows = len(batch)
-        for a, b in pairwise(times_ps):
-            self.gaps.extend((b - a, 0, 1, rows))
-        emitted = self._emitted_ps
-        last = times_ps[-1]
-        for request in batch:
-            emitted[request.index] = last
+    def first_token(self, time_ps: int, request: Request, rows: int) -> None:
+        i = request.index
+        self._first_ps[i] = time_ps
+        self._first_rows[i] = rows
 
     def finished(self, time_ps: int, request: Request, rows: int) -> None:
         i = request.index
-        if request.output_tokens == 1:
-            self.last_token_ps[i] = self.first_token_ps[i]
-        else:
-            last = time_ps + round(self._last_ps + self._last_row_ps * rows)
-            self.last_token_ps[i] = max(last, self.first_token_ps[i])
+        self._last_ps[i] = time_ps
+        self._last_rows[i] = rows
         self.cached_tokens[i] = request.cached_tokens
         self.preemptions[i] = request.preemptions
         self.finished_count += 1
@@ -262,13 +244,16 @@ class Fleet:
         self.outstanding_requests[target] -= 1
         self.outstanding_tokens[target] -= self._prompt[i] + self._output[i]
 
-    def power(self, replica: Replica, now_ps: int, energy_j: float) -> None:
-        scheduler = replica.scheduler
+    def power(self, replica: Replica, now_ps: int, energy_j: float, free_blocks: int) -> None:
         self.timeline.add(
             replica.index,
             now_ps,
             energy_j,
-            scheduler.num_running,
+            replica.scheduler.num_running,
             replica.num_unscheduled,
-            1.0 - scheduler.free_blocks / self._usable_blocks,
+            1.0 - free_blocks / self._usable_blocks,
         )
+
+
+def _column(n: int) -> array[int]:
+    return array("q", bytes(8 * n))

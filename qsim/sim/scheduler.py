@@ -61,6 +61,16 @@ class Scheduler(Rules):
         self._horizon = 0
         super().add(request)
 
+    @property
+    def in_lockstep(self) -> bool:
+        """Whether the decodes of the last batch ran as one group (lockstep.py)."""
+        return self._grouped
+
+    @property
+    def blocks_of_next_decode(self) -> int:
+        """KV blocks that the next step takes if ``decode_horizon`` has just found one."""
+        return self._group.blocks_needed()
+
     def abort(self, request: Request) -> None:
         """End a request now: its seat and blocks are free, tokens in flight are dropped."""
         if request.state == FINISHED:
