@@ -30,6 +30,7 @@ from qsim.sim.decode_run import ListedRun, SteadyRun
 from qsim.sim.energy import PowerMeter
 from qsim.sim.scheduler import Batch, Request, Scheduler, Update
 from qsim.sim.steplog import Step
+from qsim.sim.timeline import Timeline
 from qsim.sim.timing import Timing
 
 __all__ = ["ARRIVAL", "ENGINE", "REFRESH", "RUN_LIMIT", "At", "Replica", "Sink"]
@@ -51,15 +52,14 @@ class Sink(Protocol):
     gaps: array[int]
     #: a place for the time of each request's latest token; -1 before the first
     emitted_ps: array[int]
+    #: power and queue lengths over time
+    timeline: Timeline
 
     def first_token(self, time_ps: int, request: Request, rows: int) -> None:
         """``request`` has its first token; ``rows`` requests ran in that step."""
 
     def finished(self, time_ps: int, request: Request, rows: int) -> None:
         """``request`` has its last token; ``rows`` requests ran in that step."""
-
-    def power(self, replica: Replica, now_ps: int, energy_j: float, free_blocks: int) -> None:
-        """``replica`` used ``energy_j`` since it was last asked."""
 
 
 class At(simpy.Event):
@@ -126,6 +126,7 @@ class Replica:
         self.least_free_blocks = self._usable_blocks
         self._timing = timing
         self._sink = sink
+        self._timeline = sink.timeline
         self._async = config.async_scheduling
         self._jump = jump
         self._next_arrival_ps = next_arrival_ps
@@ -197,8 +198,8 @@ class Replica:
         self.events += 1
         time = self._turn(self._wake_ps)
         if self._jump:
-            sink = self._sink
-            while 0 <= time < sink.horizon_ps:
+            horizon = self._sink.horizon_ps
+            while 0 <= time < horizon:
                 time = self._turn(time)
         if time < 0:
             self._timer = None
@@ -373,7 +374,15 @@ class Replica:
         """
         energy = self.meter.evaluate(now)
         if energy:
-            self._sink.power(self, now, energy, self.scheduler.free_blocks - soon_taken)
+            scheduler = self.scheduler
+            self._timeline.add(
+                self.index,
+                now,
+                energy,
+                scheduler.num_running,
+                len(self._inbox) + scheduler.num_waiting,
+                scheduler.free_blocks - soon_taken,
+            )
 
     def _read_clock(self, rows: int) -> None:
         """Take over the span of ``rows`` decodes at the present clock."""

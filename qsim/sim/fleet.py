@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import simpy
@@ -73,12 +75,13 @@ class Fleet:
         self._output = list(output_tokens)
         self._hash_ids = trace.hash_ids if config.enable_prefix_caching else None
         self._block_size = config.block_size
-        self._usable_blocks = config.num_gpu_blocks - 1
         self._progress = progress
         self._next = 0
 
         timing = Timing(profile, config)
-        self.timeline = Timeline(self.arrival_ps[0], self.arrival_ps[-1])
+        self.timeline = Timeline(
+            self.arrival_ps[0], self.arrival_ps[-1], replicas, config.num_gpu_blocks - 1
+        )
         one = replicas == 1
         self.replicas = [
             Replica(
@@ -126,7 +129,8 @@ class Fleet:
         for replica in self.replicas:
             replica.meter.start(start)
         self._schedule_arrival()
-        self.env.run()
+        with _rare_collections():
+            self.env.run()
         self._add_frontend()
         end = int(self.last_token_ps.max())
         for replica in self.replicas:
@@ -244,15 +248,17 @@ class Fleet:
         self.outstanding_requests[target] -= 1
         self.outstanding_tokens[target] -= self._prompt[i] + self._output[i]
 
-    def power(self, replica: Replica, now_ps: int, energy_j: float, free_blocks: int) -> None:
-        self.timeline.add(
-            replica.index,
-            now_ps,
-            energy_j,
-            replica.scheduler.num_running,
-            replica.num_unscheduled,
-            1.0 - free_blocks / self._usable_blocks,
-        )
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Let the cycle collector run less often: nearly all objects here go without it."""
+    before = gc.get_threshold()
+    if before[0]:
+        gc.set_threshold(max(before[0], 100_000), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _column(n: int) -> array[int]:
