@@ -18,7 +18,7 @@ from time import perf_counter as now
 from typing import Any
 
 from qsim.calibrate.child import child_environment
-from qsim.errors import CalibrationError, MissingExtraError
+from qsim.errors import CalibrationError, MissingExtraError, QsimError
 
 __all__ = ["Gpu", "Nvml", "PowerSample", "PowerSampler", "read_samples"]
 
@@ -199,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         handles = [nvml.lib.nvmlDeviceGetHandleByIndex(int(i)) for i in args.gpus.split(",")]
         nvml.sample(handles)
     except Exception as e:  # NVML's own errors, too: the parent prints the last line
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
+        print(e if isinstance(e, QsimError) else f"{type(e).__name__}: {e}", file=sys.stderr)
         return 1
     stop = threading.Event()
 

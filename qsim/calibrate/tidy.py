@@ -103,13 +103,17 @@ def write_recording(
             for p in power
         ),
     )
-    facts = {
+    balance = _balance(loads, [s for _, s in kept])
+    facts: dict[str, Any] = {
         "zero_s": zero,
         "steps": len(kept),
         "requests": sum(len(m.result.requests) for m in loads if m.result is not None),
         "recorder_cost": recorder_cost([s for _, s in kept]),
-        "token_balance": _balance(loads, [s for _, s in kept]),
+        "token_balance": balance,
     }
+    if list(balance.values())[::2] != list(balance.values())[1::2]:
+        note = "steps and requests differ in tokens, as they do when requests were preempted"
+        facts["notes"] = [*server.get("notes", []), note]
     _write_json(folder / "phases.json", [_phase(m, zero, power) for m in loads])
     _write_json(folder / "server.json", {**server, **facts})
     return facts

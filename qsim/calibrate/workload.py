@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -143,11 +143,27 @@ def phases(
     makers = [_warm, _idle, _ladder, _pre, _context_1k, _over, _context_8k, _caps, _mix]
     for make in makers:
         for phase in make(plan):
-            seen = yield phase
+            seen = yield _within(phase, limits.max_model_len)
             plan.speed = seen or plan.speed
     for phase_of, trace in ((_moderate, holdout[:1]), (_overload, holdout[-1:])):
         seen = yield phase_of(plan, trace[0] if trace else None)
         plan.speed = seen or plan.speed
+
+
+def _within(phase: Phase, max_model_len: int) -> Phase:
+    """The phase with its lengths cut to what the server takes."""
+    streams = []
+    for s in phase.streams:
+        prompt, output = _cut(s["prompt"], s["output"], max_model_len)
+        streams.append({**s, "prompt": prompt.tolist(), "output": output.tolist()})
+    return replace(phase, streams=tuple(streams))
+
+
+def _cut(
+    prompt: Sequence[int] | np.ndarray, output: Sequence[int] | np.ndarray, max_model_len: int
+) -> tuple[np.ndarray, np.ndarray]:
+    outputs = np.minimum(np.asarray(output, dtype=int), max_model_len // 2)
+    return np.minimum(np.asarray(prompt, dtype=int), max_model_len - 8 - outputs), outputs
 
 
 def total_s(plan: Sequence[Phase]) -> float:
@@ -161,7 +177,6 @@ def _burst(prompt: Sequence[int], output: Sequence[int]) -> Stream:
 
 def _warm(plan: _Plan) -> list[Phase]:
     sizes = [8192, 4096, 2048, 1024, 600, 300, 100, 40]
-    sizes = [min(s, plan.limits.max_model_len - 64) for s in sizes]
     one = {"concurrency": 1, "prompt": sizes, "output": [6] * len(sizes)}
     two = _burst([512] * 48, [24] * 48)
     tokens = sum(sizes) + 48 * 512
@@ -231,23 +246,23 @@ def _ladder(plan: _Plan) -> list[Phase]:
 
 def _context_1k(plan: _Plan) -> list[Phase]:
     budget_ms = plan.ms(0.10)
-    tokens = min(0.75 * plan.limits.kv_tokens, 0.62 * budget_ms / plan.speed.prefill_ms(1, 1024))
-    if tokens >= 230_000:
-        top, half = 512, 1024
-    elif tokens >= 90_000:
-        top, half = 256, 1024
-    else:
-        top, half = 128, 1024
-    top = min(top, plan.limits.max_num_seqs)
-    full = (top // 2) * 256 + (top - top // 2) * 1024 if top == 512 else top * 1024
-    factor = min(1.0, tokens / full)
-    long = max(64, int(half * factor))
-    short = max(32, int(256 * factor)) if top == 512 else long
-    levels = [x for x in LEVELS if 24 <= x <= top]
-    per_step_ms = sum(plan.speed.decode_ms(x, 1.2 * long * x) for x in levels)
-    steps = int(np.clip(0.38 * budget_ms / per_step_ms, 12, 50))
-    prompts = [short] * (top // 2) + [long] * (top - top // 2)
-    stream, ms = _staircase(plan, levels, steps, prompts)
+    kv_tokens = plan.limits.kv_tokens
+    tokens = min(0.75 * kv_tokens, 0.62 * budget_ms / plan.speed.prefill_ms(1, 1024))
+    most = 512 if tokens >= 230_000 else 256 if tokens >= 90_000 else 128
+    for top in LEVELS:
+        if top > min(most, plan.limits.max_num_seqs):
+            continue
+        full = (top // 2) * 256 + (top - top // 2) * 1024 if top == 512 else top * 1024
+        factor = min(1.0, tokens / full)
+        long = max(64, int(1024 * factor))
+        short = max(32, int(256 * factor)) if top == 512 else long
+        levels = [x for x in LEVELS if min(24, top) <= x <= top]
+        per_step_ms = sum(plan.speed.decode_ms(x, 1.2 * long * x) for x in levels)
+        steps = int(np.clip(0.38 * budget_ms / per_step_ms, 12, 50))
+        prompts = [short] * (top // 2) + [long] * (top - top // 2)
+        stream, ms = _staircase(plan, levels, steps, prompts)
+        if sum(prompts) + sum(stream["output"]) <= 0.95 * kv_tokens:
+            break  # else a smaller batch: a preemption would compute prompts again
     what = f"{top} requests at once, {short} and {long} in; outputs end in steps of {steps} tokens"
     return [Phase("ctx1k", what, "burst", "fit", (stream,), expected_s=0.2 + ms / 1e3)]
 
@@ -257,7 +272,7 @@ def _context_8k(plan: _Plan) -> list[Phase]:
     prompt = min(8000, plan.limits.max_model_len - 1200)
     each_ms = plan.speed.prefill_ms(prompt)
     count = int(min(0.7 * budget_ms / each_ms, 0.8 * plan.limits.kv_tokens / (prompt + 600), 32))
-    levels = [x for x in LEVELS if x <= max(2, count)]
+    levels = [x for x in LEVELS if x <= min(max(2, count), plan.limits.max_num_seqs)]
     per_step_ms = sum(plan.speed.decode_ms(x, 1.05 * prompt * x) for x in levels)
     steps = int(np.clip(0.3 * budget_ms / per_step_ms, 20, 60))
     stream, ms = _staircase(plan, levels, steps, [prompt] * levels[0])
@@ -291,7 +306,9 @@ def _over(plan: _Plan) -> list[Phase]:
         step_ms = plan.speed.decode_ms(rows, 300.0 * rows)
         cycle_ms = gap_ms + plan.speed.round_trip_ms + 2 * step_ms
         once_ms = sum(plan.speed.prefill_ms(x) + cycle_ms for x in sizes)
-        if rows * 600 > 0.5 * plan.limits.kv_tokens or (result and once_ms > left_ms):
+        if rows >= plan.limits.max_num_seqs or rows * 600 > 0.5 * plan.limits.kv_tokens:
+            continue
+        if result and once_ms > left_ms:
             continue
         left_ms -= once_ms
         outputs = int(1.15 * len(sizes) * (cycle_ms / step_ms + 1)) + 20
@@ -327,6 +344,7 @@ def _caps(plan: _Plan) -> list[Phase]:
         ("cap3k", 48, 2100, 4000, 3),
         ("cap8x1k", 0, 1024, 1025, 32),
     ):
+        rows = min(rows, max(0, plan.limits.max_num_seqs - flying))
         mean = (low + high) / 2
         prompt_ms = plan.speed.prefill_ms(mean)
         step_ms = prompt_ms + (plan.speed.decode_ms(rows) if rows else 0.0)
@@ -380,11 +398,10 @@ def _holdout(
     quantiles: tuple[Sequence[int], Sequence[int], float, str],
 ) -> Phase:
     """A slice of a trace (or lengths drawn like one) at ``load`` times the capacity."""
-    limit = plan.limits.max_model_len - 8
+    longest = plan.limits.max_model_len
     if trace is None:
         prompts, outputs, shape, name = quantiles
-        sample = _draw(plan, prompts, 4000), _draw(plan, outputs, 4000)
-        sample = np.minimum(sample[0], limit - 2048), np.minimum(sample[1], 2040)
+        sample = _cut(_draw(plan, prompts, 4000), _draw(plan, outputs, 4000), longest)
         capacity = plan.speed.capacity_rps(
             float(sample[0].mean()), float(sample[1].mean()), plan.limits.kv_tokens
         )
@@ -393,8 +410,7 @@ def _holdout(
         at_s = at_s[: len(prompt)]
     else:
         name = trace.name
-        output = np.minimum(np.asarray(trace.output_tokens, dtype=int), limit // 2)
-        prompt = np.minimum(np.asarray(trace.prompt_tokens, dtype=int), limit - output)
+        prompt, output = _cut(trace.prompt_tokens, trace.output_tokens, longest)
         capacity = plan.speed.capacity_rps(
             float(prompt.mean()), float(output.mean()), plan.limits.kv_tokens
         )

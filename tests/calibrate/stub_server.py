@@ -2,8 +2,9 @@
 
     python stub_server.py serve MODEL --port N [vLLM's other options are ignored]
 
-STUB_MODE makes it fail in the ways a real server does. It loads vLLM's general plugins, so the
-step recorder runs inside it, on the classes in ``fakes``.
+STUB_MODE makes it fail in the ways a real server does, STUB_MODE_QUANTIZED does so for quantized
+models only. It loads vLLM's general plugins, so the step recorder runs inside it, on the classes
+in ``fakes``.
 """
 
 import argparse
@@ -37,14 +38,19 @@ def log(text):
     print(f"(EngineCore pid={os.getpid()}) INFO 11-20 12:00:00 [stub.py:1] {text}", flush=True)
 
 
+def quantized(model):
+    config = json.loads((Path(model) / "config.json").read_text())
+    return "quantization_config" in config
+
+
 def weights_gib(model):
-    """What vLLM would load; STUB_WEIGHTS_GIB overrides it."""
-    given = os.environ.get("STUB_WEIGHTS_GIB")
-    return float(given) if given else float(os.environ.get("STUB_EXPECTED_GIB", "14.96"))
+    """What vLLM would load of llama-3.1-8b, in 16 or 8 bits; STUB_WEIGHTS_GIB overrides it."""
+    return float(os.environ.get("STUB_WEIGHTS_GIB") or (8.46 if quantized(model) else 14.96))
 
 
 class Engine:
-    def __init__(self):
+    def __init__(self, mode):
+        self.mode = mode
         multiprocessing.current_process().name = "EngineCore"
         from vllm.plugins import load_general_plugins
 
@@ -79,7 +85,7 @@ class Engine:
             result = self.executor.sample_tokens(None, non_block=True)
             await asyncio.sleep(max(0.0, torch.cuda.busy_until() - time.perf_counter()))
             self.steps += 1
-            if os.environ.get("STUB_MODE") == "crash-later" and self.steps > 20:
+            if self.mode == "crash-later" and self.steps > 20:
                 print("RuntimeError: CUDA error: an illegal memory access", flush=True)
                 os._exit(1)
             for name, finished in self.scheduler.update_from_output(output, result):
@@ -149,6 +155,8 @@ async def main():
     parser.add_argument("--port", type=int, required=True)
     args, _ = parser.parse_known_args()
     mode = os.environ.get("STUB_MODE", "ok")
+    if "STUB_MODE_QUANTIZED" in os.environ and quantized(args.model):
+        mode = os.environ["STUB_MODE_QUANTIZED"]
     log("Initializing a V1 LLM engine (v0.24.0) with config: 'cudagraph_capture_sizes': [4, 2, 1]")
     await asyncio.sleep(float(os.environ.get("STUB_START_S", "0.1")))
     if mode in FAILURES:
@@ -159,7 +167,7 @@ async def main():
     log(f"Model loading took {weights_gib(args.model)} GiB and 1.000000 seconds")
     log("Available KV cache memory: 39.06 GiB")
     log(f"GPU KV cache size: {BLOCKS * 16:,} tokens")
-    engine = Engine()
+    engine = Engine(mode)
     if mode == "stubborn":
         import signal
 

@@ -1,0 +1,62 @@
+"""Runs ``qsim calibrate`` with few short loads instead of minutes of them. For tests only.
+
+python drive.py run --model ... (the options of qsim calibrate run)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+NVML = str(Path(__file__).parent / "fakes" / "nvml")
+sys.path[:0] = [str(ROOT), NVML]
+os.environ["PYTHONPATH"] = NVML  # for the process that samples power, too
+
+from qsim.calibrate import measure, profiling  # noqa: E402
+from qsim.calibrate.speed import Speed  # noqa: E402
+from qsim.calibrate.workload import HoldoutTrace, Limits, Phase  # noqa: E402
+
+
+def _burst(count: int, prompt: int, output: int) -> dict[str, list[float]]:
+    return {"at_s": [0.0] * count, "prompt": [prompt] * count, "output": [output] * count}
+
+
+def short_phases(
+    speed: Speed,
+    limits: Limits,
+    budget_s: float,
+    seed: int = 0,
+    holdout: Sequence[HoldoutTrace] = (),
+) -> Generator[Phase, Speed | None, None]:
+    """Five loads of a fraction of a second."""
+    one = {"concurrency": 2, "prompt": [40, 700, 9000], "output": [1, 1, 2]}
+    late = {"at_s": [0.0, 0.02, 0.05], "prompt": [300, 20, 60], "output": [9, 3, 30]}
+    yield Phase("warm", "a burst", "burst", "skip", (_burst(2, 50, 4),), expected_s=0.1)
+    yield Phase("idle", "no requests", "idle", "fit", idle_s=0.2, expected_s=0.2)
+    yield Phase("ladder", "a burst", "burst", "fit", (_burst(8, 64, 60),), expected_s=0.2)
+    yield Phase("pre", "prompts over decodes", "rows", "fit", (_burst(3, 30, 20), one), 0.0, 0.2)
+    yield Phase("val_moderate", "arrivals", "rows", "holdout", (late,), expected_s=0.2)
+
+
+def shorten() -> None:
+    """Put the short loads in the place of the real ones."""
+    measure.phases = short_phases  # type: ignore[assignment]
+    measure.GAP_S = 0.02
+
+
+def no_fit(folder: Path, out: Path, progress: object = None) -> None:
+    """In the place of the fit, for which these loads show too little."""
+    out.write_text("{}")
+
+
+if __name__ == "__main__":
+    shorten()
+    if "--fit-nothing" in sys.argv:
+        sys.argv.remove("--fit-nothing")
+        profiling.profile_recording = no_fit  # type: ignore[assignment]
+    from qsim.cli import main
+
+    main(["calibrate", *sys.argv[1:]], prog_name="qsim")
