@@ -115,19 +115,16 @@ class SteadyRun:
             k += 1
         return k + 2 + self._lag
 
-    def first_update_ps(self) -> int:
-        return self._gpu_end(-self._lag) + self._result_ps
-
-    def last_update_ps(self) -> int:
-        return self._gpu_end(self.turns - 1 - self._lag) + self._result_ps
-
-    def last_gpu_end_ps(self) -> int:
-        return self._gpu_end(self.turns - 1)
-
-    def busy_ps(self) -> int:
-        """GPU time of the run's steps."""
-        turns = self.turns
-        return turns * self._span_ps + self._growth_ps * (turns * (turns - 1) // 2)
+    def outcome(self) -> tuple[int, int, int, int]:
+        """First and last update, the GPU's last end, and the GPU time of all steps."""
+        turns, lag, growth, result = self.turns, self._lag, self._growth_ps, self._result_ps
+        gpu_end = self._gpu_end
+        return (
+            gpu_end(-lag) + result,
+            gpu_end(turns - 1 - lag) + result,
+            gpu_end(turns - 1),
+            turns * self._span_ps + growth * (turns * (turns - 1) // 2),
+        )
 
     def add_gaps(self, gaps: array[int], rows: int) -> None:
         """Append the gaps between the run's updates, as an entry of ``qsim.sim.gaps.Gaps``."""
@@ -168,17 +165,11 @@ class ListedRun:
     def turns_before(self, time_ps: int) -> int:
         return bisect_left(self._start_ps, time_ps, 0, self.turns)
 
-    def first_update_ps(self) -> int:
-        return self._update_ps[0]
-
-    def last_update_ps(self) -> int:
-        return self._update_ps[self.turns - 1]
-
-    def last_gpu_end_ps(self) -> int:
-        return self._gpu_end_ps[self.turns - 1]
-
-    def busy_ps(self) -> int:
-        return self._busy_ps[self.turns - 1]
+    def outcome(self) -> tuple[int, int, int, int]:
+        """First and last update, the GPU's last end, and the GPU time of all steps."""
+        last = self.turns - 1
+        update = self._update_ps
+        return update[0], update[last], self._gpu_end_ps[last], self._busy_ps[last]
 
     def add_gaps(self, gaps: array[int], rows: int) -> None:
         update = self._update_ps

@@ -75,12 +75,13 @@ class At(simpy.Event):
 class _Inflight:
     """A step that was scheduled (and launched, unless empty) and has not been applied."""
 
-    __slots__ = ("batch", "gpu_end_ps", "grouped", "step")
+    __slots__ = ("batch", "gpu_end_ps", "grouped", "rows", "step")
 
     def __init__(
-        self, batch: Batch, gpu_end_ps: int, grouped: bool, step: Step | None = None
+        self, batch: Batch, rows: int, gpu_end_ps: int, grouped: bool, step: Step | None = None
     ) -> None:
         self.batch = batch
+        self.rows = rows  # requests in the batch
         self.gpu_end_ps = gpu_end_ps
         self.grouped = grouped
         self.step = step
@@ -125,6 +126,7 @@ class Replica:
         self._usable_blocks = config.num_gpu_blocks - 1
         self.least_free_blocks = self._usable_blocks
         self._timing = timing
+        self._first_knot = timing.knots[1] if len(timing.knots) > 1 else _NEVER
         self._sink = sink
         self._timeline = sink.timeline
         self._async = config.async_scheduling
@@ -235,6 +237,7 @@ class Replica:
             running = scheduler.num_running
             time += timing.schedule_ps[running]
             gpu_end = time
+            rows = 0
             step: Step | None = None
             if batch.num_tokens:
                 self._launched = True
@@ -243,7 +246,8 @@ class Replica:
                 if launch_start > gpu_start:
                     gpu_start = launch_start
                 mode, span = self._span(batch, gpu_start)
-                time += timing.launch_ps[mode][batch.num_decodes + len(batch.prefill)]
+                rows = batch.num_decodes + len(batch.prefill)
+                time += timing.launch_ps[mode][rows]
                 gpu_end = gpu_start + span
                 if gpu_end < time:
                     gpu_end = time  # the GPU waits for the launch
@@ -265,7 +269,7 @@ class Replica:
                     )
             else:
                 self._rows = -1
-            queue.append(_Inflight(batch, gpu_end, scheduler.in_lockstep, step))
+            queue.append(_Inflight(batch, rows, gpu_end, scheduler.in_lockstep, step))
             self._note_state(batch, running)
             if self._async and len(queue) == 1 and (self._launched or scheduler.has_work()):
                 # the queue has room: schedule the next step before waiting for this one
@@ -276,7 +280,7 @@ class Replica:
             return self._idle(now)
         due = queue.popleft()
         self._due = due
-        rows = due.batch.num_decodes + len(due.batch.prefill)
+        rows = due.rows
         if rows:
             if due.gpu_end_ps > time:
                 time = due.gpu_end_ps
@@ -293,7 +297,7 @@ class Replica:
             self._log(due.step)
         if update.tokens:
             time = self._due_ps
-            rows = batch.num_decodes + len(batch.prefill)
+            rows = due.rows
             self._emit(time, batch, update, due.grouped)
             sink = self._sink
             for request in update.first:
@@ -323,11 +327,21 @@ class Replica:
             self._unwritten = update.tokens
         else:
             self._write_emitted()
+            since = -2
+            common = 0  # so many in a row had their latest token at that time
             for request in update.tokens:
                 i = request.index
-                if emitted[i] >= 0:
-                    gaps.extend((time - emitted[i], 0, 1, 1))
+                before = emitted[i]
                 emitted[i] = time
+                if before == since:
+                    common += 1
+                elif before >= 0:
+                    if common:
+                        gaps.extend((time - since, 0, 1, common))
+                    since = before
+                    common = 1
+            if common:
+                gaps.extend((time - since, 0, 1, common))
         self._emit_ps = time
 
     def _write_emitted(self) -> None:
@@ -432,6 +446,8 @@ class Replica:
     def _decode_span(self, context: int) -> int:
         span = self._base_ps
         knots = self._timing.knots
+        if context <= self._first_knot:
+            return span + self._slopes_ps[0] * context
         last = len(knots) - 1
         for j, slope in enumerate(self._slopes_ps):
             if j == last or context <= knots[j + 1]:
@@ -547,8 +563,8 @@ class Replica:
         rows = self._rows
         queue = self._queue
         scheduler = self.scheduler
-        gpu_end = run.last_gpu_end_ps()
         gaps = self._sink.gaps
+        first_update, last_update, gpu_end, busy = run.outcome()
         grouped = self._grouped
         if self._async:
             due = queue.popleft()
@@ -559,19 +575,19 @@ class Replica:
         assert batch is not None
         requests = batch.requests
         if grouped:
-            gaps.extend((run.first_update_ps() - self._emit_ps, 0, 1, rows))
+            gaps.extend((first_update - self._emit_ps, 0, 1, rows))
         else:
-            self._first_of_run(run.first_update_ps(), requests)
+            self._first_of_run(first_update, requests)
         following = scheduler.advance(batch if self._async else None, turns)
         if following is not None:
-            queue.append(_Inflight(following, gpu_end, True))
+            queue.append(_Inflight(following, rows, gpu_end, True))
         self._unwritten = requests
         run.add_gaps(gaps, rows)
-        self._emit_ps = run.last_update_ps()
+        self._emit_ps = last_update
         self._grouped = True
         self._gpu_free_ps = gpu_end
         meter = self.meter
-        meter.busy_ps += run.busy_ps()
+        meter.busy_ps += busy
         meter.decode_tokens += rows * turns
         meter.context_tokens += turns * self._context_tokens + rows * (turns * (turns + 1) // 2)
         self._context_tokens += rows * turns
