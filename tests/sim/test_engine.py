@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +13,12 @@ from hypothesis import strategies as st
 from qsim.profile import Profile
 from qsim.sim.api import simulate
 from qsim.sim.config import EngineOptions
+from qsim.sim.decode_run import SteadyRun
+from qsim.sim.gaps import Gaps
 from qsim.sim.result import SimulationResult
 from qsim.sim.router import ROUTERS
+from qsim.sim.steplog import Step
+from qsim.sim.timing import PS_PER_MS, PS_PER_S
 from qsim.traces.trace import HashIds, Trace
 from tests.profiles import constant_profile, make_profile
 
@@ -201,6 +206,9 @@ PROFILES = st.sampled_from(
     [
         make_profile(throttle=0.1),
         make_profile(host_ms=0.5, launch_ms=3.0, decode_ms=2.0),  # host and GPU take turns
+        # the GPU becomes the bottleneck where rows and context grow
+        make_profile(host_ms=0.3, launch_ms=2.4, decode_ms=3.0),
+        make_profile(host_ms=0.5, launch_ms=3.4, decode_ms=4.0, throttle=0.1),
         constant_profile(5.0),
     ]
 )
@@ -211,12 +219,22 @@ def same(a: SimulationResult, b: SimulationResult) -> None:
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
     for q in (0, 50, 90, 99, 100):
         assert a.statistic("itl", f"p{q}") == b.statistic("itl", f"p{q}") or not a.itl.count.sum()
+    gaps = [np.sort(np.repeat(r.itl.ms, r.itl.count)) for r in (a, b)]
+    np.testing.assert_array_equal(*gaps)
     for x, y in zip(a.replica_stats, b.replica_stats, strict=True):
         assert x == y
+    for name, column in a.timeline.items():
+        np.testing.assert_allclose(column, b.timeline[name], rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 @settings(max_examples=120, deadline=None)
-@given(traces(), OPTIONS, PROFILES, st.integers(1, 3), st.sampled_from(sorted(ROUTERS)))
+@given(
+    traces(),
+    OPTIONS,
+    PROFILES | st.just(constant_profile(0.0)),  # all events at one time
+    st.integers(1, 3),
+    st.sampled_from(sorted(ROUTERS)),
+)
 def test_jumping_over_decode_runs_equals_single_steps(load, options, profile, replicas, router):
     runs = [
         simulate(
@@ -225,6 +243,114 @@ def test_jumping_over_decode_runs_equals_single_steps(load, options, profile, re
         for jump in (True, False)
     ]
     same(*runs)
+
+
+def with_knots(profile: Profile, *knots: int) -> Profile:
+    """Spans that grow by other amounts from knot to knot, and not little."""
+    slopes = [[2e-4 + 1e-4 * j] * 4 for j in range(len(knots))]
+    decode = replace(
+        profile.latency.decode, context_knots_tokens=list(knots), ms_per_context_token=slopes
+    )
+    return replace(profile, latency=replace(profile.latency, decode=decode))
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("offset", range(-2, 3))
+def test_knots_on_and_beside_the_steps_of_a_run(asynchronous, offset):
+    # contexts are 300 + 3 k: knots one after the other, on a step and between steps
+    profile = with_knots(make_profile(), 0, 330 + offset, 331 + offset, 390 + offset, 600)
+    load = trace(np.zeros(3), np.full(3, 100), np.full(3, 150))
+    options = EngineOptions(async_scheduling=asynchronous)
+    same(*(simulate(load, profile, options=options, jump=jump) for jump in (True, False)))
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("frontend", [True, False])
+def test_an_arrival_at_every_turn_of_a_run_and_beside_it(asynchronous, replicas, frontend):
+    # the turns of one request alone, from the log of its steps; then another request comes to
+    # the engine's queue 1 ps before a turn starts, as it starts, and 1 ps after
+    profile = with_knots(make_profile(), 0, 112)
+    options = EngineOptions(async_scheduling=asynchronous)
+    steps: list[Step] = []
+    simulate(trace([0.0], [100], [25]), profile, options=options, frontend=frontend, step_log=steps)
+    f = profile.frontend
+    receive_ms = f.receive_ms + f.receive_ms_per_1k_prompt_tokens * 50 / 1000 if frontend else 0.0
+    receive_ps = round(receive_ms * PS_PER_MS)
+    for step in steps[2:]:
+        for beside in (-1, 0, 1):
+            arrival_s = (step.schedule_ps + beside - receive_ps) / PS_PER_S
+            # with two replicas, a short request keeps the other one's turn
+            between = [0.0] * (replicas - 1)
+            load = trace(
+                [0.0, *between, arrival_s],
+                [100, *[8] * (replicas - 1), 50],
+                [25, *[1] * (replicas - 1), 5],
+            )
+            runs = [
+                simulate(
+                    load,
+                    profile,
+                    replicas=replicas,
+                    router="round-robin",
+                    options=options,
+                    frontend=frontend,
+                    jump=jump,
+                )
+                for jump in (True, False)
+            ]
+            assert runs[0].replica[-1] == 0
+            same(*runs)
+
+
+@pytest.mark.parametrize("launch_ms", [3.0, 3.85, 3.95, 4.0, 4.05, 4.5])
+def test_runs_near_the_change_from_host_bound_to_gpu_bound(launch_ms):
+    # spans grow with the context from 4 ms on and overtake the host's time within a run
+    profile = with_knots(make_profile(launch_ms=launch_ms, throttle=0.1), 0, 150, 400)
+    load = trace([0.0, 0.3, 0.3, 1.1], [40, 60, 30, 200], [150, 80, 1, 90])
+    same(*(simulate(load, profile, jump=jump) for jump in (True, False)))
+
+
+steady_runs = st.builds(
+    SteadyRun,
+    turns=st.integers(1, 64),
+    start_ps=st.just(0),
+    gpu_end_ps=st.integers(0, 10**10),
+    step_ps=st.integers(0, 10**10),
+    growth_ps=st.sampled_from([0, 1, 1000, 10**7]),
+    lag=st.sampled_from([0, 1]),
+    result_ps=st.integers(0, 10**9),
+    after_ps=st.integers(0, 10**9),
+    span_ps=st.integers(0, 10**10),
+)
+
+
+@given(steady_runs, st.integers(0, 64), st.integers(-2, 2), st.integers(0, 10**12))
+def test_the_turns_of_a_steady_run_before_a_time(run, turn, beside, anywhere):
+    starts = [run.start_ps(k) for k in range(run.turns)]
+    for time in (run.start_ps(min(turn, run.turns)) + beside, anywhere):
+        expected = 0
+        while expected < run.turns and starts[expected] < time:
+            expected += 1
+        assert run.turns_before(time) == expected
+
+
+@given(steady_runs)
+def test_a_steady_run_is_the_sum_of_its_steps(run):
+    # the same turns with each step's span added up one by one
+    lag, step, growth = run._lag, run._step_ps, run._growth_ps
+    ends = {0: run._gpu_end_ps, -1: run._gpu_end_ps - step}
+    busy = span = run._span_ps
+    for k in range(1, run.turns):
+        ends[k] = ends[k - 1] + step + growth * k
+        span += growth
+        busy += span
+    updates = [ends[k - lag] + run._result_ps for k in range(run.turns)]
+    assert run.outcome() == (updates[0], updates[-1], ends[run.turns - 1], busy)
+    gaps = array("q")
+    run.add_gaps(gaps, 3)
+    expanded = np.sort(np.repeat(Gaps(gaps).ms, Gaps(gaps).count))
+    assert expanded.tolist() == [g / PS_PER_MS for g in np.sort(np.repeat(np.diff(updates), 3))]
 
 
 def test_a_run_that_passes_a_context_knot_equals_single_steps():
