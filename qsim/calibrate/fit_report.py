@@ -208,14 +208,19 @@ def _phase_table(rows: Sequence[Comparison]) -> list[str]:
             band = ""
             if metric == "ttft_ms":
                 low, high = c.p99_ttft_band_ms
-                band = f"p99 {low:.4g} to {high:.4g}"
+                band = f"p99 {_plain(low)} to {_plain(high)}"
             lines.append(f"| {kind} | {_TITLES[metric]} ms | {' | '.join(cells)} | {band} |")
         if "energy_j" in c.measured:
             lines.append(f"| {kind} | energy J | {_cell(c, 'energy_j')} | | | | |")
     return lines
 
 
+def _plain(value: float) -> str:
+    """Four significant digits, never with an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def _cell(c: Comparison, key: str) -> str:
     error = c.error_percent(key)
-    text = f"{c.simulated[key]:.4g} / {c.measured[key]:.4g} {error:+.1f}%"
+    text = f"{_plain(c.simulated[key])} / {_plain(c.measured[key])} {error:+.1f}%"
     return f"**{text}**" if abs(error) > 5.0 else text

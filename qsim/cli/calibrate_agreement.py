@@ -13,7 +13,10 @@ __all__ = ["agreement"]
 )
 @click.option("--profile", "profile_id", help="Whose front end to use; default: the server's own.")
 @click.option("--phase", "phases", multiple=True, help="Only these phases (repeatable).")
-def agreement(recordings: tuple[str, ...], profile_id: str | None, phases: tuple[str, ...]) -> None:
+@click.option("--total", is_flag=True, help="One row a recording instead of one a phase.")
+def agreement(
+    recordings: tuple[str, ...], profile_id: str | None, phases: tuple[str, ...], total: bool
+) -> None:
     """Compare the scheduler's batches with recorded ones, step by step.
 
     The recorded send times and step times are fed to the scheduler; a step agrees if it has the
@@ -27,7 +30,7 @@ def agreement(recordings: tuple[str, ...], profile_id: str | None, phases: tuple
 
     click.echo("| recording | phase | steps | agree | agree, arrivals as recorded |")
     click.echo("|---|---|---:|---:|---:|")
-    total = agreeing = given = 0
+    overall = [0, 0, 0]
     for path in recordings:
         recording = read_recording(path)
         s = recording.server
@@ -38,13 +41,19 @@ def agreement(recordings: tuple[str, ...], profile_id: str | None, phases: tuple
             compare_steps(recording, profile, phases or None, recorded_arrivals=True),
             strict=True,
         )
+        own = [0, 0, 0]
         for model, recorded in pairs:
-            total += model.steps
-            agreeing += model.agreeing
-            given += recorded.agreeing
-            click.echo(
-                f"| {recording.name} | {model.phase} | {model.steps} | {model.share:.1%} "
-                f"| {recorded.share:.1%} |"
-            )
-    if total:
-        click.echo(f"| all | | {total} | {agreeing / total:.1%} | {given / total:.1%} |")
+            counts = [model.steps, model.agreeing, recorded.agreeing]
+            own = [a + b for a, b in zip(own, counts, strict=True)]
+            if not total:
+                click.echo(_row(recording.name, model.phase, counts))
+        if total and own[0]:
+            click.echo(_row(recording.name, "all", own))
+        overall = [a + b for a, b in zip(overall, own, strict=True)]
+    if overall[0]:
+        click.echo(_row("all", "", overall))
+
+
+def _row(name: str, phase: str, counts: list[int]) -> str:
+    steps, agreeing, given = counts
+    return f"| {name} | {phase} | {steps} | {agreeing / steps:.1%} | {given / steps:.1%} |"

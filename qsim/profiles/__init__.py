@@ -125,9 +125,16 @@ def stated_errors(profile: Profile) -> dict[str, float]:
     }
 
 
+def _parts_begun(text: str, known: str) -> int:
+    return sum(k.startswith(t) for t, k in zip(text.split("/"), known.split("/"), strict=False))
+
+
 def _nearest(text: str, known: list[str]) -> str:
     """``did you mean 'a' or 'b'?; `` or, when nothing is near, what is known."""
-    near = difflib.get_close_matches(text.lower(), known, n=3, cutoff=0.5)
+    wanted = text.lower()
+    near = difflib.get_close_matches(wanted, known, n=6, cutoff=0.5)
     if near:
+        # an id that begins each part as the text does is meant more likely than one of equal length
+        near = sorted(near, key=lambda n: -_parts_begun(wanted, n))[:3]
         return "did you mean " + " or ".join(repr(n) for n in near) + "? "
     return f"known: {', '.join(known) or 'none'}. "

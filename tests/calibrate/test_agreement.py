@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from qsim.calibrate.agreement import compare_steps
 from qsim.calibrate.recording import Phase, PowerSamples, Recording, Requests, Server, Steps
+from qsim.cli import main
 from qsim.sim.api import simulate
 from qsim.sim.config import EngineOptions
 from qsim.sim.steplog import Step
@@ -113,3 +117,27 @@ def test_only_the_phases_asked_for_are_compared():
     recording = simulated_recording(20)
     assert not list(compare_steps(recording, PROFILE, ["other"]))
     assert [a.phase for a in compare_steps(recording, PROFILE, ["load"])] == ["load"]
+
+
+RECORDING = Path(__file__).parents[2] / "recordings" / "llama-3.1-8b--nvfp4-w4a16--2026-11-20"
+
+
+def test_a_real_server_ran_the_batches_that_the_scheduler_runs():
+    result = CliRunner().invoke(
+        main, ["calibrate", "agreement", str(RECORDING), "--phase", "mix80"]
+    )
+    assert result.exit_code == 0, result.output
+    header, _, row, overall = result.stdout.splitlines()
+    assert header.startswith("| recording | phase | steps | agree |")
+    cells = [c.strip() for c in row.split("|")]
+    assert cells[1:4] == [RECORDING.name, "mix80", "1825"]
+    assert float(cells[4].rstrip("%")) > 95  # what is left is when an arrival was taken in
+    assert float(cells[5].rstrip("%")) > 99
+    assert overall.split("|")[4:] == row.split("|")[4:]
+
+
+def test_totals_have_a_row_a_recording():
+    options = ["--phase", "over40", "--phase", "mix80", "--total"]
+    result = CliRunner().invoke(main, ["calibrate", "agreement", str(RECORDING), *options])
+    names = [line.split("|")[1].strip() for line in result.stdout.splitlines()[2:]]
+    assert names == [RECORDING.name, "all"]
