@@ -47,7 +47,6 @@ class Job:
     load_s: float = 150.0
     max_model_len: int | None = None
     seed: int = 0
-    power: bool = True
     serve_command: tuple[str, ...] = ("vllm", "serve")
     server_args: tuple[str, ...] = ()
     server_env: tuple[tuple[str, str], ...] = ()
@@ -242,8 +241,7 @@ def _run(
     loads: list[Measured] = []
     failure: CalibrationError | None = None
     try:
-        if job.power:
-            sampler = PowerSampler(list(gpus), work / "power.csv")
+        sampler = PowerSampler(list(gpus), work / "power.csv")
         server.start()
         server.wait_healthy(job.start_timeout_s, waiting)
         hooks = read_hooks(work / "recorder")
@@ -267,7 +265,7 @@ def _run(
         if sampler is not None:
             sampler.stop()
     steps = read_steps(work / "recorder" / "rows")
-    power = read_samples(work / "power.csv") if job.power else []
+    power = read_samples(work / "power.csv")
     folder = work / "recording"
     described = _describe(job, gpus, config, facts, hooks)
     if failure is not None:

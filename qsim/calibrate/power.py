@@ -162,8 +162,7 @@ class PowerSampler:
             reason = self.process.stderr.read().strip().splitlines()
             self.stop()
             raise CalibrationError(
-                f"power cannot be measured: {reason[-1] if reason else 'no answer'}; "
-                "use --no-power to measure latency alone"
+                f"power cannot be measured: {reason[-1] if reason else 'no answer'}"
             )
 
     def stop(self) -> None:

@@ -62,7 +62,7 @@ def write_recording(
     Raises
     ------
     CalibrationError
-        If no step was recorded, or the steps lack GPU spans.
+        If no step was recorded, the steps lack GPU spans, or power was not sampled throughout.
     """
     folder.mkdir(parents=True, exist_ok=True)
     zero = loads[0].start_s
@@ -70,6 +70,11 @@ def write_recording(
     kept = [(i, s) for i, s in zip(index, steps, strict=True) if i >= 0]
     if not kept:
         raise CalibrationError("no engine step was recorded during the loads")
+    if not power or power[0].t_s > zero or power[-1].t_s < loads[-1].end_s:
+        raise CalibrationError(
+            f"power was not sampled during all of the loads ({len(power)} readings): the process "
+            "that reads NVML ended early"
+        )
     with_span = sum(s.gpu_ms is not None for _, s in kept)
     if with_span < 0.99 * len(kept):
         raise CalibrationError(
@@ -185,11 +190,9 @@ def _statistics(values: Sequence[float]) -> dict[str, float]:
 
 
 def _phase(m: Measured, zero: float, power: Sequence[PowerSample]) -> dict[str, Any]:
-    energy_j: float | None = None
-    if power:
-        t = [p.t_s for p in power]
-        e = [p.energy_mj / 1e3 for p in power]
-        energy_j = float(np.interp(m.end_s, t, e) - np.interp(m.start_s, t, e))
+    t = [p.t_s for p in power]
+    e = [p.energy_mj / 1e3 for p in power]
+    energy_j = float(np.interp(m.end_s, t, e) - np.interp(m.start_s, t, e))
     duration_s = m.end_s - m.start_s
     data: dict[str, Any] = {
         "label": m.phase.label,
@@ -198,8 +201,8 @@ def _phase(m: Measured, zero: float, power: Sequence[PowerSample]) -> dict[str, 
         "use": m.phase.use,
         "start_s": round(m.start_s - zero, 6),
         "end_s": round(m.end_s - zero, 6),
-        "energy_j": None if energy_j is None else round(energy_j, 3),
-        "avg_power_w": None if energy_j is None else round(energy_j / duration_s, 2),
+        "energy_j": round(energy_j, 3),
+        "avg_power_w": round(energy_j / duration_s, 2),
     }
     if m.result is not None:
         data["summary"] = summary(m.result.requests, duration_s)

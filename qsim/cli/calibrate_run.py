@@ -81,7 +81,6 @@ __all__ = ["run"]
     metavar="S",
     help="How long a server takes to start; --minutes less this is for the loads.",
 )
-@click.option("--no-power", is_flag=True, help="Do without NVML's power readings.")
 @click.option("--no-fit", is_flag=True, help="Only record; fit later with qsim calibrate fit.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def run(
@@ -103,7 +102,6 @@ def run(
     server_env: tuple[str, ...],
     start_timeout: float,
     start_estimate: float,
-    no_power: bool,
     no_fit: bool,
     seed: int,
 ) -> None:
@@ -131,7 +129,7 @@ def run(
         found = nvml.gpus()
         driver = nvml.driver()
     except (CalibrationError, MissingExtraError):
-        if not (no_power or dry_run):
+        if not dry_run:
             raise
     if found:
         numbers = gpu_types.choose_gpus(found, numbers, os.environ)
@@ -155,7 +153,6 @@ def run(
         load_s=load_seconds(minutes, start_estimate),
         max_model_len=max_model_len,
         seed=seed,
-        power=not no_power,
         serve_command=tuple(command),
         server_args=server_args,
         server_env=tuple(_pair(x) for x in server_env),

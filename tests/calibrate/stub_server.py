@@ -85,7 +85,9 @@ class Engine:
             result = self.executor.sample_tokens(None, non_block=True)
             await asyncio.sleep(max(0.0, torch.cuda.busy_until() - time.perf_counter()))
             self.steps += 1
-            if self.mode == "crash-later" and self.steps > 20:
+            if self.mode == "crash-later" and self.steps > int(
+                os.environ.get("STUB_CRASH_STEP", "20")
+            ):
                 print("RuntimeError: CUDA error: an illegal memory access", flush=True)
                 os._exit(1)
             for name, finished in self.scheduler.update_from_output(output, result):
