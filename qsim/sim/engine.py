@@ -210,7 +210,7 @@ class Replica:
 
     def _turn(self, now: int) -> int:
         """A turn of the host thread, or a run of them; when the next begins, -1 for never."""
-        scheduler = self.scheduler
+        scheduler, queue = self.scheduler, self._queue
         if self._run is not None:
             self._finish_run(self._run)
         elif self._due is not None:
@@ -221,7 +221,11 @@ class Replica:
         inbox = self._inbox
         while inbox and inbox[0][0] <= now:
             scheduler.add(inbox.popleft()[1])
-        if self._jump and self._rows > 0:
+        if (
+            self._jump
+            and self._rows > 0
+            and not (queue and (queue[0].batch.explicit or queue[0].batch.ending))
+        ):
             run = self._plan_run(now)
             if run is not None:
                 self._run = run
