@@ -51,7 +51,7 @@ def test_an_open_load_is_sent_at_its_times(client: LoadClient) -> None:
     for r, at in zip(result.requests, at_s, strict=True):
         assert r.sent_s - first >= at - 1e-3
         assert r.sent_s < r.first_token_s <= r.last_token_s
-        assert 0 <= r.max_gap_s <= r.last_token_s - r.first_token_s
+        assert 0 <= r.max_gap_s <= r.last_token_s - r.first_token_s + 2e-6  # microseconds are kept
         if r.output_tokens in (1, 40):  # a few tokens may arrive in one read
             assert (r.first_token_s == r.last_token_s) == (r.output_tokens == 1)
     assert result.start_s == min(r.sent_s for r in result.requests)
