@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from collections.abc import Callable
 from math import sqrt
 
-__all__ = ["ListedRun", "SteadyRun"]
+__all__ = ["ListedRun", "SteadyRun", "list_run"]
 
 
 class SteadyRun:
@@ -175,3 +176,66 @@ class ListedRun:
         update = self._update_ps
         for k in range(1, self.turns):
             gaps.extend((update[k] - update[k - 1], 0, 1, rows))
+
+
+def list_run(
+    now_ps: int,
+    turns: int,
+    stop_ps: int,
+    gpu_free_ps: int,
+    gap_ps: int,
+    host_ps: tuple[int, int, int, int],
+    asynchronous: bool,
+    span_ps: Callable[[int], int],
+) -> ListedRun | None:
+    """A run in which the GPU waits for the host; in asynchronous mode it ends where that ends.
+
+    Parameters
+    ----------
+    now_ps
+        When the first turn starts.
+    turns, stop_ps
+        The run has at most so many turns, all of which start before ``stop_ps``.
+    gpu_free_ps
+        The GPU's end of the step before the run.
+    gap_ps
+        The least time between two steps on the GPU.
+    host_ps
+        Of schedule, launch, result, and update with the way to the next turn.
+    asynchronous
+        Whether a turn awaits the step before the one that it launches.
+    span_ps
+        GPU time of the step that a turn (0, 1, ...) launches.
+    """
+    schedule, launch, result, after = host_ps
+    enough = schedule + launch + result + after - gap_ps  # a span that keeps the GPU busy
+    gpu_free = gpu_free_ps
+    busy = 0
+    time = now_ps
+    run = ListedRun()
+    for turn in range(turns):
+        if time >= stop_ps:
+            break
+        start = time
+        launch_start = time + schedule
+        time = launch_start + launch
+        span = span_ps(turn)
+        if asynchronous and turn and time <= gpu_free and span >= enough:
+            break  # the GPU is the bottleneck from here on
+        gpu_start = gpu_free + gap_ps
+        if launch_start > gpu_start:
+            gpu_start = launch_start
+        awaited = gpu_free
+        gpu_free = gpu_start + span
+        if gpu_free < time:
+            gpu_free = time
+        busy += gpu_free - gpu_start
+        if not asynchronous:
+            awaited = gpu_free
+        if awaited > time:
+            time = awaited
+        time += result
+        update = time
+        time += after
+        run.append(start, update, gpu_free, busy, time)
+    return run if run.turns else None

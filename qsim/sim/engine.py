@@ -16,60 +16,27 @@ picosecond; a test proves it.
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
 
 import simpy
-from simpy.events import EventPriority
 
 from qsim.sim.config import EngineConfig
-from qsim.sim.decode_run import ListedRun, SteadyRun
+from qsim.sim.decode_run import ListedRun, SteadyRun, list_run
+from qsim.sim.emissions import Emissions
 from qsim.sim.energy import PowerMeter
-from qsim.sim.scheduler import Batch, Request, Scheduler, Update
+from qsim.sim.events import ENGINE, At, Sink
+from qsim.sim.scheduler import Batch, Request, Scheduler
 from qsim.sim.steplog import Step
-from qsim.sim.timeline import Timeline
 from qsim.sim.timing import Timing
 
-__all__ = ["ARRIVAL", "ENGINE", "REFRESH", "RUN_LIMIT", "At", "Replica", "Sink"]
-
-#: priorities of events at one time: requests first, then what routers see, then engines
-ARRIVAL, REFRESH, ENGINE = 0, 1, 2
+__all__ = ["RUN_LIMIT", "Replica"]
 
 #: the clock (power state) is looked at when the batch changes, and at least every so many steps
 RUN_LIMIT = 64
 _NEVER = 1 << 100
-
-
-class Sink(Protocol):
-    """Where a replica reports what happened; all times are in ps."""
-
-    #: no request is submitted before this time
-    horizon_ps: int
-    #: inter-token gaps: entries of :class:`qsim.sim.gaps.Gaps`
-    gaps: array[int]
-    #: a place for the time of each request's latest token; -1 before the first
-    emitted_ps: array[int]
-    #: power and queue lengths over time
-    timeline: Timeline
-
-    def first_token(self, time_ps: int, request: Request, rows: int) -> None:
-        """``request`` has its first token; ``rows`` requests ran in that step."""
-
-    def finished(self, time_ps: int, request: Request, rows: int) -> None:
-        """``request`` has its last token; ``rows`` requests ran in that step."""
-
-
-class At(simpy.Event):
-    """A timeout with a priority: of events at one time, those with the lowest come first."""
-
-    def __init__(self, env: simpy.Environment, delay: int, priority: int) -> None:
-        super().__init__(env)
-        self._ok = True
-        self._value = None
-        env.schedule(self, EventPriority(priority), delay)
 
 
 class _Inflight:
@@ -151,11 +118,7 @@ class Replica:
         self._slopes_ps: list[int] = []
         self._run: SteadyRun | ListedRun | None = None  # planned, and not carried out yet
         self._wake_ps = 0  # when the timer goes off
-        # The latest update: its time, its batch's requests if their ``emitted_ps`` was not
-        # written, and whether the group of the scheduler was in it.
-        self._emit_ps = 0
-        self._unwritten: list[Request] | None = None
-        self._grouped = False
+        self._emissions = Emissions(sink.emitted_ps, sink.gaps)
 
     # ------------------------------------------------------------------ from the fleet
 
@@ -302,58 +265,14 @@ class Replica:
         if update.tokens:
             time = self._due_ps
             rows = due.rows
-            self._emit(time, batch, update, due.grouped)
+            lockstep = due.grouped and self.scheduler.in_lockstep
+            self._emissions.step(time, batch, update, lockstep)
             sink = self._sink
             for request in update.first:
                 sink.first_token(time, request, rows)
             for request in update.finished:
                 sink.finished(time, request, rows)
-        self._grouped = due.grouped
-
-    def _emit(self, time: int, batch: Batch, update: Update, grouped: bool) -> None:
-        """Count the gaps before the tokens of an update.
-
-        The members of the scheduler's group have had a token in every step since they joined it,
-        and joined it right after a step that gave them one. So between two steps of the group all
-        gaps are equal; only other requests, and all of them where the group was dissolved, need
-        the time of their own latest token.
-        """
-        emitted, gaps = self._sink.emitted_ps, self._sink.gaps
-        if grouped and self._grouped and self.scheduler.in_lockstep:
-            members = len(batch.members)
-            if members:
-                gaps.extend((time - self._emit_ps, 0, 1, members))
-            if len(batch.sampled) > len(update.first):  # somebody who was preempted
-                for request in batch.sampled:
-                    before = emitted[request.index]
-                    if before >= 0:
-                        gaps.extend((time - before, 0, 1, 1))
-            self._unwritten = update.tokens
-        else:
-            self._write_emitted()
-            since = -2
-            common = 0  # so many in a row had their latest token at that time
-            for request in update.tokens:
-                i = request.index
-                before = emitted[i]
-                emitted[i] = time
-                if before == since:
-                    common += 1
-                elif before >= 0:
-                    if common:
-                        gaps.extend((time - since, 0, 1, common))
-                    since = before
-                    common = 1
-            if common:
-                gaps.extend((time - since, 0, 1, common))
-        self._emit_ps = time
-
-    def _write_emitted(self) -> None:
-        if self._unwritten is not None:
-            emitted, time = self._sink.emitted_ps, self._emit_ps
-            for request in self._unwritten:
-                emitted[request.index] = time
-            self._unwritten = None
+        self._emissions.grouped = due.grouped
 
     def _log(self, step: Step) -> None:
         assert self._step_log is not None
@@ -459,6 +378,9 @@ class Replica:
             span += slope * (knots[j + 1] - knots[j])
         return span
 
+    def _span_of_turn(self, rows: int, turn: int) -> int:
+        return self._decode_span(self._context_tokens + rows * (turn + 1))
+
     # ------------------------------------------------------------------ decode runs
 
     def _plan_run(self, now: int) -> SteadyRun | ListedRun | None:
@@ -505,7 +427,17 @@ class Replica:
             lag, between = 0, max(timing.gpu_gap_ps, host - launch)
             steady = launch_start + launch <= gpu_start + span
         if not steady or host > between + span:
-            return self._list_run(now, turns, stop, launch, after)
+            hosts = (timing.schedule_ps[rows], launch, result, after)
+            return list_run(
+                now,
+                turns,
+                stop,
+                self._gpu_free_ps,
+                timing.gpu_gap_ps,
+                hosts,
+                self._async,
+                partial(self._span_of_turn, rows),
+            )
         # context only grows: the span is affine until it passes the segment's end
         knots = timing.knots
         segment = bisect_left(knots, context, 1) - 1
@@ -519,47 +451,6 @@ class Replica:
             run.turns = run.turns_before(stop)
         return run if run.turns else None
 
-    def _list_run(
-        self, now: int, turns: int, stop: int, launch: int, after: int
-    ) -> ListedRun | None:
-        """A run in which the GPU waits for the host; it ends where that ends."""
-        timing = self._timing
-        rows = self._rows
-        schedule, result, gap = timing.schedule_ps[rows], timing.result_ps, timing.gpu_gap_ps
-        context = self._context_tokens
-        gpu_free = awaited = self._gpu_free_ps
-        enough = result + after + schedule + launch - gap  # a span that keeps the GPU busy
-        busy = 0
-        time = now
-        run = ListedRun()
-        for _ in range(turns):
-            if time >= stop:
-                break
-            start = time
-            launch_start = time + schedule
-            time = launch_start + launch
-            context += rows
-            span = self._decode_span(context)
-            if self._async and run.turns and time <= gpu_free and span >= enough:
-                break  # the GPU is the bottleneck from here on
-            gpu_start = gpu_free + gap
-            if launch_start > gpu_start:
-                gpu_start = launch_start
-            awaited = gpu_free
-            gpu_free = gpu_start + span
-            if gpu_free < time:
-                gpu_free = time
-            busy += gpu_free - gpu_start
-            if not self._async:
-                awaited = gpu_free
-            if awaited > time:
-                time = awaited
-            time += result
-            update = time
-            time += after
-            run.append(start, update, gpu_free, busy, time)
-        return run if run.turns else None
-
     def _finish_run(self, run: SteadyRun | ListedRun) -> None:
         """Carry out the planned turns, as many as an arrival left of them."""
         self._run = None
@@ -567,28 +458,20 @@ class Replica:
         rows = self._rows
         queue = self._queue
         scheduler = self.scheduler
-        gaps = self._sink.gaps
         first_update, last_update, gpu_end, busy = run.outcome()
-        grouped = self._grouped
         if self._async:
             due = queue.popleft()
-            grouped = grouped and due.grouped
-            batch: Batch | None = due.batch
-        else:
-            batch = self._last_batch
-        assert batch is not None
-        requests = batch.requests
-        if grouped:
-            gaps.extend((first_update - self._emit_ps, 0, 1, rows))
-        else:
-            self._first_of_run(first_update, requests)
-        following = scheduler.advance(batch if self._async else None, turns)
-        if following is not None:
+            following = scheduler.advance(due.batch, turns)
+            assert following is not None
             queue.append(_Inflight(following, rows, gpu_end, True))
-        self._unwritten = requests
-        run.add_gaps(gaps, rows)
-        self._emit_ps = last_update
-        self._grouped = True
+            requests, grouped = due.batch.requests, due.grouped
+        else:
+            assert self._last_batch is not None
+            scheduler.advance(None, turns)
+            requests, grouped = self._last_batch.requests, True
+        emissions = self._emissions
+        emissions.run(first_update, last_update, requests, grouped)
+        run.add_gaps(emissions.gaps, rows)
         self._gpu_free_ps = gpu_end
         meter = self.meter
         meter.busy_ps += busy
@@ -601,10 +484,3 @@ class Replica:
         free = scheduler.free_blocks
         if free < self.least_free_blocks:
             self.least_free_blocks = free
-
-    def _first_of_run(self, time: int, requests: list[Request]) -> None:
-        """Count the gaps before a run's first update request by request."""
-        self._write_emitted()
-        emitted, gaps = self._sink.emitted_ps, self._sink.gaps
-        for request in requests:
-            gaps.extend((time - emitted[request.index], 0, 1, 1))

@@ -13,7 +13,8 @@ import simpy
 from qsim.profile import FrontEnd, Profile
 from qsim.sim.config import EngineConfig
 from qsim.sim.energy import PowerMeter
-from qsim.sim.engine import ARRIVAL, REFRESH, At, Replica
+from qsim.sim.engine import Replica
+from qsim.sim.events import ARRIVAL, REFRESH, At
 from qsim.sim.kv_cache import prompt_block_ids
 from qsim.sim.router import make_router
 from qsim.sim.scheduler import Request
@@ -78,6 +79,9 @@ class Fleet:
         self._progress = progress
         self._next = 0
 
+        # the engine's time of each request's latest token, and entries of qsim.sim.gaps.Gaps
+        self.emitted_ps = array("q", [-1]) * n
+        self.gaps = array("q")
         timing = Timing(profile, config)
         self.timeline = Timeline(
             self.arrival_ps[0], self.arrival_ps[-1], replicas, config.num_gpu_blocks - 1
@@ -120,8 +124,6 @@ class Fleet:
         # the engine's time of the first, the latest and the last token, and the rows of their steps
         self._first_ps, self._first_rows = _column(n), _column(n)
         self._last_ps, self._last_rows = _column(n), _column(n)
-        self.emitted_ps = array("q", [-1]) * n
-        self.gaps = array("q")  # entries of qsim.sim.gaps.Gaps
 
     def run(self) -> None:
         """Run to the last token."""

@@ -1,0 +1,96 @@
+"""The gaps between the tokens that one replica emits, counted group by group."""
+
+from __future__ import annotations
+
+from array import array
+
+from qsim.sim.batch import Batch, Update
+from qsim.sim.request import Request
+
+__all__ = ["Emissions"]
+
+
+class Emissions:
+    """Counts the gap before every token but a request's first.
+
+    The members of the scheduler's group have had a token in every step since they joined it, and
+    joined it right after a step that gave them one. So between two steps of the group all gaps are
+    equal; only other requests, and all of them where the group was dissolved, need the time of
+    their own latest token.
+
+    Parameters
+    ----------
+    emitted_ps
+        By request: the time of its latest token, -1 before the first. It is brought up to date
+        when somebody needs it.
+    gaps
+        Takes entries of :class:`qsim.sim.gaps.Gaps`.
+
+    Attributes
+    ----------
+    grouped
+        Whether the latest update was that of a step of the group.
+    """
+
+    __slots__ = ("_emitted_ps", "_time_ps", "_unwritten", "gaps", "grouped")
+
+    def __init__(self, emitted_ps: array[int], gaps: array[int]) -> None:
+        self._emitted_ps = emitted_ps
+        self.gaps = gaps
+        self.grouped = False
+        self._time_ps = 0  # of the latest update
+        self._unwritten: list[Request] = []  # whose latest token came then
+
+    def step(self, time_ps: int, batch: Batch, update: Update, lockstep: bool) -> None:
+        """The update of a step; ``lockstep``: it was one of the group, which still exists."""
+        gaps = self.gaps
+        if lockstep and self.grouped:
+            members = len(batch.members)
+            if members:
+                gaps.extend((time_ps - self._time_ps, 0, 1, members))
+            if len(batch.sampled) > len(update.first):  # somebody who was preempted
+                emitted = self._emitted_ps
+                for request in batch.sampled:
+                    before = emitted[request.index]
+                    if before >= 0:
+                        gaps.extend((time_ps - before, 0, 1, 1))
+            self._unwritten = update.tokens
+        else:
+            self._write()
+            self._one_by_one(time_ps, update.tokens)
+        self._time_ps = time_ps
+
+    def run(self, first_ps: int, last_ps: int, requests: list[Request], grouped: bool) -> None:
+        """The updates of a run of steps of the group: only the gaps before the first of them."""
+        if grouped and self.grouped:
+            self.gaps.extend((first_ps - self._time_ps, 0, 1, len(requests)))
+        else:
+            self._write()
+            self._one_by_one(first_ps, requests)
+        self.grouped = True
+        self._time_ps = last_ps
+        self._unwritten = requests
+
+    def _write(self) -> None:
+        emitted, time_ps = self._emitted_ps, self._time_ps
+        for request in self._unwritten:
+            emitted[request.index] = time_ps
+        self._unwritten = []
+
+    def _one_by_one(self, time_ps: int, requests: list[Request]) -> None:
+        emitted, gaps = self._emitted_ps, self.gaps
+        since = -2
+        common = 0  # so many in a row had their latest token at that time
+        for request in requests:
+            i = request.index
+            before = emitted[i]
+            emitted[i] = time_ps
+            if before == since:
+                common += 1
+            elif before >= 0:
+                if common:
+                    gaps.extend((time_ps - since, 0, 1, common))
+                since = before
+                common = 1
+        if common:
+            gaps.extend((time_ps - since, 0, 1, common))
