@@ -47,7 +47,16 @@ class PowerMeter:
     )
 
     def __init__(self, power: Power, timing: Timing) -> None:
-        self._power = power
+        self._power = (
+            power.idle_w,
+            power.busy_w,
+            power.j_per_prefill_token,
+            power.j_per_decode_token,
+            power.j_per_context_token,
+            power.j_per_pair * 0.5,
+            power.cap_w,
+            power.tau_s,
+        )
         self._timing = timing
         self._caps = any(timing.throttle)
         self._last_ps = 0
@@ -72,22 +81,23 @@ class PowerMeter:
         elapsed_ps = now_ps - self._last_ps
         if elapsed_ps <= 0:
             return 0.0
-        p = self._power
+        idle_w, busy_w, prefill_j, decode_j, context_j, half_pair_j, cap_w, tau_s = self._power
         elapsed_s = elapsed_ps / PS_PER_S
         energy = (
-            p.idle_w * elapsed_s
-            + p.busy_w * (self.busy_ps / PS_PER_S)
-            + p.j_per_prefill_token * self.prefill_tokens
-            + p.j_per_decode_token * self.decode_tokens
-            + p.j_per_context_token * self.context_tokens
-            + p.j_per_pair * 0.5 * self.pairs_doubled
+            idle_w * elapsed_s
+            + busy_w * (self.busy_ps / PS_PER_S)
+            + prefill_j * self.prefill_tokens
+            + decode_j * self.decode_tokens
+            + context_j * self.context_tokens
+            + half_pair_j * self.pairs_doubled
         )
-        share = 1.0 - exp(-elapsed_s / p.tau_s)
-        mean = self.mean_w + (energy / elapsed_s - self.mean_w) * share
-        if mean > p.cap_w:
+        share = 1.0 - exp(-elapsed_s / tau_s)
+        before = self.mean_w
+        mean = before + (energy / elapsed_s - before) * share
+        if mean > cap_w:
             # the regulator: bursts may pass the cap, the trailing mean may not
-            energy = elapsed_s * (self.mean_w + (p.cap_w - self.mean_w) / share)
-            mean = p.cap_w
+            energy = elapsed_s * (before + (cap_w - before) / share)
+            mean = cap_w
         self.mean_w = mean
         self.energy_j += energy
         self._last_ps = now_ps
@@ -99,8 +109,13 @@ class PowerMeter:
         self.pairs_doubled = 0
         if self._caps:
             t = self._timing
-            level = (mean - t.throttle_start_w) / (t.throttle_full_w - t.throttle_start_w)
-            self.level = level = 0.0 if level < 0.0 else (min(level, 1.0))
-            a, b, c = t.throttle
-            self.factors = (1.0 + a * level, 1.0 + b * level, 1.0 + c * level)
+            start_w = t.throttle_start_w
+            level = (mean - start_w) / (t.throttle_full_w - start_w)
+            if level > 0.0:
+                self.level = level = min(level, 1.0)
+                a, b, c = t.throttle
+                self.factors = (1.0 + a * level, 1.0 + b * level, 1.0 + c * level)
+            elif self.level:
+                self.level = 0.0
+                self.factors = (1.0, 1.0, 1.0)
         return energy

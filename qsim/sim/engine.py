@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 
 import simpy
@@ -63,9 +62,8 @@ class Replica:
     meter : PowerMeter
     step_log : list of Step, optional
         Takes every launched step; needs ``jump=False``.
-    next_arrival_ps : callable, optional
-        A lower bound on when this replica can next be given a request, if the fleet knows one;
-        it only saves planning work that an arrival would throw away.
+    sole : bool
+        It is the fleet's only replica, so that ``next_ready_ps`` of the sink holds for it.
     """
 
     def __init__(
@@ -78,7 +76,7 @@ class Replica:
         sink: Sink,
         *,
         jump: bool = True,
-        next_arrival_ps: Callable[[], int] | None = None,
+        sole: bool = False,
         step_log: list[Step] | None = None,
     ) -> None:
         self.env = env
@@ -98,7 +96,7 @@ class Replica:
         self._timeline = sink.timeline
         self._async = config.async_scheduling
         self._jump = jump
-        self._next_arrival_ps = next_arrival_ps
+        self._sole = sole
         self._step_log = step_log
         self._inbox: deque[tuple[int, Request]] = deque()
         self._queue: deque[_Inflight] = deque()
@@ -408,8 +406,9 @@ class Replica:
         if turns > RUN_LIMIT - self._since_look:
             turns = RUN_LIMIT - self._since_look
         stop = self._inbox[0][0] if self._inbox else _NEVER
-        if self._next_arrival_ps is not None:
-            arrival = self._next_arrival_ps()
+        if self._sole:
+            # nothing comes before the trace's next request: no need to plan beyond it
+            arrival = self._sink.next_ready_ps
             if arrival < stop:
                 stop = arrival
 

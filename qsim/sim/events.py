@@ -22,6 +22,8 @@ class Sink(Protocol):
 
     #: no request is submitted before this time
     horizon_ps: int
+    #: when the engine's queue has the next request, if the fleet is one replica
+    next_ready_ps: int
     #: inter-token gaps: entries of :class:`qsim.sim.gaps.Gaps`
     gaps: array[int]
     #: a place for the time of each request's latest token; -1 before the first

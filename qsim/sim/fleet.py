@@ -71,6 +71,7 @@ class Fleet:
         n = len(trace)
         self.env = simpy.Environment(initial_time=0)
         self.horizon_ps = 0
+        self.next_ready_ps = 0
         self.arrival_ps: list[int] = np.rint(trace.arrival_s * PS_PER_S).astype(np.int64).tolist()
         self._prompt: list[int] = trace.prompt_tokens.tolist()
         self._output = list(output_tokens)
@@ -97,7 +98,7 @@ class Fleet:
                 self,
                 jump=jump and step_log is None,
                 step_log=step_log,
-                next_arrival_ps=self._next_ready if one else None,
+                sole=one,
             )
             for i in range(replicas)
         ]
@@ -164,8 +165,10 @@ class Fleet:
             event = At(self.env, time - int(self.env.now), ARRIVAL)
             event.callbacks.append(self._arrive)
             self.horizon_ps = min(time, self._refresh_ps)
+            self.next_ready_ps = self._ready(self._next, 0, time)
         else:
             self.horizon_ps = self._refresh_ps
+            self.next_ready_ps = _NEVER
 
     def _arrive(self, _event: simpy.Event) -> None:
         arrival = self.arrival_ps
@@ -220,12 +223,6 @@ class Fleet:
         ready = now + self._receive_ps[i]
         serial = self._ready_ps[target] + self._serial_ps
         return ready if ready > serial else serial
-
-    def _next_ready(self) -> int:
-        """When the engine's queue will have the next request of the trace (one replica)."""
-        if self._next >= len(self.arrival_ps):
-            return _NEVER
-        return self._ready(self._next, 0, self.arrival_ps[self._next])
 
     def _block_ids(self, i: int, prompt: int) -> Sequence[int]:
         assert self._hash_ids is not None
