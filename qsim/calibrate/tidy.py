@@ -28,6 +28,7 @@ STEP_COLUMNS = ["phase", "schedule_s", "schedule_dur_s", "launch_start_s", "laun
 STEP_COLUMNS += ["sample_start_s", "sample_end_s", "gpu_ms", "update_s", "update_dur_s"]
 STEP_COLUMNS += ["prefill_chunks", "num_prefill_tokens", "num_decode", "decode_context_tokens"]
 STEP_COLUMNS += ["running", "waiting", "kv_usage", "mode", "padded_tokens"]
+STEP_COLUMNS += ["decode_context_max"]
 REQUEST_COLUMNS = ["phase", "request_id", "sent_s", "prompt_tokens", "output_tokens"]
 REQUEST_COLUMNS += ["first_token_s", "last_token_s", "max_gap_s"]
 POWER_COLUMNS = ["t_s", "energy_mj", "power_avg_mw", "power_instant_mw", "sm_clock_mhz"]
@@ -251,6 +252,7 @@ def _step(label: str, s: StepRow, zero: float) -> list[Any]:
         f"{s.kv_usage:.6f}",
         s.mode,
         s.padded_tokens or "",
+        s.decode_context_max,
     ]
 
 

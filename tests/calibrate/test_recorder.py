@@ -41,26 +41,26 @@ def output(
 
 
 @pytest.mark.parametrize(
-    ("step", "decodes", "context", "chunks"),
+    ("step", "decodes", "context", "longest", "chunks"),
     [
-        (output(), 0, 0, []),
-        (output(new=[("a", 70, 0)]), 0, 0, [(70, 0)]),
-        (output(cached=[("a", 1, 70, 1), ("b", 1, 9, 3)]), 2, 79, []),
+        (output(), 0, 0, 0, []),
+        (output(new=[("a", 70, 0)]), 0, 0, 0, [(70, 0)]),
+        (output(cached=[("a", 1, 70, 1), ("b", 1, 9, 3)]), 2, 79, 70, []),
         # a prompt in its second chunk, a decode, and a prompt with a cached prefix
         (
             output(new=[("c", 30, 16)], cached=[("a", 512, 512, 0), ("b", 1, 9, 3)]),
-            1, 9, [(512, 512), (30, 16)],
+            1, 9, 9, [(512, 512), (30, 16)],
         ),
         # the last chunk may have one token only
-        (output(cached=[("a", 1, 1024, 0), ("b", 1, 9, 3)]), 1, 9, [(1, 1024)]),
+        (output(cached=[("a", 1, 1024, 0), ("b", 1, 9, 3)]), 1, 9, 9, [(1, 1024)]),
         # preempted and computed again, with the tokens that it had already put out
-        (output(cached=[("a", 200, 0, 40), ("b", 1, 9, 3)]), 1, 9, [(200, 0)]),
+        (output(cached=[("a", 200, 0, 40), ("b", 1, 9, 3)]), 1, 9, 9, [(200, 0)]),
     ],
 )  # fmt: skip
 def test_composition(
-    step: SimpleNamespace, decodes: int, context: int, chunks: list[tuple[int, int]]
+    step: SimpleNamespace, decodes: int, context: int, longest: int, chunks: list[tuple[int, int]]
 ) -> None:
-    assert plugin.composition(step) == (decodes, context, chunks)
+    assert plugin.composition(step) == (decodes, context, longest, chunks)
 
 
 class Event:
@@ -142,6 +142,7 @@ def test_both_sides_of_a_step_are_joined_across_processes(tmp_path: Path) -> Non
     assert [r.chunks for r in rows] == [((70, 0),), (), ()]
     assert [r.num_decode for r in rows] == [0, 1, 1]
     assert [r.decode_context_tokens for r in rows] == [0, 70, 71]
+    assert [r.decode_context_max for r in rows] == [0, 70, 71]
     for r in rows:
         assert r.gpu_ms == pytest.approx(5.0 + 3.0)  # the ranks share a clock here
         assert (r.mode, r.padded_tokens) == ("full", 8)
@@ -265,7 +266,7 @@ def step(gpu_ms: float | None, host_ms: float, own_us: float, worker_own_us: flo
     part = host_ms / 1e3 / 4  # schedule, launch, sample, update
     return StepRow(
         1, 0.0, part, 1.0, 1.0 + part, 1.0 + part, 1.0 + 2 * part, 2.0, 2.0 + part,
-        1, 10, 1, 0, 0.1, own_us / 1e6, (), gpu_ms, worker_own_s=worker_own_us / 1e6,
+        1, 10, 10, 1, 0, 0.1, own_us / 1e6, (), gpu_ms, worker_own_s=worker_own_us / 1e6,
     )  # fmt: skip
 
 

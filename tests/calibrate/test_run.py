@@ -168,6 +168,9 @@ def test_modes_of_steps(campaign: tuple[Path, Result]) -> None:
             graph = "full" if not row["prefill_chunks"] else "piecewise"
             assert row["mode"] == (graph if tokens <= 512 else "none")
             assert int(row["padded_tokens"]) == tokens
+            decodes, context = int(row["num_decode"]), int(row["decode_context_tokens"])
+            longest = int(row["decode_context_max"])
+            assert longest <= context <= longest * decodes
 
 
 def test_summaries_agree_with_the_requests(campaign: tuple[Path, Result]) -> None:

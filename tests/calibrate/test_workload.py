@@ -213,7 +213,7 @@ def test_every_plan_fits_its_server(
 
 def step(gpu_ms: float, decodes: int, context: int, *chunks: tuple[int, int]) -> StepRow:
     times = [0.0] * 8
-    return StepRow(1, *times, decodes, context, 1, 0, 0.1, 0.0, chunks, gpu_ms)
+    return StepRow(1, *times, decodes, context, context, 1, 0, 0.1, 0.0, chunks, gpu_ms)
 
 
 def test_speed_is_corrected_by_what_was_seen() -> None:

@@ -34,16 +34,17 @@ from importlib import import_module
 from time import perf_counter as now
 from typing import Any
 
-#: step; schedule, launch, sample, update (start and end each); decodes; their context tokens;
-#: running; waiting; KV usage; the recorder's own time, s; number of chunks, which follow
-ENGINE_ROW = struct.Struct("<qddddddddIqIIffH")
+#: step; schedule, launch, sample, update (start and end each); decodes; their context tokens, and
+#: those of the longest; running; waiting; KV usage; the recorder's own time, s; number of chunks,
+#: which follow
+ENGINE_ROW = struct.Struct("<qddddddddIqIIIffH")
 #: tokens computed in this step, tokens computed before
 CHUNK = struct.Struct("<II")
 #: step; launch and sample (start and end each); GPU span, ms; CUDA graph mode; padded tokens;
 #: the recorder's own time, s
 WORKER_ROW = struct.Struct("<qddddfbIf")
 MODES = ("none", "piecewise", "full")
-ENGINE_MAGIC = b"qsim-engine-1\n\0\0"
+ENGINE_MAGIC = b"qsim-engine-2\n\0\0"
 WORKER_MAGIC = b"qsim-worker-1\n\0\0"
 FLUSH_INTERVAL_S = 0.2
 STEP_ATTRIBUTE = "qsim_step"
@@ -146,7 +147,7 @@ class EngineRecorder:
             step = getattr(output, STEP_ATTRIBUTE, 0)
             row = self.steps.pop(step, None)
             if row is not None:
-                *times, decodes, context, chunks, own = row
+                *times, decodes, context, longest, chunks, own = row
                 packed = ENGINE_ROW.pack(
                     step,
                     *times,
@@ -154,6 +155,7 @@ class EngineRecorder:
                     end,
                     decodes,
                     context,
+                    longest,
                     len(scheduler.running),
                     len(scheduler.waiting) + len(getattr(scheduler, "skipped_waiting", ())),
                     scheduler.kv_cache_manager.usage,
@@ -166,8 +168,8 @@ class EngineRecorder:
         return update_from_output
 
 
-def composition(output: Any) -> tuple[int, int, list[tuple[int, int]]]:
-    """The decodes, their context tokens and the prefill chunks of a ``SchedulerOutput``.
+def composition(output: Any) -> tuple[int, int, int, list[tuple[int, int]]]:
+    """Decodes, their context tokens, the longest context, prefill chunks of a ``SchedulerOutput``.
 
     A request is in prefill while it has no output token, known or in flight; a preempted one that
     computes several tokens again counts as prefill, too.
@@ -176,7 +178,7 @@ def composition(output: Any) -> tuple[int, int, list[tuple[int, int]]]:
     new, cached = output.scheduled_new_reqs, output.scheduled_cached_reqs
     chunks = [(tokens[r.req_id], r.num_computed_tokens) for r in new]
     ids, computed, outputs = cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens
-    decodes, context = len(ids), sum(computed)
+    decodes, context, longest = len(ids), sum(computed), max(computed, default=0)
     in_prefill = 0 in outputs
     total = output.total_num_scheduled_tokens - sum(n for n, _ in chunks)
     if in_prefill or total != decodes:
@@ -187,8 +189,15 @@ def composition(output: Any) -> tuple[int, int, list[tuple[int, int]]]:
         ]
         decodes -= len(old)
         context -= sum(c for _, c in old)
+        if old:
+            rest = (
+                c
+                for i, c, o in zip(ids, computed, outputs, strict=True)
+                if not (o == 0 or tokens[i] != 1)
+            )
+            longest = max(rest, default=0)
         chunks = old + chunks
-    return decodes, context, chunks
+    return decodes, context, longest, chunks
 
 
 class WorkerRecorder:

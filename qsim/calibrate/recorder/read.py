@@ -34,6 +34,7 @@ class StepRow:
     update_end_s: float
     num_decode: int
     decode_context_tokens: int
+    decode_context_max: int
     running: int
     waiting: int
     kv_usage: float
