@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +114,7 @@ def run(
     from qsim.calibrate.power import Nvml
     from qsim.calibrate.run import Campaign, groups_of, load_seconds, make_jobs, require_complete
     from qsim.calibrate.server import serve_command as find_command
+    from qsim.cli._campaign import campaign_progress, interruptible
     from qsim.errors import CalibrationError, MissingExtraError, ScenarioError
 
     numbers = _numbers(gpus)
@@ -166,7 +162,7 @@ def run(
     jobs, refused = make_jobs(wanted, names, kind, template)
     for name, reason in refused.items():
         click.echo(f"Note: {name} is left out: {reason}", err=True)
-    with _progress() as report:
+    with campaign_progress() as report:
         campaign = Campaign(jobs, refused, groups_of(numbers or [0], tensor_parallel_size), out,
                             report)  # fmt: skip
         if dry_run:
@@ -174,7 +170,7 @@ def run(
             return
         if not jobs:
             raise ScenarioError("no method is left to measure; see the notes above")
-        with _sigterm_as_interrupt():
+        with interruptible():
             result = campaign.run(resume=resume)
     fitted = {} if no_fit else _fit(result.complete)
     click.echo(
@@ -260,74 +256,7 @@ def _fit(folders: dict[str, Path]) -> dict[str, str]:
     return fitted
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[tuple[int, ...], str, str, float], None]]:
-    """What each GPU does and the time left: one line on a terminal, else a line a change."""
-    terminal = sys.stderr.isatty()
-    lock = threading.Lock()
-    doing: dict[tuple[int, ...], tuple[str, str]] = {}
-    begin_s = time.monotonic()
-    most_s = 0.0
+if __name__ == "__main__":  # where only this module is wanted: python -m qsim.cli.calibrate_run ...
+    from qsim.cli import main
 
-    def report(group: tuple[int, ...], name: str, what: str, left_s: float) -> None:
-        nonlocal most_s
-        with lock:
-            changed = doing.get(group) != (name, what)
-            doing[group] = (name, what)
-            elapsed_s = time.monotonic() - begin_s
-            share = elapsed_s / (elapsed_s + left_s) if elapsed_s + left_s > 0 else 1.0
-            most_s = max(most_s, share)
-            left = f"{int(left_s) // 60}:{int(left_s) % 60:02d} left"
-            if what.startswith(("complete", "failed")):
-                gpus = ",".join(map(str, group))
-                click.echo(f"{chr(13) if terminal else ''}GPU {gpus}: {name} {what}", err=True)
-            elif terminal:
-                filled = round(20 * most_s)
-                bar = "#" * filled + "-" * (20 - filled)
-                work = " | ".join(
-                    f"GPU {','.join(map(str, g))} {n.split('--')[1]} {w}"
-                    for g, (n, w) in sorted(doing.items())
-                )
-                width = os.get_terminal_size(sys.stderr.fileno()).columns
-                line = f"[{bar}] {most_s:4.0%} {left} | {work}"
-                click.echo(f"\r\x1b[K{line[: width - 1]}", nl=False, err=True)
-            elif changed:
-                gpus = ",".join(map(str, group))
-                click.echo(f"{elapsed_s:6.1f} s  GPU {gpus}: {name} {what} ({left})", err=True)
-
-    yield report
-    if terminal:
-        click.echo("", err=True)
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a campaign as Ctrl-C does: no server stays behind."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-if __name__ == "__main__":  # without the other commands, and so without their packages
-    from qsim.errors import QsimError
-
-    try:
-        sys.exit(run.main(standalone_mode=False))
-    except QsimError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted; complete recordings are kept, add --resume to go on.", err=True)
-        sys.exit(130)
+    main(["calibrate", "run", *sys.argv[1:]], prog_name="qsim")

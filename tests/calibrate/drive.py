@@ -15,7 +15,7 @@ NVML = str(Path(__file__).parent / "fakes" / "nvml")
 sys.path[:0] = [str(ROOT), NVML]
 os.environ["PYTHONPATH"] = NVML  # for the process that samples power, too
 
-from qsim.calibrate import measure, profiling  # noqa: E402
+from qsim.calibrate import measure  # noqa: E402
 from qsim.calibrate.speed import Speed  # noqa: E402
 from qsim.calibrate.workload import HoldoutTrace, Limits, Phase  # noqa: E402
 
@@ -47,16 +47,8 @@ def shorten() -> None:
     measure.GAP_S = 0.02
 
 
-def no_fit(folder: Path, out: Path, progress: object = None) -> None:
-    """In the place of the fit, for which these loads show too little."""
-    out.write_text("{}")
-
-
 if __name__ == "__main__":
     shorten()
-    if "--fit-nothing" in sys.argv:
-        sys.argv.remove("--fit-nothing")
-        profiling.profile_recording = no_fit  # type: ignore[assignment]
     from qsim.cli import main
 
     main(["calibrate", *sys.argv[1:]], prog_name="qsim")

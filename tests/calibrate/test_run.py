@@ -319,6 +319,7 @@ def test_ctrl_c_leaves_nothing_behind(
     os.killpg(process.pid, number)  # as a terminal does
     stdout, stderr = process.communicate(timeout=40)
     assert process.returncode == 130
+    assert "add --resume to go on" in stderr
     assert stdout == ""
     assert "Traceback" not in stderr
     assert none_left(str(out)) == []
