@@ -6,8 +6,10 @@ import gc
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import simpy
 
 from qsim.profile import FrontEnd, Profile
@@ -72,9 +74,9 @@ class Fleet:
         self.env = simpy.Environment(initial_time=0)
         self.horizon_ps = 0
         self.next_ready_ps = 0
-        self.arrival_ps: list[int] = np.rint(trace.arrival_s * PS_PER_S).astype(np.int64).tolist()
-        self._prompt: list[int] = trace.prompt_tokens.tolist()
-        self._output = list(output_tokens)
+        self.arrival_ps = _integers(np.rint(trace.arrival_s * PS_PER_S))
+        self._prompt = _integers(trace.prompt_tokens)
+        self._output = array("q", output_tokens)
         self._hash_ids = trace.hash_ids if config.enable_prefix_caching else None
         self._block_size = config.block_size
         self._progress = progress
@@ -112,8 +114,7 @@ class Fleet:
         f = profile.frontend if frontend else _FREE_FRONTEND
         prompt = trace.prompt_tokens.astype(np.float64)
         token_ps = f.receive_ms_per_1k_prompt_tokens * PS_PER_MS / 1000
-        receive = np.rint(f.receive_ms * PS_PER_MS + token_ps * prompt).astype(np.int64)
-        self._receive_ps: list[int] = receive.tolist()
+        self._receive_ps = _integers(np.rint(f.receive_ms * PS_PER_MS + token_ps * prompt))
         self._serial_ps = round(f.receive_serial_ms * PS_PER_MS)
         self._frontend = f
         self._ready_ps = [-(1 << 62)] * replicas  # when each front end handed on its last request
@@ -262,3 +263,7 @@ def _rare_collections() -> Iterator[None]:
 
 def _column(n: int) -> array[int]:
     return array("q", bytes(8 * n))
+
+
+def _integers(values: npt.NDArray[Any]) -> array[int]:
+    return array("q", values.astype(np.int64).tobytes())

@@ -113,29 +113,48 @@ class Gaps:
         last = self._first + (self._length - 1) * self._growth
         least = int(min(self._first.min(), last.min()))
         most = int(max(self._first.max(), last.max()))
+        return self._select(ranks, least, most)
+
+    def _select(self, ranks: list[int], least: int, most: int) -> list[int]:
+        """The same for ranks that are counted among the gaps from ``least`` to ``most``."""
         width = (most - least) // _BINS + 1
         counts = np.zeros(_BINS, np.int64)
-        for ps, count in self._chunks():
+        steps = np.zeros(_BINS, np.int64)
+        for ps, count in self._between(least, most):
+            bins = (ps - least) // width
             # the sums of a part are whole numbers below 2**53
-            counts += np.bincount((ps - least) // width, count, _BINS).astype(np.int64)
+            counts += np.bincount(bins, count, _BINS).astype(np.int64)
+            steps += np.bincount(bins, minlength=_BINS)
         ends = np.cumsum(counts)
-        bins = np.searchsorted(ends, ranks, side="right")
-        wanted = np.zeros(_BINS, bool)
-        wanted[bins] = True
-        found: list[tuple[IntArray, IntArray]] = []
-        for ps, count in self._chunks():
-            keep = wanted[(ps - least) // width]
-            found.append((ps[keep], count[keep]))
-        ps = np.concatenate([p for p, _ in found])
+        values: list[int] = []
+        hits = np.searchsorted(ends, ranks, side="right").tolist()
+        for b in dict.fromkeys(hits):
+            low = least + b * width
+            inside = [
+                rank - int(ends[b] - counts[b])
+                for rank, hit in zip(ranks, hits, strict=True)
+                if hit == b
+            ]
+            if width == 1:
+                values += [low] * len(inside)
+            elif steps[b] > _CHUNK:
+                values += self._select(inside, low, low + width - 1)
+            else:
+                values += self._sorted(inside, low, low + width - 1)
+        return values
+
+    def _sorted(self, ranks: list[int], least: int, most: int) -> list[int]:
+        parts = list(self._between(least, most))
+        ps = np.concatenate([p for p, _ in parts])
         order = np.argsort(ps, kind="stable")
-        ps = ps[order]
-        inside = np.cumsum(np.concatenate([c for _, c in found])[order])
-        # what lies in bins that nobody asked for, below each bin that somebody did
-        skipped = np.cumsum(np.where(wanted, 0, counts))
-        return [
-            int(ps[np.searchsorted(inside, rank - int(skipped[b]), side="right")])
-            for rank, b in zip(ranks, bins.tolist(), strict=True)
-        ]
+        ends = np.cumsum(np.concatenate([c for _, c in parts])[order])
+        values: list[int] = ps[order][np.searchsorted(ends, ranks, side="right")].tolist()
+        return values
+
+    def _between(self, least: int, most: int) -> Iterator[tuple[IntArray, IntArray]]:
+        for ps, count in self._chunks():
+            keep = (ps >= least) & (ps <= most)
+            yield ps[keep], count[keep]
 
 
 def _exact_dot(values: IntArray, counts: IntArray) -> int:
