@@ -65,6 +65,12 @@ def _price(text: str) -> str:
     metavar="GPU=USD",
     help="USD per GPU and hour, instead of the shipped table's; repeatable.",
 )
+@click.option("--tasks", metavar="MIX", help="Tasks that quality is told for, such as "
+              "gsm8k:0.3,mmlu:0.7 (qsim quality --list-tasks); by default mmlu, gsm8k, humaneval, "
+              "ifeval and arc-c in equal shares.")  # fmt: skip
+@click.option("--min-quality", type=float, metavar="X",
+              help="Only methods whose 90% interval of quality is not below X percent of the "
+              "16-bit model's score.")  # fmt: skip
 @click.option("--max-replicas", type=int, default=128, show_default=True, metavar="N",
               help="The largest fleet to try.")  # fmt: skip
 @click.option(
@@ -117,6 +123,8 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
             slos=given["slos"],
             objective=given["objective"],
             prices={p.split("=")[0]: float(p.split("=")[1]) for p in given["prices"]},
+            tasks=given["tasks"],
+            min_quality=given["min_quality"],
             max_replicas=given["max_replicas"],
             router=given["router"],
             options=engine_from(given),

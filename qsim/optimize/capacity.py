@@ -15,6 +15,7 @@ from qsim.optimize.executor import open_executor
 from qsim.optimize.fleet_search import probes_left, smallest_fleet
 from qsim.optimize.plan_result import OBJECTIVES, Candidate, FleetOutcome, Plan
 from qsim.optimize.prices import price_of
+from qsim.optimize.weigh import QualityGoal, quality_goal
 from qsim.profile import Profile
 from qsim.profiles import find_profiles, load_profile, stated_errors
 from qsim.sim.config import EngineConfig, EngineOptions
@@ -78,6 +79,8 @@ def plan(
     profiles: Sequence[Profile | str] = (),
     objective: str = "cost",
     prices: Mapping[str, float] | None = None,
+    tasks: Mapping[str, float] | str | None = None,
+    min_quality: float | None = None,
     max_replicas: int = 128,
     router: str = "least-requests",
     options: EngineOptions | None = None,
@@ -106,6 +109,12 @@ def plan(
         What decides among the fleets: USD per hour, energy over the trace, number of GPUs.
     prices : mapping, optional
         USD per GPU and hour by GPU id; the shipped table fills in the others.
+    tasks : mapping or str, optional
+        Shares of the tasks that quality is told for, ``{"gsm8k": 0.3, "mmlu": 0.7}`` or
+        ``"gsm8k:0.3,mmlu:0.7"``; by default the mix of :mod:`qsim.quality.tasks`.
+    min_quality : float, optional
+        Percent of the 16-bit model's score, in (0, 100]. A candidate whose 90% interval begins
+        below it is infeasible, and not simulated.
     max_replicas : int
         The largest fleet to try.
     jobs : int
@@ -130,6 +139,7 @@ def plan(
     if isinstance(max_replicas, bool) or not isinstance(max_replicas, int) or max_replicas < 1:
         raise ScenarioError(f"max_replicas is {max_replicas!r}; must be a whole number >= 1")
     options = options or EngineOptions()
+    goal = quality_goal(tasks, min_quality)
     chosen = _choose(model, gpus, methods, profiles)
     unused = sorted(set(prices or {}) - {p.identity.gpu for p in chosen})
     if unused:
@@ -137,7 +147,7 @@ def plan(
             f"a price is given for gpu {unused[0]!r}, which no profile in this plan uses; "
             f"they use: {', '.join(sorted({p.identity.gpu for p in chosen}))}"
         )
-    blanks = [_blank(p, options, prices, objective) for p in chosen]
+    blanks = [_blank(p, options, prices, objective, goal) for p in chosen]
     if all(b.engine is None for b in blanks):
         raise ScenarioError(blanks[0].reason)
     base = FleetTask(trace, chosen[0], 1, limits, options, router, seed, too_long)
@@ -155,7 +165,7 @@ def plan(
         **options.to_dict(),
     }
     ranked = tuple(sorted(candidates, key=lambda c: c.rank(objective)))
-    return Plan(objective, limits, ranked, describe(trace), settings)
+    return Plan(objective, limits, ranked, describe(trace), settings, goal)
 
 
 def describe(trace: Trace) -> dict[str, Any]:
@@ -213,9 +223,17 @@ def _choose(
 
 
 def _blank(
-    profile: Profile, options: EngineOptions, prices: Mapping[str, float] | None, objective: str
+    profile: Profile,
+    options: EngineOptions,
+    prices: Mapping[str, float] | None,
+    objective: str,
+    goal: QualityGoal,
 ) -> Candidate:
-    """The candidate before its search; without ``engine`` if the options do not suit it."""
+    """The candidate before its search.
+
+    With a ``reason`` if there is nothing to search for: its quality is below the floor, or the
+    options do not suit it (then without ``engine``).
+    """
     identity = profile.identity
     price = price_of(identity.gpu, prices)
     if price is None and objective == "cost":
@@ -233,11 +251,13 @@ def _blank(
         options=options,
         price=price,
         error_percent=stated_errors(profile),
+        quality=goal.of(profile),
     )
     try:
-        return replace(candidate, engine=options.resolve(profile))
+        engine = options.resolve(profile)
     except ScenarioError as e:
         return replace(candidate, reason=str(e))
+    return replace(candidate, engine=engine, reason=goal.objection(candidate.quality))
 
 
 #: What a search yields: a fleet to simulate, and about how many more there will be
@@ -247,7 +267,7 @@ _Search = Generator[_Step, FleetOutcome, Candidate]
 
 def _search(task: FleetTask, blank: Candidate, max_replicas: int) -> _Search:
     """Find the smallest fleet of one profile; errors of the trace make it infeasible."""
-    if blank.engine is None:
+    if blank.engine is None or blank.reason:
         return blank
     done: dict[int, FleetOutcome] = {}
     load = offered_load(task.trace, task.profile, blank.engine)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsim.errors import InfeasibleError
 from qsim.optimize.prices import Price
+from qsim.optimize.weigh import QualityGoal
 from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.slo import Slo, SloOutcome
+
+if TYPE_CHECKING:
+    from qsim.quality.recovery import Recovery
 
 __all__ = ["OBJECTIVES", "Candidate", "FleetOutcome", "Plan"]
 
@@ -77,6 +81,8 @@ class Candidate:
     price: Price | None = None
     #: the profile's stated errors on loads that were not fitted, in percent
     error_percent: Mapping[str, float] = field(default_factory=dict)
+    #: recovery on the plan's task mix; None for a method that is not in the catalogue
+    quality: Recovery | None = None
     feasible: bool = False
     reason: str = ""
     outcome: FleetOutcome | None = None
@@ -133,6 +139,7 @@ class Candidate:
             "replicas": self.replicas,
             "gpus": self.gpus,
             "profile_error_percent": dict(self.error_percent),
+            "quality": None if self.quality is None else self.quality.to_dict(),
             "usd_per_hour": usd,
             "cost_usd": None if usd is None or duration_s is None else usd * duration_s / 3600,
             "attainment": outcome.attainment if self.feasible and outcome else None,
@@ -166,6 +173,8 @@ class Plan:
     trace: Mapping[str, Any]
     #: router, seed, max_replicas and engine options, as used
     settings: Mapping[str, Any]
+    #: the task mix that the candidates' quality is of, and the floor
+    quality_goal: QualityGoal | None = None
 
     @property
     def best(self) -> Candidate | None:
@@ -200,6 +209,7 @@ class Plan:
             "slos": [str(s) for s in self.slos],
             "trace": dict(self.trace),
             "settings": dict(self.settings),
+            "quality": None if self.quality_goal is None else self.quality_goal.to_dict(),
             "prices": [prices[g] for g in sorted(prices)],
             "best": self.best.profile if self.best else None,
             "serve_command": self.serve_command() if self.best else None,

@@ -94,10 +94,10 @@ def plan_figure(plan: Plan) -> Figure:
     with _style():
         bars_height = 0.8 + 0.34 * max(2, len(fleets))
         figure = _blank(10, bars_height + 3.7)
-        grid = figure.add_gridspec(2, 6, height_ratios=[bars_height, 3.0])
-        bars = [figure.add_subplot(grid[0, 2 * k : 2 * k + 2]) for k in range(3)]
+        grid = figure.add_gridspec(2, 12, height_ratios=[bars_height, 3.0])
+        bars = [figure.add_subplot(grid[0, 3 * k : 3 * k + 3]) for k in range(4)]
         for ax, (title, key) in zip(
-            bars,
+            bars[:3],
             (
                 ("USD per hour", lambda c: c.usd_per_hour),
                 ("mean power, kW", lambda c: _scaled(c.metric("avg_power_w"), 1e-3)),
@@ -106,9 +106,11 @@ def plan_figure(plan: Plan) -> Figure:
             strict=True,
         ):
             _bars(ax, title, fleets, key, plan, color)
-        for label in (*bars[1].get_yticklabels(), *bars[2].get_yticklabels()):
-            label.set_visible(False)
-        width = 6 // len(metrics)
+        _intervals(bars[3], fleets, plan, color)
+        for ax in bars[1:]:
+            for label in ax.get_yticklabels():
+                label.set_visible(False)
+        width = 12 // len(metrics)
         for k, name in enumerate(metrics):
             ax = figure.add_subplot(grid[1, k * width : (k + 1) * width])
             for c in shown:
@@ -206,6 +208,23 @@ def _bars(
     ax.invert_yaxis()  # the best on top
     if not fleets:
         ax.text(0.5, 0.5, "no fleet meets the SLOs", ha="center", transform=ax.transAxes)
+
+
+def _intervals(ax: Axes, fleets: list[Candidate], plan: Plan, color: dict[str, str]) -> None:
+    """Quality with its interval; a hollow dot for an estimate."""
+    ax.set_title("quality, % of the 16-bit score")
+    ax.grid(visible=False, axis="y")
+    for i, c in enumerate(fleets):
+        if c.quality is None:
+            continue
+        q = c.quality
+        ax.plot([q.low_pct, q.high_pct], [i, i], color=color[c.profile], linewidth=1.6)
+        face = "white" if q.status == "estimated" else color[c.profile]
+        ax.plot([q.mean_pct], [i], "o", color=color[c.profile], markerfacecolor=face, markersize=5)
+    if plan.quality_goal is not None and plan.quality_goal.min_pct is not None:
+        ax.axvline(plan.quality_goal.min_pct, color="#444444", linestyle="--", linewidth=0.9)
+    ax.set_yticks(range(len(fleets)), [_fleet_name(c, plan) for c in fleets])
+    ax.set_ylim(max(len(fleets), 1) - 0.5, -0.5)  # the best on top
 
 
 def _fleet_name(candidate: Candidate, plan: Plan) -> str:

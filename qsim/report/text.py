@@ -21,6 +21,7 @@ __all__ = [
     "plan_rows",
     "plan_text",
     "profile_text",
+    "quality_remarks",
     "simulation_text",
 ]
 
@@ -84,6 +85,7 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
     several = len({(c.gpu, c.model, c.tensor_parallel_size) for c in plan.candidates}) > 1
     headers = ["", "profile" if several else "method", "GPUs", "USD/h", "energy\nkJ", "power\nW"]
     headers += ["J/output\ntoken", "within\nlimits"]
+    headers += ["quality, %"] if plan.quality_goal else []
     headers += [f"{k.split('_')[1].upper()} {k.split('_')[0]}\nms" for k in keys]
     rows = []
     for c in plan.candidates:
@@ -102,10 +104,44 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
                 number(c.metric("avg_power_w")),
                 number(c.metric("joules_per_output_token"), 3),
                 "-" if attained is None else f"{attained:.1%}",
+                *([quality_cell(c)] if plan.quality_goal else []),
                 *(number(values[k]) for k in keys),
             ]
         )
     return headers, rows
+
+
+def quality_cell(candidate: Candidate) -> str:
+    """Mean recovery and its interval, ``~99.6 (98.9-100.3)``; ``~`` if estimated."""
+    q = candidate.quality
+    if q is None:
+        return "-"
+    mark = "~" if q.status == "estimated" else ""
+    return f"{mark}{q.mean_pct:.1f} ({q.low_pct:.1f}-{q.high_pct:.1f})"
+
+
+def quality_remarks(plan: Plan) -> list[str]:
+    """What the quality column is, and a line for each method that needs one."""
+    goal = plan.quality_goal
+    if goal is None:
+        return []
+    shown = [c.quality for c in plan.candidates]
+    text = (
+        f"quality: percent of the 16-bit model's score on {goal.mix_text()}, with its 90% interval"
+    )
+    if any(q is not None and q.status == "estimated" for q in shown):
+        text += "; ~ estimated: for some tasks no number of this model and method is known"
+    if any(q is None for q in shown):
+        text += "; - not known"
+    cautions = [
+        f"{c.profile}: {note}"
+        for c in plan.candidates
+        if c.quality is not None and c.method != "bf16"
+        for note in c.quality.note.split("; ")
+        if note and not note.startswith("estimated from")
+    ]
+    floor = f"; its low end must reach {goal.min_pct:.15g}" if goal.min_pct is not None else ""
+    return [text + floor, *cautions]
 
 
 def plan_text(plan: Plan) -> str:
@@ -132,6 +168,7 @@ def plan_text(plan: Plan) -> str:
         if c.outcome is not None
         for text in c.outcome.summary.get("notes", ())
     ]
+    remarks += [_fill(text, "  ") for text in quality_remarks(plan)]
     prices = {c.price.gpu: c.price for c in plan.candidates if c.price}
     remarks += [
         _fill(f"price of {g}: {p.usd_per_hour:.2f} USD per GPU and hour, {p.source}", "  ")

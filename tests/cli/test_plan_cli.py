@@ -62,6 +62,19 @@ def test_own_price(trace: Path, profile: Path) -> None:
     assert plan["candidates"][0]["usd_per_hour"] == 2.5
 
 
+def test_quality_floor_and_mix(trace: Path, profile: Path, slower: Path) -> None:
+    args = ("plan", trace, "--profile", profile, "--profile", slower, *SLOS, "--jobs", 1)
+    mix = ("--tasks", "gsm8k:0.3,mmlu:0.7")
+    result = qsim(*args, *mix, "--min-quality", 100)
+    assert result.exit_code == 0, result.output
+    assert "the low end is below the floor of 100" in " ".join(result.stdout.split())
+    plan = json.loads(qsim(*args, *mix, "--json", "-").stdout)
+    assert plan["quality"]["tasks"] == {"gsm8k": 0.3, "mmlu": 0.7}
+    assert plan["scenario"]["tasks"] == "gsm8k:0.3,mmlu:0.7"
+    only = qsim("plan", trace, "--profile", profile, *SLOS, "--min-quality", 100)
+    assert only.exit_code == 3
+
+
 def test_scenario(tmp_path: Path, trace: Path, profile: Path, slower: Path) -> None:
     s = write(
         tmp_path / "s.yaml",
@@ -86,6 +99,8 @@ def test_scenario(tmp_path: Path, trace: Path, profile: Path, slower: Path) -> N
         ((*SLOS, "--jobs", 0), ["jobs is 0"]),
         ((*SLOS, "--model", "lama-3.1-8b"), ["no profile of model 'lama-3.1-8b'"]),
         ((*SLOS, "--price", "h100_sxm=1"), ["'h100_sxm'", "no profile in this plan"]),
+        ((*SLOS, "--min-quality", 0), ["min_quality is 0.0"]),
+        ((*SLOS, "--tasks", "gsm8k:a"), ["share of 'gsm8k' is 'a'"]),
         ((*SLOS, "--picture", "p.bmp"), ["--picture is 'p.bmp'", ".png"]),
     ],
 )
