@@ -67,10 +67,11 @@ class Gaps:
         if not total:
             return float("nan")
         # a progression's sum in whole ps, in parts that cannot overflow
-        length, rows = self._length, self._rows
-        weight = length * rows
-        pairs = weight * (length - 1) // 2
-        sum_ps = _exact_dot(self._first, weight) + _exact_dot(self._growth, pairs)
+        sum_ps = 0
+        for first, growth, length, rows in self._parts():
+            weight = length * rows
+            sum_ps += _exact_dot(first, weight)
+            sum_ps += _exact_dot(growth, weight * (length - 1) // 2)
         return sum_ps / (total * PS_PER_MS)
 
     def percentile(self, q: float) -> float:
@@ -93,6 +94,12 @@ class Gaps:
             result.append(a + (b - a) * (rank - low))
         return result
 
+    def _parts(self) -> Iterator[tuple[IntArray, IntArray, IntArray, IntArray]]:
+        """The entries' columns, a part at a time."""
+        for start in range(0, len(self._first), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            yield self._first[part], self._growth[part], self._length[part], self._rows[part]
+
     def _chunks(self) -> Iterator[tuple[IntArray, IntArray]]:
         """Gap (ps) and count of every step, a part at a time."""
         ends = np.cumsum(self._length)
@@ -110,9 +117,10 @@ class Gaps:
 
     def _at_ranks(self, ranks: list[int]) -> list[int]:
         """The gaps (ps) at these ranks, in ascending order of rank."""
-        last = self._first + (self._length - 1) * self._growth
-        least = int(min(self._first.min(), last.min()))
-        most = int(max(self._first.max(), last.max()))
+        least, most = int(self._first.min()), int(self._first.max())
+        for first, growth, length, _ in self._parts():
+            last = first + (length - 1) * growth
+            least, most = min(least, int(last.min())), max(most, int(last.max()))
         return self._select(ranks, least, most)
 
     def _select(self, ranks: list[int], least: int, most: int) -> list[int]:
