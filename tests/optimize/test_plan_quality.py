@@ -32,7 +32,8 @@ def made(*methods: str) -> list[Profile]:
 
 def measured(profile: Profile, recovery_pct: float) -> Profile:
     entry = {
-        "score_pct": 0.77 * recovery_pct, "stderr_pct": 1.0, "metric": "acc", "version": 1, "num_fewshot": 5,
+        "score_pct": 0.77 * recovery_pct, "stderr_pct": 1.0, "metric": "acc", "version": 1,
+        "num_fewshot": 5,
         "items": 1000, "lm_eval_task": "gsm8k", "baseline_pct": 77.0, "baseline_stderr_pct": 1.0,
         "recovery_pct": recovery_pct, "recovery_stderr_pct": 0.1, "paired": True,
     }  # fmt: skip
