@@ -54,8 +54,9 @@ def _price(text: str) -> str:
     "--objective",
     default="cost",
     show_default=True,
-    metavar="cost|energy|gpus",
-    help="What decides: USD per hour, energy over the trace, or the number of GPUs.",
+    metavar="cost|energy|gpus|carbon",
+    help="What decides: USD per hour, energy over the trace, the number of GPUs, or gCO2e "
+    "(with --region); of equals cost, then energy, then GPUs.",
 )
 @click.option(
     "--price",
@@ -71,6 +72,10 @@ def _price(text: str) -> str:
 @click.option("--min-quality", type=float, metavar="X",
               help="Only methods whose 90% interval of quality is not below X percent of the "
               "16-bit model's score.")  # fmt: skip
+@click.option("--region", metavar="KEY", help="Tell carbon on this grid: a country (DEU), a cloud "
+              "region (gcp:us-central1), world, or a number of gCO2e per kWh.")  # fmt: skip
+@click.option("--pue", type=float, metavar="X",
+              help="Energy of the site over that of the IT, for carbon; or 1.")  # fmt: skip
 @click.option("--max-replicas", type=int, default=128, show_default=True, metavar="N",
               help="The largest fleet to try.")  # fmt: skip
 @click.option(
@@ -125,6 +130,8 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
             prices={p.split("=")[0]: float(p.split("=")[1]) for p in given["prices"]},
             tasks=given["tasks"],
             min_quality=given["min_quality"],
+            region=given["region"],
+            pue=given["pue"],
             max_replicas=given["max_replicas"],
             router=given["router"],
             options=engine_from(given),

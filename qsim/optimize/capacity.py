@@ -15,7 +15,7 @@ from qsim.optimize.executor import open_executor
 from qsim.optimize.fleet_search import probes_left, smallest_fleet
 from qsim.optimize.plan_result import OBJECTIVES, Candidate, FleetOutcome, Plan
 from qsim.optimize.prices import price_of
-from qsim.optimize.weigh import QualityGoal, quality_goal
+from qsim.optimize.weigh import Carbon, QualityGoal, carbon_of, quality_goal
 from qsim.profile import Profile
 from qsim.profiles import find_profiles, load_profile, stated_errors
 from qsim.sim.config import EngineConfig, EngineOptions
@@ -81,6 +81,8 @@ def plan(
     prices: Mapping[str, float] | None = None,
     tasks: Mapping[str, float] | str | None = None,
     min_quality: float | None = None,
+    region: str | float | None = None,
+    pue: float | None = None,
     max_replicas: int = 128,
     router: str = "least-requests",
     options: EngineOptions | None = None,
@@ -105,8 +107,10 @@ def plan(
         At least one, e.g. ``["ttft:p99:500", "tpot:p99:50"]`` (ms).
     profiles : sequence of Profile or str
         More candidates: profiles, ids or files.
-    objective : {"cost", "energy", "gpus"}
-        What decides among the fleets: USD per hour, energy over the trace, number of GPUs.
+    objective : {"cost", "energy", "gpus", "carbon"}
+        What decides among the fleets: USD per hour, energy over the trace, number of GPUs, or
+        gCO2e over the trace (needs ``region``). Of equal fleets decides cost, then energy, then
+        the number of GPUs, then the profile's id.
     prices : mapping, optional
         USD per GPU and hour by GPU id; the shipped table fills in the others.
     tasks : mapping or str, optional
@@ -115,6 +119,11 @@ def plan(
     min_quality : float, optional
         Percent of the 16-bit model's score, in (0, 100]. A candidate whose 90% interval begins
         below it is infeasible, and not simulated.
+    region : str or float, optional
+        Grid that the energy comes from, as for :func:`qsim.optimize.carbon.grid_intensity`, or
+        its gCO2e per kWh; tells the carbon of each candidate.
+    pue : float, optional
+        Energy of the site over that of the IT equipment; 1 unless given.
     max_replicas : int
         The largest fleet to try.
     jobs : int
@@ -140,6 +149,7 @@ def plan(
         raise ScenarioError(f"max_replicas is {max_replicas!r}; must be a whole number >= 1")
     options = options or EngineOptions()
     goal = quality_goal(tasks, min_quality)
+    carbon = carbon_of(region, pue, objective)
     chosen = _choose(model, gpus, methods, profiles)
     unused = sorted(set(prices or {}) - {p.identity.gpu for p in chosen})
     if unused:
@@ -147,7 +157,7 @@ def plan(
             f"a price is given for gpu {unused[0]!r}, which no profile in this plan uses; "
             f"they use: {', '.join(sorted({p.identity.gpu for p in chosen}))}"
         )
-    blanks = [_blank(p, options, prices, objective, goal) for p in chosen]
+    blanks = [_blank(p, options, prices, objective, goal, carbon) for p in chosen]
     if all(b.engine is None for b in blanks):
         raise ScenarioError(blanks[0].reason)
     base = FleetTask(trace, chosen[0], 1, limits, options, router, seed, too_long)
@@ -165,7 +175,7 @@ def plan(
         **options.to_dict(),
     }
     ranked = tuple(sorted(candidates, key=lambda c: c.rank(objective)))
-    return Plan(objective, limits, ranked, describe(trace), settings, goal)
+    return Plan(objective, limits, ranked, describe(trace), settings, goal, carbon)
 
 
 def describe(trace: Trace) -> dict[str, Any]:
@@ -228,6 +238,7 @@ def _blank(
     prices: Mapping[str, float] | None,
     objective: str,
     goal: QualityGoal,
+    carbon: Carbon | None,
 ) -> Candidate:
     """The candidate before its search.
 
@@ -252,6 +263,7 @@ def _blank(
         price=price,
         error_percent=stated_errors(profile),
         quality=goal.of(profile),
+        carbon=carbon,
     )
     try:
         engine = options.resolve(profile)

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from qsim.errors import InfeasibleError
 from qsim.optimize.prices import Price
-from qsim.optimize.weigh import QualityGoal
+from qsim.optimize.weigh import Carbon, QualityGoal
 from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.slo import Slo, SloOutcome
 
 if TYPE_CHECKING:
     from qsim.quality.recovery import Recovery
 
-__all__ = ["OBJECTIVES", "Candidate", "FleetOutcome", "Plan"]
+__all__ = ["OBJECTIVES", "Candidate", "FleetOutcome", "Plan", "Tie", "deciding_order"]
 
-OBJECTIVES = ("cost", "energy", "gpus")
+OBJECTIVES = ("cost", "energy", "gpus", "carbon")
+#: of fleets with the same objective these decide, in this order, and at last the profile's id;
+#: carbon is not among them: with one grid for all it orders fleets as energy does
+_TIE_BREAKERS = ("cost", "energy", "gpus")
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Candidate:
     error_percent: Mapping[str, float] = field(default_factory=dict)
     #: recovery on the plan's task mix; None for a method that is not in the catalogue
     quality: Recovery | None = None
+    carbon: Carbon | None = None
     feasible: bool = False
     reason: str = ""
     outcome: FleetOutcome | None = None
@@ -112,15 +116,35 @@ class Candidate:
         value = self.outcome.summary.get(key)
         return None if value is None else float(value)
 
-    def rank(self, objective: str) -> tuple[float | str, ...]:
-        """Sort key: feasible first, by ``objective``, ties by the other two and the id."""
-        values = {
+    @property
+    def gco2e(self) -> float | None:
+        """Grams of CO2 equivalent of the run's energy; None if infeasible or without a region."""
+        energy_j = self.metric("energy_j")
+        return None if self.carbon is None or energy_j is None else self.carbon.gco2e(energy_j)
+
+    @property
+    def gco2e_per_hour(self) -> float | None:
+        """Grams of CO2 equivalent for an hour of this load."""
+        return _ratio(self.gco2e, self.metric("duration"), 3600)
+
+    @property
+    def gco2e_per_1k_output_tokens(self) -> float | None:
+        """Grams of CO2 equivalent for 1000 output tokens."""
+        return _ratio(self.gco2e, self.metric("total_output_tokens"), 1000)
+
+    def worth(self, objective: str) -> float:
+        """What an objective is decided by, less is better; inf where it is not known."""
+        value = {
             "cost": self.usd_per_hour,
             "energy": self.metric("energy_j"),
             "gpus": self.gpus,
-        }
-        order = (objective, *(o for o in OBJECTIVES if o != objective))
-        key = [math.inf if values[o] is None else float(values[o] or 0) for o in order]
+            "carbon": self.gco2e,
+        }[objective]
+        return math.inf if value is None else float(value)
+
+    def rank(self, objective: str) -> tuple[float | str, ...]:
+        """Sort key: feasible first, then by :func:`deciding_order`, at last by the id."""
+        key = [self.worth(o) for o in deciding_order(objective)]
         return (float(not self.feasible), *key, self.profile)
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,6 +166,9 @@ class Candidate:
             "quality": None if self.quality is None else self.quality.to_dict(),
             "usd_per_hour": usd,
             "cost_usd": None if usd is None or duration_s is None else usd * duration_s / 3600,
+            "gco2e": self.gco2e,
+            "gco2e_per_hour": self.gco2e_per_hour,
+            "gco2e_per_1k_output_tokens": self.gco2e_per_1k_output_tokens,
             "attainment": outcome.attainment if self.feasible and outcome else None,
             "slos": [s.to_dict() for s in outcome.slos] if outcome else [],
         }
@@ -149,6 +176,26 @@ class Candidate:
             data.update((k, v) for k, v in outcome.summary.items() if _wanted(k))
         data["evaluations"] = [e.to_dict() for e in self.evaluations]
         return data
+
+
+def deciding_order(objective: str) -> tuple[str, ...]:
+    """What decides among fleets, first to last; the profile's id comes after these."""
+    return (objective, *(o for o in _TIE_BREAKERS if o != objective))
+
+
+def _ratio(value: float | None, by: float | None, scale: float) -> float | None:
+    return None if value is None or not by else value / by * scale
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Fleets that are equal to the best one in the objective, and what decided among them.
+
+    ``decided_by`` sets the best apart from the next one; ``name`` if they are equal in all.
+    """
+
+    profiles: tuple[str, ...]
+    decided_by: str
 
 
 def _wanted(key: str) -> bool:
@@ -175,6 +222,21 @@ class Plan:
     settings: Mapping[str, Any]
     #: the task mix that the candidates' quality is of, and the floor
     quality_goal: QualityGoal | None = None
+    carbon: Carbon | None = None
+
+    @property
+    def tie(self) -> Tie | None:
+        """The feasible candidates that share the best one's objective; None if it stands alone."""
+        best = self.best
+        if best is None:
+            return None
+        worth = best.worth(self.objective)
+        equal = [c for c in self.candidates if c.feasible and c.worth(self.objective) == worth]
+        if len(equal) < 2:
+            return None
+        order = deciding_order(self.objective)
+        apart = (o for o in order if best.worth(o) != equal[1].worth(o))
+        return Tie(tuple(c.profile for c in equal), next(apart, "name"))
 
     @property
     def best(self) -> Candidate | None:
@@ -206,10 +268,15 @@ class Plan:
             "schema": "qsim-plan/1",
             "qsim_version": __version__,
             "objective": self.objective,
+            "order": [*deciding_order(self.objective), "name"],
+            "tie": None
+            if self.tie is None
+            else {"profiles": list(self.tie.profiles), "decided_by": self.tie.decided_by},
             "slos": [str(s) for s in self.slos],
             "trace": dict(self.trace),
             "settings": dict(self.settings),
             "quality": None if self.quality_goal is None else self.quality_goal.to_dict(),
+            "carbon": None if self.carbon is None else self.carbon.to_dict(),
             "prices": [prices[g] for g in sorted(prices)],
             "best": self.best.profile if self.best else None,
             "serve_command": self.serve_command() if self.best else None,

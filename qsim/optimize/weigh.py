@@ -1,4 +1,4 @@
-"""What a plan weighs besides speed: the answers' quality."""
+"""What a plan weighs besides speed: the answers' quality, and the carbon of the energy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qsim.errors import ScenarioError
+from qsim.optimize.carbon import DEFAULT_PUE, GridIntensity, gco2e, grid_intensity
 from qsim.profile import Profile
 
 if TYPE_CHECKING:
     from qsim.quality.recovery import Recovery
 
-__all__ = ["QualityGoal", "quality_goal"]
+__all__ = ["Carbon", "QualityGoal", "carbon_of", "quality_goal"]
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,48 @@ def quality_goal(
             "16-bit model's score"
         )
     return QualityGoal(mix, float(min_quality))
+
+
+@dataclass(frozen=True)
+class Carbon:
+    """Where the energy comes from: a grid, and the site's energy over that of its IT."""
+
+    grid: GridIntensity
+    pue: float = DEFAULT_PUE
+
+    def gco2e(self, energy_j: float) -> float:
+        """Grams of CO2 equivalent of the GPUs' energy."""
+        return gco2e(energy_j, self.grid, self.pue)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**self.grid.to_dict(), "pue": self.pue, "covers": "energy of the GPUs"}
+
+
+def carbon_of(region: str | float | None, pue: float | None, objective: str) -> Carbon | None:
+    """Check a region and a PUE; None without a region.
+
+    Raises
+    ------
+    ScenarioError
+        For an unknown region (near ones are named), a PUE that is not a finite number >= 1 or
+        comes without a region, or the objective carbon without a region.
+    """
+    if region is None:
+        if objective == "carbon":
+            raise ScenarioError(
+                "objective carbon needs a region (--region), such as DEU, gcp:us-central1 or a "
+                "number of gCO2e per kWh"
+            )
+        if pue is not None:
+            raise ScenarioError(
+                f"pue is {pue!r}, but no region is given; it scales carbon only: add a region "
+                "(--region) or leave it out"
+            )
+        return None
+    if pue is None:
+        pue = DEFAULT_PUE
+    number = isinstance(pue, int | float) and not isinstance(pue, bool)
+    if not number or not 1 <= pue < math.inf:
+        raise ScenarioError(f"pue is {pue!r}; must be a finite number >= 1")
+    return Carbon(grid_intensity(region), float(pue))

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from qsim.files import write_text
 from qsim.report.figures import figure_svg, latency_figure, plan_figure, timeline_figure
 from qsim.report.tables import number
-from qsim.report.text import latency_rows, margin_remarks, plan_rows, quality_remarks
+from qsim.report.text import (
+    carbon_remarks,
+    latency_rows,
+    margin_remarks,
+    plan_rows,
+    quality_remarks,
+    tie_remarks,
+)
 
 if TYPE_CHECKING:
     from qsim.optimize.plan_result import Plan
@@ -100,13 +107,16 @@ def write_plan_report(path: str | os.PathLike[str], plan: Plan) -> None:
         parts += [
             f"<h2>Recommended: {plan.best.replicas} x {escape(plan.best.profile)}</h2>",
             f"<pre>{escape(plan.serve_command())}</pre>",
-            *(f"<p>{escape(text)}</p>" for text in margin_remarks(plan)),
+            *(f"<p>{escape(text)}</p>" for text in tie_remarks(plan) + margin_remarks(plan)),
         ]
     else:
         parts.append('<p class="missed">No candidate meets the SLOs.</p>')
     if rows:
         parts += ["<h2>Smallest fleets</h2>", _table(headers[1:], [r[1:] for r in rows], best=0)]
-    parts += [f"<p><small>{escape(text)}.</small></p>" for text in quality_remarks(plan)]
+    parts += [
+        f"<p><small>{escape(text)}.</small></p>"
+        for text in quality_remarks(plan) + carbon_remarks(plan)
+    ]
     parts.append(figure_svg(plan_figure(plan)))
     bad = [[c.profile, c.reason] for c in plan.candidates if not c.feasible]
     if bad:

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qsim.optimize.plan_result import deciding_order
 from qsim.profiles import stated_errors
 from qsim.report.tables import number, table
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from qsim.sim.slo import SloOutcome
 
 __all__ = [
+    "carbon_remarks",
     "latency_rows",
     "margin_remarks",
     "plan_rows",
@@ -23,6 +25,7 @@ __all__ = [
     "profile_text",
     "quality_remarks",
     "simulation_text",
+    "tie_remarks",
 ]
 
 _LATENCIES = (
@@ -85,6 +88,7 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
     several = len({(c.gpu, c.model, c.tensor_parallel_size) for c in plan.candidates}) > 1
     headers = ["", "profile" if several else "method", "GPUs", "USD/h", "energy\nkJ", "power\nW"]
     headers += ["J/output\ntoken", "within\nlimits"]
+    headers += ["gCO2e", "gCO2e\nper h", "gCO2e/1k\noutput"] if plan.carbon else []
     headers += ["quality, %"] if plan.quality_goal else []
     headers += [f"{k.split('_')[1].upper()} {k.split('_')[0]}\nms" for k in keys]
     rows = []
@@ -104,6 +108,15 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
                 number(c.metric("avg_power_w")),
                 number(c.metric("joules_per_output_token"), 3),
                 "-" if attained is None else f"{attained:.1%}",
+                *(
+                    [
+                        number(c.gco2e),
+                        number(c.gco2e_per_hour),
+                        number(c.gco2e_per_1k_output_tokens, 3),
+                    ]
+                    if plan.carbon
+                    else []
+                ),
                 *([quality_cell(c)] if plan.quality_goal else []),
                 *(number(values[k]) for k in keys),
             ]
@@ -118,6 +131,33 @@ def quality_cell(candidate: Candidate) -> str:
         return "-"
     mark = "~" if q.status == "estimated" else ""
     return f"{mark}{q.mean_pct:.1f} ({q.low_pct:.1f}-{q.high_pct:.1f})"
+
+
+def carbon_remarks(plan: Plan) -> list[str]:
+    """Where the carbon figures come from and what they leave out."""
+    if plan.carbon is None:
+        return []
+    grid, pue = plan.carbon.grid, plan.carbon.pue
+    where = f"{grid.key} ({grid.name})" if grid.key != grid.name else grid.key
+    source = "" if grid.source == "given" else f", {grid.source}"
+    year = f", {grid.year}" if grid.year else ""
+    return [
+        f"carbon: {number(grid.gco2e_per_kwh)} gCO2e per kWh, {where}{source}{year}; PUE "
+        f"{pue:.15g}; energy of the GPUs only, without CPUs, memory, network and manufacture"
+    ]
+
+
+def tie_remarks(plan: Plan) -> list[str]:
+    """What decided, where several fleets share the best one's objective."""
+    if plan.tie is None:
+        return []
+    names = {"cost": "cost", "energy": "energy", "gpus": "the number of GPUs",
+             "carbon": "carbon", "name": "the profile's name"}  # fmt: skip
+    order = ", ".join(names[o] for o in (*deciding_order(plan.objective), "name"))
+    text = f"tie: {len(plan.tie.profiles)} fleets are equal in {names[plan.objective]}; "
+    if plan.tie.decided_by == "name":
+        return [f"{text}the first two are equal in all, and their names decided (order: {order})"]
+    return [f"{text}{names[plan.tie.decided_by]} decided (order: {order})"]
 
 
 def quality_remarks(plan: Plan) -> list[str]:
@@ -168,13 +208,13 @@ def plan_text(plan: Plan) -> str:
         if c.outcome is not None
         for text in c.outcome.summary.get("notes", ())
     ]
-    remarks += [_fill(text, "  ") for text in quality_remarks(plan)]
+    remarks += [_fill(t, "  ") for t in quality_remarks(plan) + carbon_remarks(plan)]
     prices = {c.price.gpu: c.price for c in plan.candidates if c.price}
     remarks += [
         _fill(f"price of {g}: {p.usd_per_hour:.2f} USD per GPU and hour, {p.source}", "  ")
         for g, p in sorted(prices.items())
     ]
-    remarks += [_fill(text, "  ") for text in margin_remarks(plan)]
+    remarks += [_fill(t, "  ") for t in tie_remarks(plan) + margin_remarks(plan)]
     if remarks:
         parts.append("\n".join(remarks))
     if plan.best is not None:

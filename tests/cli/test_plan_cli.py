@@ -75,6 +75,20 @@ def test_quality_floor_and_mix(trace: Path, profile: Path, slower: Path) -> None
     assert only.exit_code == 3
 
 
+def test_carbon(trace: Path, profile: Path, slower: Path) -> None:
+    args = ("plan", trace, "--profile", profile, "--profile", slower, *SLOS, "--jobs", 1)
+    green = (*args, "--region", "DEU", "--objective", "carbon")
+    text = " ".join(qsim(*green).stdout.split())
+    assert text.count("energy of the GPUs only") == 1
+    assert "gCO2e" not in qsim(*args).stdout
+    plan = json.loads(qsim(*green, "--json", "-").stdout)
+    assert plan["carbon"]["region"] == "DEU"
+    assert plan["carbon"]["pue"] == 1.0
+    values = [c["gco2e"] for c in plan["candidates"] if c["feasible"]]
+    assert values == sorted(values)
+    assert values[0] > 0
+
+
 def test_scenario(tmp_path: Path, trace: Path, profile: Path, slower: Path) -> None:
     s = write(
         tmp_path / "s.yaml",
@@ -94,11 +108,15 @@ def test_scenario(tmp_path: Path, trace: Path, profile: Path, slower: Path) -> N
     [
         ((), ["no SLO is given"]),
         (("--slo", "ttft:p99:a"), ["'a'", "milliseconds"]),
-        ((*SLOS, "--objective", "fun"), ["objective is 'fun'", "cost, energy, gpus"]),
+        ((*SLOS, "--objective", "fun"), ["objective is 'fun'", "cost, energy, gpus, carbon"]),
         ((*SLOS, "--max-replicas", 0), ["max_replicas is 0"]),
         ((*SLOS, "--jobs", 0), ["jobs is 0"]),
         ((*SLOS, "--model", "lama-3.1-8b"), ["no profile of model 'lama-3.1-8b'"]),
         ((*SLOS, "--price", "h100_sxm=1"), ["'h100_sxm'", "no profile in this plan"]),
+        ((*SLOS, "--objective", "carbon"), ["objective carbon needs a region", "--region"]),
+        ((*SLOS, "--region", "DEA"), ["'DEA'", "'DEU'"]),
+        ((*SLOS, "--region", "DEU", "--pue", 0.9), ["pue is 0.9"]),
+        ((*SLOS, "--pue", 1.2), ["pue is 1.2", "no region is given"]),
         ((*SLOS, "--min-quality", 0), ["min_quality is 0.0"]),
         ((*SLOS, "--tasks", "gsm8k:a"), ["share of 'gsm8k' is 'a'"]),
         ((*SLOS, "--picture", "p.bmp"), ["--picture is 'p.bmp'", ".png"]),
