@@ -37,6 +37,10 @@ def _price(text: str) -> str:
 @scenario_options
 @click.command()
 @trace_options
+@click.option("--peak-hour", is_flag=True, default=None,
+              help="Plan for the busiest hour of TRACE, by requests.")  # fmt: skip
+@click.option("--growth", type=float, default=1.0, show_default=True, metavar="F",
+              help="Plan for arrivals F times as fast.")  # fmt: skip
 @click.option("--model", metavar="ID", help="Plan with the shipped profiles of this model.")
 @click.option("--gpu", "gpus", multiple=True, metavar="ID", help="Only on this GPU; repeatable.")
 @click.option(
@@ -132,6 +136,8 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
             min_quality=given["min_quality"],
             region=given["region"],
             pue=given["pue"],
+            growth=given["growth"],
+            peak_hour=bool(given["peak_hour"]),
             max_replicas=given["max_replicas"],
             router=given["router"],
             options=engine_from(given),

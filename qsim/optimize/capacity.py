@@ -13,6 +13,7 @@ import numpy as np
 from qsim.errors import ScenarioError, TraceError
 from qsim.optimize.executor import open_executor
 from qsim.optimize.fleet_search import probes_left, smallest_fleet
+from qsim.optimize.forecast import forecast
 from qsim.optimize.plan_result import OBJECTIVES, Candidate, FleetOutcome, Plan
 from qsim.optimize.prices import price_of
 from qsim.optimize.weigh import Carbon, QualityGoal, carbon_of, quality_goal
@@ -83,6 +84,8 @@ def plan(
     min_quality: float | None = None,
     region: str | float | None = None,
     pue: float | None = None,
+    growth: float = 1.0,
+    peak_hour: bool = False,
     max_replicas: int = 128,
     router: str = "least-requests",
     options: EngineOptions | None = None,
@@ -124,6 +127,10 @@ def plan(
         its gCO2e per kWh; tells the carbon of each candidate.
     pue : float, optional
         Energy of the site over that of the IT equipment; 1 unless given.
+    growth : float
+        Plan for arrivals so many times as fast as in the trace.
+    peak_hour : bool
+        Plan for the busiest hour of the trace by requests; before ``growth``.
     max_replicas : int
         The largest fleet to try.
     jobs : int
@@ -150,6 +157,7 @@ def plan(
     options = options or EngineOptions()
     goal = quality_goal(tasks, min_quality)
     carbon = carbon_of(region, pue, objective)
+    trace, shaped = forecast(trace, growth, peak_hour)
     chosen = _choose(model, gpus, methods, profiles)
     unused = sorted(set(prices or {}) - {p.identity.gpu for p in chosen})
     if unused:
@@ -175,7 +183,7 @@ def plan(
         **options.to_dict(),
     }
     ranked = tuple(sorted(candidates, key=lambda c: c.rank(objective)))
-    return Plan(objective, limits, ranked, describe(trace), settings, goal, carbon)
+    return Plan(objective, limits, ranked, describe(trace), settings, goal, carbon, shaped)
 
 
 def describe(trace: Trace) -> dict[str, Any]:

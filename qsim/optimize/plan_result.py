@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qsim.errors import InfeasibleError
+from qsim.optimize.forecast import Forecast
 from qsim.optimize.prices import Price
 from qsim.optimize.weigh import Carbon, QualityGoal
 from qsim.sim.config import EngineConfig, EngineOptions
@@ -223,6 +224,8 @@ class Plan:
     #: the task mix that the candidates' quality is of, and the floor
     quality_goal: QualityGoal | None = None
     carbon: Carbon | None = None
+    #: what was done to the trace before ``trace`` was described
+    forecast: Forecast = field(default_factory=Forecast)
 
     @property
     def tie(self) -> Tie | None:
@@ -274,6 +277,7 @@ class Plan:
             else {"profiles": list(self.tie.profiles), "decided_by": self.tie.decided_by},
             "slos": [str(s) for s in self.slos],
             "trace": dict(self.trace),
+            "forecast": self.forecast.to_dict(),
             "settings": dict(self.settings),
             "quality": None if self.quality_goal is None else self.quality_goal.to_dict(),
             "carbon": None if self.carbon is None else self.carbon.to_dict(),

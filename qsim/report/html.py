@@ -103,6 +103,8 @@ def write_plan_report(path: str | os.PathLike[str], plan: Plan) -> None:
         f"tokens on average. SLO {escape(', '.join(map(str, plan.slos)))}. Sorted by "
         f"{escape(plan.objective)}; every figure is simulated.</p>"
     ]
+    if plan.forecast.text():
+        parts.append(f"<p>Planned for {escape(plan.forecast.text())}.</p>")
     if plan.best is not None:
         parts += [
             f"<h2>Recommended: {plan.best.replicas} x {escape(plan.best.profile)}</h2>",

@@ -194,6 +194,8 @@ def plan_text(plan: Plan) -> str:
         f"tokens on average\nSLO {', '.join(map(str, plan.slos))}; smallest fleets by simulation, "
         f"sorted by {plan.objective}"
     )
+    if plan.forecast.text():
+        head += f"\nplanned for {plan.forecast.text()}"
     parts = ["\n".join(_fill(line, "  ") for line in head.split("\n"))]
     headers, rows = plan_rows(plan)
     if rows:

@@ -89,6 +89,17 @@ def test_carbon(trace: Path, profile: Path, slower: Path) -> None:
     assert values[0] > 0
 
 
+def test_growth_is_stated_and_saved(tmp_path: Path, trace: Path, profile: Path) -> None:
+    saved = tmp_path / "s.yaml"
+    args = ("plan", trace, "--profile", profile, *SLOS, "--jobs", 1)
+    result = qsim(*args, "--growth", 2, "--save-scenario", saved)
+    assert "planned for arrivals 2 times as fast as in the trace" in result.stdout
+    assert "5 requests in 0.5750 s" in result.stdout
+    assert "planned for" not in qsim(*args).stdout
+    assert yaml.safe_load(saved.read_text())["growth"] == 2.0
+    assert qsim("plan", "--scenario", saved, "--jobs", 1).stdout == result.stdout
+
+
 def test_scenario(tmp_path: Path, trace: Path, profile: Path, slower: Path) -> None:
     s = write(
         tmp_path / "s.yaml",
@@ -117,6 +128,8 @@ def test_scenario(tmp_path: Path, trace: Path, profile: Path, slower: Path) -> N
         ((*SLOS, "--region", "DEA"), ["'DEA'", "'DEU'"]),
         ((*SLOS, "--region", "DEU", "--pue", 0.9), ["pue is 0.9"]),
         ((*SLOS, "--pue", 1.2), ["pue is 1.2", "no region is given"]),
+        ((*SLOS, "--growth", 0), ["growth is 0.0"]),
+        ((*SLOS, "--peak-hour"), ["lasts 1.15 s", "leave it out", "longer one"]),
         ((*SLOS, "--min-quality", 0), ["min_quality is 0.0"]),
         ((*SLOS, "--tasks", "gsm8k:a"), ["share of 'gsm8k' is 'a'"]),
         ((*SLOS, "--picture", "p.bmp"), ["--picture is 'p.bmp'", ".png"]),
