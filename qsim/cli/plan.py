@@ -80,6 +80,8 @@ def _price(text: str) -> str:
               "region (gcp:us-central1), world, or a number of gCO2e per kWh.")  # fmt: skip
 @click.option("--pue", type=float, metavar="X",
               help="Energy of the site over that of the IT, for carbon; or 1.")  # fmt: skip
+@click.option("--headroom/--no-headroom", default=True, show_default=True,
+              help="Find how much more traffic the best fleet carries.")  # fmt: skip
 @click.option("--max-replicas", type=int, default=128, show_default=True, metavar="N",
               help="The largest fleet to try.")  # fmt: skip
 @click.option(
@@ -138,6 +140,7 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
             pue=given["pue"],
             growth=given["growth"],
             peak_hour=bool(given["peak_hour"]),
+            headroom=given["headroom"],
             max_replicas=given["max_replicas"],
             router=given["router"],
             options=engine_from(given),

@@ -14,6 +14,7 @@ from qsim.errors import ScenarioError, TraceError
 from qsim.optimize.executor import open_executor
 from qsim.optimize.fleet_search import probes_left, smallest_fleet
 from qsim.optimize.forecast import forecast
+from qsim.optimize.headroom import Headroom, headroom_search
 from qsim.optimize.plan_result import OBJECTIVES, Candidate, FleetOutcome, Plan
 from qsim.optimize.prices import price_of
 from qsim.optimize.weigh import Carbon, QualityGoal, carbon_of, quality_goal
@@ -86,6 +87,7 @@ def plan(
     pue: float | None = None,
     growth: float = 1.0,
     peak_hour: bool = False,
+    headroom: bool = True,
     max_replicas: int = 128,
     router: str = "least-requests",
     options: EngineOptions | None = None,
@@ -131,6 +133,9 @@ def plan(
         Plan for arrivals so many times as fast as in the trace.
     peak_hour : bool
         Plan for the busiest hour of the trace by requests; before ``growth``.
+    headroom : bool
+        Also find, to 2% and by simulation, how much faster the trace may be until the best
+        fleet misses an SLO, and which.
     max_replicas : int
         The largest fleet to try.
     jobs : int
@@ -174,7 +179,13 @@ def plan(
         for p, b in zip(chosen, blanks, strict=True)
     ]
     with open_executor(jobs, at_most=len(searches)) as executor:
-        candidates = _drive(executor, searches, [b.profile for b in blanks], progress)
+        candidates = _drive(executor, searches, [b.profile for b in blanks], progress, headroom)
+        ranked = tuple(sorted(candidates, key=lambda c: c.rank(objective)))
+        spare = None
+        if headroom and ranked[0].feasible:
+            winner = next(p for p in chosen if p.id == ranked[0].profile)
+            task = replace(base, profile=winner, replicas=ranked[0].replicas or 1)
+            spare = _headroom(executor, task, progress)
     settings = {
         "router": router,
         "seed": seed,
@@ -182,8 +193,7 @@ def plan(
         "max_replicas": max_replicas,
         **options.to_dict(),
     }
-    ranked = tuple(sorted(candidates, key=lambda c: c.rank(objective)))
-    return Plan(objective, limits, ranked, describe(trace), settings, goal, carbon, shaped)
+    return Plan(objective, limits, ranked, describe(trace), settings, goal, carbon, shaped, spare)
 
 
 def describe(trace: Trace) -> dict[str, Any]:
@@ -280,6 +290,9 @@ def _blank(
     return replace(candidate, engine=engine, reason=goal.objection(candidate.quality))
 
 
+#: share of a progress bar for the searches, where the head-room follows
+_SEARCHES = 0.9
+
 #: What a search yields: a fleet to simulate, and about how many more there will be
 _Step = tuple[FleetTask, int]
 _Search = Generator[_Step, FleetOutcome, Candidate]
@@ -349,7 +362,11 @@ def _by_size(done: dict[int, FleetOutcome]) -> tuple[FleetOutcome, ...]:
 
 
 def _drive(
-    executor: Executor, searches: list[_Search], names: list[str], progress: Progress | None
+    executor: Executor,
+    searches: list[_Search],
+    names: list[str],
+    progress: Progress | None,
+    headroom: bool,
 ) -> list[Candidate]:
     """Run all searches to their end, each one simulation ahead at a time."""
     found: dict[int, Candidate] = {}
@@ -380,5 +397,35 @@ def _drive(
             else:
                 advance(i, lambda s=search, f=future: s.send(f.result()))  # type: ignore[misc]
             if progress is not None:
-                progress(sum(shares) / len(shares), names[i])
+                more = headroom and (running or any(c.feasible for c in found.values()))
+                progress(sum(shares) / len(shares) * (_SEARCHES if more else 1.0), names[i])
     return [found[i] for i in range(len(searches))]
+
+
+def _headroom(executor: Executor, task: FleetTask, progress: Progress | None) -> Headroom:
+    """Speed up the trace until the fleet of ``task`` misses an SLO.
+
+    One replica less missed one, so that about n/(n - 1) times the traffic should; a single
+    replica has no such bound, and begins with its load at best efficiency.
+    """
+    n = task.replicas
+    if n > 1:
+        guess = n / (n - 1)
+    else:
+        load = offered_load(task.trace, task.profile, task.options.resolve(task.profile))
+        guess = 1 / load if load > 0 else 2.0
+    search = headroom_search(guess)
+    speed, done = next(search), 0
+    while True:
+        faster = replace(task, trace=task.trace.speed(speed))
+        outcome = executor.submit(run_fleet, faster).result()
+        done += 1
+        try:
+            speed = search.send(outcome)
+        except StopIteration as stop:
+            if progress is not None:
+                progress(1.0, "head-room")
+            found: Headroom = stop.value
+            return found
+        if progress is not None:
+            progress(1 - (1 - _SEARCHES) / (done + 1), "head-room")

@@ -15,6 +15,7 @@ from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.slo import Slo, SloOutcome
 
 if TYPE_CHECKING:
+    from qsim.optimize.headroom import Headroom
     from qsim.quality.recovery import Recovery
 
 __all__ = ["OBJECTIVES", "Candidate", "FleetOutcome", "Plan", "Tie", "deciding_order"]
@@ -226,6 +227,8 @@ class Plan:
     carbon: Carbon | None = None
     #: what was done to the trace before ``trace`` was described
     forecast: Forecast = field(default_factory=Forecast)
+    #: of the best fleet; None if there is none, or it was not asked for
+    headroom: Headroom | None = None
 
     @property
     def tie(self) -> Tie | None:
@@ -283,6 +286,7 @@ class Plan:
             "carbon": None if self.carbon is None else self.carbon.to_dict(),
             "prices": [prices[g] for g in sorted(prices)],
             "best": self.best.profile if self.best else None,
+            "headroom": None if self.headroom is None else self.headroom.to_dict(),
             "serve_command": self.serve_command() if self.best else None,
             "candidates": [
                 {**c.to_dict(), "serve_command": self.serve_command(c) if c.feasible else None}

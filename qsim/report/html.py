@@ -109,6 +109,7 @@ def write_plan_report(path: str | os.PathLike[str], plan: Plan) -> None:
         parts += [
             f"<h2>Recommended: {plan.best.replicas} x {escape(plan.best.profile)}</h2>",
             f"<pre>{escape(plan.serve_command())}</pre>",
+            *([f"<p>{escape(plan.headroom.text())}</p>"] if plan.headroom else []),
             *(f"<p>{escape(text)}</p>" for text in tie_remarks(plan) + margin_remarks(plan)),
         ]
     else:

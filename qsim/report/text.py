@@ -234,7 +234,13 @@ def _recommendation(plan: Plan, best: Candidate) -> str:
             f" behind a {plan.settings['router']} router. "
             "Start each, on its own GPUs and --port, with"
         )
-    return _fill(head, "  ") + "\n\n" + _continued(plan.serve_command(best))
+    if plan.headroom is not None:
+        head = f"{plan.headroom.text()}\n\n{head}"
+    return (
+        "\n\n".join(_fill(h, "  ") for h in head.split("\n\n"))
+        + "\n\n"
+        + _continued(plan.serve_command(best))
+    )
 
 
 def margin_remarks(plan: Plan) -> list[str]:

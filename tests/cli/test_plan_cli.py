@@ -100,6 +100,12 @@ def test_growth_is_stated_and_saved(tmp_path: Path, trace: Path, profile: Path) 
     assert qsim("plan", "--scenario", saved, "--jobs", 1).stdout == result.stdout
 
 
+def test_headroom_can_be_left_out(trace: Path, profile: Path) -> None:
+    args = ("plan", trace, "--profile", profile, "--slo", "ttft:p99:400", "--jobs", 1)
+    assert "head-room: " in qsim(*args).stdout
+    assert "head-room: " not in qsim(*args, "--no-headroom").stdout
+
+
 def test_scenario(tmp_path: Path, trace: Path, profile: Path, slower: Path) -> None:
     s = write(
         tmp_path / "s.yaml",

@@ -1,0 +1,92 @@
+"""How much more traffic a fleet carries: the same trace sped up until an SLO breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+from qsim.optimize.plan_result import FleetOutcome
+
+__all__ = ["MOST", "PRECISION", "Headroom", "headroom_search"]
+
+#: the search ends when the speed that fails is at most so much above the one that does not
+PRECISION = 0.02
+#: speeds above it are not tried: the trace is then next to a single burst
+MOST = 64.0
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """What the fleet was found to carry.
+
+    Attributes
+    ----------
+    speed : float
+        The fastest speed simulated below ``broken_speed``, 1 or more; it met every SLO.
+    broken_speed : float or None
+        A speed at most 2% above it that missed one; None if :data:`MOST` met all.
+    broken : FleetOutcome or None
+        The simulation at ``broken_speed``.
+    simulations : int
+        How many were run.
+    """
+
+    speed: float
+    broken_speed: float | None
+    broken: FleetOutcome | None
+    simulations: int
+
+    def text(self) -> str:
+        """One sentence for people."""
+        if self.broken is None:
+            return f"head-room: still meets every SLO with arrivals {self.speed:.3g} times as fast"
+        more = (self.speed - 1) * 100
+        within = f"{more:.1f}% more traffic" if more > 0 else "less than 2% more traffic"
+        return (
+            f"head-room: carries {within} (the same trace, faster); at "
+            f"{((self.broken_speed or 1) - 1) * 100:+.1f}% {self.broken.binding.sentence()}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        missed = [] if self.broken is None else [s for s in self.broken.slos if not s.met]
+        return {
+            "speed": self.speed,
+            "broken_speed": self.broken_speed,
+            "breaks_first": str(self.broken.binding.slo) if self.broken else None,
+            "missed": [s.to_dict() for s in missed],
+            "simulations": self.simulations,
+        }
+
+
+def headroom_search(guess: float) -> Generator[float, FleetOutcome, Headroom]:
+    """Yield speeds to simulate; what is sent back is the outcome at that speed.
+
+    Speed 1 is known to meet the SLOs. From ``guess`` up the speed doubles until one is missed;
+    bisection then narrows the gap to 2%. As with the size of a fleet, nothing is concluded but
+    from what was sent: ``speed`` met the SLOs and ``broken_speed`` did not.
+
+    Parameters
+    ----------
+    guess : float
+        Where an SLO is expected to break; a poor one costs simulations, not correctness.
+    """
+    low, high, count = 1.0, min(max(guess, 1.0 + PRECISION), MOST), 0
+    while True:
+        outcome = yield high
+        count += 1
+        if not outcome.met:
+            break
+        if high >= MOST:
+            return Headroom(high, None, None, count)
+        low, high = high, min(2 * high, MOST)
+    while high > low * (1 + PRECISION) * (1 + 1e-9):
+        middle = (low * high) ** 0.5
+        tried = yield middle
+        count += 1
+        if tried.met:
+            low = middle
+        else:
+            high, outcome = middle, tried
+    return Headroom(low, high, outcome, count)
