@@ -79,7 +79,8 @@ def _price(text: str) -> str:
 @click.option("--region", metavar="KEY", help="Tell carbon on this grid: a country (DEU), a cloud "
               "region (gcp:us-central1), world, or a number of gCO2e per kWh.")  # fmt: skip
 @click.option("--pue", type=float, metavar="X",
-              help="Energy of the site over that of the IT, for carbon; or 1.")  # fmt: skip
+              help="Energy of the whole site over that of its IT, for carbon; "
+              "1 unless given.")  # fmt: skip
 @click.option("--headroom/--no-headroom", default=True, show_default=True,
               help="Find how much more traffic the best fleet carries.")  # fmt: skip
 @click.option("--max-replicas", type=int, default=128, show_default=True, metavar="N",

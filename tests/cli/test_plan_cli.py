@@ -103,7 +103,10 @@ def test_growth_is_stated_and_saved(tmp_path: Path, trace: Path, profile: Path) 
 def test_headroom_can_be_left_out(trace: Path, profile: Path) -> None:
     args = ("plan", trace, "--profile", profile, "--slo", "ttft:p99:400", "--jobs", 1)
     assert "head-room: " in qsim(*args).stdout
-    assert "head-room: " not in qsim(*args, "--no-headroom").stdout
+    saved = trace.parent / "saved.yaml"
+    without = qsim(*args, "--no-headroom", "--save-scenario", saved).stdout
+    assert "head-room: " not in without
+    assert qsim("plan", "--scenario", saved).stdout == without
 
 
 def test_scenario(tmp_path: Path, trace: Path, profile: Path, slower: Path) -> None:
