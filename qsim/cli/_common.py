@@ -17,6 +17,7 @@ from qsim.sim.slo import Slo
 from qsim.traces.trace import Trace
 
 __all__ = [
+    "ROUTER_HELP",
     "engine_from",
     "engine_options",
     "load_shaped",
@@ -27,6 +28,11 @@ __all__ = [
     "trace_options",
     "write_json",
 ]
+
+# qsim.sim.router.ROUTERS in words: importing it would cost --help its speed; a test compares them
+ROUTER_HELP = (
+    "round-robin, random, least-requests, least-tokens, power-of-two, vllm or prefix-affinity."
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 

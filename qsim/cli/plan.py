@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from qsim.cli._common import (
+    ROUTER_HELP,
     engine_from,
     engine_options,
     load_shaped,
@@ -90,7 +91,7 @@ def _price(text: str) -> str:
     default="least-requests",
     show_default=True,
     metavar="NAME",
-    help="round-robin, random, least-requests, least-tokens or power-of-two.",
+    help=ROUTER_HELP,
 )
 @engine_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.cli._common import (
+    ROUTER_HELP,
     engine_from,
     engine_options,
     load_shaped,
@@ -38,8 +39,7 @@ __all__ = ["simulate"]
     default="least-requests",
     show_default=True,
     metavar="NAME",
-    help="round-robin, random, least-requests, least-tokens, power-of-two, vllm or "
-    "prefix-affinity.",
+    help=ROUTER_HELP,
 )
 @engine_options
 @slo_option

@@ -137,12 +137,6 @@ class Replica:
                 self._sleep_until(run.start_ps(turn))
 
     @property
-    def num_requests(self) -> int:
-        """Requests given to this replica and not finished."""
-        scheduler = self.scheduler
-        return len(self._inbox) + scheduler.num_running + scheduler.num_waiting
-
-    @property
     def num_unscheduled(self) -> int:
         """Requests that are not running: in the front end or in the waiting queue."""
         return len(self._inbox) + self.scheduler.num_waiting

@@ -122,7 +122,6 @@ class Fleet:
         self.replica = _column(n)
         self.cached_tokens = _column(n)
         self.preemptions = _column(n)
-        self.finished_count = 0
         # the engine's time of the first, the latest and the last token, and the rows of their steps
         self._first_ps, self._first_rows = _column(n), _column(n)
         self._last_ps, self._last_rows = _column(n), _column(n)
@@ -243,7 +242,6 @@ class Fleet:
         self._last_rows[i] = rows
         self.cached_tokens[i] = request.cached_tokens
         self.preemptions[i] = request.preemptions
-        self.finished_count += 1
         target = self.replica[i]
         self.outstanding_requests[target] -= 1
         self.outstanding_tokens[target] -= self._prompt[i] + self._output[i]

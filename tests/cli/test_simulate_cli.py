@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import yaml
 
 from qsim import load_profile, load_trace, simulate
+from qsim.cli._common import ROUTER_HELP
+from qsim.sim.router import ROUTERS
 from tests.cli.helpers import TRACE, fails, qsim, write
 from tests.profiles import make_profile
 
@@ -303,3 +306,16 @@ def test_beyond_the_measured_range_is_said(tmp_path: Path, trace: Path) -> None:
     notes = json.loads(qsim("simulate", trace, "--profile", path, "--json", "-").stdout)["notes"]
     assert any("requests ran in one step; the profile was measured up to 1" in n for n in notes)
     assert any("max_num_batched_tokens is 8192" in n for n in notes)
+
+
+def test_where_steps_go_is_not_part_of_the_scenario(
+    tmp_path: Path, trace: Path, profile: Path
+) -> None:
+    command = ("simulate", trace, "--profile", profile, "--json", "-")
+    plain = json.loads(qsim(*command).stdout)
+    logged = qsim(*command, "--steps", tmp_path / "s.jsonl", "--timeline", tmp_path / "t.json")
+    assert json.loads(logged.stdout) == plain
+
+
+def test_every_router_is_in_the_help() -> None:
+    assert set(re.split(r", | or ", ROUTER_HELP.rstrip("."))) == set(ROUTERS)
