@@ -201,6 +201,7 @@ def measure(
             environment(job, gpus, os.environ),
             tensor_parallel_size=job.tensor_parallel_size,
             random_dummy_bits=job.dummy_weights,
+            weight_bits=job.method.integer_bits,
         )
         server = Server(server_command(job, source), env, work / "server.log")
         folder = _run(job, gpus, work, server, config, progress, check_cancelled)
@@ -384,8 +385,8 @@ def _describe(
     ]
     if job.dummy_weights:
         notes.append(
-            "weights are dummies, with random bits in integer and FP8 tensors so that the power "
-            "is not that of zeros"
+            "weights are dummies; integer and FP8 tensors are drawn from normal distributions (FP4 "
+            "codes uniformly) so that the power is not that of zeros"
         )
     if facts.weights_gib is None:
         notes.append(

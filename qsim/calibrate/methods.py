@@ -59,6 +59,11 @@ class Method:
         return 1 if self.kv_fp8 else 2
 
     @property
+    def integer_bits(self) -> int:
+        """Bits of an integer weight; 0 for floating-point formats."""
+        return int(self.bits) if any(x in self.id for x in ("gptq", "awq", "int8", "w4a8")) else 0
+
+    @property
     def dummy(self) -> bool:
         """Whether it runs on dummy weights. All of them do; each needs random bits but bf16."""
         return True

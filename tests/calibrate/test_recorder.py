@@ -288,7 +288,7 @@ def real_torch() -> Any:
     return torch
 
 
-def filled(**parameters: Any) -> dict[str, Any]:
+def filled(bits: int = 0, **parameters: Any) -> dict[str, Any]:
     torch = real_torch()
 
     class Layer(torch.nn.Module):  # type: ignore[misc,name-defined]
@@ -300,12 +300,43 @@ def filled(**parameters: Any) -> dict[str, Any]:
 
     layer = Layer()
     with torch.no_grad():
-        plugin.fill_dummy(layer, torch)
+        plugin.fill_dummy(layer, torch, bits)
     assert (layer.table == 0).all()  # computed by the model, not loaded
     return {n: p.data for n, p in layer.named_parameters()}
 
 
-def test_integer_weights_get_random_bits() -> None:
+def nibbles(tensor: Any, torch: Any) -> Any:
+    raw = tensor.view(torch.uint8).view(-1).int()
+    return torch.cat([raw & 15, raw >> 4]).float()
+
+
+def test_integer_weights_are_drawn_like_those_of_a_checkpoint() -> None:
+    torch = real_torch()
+    four = filled(
+        4,
+        qweight=torch.zeros(64, 64, dtype=torch.int32),
+        qzeros=torch.zeros(64, 64, dtype=torch.int32),
+    )
+    weights, zeros = nibbles(four["qweight"], torch), nibbles(four["qzeros"], torch)
+    assert abs(float(weights.mean()) - 8) < 0.1
+    assert 2.5 < float(weights.std()) < 2.9
+    assert int(weights.min()) == 0
+    assert int(weights.max()) == 15
+    assert 0.7 < float(zeros.std()) < 1.0
+
+    eight = filled(
+        8,
+        qweight=torch.zeros(64, 64, dtype=torch.int32),
+        weight=torch.zeros(64, 64, dtype=torch.int8),
+    )
+    stored = eight["qweight"].view(torch.uint8).float()
+    assert abs(float(stored.mean()) - 128) < 2
+    assert abs(float(eight["weight"].float().mean())) < 2
+    for values in (stored, eight["weight"].float()):
+        assert 32 < float(values.std()) < 37
+
+
+def test_codes_of_other_formats_get_random_bits() -> None:
     torch = real_torch()
     found = filled(
         qweight=torch.zeros(64, 64, dtype=torch.int32),

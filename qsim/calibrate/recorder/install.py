@@ -45,6 +45,7 @@ def install(
     *,
     tensor_parallel_size: int = 1,
     random_dummy_bits: bool = False,
+    weight_bits: int = 0,
 ) -> dict[str, str]:
     """Write the plugin into ``folder`` and return the environment that loads it.
 
@@ -54,6 +55,10 @@ def install(
         Gets ``site`` (the plugin) and ``rows`` (what it records); made if missing.
     environment : mapping
         The server's environment so far; its PYTHONPATH is kept behind ours.
+    random_dummy_bits : bool
+        Whether dummy weights get random bits.
+    weight_bits : int
+        Bits of an integer weight, 4 or 8, for the distribution of dummy ones; 0 for other formats.
 
     Returns
     -------
@@ -78,6 +83,7 @@ def install(
     result["QSIM_RECORDER_DIR"] = str(rows)
     result["QSIM_RECORDER_TP"] = str(tensor_parallel_size)
     result["QSIM_RANDOM_DUMMY_BITS"] = "1" if random_dummy_bits else "0"
+    result["QSIM_DUMMY_WEIGHT_BITS"] = str(weight_bits)
     if result.get("VLLM_PLUGINS"):  # a list of the plugins that may be loaded
         result["VLLM_PLUGINS"] += ",qsim_recorder"
     # a forked engine would inherit the API process's "plugins are loaded" and skip ours

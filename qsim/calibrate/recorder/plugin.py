@@ -9,7 +9,7 @@ in each of its processes; it patches classes in the EngineCore process and in th
   launch as the engine's host thread sees it;
 * ``Worker.execute_model`` and ``sample_tokens`` on rank 0: the span on the GPU between two CUDA
   events, read a few steps later so that nothing waits for the GPU;
-* the loader of dummy weights: integer and FP8 weights get random bits, because a GPU draws less
+* the loader of dummy weights: integer and FP8 weights get random values, because a GPU draws less
   power on the zeros that vLLM leaves there.
 
 A step carries its number as an attribute of the ``SchedulerOutput``, which also reaches a worker
@@ -305,11 +305,14 @@ class WorkerRecorder:
         return init_device
 
 
-def fill_dummy(layer: Any, torch: Any) -> None:
+def fill_dummy(layer: Any, torch: Any, bits: int = 0) -> None:
     """Give a layer's own dummy parameters the bits of a plausible quantized model.
 
-    Weights get random bits (FP8: normal values over the whole range, no NaN), scales are positive,
-    norms are about 1 so that activations neither vanish nor overflow.
+    Integer weights of ``bits`` bits are normally distributed about the middle of their range, as
+    those of a checkpoint are: the largest of a group (4 bits) or of a channel (8 bits) fills the
+    range, and most are small. FP8 weights are normal values over the whole range without NaN, FP4
+    codes uniform. Scales are positive, norms about 1 so that activations neither vanish nor
+    overflow.
     """
     norm = "norm" in type(layer).__name__.lower()
     computed: set[str] = getattr(layer, "_non_persistent_buffers_set", set())  # tables, not weights
@@ -332,8 +335,33 @@ def fill_dummy(layer: Any, torch: Any) -> None:
             raw = tensor.view(torch.uint8) if tensor.is_contiguous() else None
             if scale and size == 1:
                 tensor.random_(116, 122)  # exponents of powers of two, 2**-11 to 2**-6
+            elif raw is not None and bits == 4 and size == 4:
+                _fill_integers(raw, 4, _ZERO_SPREAD if "zero" in name else _SPREAD_4, torch)
+            elif raw is not None and bits == 8 and (size == 4 or tensor.dtype == torch.int8):
+                _fill_integers(raw, 8, 1.0 if "zero" in name else _SPREAD_8, torch)
+                if tensor.dtype == torch.int8:
+                    raw.bitwise_xor_(128)  # GPTQ stores the value + 128, INT8 two's complement
             elif raw is not None:
                 raw.random_(0, 256)
+
+
+#: Standard deviations of integer weights. The largest of 128 (of 4096) normal values lies at about
+#: 2.7 (3.7) of them, and quantization puts it at 7.5 (at 127). Zero points differ by about one.
+_SPREAD_4, _SPREAD_8, _ZERO_SPREAD = 7.5 / 2.7, 127 / 3.7, 0.8
+
+
+def _fill_integers(raw: Any, bits: int, spread: float, torch: Any) -> None:
+    """Unsigned values about the middle of their range, two 4-bit ones to a byte."""
+    middle = 1 << (bits - 1)
+    flat = raw.view(-1)
+    for i in range(0, flat.numel(), 1 << 26):
+        part = flat[i : i + (1 << 26)]
+        total = torch.zeros(part.shape, dtype=torch.uint8, device=part.device)
+        for shift in range(0, 8, bits):
+            values = torch.empty(part.shape, dtype=torch.float16, device=part.device)
+            values.normal_(float(middle), spread).round_().clamp_(0, 2 * middle - 1)
+            total |= values.to(torch.uint8) << shift
+        part.copy_(total)
 
 
 def _fill_float8(tensor: Any, scale: bool, torch: Any) -> None:
@@ -368,11 +396,12 @@ def _patch_dummy_loader(note: Function) -> None:
     utils = import_module("vllm.model_executor.model_loader.weight_utils")
     loader = import_module("vllm.model_executor.model_loader.dummy_loader")
     inner = utils.initialize_dummy_weights
+    bits = int(os.environ.get("QSIM_DUMMY_WEIGHT_BITS", "0"))
 
     def initialize_dummy_weights(model: Any, *args: Any, **kwargs: Any) -> Any:
         result = inner(model, *args, **kwargs)
         with torch.no_grad():
-            fill_dummy(model, torch)
+            fill_dummy(model, torch, bits)
         return result
 
     utils.initialize_dummy_weights = initialize_dummy_weights  # type: ignore[attr-defined]
