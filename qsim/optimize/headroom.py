@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 from typing import Any
 
+from qsim.optimize.fleet_task import FleetTask, offered_load, run_fleet
 from qsim.optimize.plan_result import FleetOutcome
 
-__all__ = ["MOST", "PRECISION", "Headroom", "headroom_search"]
+__all__ = ["MOST", "PRECISION", "Headroom", "find_headroom", "headroom_search"]
 
 #: the search ends when the speed that fails is at most so much above the one that does not
 PRECISION = 0.02
@@ -90,3 +92,37 @@ def headroom_search(guess: float) -> Generator[float, FleetOutcome, Headroom]:
         else:
             high, outcome = middle, tried
     return Headroom(low, high, outcome, count)
+
+
+def find_headroom(
+    executor: Executor,
+    task: FleetTask,
+    progress: Callable[[float, str], None] | None = None,
+    begun: float = 0.0,
+) -> Headroom:
+    """Speed up the trace until the fleet of ``task`` misses an SLO.
+
+    One replica less missed one, so that about n/(n - 1) times the traffic should; a single
+    replica has no such bound, and begins with its load at best efficiency.
+    """
+    n = task.replicas
+    if n > 1:
+        guess = n / (n - 1)
+    else:
+        load = offered_load(task.trace, task.profile, task.options.resolve(task.profile))
+        guess = 1 / load if load > 0 else 2.0
+    search = headroom_search(guess)
+    speed, done = next(search), 0
+    while True:
+        faster = replace(task, trace=task.trace.speed(speed))
+        outcome = executor.submit(run_fleet, faster).result()
+        done += 1
+        try:
+            speed = search.send(outcome)
+        except StopIteration as stop:
+            if progress is not None:
+                progress(1.0, "head-room")
+            found: Headroom = stop.value
+            return found
+        if progress is not None:
+            progress(1 - (1 - begun) / (done + 1), "head-room")

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from qsim.errors import ScenarioError
-from qsim.optimize import capacity
+from qsim.optimize import headroom, searches
 from qsim.optimize.capacity import plan
+from qsim.optimize.fleet_task import FleetTask
+from qsim.optimize.plan_result import FleetOutcome
 from qsim.profile import Profile
 from qsim.quality.recovery import recovery
 from qsim.quality.tasks import DEFAULT_MIX
@@ -92,13 +94,14 @@ def test_below_the_floor_it_is_infeasible_and_never_simulated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ran: list[str] = []
-    run_fleet = capacity.run_fleet
+    run_fleet = searches.run_fleet
 
-    def spy(task: capacity.FleetTask) -> capacity.FleetOutcome:
+    def spy(task: FleetTask) -> FleetOutcome:
         ran.append(task.profile.identity.method)
         return run_fleet(task)
 
-    monkeypatch.setattr(capacity, "run_fleet", spy)
+    for module in (searches, headroom):
+        monkeypatch.setattr(module, "run_fleet", spy)
     awq = recovery(MODEL, "awq-w4a16")
     assert awq.low_pct < 96 < awq.mean_pct, "the floor must lie between low end and mean"
     answer = plan(burst(), profiles=made("bf16", "awq-w4a16"), slos=SLOS, min_quality=96)

@@ -1,0 +1,77 @@
+"""Which profiles a plan compares, and each as a candidate before its search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from qsim.errors import ScenarioError
+from qsim.optimize.plan_result import Candidate
+from qsim.optimize.prices import price_of
+from qsim.optimize.weigh import Carbon, QualityGoal
+from qsim.profile import Profile
+from qsim.profiles import find_profiles, load_profile, stated_errors
+from qsim.sim.config import EngineOptions
+
+__all__ = ["blank_candidate", "choose_profiles"]
+
+
+def choose_profiles(
+    model: str | None,
+    gpus: Sequence[str],
+    methods: Sequence[str],
+    profiles: Sequence[Profile | str],
+) -> list[Profile]:
+    """The shipped profiles of ``model`` and those ``profiles`` that are given, sorted by id."""
+    chosen: dict[str, Profile] = {}
+    if model is not None:
+        for entry in find_profiles(model, tuple(gpus), tuple(methods)):
+            chosen[entry.id] = load_profile(entry.id)
+    elif gpus or methods:
+        raise ScenarioError("gpus and methods choose among the profiles of a model; give model")
+    for given in profiles:
+        profile = load_profile(given) if isinstance(given, str) else given
+        chosen[profile.id] = profile  # one of the user's own replaces the shipped one
+    if not chosen:
+        raise ScenarioError("neither a model nor a profile is given; there is nothing to choose")
+    return [chosen[i] for i in sorted(chosen)]
+
+
+def blank_candidate(
+    profile: Profile,
+    options: EngineOptions,
+    prices: Mapping[str, float] | None,
+    objective: str,
+    goal: QualityGoal,
+    carbon: Carbon | None,
+) -> Candidate:
+    """The candidate before its search.
+
+    With a ``reason`` if there is nothing to search for: its quality is below the floor, or the
+    options do not suit it (then without ``engine``).
+    """
+    identity = profile.identity
+    price = price_of(identity.gpu, prices)
+    if price is None and objective == "cost":
+        raise ScenarioError(
+            f"no price is known for gpu {identity.gpu!r}; give one (--price {identity.gpu}=USD "
+            "per hour) or choose another objective"
+        )
+    candidate = Candidate(
+        profile.id,
+        identity.gpu,
+        identity.model,
+        identity.method,
+        identity.tensor_parallel_size,
+        tuple(identity.vllm_args),
+        options=options,
+        price=price,
+        error_percent=stated_errors(profile),
+        quality=goal.of(profile),
+        carbon=carbon,
+    )
+    try:
+        engine = options.resolve(profile)
+    except ScenarioError as e:
+        return replace(candidate, reason=str(e))
+    return replace(candidate, engine=engine, reason=goal.objection(candidate.quality))

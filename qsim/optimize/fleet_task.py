@@ -1,0 +1,92 @@
+"""One fleet as a task that any process can simulate, and what a plan keeps of the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qsim.optimize.plan_result import FleetOutcome
+from qsim.profile import Profile
+from qsim.sim.config import EngineConfig, EngineOptions
+from qsim.sim.slo import Slo, attainment, check_slos
+from qsim.traces.trace import Trace
+
+__all__ = ["FleetTask", "describe", "offered_load", "run_fleet"]
+
+
+@dataclass(frozen=True)
+class FleetTask:
+    """One fleet to simulate, complete in itself, so that any process can do it."""
+
+    trace: Trace
+    profile: Profile
+    replicas: int
+    slos: tuple[Slo, ...]
+    options: EngineOptions
+    router: str
+    seed: int
+    too_long: str
+
+
+def run_fleet(task: FleetTask) -> FleetOutcome:
+    """Simulate one fleet and keep what a plan needs of the result."""
+    from qsim.sim.api import simulate
+
+    result = simulate(
+        task.trace,
+        task.profile,
+        replicas=task.replicas,
+        router=task.router,
+        options=task.options,
+        seed=task.seed,
+        too_long=task.too_long,
+    )
+    at = np.linspace(0, 1, 101)
+    quantiles: dict[str, list[float]] = {}
+    for name in ("ttft_ms", "tpot_ms", "e2el_ms"):
+        values = np.asarray(getattr(result, name))
+        values = values[~np.isnan(values)]
+        quantiles[name] = np.quantile(values, at).tolist() if len(values) else []
+    return FleetOutcome(
+        task.replicas,
+        result.summary(),
+        tuple(check_slos(result, task.slos)),
+        attainment(result, task.slos),
+        quantiles,
+    )
+
+
+def describe(trace: Trace) -> dict[str, Any]:
+    """The trace in a few numbers, for reports."""
+    duration_s = trace.duration_s
+    rate = len(trace) / duration_s if duration_s > 1e-9 else None  # a burst has no rate
+    return {
+        "name": trace.name,
+        "requests": len(trace),
+        "duration_s": duration_s,
+        "request_rate": rate,
+        "mean_prompt_tokens": float(trace.prompt_tokens.mean()),
+        "mean_output_tokens": float(trace.output_tokens.mean()),
+    }
+
+
+def offered_load(trace: Trace, profile: Profile, engine: EngineConfig) -> float:
+    """Replicas that the trace keeps busy at the profile's best efficiency.
+
+    Prompts in full chunks, decodes in the largest measured batch without context: what any real
+    schedule takes is more. It only tells the search where to begin.
+    """
+    duration_s = trace.duration_s
+    if duration_s < 1.0:  # a burst: what it needs is not a matter of its rate
+        return 1.0
+    eager, decode = profile.latency.eager, profile.latency.decode
+    chunk = engine.max_num_batched_tokens
+    prefill_ms = float(np.interp(chunk, eager.tokens, eager.base_ms)) / min(chunk, eager.tokens[-1])
+    rows = min(decode.rows[-1], engine.max_num_seqs)
+    decode_ms = float(np.interp(rows, decode.rows, decode.base_ms)) / rows
+    busy_ms = prefill_ms * float(trace.prompt_tokens.sum()) + decode_ms * float(
+        trace.output_tokens.sum()
+    )
+    return busy_ms / 1000 / duration_s
