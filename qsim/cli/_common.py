@@ -20,6 +20,8 @@ __all__ = [
     "ROUTER_HELP",
     "engine_from",
     "engine_options",
+    "executor_options",
+    "jobs_from",
     "load_shaped",
     "need_matplotlib",
     "note",
@@ -148,6 +150,29 @@ def slo_option(f: F) -> F:
         help="Limit on ttft, tpot, itl or e2el by mean, median or percentile, "
         "e.g. ttft:p99:500; repeat for more.",
     )(f)
+
+
+def executor_options(f: F) -> F:
+    """``--jobs`` and ``--dask``: where simulations run. Read them with :func:`jobs_from`."""
+    for decorator in reversed(
+        [
+            click.option("--jobs", type=int, metavar="N",
+                         help="Processes; by default one a core. The answer is the same."),
+            click.option("--dask", metavar="ADDRESS",
+                         help="Simulate on a Dask cluster instead: tcp://scheduler:8786, or a "
+                         "scheduler file. The answer is the same."),
+        ]
+    ):  # fmt: skip
+        f = decorator(f)
+    return f
+
+
+def jobs_from(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``jobs`` and ``dask`` for the optimizers, from a command's parameters."""
+    from qsim.optimize.executor import available_cores
+
+    jobs = options["jobs"]
+    return {"jobs": available_cores() if jobs is None else jobs, "dask": options["dask"]}
 
 
 def to_json(data: Any) -> str:

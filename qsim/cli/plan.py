@@ -10,6 +10,8 @@ from qsim.cli._common import (
     ROUTER_HELP,
     engine_from,
     engine_options,
+    executor_options,
+    jobs_from,
     load_shaped,
     need_matplotlib,
     slo_option,
@@ -102,8 +104,7 @@ def _price(text: str) -> str:
     metavar="error|reject",
     help="Prompts of max-model-len or more: an error, or counted as failed as the server would.",
 )
-@click.option("--jobs", type=int, metavar="N",
-              help="Processes; by default one a core. The answer is the same.")  # fmt: skip
+@executor_options
 @click.option("--json", "json_path", metavar="FILE", help="Write the plan; - for stdout.")
 @click.option("--report", "report_path", metavar="FILE.html", help="Write a page with pictures.")
 @click.option("--picture", "picture_path", metavar="FILE.png", help="Draw the comparison.")
@@ -119,7 +120,6 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     need_matplotlib("--report", given["report_path"], (".html", ".htm"))
     need_matplotlib("--picture", given["picture_path"], (".png", ".svg", ".pdf"))
     from qsim.optimize.capacity import plan as search
-    from qsim.optimize.executor import available_cores
     from qsim.report.text import plan_text
 
     trace = load_shaped(
@@ -148,7 +148,7 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
             options=engine_from(given),
             seed=given["seed"],
             too_long=given["too_long"],
-            jobs=available_cores() if given["jobs"] is None else given["jobs"],
+            **jobs_from(given),
             progress=update,
         )
     if given["picture_path"]:

@@ -48,6 +48,7 @@ def plan(
     seed: int = 0,
     too_long: str = "error",
     jobs: int = 1,
+    dask: str | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Find, for every profile, the smallest fleet that meets every SLO on this trace.
@@ -95,6 +96,8 @@ def plan(
     jobs : int
         Processes to simulate in; the answer does not depend on it. With more than one, a script
         must guard its entry with ``if __name__ == "__main__":`` (processes are spawned).
+    dask : str, optional
+        Simulate on a Dask cluster instead: the address of its scheduler, or a scheduler file.
     progress : callable, optional
         Called with a fraction in [0, 1] and a text after every simulation.
 
@@ -132,7 +135,10 @@ def plan(
         search_candidate(replace(base, profile=p), b, max_replicas)
         for p, b in zip(chosen, blanks, strict=True)
     ]
-    with open_executor(jobs, at_most=len(searches)) as executor:
+    with open_executor(jobs, at_most=len(searches), dask=dask) as executor:
+        executor.share(trace)
+        for profile in chosen:
+            executor.share(profile)
         share = _SEARCHES if headroom else 1.0
         candidates = drive(executor, searches, [b.profile for b in blanks], progress, share)
         ranked = tuple(sorted(candidates, key=lambda c: c.rank(objective)))

@@ -1,22 +1,26 @@
-"""Where simulations run: in this process, or in several of this machine.
+"""Where simulations run: in this process, in several of this machine, or on a Dask cluster.
 
-Both are ``concurrent.futures`` executors, and what a task returns depends on the task alone, so
-the answer is the same wherever it ran.
+All are ``concurrent.futures`` executors that can also ``share`` a value with all their tasks. What
+a task returns depends on the task alone, so the answer is the same wherever it ran. A worker that
+dies costs the time of the task that it was at: another one does it again.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-from qsim.errors import QsimError, ScenarioError
+from qsim.errors import ScenarioError
 
-__all__ = ["available_cores", "open_executor"]
+__all__ = ["MAX_DEATHS", "SerialExecutor", "TaskExecutor", "available_cores", "open_executor"]
+
+T = TypeVar("T")
+
+#: workers that one and the same task may cost before it is given up
+MAX_DEATHS = 3
 
 
 def available_cores() -> int:
@@ -27,7 +31,22 @@ def available_cores() -> int:
         return os.cpu_count() or 1
 
 
-class SerialExecutor(Executor):
+class TaskExecutor(Executor):
+    """An executor that sends a big value to each worker once, not with every task."""
+
+    def share(self, value: T) -> T:
+        """Announce that many tasks will hold this very object; returns it.
+
+        From then on it is not sent along with a task: a worker fetches it when it first needs
+        it. It must not be changed any more.
+        """
+        return value
+
+    def abort(self) -> None:
+        """Drop what waits and end what runs, without waiting for it."""
+
+
+class SerialExecutor(TaskExecutor):
     """Runs every task at once, in this process."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -40,64 +59,52 @@ class SerialExecutor(Executor):
         return future
 
 
-class _Pool(ProcessPoolExecutor):
-    """Processes that Ctrl-C does not reach: it is for this one, which then ends them.
-
-    They are started by ``submit`` and inherit its signal mask, so that there is no moment at
-    which one of them could answer Ctrl-C with a traceback.
-    """
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """As ``ProcessPoolExecutor``."""
-        if not hasattr(signal, "pthread_sigmask"):  # Windows
-            return super().submit(fn, *args, **kwargs)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return super().submit(fn, *args, **kwargs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
 @contextmanager
-def open_executor(jobs: int, at_most: int | None = None) -> Iterator[Executor]:
+def open_executor(
+    jobs: int, at_most: int | None = None, dask: str | None = None
+) -> Iterator[TaskExecutor]:
     """An executor with ``jobs`` processes, ``at_most`` so many (for 1 none beside this one).
 
     When the body is left by an exception, Ctrl-C among them, running tasks are killed rather
     than waited for: they only compute, there is nothing to clean up.
 
+    Parameters
+    ----------
+    jobs : int
+        Processes on this machine; with ``dask`` it is checked and not used.
+    at_most : int, optional
+        As many tasks as there will ever be at a time.
+    dask : str, optional
+        Address of a Dask scheduler, ``tcp://host:8786``, or its scheduler file (``.json``).
+
     Raises
     ------
     ScenarioError
-        If ``jobs`` is not a whole number >= 1.
+        If ``jobs`` is not a whole number >= 1, or the scheduler cannot be reached, has no
+        workers or they run another version of qsim.
+    MissingExtraError
+        For ``dask`` without the package ``distributed``.
     QsimError
-        If a process dies, say of lack of memory.
+        From a task that cost :data:`MAX_DEATHS` workers their lives, say for lack of memory.
     """
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise ScenarioError(f"jobs is {jobs!r}; must be a whole number >= 1")
-    jobs = jobs if at_most is None else min(jobs, at_most)
-    if jobs == 1:
-        yield SerialExecutor()
-        return
-    before = {p.pid for p in multiprocessing.active_children()}
-    # spawn, not fork: the same on every platform, and safe when the caller has threads
-    context = multiprocessing.get_context("spawn")
-    pool = _Pool(jobs, mp_context=context, initializer=_ignore_interrupt)
+    executor = _executor(jobs if at_most is None else max(1, min(jobs, at_most)), dask)
     try:
-        yield pool
-    except BaseException as e:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():
-            if child.pid not in before:
-                child.terminate()
-        if isinstance(e, BrokenExecutor):
-            raise QsimError(
-                "a worker process died in the middle of a simulation, for lack of memory perhaps; "
-                f"try again with fewer than {jobs} jobs"
-            ) from e
+        yield executor
+    except BaseException:
+        executor.abort()
         raise
-    pool.shutdown()
+    executor.shutdown()
 
 
-def _ignore_interrupt() -> None:
-    """The same for systems without signal masks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _executor(jobs: int, dask: str | None) -> TaskExecutor:
+    if dask is not None:
+        from qsim.optimize.executor_dask import DaskExecutor
+
+        return DaskExecutor(dask)
+    if jobs == 1:
+        return SerialExecutor()
+    from qsim.optimize.executor_local import LocalExecutor
+
+    return LocalExecutor(jobs)

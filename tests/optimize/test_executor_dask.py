@@ -1,0 +1,115 @@
+"""A Dask cluster of two processes gives what this process gives."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qsim.errors import MissingExtraError, QsimError, ScenarioError
+from qsim.optimize import executor_dask
+from qsim.optimize.capacity import plan
+from qsim.optimize.executor import open_executor
+from qsim.traces.trace import Trace
+from tests.optimize.test_executor import Weighed, die_once, size_of
+from tests.profiles import make_profile
+
+distributed = pytest.importorskip("distributed")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def address(cluster: Any) -> str:
+    return str(cluster.scheduler_address)
+
+
+def test_tasks_run_there_and_their_errors_come_back(address: str) -> None:
+    with open_executor(1, dask=address) as executor:
+        assert executor.submit(os.getpid).result() != os.getpid()
+        assert isinstance(executor.submit(math.sqrt, -1).exception(), ValueError)
+
+
+def test_a_shared_value_is_not_in_the_tasks(address: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    with open_executor(1, dask=address) as executor:
+        thing = executor.share(Weighed(log, 100_000))
+        futures = [executor.submit(size_of, thing, {"again": thing}) for _ in range(10)]
+        assert {f.result() for f in futures} == {(100_000, True)}
+    assert len(log.read_text().split()) <= 2
+
+
+def test_a_plan_is_the_same_there_also_when_a_worker_is_killed(address: str) -> None:
+    trace = Trace(np.arange(60) / 30.0, np.full(60, 300), np.full(60, 40), name="even")
+    profiles = [make_profile(method=m, decode_ms=d) for m, d in (("bf16", 6), ("fp8-w8a8", 4))]
+    slos = ["tpot:p99:8", "ttft:p99:100"]
+    expected = plan(trace, profiles=profiles, slos=slos).to_dict()
+    assert plan(trace, profiles=profiles, slos=slos, dask=address).to_dict() == expected
+    killed: list[int] = []
+
+    def kill(share: float, name: str) -> None:
+        if not killed:
+            with distributed.Client(address, set_as_default=False) as client:
+                killed.extend(client.run(os.getpid).values())
+            os.kill(killed[0], signal.SIGKILL)
+
+    found = plan(trace, profiles=profiles, slos=slos, dask=address, progress=kill)
+    assert found.to_dict() == expected
+    assert killed
+
+
+def test_a_task_whose_worker_dies_is_run_again(address: str, tmp_path: Path) -> None:
+    with open_executor(1, dask=address) as executor:
+        assert executor.submit(die_once, tmp_path / "marker", 7).result(timeout=60) == 7
+
+
+def test_a_task_that_kills_every_worker_is_an_error(address: str) -> None:
+    with open_executor(1, dask=address) as executor:
+        error = executor.submit(die_always)
+        assert isinstance(error.exception(timeout=120), QsimError)
+
+
+def die_always() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_other_versions_over_there_are_refused(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_dask, "__version__", "9.9")
+    with (
+        pytest.raises(ScenarioError, match=r"runs qsim .* this is qsim 9\.9"),
+        open_executor(1, dask=address),
+    ):
+        pass
+
+
+def test_no_scheduler_is_an_error_with_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor_dask, "_PATIENCE_S", 3)
+    with (
+        pytest.raises(ScenarioError, match=r"no scheduler answers there .*127"),
+        open_executor(1, dask="tcp://127.0.0.1:9"),
+    ):
+        pass
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "distributed", None)
+    with (
+        pytest.raises(MissingExtraError, match=r"qsim\[distributed\]"),
+        open_executor(1, dask="tcp://127.0.0.1:9"),
+    ):
+        pass
