@@ -20,7 +20,7 @@ from qsim.cli._common import (
 )
 from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import resolved_scenario, scenario_options, write_scenario
-from qsim.errors import InfeasibleError
+from qsim.errors import InfeasibleError, ScenarioError
 
 __all__ = ["plan"]
 
@@ -105,6 +105,14 @@ def _price(text: str) -> str:
     help="Prompts of max-model-len or more: an error, or counted as failed as the server would.",
 )
 @executor_options
+@click.option("--export", "exports", multiple=True, metavar="KIND[=PATH]",
+              help="Write the best fleet as vllm (commands), kubernetes (manifests) or scenario "
+              "(for qsim simulate), to a file or a folder/; without PATH to stdout instead of the "
+              "table. Repeatable.")  # fmt: skip
+@click.option("--autoscaler", default="hpa", show_default=True, metavar="hpa|keda|none",
+              help="What --export kubernetes adds to scale the fleet.")  # fmt: skip
+@click.option("--gpus-per-host", type=int, default=8, show_default=True, metavar="N",
+              help="GPUs of one machine, for --export vllm.")  # fmt: skip
 @click.option("--json", "json_path", metavar="FILE", help="Write the plan; - for stdout.")
 @click.option("--report", "report_path", metavar="FILE.html", help="Write a page with pictures.")
 @click.option("--picture", "picture_path", metavar="FILE.png", help="Draw the comparison.")
@@ -120,7 +128,17 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     need_matplotlib("--report", given["report_path"], (".html", ".htm"))
     need_matplotlib("--picture", given["picture_path"], (".png", ".svg", ".pdf"))
     from qsim.optimize.capacity import plan as search
+    from qsim.optimize.export import export_plan, parse_export
     from qsim.report.text import plan_text
+
+    exports = [parse_export(e) for e in given["exports"]]
+    to_stdout = [str(e) for e in exports if e.path is None]
+    if given["json_path"] == "-":
+        to_stdout.append("--json -")
+    if len(to_stdout) > 1:
+        raise ScenarioError(
+            f"{' and '.join(to_stdout)} would both go to stdout; give a path to all but one"
+        )
 
     trace = load_shaped(
         given["trace"],
@@ -163,7 +181,18 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
         write_scenario(ctx, given["save_scenario"])
     if given["json_path"]:
         write_json({**found.to_dict(), "scenario": resolved_scenario(ctx)}, given["json_path"])
-    if given["json_path"] != "-":
+    for export in exports if found.best is not None else ():
+        text = export_plan(
+            found,
+            export,
+            trace=trace,
+            trace_options=given,
+            autoscaler=given["autoscaler"],
+            gpus_per_host=given["gpus_per_host"],
+        )
+        if text is not None:
+            click.echo(text, nl=False)
+    if not to_stdout:
         click.echo(plan_text(found))
     if found.best is None:
         raise InfeasibleError("no candidate meets the SLOs; the reasons are listed above")

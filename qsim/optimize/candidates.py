@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from qsim.errors import ScenarioError
 from qsim.optimize.plan_result import Candidate
@@ -13,7 +13,15 @@ from qsim.profile import Profile
 from qsim.profiles import find_profiles, load_profile, stated_errors
 from qsim.sim.config import EngineOptions
 
-__all__ = ["blank_candidate", "choose_profiles"]
+__all__ = ["Choice", "blank_candidate", "choose_profiles"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A profile, and the id or path that it was read from (None: it was given as an object)."""
+
+    profile: Profile
+    source: str | None = None
 
 
 def choose_profiles(
@@ -21,24 +29,24 @@ def choose_profiles(
     gpus: Sequence[str],
     methods: Sequence[str],
     profiles: Sequence[Profile | str],
-) -> list[Profile]:
+) -> list[Choice]:
     """The shipped profiles of ``model`` and those ``profiles`` that are given, sorted by id."""
-    chosen: dict[str, Profile] = {}
+    chosen: dict[str, Choice] = {}
     if model is not None:
         for entry in find_profiles(model, tuple(gpus), tuple(methods)):
-            chosen[entry.id] = load_profile(entry.id)
+            chosen[entry.id] = Choice(load_profile(entry.id), entry.id)
     elif gpus or methods:
         raise ScenarioError("gpus and methods choose among the profiles of a model; give model")
     for given in profiles:
-        profile = load_profile(given) if isinstance(given, str) else given
-        chosen[profile.id] = profile  # one of the user's own replaces the shipped one
+        choice = Choice(load_profile(given), given) if isinstance(given, str) else Choice(given)
+        chosen[choice.profile.id] = choice  # one of the user's own replaces the shipped one
     if not chosen:
         raise ScenarioError("neither a model nor a profile is given; there is nothing to choose")
     return [chosen[i] for i in sorted(chosen)]
 
 
 def blank_candidate(
-    profile: Profile,
+    choice: Choice,
     options: EngineOptions,
     prices: Mapping[str, float] | None,
     objective: str,
@@ -50,6 +58,7 @@ def blank_candidate(
     With a ``reason`` if there is nothing to search for: its quality is below the floor, or the
     options do not suit it (then without ``engine``).
     """
+    profile = choice.profile
     identity = profile.identity
     price = price_of(identity.gpu, prices)
     if price is None and objective == "cost":
@@ -64,6 +73,8 @@ def blank_candidate(
         identity.method,
         identity.tensor_parallel_size,
         tuple(identity.vllm_args),
+        identity.vllm_version,
+        choice.source,
         options=options,
         price=price,
         error_percent=stated_errors(profile),

@@ -120,14 +120,15 @@ def plan(
     goal = quality_goal(tasks, min_quality)
     carbon = carbon_of(region, pue, objective)
     trace, shaped = forecast(trace, growth, peak_hour)
-    chosen = choose_profiles(model, gpus, methods, profiles)
+    choices = choose_profiles(model, gpus, methods, profiles)
+    chosen = [c.profile for c in choices]
     unused = sorted(set(prices or {}) - {p.identity.gpu for p in chosen})
     if unused:
         raise ScenarioError(
             f"a price is given for gpu {unused[0]!r}, which no profile in this plan uses; "
             f"they use: {', '.join(sorted({p.identity.gpu for p in chosen}))}"
         )
-    blanks = [blank_candidate(p, options, prices, objective, goal, carbon) for p in chosen]
+    blanks = [blank_candidate(c, options, prices, objective, goal, carbon) for c in choices]
     if all(b.engine is None for b in blanks):
         raise ScenarioError(blanks[0].reason)
     base = FleetTask(trace, chosen[0], 1, limits, options, router, seed, too_long)

@@ -81,6 +81,9 @@ class Candidate:
     method: str
     tensor_parallel_size: int
     vllm_args: tuple[str, ...] = ()
+    vllm_version: str = ""
+    #: id or path that the profile is read from; None for one that was given as an object
+    source: str | None = None
     engine: EngineConfig | None = None
     options: EngineOptions = field(default_factory=EngineOptions)
     price: Price | None = None

@@ -157,3 +157,37 @@ def test_a_price_must_be_one(trace: Path, profile: Path) -> None:
 
 def test_nothing_to_choose_from(trace: Path) -> None:
     fails(qsim("plan", trace, *SLOS), 2, "neither a model nor a profile")
+
+
+@pytest.mark.parametrize(
+    "shape", [(), ("--growth", 2), ("--speed", 2, "--growth", 1.5, "--head", 4)], ids=str
+)
+def test_the_exported_scenario_simulates_to_the_plans_figures(
+    tmp_path: Path, trace: Path, profile: Path, shape: tuple[object, ...]
+) -> None:
+    file, data = tmp_path / "best.yaml", tmp_path / "plan.json"
+    result = qsim("plan", trace, "--profile", profile, *SLOS, *shape, "--max-num-seqs", 2, "--jobs",
+                  1, "--export", f"scenario={file}", "--json", data)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    best = json.loads(data.read_text())["candidates"][0]
+    again = json.loads(qsim("simulate", "--scenario", file, "--json", "-").stdout)
+    assert again["gpus"] == best["gpus"]
+    keys = [k for k in best if k in again and k.endswith(("_ms", "_throughput", "_j", "duration"))]
+    assert len(keys) > 15
+    assert {k: again[k] for k in keys} == {k: best[k] for k in keys}
+
+
+def test_exports_on_stdout_and_in_files(tmp_path: Path, trace: Path, profile: Path) -> None:
+    args = ("plan", trace, "--profile", profile, *SLOS, "--jobs", 1)
+    script = qsim(*args, "--export", "vllm").stdout
+    assert script.startswith("#!/bin/sh\n")
+    both = qsim(*args, "--export", f"vllm={tmp_path}/run.sh", "--export", f"kubernetes={tmp_path}/")
+    assert "* best by cost" in both.stdout
+    assert (tmp_path / "run.sh").read_text() == script
+    assert yaml.safe_load((tmp_path / "deployment.yaml").read_text())["kind"] == "Deployment"
+    fails(qsim(*args, "--export", "vllm", "--json", "-"), 2, "both go to stdout")
+    fails(qsim(*args, "--export", "helm"), 2, "export is 'helm'")
+    nothing = qsim("plan", trace, "--profile", profile, "--slo", "tpot:p99:0.1", "--export",
+                   f"vllm={tmp_path}/no.sh")  # fmt: skip
+    assert nothing.exit_code == 3
+    assert not (tmp_path / "no.sh").exists()
