@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,17 +21,9 @@ from tests.profiles import make_profile
 distributed = pytest.importorskip("distributed")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def address(cluster: Any) -> str:
-    return str(cluster.scheduler_address)
+@pytest.fixture
+def address(dask_address: str) -> str:
+    return dask_address
 
 
 def test_tasks_run_there_and_their_errors_come_back(address: str) -> None:

@@ -1,0 +1,283 @@
+"""What a search may choose: named decisions, each a list of choices or a range of numbers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qsim.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+__all__ = ["Choices", "Decision", "Range", "Space", "parse_decision"]
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One of a list of values, in the order given."""
+
+    values: tuple[Value, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ScenarioError("a decision has no choices; give at least one value")
+        for i, value in enumerate(self.values):
+            if value in self.values[:i] and type(value) in {type(v) for v in self.values[:i]}:
+                raise ScenarioError(f"a decision has the choice {value!r} twice; give it once")
+
+    def grid(self) -> tuple[Value, ...]:
+        """All values."""
+        return self.values
+
+    def at(self, share: float) -> Value:
+        """The value at ``share`` in [0, 1) of the way, for designs such as a Latin hypercube."""
+        return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
+
+    def distribution(self) -> BaseDistribution:
+        """As Optuna has it."""
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution(self.values)
+
+    def __str__(self) -> str:
+        return ",".join(_text(v) for v in self.values)
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number from ``low`` to ``high``, both included; whole if both are.
+
+    Attributes
+    ----------
+    step : int or float, optional
+        Only ``low``, ``low + step``, ...; not with ``log``.
+    log : bool
+        Search its logarithm.
+    """
+
+    low: int | float
+    high: int | float
+    step: int | float | None = None
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        text = f"range {self}"
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise ScenarioError(f"{text}: must be two finite numbers, the lower one first")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ScenarioError(f"{text}: log needs a beginning above 0, and takes no step")
+        if self.step is not None and not 0 < self.step < math.inf:
+            raise ScenarioError(f"{text}: the step must be above 0")
+        if self.step is not None and self.whole and not isinstance(self.step, int):
+            raise ScenarioError(f"{text}: the step of whole numbers must be a whole number")
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a range of whole numbers."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def grid(self) -> tuple[Value, ...]:
+        """All values.
+
+        Raises
+        ------
+        ScenarioError
+            If there is no end of them.
+        """
+        step = self.step if self.step is not None else 1 if self.whole and not self.log else None
+        if step is None:
+            raise ScenarioError(
+                f"range {self} cannot be enumerated; a grid takes choices (64,128,256), a step "
+                "(0:100:20) or a factor (64:1024:x2)"
+            )
+        count = math.floor((self.high - self.low) / step + 1e-9) + 1
+        return tuple(self.low + i * step for i in range(count))
+
+    def at(self, share: float) -> Value:
+        """The value at ``share`` in [0, 1) of the way, for designs such as a Latin hypercube."""
+        if self.step is not None or (self.whole and not self.log):
+            values = self.grid()
+            return values[min(int(share * len(values)), len(values) - 1)]
+        if self.log:
+            low, high = math.log(self.low), math.log(self.high)
+            value = math.exp(low + share * (high - low))
+            return min(self.high, max(self.low, round(value) if self.whole else value))
+        return self.low + share * (self.high - self.low)
+
+    def distribution(self) -> BaseDistribution:
+        """As Optuna has it; steps of a fraction as choices, which rounding cannot shift."""
+        from optuna.distributions import (
+            CategoricalDistribution,
+            FloatDistribution,
+            IntDistribution,
+        )
+
+        if not self.whole:
+            if self.step is not None:
+                return CategoricalDistribution(self.grid())
+            return FloatDistribution(float(self.low), float(self.high), self.log)
+        step = int(self.step or 1)
+        low = int(self.low)
+        return IntDistribution(low, low + (int(self.high) - low) // step * step, self.log, step)
+
+    def __str__(self) -> str:
+        end = ":log" if self.log else "" if self.step is None else f":{_text(self.step)}"
+        return f"{_text(self.low)}:{_text(self.high)}{end}"
+
+
+Decision = Choices | Range
+
+
+@dataclass(frozen=True)
+class Space:
+    """Decisions by name. What has a single choice is fixed."""
+
+    decisions: Mapping[str, Decision]
+
+    def __post_init__(self) -> None:
+        if not self.decisions:
+            raise ScenarioError("there is nothing to decide; give at least one decision")
+
+    def size(self) -> int | None:
+        """Number of combinations; None if a range cannot be enumerated."""
+        try:
+            return math.prod(len(d.grid()) for d in self.decisions.values())
+        except ScenarioError:
+            return None
+
+    def grid(self) -> Iterator[dict[str, Value]]:
+        """Every combination, the last decision varying fastest.
+
+        Raises
+        ------
+        ScenarioError
+            If a range cannot be enumerated.
+        """
+        names = list(self.decisions)
+        columns = []
+        for name, decision in self.decisions.items():
+            try:
+                columns.append(decision.grid())
+            except ScenarioError as e:
+                raise ScenarioError(f"{name}: {e}") from None
+        for values in itertools.product(*columns):
+            yield dict(zip(names, values, strict=True))
+
+    def contains(self, point: Mapping[str, Value]) -> bool:
+        """Whether ``point`` gives every decision a value that it may have."""
+        if set(point) != set(self.decisions):
+            return False
+        for name, decision in self.decisions.items():
+            value = point[name]
+            if isinstance(decision, Choices):
+                if value not in decision.values:
+                    return False
+            elif (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not decision.low <= value <= decision.high
+                or (decision.whole and not isinstance(value, int))
+                or (decision.step is not None and value not in decision.grid())
+            ):
+                return False
+        return True
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """As Optuna has them."""
+        return {name: d.distribution() for name, d in self.decisions.items()}
+
+    def to_dict(self) -> dict[str, str]:
+        """Each decision as text, as ``--search`` takes it."""
+        return {name: str(d) for name, d in self.decisions.items()}
+
+
+def parse_decision(text: str, option: str = "--search") -> tuple[str, Decision]:
+    """Read ``NAME=A,B,C`` or ``NAME=LOW:HIGH[:STEP|:log|:xFACTOR]``.
+
+    ``64:1024:x2`` means the choices 64, 128, ..., 1024. Values are numbers, ``true``, ``false`` or
+    text; numbers may be written 8k (8000) or 8K (8192).
+
+    Raises
+    ------
+    ScenarioError
+        Naming what is wrong and how it is written.
+    """
+    name, equals, values = str(text).partition("=")
+    name, values = name.strip().lstrip("-").replace("-", "_"), values.strip()
+    if not (name and equals and values):
+        raise ScenarioError(
+            f"{option} {text!r} does not parse; write NAME=A,B,C or NAME=LOW:HIGH, such as "
+            "max_num_seqs=64,128,256 or max_num_seqs=32:1024:log"
+        )
+    try:
+        return name, _range(values) or Choices(tuple(_value(v) for v in values.split(",")))
+    except ScenarioError as e:
+        raise ScenarioError(f"{option} {text!r}: {e}") from None
+
+
+def _range(text: str) -> Decision | None:
+    parts = [p.strip() for p in text.split(":")]
+    if len(parts) not in (2, 3):
+        return None
+    low, high = _value(parts[0]), _value(parts[1])
+    if not (_number(low) and _number(high)):
+        return None  # an id or a preset with colons
+    if len(parts) == 2:
+        return Range(low, high)  # type: ignore[arg-type]
+    if parts[2] == "log":
+        return Range(low, high, log=True)  # type: ignore[arg-type]
+    if parts[2].startswith("x"):
+        factor = _value(parts[2][1:])
+        if not _number(factor) or factor <= 1 or low <= 0:  # type: ignore[operator]
+            raise ScenarioError("a factor is written xF with F above 1, from a number above 0")
+        return Choices(tuple(_powers(low, high, factor)))  # type: ignore[arg-type]
+    step = _value(parts[2])
+    if not _number(step):
+        raise ScenarioError(f"{parts[2]!r} is no step: a number, log or xFACTOR")
+    return Range(low, high, step)  # type: ignore[arg-type]
+
+
+def _powers(low: float, high: float, factor: float) -> Iterator[Value]:
+    value = low
+    while value <= high * (1 + 1e-12):
+        yield round(value) if isinstance(low, int) else value
+        value *= factor
+
+
+def _number(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _value(text: str) -> Value:
+    """A number, true, false, none or text."""
+    text = text.strip()
+    lower = text.lower()
+    if lower in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[lower]
+    scale = 1
+    if len(text) > 1 and text[-1] in "kmKM" and text[-2].isdigit():
+        scale = {"k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}[text[-1]]
+    digits = text[:-1] if scale > 1 else text
+    try:
+        return int(digits) * scale
+    except ValueError:
+        pass
+    try:
+        number = float(digits) * scale
+    except ValueError:
+        return text
+    if not math.isfinite(number):
+        return text
+    return int(number) if scale > 1 and number == int(number) else number
+
+
+def _text(value: Value) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.12g}" if isinstance(value, float) else str(value)

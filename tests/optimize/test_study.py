@@ -1,0 +1,248 @@
+"""A study is the same wherever it is measured, and however often it is interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from qsim.errors import QsimError, ScenarioError
+from qsim.optimize.executor import SerialExecutor, TaskExecutor, open_executor
+from qsim.optimize.pareto import hypervolume
+from qsim.optimize.space import Choices, Range, Space
+from qsim.optimize.study import Judgement, Objective, Record, StudySettings, run_study
+
+SPACE = Space(
+    {
+        "x": Range(0, 40),
+        "y": Range(1.0, 100.0, log=True),
+        "method": Choices(("a", "b", "c")),
+        "seats": Choices((64, 128, 256)),
+    }
+)
+
+
+def measured(x: int, y: float, method: str, seats: int, marker: Path | None = None) -> float:
+    if marker is not None and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if method == "c" and x > 30:
+        raise ScenarioError(f"x is {x}; must be <= 30 with c")
+    return abs(x - 17) + y / 10 + {"a": 0.0, "b": 3.0, "c": 6.0}[method] + seats / 256
+
+
+@dataclass
+class Toy:
+    """Two objectives, one constraint, and a corner where everything fails."""
+
+    space: Space = SPACE
+    objectives: Sequence[Objective] = (Objective("distance"), Objective("gain", maximize=True))
+    marker: Path | None = None
+    submitted: list[dict[str, Any]] = field(default_factory=list)
+
+    def key(self, params: dict[str, Any]) -> Any:
+        return tuple(params.values())
+
+    def submit(self, executor: TaskExecutor, params: dict[str, Any]) -> Future[Any]:
+        self.submitted.append(params)
+        return executor.submit(measured, **params, marker=self.marker)
+
+    def judge(self, params: dict[str, Any], outcome: float) -> Judgement:
+        gain = {"a": 1.0, "b": 5.0, "c": 20.0}[params["method"]] + params["y"] ** 0.5
+        return Judgement((outcome, gain), {"near": outcome / 30 - 1}, {"outcome": outcome})
+
+
+def study(
+    settings: StudySettings, jobs: int = 1, dask: str | None = None, **more: Any
+) -> list[Record]:
+    with open_executor(jobs, dask=dask) as executor:
+        return run_study(more.pop("problem", None) or Toy(), settings, executor, **more)[0]
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "tpe", "random"])
+def test_processes_and_dask_give_the_same_study(sampler: str, dask_address: str) -> None:
+    settings = StudySettings(sampler, trials=36, seed=3, batch=6, population=8)
+    here = study(settings)
+    assert [r.number for r in here] == list(range(36))
+    assert len({tuple(r.params.values()) for r in here}) > 20
+    assert study(settings, jobs=2) == here
+    assert study(settings, dask=dask_address) == here
+    assert study(replace(settings, seed=4)) != here
+
+
+def test_a_worker_killed_in_mid_study_changes_nothing(tmp_path: Path) -> None:
+    settings = StudySettings(trials=12, batch=4, population=4)
+    problem = Toy(marker=tmp_path / "killed")
+    assert study(settings, jobs=2, problem=problem) == study(settings)
+    assert (tmp_path / "killed").exists()
+
+
+class Interrupted(BaseException):
+    """Stands for KeyboardInterrupt, which pytest would obey."""
+
+
+JOURNAL, SQLITE = "{}/study.journal", "sqlite:///{}/study.db"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "storage", "calls"),
+    [
+        *((s, JOURNAL, calls) for s in ("nsga2", "tpe") for calls in (0, 3, 61, 90)),
+        ("nsga2", SQLITE, 61),
+    ],
+)
+def test_an_interrupted_study_goes_on_as_if_nothing_had_happened(
+    sampler: str, storage: str, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    designed = [{"x": 17, "y": 1.0, "method": m, "seats": 64} for m in "abc"]
+    settings = StudySettings(sampler, trials=24, seed=1, batch=5, population=6)
+    expected = study(settings, designed=designed)
+    kept = replace(settings, storage=storage.format(tmp_path))
+    suggest, left = optuna.trial.Trial._suggest, [calls]
+
+    def interrupted(self: Any, name: str, distribution: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Interrupted
+        return suggest(self, name, distribution)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.trial.Trial, "_suggest", interrupted)
+        with pytest.raises(Interrupted):
+            study(kept, designed=designed)
+    assert study(replace(kept, resume=True), designed=designed) == expected
+
+
+@pytest.mark.parametrize("told", [1, 7, 10, 23])
+def test_interrupted_between_two_results(told: int, tmp_path: Path) -> None:
+    settings = StudySettings(trials=24, seed=1, batch=5, population=6)
+    kept = replace(settings, storage=str(tmp_path / "study.journal"))
+
+    def stop(share: float, text: str) -> None:
+        if text.startswith(f"{told} of"):
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        study(kept, progress=stop)
+    problem = Toy()
+    assert study(replace(kept, resume=True), problem=problem) == study(settings)
+    assert 0 < len(problem.submitted) <= 24 - told
+    # more trials of a finished study: the ones before stay
+    longer = study(replace(kept, resume=True, trials=30))
+    assert longer == study(replace(settings, trials=30))[:24] + longer[24:]
+
+
+def test_what_is_known_is_not_measured_again() -> None:
+    space = Space({**SPACE.decisions, "x": Choices((1, 2)), "y": Choices((1.0,))})
+    problem = Toy(space)
+    records = study(StudySettings(trials=60, population=6), problem=problem)
+    keys = [tuple(r.params.values()) for r in records]
+    assert len(keys) == 60
+    assert len(problem.submitted) == len(set(keys)) <= 18
+    by_key = {k: r.values for k, r in zip(keys, records, strict=True)}
+    assert all(by_key[k] == r.values for k, r in zip(keys, records, strict=True))
+
+
+def test_grid_measures_every_combination_once() -> None:
+    space = Space({**SPACE.decisions, "x": Range(0, 40, 20), "y": Choices((1.0, 9.0))})
+    problem = Toy(space)
+    records = study(StudySettings("grid", trials=5), problem=problem)
+    assert [r.params for r in records] == list(space.grid())
+    assert len(problem.submitted) == len(records) == 3 * 2 * 3 * 3
+    failed = [r for r in records if not r.complete]
+    assert {r.params["x"] for r in failed} == {40}
+    assert failed[0].reason == "x is 40; must be <= 30 with c"
+    assert not any(r.feasible for r in failed)
+    with pytest.raises(ScenarioError, match=r"y: range 1:100:log cannot be enumerated"):
+        study(StudySettings("grid"))
+
+
+def test_designed_points_come_first_and_constraints_are_kept() -> None:
+    designed = [{"x": 30, "y": 100.0, "method": "c", "seats": 64}]
+    records = study(StudySettings(trials=3), designed=designed)
+    assert records[0].params == designed[0]
+    outcome = measured(**designed[0])
+    assert records[0].violations == {"near": outcome / 30 - 1}
+    assert records[0].figures == {"outcome": outcome}
+    assert all(r.feasible == (r.figures["outcome"] <= 30) for r in records if r.complete)
+
+
+def test_nsga2_and_tpe_beat_chance() -> None:
+    """With as many trials, their fronts dominate more than that of random search."""
+    volume = dict.fromkeys(("nsga2", "tpe", "random"), 0.0)
+    for sampler in volume:
+        for seed in (1, 3):
+            records = study(StudySettings(sampler, trials=100, seed=seed))
+            values = np.array([(r.values[0], -r.values[1]) for r in records if r.values])
+            volume[sampler] += hypervolume(values, np.array([40.0, 0.0]))
+    assert volume["nsga2"] > volume["random"]
+    assert volume["tpe"] > volume["random"]
+
+
+def test_a_study_is_not_overwritten_nor_mixed_with_another(tmp_path: Path) -> None:
+    settings = StudySettings(trials=4, storage=str(tmp_path / "a" / "study.journal"))
+    first = study(settings, identity={"trace": "x", "parts": (1, 2)})
+    with pytest.raises(ScenarioError, match="exists already; go on with it"):
+        study(settings)
+    again = replace(settings, resume=True)
+    assert study(again, identity={"trace": "x", "parts": (1, 2)}) == first
+    with pytest.raises(ScenarioError, match="another trace: trace was 'x' and is now 'y'"):
+        study(again, identity={"trace": "y", "parts": (1, 2)})
+    with pytest.raises(ScenarioError, match="another seed"):
+        study(replace(again, seed=9), identity={"trace": "x", "parts": (1, 2)})
+    other = study(replace(settings, name="other", seed=9))
+    assert other != first
+
+
+def test_a_torn_line_at_the_end_of_a_journal_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "study.journal"
+    settings = StudySettings(trials=7, batch=3, storage=str(path))
+    whole = study(settings)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * 0.7)])
+    assert study(replace(settings, resume=True)) == whole
+
+
+@pytest.mark.parametrize(
+    ("storage", "words"),
+    [("nodriver://x", "storage URL"), ("sqlite:////nowhere/at/all.db", "cannot be opened")],
+)
+def test_a_storage_that_cannot_be_opened_is_an_error(storage: str, words: str) -> None:
+    with pytest.raises(ScenarioError, match=words):
+        study(StudySettings(trials=1, storage=storage))
+
+
+def test_a_file_of_another_kind_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("dear diary")
+    with pytest.raises(ScenarioError, match="no Optuna journal"):
+        study(StudySettings(trials=1, storage=str(path)))
+    assert path.read_text() == "dear diary"
+
+
+def test_errors_of_the_machinery_end_the_study() -> None:
+    class Broken(Toy):
+        def submit(self, executor: TaskExecutor, params: dict[str, Any]) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_exception(QsimError("a worker process died 3 times"))
+            return future
+
+    with pytest.raises(QsimError, match="died 3 times"):
+        run_study(Broken(), StudySettings(trials=2), SerialExecutor())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"sampler": "cmaes"}, {"trials": 0}, {"batch": True}, {"population": 1}, {"resume": True}],
+)
+def test_wrong_settings_name_the_field(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ScenarioError, match=next(iter(wrong))):
+        StudySettings(**wrong)
