@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "profiles": ("qsim.cli.profiles", "group", "List and show the calibrated profiles."),
     "traces": ("qsim.cli.traces", "group", "Describe, convert and synthesise request traces."),
     "quality": ("qsim.cli.quality", "quality", "Show how much quality each method keeps."),
+    "prices": ("qsim.cli.prices", "prices", "Show what GPUs cost, and the carbon of grids."),
     "methods": ("qsim.cli.methods", "methods", "List the quantization methods, and what fits."),
     "calibrate": ("qsim.cli.calibrate", "group", "Measure a server and fit a profile of it."),
 }

@@ -24,6 +24,10 @@ from qsim.errors import InfeasibleError, ScenarioError
 
 __all__ = ["plan"]
 
+#: options that the search takes under their own names
+_LIMITS = ("provider", "goodput", "min_goodput", "max_gpus", "max_usd_per_hour", "max_power_kw",
+           "max_peak_power_kw")  # fmt: skip
+
 
 def _price(text: str) -> str:
     """Check ``GPU=USD``; the text is kept, so that a scenario can hold it."""
@@ -73,6 +77,22 @@ def _price(text: str) -> str:
     metavar="GPU=USD",
     help="USD per GPU and hour, instead of the shipped table's; repeatable.",
 )
+@click.option("--prices", "prices_path", metavar="FILE.csv",
+              help="Prices by gpu and usd_per_hour; --price goes first.")  # fmt: skip
+@click.option("--provider", default="specialty", show_default=True,
+              metavar="hyperscaler|specialty|longtail",
+              help="Whose prices the shipped table gives (qsim prices).")  # fmt: skip
+@click.option("--goodput", multiple=True, metavar="METRIC:MS",
+              help="Limit of single requests, as in vLLM: ttft:500; repeatable.")  # fmt: skip
+@click.option("--min-goodput", type=float, metavar="SHARE",
+              help="Share of requests within every --goodput limit (or every SLO's); 0.99 unless "
+              "given.")  # fmt: skip
+@click.option("--max-gpus", type=int, metavar="N", help="At most so many GPUs.")
+@click.option("--max-usd-per-hour", type=float, metavar="USD", help="At most this rent.")
+@click.option("--max-power-kw", type=float, metavar="KW",
+              help="At most this power of all GPUs, on average over TRACE.")  # fmt: skip
+@click.option("--max-peak-power-kw", type=float, metavar="KW",
+              help="At most this power of all GPUs in any 1/400 of TRACE.")  # fmt: skip
 @click.option("--tasks", metavar="MIX", help="Tasks that quality is told for, such as "
               "gsm8k:0.3,mmlu:0.7 (qsim quality --list-tasks); by default mmlu, gsm8k, humaneval, "
               "ifeval and arc-c in equal shares.")  # fmt: skip
@@ -129,6 +149,7 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     need_matplotlib("--picture", given["picture_path"], (".png", ".svg", ".pdf"))
     from qsim.optimize.capacity import plan as search
     from qsim.optimize.export import export_plan, parse_export
+    from qsim.optimize.prices import load_prices
     from qsim.report.text import plan_text
 
     exports = [parse_export(e) for e in given["exports"]]
@@ -154,6 +175,8 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
             slos=given["slos"],
             objective=given["objective"],
             prices={p.split("=")[0]: float(p.split("=")[1]) for p in given["prices"]},
+            **{k: given[k] for k in _LIMITS},
+            price_list=None if given["prices_path"] is None else load_prices(given["prices_path"]),
             tasks=given["tasks"],
             min_quality=given["min_quality"],
             region=given["region"],
@@ -195,4 +218,4 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     if not to_stdout:
         click.echo(plan_text(found))
     if found.best is None:
-        raise InfeasibleError("no candidate meets the SLOs; the reasons are listed above")
+        raise InfeasibleError(found.objection())

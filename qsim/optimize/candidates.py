@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qsim.errors import ScenarioError
+from qsim.optimize.budget import Shortfall
 from qsim.optimize.plan_result import Candidate
-from qsim.optimize.prices import price_of
+from qsim.optimize.prices import DEFAULT_CLASS, price_of
 from qsim.optimize.weigh import Carbon, QualityGoal
 from qsim.profile import Profile
 from qsim.profiles import find_profiles, load_profile, stated_errors
@@ -52,19 +53,26 @@ def blank_candidate(
     objective: str,
     goal: QualityGoal,
     carbon: Carbon | None,
+    provider: str = DEFAULT_CLASS,
+    need_price: bool = False,
 ) -> Candidate:
     """The candidate before its search.
 
     With a ``reason`` if there is nothing to search for: its quality is below the floor, or the
     options do not suit it (then without ``engine``).
+
+    Raises
+    ------
+    ScenarioError
+        If the GPU has no price and one is needed.
     """
     profile = choice.profile
     identity = profile.identity
-    price = price_of(identity.gpu, prices)
-    if price is None and objective == "cost":
+    price = price_of(identity.gpu, prices, provider)
+    if price is None and (objective == "cost" or need_price):
         raise ScenarioError(
             f"no price is known for gpu {identity.gpu!r}; give one (--price {identity.gpu}=USD "
-            "per hour) or choose another objective"
+            "per hour) or choose another objective and no limit of cost"
         )
     candidate = Candidate(
         profile.id,
@@ -85,4 +93,9 @@ def blank_candidate(
         engine = options.resolve(profile)
     except ScenarioError as e:
         return replace(candidate, reason=str(e))
-    return replace(candidate, engine=engine, reason=goal.objection(candidate.quality))
+    reason, quality = goal.objection(candidate.quality), candidate.quality
+    shortfall = None
+    if reason and quality is not None and goal.min_pct is not None:
+        under = (goal.min_pct - quality.low_pct) / goal.min_pct
+        shortfall = Shortfall("min_quality", quality.low_pct, goal.min_pct, under)
+    return replace(candidate, engine=engine, reason=reason, shortfall=shortfall)

@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from qsim.errors import ScenarioError
+from qsim.optimize.budget import budget_of
 from qsim.optimize.candidates import blank_candidate, choose_profiles
 from qsim.optimize.executor import open_executor
 from qsim.optimize.fleet_task import FleetTask, describe
 from qsim.optimize.forecast import forecast
 from qsim.optimize.headroom import find_headroom
 from qsim.optimize.plan_result import OBJECTIVES, Plan
+from qsim.optimize.prices import DEFAULT_CLASS
 from qsim.optimize.searches import Progress, drive, search_candidate
 from qsim.optimize.weigh import carbon_of, quality_goal
 from qsim.profile import Profile
 from qsim.sim.config import EngineOptions
+from qsim.sim.goodput import goodput_goal
 from qsim.sim.slo import Slo, parse_slos
 from qsim.traces.trace import Trace
 
@@ -29,12 +32,20 @@ def plan(
     trace: Trace,
     model: str | None = None,
     *,
-    slos: Sequence[Slo | str],
+    slos: Sequence[Slo | str] = (),
+    goodput: Sequence[str] = (),
+    min_goodput: float | None = None,
     gpus: Sequence[str] = (),
     methods: Sequence[str] = (),
     profiles: Sequence[Profile | str] = (),
     objective: str = "cost",
     prices: Mapping[str, float] | None = None,
+    price_list: Mapping[str, float] | None = None,
+    provider: str = DEFAULT_CLASS,
+    max_gpus: int | None = None,
+    max_usd_per_hour: float | None = None,
+    max_power_kw: float | None = None,
+    max_peak_power_kw: float | None = None,
     tasks: Mapping[str, float] | str | None = None,
     min_quality: float | None = None,
     region: str | float | None = None,
@@ -64,7 +75,13 @@ def plan(
     model : str, optional
         Take the shipped profiles of this model; on ``gpus`` and by ``methods`` if given.
     slos : sequence of Slo or str
-        At least one, e.g. ``["ttft:p99:500", "tpot:p99:50"]`` (ms).
+        E.g. ``["ttft:p99:500", "tpot:p99:50"]`` (ms). At least one, or a goodput.
+    goodput : sequence of str
+        Limits of single requests as in vLLM's ``--goodput``, e.g. ``["ttft:500", "tpot:50"]``
+        (ms); a request is good if it is within all of them.
+    min_goodput : float, optional
+        The share of requests that must be good; 0.99 where only ``goodput`` is given. Without
+        ``goodput`` the limits of ``slos`` count.
     profiles : sequence of Profile or str
         More candidates: profiles, ids or files.
     objective : {"cost", "energy", "gpus", "carbon"}
@@ -73,6 +90,13 @@ def plan(
         the number of GPUs, then the profile's id.
     prices : mapping, optional
         USD per GPU and hour by GPU id; the shipped table fills in the others.
+    price_list : mapping, optional
+        The same for any GPUs, whether a profile uses them or not; ``prices`` goes first.
+    provider : str
+        The table's class of provider: ``hyperscaler``, ``specialty`` or ``longtail``.
+    max_gpus, max_usd_per_hour, max_power_kw, max_peak_power_kw : optional
+        Upper limits of the fleet: see :class:`qsim.optimize.budget.Budget`. The smallest fleet
+        that meets the SLOs is infeasible if it is beyond one of them.
     tasks : mapping or str, optional
         Shares of the tasks that quality is told for, ``{"gsm8k": 0.3, "mmlu": 0.7}`` or
         ``"gsm8k:0.3,mmlu:0.7"``; by default the mix of :mod:`qsim.quality.tasks`.
@@ -110,8 +134,10 @@ def plan(
         If there is no profile to choose from.
     """
     limits = parse_slos(slos)
-    if not limits:
+    good = goodput_goal(goodput, min_goodput, limits)
+    if not limits and good is None:
         raise ScenarioError("no SLO is given; a plan needs at least one, such as ttft:p99:500")
+    budget = budget_of(max_gpus, max_usd_per_hour, max_power_kw, max_peak_power_kw)
     if objective not in OBJECTIVES:
         raise ScenarioError(f"objective is {objective!r}; must be one of {', '.join(OBJECTIVES)}")
     if isinstance(max_replicas, bool) or not isinstance(max_replicas, int) or max_replicas < 1:
@@ -128,12 +154,16 @@ def plan(
             f"a price is given for gpu {unused[0]!r}, which no profile in this plan uses; "
             f"they use: {', '.join(sorted({p.identity.gpu for p in chosen}))}"
         )
-    blanks = [blank_candidate(c, options, prices, objective, goal, carbon) for c in choices]
+    own = {**(price_list or {}), **(prices or {})}
+    rent = budget.max_usd_per_hour is not None
+    blanks = [
+        blank_candidate(c, options, own, objective, goal, carbon, provider, rent) for c in choices
+    ]
     if all(b.engine is None for b in blanks):
         raise ScenarioError(blanks[0].reason)
-    base = FleetTask(trace, chosen[0], 1, limits, options, router, seed, too_long)
+    base = FleetTask(trace, chosen[0], 1, limits, options, router, seed, too_long, good)
     searches = [
-        search_candidate(replace(base, profile=p), b, max_replicas)
+        search_candidate(replace(base, profile=p), b, max_replicas, budget)
         for p, b in zip(chosen, blanks, strict=True)
     ]
     with open_executor(jobs, at_most=len(searches), dask=dask) as executor:
@@ -155,4 +185,16 @@ def plan(
         "max_replicas": max_replicas,
         **options.to_dict(),
     }
-    return Plan(objective, limits, ranked, describe(trace), settings, goal, carbon, shaped, spare)
+    return Plan(
+        objective,
+        limits,
+        ranked,
+        describe(trace),
+        settings,
+        quality_goal=goal,
+        carbon=carbon,
+        forecast=shaped,
+        headroom=spare,
+        goodput=good,
+        budget=budget,
+    )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qsim.optimize.plan_result import FleetOutcome
 from qsim.profile import Profile
 from qsim.sim.config import EngineConfig, EngineOptions
+from qsim.sim.goodput import Goodput
 from qsim.sim.slo import Slo, attainment, check_slos
 from qsim.traces.trace import Trace
+
+if TYPE_CHECKING:
+    from qsim.sim.result import SimulationResult
 
 __all__ = ["FleetTask", "describe", "offered_load", "run_fleet"]
 
@@ -28,6 +32,7 @@ class FleetTask:
     router: str
     seed: int
     too_long: str
+    goodput: Goodput | None = None
 
 
 def run_fleet(task: FleetTask) -> FleetOutcome:
@@ -55,7 +60,15 @@ def run_fleet(task: FleetTask) -> FleetOutcome:
         tuple(check_slos(result, task.slos)),
         attainment(result, task.slos),
         quantiles,
+        None if task.goodput is None else task.goodput.check(result),
+        _peak_power_w(result),
     )
+
+
+def _peak_power_w(result: SimulationResult) -> float:
+    """Highest mean power of the fleet over a bin of the timeline, W; not over a part of one."""
+    power = result.timeline["power_w"]
+    return float(power[: max(1, len(power) - 1)].max())
 
 
 def describe(trace: Trace) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Headroom:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        missed = [] if self.broken is None else [s for s in self.broken.slos if not s.met]
+        missed = [] if self.broken is None else [g for g in self.broken.goals if not g.met]
         return {
             "speed": self.speed,
             "broken_speed": self.broken_speed,

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qsim.errors import InfeasibleError
+from qsim.optimize.budget import Budget, Shortfall
 from qsim.optimize.forecast import Forecast
 from qsim.optimize.prices import Price
 from qsim.optimize.weigh import Carbon, QualityGoal
 from qsim.sim.config import EngineConfig, EngineOptions
+from qsim.sim.goodput import Goodput, GoodputOutcome
 from qsim.sim.slo import Slo, SloOutcome
 
 if TYPE_CHECKING:
@@ -40,6 +42,11 @@ class FleetOutcome:
         Share of requests within every limit.
     quantiles : dict
         Per latency (``ttft_ms``, ...) its values at the quantiles 0, 0.01, ..., 1; for pictures.
+    goodput : GoodputOutcome or None
+        Where a share of good requests is asked for.
+    peak_power_w : float or None
+        Highest mean power of the fleet over a four-hundredth of the trace, or 0.1 s if that is
+        longer.
     """
 
     replicas: int
@@ -47,16 +54,23 @@ class FleetOutcome:
     slos: tuple[SloOutcome, ...]
     attainment: float | None
     quantiles: Mapping[str, list[float]]
+    goodput: GoodputOutcome | None = None
+    peak_power_w: float | None = None
+
+    @property
+    def goals(self) -> tuple[SloOutcome | GoodputOutcome, ...]:
+        """Every SLO, and the goodput if it is asked for."""
+        return self.slos if self.goodput is None else (*self.slos, self.goodput)
 
     @property
     def met(self) -> bool:
-        """Whether every SLO is met."""
-        return all(s.met for s in self.slos)
+        """Whether every SLO is met, and the goodput."""
+        return all(g.met for g in self.goals)
 
     @property
-    def binding(self) -> SloOutcome:
-        """The SLO that is nearest to its limit, or farthest above it."""
-        return max(self.slos, key=lambda s: s.ratio)
+    def binding(self) -> SloOutcome | GoodputOutcome:
+        """The goal that is nearest to its limit, or farthest above it."""
+        return max(self.goals, key=lambda g: g.ratio)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: the fleet's size, whether it suffices, and the value of each SLO."""
@@ -64,6 +78,7 @@ class FleetOutcome:
             "replicas": self.replicas,
             "met": self.met,
             "values_ms": {str(s.slo): s.to_dict()["value_ms"] for s in self.slos},
+            **({"goodput": self.goodput.share} if self.goodput else {}),
         }
 
 
@@ -94,6 +109,8 @@ class Candidate:
     carbon: Carbon | None = None
     feasible: bool = False
     reason: str = ""
+    #: what makes it infeasible, in numbers; None if it is feasible or numbers do not say it
+    shortfall: Shortfall | None = None
     outcome: FleetOutcome | None = None
     evaluations: tuple[FleetOutcome, ...] = ()
 
@@ -165,6 +182,7 @@ class Candidate:
             "tensor_parallel_size": self.tensor_parallel_size,
             "feasible": self.feasible,
             "reason": self.reason or None,
+            "shortfall": None if self.shortfall is None else self.shortfall.to_dict(),
             "replicas": self.replicas,
             "gpus": self.gpus,
             "profile_error_percent": dict(self.error_percent),
@@ -176,6 +194,8 @@ class Candidate:
             "gco2e_per_1k_output_tokens": self.gco2e_per_1k_output_tokens,
             "attainment": outcome.attainment if self.feasible and outcome else None,
             "slos": [s.to_dict() for s in outcome.slos] if outcome else [],
+            "goodput": outcome.goodput.to_dict() if outcome and outcome.goodput else None,
+            "peak_power_w": outcome.peak_power_w if self.feasible and outcome else None,
         }
         if self.feasible and outcome:
             data.update((k, v) for k, v in outcome.summary.items() if _wanted(k))
@@ -232,6 +252,26 @@ class Plan:
     forecast: Forecast = field(default_factory=Forecast)
     #: of the best fleet; None if there is none, or it was not asked for
     headroom: Headroom | None = None
+    goodput: Goodput | None = None
+    budget: Budget = field(default_factory=Budget)
+
+    @property
+    def goals(self) -> tuple[Slo | Goodput, ...]:
+        """Every SLO, and the goodput if it is asked for."""
+        return self.slos if self.goodput is None else (*self.slos, self.goodput)
+
+    @property
+    def nearest_miss(self) -> Candidate | None:
+        """Of the infeasible candidates the one that is least beyond what binds it."""
+        missed = [c for c in self.candidates if not c.feasible and c.shortfall is not None]
+        return min(missed, key=lambda c: c.shortfall.excess if c.shortfall else 0.0, default=None)
+
+    def objection(self) -> str:
+        """Why there is no best candidate: which one is nearest, and what binds it by how much."""
+        near = self.nearest_miss
+        if near is None:
+            return "no candidate meets the SLOs; the reasons are listed above"
+        return f"no candidate meets the SLOs and limits; nearest is {near.profile}: {near.reason}"
 
     @property
     def tie(self) -> Tie | None:
@@ -282,6 +322,9 @@ class Plan:
             if self.tie is None
             else {"profiles": list(self.tie.profiles), "decided_by": self.tie.decided_by},
             "slos": [str(s) for s in self.slos],
+            "goodput": None if self.goodput is None else str(self.goodput),
+            "budget": self.budget.to_dict(),
+            "nearest_miss": self.nearest_miss.profile if self.nearest_miss else None,
             "trace": dict(self.trace),
             "forecast": self.forecast.to_dict(),
             "settings": dict(self.settings),

@@ -10,9 +10,12 @@ from dataclasses import replace
 import numpy as np
 
 from qsim.errors import TraceError
+from qsim.optimize.budget import Budget, Shortfall
 from qsim.optimize.fleet_search import probes_left, smallest_fleet
 from qsim.optimize.fleet_task import FleetTask, offered_load, run_fleet
 from qsim.optimize.plan_result import Candidate, FleetOutcome
+from qsim.sim.goodput import GoodputOutcome
+from qsim.sim.slo import SloOutcome
 
 __all__ = ["Progress", "Search", "Step", "drive", "search_candidate"]
 
@@ -23,8 +26,14 @@ Step = tuple[FleetTask, int]
 Search = Generator[Step, FleetOutcome, Candidate]
 
 
-def search_candidate(task: FleetTask, blank: Candidate, max_replicas: int) -> Search:
-    """Find the smallest fleet of one profile; errors of the trace make it infeasible."""
+def search_candidate(
+    task: FleetTask, blank: Candidate, max_replicas: int, budget: Budget | None = None
+) -> Search:
+    """Find the smallest fleet of one profile; errors of the trace make it infeasible.
+
+    A fleet beyond the budget makes it infeasible, too: a larger one takes more. Then the largest
+    fleet within the budget's GPUs and money is simulated as well, to tell what it misses.
+    """
     if blank.engine is None or blank.reason:
         return blank
     done: dict[int, FleetOutcome] = {}
@@ -42,7 +51,7 @@ def search_candidate(task: FleetTask, blank: Candidate, max_replicas: int) -> Se
                 if floor and max_replicas not in done:
                     done[max_replicas] = yield replace(task, replicas=max_replicas), 2
                 if floor and not done[max_replicas].met:
-                    return _infeasible(blank, done, floor)
+                    return _infeasible(blank, done, *floor)
             n = probe.send(done[n].met)
     except StopIteration as stop:
         best: int | None = stop.value
@@ -51,13 +60,28 @@ def search_candidate(task: FleetTask, blank: Candidate, max_replicas: int) -> Se
     if best is None:
         worst = done[max_replicas].binding
         return _infeasible(
-            blank, done, f"{worst.sentence()} even with {max_replicas} replicas, the most to try"
+            blank,
+            done,
+            f"{worst.sentence()} even with {max_replicas} replicas, the most to try",
+            _missed(worst),
         )
+    overruns = budget.overruns(blank, done[best]) if budget else []
+    if budget and overruns:
+        reason = "; ".join(text for _, text in overruns)
+        price = blank.price.usd_per_hour if blank.price else None
+        largest = budget.largest(blank.tensor_parallel_size, price) or 0
+        if 0 < largest < best:
+            if largest not in done:
+                done[largest] = yield replace(task, replicas=largest), 1
+            gpus = largest * blank.tensor_parallel_size
+            reason += f"; with {gpus} {done[largest].binding.sentence()}"
+        missed = _infeasible(blank, done, reason, overruns[0][0])
+        return replace(missed, outcome=done[best])
     return replace(blank, feasible=True, outcome=done[best], evaluations=_by_size(done))
 
 
-def _floor(task: FleetTask) -> Generator[Step, FleetOutcome, str]:
-    """Why no fleet at all can do it, or "" if that cannot be said.
+def _floor(task: FleetTask) -> Generator[Step, FleetOutcome, tuple[str, Shortfall] | None]:
+    """Why no fleet at all can do it, or None if that cannot be said.
 
     Every request is simulated alone, one after the other: no queue, no batch, a cold GPU. An SLO
     missed here is missed by a fleet too (the caller also simulates the largest one, because a
@@ -73,13 +97,30 @@ def _floor(task: FleetTask) -> Generator[Step, FleetOutcome, str]:
     outcome = yield replace(task, trace=alone, replicas=1), 3
     slowest = outcome.quantiles["e2el_ms"]
     if outcome.met or (slowest and slowest[-1] / 1000 >= gap_s):  # they were not alone after all
-        return ""
-    return f"{outcome.binding.sentence()} even for requests served alone: more GPUs do not help"
+        return None
+    worst = outcome.binding
+    reason = f"{worst.sentence()} even for requests served alone: more GPUs do not help"
+    return reason, _missed(worst)
 
 
-def _infeasible(blank: Candidate, done: dict[int, FleetOutcome], reason: str) -> Candidate:
+def _missed(goal: SloOutcome | GoodputOutcome) -> Shortfall:
+    """A goal that is missed, in numbers."""
+    if isinstance(goal, GoodputOutcome):
+        return Shortfall(str(goal.slo), goal.share, goal.slo.share, goal.ratio - 1)
+    return Shortfall(str(goal.slo), goal.value_ms, goal.slo.limit_ms, goal.ratio - 1)
+
+
+def _infeasible(
+    blank: Candidate,
+    done: dict[int, FleetOutcome],
+    reason: str,
+    shortfall: Shortfall | None = None,
+) -> Candidate:
     largest = done[max(done)] if done else None
-    return replace(blank, reason=reason, outcome=largest, evaluations=_by_size(done))
+    evaluations = _by_size(done)
+    return replace(
+        blank, reason=reason, shortfall=shortfall, outcome=largest, evaluations=evaluations
+    )
 
 
 def _by_size(done: dict[int, FleetOutcome]) -> tuple[FleetOutcome, ...]:

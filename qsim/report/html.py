@@ -100,7 +100,7 @@ def write_plan_report(path: str | os.PathLike[str], plan: Plan) -> None:
     parts = [
         f"<p>{number(t['requests'])} requests in {number(t['duration_s'])} s, "
         f"{number(t['mean_prompt_tokens'])} prompt and {number(t['mean_output_tokens'])} output "
-        f"tokens on average. SLO {escape(', '.join(map(str, plan.slos)))}. Sorted by "
+        f"tokens on average. SLO {escape(', '.join(map(str, plan.goals)))}. Sorted by "
         f"{escape(plan.objective)}; every figure is simulated.</p>"
     ]
     if plan.forecast.text():

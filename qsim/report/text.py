@@ -90,6 +90,7 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
     headers += ["J/output\ntoken", "within\nlimits"]
     headers += ["gCO2e", "gCO2e\nper h", "gCO2e/1k\noutput"] if plan.carbon else []
     headers += ["quality, %"] if plan.quality_goal else []
+    headers += ["goodput"] if plan.goodput else []
     headers += [f"{k.split('_')[1].upper()} {k.split('_')[0]}\nms" for k in keys]
     rows = []
     for c in plan.candidates:
@@ -118,6 +119,7 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
                     else []
                 ),
                 *([quality_cell(c)] if plan.quality_goal else []),
+                *([f"{c.outcome.goodput.share:.2%}"] if c.outcome.goodput else []),
                 *(number(values[k]) for k in keys),
             ]
         )
@@ -191,7 +193,7 @@ def plan_text(plan: Plan) -> str:
     head = (
         f"{t['name']}: {number(t['requests'])} requests in {number(t['duration_s'])} s{rate}, "
         f"{number(t['mean_prompt_tokens'])} prompt and {number(t['mean_output_tokens'])} output "
-        f"tokens on average\nSLO {', '.join(map(str, plan.slos))}; smallest fleets by simulation, "
+        f"tokens on average\nSLO {', '.join(map(str, plan.goals))}; smallest fleets by simulation, "
         f"sorted by {plan.objective}"
     )
     if plan.forecast.text():
