@@ -17,7 +17,7 @@ __all__ = ["resolved_scenario", "scenario_options", "write_scenario"]
 #: options that say where results go or how the work is done, not what is computed
 _NOT_SAVED = {
     "scenario", "save_scenario", "json", "requests", "report", "picture", "progress", "jobs",
-    "autoscaler", "dask", "export", "gpus_per_host", "fail_on_slo", "steps", "timeline",
+    "autoscaler", "resume", "study", "study_name", "dask", "export", "gpus_per_host", "fail_on_slo", "steps", "timeline",
 }  # fmt: skip
 
 

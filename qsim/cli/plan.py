@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,9 @@ from qsim.cli._common import (
 from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import resolved_scenario, scenario_options, write_scenario
 from qsim.errors import InfeasibleError, ScenarioError
+
+if TYPE_CHECKING:
+    from qsim.optimize.study import StudySettings
 
 __all__ = ["plan"]
 
@@ -106,6 +109,16 @@ def _price(text: str) -> str:
               "1 unless given.")  # fmt: skip
 @click.option("--headroom/--no-headroom", default=True, show_default=True,
               help="Find how much more traffic the best fleet carries.")  # fmt: skip
+@click.option("--search", "searched", multiple=True, metavar="NAME[=VALUES]",
+              help="Search this too: max_num_seqs, max_num_batched_tokens, router or any engine "
+              "option =A,B,C; the fleet's size is found for each. Repeatable.")  # fmt: skip
+@click.option("--trials", type=int, metavar="N", help="Settings to try; 60 unless given.")
+@click.option("--sampler", metavar="tpe|random|nsga2|grid",
+              help="How settings are chosen; tpe unless given.")  # fmt: skip
+@click.option("--study", "study_path", metavar="FILE|URL",
+              help="Keep the search in a journal file, or any storage of Optuna's.")  # fmt: skip
+@click.option("--study-name", metavar="NAME", help="Of the search within --study.")
+@click.option("--resume", is_flag=True, default=None, help="Go on with the search in --study.")
 @click.option("--max-replicas", type=int, default=128, show_default=True, metavar="N",
               help="The largest fleet to try.")  # fmt: skip
 @click.option(
@@ -184,6 +197,8 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
             growth=given["growth"],
             peak_hour=bool(given["peak_hour"]),
             headroom=given["headroom"],
+            search=given["searched"],
+            study=_study(given),
             max_replicas=given["max_replicas"],
             router=given["router"],
             options=engine_from(given),
@@ -219,3 +234,15 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
         click.echo(plan_text(found))
     if found.best is None:
         raise InfeasibleError(found.objection())
+
+
+def _study(given: dict[str, Any]) -> StudySettings | None:
+    """How to search; None if nothing of it is said."""
+    from qsim.optimize.study import StudySettings
+
+    names = {"trials": "trials", "sampler": "sampler", "study_path": "storage",
+             "study_name": "name", "resume": "resume"}  # fmt: skip
+    said = {to: given[name] for name, to in names.items() if given[name] is not None}
+    if not said and not given["searched"]:
+        return None
+    return StudySettings(**{"sampler": "tpe", "trials": 60, "seed": given["seed"], **said})

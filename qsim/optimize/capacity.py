@@ -7,14 +7,16 @@ from dataclasses import replace
 
 from qsim.errors import ScenarioError
 from qsim.optimize.budget import budget_of
-from qsim.optimize.candidates import blank_candidate, choose_profiles
+from qsim.optimize.candidates import Choice, blank_candidate, choose_profiles
 from qsim.optimize.executor import open_executor
 from qsim.optimize.fleet_task import FleetTask, describe
 from qsim.optimize.forecast import forecast
 from qsim.optimize.headroom import find_headroom
-from qsim.optimize.plan_result import OBJECTIVES, Plan
+from qsim.optimize.plan_result import OBJECTIVES, Candidate, Plan
+from qsim.optimize.plan_search import PlanProblem, run_search, search_space
 from qsim.optimize.prices import DEFAULT_CLASS
-from qsim.optimize.searches import Progress, drive, search_candidate
+from qsim.optimize.searches import Progress, drive, part_of, search_candidate
+from qsim.optimize.study import StudySettings
 from qsim.optimize.weigh import carbon_of, quality_goal
 from qsim.profile import Profile
 from qsim.sim.config import EngineOptions
@@ -23,9 +25,6 @@ from qsim.sim.slo import Slo, parse_slos
 from qsim.traces.trace import Trace
 
 __all__ = ["plan"]
-
-#: share of a progress bar for the searches, where the head-room follows
-_SEARCHES = 0.9
 
 
 def plan(
@@ -53,6 +52,8 @@ def plan(
     growth: float = 1.0,
     peak_hour: bool = False,
     headroom: bool = True,
+    search: Sequence[str] = (),
+    study: StudySettings | None = None,
     max_replicas: int = 128,
     router: str = "least-requests",
     options: EngineOptions | None = None,
@@ -115,6 +116,13 @@ def plan(
     headroom : bool
         Also find, to 2% and by simulation, how much faster the trace may be until the best
         fleet misses an SLO, and which.
+    search : sequence of str
+        Engine options and the router to search, beside the profile: ``max_num_seqs``,
+        ``max_num_batched_tokens`` and ``router`` with usual values, or any with its own, as
+        ``"max_num_seqs=64,128"``. The smallest fleet is found for each setting; see
+        :mod:`qsim.optimize.plan_search`.
+    study : StudySettings, optional
+        Sampler, trials, seed, storage of the search; 60 trials of TPE unless given.
     max_replicas : int
         The largest fleet to try.
     jobs : int
@@ -166,18 +174,39 @@ def plan(
         search_candidate(replace(base, profile=p), b, max_replicas, budget)
         for p, b in zip(chosen, blanks, strict=True)
     ]
-    with open_executor(jobs, at_most=len(searches), dask=dask) as executor:
+    space = search_space(search, _able(choices, blanks)) if search else None
+    if study is not None and space is None:
+        raise ScenarioError("a study is given, but nothing to search (--search max_num_seqs)")
+    shares = _shares(bool(space), headroom)
+    with open_executor(jobs, at_most=None if space else len(searches), dask=dask) as executor:
         executor.share(trace)
         for profile in chosen:
             executor.share(profile)
-        share = _SEARCHES if headroom else 1.0
-        candidates = drive(executor, searches, [b.profile for b in blanks], progress, share)
+        names = [b.profile for b in blanks]
+        candidates = drive(executor, searches, names, progress, shares[0])
+        report = None
+        if space is not None:
+            problem = PlanProblem(
+                space,
+                base,
+                {c.profile.id: c for c in choices},
+                {b.profile: b for b in blanks},
+                objective,
+                max_replicas,
+                budget,
+            )
+            candidates, report = run_search(
+                problem,
+                study or StudySettings("tpe", trials=60, seed=seed),
+                executor,
+                candidates,
+                part_of(progress, shares[0], shares[1]),
+            )
         ranked = tuple(sorted(candidates, key=lambda c: c.rank(objective)))
         spare = None
         if headroom and ranked[0].feasible:
-            winner = next(p for p in chosen if p.id == ranked[0].profile)
-            task = replace(base, profile=winner, replicas=ranked[0].replicas or 1)
-            spare = find_headroom(executor, task, progress, _SEARCHES)
+            task = _fleet_of(base, ranked[0], chosen)
+            spare = find_headroom(executor, task, progress, shares[1])
     settings = {
         "router": router,
         "seed": seed,
@@ -197,4 +226,29 @@ def plan(
         headroom=spare,
         goodput=good,
         budget=budget,
+        search=report,
+    )
+
+
+def _able(choices: Sequence[Choice], blanks: Sequence[Candidate]) -> list[Choice]:
+    """Those that there is a point in searching: the quality is enough."""
+    return [
+        c for c, b in zip(choices, blanks, strict=True) if b.engine is None or not b.reason
+    ] or list(choices)
+
+
+def _shares(searches_settings: bool, headroom: bool) -> tuple[float, float]:
+    """The progress at the end of the profiles' searches, and at that of the settings' search."""
+    end = 0.9 if headroom else 1.0
+    return (0.2, end) if searches_settings else (end, end)
+
+
+def _fleet_of(base: FleetTask, candidate: Candidate, profiles: Sequence[Profile]) -> FleetTask:
+    """A candidate's fleet, to be simulated."""
+    return replace(
+        base,
+        profile=next(p for p in profiles if p.id == candidate.profile),
+        replicas=candidate.replicas or 1,
+        options=candidate.options,
+        router=candidate.router or base.router,
     )

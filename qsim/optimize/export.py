@@ -122,7 +122,7 @@ def export_plan(
     if chosen is None or not chosen.feasible:
         raise InfeasibleError("no candidate of this plan meets the SLOs: nothing to export")
     if export.kind != "scenario":
-        pool = pool_of(chosen, plan.settings["router"])
+        pool = pool_of(chosen, plan.router_of(chosen))
         return export_pools(pool, export, autoscaler=autoscaler, gpus_per_host=gpus_per_host)
     return _scenario(plan, export.path, chosen, trace, trace_options, profile)
 
@@ -135,7 +135,7 @@ def fleet_scenario(
         k: trace_options[k] for k in _TRACE_KEYS if trace_options.get(k) is not None
     }
     scenario |= {"profile": profile, "replicas": candidate.replicas}
-    scenario["router"] = plan.settings["router"]
+    scenario["router"] = plan.router_of(candidate)
     scenario |= candidate.options.to_dict()
     if plan.slos:
         scenario["slo"] = [str(s) for s in plan.slos]

@@ -18,6 +18,7 @@ from qsim.sim.slo import Slo, SloOutcome
 
 if TYPE_CHECKING:
     from qsim.optimize.headroom import Headroom
+    from qsim.optimize.plan_search import SearchReport
     from qsim.quality.recovery import Recovery
 
 __all__ = ["OBJECTIVES", "Candidate", "FleetOutcome", "Plan", "Tie", "deciding_order"]
@@ -101,6 +102,8 @@ class Candidate:
     source: str | None = None
     engine: EngineConfig | None = None
     options: EngineOptions = field(default_factory=EngineOptions)
+    #: "" for that of the plan
+    router: str = ""
     price: Price | None = None
     #: the profile's stated errors on loads that were not fitted, in percent
     error_percent: Mapping[str, float] = field(default_factory=dict)
@@ -181,6 +184,8 @@ class Candidate:
             "method": self.method,
             "tensor_parallel_size": self.tensor_parallel_size,
             "feasible": self.feasible,
+            "options": self.options.to_dict(),
+            **({"router": self.router} if self.router else {}),
             "reason": self.reason or None,
             "shortfall": None if self.shortfall is None else self.shortfall.to_dict(),
             "replicas": self.replicas,
@@ -254,6 +259,12 @@ class Plan:
     headroom: Headroom | None = None
     goodput: Goodput | None = None
     budget: Budget = field(default_factory=Budget)
+    #: of a plan that searched engine options or routers
+    search: SearchReport | None = None
+
+    def router_of(self, candidate: Candidate) -> str:
+        """The router of a candidate's fleet."""
+        return candidate.router or str(self.settings["router"])
 
     @property
     def goals(self) -> tuple[Slo | Goodput, ...]:
@@ -332,6 +343,7 @@ class Plan:
             "carbon": None if self.carbon is None else self.carbon.to_dict(),
             "prices": [prices[g] for g in sorted(prices)],
             "best": self.best.profile if self.best else None,
+            "search": None if self.search is None else self.search.to_dict(),
             "headroom": None if self.headroom is None else self.headroom.to_dict(),
             "serve_command": self.serve_command() if self.best else None,
             "candidates": [

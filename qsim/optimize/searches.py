@@ -17,13 +17,20 @@ from qsim.optimize.plan_result import Candidate, FleetOutcome
 from qsim.sim.goodput import GoodputOutcome
 from qsim.sim.slo import SloOutcome
 
-__all__ = ["Progress", "Search", "Step", "drive", "search_candidate"]
+__all__ = ["Progress", "Search", "Step", "drive", "part_of", "search_candidate"]
 
 #: called with a fraction in [0, 1] and a text after every simulation
 Progress = Callable[[float, str], None]
 #: What a search yields: a fleet to simulate, and about how many more there will be
 Step = tuple[FleetTask, int]
 Search = Generator[Step, FleetOutcome, Candidate]
+
+
+def part_of(progress: Progress | None, begin: float, end: float) -> Progress | None:
+    """A callback for a part of the work, from ``begin`` to ``end`` of the whole."""
+    if progress is None:
+        return None
+    return lambda share, text: progress(begin + (end - begin) * share, text)
 
 
 def search_candidate(

@@ -65,7 +65,11 @@ class Judgement:
 
 
 class Problem(Protocol):
-    """What a study searches."""
+    """What a study searches.
+
+    One that learns from what was judged may have ``recall(params, judgement)``: it is called for
+    every trial of an earlier run, in order, before the first new one.
+    """
 
     @property
     def space(self) -> Space:
@@ -215,7 +219,11 @@ class _Run:
         for trial in self.study.get_trials(deepcopy=False):
             if not trial.state.is_finished():
                 break
-            self.known.setdefault(problem.key(trial.params), _judgement(trial))
+            judgement = _judgement(trial)
+            self.known.setdefault(problem.key(trial.params), judgement)
+            recall = getattr(problem, "recall", None)
+            if recall is not None:
+                recall(trial.params, judgement)
             self.told += 1
 
     def batch(self, end: int) -> Iterator[int]:

@@ -218,7 +218,8 @@ def plan_text(plan: Plan) -> str:
         _fill(f"price of {g}: {p.usd_per_hour:.2f} USD per GPU and hour, {p.source}", "  ")
         for g, p in sorted(prices.items())
     ]
-    remarks += [_fill(t, "  ") for t in tie_remarks(plan) + margin_remarks(plan)]
+    more = search_remarks(plan) + tie_remarks(plan) + margin_remarks(plan)
+    remarks += [_fill(t, "  ") for t in more]
     if remarks:
         parts.append("\n".join(remarks))
     if plan.best is not None:
@@ -233,8 +234,7 @@ def _recommendation(plan: Plan, best: Candidate) -> str:
         head += ". Start it with"
     else:
         head += (
-            f" behind a {plan.settings['router']} router. "
-            "Start each, on its own GPUs and --port, with"
+            f" behind a {plan.router_of(best)} router. Start each, on its own GPUs and --port, with"
         )
     if plan.headroom is not None:
         head = f"{plan.headroom.text()}\n\n{head}"
@@ -243,6 +243,28 @@ def _recommendation(plan: Plan, best: Candidate) -> str:
         + "\n\n"
         + _continued(plan.serve_command(best))
     )
+
+
+def search_remarks(plan: Plan) -> list[str]:
+    """What was searched, and the settings that a candidate has beside the plan's own."""
+    report = plan.search
+    if report is None:
+        return []
+    decisions = ", ".join(n for n in report.space.decisions)
+    lines = [
+        f"search: {len(report.records)} settings tried ({report.sampler}) of {decisions}; "
+        f"{report.simulations} simulations; {report.feasible} met the SLOs with a fleet that was "
+        f"not worse than the best {plan.objective} known until then"
+    ]
+    for c in plan.candidates:
+        found = {k: v for k, v in c.options.to_dict().items() if plan.settings.get(k) != v}
+        if c.router and c.router != plan.settings["router"]:
+            found["router"] = c.router
+        if c.feasible and found:
+            lines.append(
+                f"settings of {c.profile}: {', '.join(f'{k} {v}' for k, v in found.items())}"
+            )
+    return lines
 
 
 def margin_remarks(plan: Plan) -> list[str]:

@@ -191,3 +191,20 @@ def test_exports_on_stdout_and_in_files(tmp_path: Path, trace: Path, profile: Pa
                    f"vllm={tmp_path}/no.sh")  # fmt: skip
     assert nothing.exit_code == 3
     assert not (tmp_path / "no.sh").exists()
+
+
+def test_a_search_is_shown_saved_and_resumed(tmp_path: Path, trace: Path, profile: Path) -> None:
+    args = ("plan", trace, "--profile", profile, *SLOS, "--jobs", 1, "--search", "max_num_seqs=2,4")
+    journal, saved = tmp_path / "study.log", tmp_path / "s.yaml"
+    result = qsim(*args, "--sampler", "grid", "--study", journal, "--save-scenario", saved)
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.stdout.split())
+    assert "search: 2 settings tried (grid) of profile, max_num_seqs; " in told
+    scenario = yaml.safe_load(saved.read_text())
+    assert scenario["search"] == ["max_num_seqs=2,4"]
+    assert "study" not in scenario
+    fails(qsim(*args, "--sampler", "grid", "--study", journal), 2, "exists already", "--resume")
+    again = qsim("plan", "--scenario", saved, "--study", journal, "--resume", "--jobs", 1)
+    assert again.exit_code == 0, again.output
+    fails(qsim("plan", trace, "--profile", profile, *SLOS, "--trials", 3), 2, "nothing to search")
+    fails(qsim(*args, "--sampler", "magic"), 2, "sampler is 'magic'")
