@@ -28,6 +28,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_type_hints
 
 from qsim.errors import ProfileError
@@ -46,6 +47,7 @@ __all__ = [
     "Power",
     "Profile",
     "Throttle",
+    "Transfer",
 ]
 
 SCHEMA = "qsim-profile/1"
@@ -215,6 +217,27 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """What a profile was made of that was not measured on its own GPU and model.
+
+    Its ``fit_error`` holds the same estimate under the keys of a measured profile
+    (``worst_mean``, ``worst_median``, ``worst_p99``, ``worst_energy``).
+    """
+
+    #: ids of the measured profiles that it was learnt from
+    profiles: list[str]
+    #: the kernel tables, e.g. "aiconfigurator-core 0.12.0: h100_sxm/gemm/vllm/0.24.0"
+    tables: list[str]
+    #: estimated error in percent by quantity: "decode", "prefill" (GPU spans of steps), "power",
+    #: "kv_tokens"
+    error_percent: dict[str, float]
+    #: where these estimates come from
+    error_from: str = ""
+    #: how each part was carried over
+    rules: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Profile:
     """One calibrated server configuration. See the module's docstring for the model."""
 
@@ -231,6 +254,13 @@ class Profile:
     fit_error: dict[str, Any] = field(default_factory=dict)
     #: what was measured: outside it the numbers are extrapolations
     measured_range: dict[str, Any] = field(default_factory=dict)
+    #: of a transferred profile only
+    transfer: Transfer | None = None
+
+    @property
+    def transferred(self) -> bool:
+        """Whether it was carried over from other measurements, not measured itself."""
+        return self.transfer is not None
 
     @property
     def id(self) -> str:
@@ -241,7 +271,10 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as JSON-ready data."""
-        return {"schema": SCHEMA, "id": self.id, **asdict(self)}
+        data = {"schema": SCHEMA, "id": self.id, **asdict(self)}
+        if self.transfer is None:
+            del data["transfer"]
+        return data
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to ``path`` whole or not at all."""
@@ -301,6 +334,7 @@ _NESTED: dict[str, Any] = {
         FrontEnd,
         Power,
         Memory,
+        Transfer,
     )
 }
 
@@ -324,6 +358,10 @@ def _build(cls: Any, data: Mapping[str, Any], where: str) -> Any:
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, UnionType):  # "X | None"
+        if value is None:
+            return None
+        hint = next(a for a in hint.__args__ if a is not type(None))
     nested = _NESTED.get(getattr(hint, "__name__", ""))
     if nested is not None:
         if not isinstance(value, Mapping):
@@ -347,11 +385,11 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             raise ProfileError(f"{where} is {value!r}; must be a list")
         item = hint.__args__[0]
         return [_coerce(item, v, f"{where}[{i}]") for i, v in enumerate(value)]
-    if origin is dict or value is not None:
-        if not isinstance(value, dict):
-            raise ProfileError(f"{where} is {value!r}; must be an object")
-        return value
-    return None
+    if not isinstance(value, dict):
+        raise ProfileError(f"{where} is {value!r}; must be an object")
+    if hint.__args__[1] is float:
+        return {k: _coerce(float, v, f"{where}.{k}") for k, v in value.items()}
+    return value
 
 
 def _check(p: Profile, where: str) -> None:
@@ -408,6 +446,17 @@ def _check(p: Profile, where: str) -> None:
         not_negative(f"power.{f.name}", [getattr(p.power, f.name)])
     need(p.power.tau_s > 0, "power.tau_s", p.power.tau_s, "> 0")
     need(p.power.cap_w > p.power.idle_w, "power.cap_w", p.power.cap_w, "> power.idle_w")
+    source = p.identity.source
+    need(
+        source == ("transferred" if p.transferred else "measured"),
+        "identity.source",
+        source,
+        "'measured', or 'transferred' with a transfer object",
+    )
+    if p.transfer is not None:
+        errors = p.transfer.error_percent
+        need(len(errors) > 0, "transfer.error_percent", errors, "errors by quantity, not empty")
+        not_negative("transfer.error_percent", list(errors.values()))
     m2 = p.memory
     need(m2.num_gpu_blocks >= 2, "memory.num_gpu_blocks", m2.num_gpu_blocks, ">= 2")
     need(m2.block_size >= 1, "memory.block_size", m2.block_size, ">= 1")

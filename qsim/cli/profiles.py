@@ -54,7 +54,8 @@ def list_command(as_json: bool = False) -> None:
     )
     click.echo(
         "\nerror: the worst deviation of a simulated mean, median or p99 latency, or energy, from"
-        "\nthe measured one, on loads left out of the fit ('qsim profiles show ID' has them all)"
+        "\nthe measured one, on loads left out of the fit ('qsim profiles show ID' has them all);"
+        "\nof a transferred profile an estimate"
     )
 
 

@@ -10,7 +10,14 @@ from pathlib import Path
 from qsim.errors import ProfileError
 from qsim.profile import Profile
 
-__all__ = ["ProfileEntry", "find_profiles", "list_profiles", "load_profile", "stated_errors"]
+__all__ = [
+    "ProfileEntry",
+    "find_profiles",
+    "list_profiles",
+    "load_profile",
+    "stated_errors",
+    "transfer_note",
+]
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,23 @@ def stated_errors(profile: Profile) -> dict[str, float]:
         for key, value in profile.fit_error.items()
         if key.startswith("worst_") and isinstance(value, int | float)
     }
+
+
+def transfer_note(profile: Profile) -> str | None:
+    """What to know before relying on a transferred profile, and what would remove the doubt.
+
+    None for a measured one.
+    """
+    t, i = profile.transfer, profile.identity
+    if t is None:
+        return None
+    errors = ", ".join(f"{k.replace('_', ' ')} {v:.0f}%" for k, v in t.error_percent.items())
+    tp = f" --tensor-parallel-size {i.tensor_parallel_size}" if i.tensor_parallel_size > 1 else ""
+    return (
+        f"{profile.id} is transferred, not measured: its estimated errors are {errors}. Before you "
+        f"rely on it, measure a server: qsim calibrate run --model {i.model} --dummy-weights "
+        f"--methods {i.method}{tp} --out DIR on a {i.gpu}, then plan with --profile"
+    )
 
 
 def _parts_begun(text: str, known: str) -> int:

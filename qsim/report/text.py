@@ -347,7 +347,15 @@ def profile_text(profile: Profile) -> str:
     ]
     if profile.fit_error:
         errors = ", ".join(f"{k} {v:.1f}%" for k, v in stated_errors(profile).items())
-        facts.append(("error", f"{errors} (worst case; loads left out of the fit)"))
+        how = "estimated" if profile.transferred else "worst case; loads left out of the fit"
+        facts.append(("error", f"{errors} ({how})"))
+    if profile.transfer is not None:
+        t = profile.transfer
+        facts.append(("transferred", "from " + ", ".join([*t.profiles, *t.tables])))
+        facts.extend(_leaves("estimated error %", t.error_percent))
+        if t.error_from:
+            facts.append(("estimated from", t.error_from))
+        facts.extend(("rule", r) for r in t.rules)
     for title, data in (("quality", profile.quality), ("measured", profile.measured_range)):
         facts.extend(_leaves(title, data or {}))
     facts.extend(("note", n) for n in i.notes)
