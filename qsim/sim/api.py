@@ -184,21 +184,20 @@ def _collect(
 ) -> SimulationResult:
     n = len(trace)
     index = np.flatnonzero(admissible)
-    arrival_ps = np.array(fleet.arrival_ps, dtype=np.int64)
-    first_ps, last_ps = fleet.first_token_ps, fleet.last_token_ps
-    end_ps = int(last_ps.max())
+    finished = fleet.requests
+    arrival_ps, end_ps = finished.arrival_ps, fleet.end_ps
 
     def spread(values: Any, fill: float, dtype: Any) -> Any:
         column = np.full(n, fill, dtype=dtype)
         column[index] = values
         return column
 
-    ttft_ms = (first_ps - arrival_ps) / PS_PER_MS
-    e2el_ms = (last_ps - arrival_ps) / PS_PER_MS
+    ttft_ms = (finished.first_token_ps - arrival_ps) / PS_PER_MS
+    e2el_ms = (finished.last_token_ps - arrival_ps) / PS_PER_MS
     tpot_ms = np.full(len(index), np.nan)
     np.divide(e2el_ms - ttft_ms, output - 1, out=tpot_ms, where=output > 1)
     usable = config.num_gpu_blocks - 1
-    requests = np.bincount(np.array(fleet.replica), minlength=len(fleet.replicas))
+    requests = np.bincount(finished.replica, minlength=len(fleet.replicas))
     stats = [
         {
             "replica": r.index,
@@ -218,12 +217,12 @@ def _collect(
         arrival_s=trace.arrival_s,
         prompt_tokens=trace.prompt_tokens,
         output_tokens=spread(output, 0, np.int64),
-        replica=spread(fleet.replica, -1, np.int64),
-        cached_tokens=spread(fleet.cached_tokens, 0, np.int64),
+        replica=spread(finished.replica, -1, np.int64),
+        cached_tokens=spread(finished.cached_tokens, 0, np.int64),
         ttft_ms=spread(ttft_ms, np.nan, np.float64),
         tpot_ms=spread(tpot_ms, np.nan, np.float64),
         e2el_ms=spread(e2el_ms, np.nan, np.float64),
-        preemptions=spread(fleet.preemptions, 0, np.int64),
+        preemptions=spread(finished.preemptions, 0, np.int64),
         completed=admissible,
         itl=Gaps(fleet.gaps),
         duration_s=(end_ps - int(arrival_ps[0])) / PS_PER_S,

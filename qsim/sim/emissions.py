@@ -56,7 +56,7 @@ class Emissions:
                         gaps.extend((time_ps - before, 0, 1, 1))
             self._unwritten = update.tokens
         else:
-            self._write()
+            self.settle()
             self._one_by_one(time_ps, update.tokens)
         self._time_ps = time_ps
 
@@ -65,13 +65,14 @@ class Emissions:
         if grouped and self.grouped:
             self.gaps.extend((first_ps - self._time_ps, 0, 1, len(requests)))
         else:
-            self._write()
+            self.settle()
             self._one_by_one(first_ps, requests)
         self.grouped = True
         self._time_ps = last_ps
         self._unwritten = requests
 
-    def _write(self) -> None:
+    def settle(self) -> None:
+        """Bring ``emitted_ps`` up to date."""
         emitted, time_ps = self._emitted_ps, self._time_ps
         for request in self._unwritten:
             emitted[request.index] = time_ps

@@ -136,6 +136,10 @@ class Replica:
                 run.turns = turn
                 self._sleep_until(run.start_ps(turn))
 
+    def settle(self) -> None:
+        """Write what is kept about finished requests: their indices may be used again."""
+        self._emissions.settle()
+
     @property
     def num_unscheduled(self) -> int:
         """Requests that are not running: in the front end or in the waiting queue."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,10 +27,34 @@ from qsim.sim.timeline import Timeline
 from qsim.sim.timing import PS_PER_MS, PS_PER_S, Timing
 from qsim.traces.trace import Trace
 
-__all__ = ["Fleet"]
+__all__ = ["Finished", "Fleet"]
+
+IntArray = npt.NDArray[np.int64]
 
 _NEVER = 1 << 100
 _FREE_FRONTEND = FrontEnd(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """Requests that have had their last token, in order of arrival: int64 arrays, one length.
+
+    Attributes
+    ----------
+    arrival_ps, first_token_ps, last_token_ps : array
+        Times at the client, ps.
+    replica : array
+        Where each request went.
+    cached_tokens, preemptions : array
+        As in :class:`qsim.sim.request.Request`.
+    """
+
+    arrival_ps: IntArray
+    first_token_ps: IntArray
+    last_token_ps: IntArray
+    replica: IntArray
+    cached_tokens: IntArray
+    preemptions: IntArray
 
 
 class Fleet:
@@ -44,13 +70,20 @@ class Fleet:
         Plan decode runs in one go (the default) or step one by one; the results are equal.
     step_log : list, optional
         Takes every launched step of every replica (and makes the engines step one by one).
+    more : iterator of (Trace, sequence of int), optional
+        What follows ``trace`` on the same clock, with its output tokens. A part is taken when the
+        last request before it has arrived. The columns then hold the parts that have unfinished
+        requests, so that memory does not grow with the trace.
+    release : callable, optional
+        Takes the requests of a part when all of them, and of the parts before, have finished.
+        Inter-token gaps up to then are in ``gaps``, which it may empty.
 
     Attributes
     ----------
-    replica : array of int64
-        Where each request went.
-    first_token_ps, last_token_ps : int64 arrays
-        When the client has the first and the last token of each request.
+    requests : Finished
+        All requests; of a fleet with ``release`` those that it has not had.
+    end_ps : int
+        When the last client has the last token.
     gaps : array of int64
         Inter-token gaps as the engine emits them: entries of :class:`qsim.sim.gaps.Gaps`.
     """
@@ -69,22 +102,39 @@ class Fleet:
         jump: bool = True,
         step_log: list[Step] | None = None,
         progress: Callable[[float], None] | None = None,
+        more: Iterator[tuple[Trace, Sequence[int]]] | None = None,
+        release: Callable[[Finished], None] | None = None,
     ) -> None:
-        n = len(trace)
         self.env = simpy.Environment(initial_time=0)
         self.horizon_ps = 0
         self.next_ready_ps = 0
-        self.arrival_ps = _integers(np.rint(trace.arrival_s * PS_PER_S))
-        self._prompt = _integers(trace.prompt_tokens)
-        self._output = array("q", output_tokens)
-        self._hash_ids = trace.hash_ids if config.enable_prefix_caching else None
         self._block_size = config.block_size
+        self._prefix_caching = config.enable_prefix_caching
+        self._frontend = profile.frontend if frontend else _FREE_FRONTEND
+        self._serial_ps = round(self._frontend.receive_serial_ms * PS_PER_MS)
+        self._ready_ps = [-(1 << 62)] * replicas  # when each front end handed on its last request
         self._progress = progress
-        self._next = 0
+        self._more = more
+        self._release = release
 
+        # one place a request; the trace's parts lie in stretches of places, in order of arrival
+        self.arrival_ps = array("q")
+        self._prompt, self._output, self._receive_ps = array("q"), array("q"), array("q")
+        self._replica, self._cached_tokens = array("q"), array("q")
+        self._preemptions = array("q")
+        # the engine's time of the first, the latest and the last token (0: not yet), and the rows
+        # of their steps
+        self._first_ps, self._first_rows = array("q"), array("q")
+        self._last_ps, self._last_rows = array("q"), array("q")
         # the engine's time of each request's latest token, and entries of qsim.sim.gaps.Gaps
-        self.emitted_ps = array("q", [-1]) * n
+        self.emitted_ps = array("q")
         self.gaps = array("q")
+        # parts that may have unfinished requests: their places, and how many there is room for
+        self._parts: deque[tuple[range, int]] = deque()
+        self._free: list[tuple[int, int]] = []  # beginning and size of what may be used again
+        self._next = self._end = 0  # the next request, and where its part ends
+        self._take(trace, output_tokens)
+
         timing = Timing(profile, config)
         self.timeline = Timeline(
             self.arrival_ps[0], self.arrival_ps[-1], replicas, config.num_gpu_blocks - 1
@@ -106,25 +156,10 @@ class Fleet:
         ]
         self.outstanding_requests = [0] * replicas
         self.outstanding_tokens = [0] * replicas
-        self._trace_ids = trace.hash_ids
         self._router = make_router(router, self, np.random.default_rng(seed))
         self._refresh: Callable[[], None] | None = getattr(self._router, "refresh", None)
         self._refresh_ps = _NEVER
-
-        f = profile.frontend if frontend else _FREE_FRONTEND
-        prompt = trace.prompt_tokens.astype(np.float64)
-        token_ps = f.receive_ms_per_1k_prompt_tokens * PS_PER_MS / 1000
-        self._receive_ps = _integers(np.rint(f.receive_ms * PS_PER_MS + token_ps * prompt))
-        self._serial_ps = round(f.receive_serial_ms * PS_PER_MS)
-        self._frontend = f
-        self._ready_ps = [-(1 << 62)] * replicas  # when each front end handed on its last request
-
-        self.replica = _column(n)
-        self.cached_tokens = _column(n)
-        self.preemptions = _column(n)
-        # the engine's time of the first, the latest and the last token, and the rows of their steps
-        self._first_ps, self._first_rows = _column(n), _column(n)
-        self._last_ps, self._last_rows = _column(n), _column(n)
+        self.end_ps = 0
 
     def run(self) -> None:
         """Run to the last token."""
@@ -134,33 +169,107 @@ class Fleet:
         self._schedule_arrival()
         with _rare_collections():
             self.env.run()
-        self._add_frontend()
-        end = int(self.last_token_ps.max())
+        self._settle()
         for replica in self.replicas:
-            replica.look(end)
+            replica.look(self.end_ps)
 
-    def _add_frontend(self) -> None:
-        """When the client has the first and the last token of each request."""
+    # ------------------------------------------------------------------ parts of the trace
+
+    def _take(self, trace: Trace, output_tokens: Sequence[int]) -> None:
+        """Give the requests of a part their places."""
+        n = len(trace)
+        self._hash_ids = trace.hash_ids
+        room = next((r for r in self._free if r[1] >= n), None)
+        if room is None:
+            room = len(self.arrival_ps), n
+            for column in self._columns():
+                column.frombytes(bytes(8 * n))
+        else:
+            self._free.remove(room)
+        begin, size = room
+        part = slice(begin, begin + n)
+        token_ps = self._frontend.receive_ms_per_1k_prompt_tokens * PS_PER_MS / 1000
+        prompt = trace.prompt_tokens.astype(np.float64)
+        receive_ps = np.rint(self._frontend.receive_ms * PS_PER_MS + token_ps * prompt)
+        self.arrival_ps[part] = _integers(np.rint(trace.arrival_s * PS_PER_S))
+        self._prompt[part] = _integers(trace.prompt_tokens)
+        self._output[part] = array("q", output_tokens)
+        self._receive_ps[part] = _integers(receive_ps)
+        self._last_ps[part] = array("q", bytes(8 * n))
+        self.emitted_ps[part] = array("q", [-1]) * n
+        self._parts.append((range(begin, begin + n), size))
+        self._begin = self._next = begin
+        self._end = begin + n
+
+    def _columns(self) -> tuple[array[int], ...]:
+        return (
+            self.arrival_ps, self._prompt, self._output, self._receive_ps, self._replica,
+            self._cached_tokens, self._preemptions, self._first_ps, self._first_rows,
+            self._last_ps, self._last_rows, self.emitted_ps,
+        )  # fmt: skip
+
+    def _take_more(self) -> bool:
+        """Let go what has finished, and take the next part; whether there is one."""
+        if self._more is None:
+            return False
+        following = next(self._more, None)
+        if following is None:
+            self._more = None
+            return False
+        for replica in self.replicas:
+            replica.settle()  # nothing may refer to a place that is used again
+        while self._parts and self._has_finished(self._parts[0][0]):
+            self._let_go()
+        self._take(*following)
+        return True
+
+    def _has_finished(self, places: range) -> bool:
+        return 0 not in self._last_ps[places.start : places.stop]
+
+    def _let_go(self) -> None:
+        """Hand out the requests of the first part, and free their places."""
+        places, size = self._parts.popleft()
+        finished = self._collected(places)
+        self.end_ps = max(self.end_ps, int(finished.last_token_ps.max()))
+        if self._release is None:
+            self.requests = finished
+        else:
+            self._release(finished)
+        self._free.append((places.start, size))
+
+    def _settle(self) -> None:
+        while self._parts:
+            self._let_go()
+
+    def _collected(self, places: range) -> Finished:
+        """The columns of a part, with when the client has the first and the last token."""
+
+        def column(values: array[int]) -> IntArray:
+            return np.frombuffer(values, np.int64)[places.start : places.stop].copy()
+
         f = self._frontend
         token_ps = f.first_token_ms_per_1k_prompt_tokens * PS_PER_MS / 1000
         row_ps = f.first_token_ms_per_running * PS_PER_MS
-        first = f.first_token_ms * PS_PER_MS + token_ps * np.array(self._prompt, np.float64)
-        first += row_ps * np.frombuffer(self._first_rows, np.int64)
-        self.first_token_ps = np.frombuffer(self._first_ps, np.int64) + np.rint(first).astype(
-            np.int64
-        )
+        first = f.first_token_ms * PS_PER_MS + token_ps * column(self._prompt).astype(np.float64)
+        first += row_ps * column(self._first_rows)
+        first_token_ps = column(self._first_ps) + np.rint(first).astype(np.int64)
         row_ps = f.last_token_ms_per_running * PS_PER_MS
-        last = f.last_token_ms * PS_PER_MS + row_ps * np.frombuffer(self._last_rows, np.int64)
-        last_ps = np.frombuffer(self._last_ps, np.int64) + np.rint(last).astype(np.int64)
-        one = np.array(self._output, np.int64) == 1
-        self.last_token_ps = np.where(
-            one, self.first_token_ps, np.maximum(last_ps, self.first_token_ps)
+        last = f.last_token_ms * PS_PER_MS + row_ps * column(self._last_rows)
+        last_ps = column(self._last_ps) + np.rint(last).astype(np.int64)
+        one = column(self._output) == 1
+        return Finished(
+            column(self.arrival_ps),
+            first_token_ps,
+            np.where(one, first_token_ps, np.maximum(last_ps, first_token_ps)),
+            column(self._replica),
+            column(self._cached_tokens),
+            column(self._preemptions),
         )
 
     # ------------------------------------------------------------------ arrivals
 
     def _schedule_arrival(self) -> None:
-        if self._next < len(self.arrival_ps):
+        if self._next < self._end:
             time = self.arrival_ps[self._next]
             event = At(self.env, time - int(self.env.now), ARRIVAL)
             event.callbacks.append(self._arrive)
@@ -172,26 +281,26 @@ class Fleet:
 
     def _arrive(self, _event: simpy.Event) -> None:
         arrival = self.arrival_ps
-        i = self._next
+        i, end = self._next, self._end
         now = arrival[i]
-        n = len(arrival)
-        while i < n and arrival[i] == now:
+        while i < end and arrival[i] == now:
             if self._refresh is not None and self._refresh_ps == _NEVER:
                 self._plan_refresh()
             target = self._router.choose(i, now)
             prompt, output = self._prompt[i], self._output[i]
-            self.replica[i] = target
+            self._replica[i] = target
             self.outstanding_requests[target] += 1
             self.outstanding_tokens[target] += prompt + output
-            block_ids = () if self._hash_ids is None else self._block_ids(i, prompt)
-            request = Request(i, prompt, output, block_ids=block_ids)
+            request = Request(i, prompt, output, block_ids=self._block_ids(i, prompt))
             ready = self._ready(i, target, now)
             self._ready_ps[target] = ready
             i += 1
             self._next = i
             self.replicas[target].submit(request, ready)
             if self._progress is not None and i % 256 == 1:
-                self._progress((i - 1) / n)
+                self._progress((i - 1) / end)
+            if i == end and self._take_more():
+                i, end = self._next, self._end
         self._schedule_arrival()
 
     def _plan_refresh(self) -> None:
@@ -206,7 +315,7 @@ class Fleet:
     def _on_refresh(self, _event: simpy.Event) -> None:
         assert self._refresh is not None
         self._refresh_ps = _NEVER
-        self.horizon_ps = self.arrival_ps[self._next] if self._next < len(self._prompt) else _NEVER
+        self.horizon_ps = self.arrival_ps[self._next] if self._next < self._end else _NEVER
         self._refresh()
         if any(self.outstanding_requests):
             self._plan_refresh()
@@ -215,7 +324,9 @@ class Fleet:
         return [(r.num_unscheduled, r.scheduler.num_running) for r in self.replicas]
 
     def prefix_ids(self, request: int) -> list[int]:
-        ids: list[int] = [] if self._trace_ids is None else self._trace_ids[request].tolist()
+        if self._hash_ids is None:
+            return []
+        ids: list[int] = self._hash_ids[request - self._begin].tolist()
         return ids
 
     def _ready(self, i: int, target: int, now: int) -> int:
@@ -225,8 +336,9 @@ class Fleet:
         return ready if ready > serial else serial
 
     def _block_ids(self, i: int, prompt: int) -> Sequence[int]:
-        assert self._hash_ids is not None
-        ids: list[int] = self._hash_ids[i].tolist()
+        if self._hash_ids is None or not self._prefix_caching:
+            return ()
+        ids: list[int] = self._hash_ids[i - self._begin].tolist()
         return prompt_block_ids(ids, self._hash_ids.block_tokens, self._block_size, prompt)
 
     # ------------------------------------------------------------------ what replicas report
@@ -240,9 +352,9 @@ class Fleet:
         i = request.index
         self._last_ps[i] = time_ps
         self._last_rows[i] = rows
-        self.cached_tokens[i] = request.cached_tokens
-        self.preemptions[i] = request.preemptions
-        target = self.replica[i]
+        self._cached_tokens[i] = request.cached_tokens
+        self._preemptions[i] = request.preemptions
+        target = self._replica[i]
         self.outstanding_requests[target] -= 1
         self.outstanding_tokens[target] -= self._prompt[i] + self._output[i]
 
@@ -257,10 +369,6 @@ def _rare_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-
-
-def _column(n: int) -> array[int]:
-    return array("q", bytes(8 * n))
 
 
 def _integers(values: npt.NDArray[Any]) -> array[int]:
