@@ -53,7 +53,9 @@ def search_candidate(
             met = min((k for k, o in done.items() if o.met), default=None)
             if n not in done:
                 done[n] = yield replace(task, replicas=n), probes_left(failed, met)
-            if not done[n].met and len(done) == 1:  # is there any point in searching on?
+            # two fleets missed: is there any point in searching on? (most need no more than two)
+            doubtful = len(done) == 2 or (len(done) == 1 and n == max_replicas)
+            if doubtful and met is None and not done[n].met:
                 floor = yield from _floor(task)
                 if floor and max_replicas not in done:
                     done[max_replicas] = yield replace(task, replicas=max_replicas), 2

@@ -227,3 +227,10 @@ def test_a_gpu_without_a_price_matters_only_for_cost() -> None:
 
 def test_it_is_public() -> None:
     assert qsim.plan is plan
+
+
+def test_requests_are_simulated_alone_only_where_two_fleets_missed(answer: Plan) -> None:
+    sizes = {c.method: [e.replicas for e in c.evaluations] for c in answer.candidates}
+    slow = sizes["awq-w4a16"]
+    assert slow[1] == 2 * slow[0]
+    assert slow[2:] == [128]
