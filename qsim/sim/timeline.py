@@ -32,11 +32,24 @@ class Timeline:
         Servers in the fleet.
     kv_blocks : int
         Usable KV blocks of a server.
+    width_ps : int, optional
+        Width of a bin, kept as long as a run does not take twice the time of the arrivals.
     """
 
-    def __init__(self, start_ps: int, last_arrival_ps: int, replicas: int, kv_blocks: int) -> None:
+    def __init__(
+        self,
+        start_ps: int,
+        last_arrival_ps: int,
+        replicas: int,
+        kv_blocks: int,
+        width_ps: int | None = None,
+    ) -> None:
         self._start_ps = start_ps
         self._width_ps = max(PS_PER_S // 10, (last_arrival_ps - start_ps) // _BINS + 1)
+        self._limit = 2 * _BINS
+        if width_ps is not None:
+            self._width_ps = width_ps
+            self._limit = 2 * max(_BINS, (last_arrival_ps - start_ps) // width_ps + 1)
         self._kv_blocks = kv_blocks
         self._since_ps = [start_ps] * replicas
         # stretches: begin, end, running, waiting, free KV blocks; and their energy
@@ -44,7 +57,7 @@ class Timeline:
         self._energies_j = array("d")
         self._last_bin = 0
         # per bin: energy in J, then running, waiting and KV usage, each times ps
-        self._sums = np.zeros((4, 2 * _BINS))
+        self._sums = np.zeros((4, self._limit))
 
     def add(
         self,
@@ -74,7 +87,7 @@ class Timeline:
         table, energy = table[keep], energy[keep]
         while len(table):
             last = (table[:, 1] - self._start_ps) // self._width_ps
-            beyond = last >= 2 * _BINS
+            beyond = last >= self._limit
             stop = int(np.argmax(beyond)) if beyond.any() else len(table)
             if stop:
                 self._put(table[:stop], energy[:stop], last[:stop])
