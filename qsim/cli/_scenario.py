@@ -17,7 +17,8 @@ __all__ = ["resolved_scenario", "scenario_options", "write_scenario"]
 #: options that say where results go or how the work is done, not what is computed
 _NOT_SAVED = {
     "scenario", "save_scenario", "json", "requests", "report", "picture", "progress", "jobs",
-    "autoscaler", "resume", "study", "study_name", "dask", "export", "gpus_per_host", "fail_on_slo", "steps", "timeline",
+    "autoscaler", "dask", "export", "fail_on_slo", "gpus_per_host", "resume", "steps", "study",
+    "study_name", "timeline",
 }  # fmt: skip
 
 

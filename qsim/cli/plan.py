@@ -24,6 +24,7 @@ from qsim.cli._scenario import resolved_scenario, scenario_options, write_scenar
 from qsim.errors import InfeasibleError, ScenarioError
 
 if TYPE_CHECKING:
+    from qsim.optimize.plan_detail import DetailWanted
     from qsim.optimize.study import StudySettings
 
 __all__ = ["plan"]
@@ -120,6 +121,15 @@ def _price(text: str) -> str:
               help="Keep the search in a journal file, or any storage of Optuna's.")  # fmt: skip
 @click.option("--study-name", metavar="NAME", help="Of the search within --study.")
 @click.option("--resume", is_flag=True, default=None, help="Go on with the search in --study.")
+@click.option("--replications", type=int, default=0, show_default=True, metavar="N",
+              help="Simulate the best fleet again N times with other traffic, seeds and profile "
+              "errors.")  # fmt: skip
+@click.option("--sensitivity", is_flag=True, default=None,
+              help="Find the best fleet's size for each limit 20% tighter and looser.")  # fmt: skip
+@click.option("--bottlenecks", is_flag=True, default=None,
+              help="Tell where the best fleet's time goes, and what would help.")  # fmt: skip
+@click.option("--explain", is_flag=True, default=None,
+              help="--sensitivity, --bottlenecks and 20 replications.")  # fmt: skip
 @click.option("--max-replicas", type=int, default=128, show_default=True, metavar="N",
               help="The largest fleet to try.")  # fmt: skip
 @click.option(
@@ -201,6 +211,7 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
             headroom=given["headroom"],
             search=given["searched"],
             study=_study(given),
+            detail=_detail(given),
             max_replicas=given["max_replicas"],
             router=given["router"],
             options=engine_from(given),
@@ -252,3 +263,28 @@ def _study(given: dict[str, Any]) -> StudySettings | None:
     if not said and not given["searched"]:
         return None
     return StudySettings(**{"sampler": "tpe", "trials": 60, "seed": given["seed"], **said})
+
+
+def _detail(given: dict[str, Any]) -> DetailWanted:
+    """What else to find out; other traffic of a preset is drawn, that of a file resampled."""
+    from qsim.optimize.plan_detail import DetailWanted
+    from qsim.optimize.redraw import preset_draw
+
+    explain = bool(given["explain"])
+    replications = given["replications"] or (20 if explain else 0)
+    redraw = preset_draw(
+        given["trace"],
+        given["seed"],
+        given["growth"],
+        bool(given["peak_hour"]),
+        start_s=given["start"],
+        end_s=given["end"],
+        speed=given["speed"],
+        head=given["head"],
+    )
+    return DetailWanted(
+        replications,
+        explain or bool(given["sensitivity"]),
+        explain or bool(given["bottlenecks"]),
+        redraw,
+    )

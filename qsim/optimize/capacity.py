@@ -12,6 +12,7 @@ from qsim.optimize.executor import open_executor
 from qsim.optimize.fleet_task import FleetTask, describe
 from qsim.optimize.forecast import forecast
 from qsim.optimize.headroom import find_headroom
+from qsim.optimize.plan_detail import DetailWanted, plan_detail
 from qsim.optimize.plan_result import OBJECTIVES, Candidate, Plan
 from qsim.optimize.plan_search import PlanProblem, run_search, search_space
 from qsim.optimize.prices import DEFAULT_CLASS
@@ -54,6 +55,7 @@ def plan(
     headroom: bool = True,
     search: Sequence[str] = (),
     study: StudySettings | None = None,
+    detail: DetailWanted | None = None,
     max_replicas: int = 128,
     router: str = "least-requests",
     options: EngineOptions | None = None,
@@ -123,6 +125,8 @@ def plan(
         :mod:`qsim.optimize.plan_search`.
     study : StudySettings, optional
         Sampler, trials, seed, storage of the search; 60 trials of TPE unless given.
+    detail : DetailWanted, optional
+        What else to find out about the best fleet: replications, sensitivity, bottlenecks.
     max_replicas : int
         The largest fleet to try.
     jobs : int
@@ -177,7 +181,7 @@ def plan(
     space = search_space(search, _able(choices, blanks)) if search else None
     if study is not None and space is None:
         raise ScenarioError("a study is given, but nothing to search (--search max_num_seqs)")
-    shares = _shares(bool(space), headroom)
+    shares = _shares(bool(space), headroom, bool(detail))
     with open_executor(jobs, at_most=None if space else len(searches), dask=dask) as executor:
         executor.share(trace)
         for profile in chosen:
@@ -203,10 +207,21 @@ def plan(
                 part_of(progress, shares[0], shares[1]),
             )
         ranked = tuple(sorted(candidates, key=lambda c: c.rank(objective)))
-        spare = None
+        spare, told = None, None
         if headroom and ranked[0].feasible:
             task = _fleet_of(base, ranked[0], chosen)
-            spare = find_headroom(executor, task, progress, shares[1])
+            spare = find_headroom(executor, task, part_of(progress, shares[1], shares[2]))
+        if detail and ranked[0].feasible:
+            told = plan_detail(
+                executor,
+                _fleet_of(base, ranked[0], chosen),
+                ranked[0].evaluations,
+                detail,
+                max_replicas=max_replicas,
+                speed=(spare.broken_speed if spare else None) or 1.0,
+                other=next((_fleet_of(base, c, chosen) for c in ranked[1:] if c.feasible), None),
+                progress=part_of(progress, shares[2], 1.0),
+            )
     settings = {
         "router": router,
         "seed": seed,
@@ -227,6 +242,7 @@ def plan(
         goodput=good,
         budget=budget,
         search=report,
+        detail=told,
     )
 
 
@@ -237,10 +253,11 @@ def _able(choices: Sequence[Choice], blanks: Sequence[Candidate]) -> list[Choice
     ] or list(choices)
 
 
-def _shares(searches_settings: bool, headroom: bool) -> tuple[float, float]:
-    """The progress at the end of the profiles' searches, and at that of the settings' search."""
-    end = 0.9 if headroom else 1.0
-    return (0.2, end) if searches_settings else (end, end)
+def _shares(search: bool, headroom: bool, detail: bool) -> tuple[float, float, float]:
+    """The progress at the end of the profiles', the settings' and the head-room's searches."""
+    end = 0.5 if detail else 1.0
+    settled = end * 0.9 if headroom else end
+    return (settled * 0.2 if search else settled, settled, end)
 
 
 def _fleet_of(base: FleetTask, candidate: Candidate, profiles: Sequence[Profile]) -> FleetTask:

@@ -95,10 +95,7 @@ def headroom_search(guess: float) -> Generator[float, FleetOutcome, Headroom]:
 
 
 def find_headroom(
-    executor: Executor,
-    task: FleetTask,
-    progress: Callable[[float, str], None] | None = None,
-    begun: float = 0.0,
+    executor: Executor, task: FleetTask, progress: Callable[[float, str], None] | None = None
 ) -> Headroom:
     """Speed up the trace until the fleet of ``task`` misses an SLO.
 
@@ -125,4 +122,4 @@ def find_headroom(
             found: Headroom = stop.value
             return found
         if progress is not None:
-            progress(1 - (1 - begun) / (done + 1), "head-room")
+            progress(1 - 1 / (done + 1), "head-room")

@@ -18,6 +18,7 @@ from qsim.sim.slo import Slo, SloOutcome
 
 if TYPE_CHECKING:
     from qsim.optimize.headroom import Headroom
+    from qsim.optimize.plan_detail import Detail
     from qsim.optimize.plan_search import SearchReport
     from qsim.quality.recovery import Recovery
 
@@ -261,6 +262,7 @@ class Plan:
     budget: Budget = field(default_factory=Budget)
     #: of a plan that searched engine options or routers
     search: SearchReport | None = None
+    detail: Detail | None = None
 
     def router_of(self, candidate: Candidate) -> str:
         """The router of a candidate's fleet."""
@@ -322,6 +324,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         from qsim import __version__
+        from qsim.optimize.losers import lost
 
         prices = {c.price.gpu: c.price.to_dict() for c in self.candidates if c.price}
         return {
@@ -345,9 +348,14 @@ class Plan:
             "best": self.best.profile if self.best else None,
             "search": None if self.search is None else self.search.to_dict(),
             "headroom": None if self.headroom is None else self.headroom.to_dict(),
+            "detail": None if self.detail is None else self.detail.to_dict(),
             "serve_command": self.serve_command() if self.best else None,
             "candidates": [
-                {**c.to_dict(), "serve_command": self.serve_command(c) if c.feasible else None}
+                {
+                    **c.to_dict(),
+                    "lost": lost(self, c),
+                    "serve_command": self.serve_command(c) if c.feasible else None,
+                }
                 for c in self.candidates
             ],
         }

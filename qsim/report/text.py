@@ -222,6 +222,11 @@ def plan_text(plan: Plan) -> str:
     remarks += [_fill(t, "  ") for t in more]
     if remarks:
         parts.append("\n".join(remarks))
+    from qsim.report.plan_detail import detail_lines
+
+    detail = [_fill(line, "    ") for line in detail_lines(plan)]
+    if detail:
+        parts.append("\n".join(detail))
     if plan.best is not None:
         parts.append(_recommendation(plan, plan.best))
     return "\n\n".join(parts)

@@ -208,3 +208,22 @@ def test_a_search_is_shown_saved_and_resumed(tmp_path: Path, trace: Path, profil
     assert again.exit_code == 0, again.output
     fails(qsim("plan", trace, "--profile", profile, *SLOS, "--trials", 3), 2, "nothing to search")
     fails(qsim(*args, "--sampler", "magic"), 2, "sampler is 'magic'")
+
+
+def test_explain(tmp_path: Path, trace: Path, profile: Path, slower: Path) -> None:
+    args = ("plan", trace, "--profile", profile, "--profile", slower, *SLOS, "--jobs", 1)
+    plain, explained = qsim(*args), qsim(*args, "--explain", "--replications", 3)
+    assert explained.exit_code == 0, explained.output
+    told = " ".join(explained.stdout.split())
+    for words in ("why not bf16: ", "in 3 of 3 replications (stretches of 1 s of the trace",
+                  "sensitivity, replicas needed: ttft:p99:400: 1 if 20% tighter", "bottleneck: ",
+                  "single changes, ", "one replica more: "):  # fmt: skip
+        assert words in told, words
+        assert words not in " ".join(plain.stdout.split())
+    data = json.loads(qsim(*args, "--sensitivity", "--json", "-").stdout)["detail"]
+    assert [s["factor"] for s in data["sensitivity"]] == [0.8, 1.2, 0.8, 1.2]
+    assert data["confidence"] is None
+    preset = qsim("plan", "azure-conv-2023:duration=2,rate=5,seed=9", "--profile", profile, *SLOS,
+                  "--replications", 2)  # fmt: skip
+    assert "new draws of the preset azure-conv-2023" in " ".join(preset.stdout.split())
+    fails(qsim(*args, "--replications", -1), 2, "replications is -1")

@@ -1,0 +1,192 @@
+"""How sure a plan is: its fleet simulated again with other traffic, seeds and profile errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from qsim.errors import ScenarioError
+from qsim.optimize.fleet_task import FleetTask, run_fleet
+from qsim.optimize.perturb import scaled_times, stated_sigma
+from qsim.optimize.plan_result import FleetOutcome
+from qsim.optimize.redraw import Redraw
+
+__all__ = ["Confidence", "Replication", "replicate"]
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Replication:
+    """One more run of a fleet.
+
+    Attributes
+    ----------
+    number : int
+        From 1 on; seed of the draw, and added to the router's.
+    replicas : int
+    factor : float
+        What every time of the profile was multiplied by.
+    goals : dict
+        Value over limit by goal, as :attr:`FleetOutcome.goals` have it.
+    met : bool
+    """
+
+    number: int
+    replicas: int
+    factor: float
+    goals: dict[str, float]
+    met: bool
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How many replications met every goal.
+
+    Attributes
+    ----------
+    runs : tuple of Replication
+        Of the fleet as planned, with the profile's error.
+    exact : tuple of Replication
+        Those of them that missed a goal with a slower profile, run again with the profile as it
+        is.
+    more : tuple of Replication
+        All of them with one replica more; empty if every run met the goals.
+    sigma : float
+        Relative standard error of the profile's times that was drawn from; 0 if none is stated.
+    traffic : str
+        How other traffic was drawn.
+    source : str
+        ``measured`` or ``transferred``, as the profile says.
+    """
+
+    runs: tuple[Replication, ...]
+    exact: tuple[Replication, ...]
+    more: tuple[Replication, ...]
+    sigma: float
+    traffic: str
+    source: str = "measured"
+
+    @property
+    def met(self) -> int:
+        """Replications that met every goal."""
+        return sum(r.met for r in self.runs)
+
+    @property
+    def by_profile(self) -> int:
+        """Replications that missed a goal only because of the profile's error."""
+        return sum(r.met for r in self.exact)
+
+    def missed(self) -> dict[str, int]:
+        """Replications that missed each goal; those that none missed are left out."""
+        counts = {g: sum(r.goals[g] > 1 for r in self.runs) for g in self.runs[0].goals}
+        return {g: n for g, n in counts.items() if n}
+
+    def text(self) -> list[str]:
+        """Sentences for people."""
+        n = len(self.runs)
+        head = (
+            f"confidence: {self.runs[0].replicas} replicas meet every SLO in {self.met} of {n} "
+            f"replications ({self.traffic}; other seeds"
+        )
+        if self.sigma:
+            head += (
+                f"; all times of the {self.source} profile scaled by 1 + e, e of {self.sigma:.1%}"
+            )
+        lines = [head + ")"]
+        if self.missed():
+            named = ", ".join(f"{g} {k} times" for g, k in self.missed().items())
+            lines[0] += f"; missed: {named}"
+        if self.more:
+            good = sum(r.met for r in self.more)
+            lines.append(f"with one replica more: {good} of {n}")
+        if self.by_profile:
+            lines.append(
+                f"{self.by_profile} of the {n - self.met} misses come from the profile's own "
+                "error alone: a calibration on your own server (qsim calibrate run) would remove "
+                "that doubt"
+            )
+        if not self.sigma:
+            lines.append("the profile states no error, so that none is in this figure")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "replications": len(self.runs),
+            "met": self.met,
+            "missed": self.missed(),
+            "met_with_one_more": sum(r.met for r in self.more) if self.more else None,
+            "missed_by_profile_error_alone": self.by_profile,
+            "profile_sigma": self.sigma,
+            "profile_source": self.source,
+            "traffic": self.traffic,
+            "runs": [
+                {"number": r.number, "factor": r.factor, "met": r.met, "value_over_limit": r.goals}
+                for r in self.runs
+            ],
+        }
+
+
+def replicate(
+    executor: Executor,
+    task: FleetTask,
+    redraw: Redraw,
+    count: int,
+    progress: Progress | None = None,
+) -> Confidence:
+    """Simulate the fleet of ``task`` again, ``count`` times.
+
+    Replication ``r`` has the traffic ``redraw.draw(r)``, the router's seed plus ``r``, and every
+    time of the profile multiplied by ``1 + e`` with ``e`` drawn from N(0, sigma), where sigma is
+    the error that the profile states. A run with one replica more has the same traffic, seed and
+    ``e``, so that the two differ in the fleet alone.
+
+    Raises
+    ------
+    ScenarioError
+        If ``count`` is not a whole number >= 1.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ScenarioError(f"replications is {count!r}; must be a whole number >= 1")
+    sigma = stated_sigma(task.profile)
+    errors = np.random.default_rng([task.seed, count]).normal(0.0, 1.0, count) * sigma
+    jobs = [(r, 1.0 + float(e)) for r, e in enumerate(errors, 1)]
+
+    def run(jobs: Sequence[tuple[int, float]], more: int, share: float) -> tuple[Replication, ...]:
+        futures = [
+            executor.submit(_run, replace(task, replicas=task.replicas + more), redraw, r, factor)
+            for r, factor in jobs
+        ]
+        found = []
+        for (r, factor), future in zip(jobs, futures, strict=True):
+            outcome: FleetOutcome = future.result()
+            goals = {str(g.slo): _finite(g.ratio) for g in outcome.goals}
+            found.append(Replication(r, outcome.replicas, factor, goals, outcome.met))
+            if progress is not None:
+                progress(share + len(found) / len(jobs) * (0.5 - share / 2), "replications")
+        return tuple(found)
+
+    runs = run(jobs, 0, 0.0)
+    lost = [r for r in runs if not r.met]
+    exact = run([(r.number, 1.0) for r in lost if r.factor > 1], 0, 0.5) if lost else ()
+    more = run(jobs, 1, 0.5) if lost else ()
+    if progress is not None:
+        progress(1.0, "replications")
+    source = task.profile.identity.source
+    return Confidence(runs, exact, more, sigma, redraw.text(), source)
+
+
+def _run(task: FleetTask, redraw: Redraw, number: int, factor: float) -> FleetOutcome:
+    profile = task.profile if factor == 1 else scaled_times(task.profile, factor)
+    return run_fleet(
+        replace(task, trace=redraw.draw(number), profile=profile, seed=task.seed + number)
+    )
+
+
+def _finite(ratio: float) -> float:
+    return min(ratio, 1e9)

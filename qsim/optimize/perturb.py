@@ -1,0 +1,70 @@
+"""A profile as it would be if one thing were different: slower by its error, a faster host, ..."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from qsim.profile import FrontEnd, MixedSpan, Profile
+
+__all__ = ["scaled_host", "scaled_times", "stated_sigma", "without_power_cap"]
+
+#: no factor below it: a profile cannot be off by so much
+_LEAST = 0.1
+
+
+def stated_sigma(profile: Profile) -> float:
+    """Relative standard error of a profile's times: the worst error of a mean latency it states.
+
+    That is the largest of the errors of the mean TTFT, TPOT and end-to-end latency on loads that
+    were not fitted; as a standard deviation it is on the careful side. 0 where none is stated.
+    """
+    value = profile.fit_error.get("worst_mean")
+    return abs(float(value)) / 100 if isinstance(value, int | float) else 0.0
+
+
+def scaled_times(profile: Profile, factor: float) -> Profile:
+    """Every time multiplied by ``factor``: GPU spans, host and front end; energy a token stays."""
+    factor = max(factor, _LEAST)
+    lat = profile.latency
+    latency = replace(
+        lat,
+        decode=replace(
+            lat.decode,
+            base_ms=[v * factor for v in lat.decode.base_ms],
+            ms_per_context_token=[
+                [v * factor for v in slope] for slope in lat.decode.ms_per_context_token
+            ],
+        ),
+        piecewise=_scaled_span(lat.piecewise, factor),
+        eager=_scaled_span(lat.eager, factor),
+    )
+    front = FrontEnd(**{k: v * factor for k, v in vars(profile.frontend).items()})
+    return replace(scaled_host(profile, factor), latency=latency, frontend=front)
+
+
+def scaled_host(profile: Profile, factor: float) -> Profile:
+    """The host thread's times multiplied by ``factor``; the gap between GPU spans stays."""
+    values: dict[str, Any] = {
+        k: [x * factor for x in v] if isinstance(v, list) else v * factor
+        for k, v in vars(profile.host).items()
+        if k != "gpu_gap_ms"
+    }
+    return replace(profile, host=replace(profile.host, **values))
+
+
+def without_power_cap(profile: Profile) -> Profile:
+    """Steps at full clock whatever the power."""
+    free = replace(profile.latency.throttle, decode=0.0, piecewise=0.0, eager=0.0)
+    return replace(profile, latency=replace(profile.latency, throttle=free))
+
+
+def _scaled_span(span: MixedSpan, factor: float) -> MixedSpan:
+    return replace(
+        span,
+        base_ms=[v * factor for v in span.base_ms],
+        ms_per_decode_context_token=span.ms_per_decode_context_token * factor,
+        ms_per_pair=span.ms_per_pair * factor,
+        ms_per_chunk=span.ms_per_chunk * factor,
+        ms_per_decode=span.ms_per_decode * factor,
+    )

@@ -1,0 +1,115 @@
+"""What is told of a plan's best fleet beside its size: how sure it is, and what limits it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+from qsim.errors import ScenarioError
+from qsim.optimize.bottleneck import TimeShares, time_shares
+from qsim.optimize.confidence import Confidence, replicate
+from qsim.optimize.fleet_task import FleetTask
+from qsim.optimize.plan_result import FleetOutcome
+from qsim.optimize.redraw import Redraw, Resample
+from qsim.optimize.sensitivity import Sensitivity, fleet_sensitivity
+from qsim.optimize.what_if import WhatIf, changes_of, what_if
+
+__all__ = ["Detail", "DetailWanted", "plan_detail"]
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class DetailWanted:
+    """What to find out.
+
+    Attributes
+    ----------
+    replications : int
+        Runs with other traffic, seeds and profile errors; 0 for none.
+    sensitivity : bool
+        The fleet's size for each limit 20% tighter and looser.
+    bottlenecks : bool
+        Where the time goes, and which single change helps most.
+    redraw : Redraw, optional
+        How to draw other traffic; the trace is resampled unless given.
+    """
+
+    replications: int = 0
+    sensitivity: bool = False
+    bottlenecks: bool = False
+    redraw: Redraw | None = None
+
+    def __post_init__(self) -> None:
+        n = self.replications
+        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+            raise ScenarioError(f"replications is {n!r}; must be a whole number >= 0")
+
+    def __bool__(self) -> bool:
+        return bool(self.replications or self.sensitivity or self.bottlenecks)
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What was found out about the best fleet; None for what was not asked for."""
+
+    confidence: Confidence | None = None
+    sensitivity: tuple[Sensitivity, ...] | None = None
+    shares: TimeShares | None = None
+    changes: WhatIf | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "confidence": None if self.confidence is None else self.confidence.to_dict(),
+            "sensitivity": None
+            if self.sensitivity is None
+            else [s.to_dict() for s in self.sensitivity],
+            "bottleneck": None if self.shares is None else self.shares.to_dict(),
+            "what_if": None if self.changes is None else self.changes.to_dict(),
+        }
+
+
+def plan_detail(
+    executor: Executor,
+    task: FleetTask,
+    known: Sequence[FleetOutcome],
+    wanted: DetailWanted,
+    *,
+    max_replicas: int,
+    speed: float = 1.0,
+    other: FleetTask | None = None,
+    progress: Progress | None = None,
+) -> Detail:
+    """Find out what is wanted about the fleet of ``task``.
+
+    Parameters
+    ----------
+    known : sequence of FleetOutcome
+        Fleets of the same setting that were simulated on the same trace.
+    speed : float
+        The speed that breaks an SLO, where it is known; single changes are tried at it.
+    other : FleetTask, optional
+        The next best candidate's fleet.
+    """
+    steps = [bool(wanted.replications), wanted.sensitivity, wanted.bottlenecks]
+
+    def part(i: int) -> Progress | None:
+        if progress is None:
+            return None
+        begin, share = sum(steps[:i]) / sum(steps), 1 / sum(steps)
+        return lambda done, text: progress(begin + done * share, text)
+
+    confidence, sensitivity, shares, changes = None, None, None, None
+    if wanted.replications:
+        redraw = wanted.redraw or Resample(task.trace)
+        confidence = replicate(executor, task, redraw, wanted.replications, part(0))
+    if wanted.sensitivity:
+        sensitivity = fleet_sensitivity(executor, task, known, max_replicas, part(1))
+    if wanted.bottlenecks:
+        future = executor.submit(time_shares, task)
+        changes = what_if(executor, task, changes_of(task, other), speed, part(2))
+        shares = future.result()
+    return Detail(confidence, sensitivity, shares, changes)
