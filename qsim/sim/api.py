@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from qsim import __version__
-from qsim.errors import ScenarioError, TraceError
 from qsim.profile import Profile
+from qsim.sim.admission import Admission, beyond_measured, resolve, scenario_of
 from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.fleet import Fleet
 from qsim.sim.result import Gaps, SimulationResult
-from qsim.sim.router import ROUTERS
 from qsim.sim.steplog import Step
 from qsim.sim.timing import PS_PER_MS, PS_PER_S
 from qsim.traces.trace import Trace
 
-__all__ = ["simulate"]
+__all__ = ["replica_stats", "simulate"]
 
 
 def simulate(
@@ -71,34 +69,12 @@ def simulate(
     TraceError
         If a prompt is too long and ``too_long`` is "error".
     """
-    if isinstance(profile, str):
-        from qsim.profiles import load_profile
-
-        profile = load_profile(profile)
-    if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 1:
-        raise ScenarioError(f"replicas is {replicas!r}; must be a whole number >= 1")
-    if too_long not in ("error", "reject"):
-        raise ScenarioError(f"too_long is {too_long!r}; must be 'error' or 'reject'")
-    if router not in ROUTERS:
-        raise ScenarioError(f"router is {router!r}; must be one of: {', '.join(ROUTERS)}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ScenarioError(f"seed is {seed!r}; must be a whole number >= 0")
-    options = options or EngineOptions()
-    config = options.resolve(profile)
-
-    notes: list[str] = []
-    admissible = trace.prompt_tokens < config.max_model_len
-    run = trace
-    if not admissible.all():
-        run = _without_too_long(trace, config, admissible, too_long, notes)
-    room = config.max_model_len - run.prompt_tokens
-    output = np.minimum(run.output_tokens, room)
-    truncated = int((run.output_tokens > room).sum())
-    if truncated:
-        notes.append(
-            f"{truncated} outputs were cut where prompt and output reach max_model_len "
-            f"{config.max_model_len}"
-        )
+    profile, config = resolve(profile, options, replicas, router, seed, too_long)
+    admission = Admission(config, too_long)
+    run, output, admissible = admission.admit(trace)
+    notes = admission.notes()
+    if run is None:
+        raise admission.too_long_error()
 
     fleet = Fleet(
         run,
@@ -114,61 +90,14 @@ def simulate(
         progress=progress,
     )
     fleet.run()
-    notes += _beyond_measured(profile, config, max(r.peak_running for r in fleet.replicas))
+    notes += beyond_measured(profile, config, max(r.peak_running for r in fleet.replicas))
     if progress is not None:
         progress(1.0)
-    scenario: dict[str, Any] = {
-        "trace": trace.name,
-        "requests": len(trace),
-        "profile": profile.id,
-        "replicas": replicas,
-        "router": router,
-        "seed": seed,
-        "too_long": too_long,
-        "frontend": frontend,
-        **{name: getattr(config, name) for name in config.__dataclass_fields__},
-        "qsim_version": __version__,
-    }
+    scenario = scenario_of(
+        trace.name, len(trace), profile, config, replicas, router, seed, too_long, frontend
+    )
+    truncated = admission.truncated
     return _collect(fleet, trace, output, admissible, profile, config, truncated, notes, scenario)
-
-
-def _without_too_long(
-    trace: Trace,
-    config: EngineConfig,
-    admissible: np.ndarray[Any, np.dtype[np.bool_]],
-    too_long: str,
-    notes: list[str],
-) -> Trace:
-    count = int((~admissible).sum())
-    if too_long == "error" or count == len(trace):
-        i = int(np.argmax(~admissible))
-        raise TraceError(
-            f"{trace.name}: prompt_tokens of request {i} is {int(trace.prompt_tokens[i])} "
-            f"({count} of {len(trace)} requests are too long); must be < max_model_len "
-            f"{config.max_model_len}: raise --max-model-len, or give --too-long reject to count "
-            "such requests as failed, as the server would"
-        )
-    notes.append(f"{count} requests were rejected: prompts of max_model_len or more tokens")
-    return trace.take(np.flatnonzero(admissible))
-
-
-def _beyond_measured(profile: Profile, config: EngineConfig, peak_running: int) -> list[str]:
-    """What the run needed that the profile's measurements do not cover."""
-    measured = profile.measured_range
-    notes = []
-    rows = measured.get("decode_rows")
-    if rows and peak_running > rows[-1]:
-        notes.append(
-            f"up to {peak_running} requests ran in one step; the profile was measured up to "
-            f"{rows[-1]}: beyond it step times are extrapolated"
-        )
-    tokens = measured.get("step_tokens")
-    if tokens and config.max_num_batched_tokens > tokens[-1]:
-        notes.append(
-            f"max_num_batched_tokens is {config.max_num_batched_tokens}; the profile was measured "
-            f"up to {tokens[-1]} tokens a step: beyond it step times are extrapolated"
-        )
-    return notes
 
 
 def _collect(
@@ -196,22 +125,8 @@ def _collect(
     e2el_ms = (finished.last_token_ps - arrival_ps) / PS_PER_MS
     tpot_ms = np.full(len(index), np.nan)
     np.divide(e2el_ms - ttft_ms, output - 1, out=tpot_ms, where=output > 1)
-    usable = config.num_gpu_blocks - 1
     requests = np.bincount(finished.replica, minlength=len(fleet.replicas))
-    stats = [
-        {
-            "replica": r.index,
-            "requests": int(requests[r.index]),
-            "steps": r.steps,
-            "busy_s": r.meter.total_busy_ps / PS_PER_S,
-            "energy_j": r.meter.energy_j,
-            "preemptions": r.preemptions,
-            "peak_running": r.peak_running,
-            "peak_waiting": r.peak_waiting,
-            "peak_kv_usage": 1.0 - r.least_free_blocks / usable,
-        }
-        for r in fleet.replicas
-    ]
+    stats = replica_stats(fleet, requests, config)
     return SimulationResult(
         request_id=np.arange(n, dtype=np.int64),
         arrival_s=trace.arrival_s,
@@ -233,3 +148,24 @@ def _collect(
         truncated=truncated,
         notes=notes,
     )
+
+
+def replica_stats(
+    fleet: Fleet, requests: np.ndarray[Any, np.dtype[np.int64]], config: EngineConfig
+) -> list[dict[str, Any]]:
+    """One dict a replica; ``requests`` is how many each of them served."""
+    usable = config.num_gpu_blocks - 1
+    return [
+        {
+            "replica": r.index,
+            "requests": int(requests[r.index]),
+            "steps": r.steps,
+            "busy_s": r.meter.total_busy_ps / PS_PER_S,
+            "energy_j": r.meter.energy_j,
+            "preemptions": r.preemptions,
+            "peak_running": r.peak_running,
+            "peak_waiting": r.peak_waiting,
+            "peak_kv_usage": 1.0 - r.least_free_blocks / usable,
+        }
+        for r in fleet.replicas
+    ]

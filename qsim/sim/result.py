@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qsim.errors import MissingExtraError, ScenarioError
-from qsim.files import atomic_path
+from qsim.errors import ScenarioError
 from qsim.sim.gaps import Gaps
+from qsim.sim.request_rows import COLUMNS, request_writer
+from qsim.sim.summary import PERCENTILES, parse_statistic, summarise
 
 if TYPE_CHECKING:
     from qsim.sim.slo import Slo
@@ -22,9 +22,6 @@ __all__ = ["PERCENTILES", "Gaps", "SimulationResult"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-
-#: percentiles that a summary reports beside mean and median
-PERCENTILES = (90, 99)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,82 +78,48 @@ class SimulationResult:
 
         nan if no request has that metric.
         """
-        if statistic == "mean":
-            q = None
-        elif statistic == "median":
-            q = 50.0
-        else:
-            try:
-                q = float(statistic.removeprefix("p"))
-            except ValueError:
-                q = float("nan")
-            if not (statistic.startswith("p") and 0 <= q <= 100):
-                raise ScenarioError(
-                    f"statistic is {statistic!r}; must be mean, median or a percentile like p99"
-                )
+        q = parse_statistic(statistic)
+        if q is not None:
+            return self.percentiles(metric, [q])[0]
         if metric == "itl":
-            return self.itl.mean() if q is None else self.itl.percentile(q)
+            return self.itl.mean()
+        values = self.metric(metric)
+        return float(values.mean()) if len(values) else float("nan")
+
+    def percentiles(self, metric: str, qs: Sequence[float]) -> list[float]:
+        """Percentiles of ``ttft``, ``tpot``, ``itl`` or ``e2el``, in ms, in one go.
+
+        nan if no request has that metric.
+        """
+        if metric == "itl":
+            return self.itl.percentiles(list(qs))
         values = self.metric(metric)
         if len(values) == 0:
-            return float("nan")
-        return float(values.mean() if q is None else np.percentile(values, q))
+            return [float("nan")] * len(qs)
+        found: list[float] = np.percentile(values, qs).tolist()
+        return found
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Requests and tokens, as :func:`qsim.sim.summary.summarise` takes them."""
+        done = self.completed
+        return {
+            "completed": int(done.sum()),
+            "failed": int((~done).sum()),
+            "truncated": self.truncated,
+            "input_tokens": int(self.prompt_tokens[done].sum()),
+            "output_tokens": int(self.output_tokens[done].sum()),
+            "preemptions": int(self.preemptions.sum()),
+            "cached_tokens": int(self.cached_tokens[done].sum()),
+        }
 
     def summary(self, slos: Sequence[Slo] = ()) -> dict[str, Any]:
         """One flat dict under the names of ``vllm bench serve``, and qsim's beside them."""
-        done = self.completed
-        tokens_in = int(self.prompt_tokens[done].sum())
-        tokens_out = int(self.output_tokens[done].sum())
-        completed = int(done.sum())
-        duration = self.duration_s
-        rate = 1.0 / duration if duration > 0 else float("nan")
-        energy = self.energy_j
-        out: dict[str, Any] = {
-            "completed": completed,
-            "failed": int((~done).sum()),
-            "truncated": self.truncated,
-            "duration": duration,
-            "total_input_tokens": tokens_in,
-            "total_output_tokens": tokens_out,
-            "request_throughput": completed * rate,
-            "output_throughput": tokens_out * rate,
-            "total_token_throughput": (tokens_in + tokens_out) * rate,
-        }
-        for name in ("ttft", "tpot", "itl", "e2el"):
-            out[f"mean_{name}_ms"] = self.statistic(name, "mean")
-            if name == "itl":
-                out |= self._itl_percentiles()
-                continue
-            out[f"median_{name}_ms"] = self.statistic(name, "median")
-            for p in PERCENTILES:
-                out[f"p{p}_{name}_ms"] = self.statistic(name, f"p{p}")
-        if slos:
-            out["request_goodput"] = int(self.meets(slos).sum()) * rate
-            out["slos"] = [
-                {
-                    "slo": str(s),
-                    "value_ms": self.statistic(s.metric, s.statistic),
-                    "limit_ms": s.limit_ms,
-                    "met": s.met(self),
-                }
-                for s in slos
-            ]
-        out |= {
-            "energy_j": energy,
-            "avg_power_w": energy * rate,
-            "joules_per_output_token": energy / tokens_out if tokens_out else float("nan"),
-            "gpus": self.gpus,
-            "preemptions": int(self.preemptions.sum()),
-            "cached_tokens": int(self.cached_tokens[done].sum()),
-            "replicas": self.replica_stats,
-            "notes": list(self.notes),
-            "scenario": self.scenario,
-        }
-        return {k: _finite(v) for k, v in out.items()}
+        return summarise(self, slos)
 
-    def _itl_percentiles(self) -> dict[str, float]:
-        values = self.itl.percentiles([50.0, *map(float, PERCENTILES)])
-        names = ["median_itl_ms", *(f"p{p}_itl_ms" for p in PERCENTILES)]
-        return dict(zip(names, values, strict=True))
+    def count_good(self, slos: Sequence[Slo]) -> int:
+        """How many requests are within every limit by themselves."""
+        return int(self.meets(slos).sum())
 
     def meets(self, slos: Sequence[Slo]) -> npt.NDArray[np.bool_]:
         """Which requests are within every limit by themselves, as vLLM's goodput counts them.
@@ -181,58 +144,5 @@ class SimulationResult:
         MissingExtraError
             For Parquet, if pyarrow is not installed.
         """
-        names = (
-            "request_id",
-            "arrival_s",
-            "prompt_tokens",
-            "output_tokens",
-            "replica",
-            "cached_tokens",
-            "ttft_ms",
-            "tpot_ms",
-            "e2el_ms",
-            "preemptions",
-        )
-        columns = {n: getattr(self, n) for n in names}
-        target = Path(path)
-        if target.suffix == ".parquet":
-            try:
-                import pyarrow as pa
-                import pyarrow.parquet as pq
-            except ImportError as e:
-                raise MissingExtraError("pyarrow", "parquet", "writing Parquet") from e
-            with atomic_path(target) as temporary:
-                pq.write_table(pa.table(columns), temporary)
-            return
-        if not target.name.endswith((".csv", ".csv.gz")):
-            raise ScenarioError(
-                f"requests file is {str(target)!r}; must end in .csv, .csv.gz or .parquet"
-            )
-        rows = ["" + ",".join(names)]
-        texts = [_texts(columns[n]) for n in names]
-        rows.extend(",".join(r) for r in zip(*texts, strict=True))
-        data = ("\n".join(rows) + "\n").encode()
-        with atomic_path(target) as temporary:
-            if target.suffix == ".gz":
-                import gzip
-
-                data = gzip.compress(data, 6, mtime=0)  # no date: same run, same bytes
-            temporary.write_bytes(data)
-
-
-def _texts(column: npt.NDArray[Any]) -> list[str]:
-    if column.dtype.kind == "f":
-        # repr of a double is exact; times are whole ps, so 9 digits of a ms lose nothing
-        return ["" if v != v else f"{v:.9f}".rstrip("0").rstrip(".") for v in column.tolist()]
-    return [str(v) for v in column.tolist()]
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no nan: a statistic over nothing is null."""
-    if isinstance(value, float) and value != value:
-        return None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return value
+        with request_writer(path) as write:
+            write({n: getattr(self, n) for n in COLUMNS})

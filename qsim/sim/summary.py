@@ -1,0 +1,138 @@
+"""The summary of a run: one flat dict under the names of ``vllm bench serve``, and ours beside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qsim.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from qsim.sim.slo import Slo
+
+__all__ = ["PERCENTILES", "Run", "parse_statistic", "summarise"]
+
+#: percentiles that a summary reports beside mean and median
+PERCENTILES = (90, 99)
+
+
+class Run(Protocol):
+    """What a summary is made from; latencies in ms."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """``completed``, ``failed``, ``truncated``; and of completed requests the sums of
+        ``input_tokens``, ``output_tokens``, ``preemptions`` and ``cached_tokens``."""
+
+    @property
+    def duration_s(self) -> float:
+        """First arrival to last token."""
+
+    @property
+    def energy_j(self) -> float:
+        """Of all GPUs, idle included."""
+
+    @property
+    def gpus(self) -> int:
+        """Of the whole fleet."""
+
+    @property
+    def replica_stats(self) -> list[dict[str, Any]]:
+        """One dict a replica."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know."""
+
+    @property
+    def scenario(self) -> dict[str, Any]:
+        """What was run."""
+
+    def statistic(self, metric: str, statistic: str) -> float:
+        """A statistic of a latency; nan over nothing."""
+
+    def percentiles(self, metric: str, qs: Sequence[float]) -> list[float]:
+        """Several percentiles of a latency; nan over nothing."""
+
+    def count_good(self, slos: Sequence[Slo]) -> int:
+        """Requests within every limit by themselves."""
+
+
+def parse_statistic(statistic: str) -> float | None:
+    """The percentile that ``median`` or ``pNN`` means, in [0, 100]; None for ``mean``.
+
+    Raises
+    ------
+    ScenarioError
+        If it is none of these.
+    """
+    if statistic == "mean":
+        return None
+    if statistic == "median":
+        return 50.0
+    try:
+        q = float(statistic.removeprefix("p"))
+    except ValueError:
+        q = float("nan")
+    if not (statistic.startswith("p") and 0 <= q <= 100):
+        raise ScenarioError(
+            f"statistic is {statistic!r}; must be mean, median or a percentile like p99"
+        )
+    return q
+
+
+def summarise(run: Run, slos: Sequence[Slo] = ()) -> dict[str, Any]:
+    """The summary; what is over nothing is None."""
+    counts = run.counts
+    duration = run.duration_s
+    rate = 1.0 / duration if duration > 0 else float("nan")
+    energy = run.energy_j
+    completed = counts["completed"]
+    tokens_in, tokens_out = counts["input_tokens"], counts["output_tokens"]
+    out: dict[str, Any] = {
+        "completed": completed,
+        "failed": counts["failed"],
+        "truncated": counts["truncated"],
+        "duration": duration,
+        "total_input_tokens": tokens_in,
+        "total_output_tokens": tokens_out,
+        "request_throughput": completed * rate,
+        "output_throughput": tokens_out * rate,
+        "total_token_throughput": (tokens_in + tokens_out) * rate,
+    }
+    for name in ("ttft", "tpot", "itl", "e2el"):
+        out[f"mean_{name}_ms"] = run.statistic(name, "mean")
+        values = run.percentiles(name, [50.0, *map(float, PERCENTILES)])
+        names = [f"median_{name}_ms", *(f"p{p}_{name}_ms" for p in PERCENTILES)]
+        out |= dict(zip(names, values, strict=True))
+    if slos:
+        out["request_goodput"] = run.count_good(slos) * rate
+        values = [run.statistic(s.metric, s.statistic) for s in slos]
+        out["slos"] = [
+            # nan, a statistic over nothing, is not too slow
+            {"slo": str(s), "value_ms": v, "limit_ms": s.limit_ms, "met": not v > s.limit_ms}
+            for s, v in zip(slos, values, strict=True)
+        ]
+    out |= {
+        "energy_j": energy,
+        "avg_power_w": energy * rate,
+        "joules_per_output_token": energy / tokens_out if tokens_out else float("nan"),
+        "gpus": run.gpus,
+        "preemptions": counts["preemptions"],
+        "cached_tokens": counts["cached_tokens"],
+        "replicas": run.replica_stats,
+        "notes": list(run.notes),
+        "scenario": run.scenario,
+    }
+    return {k: _finite(v) for k, v in out.items()}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no nan: a statistic over nothing is null."""
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return value
