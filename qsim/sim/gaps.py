@@ -66,13 +66,21 @@ class Gaps:
         total = self.total
         if not total:
             return float("nan")
+        return self.sum_ps() / (total * PS_PER_MS)
+
+    def sum_ps(self) -> int:
+        """The sum of all gaps, ps, exactly."""
         # a progression's sum in whole ps, in parts that cannot overflow
         sum_ps = 0
         for first, growth, length, rows in self._parts():
             weight = length * rows
             sum_ps += _exact_dot(first, weight)
             sum_ps += _exact_dot(growth, weight * (length - 1) // 2)
-        return sum_ps / (total * PS_PER_MS)
+        return sum_ps
+
+    def each(self) -> Iterator[tuple[IntArray, IntArray]]:
+        """Gap (ps) and count of every step, a part at a time."""
+        return self._chunks()
 
     def percentile(self, q: float) -> float:
         """The q-th percentile, ms, interpolated linearly between ranks as numpy does."""

@@ -1,0 +1,158 @@
+"""``simulate_stream``: a trace that comes part by part, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.errors import ScenarioError
+from qsim.profile import Profile
+from qsim.sim.admission import Admission, beyond_measured, resolve, scenario_of
+from qsim.sim.api import replica_stats
+from qsim.sim.config import EngineOptions
+from qsim.sim.fleet import Fleet
+from qsim.sim.slo import Slo
+from qsim.sim.stream_sums import Feed, Latency, Rows, Sums
+from qsim.sim.summary import parse_statistic, summarise
+from qsim.sim.timing import PS_PER_S
+from qsim.traces.trace import Trace
+
+__all__ = ["StreamResult", "simulate_stream"]
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class StreamResult:
+    """What is known of a run whose requests were let go.
+
+    As of :class:`qsim.sim.result.SimulationResult`; percentiles are within
+    :data:`qsim.sim.histogram.RELATIVE_ERROR` of the exact ones, all else is exact.
+    """
+
+    counts: dict[str, int]
+    duration_s: float
+    replica_stats: list[dict[str, Any]]
+    timeline: dict[str, FloatArray]
+    gpus: int
+    scenario: dict[str, Any]
+    notes: list[str]
+    _latencies: Mapping[str, Latency]
+    _slos: tuple[Slo, ...]
+    _good: int
+
+    @property
+    def energy_j(self) -> float:
+        """Energy of all GPUs from the first arrival to the last token, idle included."""
+        return float(sum(r["energy_j"] for r in self.replica_stats))
+
+    def statistic(self, metric: str, statistic: str) -> float:
+        """``mean``, ``median`` or ``pNN`` of ``ttft``, ``tpot``, ``itl`` or ``e2el``, in ms."""
+        q = parse_statistic(statistic)
+        return self._latency(metric).mean() if q is None else self.percentiles(metric, [q])[0]
+
+    def percentiles(self, metric: str, qs: Sequence[float]) -> list[float]:
+        """Several percentiles of a latency, in ms; nan over nothing."""
+        return self._latency(metric).percentiles(qs)
+
+    def _latency(self, metric: str) -> Latency:
+        if metric not in self._latencies:
+            raise ScenarioError(f"metric is {metric!r}; must be ttft, tpot, itl or e2el")
+        return self._latencies[metric]
+
+    def count_good(self, slos: Sequence[Slo]) -> int:
+        """Requests within every limit by themselves; of the SLOs that were given to the run."""
+        if tuple(slos) != self._slos:
+            raise ScenarioError(
+                f"SLOs are {', '.join(map(str, slos)) or 'none'}; the run counted requests for "
+                f"{', '.join(map(str, self._slos)) or 'none'}: give them to simulate_stream"
+            )
+        return self._good
+
+    def attainment(self) -> float | None:
+        """The share of all requests within every limit; None if no SLO limits single requests."""
+        if all(s.metric == "itl" for s in self._slos):
+            return None
+        return self._good / (self.counts["completed"] + self.counts["failed"])
+
+    def summary(self, slos: Sequence[Slo] = ()) -> dict[str, Any]:
+        """As :meth:`qsim.sim.result.SimulationResult.summary`."""
+        return summarise(self, slos)
+
+
+def simulate_stream(
+    parts: Iterable[Trace],
+    profile: Profile | str,
+    *,
+    replicas: int = 1,
+    router: str = "least-requests",
+    options: EngineOptions | None = None,
+    seed: int = 0,
+    too_long: str = "error",
+    frontend: bool = True,
+    slos: Sequence[Slo] = (),
+    rows: Rows | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> StreamResult:
+    """Replay a trace that comes in parts; the requests fare as in :func:`qsim.simulate`.
+
+    A part is taken when the last request before it has arrived, and let go when its requests and
+    those of the parts before have finished. Memory is that of the requests in the fleet, of one
+    or two parts, and of the histograms, 16 MiB.
+
+    Parameters
+    ----------
+    parts : iterable of Trace
+        On one clock, in order of arrival.
+    slos : sequence of Slo
+        What ``attainment`` and goodput are counted for.
+    rows : callable, optional
+        Takes the columns of the requests file, for the next requests in order of arrival.
+    progress : callable, optional
+        Called with the number of requests that have arrived, after every part.
+
+    Raises
+    ------
+    ScenarioError, ProfileError, TraceError
+        As :func:`qsim.simulate`; also when parts are not in order of arrival.
+    """
+    profile, config = resolve(profile, options, replicas, router, seed, too_long)
+    feed = Feed(parts, Admission(config, too_long), progress)
+    first = next(feed, None)
+    if first is None:
+        raise feed.nothing()
+    sums = Sums(tuple(slos), replicas, feed, rows)
+    fleet = Fleet(
+        *first,
+        profile,
+        config,
+        replicas=replicas,
+        router=router,
+        seed=seed,
+        frontend=frontend,
+        more=feed,
+        release=sums.release,
+    )
+    sums.gaps = fleet.gaps
+    fleet.run()
+    sums.end()
+    notes = feed.admission.notes()
+    notes += beyond_measured(profile, config, max(r.peak_running for r in fleet.replicas))
+    return StreamResult(
+        counts={**sums.counts, "truncated": feed.admission.truncated},
+        duration_s=(fleet.end_ps - sums.begin_ps) / PS_PER_S,
+        replica_stats=replica_stats(fleet, sums.requests, config),
+        timeline=fleet.timeline.columns(fleet.end_ps, replicas),
+        gpus=replicas * profile.identity.tensor_parallel_size,
+        scenario=scenario_of(
+            feed.name, feed.taken, profile, config, replicas, router, seed, too_long, frontend
+        ),
+        notes=notes,
+        _latencies=sums.latencies,
+        _slos=tuple(slos),
+        _good=sums.good,
+    )
