@@ -274,17 +274,21 @@ class Plan:
         return self.slos if self.goodput is None else (*self.slos, self.goodput)
 
     @property
-    def nearest_miss(self) -> Candidate | None:
-        """Of the infeasible candidates the one that is least beyond what binds it."""
-        missed = [c for c in self.candidates if not c.feasible and c.shortfall is not None]
-        return min(missed, key=lambda c: c.shortfall.excess if c.shortfall else 0.0, default=None)
+    def nearest_misses(self) -> dict[str, Candidate]:
+        """By constraint the infeasible candidate that is least beyond it, the least first."""
+        missed = [(c.shortfall, c) for c in self.candidates if not c.feasible and c.shortfall]
+        nearest: dict[str, Candidate] = {}
+        for shortfall, candidate in sorted(missed, key=lambda m: m[0].excess):
+            nearest.setdefault(shortfall.constraint, candidate)
+        return nearest
 
     def objection(self) -> str:
-        """Why there is no best candidate: which one is nearest, and what binds it by how much."""
-        near = self.nearest_miss
-        if near is None:
+        """Why there is no best candidate: by constraint the one that is nearest, by how much."""
+        near = self.nearest_misses
+        if not near:
             return "no candidate meets the SLOs; the reasons are listed above"
-        return f"no candidate meets the SLOs and limits; nearest is {near.profile}: {near.reason}"
+        told = "; ".join(f"{name}: {c.profile} {c.reason}" for name, c in near.items())
+        return f"no candidate meets the SLOs and limits; nearest by what binds: {told}"
 
     @property
     def tie(self) -> Tie | None:
@@ -338,7 +342,7 @@ class Plan:
             "slos": [str(s) for s in self.slos],
             "goodput": None if self.goodput is None else str(self.goodput),
             "budget": self.budget.to_dict(),
-            "nearest_miss": self.nearest_miss.profile if self.nearest_miss else None,
+            "nearest_misses": {k: c.profile for k, c in self.nearest_misses.items()},
             "trace": dict(self.trace),
             "forecast": self.forecast.to_dict(),
             "settings": dict(self.settings),

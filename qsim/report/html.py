@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsim.files import write_text
 from qsim.report.figures import figure_svg, latency_figure, plan_figure, timeline_figure
+from qsim.report.plan_detail import detail_lines
 from qsim.report.tables import number
 from qsim.report.text import (
     carbon_remarks,
@@ -17,6 +18,7 @@ from qsim.report.text import (
     margin_remarks,
     plan_rows,
     quality_remarks,
+    search_remarks,
     tie_remarks,
 )
 
@@ -121,6 +123,10 @@ def write_plan_report(path: str | os.PathLike[str], plan: Plan) -> None:
         for text in quality_remarks(plan) + carbon_remarks(plan)
     ]
     parts.append(figure_svg(plan_figure(plan)))
+    detail = [*search_remarks(plan), *detail_lines(plan)]
+    if detail:
+        items = "\n".join(f"<li>{escape(line.strip())}</li>" for line in detail)
+        parts += ["<h2>In detail</h2>", f"<ul>\n{items}\n</ul>"]
     bad = [[c.profile, c.reason] for c in plan.candidates if not c.feasible]
     if bad:
         parts += ["<h2>Infeasible</h2>", _table(["profile", "reason"], bad, left=2)]

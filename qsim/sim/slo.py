@@ -140,7 +140,9 @@ class SloOutcome:
         if self.ratio >= 10:
             excess = f"{self.ratio:.3g} times"
         else:
-            excess = f"{abs(self.ratio - 1) * 100:.2g}% {'under' if self.met else 'over'}"
+            percent = abs(self.ratio - 1) * 100
+            excess = f"{percent:{'.0f' if percent >= 99.5 else '.2g'}}% "
+            excess += "under" if self.met else "over"
         return f"{name} {_number(self.value_ms)} ms, {excess} {limit}"
 
 

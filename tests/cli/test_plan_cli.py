@@ -220,6 +220,9 @@ def test_explain(tmp_path: Path, trace: Path, profile: Path, slower: Path) -> No
                   "single changes, ", "one replica more: "):  # fmt: skip
         assert words in told, words
         assert words not in " ".join(plain.stdout.split())
+    page = tmp_path / "p.html"
+    qsim(*args, "--sensitivity", "--report", page)
+    assert "<li>sensitivity, replicas needed: ttft:p99:400: 1 if 20% tighter" in page.read_text()
     data = json.loads(qsim(*args, "--sensitivity", "--json", "-").stdout)["detail"]
     assert [s["factor"] for s in data["sensitivity"]] == [0.8, 1.2, 0.8, 1.2]
     assert data["confidence"] is None

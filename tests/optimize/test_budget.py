@@ -88,16 +88,21 @@ def test_peak_power_is_the_highest_bin_of_the_timeline(free: Plan) -> None:
     assert best.outcome.peak_power_w == power[:-1].max()
 
 
-def test_the_nearest_miss_is_named() -> None:
+def test_the_nearest_miss_of_each_constraint_is_named() -> None:
     slow = replace(PROFILE, identity=replace(PROFILE.identity, method="fp8-w8a8"))
     slow = replace(slow, latency=make_profile(decode_ms=90.0).latency)
     answer = ask(profiles=[PROFILE, slow], max_gpus=2)
     assert answer.best is None
-    assert answer.nearest_miss is not None
-    assert answer.nearest_miss.profile == PROFILE.id
-    assert "nearest is h200_sxm/toy-1b/bf16: needs " in answer.objection()
+    assert [(k, c.profile) for k, c in answer.nearest_misses.items()] == sorted(
+        ((c.shortfall.constraint, c.profile) for c in answer.candidates if c.shortfall),
+        key=lambda m: next(
+            c.shortfall.excess for c in answer.candidates if c.profile == m[1] and c.shortfall
+        ),
+    )
+    assert "max_gpus: h200_sxm/toy-1b/bf16 needs " in answer.objection()
+    assert "tpot:mean:9: h200_sxm/toy-1b/fp8-w8a8 tpot mean " in answer.objection()
     told = json.loads(json.dumps(answer.to_dict(), allow_nan=False))
-    assert told["nearest_miss"] == PROFILE.id
+    assert told["nearest_misses"]["max_gpus"] == PROFILE.id
     kinds = {c["profile"]: c["shortfall"]["constraint"] for c in told["candidates"]}
     assert kinds == {PROFILE.id: "max_gpus", slow.id: "tpot:mean:9"}
 
