@@ -27,6 +27,15 @@ def test_quickstart_runs_block_by_block(capsys: pytest.CaptureFixture[str]) -> N
     assert "vllm serve" in printed
 
 
+def test_the_python_of_the_planning_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (DOCS / "planning.md").read_text(encoding="utf-8")
+    (block,) = BLOCK.finditer(text)
+    exec(compile(block[1], "planning.md", "exec"), {})
+    met, largest = capsys.readouterr().out.split()
+    assert 0 <= int(met) <= 5
+    assert largest in ("prefill", "decode", "power_cap", "host")
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=str)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
