@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from qsim.errors import TraceError
 from qsim.traces.source import Source
 from qsim.traces.trace import HashIds, Trace
 
-__all__ = ["TraceBuilder"]
+__all__ = ["Reading", "TraceBuilder", "read_parts", "read_whole"]
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -58,6 +59,11 @@ class TraceBuilder:
         self._hash_lengths = array("q")
         self._last: Any = None
         self._rows = 0
+        self._origin: Any = None  # of the clock, once a part was taken
+        #: tokens that a prefix-block id stands for; 0 while there are no ids
+        self.block_tokens = 0
+        #: what an error about an empty trace should add
+        self.hint: Callable[[], str] = str
         self.skipped: dict[str, int] = {}
 
     def skip(self, reason: str, count: int = 1) -> None:
@@ -113,8 +119,8 @@ class TraceBuilder:
                 f"times must not go down: {help_}"
             )
 
-    def build(self, *, block_tokens: int = 0, name: str = "", **meta: Any) -> Trace:
-        """The trace.
+    def build(self, *, name: str = "", **meta: Any) -> Trace:
+        """The whole trace.
 
         Raises
         ------
@@ -122,11 +128,27 @@ class TraceBuilder:
             If nothing is left.
         """
         if self._rows == 0:
-            left = ", ".join(f"{n} rows skipped: {why}" for why, n in self.skipped.items())
-            raise TraceError(
-                f"{self._source.path}: no request in it"
-                + (f" ({left})" if left else "; the file has no data row")
-            )
+            raise self.nothing()
+        return self._trace(name, meta)
+
+    def take(self) -> Trace | None:
+        """What was added since the last call, on the clock of the first request of all.
+
+        None if nothing was. Not for traces that are to be sorted.
+        """
+        return self._trace("", {}) if self._rows else None
+
+    def nothing(self) -> TraceError:
+        """What to raise if there is no request in the file."""
+        left = ", ".join(f"{n} rows skipped: {why}" for why, n in self.skipped.items())
+        hint = self.hint()
+        return TraceError(
+            f"{self._source.path}: no request in it"
+            + (f" ({left})" if left else "; the file has no data row")
+            + (f"; {hint}" if hint else "")
+        )
+
+    def _trace(self, name: str, meta: dict[str, Any]) -> Trace:
         times = np.concatenate(self._times)
         self._times.clear()
         prompt = np.concatenate(self._prompt)
@@ -134,17 +156,21 @@ class TraceBuilder:
         output = np.concatenate(self._output)
         self._output.clear()
         hash_ids = None
-        if block_tokens:
+        if self.block_tokens:
             offsets = np.zeros(self._rows + 1, dtype=np.int64)
             np.cumsum(np.frombuffer(self._hash_lengths, dtype=np.int64), out=offsets[1:])
             values = np.array(self._hash_values, dtype=np.int64)
-            hash_ids = HashIds(values, offsets, block_tokens)
+            hash_ids = HashIds(values, offsets, self.block_tokens)
+        self._hash_values, self._hash_lengths = array("q"), array("q")
+        self._rows = 0
         if self._sort:
             order = np.argsort(times, kind="stable")
             times, prompt, output = times[order], prompt[order], output[order]
             hash_ids = None if hash_ids is None else hash_ids.take(order)
-        if self._absolute or times[0] < 0:
-            times = times - times[0]
+        if self._origin is None:
+            self._origin = times[0] if self._absolute or times[0] < 0 else 0
+        if self._origin:
+            times = times - self._origin
         return Trace(
             arrival_s=times / self._ticks_per_s if self._ticks_per_s != 1 else times,
             prompt_tokens=prompt,
@@ -153,3 +179,34 @@ class TraceBuilder:
             name=name or self._source.name,
             meta={"format": self._format, "skipped": dict(self.skipped), **meta},
         )
+
+
+#: a builder, and the steps of reading: after each of them it has some more requests
+Reading = tuple[TraceBuilder, Iterator[None]]
+
+
+def read_whole(reading: Reading) -> Trace:
+    """Read to the end, and build the trace."""
+    builder, steps = reading
+    for _ in steps:
+        pass
+    return builder.build()
+
+
+def read_parts(reading: Reading) -> Iterator[Trace]:
+    """Build a trace of what each step of reading brings.
+
+    Raises
+    ------
+    TraceError
+        At the end, if nothing came.
+    """
+    builder, steps = reading
+    empty = True
+    for _ in steps:
+        part = builder.take()
+        if part is not None:
+            empty = False
+            yield part
+    if empty:
+        raise builder.nothing()

@@ -13,9 +13,19 @@ from qsim.errors import TraceError
 from qsim.traces.trace import Trace
 
 if TYPE_CHECKING:
+    from qsim.traces.formats import Format, ReadOptions
     from qsim.traces.presets import PresetRequest
+    from qsim.traces.source import Source
 
-__all__ = ["iter_preset", "load_trace", "preset_names", "shape", "split_params"]
+__all__ = [
+    "iter_preset",
+    "load_trace",
+    "opened",
+    "preset_names",
+    "preset_request",
+    "shape",
+    "split_params",
+]
 
 
 def load_trace(
@@ -58,11 +68,9 @@ def load_trace(
         path = Path(text)
     if path.exists():
         return _load_file(path, format, sort, seed, params)
-    if format is not None and text in preset_names():
-        raise TraceError(f"{text}: format is {format!r}, but a preset has none; leave it out")
     from qsim.traces.synth import synthesize
 
-    asked = _preset(text, params)
+    asked = preset_request(text, params, format)
     trace = synthesize(asked.workload, asked.span, seed if asked.seed is None else asked.seed)
     return replace(trace, meta={**trace.meta, "params": dict(params)})
 
@@ -89,7 +97,7 @@ def iter_preset(source: str, *, seed: int = 0) -> Iterator[Trace]:
     """
     from qsim.traces.synth import iter_chunks
 
-    asked = _preset(*split_params(source))
+    asked = preset_request(*split_params(source))
     return iter_chunks(asked.workload, asked.span, seed if asked.seed is None else asked.seed)
 
 
@@ -100,10 +108,19 @@ def preset_names() -> tuple[str, ...]:
     return PRESETS
 
 
-def _preset(name: str, params: dict[str, str]) -> PresetRequest:
+def preset_request(name: str, params: dict[str, str], format: str | None = None) -> PresetRequest:
+    """A preset with its parameters, resolved.
+
+    Raises
+    ------
+    TraceError
+        If there is none of that name, a parameter is not allowed, or a format is given.
+    """
     from qsim.traces.presets import resolve_preset
 
     names = preset_names()
+    if format is not None and name in names:
+        raise TraceError(f"{name}: format is {format!r}, but a preset has none; leave it out")
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -142,10 +159,26 @@ def split_params(text: str) -> tuple[str, dict[str, str]]:
 def _load_file(
     path: Path, format: str | None, sort: bool, seed: int, params: dict[str, str]
 ) -> Trace:
-    from qsim.traces.formats import ReadOptions, format_named, recognise
     from qsim.traces.source import Source
 
     source = Source(path)
+    chosen, options = opened(source, format, sort, seed, params)
+    return chosen.read(source, options)
+
+
+def opened(
+    source: Source, format: str | None, sort: bool, seed: int, params: dict[str, str]
+) -> tuple[Format, ReadOptions]:
+    """The format of a file, recognised unless it is given, and how to read it.
+
+    Raises
+    ------
+    TraceError
+        If the file is empty, its format is not known, or a parameter is unknown for it.
+    """
+    from qsim.traces.formats import ReadOptions, format_named, recognise
+
+    path = source.path
     if not source.is_dir and not source.head.strip():
         raise TraceError(f"{path}: the file is empty; a trace needs at least one request")
     chosen = recognise(source) if format is None else format_named(format)
@@ -156,7 +189,7 @@ def _load_file(
             f"{path}: parameter {unknown[0]!r} is unknown for the format {chosen.name}; "
             f"its parameters: {allowed}"
         )
-    return chosen.read(source, ReadOptions(sort=sort, seed=seed, params=params))
+    return chosen, ReadOptions(sort=sort, seed=seed, params=params)
 
 
 def shape(

@@ -19,7 +19,7 @@ from qsim.traces.trace import HashIds, Trace
 
 T = TypeVar("T", bound=np.generic)
 
-__all__ = ["Span", "Workload", "iter_chunks", "synthesize"]
+__all__ = ["Span", "Workload", "expected_requests", "iter_chunks", "synthesize"]
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,18 @@ def synthesize(workload: Workload, span: Span | None = None, seed: int = 0) -> T
         name=workload.name,
         meta={"format": "synthetic", "preset": workload.name, "seed": seed, "skipped": {}},
     )
+
+
+def expected_requests(workload: Workload, span: Span | None = None) -> float:
+    """How many requests a draw will have, about; exactly ``span.requests`` where it is given."""
+    span = span or Span()
+    if span.requests is not None:
+        return float(span.requests)
+    duration_s = workload.duration_s if span.duration_s is None else span.duration_s
+    rate_rps = span.rate_rps
+    if rate_rps is None:
+        rate_rps = workload.profile.window(span.start_s, duration_s).mean_rps
+    return rate_rps * span.scale * duration_s
 
 
 def _used_up(parts: list[npt.NDArray[T]]) -> npt.NDArray[T]:

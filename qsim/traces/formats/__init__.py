@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from qsim.errors import TraceError
+from qsim.traces.build import Reading
 from qsim.traces.formats import azure, burstgpt, canonical, mooncake, servegen, vllm_bench
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.source import Source
@@ -24,6 +25,8 @@ class Format:
     read: Callable[[Source, ReadOptions], Trace]
     #: parameters that may follow the path, as in ``clients.csv.gz:model=m-small``
     params: Mapping[str, str] = field(default_factory=dict)
+    #: the same part by part; None for one that must be read whole
+    reading: Callable[[Source, ReadOptions], Reading] | None = None
 
 
 def _only_when_asked_for(_: Source) -> bool:
@@ -32,16 +35,37 @@ def _only_when_asked_for(_: Source) -> bool:
 
 #: In the order in which they are tried.
 FORMATS: tuple[Format, ...] = (
-    Format("canonical", canonical.WHAT, canonical.recognise, canonical.read),
-    Format("azure", azure.WHAT, azure.recognise, azure.read),
-    Format("burstgpt", burstgpt.WHAT, burstgpt.recognise, burstgpt.read, burstgpt.PARAMS),
-    Format("mooncake", mooncake.WHAT, mooncake.recognise, mooncake.read, mooncake.PARAMS),
+    Format(
+        "canonical",
+        canonical.WHAT,
+        canonical.recognise,
+        canonical.read,
+        reading=canonical.reading,
+    ),
+    Format("azure", azure.WHAT, azure.recognise, azure.read, reading=azure.reading),
+    Format(
+        "burstgpt",
+        burstgpt.WHAT,
+        burstgpt.recognise,
+        burstgpt.read,
+        burstgpt.PARAMS,
+        burstgpt.reading,
+    ),
+    Format(
+        "mooncake",
+        mooncake.WHAT,
+        mooncake.recognise,
+        mooncake.read,
+        mooncake.PARAMS,
+        mooncake.reading,
+    ),
     Format(
         "bailian",
         mooncake.WHAT_BAILIAN,
         mooncake.recognise_bailian,
         mooncake.read_bailian,
         mooncake.PARAMS,
+        mooncake.reading_bailian,
     ),
     Format(
         "timed-trace",
@@ -49,6 +73,7 @@ FORMATS: tuple[Format, ...] = (
         _only_when_asked_for,
         mooncake.read_timed,
         mooncake.PARAMS,
+        mooncake.reading_timed,
     ),
     Format("vllm-bench", vllm_bench.WHAT, vllm_bench.recognise, vllm_bench.read),
     Format("servegen", servegen.WHAT, servegen.recognise, servegen.read, servegen.PARAMS),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from qsim.errors import TraceError
-from qsim.traces.build import TraceBuilder
+from qsim.traces.build import Reading, TraceBuilder, read_whole
 from qsim.traces.formats.canonical import columns_of
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.source import Source
 from qsim.traces.text import header_of, read_rows
 from qsim.traces.trace import Trace
 
-__all__ = ["PARAMS", "WHAT", "read", "recognise"]
+__all__ = ["PARAMS", "WHAT", "read", "reading", "recognise"]
 
 WHAT = "CSV with Timestamp,Model,Request tokens,Response tokens,... (BurstGPT)"
 PARAMS = {
@@ -33,6 +34,11 @@ def read(source: Source, options: ReadOptions) -> Trace:
 
     A response of 0 tokens is a failure: the row is skipped and counted.
     """
+    return read_whole(reading(source, options))
+
+
+def reading(source: Source, options: ReadOptions) -> Reading:
+    """The same, a block of the file at a time."""
     names = header_of(source.head)
     when, request, response = columns_of(source, names, _COLUMNS)
     filters = []
@@ -42,6 +48,20 @@ def read(source: Source, options: ReadOptions) -> Trace:
             filters.append((key, column, options.params[key].lower()))
     seen: dict[str, set[str]] = {key: set() for key, _, _ in filters}
     builder = TraceBuilder(source, "burstgpt", sort=options.sort, absolute=True)
+    builder.hint = lambda: "; ".join(f"{key} is one of {sorted(seen[key])}" for key in seen)
+    columns = when, request, response
+    return builder, _steps(source, options, builder, columns, filters, seen)
+
+
+def _steps(
+    source: Source,
+    options: ReadOptions,
+    builder: TraceBuilder,
+    columns: tuple[int, int, int],
+    filters: list[tuple[str, int, str]],
+    seen: dict[str, set[str]],
+) -> Iterator[None]:
+    when, request, response = columns
     for all_rows in read_rows(source):
         rows = all_rows
         for key, column, wanted in filters:
@@ -56,8 +76,4 @@ def read(source: Source, options: ReadOptions) -> Trace:
         builder.skip("no prompt token", int(empty.sum()))
         kept = ~(failed | empty)
         builder.add(rows.line[kept], times[kept], prompt[kept], output[kept], column="Timestamp")
-    try:
-        return builder.build()
-    except TraceError as error:
-        found = "; ".join(f"{key} is one of {sorted(seen[key])}" for key in seen)
-        raise TraceError(f"{error}; {found}" if found else str(error)) from None
+        yield

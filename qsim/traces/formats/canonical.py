@@ -6,25 +6,26 @@ tokens that an id stands for, the same in every row) may follow; other columns a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qsim.errors import MissingExtraError, TraceError
-from qsim.traces.build import TraceBuilder
+from qsim.traces.build import Reading, TraceBuilder, read_whole
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.source import Source
 from qsim.traces.text import Rows, header_of, read_rows
 from qsim.traces.trace import Trace
 
-__all__ = ["DEFAULT_BLOCK_TOKENS", "WHAT", "columns_of", "read", "recognise"]
+__all__ = ["DEFAULT_BLOCK_TOKENS", "WHAT", "columns_of", "read", "reading", "recognise"]
 
 WHAT = "CSV or Parquet with arrival_s,prompt_tokens,output_tokens[,hash_ids,hash_block_tokens]"
 #: What an id stands for where the file does not say: Mooncake's block.
 DEFAULT_BLOCK_TOKENS = 512
 _PARQUET_MAGIC = b"PAR1"
+_BATCH_ROWS = 1 << 16
 
 
 def recognise(source: Source) -> bool:
@@ -55,14 +56,22 @@ def columns_of(source: Source, names: Sequence[str], wanted: Sequence[str]) -> l
 
 def read(source: Source, options: ReadOptions) -> Trace:
     """Read a canonical trace; lengths must be >= 1."""
+    return read_whole(reading(source, options))
+
+
+def reading(source: Source, options: ReadOptions) -> Reading:
+    """The same, a block of the file at a time."""
+    builder = TraceBuilder(source, "canonical", sort=options.sort)
     if source.head.startswith(_PARQUET_MAGIC):
-        return _read_parquet(source, options)
+        return builder, _parquet_steps(source, builder)
+    return builder, _steps(source, builder)
+
+
+def _steps(source: Source, builder: TraceBuilder) -> Iterator[None]:
     names = header_of(source.head)
     prompt_name = "input_tokens" if "prompt_tokens" not in names else "prompt_tokens"
     when, prompt, output = columns_of(source, names, ("arrival_s", prompt_name, "output_tokens"))
     hash_column = names.index("hash_ids") if "hash_ids" in names else None
-    block_tokens = 0
-    builder = TraceBuilder(source, "canonical", sort=options.sort)
     for rows in read_rows(source):
         arrival = rows.floats(when)
         prompt_tokens = _at_least_one(rows, prompt)
@@ -71,8 +80,8 @@ def read(source: Source, options: ReadOptions) -> Trace:
         if hash_column is not None:
             for row in range(len(rows)):
                 builder.add_hash_ids(_ids(rows, row, hash_column))
-            block_tokens = _block_tokens(rows, names, block_tokens)
-    return builder.build(block_tokens=block_tokens)
+            builder.block_tokens = _block_tokens(rows, names, builder.block_tokens)
+        yield
 
 
 def _at_least_one(rows: Rows, column: int) -> npt.NDArray[np.int64]:
@@ -103,7 +112,7 @@ def _block_tokens(rows: Rows, names: Sequence[str], before: int) -> int:
     return expected
 
 
-def _read_parquet(source: Source, options: ReadOptions) -> Trace:
+def _parquet_steps(source: Source, builder: TraceBuilder) -> Iterator[None]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -111,22 +120,36 @@ def _read_parquet(source: Source, options: ReadOptions) -> Trace:
         raise MissingExtraError("pyarrow", "parquet", "reading a Parquet trace") from None
     try:
         with source.open() as stream:
-            table = pq.read_table(stream)
+            file = pq.ParquetFile(stream)
+            names = list(file.schema_arrow.names)
+            prompt_name = "input_tokens" if "prompt_tokens" not in names else "prompt_tokens"
+            columns = ("arrival_s", prompt_name, "output_tokens")
+            columns_of(source, names, columns)
+            ids = [n for n in ("hash_ids", "hash_block_tokens") if n in names]
+            before = 0
+            for batch in file.iter_batches(_BATCH_ROWS, columns=[*columns, *ids]):
+                _add_batch(source, builder, batch, columns, before)
+                before += batch.num_rows
+                yield
     except (pa.ArrowException, OSError) as error:
         raise TraceError(f"{source.path}: not a readable Parquet file: {error}") from None
-    names = list(table.column_names)
-    prompt_name = "input_tokens" if "prompt_tokens" not in names else "prompt_tokens"
-    columns = ("arrival_s", prompt_name, "output_tokens")
-    columns_of(source, names, columns)
+
+
+def _add_batch(
+    source: Source, builder: TraceBuilder, batch: Any, columns: tuple[str, str, str], before: int
+) -> None:
+    """Add the rows of a batch, ``before`` rows into the file."""
+    if not batch.num_rows:
+        return
     values: list[npt.NDArray[Any]] = []
     for name, kind in zip(columns, (np.float64, np.int64, np.int64), strict=True):
-        column = table.column(name)
+        column = batch.column(name)
         if column.null_count:
             raise TraceError(
                 f"{source.path}, column {name!r}: {column.null_count} values are missing"
             )
         try:
-            values.append(np.asarray(column.to_numpy(), dtype=kind))
+            values.append(np.asarray(column.to_numpy(zero_copy_only=False), dtype=kind))
         except (ValueError, TypeError):
             raise TraceError(
                 f"{source.path}, column {name!r}: values of type {column.type} are not numbers"
@@ -136,18 +159,14 @@ def _read_parquet(source: Source, options: ReadOptions) -> Trace:
         if (lengths < 1).any():
             row = int(np.argmax(lengths < 1))
             raise TraceError(
-                f"{source.path}, row {row + 1}, column {name!r}: {int(lengths[row])} is not a "
-                "whole number >= 1"
+                f"{source.path}, row {before + row + 1}, column {name!r}: {int(lengths[row])} is "
+                "not a whole number >= 1"
             )
-    row_number = np.arange(1, len(arrival) + 1)
-    builder = TraceBuilder(source, "canonical", sort=options.sort)
-    builder.add(row_number, arrival, prompt, output, column="arrival_s", place="row")
-    block_tokens = 0
-    if "hash_ids" in names and len(arrival):
-        ids = table.column("hash_ids").combine_chunks()
-        block_tokens = DEFAULT_BLOCK_TOKENS
-        if "hash_block_tokens" in names:
-            block_tokens = int(table.column("hash_block_tokens")[0].as_py())
-        for one in ids.to_pylist():
+    number = np.arange(before + 1, before + 1 + len(arrival))
+    builder.add(number, arrival, prompt, output, column="arrival_s", place="row")
+    if "hash_ids" in batch.schema.names:
+        builder.block_tokens = DEFAULT_BLOCK_TOKENS
+        if "hash_block_tokens" in batch.schema.names:
+            builder.block_tokens = int(batch.column("hash_block_tokens")[0].as_py())
+        for one in batch.column("hash_ids").to_pylist():
             builder.add_hash_ids(one or [])
-    return builder.build(block_tokens=block_tokens)

@@ -7,12 +7,13 @@ the unit of the time and in the tokens that an id stands for.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import numpy as np
 
 from qsim.errors import TraceError
-from qsim.traces.build import TraceBuilder
+from qsim.traces.build import Reading, TraceBuilder, read_whole
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.source import Source
 from qsim.traces.trace import Trace
@@ -25,6 +26,9 @@ __all__ = [
     "read",
     "read_bailian",
     "read_timed",
+    "reading",
+    "reading_bailian",
+    "reading_timed",
     "recognise",
     "recognise_bailian",
 ]
@@ -60,30 +64,48 @@ def recognise_bailian(source: Source) -> bool:
 
 def read(source: Source, options: ReadOptions) -> Trace:
     """Read a Mooncake trace: milliseconds, 512 tokens an id."""
-    return _read(source, options, "mooncake", ticks_per_s=1000, block_tokens=512)
+    return read_whole(reading(source, options))
+
+
+def reading(source: Source, options: ReadOptions) -> Reading:
+    """The same, a block of the file at a time."""
+    return _reading(source, options, "mooncake", ticks_per_s=1000, block_tokens=512)
 
 
 def read_bailian(source: Source, options: ReadOptions) -> Trace:
     """Read a Qwen-Bailian trace: seconds, 16 tokens an id."""
-    return _read(source, options, "bailian", ticks_per_s=1, block_tokens=16)
+    return read_whole(reading_bailian(source, options))
+
+
+def reading_bailian(source: Source, options: ReadOptions) -> Reading:
+    """The same, a block of the file at a time."""
+    return _reading(source, options, "bailian", ticks_per_s=1, block_tokens=16)
 
 
 def read_timed(source: Source, options: ReadOptions) -> Trace:
     """Read a trace for vLLM bench: seconds, 16 tokens an id unless ``block=`` says otherwise."""
-    return _read(source, options, "timed-trace", ticks_per_s=1, block_tokens=16)
+    return read_whole(reading_timed(source, options))
 
 
-def _read(
+def reading_timed(source: Source, options: ReadOptions) -> Reading:
+    """The same, a block of the file at a time."""
+    return _reading(source, options, "timed-trace", ticks_per_s=1, block_tokens=16)
+
+
+def _reading(
     source: Source, options: ReadOptions, format: str, *, ticks_per_s: int, block_tokens: int
-) -> Trace:
+) -> Reading:
     if "block" in options.params:
         text = options.params["block"]
         if not text.isdigit() or int(text) < 1:
             raise TraceError(f"{source.path}: block is {text!r}; must be a whole number >= 1")
         block_tokens = int(text)
     builder = TraceBuilder(source, format, sort=options.sort, ticks_per_s=ticks_per_s)
+    return builder, _steps(source, builder, block_tokens)
+
+
+def _steps(source: Source, builder: TraceBuilder, block_tokens: int) -> Iterator[None]:
     number = 0
-    any_ids = False
     for block in source.blocks():
         lines: list[int] = []
         times: list[float] = []
@@ -107,7 +129,8 @@ def _read(
                 builder.add_hash_ids(ids)
             except (TypeError, OverflowError):
                 _fail(source, number, row, "hash_ids", "a list of 64-bit whole numbers")
-            any_ids = any_ids or bool(ids)
+            if ids:
+                builder.block_tokens = block_tokens
             lines.append(number)
             times.append(time)
             prompts.append(prompt)
@@ -120,7 +143,7 @@ def _read(
             np.array(outputs, np.int64),
             column="timestamp",
         )
-    return builder.build(block_tokens=block_tokens if any_ids else 0)
+        yield
 
 
 def _object(source: Source, number: int, text: bytes) -> dict[str, Any]:

@@ -1,0 +1,204 @@
+"""A trace part by part: files and presets that need not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from io import BufferedIOBase
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from qsim.errors import TraceError
+from qsim.traces.load import opened, preset_request, split_params
+from qsim.traces.source import Source
+from qsim.traces.trace import Trace
+
+__all__ = ["PART_REQUESTS", "TraceParts", "is_large", "open_parts"]
+
+#: Requests in a part at most, where a trace is cut here.
+PART_REQUESTS = 1 << 16
+#: From here on :func:`is_large` says that a trace is.
+LARGE_REQUESTS = 2_000_000
+LARGE_BYTES = 128 << 20
+#: for files that are compressed
+LARGE_PACKED_BYTES = 32 << 20
+
+
+class _Watched(Source):
+    """A source that tells how much of its file was read."""
+
+    def open(self) -> BinaryIO:
+        """As :meth:`Source.open`."""
+        stream = super().open()
+        self.__dict__["_raw"] = getattr(stream, "fileobj", None) or stream
+        return stream
+
+    @property
+    def share(self) -> float:
+        """The share of the file that was read, in [0, 1]."""
+        raw: BufferedIOBase | None = self.__dict__.get("_raw")
+        if raw is None:
+            return 0.0
+        try:
+            return min(1.0, raw.tell() / max(1, self.path.stat().st_size))
+        except (OSError, ValueError):  # closed: it was read to the end
+            return 1.0
+
+
+class TraceParts:
+    """The parts of one trace, in order of arrival, to be gone through once.
+
+    Attributes
+    ----------
+    name : str
+        As ``Trace.name``.
+    skipped : dict
+        How many rows each rule of the format left out so far.
+    """
+
+    def __init__(self, name: str, parts: Iterator[Trace], share: Callable[[int], float]) -> None:
+        self.name = name
+        self.skipped: dict[str, int] = {}
+        self._parts = parts
+        self._share = share
+
+    def __iter__(self) -> Iterator[Trace]:
+        for part in self._parts:
+            self.skipped = dict(part.meta.get("skipped") or {})
+            yield part
+
+    def share(self, requests: int) -> float:
+        """About which share of the trace has come when ``requests`` have, in [0, 1]."""
+        return self._share(requests)
+
+    def shaped(
+        self,
+        start_s: float | None = None,
+        end_s: float | None = None,
+        speed: float | None = None,
+        head: int | None = None,
+    ) -> TraceParts:
+        """Cut and scaled as :func:`qsim.traces.shape` does with a whole trace.
+
+        Raises
+        ------
+        TraceError
+            If a value is not allowed; while the parts come, if no request is left.
+        """
+        if speed is not None and not (speed > 0 and np.isfinite(speed)):
+            raise TraceError(f"{self.name}: speed is {speed!r}; must be a finite number > 0")
+        if head is not None and head < 1:
+            raise TraceError(f"{self.name}: head of {head} requests; must be >= 1")
+        parts = _shape(self, start_s or 0.0, end_s, speed, head)
+
+        def share(requests: int) -> float:
+            return max(self._share(requests), requests / head if head else 0.0)
+
+        return TraceParts(self.name, parts, share)
+
+
+def open_parts(
+    source: str | PathLike[str], *, format: str | None = None, seed: int = 0
+) -> TraceParts:
+    """Open a trace file or a preset to be read part by part.
+
+    The rows are those of :func:`qsim.traces.load_trace`. CSV, JSON lines and Parquet are read as
+    they are needed; formats that are one document or a draw (``vllm-bench``, ``servegen``) are
+    read whole and then cut.
+
+    Parameters
+    ----------
+    source : str or path
+        As for ``load_trace``.
+    format : str, optional
+        The file's format.
+    seed : int
+        As for ``load_trace``.
+
+    Raises
+    ------
+    TraceError
+        As ``load_trace``; about the rows while the parts come.
+    """
+    text = fspath(source)
+    name, params = (text, {}) if Path(text).exists() else split_params(text)
+    if Path(name).exists():
+        from qsim.traces.build import read_parts
+
+        watched = _Watched(Path(name))
+        chosen, options = opened(watched, format, False, seed, params)
+        if chosen.reading is None:
+            whole = chosen.read(watched, options)
+            n = len(whole)
+            return TraceParts(whole.name, _cut(whole), lambda requests: requests / n)
+        parts = read_parts(chosen.reading(watched, options))
+        return TraceParts(watched.name, parts, lambda _: watched.share)
+    from qsim.traces.synth import expected_requests, iter_chunks
+
+    asked = preset_request(name, params, format)
+    expected = expected_requests(asked.workload, asked.span)
+    drawn = iter_chunks(asked.workload, asked.span, seed if asked.seed is None else asked.seed)
+    return TraceParts(name, drawn, lambda requests: min(1.0, requests / expected))
+
+
+def is_large(source: str | PathLike[str]) -> bool:
+    """Whether a trace had better be taken in parts.
+
+    A preset of more than 2 million expected requests, or a file of more than 128 MiB (32 MiB if
+    it is gzip or Parquet).
+    """
+    text = fspath(source)
+    name, params = (text, {}) if Path(text).exists() else split_params(text)
+    path = Path(name)
+    if path.is_dir():
+        return False
+    if path.exists():
+        packed = path.suffix in (".gz", ".parquet")
+        return path.stat().st_size > (LARGE_PACKED_BYTES if packed else LARGE_BYTES)
+    from qsim.traces.synth import expected_requests
+
+    asked = preset_request(name, params, None)
+    return expected_requests(asked.workload, asked.span) > LARGE_REQUESTS
+
+
+def _cut(trace: Trace) -> Iterator[Trace]:
+    for begin in range(0, len(trace), PART_REQUESTS):
+        yield trace.take(np.arange(begin, min(begin + PART_REQUESTS, len(trace))))
+
+
+def _shape(
+    parts: TraceParts, start_s: float, end_s: float | None, speed: float | None, head: int | None
+) -> Iterator[Trace]:
+    left = head
+    seen: tuple[float, float] | None = None
+    empty = True
+    for part in parts:
+        arrival: Any = part.arrival_s
+        seen = (float(arrival[0]) if seen is None else seen[0], float(arrival[-1]))
+        if start_s or end_s is not None:
+            inside = arrival >= start_s
+            if end_s is not None:
+                inside &= arrival < end_s
+                if arrival[0] >= end_s:
+                    break
+            if not inside.any():
+                continue
+            part = part.take(np.flatnonzero(inside))
+            part = replace(part, arrival_s=part.arrival_s - start_s)
+        if speed is not None:
+            part = part.speed(speed)
+        if left is not None:
+            part = part.head(left)
+            left -= len(part)
+        empty = False
+        yield part
+        if left == 0:
+            break
+    if empty and seen is not None:
+        raise TraceError(
+            f"{parts.name}: no request arrives in [{start_s:g} s, {end_s or float('inf'):g} s); "
+            f"arrivals run from {seen[0]:g} s to {seen[1]:g} s or later"
+        )
