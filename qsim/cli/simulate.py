@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,10 +20,14 @@ from qsim.cli._common import (
 )
 from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import resolved_scenario, scenario_options, write_scenario
+from qsim.cli._stream import run_streamed, wants_stream
 from qsim.errors import InfeasibleError, ScenarioError
 
 if TYPE_CHECKING:
+    from qsim.profile import Profile
+    from qsim.sim.result import SimulationResult
     from qsim.sim.steplog import Step
+    from qsim.sim.stream import StreamResult
 
 __all__ = ["simulate"]
 
@@ -59,6 +64,9 @@ __all__ = ["simulate"]
               help="Write what each engine step ran, as JSON Lines; - for stdout.")  # fmt: skip
 @click.option("--timeline", "timeline_path", metavar="FILE",
               help="Write the steps as a Chrome trace, for Perfetto.")  # fmt: skip
+@click.option("--stream/--no-stream", default=None,
+              help="Read TRACE and write requests part by part, in bounded memory; by default when "
+              "TRACE is large.")  # fmt: skip
 @click.option("--fail-on-slo", is_flag=True, default=None, help="Exit with 3 if an SLO is missed.")
 @click.option("--progress/--no-progress", default=None,
               help="Show a bar on stderr; by default on a terminal.")  # fmt: skip
@@ -74,33 +82,27 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     from qsim import __version__
     from qsim.profiles import load_profile
     from qsim.report.text import simulation_text
-    from qsim.sim.api import simulate as run
-    from qsim.sim.slo import attainment, check_slos
+    from qsim.sim.histogram import RELATIVE_ERROR
+    from qsim.sim.result import SimulationResult
+    from qsim.sim.slo import SloOutcome, attainment
 
     profile = load_profile(given["profile"])
-    trace = load_shaped(
-        given["trace"],
-        **{k: given[k] for k in ("format", "sort", "start", "end", "speed", "head", "seed")},
-    )
     steps: list[Step] | None = None
     if given["steps_path"] or given["timeline_path"]:
         steps = []
-    with progress_bar("simulate", given["progress"]) as update:
-        result = run(
-            trace,
-            profile,
-            replicas=given["replicas"],
-            router=given["router"],
-            options=engine_from(given),
-            seed=given["seed"],
-            too_long=given["too_long"],
-            progress=None if update is None else lambda share: update(share, ""),
-            step_log=steps,
-        )
     slos = given["slos"]
-    outcomes = check_slos(result, slos)
-    attained = attainment(result, slos)
+    streamed = wants_stream(given)
+    result: SimulationResult | StreamResult
+    if streamed:
+        result, name, requests = run_streamed(given, profile)
+        attained = result.attainment()
+    else:
+        result, name, requests = _run_whole(given, profile, steps)
+        attained = attainment(result, slos)
+    outcomes = [SloOutcome(s, result.statistic(s.metric, s.statistic)) for s in slos]
     summary = result.summary(slos)
+    if streamed:
+        summary["percentile_error"] = RELATIVE_ERROR
     # what was asked for, so that --scenario can ask for it again, beside what it came down to
     resolved = summary["scenario"]
     summary["slos"] = [o.to_dict() for o in outcomes]
@@ -111,14 +113,14 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     for text in result.notes:
         note(text)
     title = (
-        f"{trace.name}: {len(trace):,} requests on {given['replicas']} x {profile.id} "
+        f"{name}: {requests:,} requests on {given['replicas']} x {profile.id} "
         f"({given['router']} router)"
     )
-    if given["requests_path"]:
+    if given["requests_path"] and isinstance(result, SimulationResult):
         result.write_requests(given["requests_path"])
     if steps is not None:
         _write_steps(steps, given["steps_path"], given["timeline_path"])
-    if given["report_path"]:
+    if given["report_path"] and isinstance(result, SimulationResult):
         from qsim.report.html import write_simulation_report
 
         write_simulation_report(given["report_path"], result, summary, outcomes, title)
@@ -131,6 +133,31 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     missed = [o for o in outcomes if not o.met]
     if missed and given["fail_on_slo"]:
         raise InfeasibleError("; ".join(o.sentence() for o in missed))
+
+
+def _run_whole(
+    given: Mapping[str, Any], profile: Profile, steps: list[Step] | None
+) -> tuple[SimulationResult, str, int]:
+    """Simulate with the trace in memory; also its name and length."""
+    from qsim.sim.api import simulate as run
+
+    trace = load_shaped(
+        given["trace"],
+        **{k: given[k] for k in ("format", "sort", "start", "end", "speed", "head", "seed")},
+    )
+    with progress_bar("simulate", given["progress"]) as update:
+        result = run(
+            trace,
+            profile,
+            replicas=given["replicas"],
+            router=given["router"],
+            options=engine_from(given),
+            seed=given["seed"],
+            too_long=given["too_long"],
+            progress=None if update is None else lambda share: update(share, ""),
+            step_log=steps,
+        )
+    return result, trace.name, len(trace)
 
 
 def _write_steps(steps: list[Step], steps_path: str | None, timeline_path: str | None) -> None:

@@ -140,6 +140,8 @@ def simulate_stream(
     sums.gaps = fleet.gaps
     fleet.run()
     sums.end()
+    if progress is not None:
+        progress(feed.taken)
     notes = feed.admission.notes()
     notes += beyond_measured(profile, config, max(r.peak_running for r in fleet.replicas))
     return StreamResult(

@@ -79,11 +79,11 @@ class Feed(Iterator[tuple[Trace, list[int]]]):
     def __next__(self) -> tuple[Trace, list[int]]:
         for part in self._parts:
             self._check(part)
+            if self._progress is not None and self.taken:
+                self._progress(self.taken)  # all of them have arrived
             admitted, output, admissible = self.admission.admit(part)
             self.taken += len(part)
             self.open.append((part, output, admissible))
-            if self._progress is not None:
-                self._progress(self.taken)
             if admitted is not None:
                 return admitted, output.tolist()
         raise StopIteration

@@ -36,6 +36,10 @@ class _Watched(Source):
         self.__dict__["_raw"] = getattr(stream, "fileobj", None) or stream
         return stream
 
+    def forget(self) -> None:
+        """Nothing was read yet."""
+        self.__dict__.pop("_raw", None)
+
     @property
     def share(self) -> float:
         """The share of the file that was read, in [0, 1]."""
@@ -135,6 +139,7 @@ def open_parts(
             n = len(whole)
             return TraceParts(whole.name, _cut(whole), lambda requests: requests / n)
         parts = read_parts(chosen.reading(watched, options))
+        watched.forget()  # so far only the head was looked at
         return TraceParts(watched.name, parts, lambda _: watched.share)
     from qsim.traces.synth import expected_requests, iter_chunks
 

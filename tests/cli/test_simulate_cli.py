@@ -319,3 +319,40 @@ def test_where_steps_go_is_not_part_of_the_scenario(
 
 def test_every_router_is_in_the_help() -> None:
     assert set(re.split(r", | or ", ROUTER_HELP.rstrip("."))) == set(ROUTERS)
+
+
+def test_streamed_rows_are_those_of_the_whole_run(tmp_path: Path, profile: Path) -> None:
+    args = ("simulate", "azure-conv-2023:requests=300,rate=9", "--profile", profile,
+            "--replicas", 2, "--slo", "ttft:p99:80", "--too-long", "reject")  # fmt: skip
+    whole = qsim(*args, "--requests", tmp_path / "a.csv", "--json", tmp_path / "a.json")
+    parts = qsim(*args, "--requests", tmp_path / "b.csv", "--json", tmp_path / "b.json",
+                 "--stream", "--progress", "--save-scenario", tmp_path / "s.yaml")  # fmt: skip
+    assert whole.exit_code == parts.exit_code == 0
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    assert "was streamed: percentiles are within 0.0061% of the exact ones" in parts.stderr
+    assert "100%" in parts.stderr
+    assert "300 requests" in parts.stderr
+    one, other = (json.loads((tmp_path / f"{x}.json").read_text()) for x in "ab")
+    assert other["percentile_error"] == pytest.approx(6.1e-5, rel=0.01)
+    assert "percentile_error" not in one
+    for key in ("completed", "failed", "duration", "energy_j", "attainment", "replicas",
+                "total_output_tokens", "resolved"):  # fmt: skip
+        assert one[key] == other[key], key
+    assert other["p99_ttft_ms"] == pytest.approx(one["p99_ttft_ms"], rel=7e-5)
+    assert yaml.safe_load((tmp_path / "s.yaml").read_text())["stream"] is True
+
+
+def test_a_large_trace_is_streamed_unless_told_otherwise(profile: Path) -> None:
+    args = ("simulate", "azure-conv-2024-week", "--head", 40, "--profile", profile)
+    by_itself = qsim(*args)
+    assert by_itself.exit_code == 0
+    assert "because it is large (--no-stream holds it in memory)" in by_itself.stderr
+    assert "40 requests" in by_itself.stdout
+
+
+@pytest.mark.parametrize("option", [("--steps", "-"), ("--timeline", "t.json"), ("--sort",)])
+def test_what_needs_the_whole_run_cannot_be_streamed(
+    trace: Path, profile: Path, option: tuple[str, ...]
+) -> None:
+    result = qsim("simulate", trace, "--profile", profile, "--stream", *option)
+    fails(result, 2, f"--stream and {option[0]} are both given")

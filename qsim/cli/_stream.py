@@ -1,0 +1,90 @@
+"""``qsim simulate`` of a trace that is taken part by part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from qsim.cli._common import engine_from, note
+from qsim.cli._progress import progress_bar
+from qsim.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from qsim.profile import Profile
+    from qsim.sim.stream import StreamResult
+
+__all__ = ["run_streamed", "wants_stream"]
+
+#: options that need every request or step at the end, by parameter
+_WHOLE = {
+    "report_path": "--report", "steps_path": "--steps", "timeline_path": "--timeline",
+    "sort": "--sort",
+}  # fmt: skip
+
+
+def wants_stream(given: Mapping[str, Any]) -> bool:
+    """Whether to take the trace part by part: when asked to, or when it is large.
+
+    Raises
+    ------
+    ScenarioError
+        If it is asked for together with an option that needs the whole run.
+    """
+    whole = [option for name, option in _WHOLE.items() if given[name]]
+    if given["stream"] is None:
+        from qsim.traces.parts import is_large
+
+        return not whole and is_large(given["trace"])
+    if given["stream"] and whole:
+        help_ = ": sort the file first" if whole[-1] == "--sort" else ""
+        raise ScenarioError(
+            f"--stream and {whole[-1]} are both given; {whole[-1]} needs the whole run in "
+            f"memory{help_}"
+        )
+    return bool(given["stream"])
+
+
+def run_streamed(given: Mapping[str, Any], profile: Profile) -> tuple[StreamResult, str, int]:
+    """Simulate, and write the requests file on the way; also the trace's name and length."""
+    from qsim.sim.histogram import RELATIVE_ERROR
+    from qsim.sim.request_rows import request_writer
+    from qsim.sim.stream import simulate_stream
+    from qsim.traces.parts import open_parts
+
+    trace = open_parts(given["trace"], format=given["format"], seed=given["seed"])
+    parts = trace.shaped(given["start"], given["end"], given["speed"], given["head"])
+    begin_s = time.monotonic()
+    with ExitStack() as stack:
+        update = stack.enter_context(progress_bar("simulate", given["progress"]))
+        rows = None
+        if given["requests_path"]:
+            rows = stack.enter_context(request_writer(given["requests_path"]))
+
+        def progress(requests: int) -> None:
+            if update is not None:
+                rate = requests / max(1e-9, time.monotonic() - begin_s)
+                update(parts.share(requests), f"{requests:,} requests, {rate:,.0f}/s")
+
+        result = simulate_stream(
+            parts,
+            profile,
+            replicas=given["replicas"],
+            router=given["router"],
+            options=engine_from(given),
+            seed=given["seed"],
+            too_long=given["too_long"],
+            slos=given["slos"],
+            rows=rows,
+            progress=progress,
+        )
+    for rule, count in trace.skipped.items():
+        if count:
+            note(f"{trace.name}: {count} rows skipped ({rule})")
+    asked = "" if given["stream"] else " because it is large (--no-stream holds it in memory)"
+    note(
+        f"{trace.name} was streamed{asked}: percentiles are within {RELATIVE_ERROR:.4%} of the "
+        "exact ones"
+    )
+    return result, trace.name, result.scenario["requests"]
