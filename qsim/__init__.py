@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from qsim.errors import QsimError
     from qsim.optimize.capacity import plan
+    from qsim.optimize.tuning import tune
     from qsim.profile import Profile
     from qsim.profiles import list_profiles, load_profile
     from qsim.sim.api import simulate
@@ -37,6 +38,7 @@ _WHERE = {
     "load_trace": "qsim.traces",
     "plan": "qsim.optimize.capacity",
     "simulate": "qsim.sim.api",
+    "tune": "qsim.optimize.tuning",
 }
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "load_trace",
     "plan",
     "simulate",
+    "tune",
 ]
 
 

@@ -26,6 +26,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "simulate",
         "Replay a trace against a fleet: latency, throughput, energy.",
     ),
+    "tune": (
+        "qsim.cli.tune",
+        "tune",
+        "Find the settings that nothing beats in every objective.",
+    ),
     "profiles": ("qsim.cli.profiles", "group", "List and show the calibrated profiles."),
     "traces": ("qsim.cli.traces", "group", "Describe, convert and synthesise request traces."),
     "quality": ("qsim.cli.quality", "quality", "Show how much quality each method keeps."),

@@ -16,9 +16,9 @@ __all__ = ["resolved_scenario", "scenario_options", "write_scenario"]
 
 #: options that say where results go or how the work is done, not what is computed
 _NOT_SAVED = {
-    "scenario", "save_scenario", "json", "requests", "report", "picture", "progress", "jobs",
-    "autoscaler", "dask", "export", "fail_on_slo", "gpus_per_host", "resume", "steps", "study",
-    "study_name", "timeline",
+    "scenario", "save_scenario", "json", "csv", "trials_csv", "requests", "report", "picture",
+    "export", "autoscaler", "gpus_per_host", "steps", "timeline", "fail_on_slo", "progress",
+    "jobs", "dask", "study", "study_name", "resume",
 }  # fmt: skip
 
 

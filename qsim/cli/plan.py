@@ -21,6 +21,7 @@ from qsim.cli._common import (
 )
 from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import resolved_scenario, scenario_options, write_scenario
+from qsim.cli._search import price_option, prices_from
 from qsim.errors import InfeasibleError, ScenarioError
 
 if TYPE_CHECKING:
@@ -32,18 +33,6 @@ __all__ = ["plan"]
 #: options that the search takes under their own names
 _LIMITS = ("provider", "goodput", "min_goodput", "max_gpus", "max_usd_per_hour", "max_power_kw",
            "max_peak_power_kw")  # fmt: skip
-
-
-def _price(text: str) -> str:
-    """Check ``GPU=USD``; the text is kept, so that a scenario can hold it."""
-    gpu, equals, usd = str(text).partition("=")
-    try:
-        if not (gpu and equals):
-            raise ValueError
-        float(usd)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not GPU=USD, such as h200_sxm=3.59") from None
-    return f"{gpu.strip()}={usd.strip()}"
 
 
 @scenario_options
@@ -74,14 +63,7 @@ def _price(text: str) -> str:
     help="What decides: USD per hour, energy over the trace, the number of GPUs, or gCO2e "
     "(with --region); of equals cost, then energy, then GPUs.",
 )
-@click.option(
-    "--price",
-    "prices",
-    multiple=True,
-    type=_price,
-    metavar="GPU=USD",
-    help="USD per GPU and hour, instead of the shipped table's; repeatable.",
-)
+@price_option
 @click.option("--prices", "prices_path", metavar="FILE.csv",
               help="Prices by gpu and usd_per_hour; --price goes first.")  # fmt: skip
 @click.option("--provider", default="specialty", show_default=True,
@@ -199,7 +181,7 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
             profiles=given["profiles"],
             slos=given["slos"],
             objective=given["objective"],
-            prices={p.split("=")[0]: float(p.split("=")[1]) for p in given["prices"]},
+            prices=prices_from(given["prices"]),
             **{k: given[k] for k in _LIMITS},
             price_list=None if given["prices_path"] is None else load_prices(given["prices_path"]),
             tasks=given["tasks"],

@@ -136,7 +136,8 @@ class LocalExecutor(TaskExecutor):
                     gone = QsimError(
                         f"a worker process died {task.deaths} times in the middle of the same "
                         "task, for lack of memory perhaps; try again with fewer than "
-                        f"{self._jobs} jobs (--jobs) or a shorter trace (--head, --end)"
+                        f"{self._jobs} jobs (--jobs) or a shorter trace (--head, --end). A script "
+                        "of your own needs  if __name__ == '__main__':  around its entry"
                     )
                     gone.__cause__ = error
                     outcome = partial(task.future.set_exception, gone)

@@ -30,6 +30,11 @@ SAMPLERS = ("nsga2", "tpe", "random", "grid")
 #: key of the study's user attribute that holds what it was begun with
 _SETTINGS = "qsim"
 
+#: share of a batch that is proposed, where a study has proposals
+PROPOSED = 0.4
+#: share of a batch that is left to the sampler at least
+SAMPLED = 0.2
+
 Params = dict[str, Any]
 
 
@@ -111,6 +116,9 @@ class Record:
         return self.complete and all(v <= 0 for v in self.violations.values())
 
 
+Propose = Callable[[Sequence[Record], int], Sequence[Params]]
+
+
 @dataclass(frozen=True)
 class StudySettings:
     """How to search, and where to keep the study.
@@ -162,6 +170,7 @@ def run_study(
     executor: TaskExecutor,
     *,
     designed: Sequence[Params] = (),
+    propose: Propose | None = None,
     identity: Mapping[str, Any] | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> tuple[list[Record], Any]:
@@ -171,6 +180,11 @@ def run_study(
     ----------
     designed : sequence of dict
         Parameters of the first trials; each a point of the space. Ignored by ``grid``.
+    propose : callable, optional
+        Given the trials told before a batch and how many points are wanted, says parameters to
+        try: the first of the batch, :data:`PROPOSED` of it, and as many more as the sampler drew
+        what was known already in the batch before. What it returns may depend on its arguments
+        alone. The sampler fills the rest. Not for ``random`` and ``grid``.
     identity : mapping, optional
         JSON-ready; what must be the same for a study to be resumed (traffic, profiles, ...).
 
@@ -193,6 +207,7 @@ def run_study(
         trials = len(points)
     with quiet_optuna():
         run = _Run(problem, settings, executor, points[:trials], dict(identity or {}))
+        run.propose = propose if settings.sampler in ("nsga2", "tpe") else None
         while run.told < trials:
             begun = run.told
             for told in run.batch(min(begun + settings.batch - begun % settings.batch, trials)):
@@ -215,6 +230,7 @@ class _Run:
         self.space = problem.space.distributions()
         self.study = _open_study(problem, settings, identity)
         self.known: dict[Hashable, Judgement] = {}
+        self.propose: Propose | None = None
         self.told = 0
         for trial in self.study.get_trials(deepcopy=False):
             if not trial.state.is_finished():
@@ -231,7 +247,8 @@ class _Run:
 
         Yields how many trials of the study are told, after each.
         """
-        trials = [self._ask(number) for number in range(self.told, end)]
+        fixed = self._fixed(end)
+        trials = [self._ask(number, fixed.get(number)) for number in range(self.told, end)]
         begun: dict[Hashable, Future[Any]] = {}
         for trial in trials:
             key = self.problem.key(trial.params)
@@ -244,13 +261,29 @@ class _Run:
             self._tell(trial, self.known[key])
             yield self.told
 
-    def _ask(self, number: int) -> Any:
+    def _fixed(self, end: int) -> dict[int, Params]:
+        """Parameters by number of the trials before ``end`` that no sampler is asked for."""
+        size = self.settings.batch
+        begin = (end - 1) // size * size
+        fixed = {n: self.points[n] for n in range(begin, min(end, len(self.points)))}
+        first = max(begin, len(self.points))
+        if self.propose is None or first >= end:
+            return fixed
+        told = self.records(begin)  # before the batch began, also if this is the rest of one
+        # what the sampler drew twice in the last batch was for nothing: more proposals instead
+        keys = [self.problem.key(r.params) for r in told]
+        wasted = sum(keys[i] in keys[:i] for i in range(max(0, begin - size), begin))
+        share = min(round(size * PROPOSED) + wasted, max(1, size - round(size * SAMPLED)))
+        count = min(share, end - first)
+        fixed |= {first + i: p for i, p in enumerate(self.propose(told, count)[:count])}
+        return fixed
+
+    def _ask(self, number: int, fixed: Params | None) -> Any:
         """Trial ``number``: one that was asked for before an interruption, or a new one."""
         import optuna
 
         self.study.sampler = self._sampler(number, 0)
         there = self.study.get_trials(deepcopy=False)
-        fixed = self.points[number] if number < len(self.points) else None
         waiting = len(there) > number and there[number].state == optuna.trial.TrialState.WAITING
         if len(there) > number and not waiting:
             trial = optuna.trial.Trial(self.study, there[number]._trial_id)

@@ -1,21 +1,13 @@
-"""Static pictures of a simulation and of a plan, drawn with matplotlib.
-
-Figures are made without pyplot, so that nothing global is touched, and saved without dates, so
-that the same result gives the same file.
-"""
+"""Static pictures of a simulation and of a plan, drawn with matplotlib."""
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qsim.errors import MissingExtraError
-from qsim.files import atomic_path
+from qsim.report.style import COLORS, blank_figure, figure_svg, save_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,35 +19,19 @@ if TYPE_CHECKING:
 
 __all__ = ["figure_svg", "latency_figure", "plan_figure", "save_figure", "timeline_figure"]
 
-# Okabe and Ito's colours, told apart by people with any colour vision
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _TITLES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.hashsalt": "qsim",
-    "svg.fonttype": "none",
-}
 
 
 def latency_figure(result: SimulationResult, slos: Sequence[Slo] = ()) -> Figure:
     """Distribution functions of TTFT, TPOT and E2EL, with the limits on them."""
     at = np.linspace(0, 1, 401)
-    with _style():
-        figure = _blank(10, 3)
+    with style():
+        figure = blank_figure(10, 3)
         axes = figure.subplots(1, 3)
         for ax, name in zip(axes, ("ttft", "tpot", "e2el"), strict=True):
             values = result.metric(name)
             if len(values):
-                ax.plot(np.quantile(values, at), at, color=_COLORS[0], linewidth=1.6)
+                ax.plot(np.quantile(values, at), at, color=COLORS[0], linewidth=1.6)
             _limits(ax, name, slos)
             _latency_axis(ax, name, values)
     return figure
@@ -65,17 +41,17 @@ def timeline_figure(result: SimulationResult) -> Figure:
     """Requests running and waiting, use of the KV cache, and power, over time."""
     t = result.timeline
     t_s = t["t_s"]
-    with _style():
-        figure = _blank(10, 5.4)
+    with style():
+        figure = blank_figure(10, 5.4)
         queue, kv, power = figure.subplots(3, 1, sharex=True)
-        queue.plot(t_s, t["running"], color=_COLORS[0], linewidth=1.2, label="running")
-        queue.plot(t_s, t["waiting"], color=_COLORS[1], linewidth=1.2, label="waiting")
+        queue.plot(t_s, t["running"], color=COLORS[0], linewidth=1.2, label="running")
+        queue.plot(t_s, t["waiting"], color=COLORS[1], linewidth=1.2, label="waiting")
         queue.set_title("requests in the fleet")
         queue.legend(loc="upper right", ncols=2)
-        kv.fill_between(t_s, t["kv_usage"] * 100, color=_COLORS[2], alpha=0.35, linewidth=0)
-        kv.plot(t_s, t["kv_usage"] * 100, color=_COLORS[2], linewidth=1.0)
+        kv.fill_between(t_s, t["kv_usage"] * 100, color=COLORS[2], alpha=0.35, linewidth=0)
+        kv.plot(t_s, t["kv_usage"] * 100, color=COLORS[2], linewidth=1.0)
         kv.set_title("KV cache in use, %, mean of the replicas")
-        power.plot(t_s, t["power_w"], color=_COLORS[3], linewidth=1.0)
+        power.plot(t_s, t["power_w"], color=COLORS[3], linewidth=1.0)
         power.set_title("power of all GPUs, W")
         power.set_xlabel("time, s")
         for ax in (queue, kv, power):
@@ -90,10 +66,10 @@ def plan_figure(plan: Plan) -> Figure:
     fleets = [c for c in plan.candidates if c.feasible]
     metrics = [m for m in ("ttft", "tpot", "e2el") if any(s.metric == m for s in plan.slos)]
     metrics = metrics or ["e2el"]
-    color = {c.profile: _COLORS[i % len(_COLORS)] for i, c in enumerate(plan.candidates)}
-    with _style():
+    color = {c.profile: COLORS[i % len(COLORS)] for i, c in enumerate(plan.candidates)}
+    with style():
         bars_height = 0.8 + 0.34 * max(2, len(fleets))
-        figure = _blank(10, bars_height + 3.7)
+        figure = blank_figure(10, bars_height + 3.7)
         grid = figure.add_gridspec(2, 12, height_ratios=[bars_height, 3.0])
         bars = [figure.add_subplot(grid[0, 3 * k : 3 * k + 3]) for k in range(4)]
         for ax, (title, key) in zip(
@@ -136,41 +112,6 @@ def plan_figure(plan: Plan) -> Figure:
             fontsize=11,
         )
     return figure
-
-
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write as .png, .svg or .pdf by the ending of ``path``; whole or not at all."""
-    with _style(), atomic_path(path) as temporary:
-        metadata = {".png": {"Software": None}, ".svg": {"Date": None}}.get(
-            Path(path).suffix.lower(), {"CreationDate": None}
-        )
-        figure.savefig(
-            temporary, dpi=150, metadata=metadata, format=Path(path).suffix.lower().lstrip(".")
-        )
-
-
-def figure_svg(figure: Figure) -> str:
-    """The ``<svg>`` element, to be put into a page."""
-    buffer = io.StringIO()
-    with _style():
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _style() -> Any:
-    """matplotlib's settings for the time of a ``with`` block."""
-    try:
-        import matplotlib as mpl
-    except ImportError as e:
-        raise MissingExtraError("matplotlib", "report", "drawing a picture") from e
-    return mpl.rc_context(_STYLE)
-
-
-def _blank(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _limits(ax: Axes, name: str, slos: Sequence[Slo]) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "carbon_remarks",
+    "continued",
     "latency_rows",
     "margin_remarks",
     "plan_rows",
@@ -246,7 +247,7 @@ def _recommendation(plan: Plan, best: Candidate) -> str:
     return (
         "\n\n".join(_fill(h, "  ") for h in head.split("\n\n"))
         + "\n\n"
-        + _continued(plan.serve_command(best))
+        + continued(plan.serve_command(best))
     )
 
 
@@ -288,7 +289,7 @@ def margin_remarks(plan: Plan) -> list[str]:
     return lines
 
 
-def _continued(command: str) -> str:
+def continued(command: str) -> str:
     """A shell command over several lines, broken before options."""
     lines, line = [], ""
     for i, part in enumerate(command.split(" --")):

@@ -1,0 +1,73 @@
+"""How all pictures look, and how they are saved.
+
+Figures are made without pyplot, so that nothing global is touched, and saved without dates, so
+that the same result gives the same file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsim.errors import MissingExtraError
+from qsim.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["COLORS", "blank_figure", "figure_svg", "save_figure", "style"]
+
+# Okabe and Ito's colours, told apart by people with any colour vision
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "qsim",
+    "svg.fonttype": "none",
+}
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write as .png, .svg or .pdf by the ending of ``path``; whole or not at all."""
+    with style(), atomic_path(path) as temporary:
+        metadata = {".png": {"Software": None}, ".svg": {"Date": None}}.get(
+            Path(path).suffix.lower(), {"CreationDate": None}
+        )
+        figure.savefig(
+            temporary, dpi=150, metadata=metadata, format=Path(path).suffix.lower().lstrip(".")
+        )
+
+
+def figure_svg(figure: Figure) -> str:
+    """The ``<svg>`` element, to be put into a page."""
+    buffer = io.StringIO()
+    with style():
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def style() -> Any:
+    """matplotlib's settings for the time of a ``with`` block."""
+    try:
+        import matplotlib as mpl
+    except ImportError as e:
+        raise MissingExtraError("matplotlib", "report", "drawing a picture") from e
+    return mpl.rc_context(_STYLE)
+
+
+def blank_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cli.helpers import fails, qsim
+
+
+@pytest.fixture
+def tune(trace: Path, profile: Path, slower: Path) -> list[object]:
+    return [
+        "tune", trace, "--profile", profile, "--profile", slower, "--jobs", 1, "--trials", 30,
+        "--search", "replicas=1:3", "--no-progress",
+    ]  # fmt: skip
+
+
+def test_the_table_has_the_front_and_the_picked_point(tune: list[object]) -> None:
+    result = qsim(*tune, "--pick", "min cost", "--constraint", "p99_ttft_ms<=2000")
+    assert result.exit_code == 0, result.output
+    assert "objectives: p99_e2el_ms min, joules_per_output_token min, usd_per_hour min" in (
+        result.stdout
+    )
+    assert "nsga2, 30 trials" in result.stdout
+    starred = [line for line in result.stdout.splitlines() if line.startswith("*  ")]
+    assert len(starred) == 1
+    assert " 4.00 " in starred[0]
+    assert "* picked by min usd_per_hour: 1 replica of h200_sxm/toy-1b/" in result.stdout or (
+        "* picked by min cost: 1 replica of h200_sxm/toy-1b/" in result.stdout
+    )
+    assert "vllm serve path/to/toy-1b-" in result.stdout
+    assert "importance of the decisions" in result.stdout
+
+
+def test_csv_json_and_picture_agree(tune: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = qsim(
+        *tune, "--csv", out / "front.csv", "--trials-csv", out / "trials.csv",
+        "--json", out / "tune.json", "--picture", out / "front.svg",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    data = json.loads((out / "tune.json").read_text())
+    rows = list(csv.DictReader((out / "front.csv").open()))
+    assert [int(r["trial"]) for r in rows] == [p["trial"] for p in data["front"]]
+    assert [float(r["p99_e2el_ms"]) for r in rows] == [p["p99_e2el_ms"] for p in data["front"]]
+    trials = list(csv.DictReader((out / "trials.csv").open()))
+    assert len(trials) == len(data["trials"]) == 30
+    marked = [t["trial"] for t in trials if t["on_front"] == "True"]
+    assert sorted(marked, key=int) == sorted((r["trial"] for r in rows), key=int)
+    assert data["picked"] == {"how": "knee", "trial": data["picked"]["trial"]}
+    assert data["picked"]["trial"] in {p["trial"] for p in data["front"]}
+    assert data["scenario"]["trials"] == 30
+    assert "<svg" in (out / "front.svg").read_text()
+    again = qsim(*tune, "--json", "-")
+    same = json.loads(again.stdout)
+    assert same["front"] == data["front"]
+    assert same["trials"] == data["trials"]
+    front = qsim(*tune, "--csv", "-")
+    assert list(csv.DictReader(io.StringIO(front.stdout))) == rows
+
+
+@pytest.mark.parametrize("objectives", [["energy"], ["energy", "cost"]])
+def test_pictures_of_one_and_two_objectives(
+    tune: list[object], objectives: list[str], tmp_path: Path
+) -> None:
+    chosen = [w for o in objectives for w in ("--objective", o)]
+    result = qsim(*tune, *chosen, "--picture", tmp_path / "front.png", "--slo", "ttft:p99:100")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_exported_scenario_gives_the_figures_again(tune: list[object], tmp_path: Path) -> None:
+    scenario, answer = tmp_path / "fleet.yaml", tmp_path / "tune.json"
+    result = qsim(
+        *tune, "--growth", 2, "--slo", "ttft:p99:3000", "--pick", "min energy",
+        "--export", f"scenario={scenario}", "--export", f"vllm={tmp_path}/serve.sh",
+        "--json", answer,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    data = json.loads(answer.read_text())
+    picked = next(p for p in data["front"] if p["trial"] == data["picked"]["trial"])
+    assert yaml.safe_load(scenario.read_text())["replicas"] == picked["replicas"]
+    again = qsim("simulate", "--scenario", scenario, "--json", "-")
+    assert again.exit_code == 0, again.output
+    summary = json.loads(again.stdout)
+    for name in ("energy_j", "p99_ttft_ms", "p99_e2el_ms", "joules_per_output_token"):
+        assert summary[name] == picked[name]
+    assert picked["serve_command"].split()[2] in (tmp_path / "serve.sh").read_text()
+    manifests = qsim(*tune, "--export", "kubernetes")
+    assert {d["kind"] for d in yaml.safe_load_all(manifests.stdout)} >= {"Deployment", "Service"}
+
+
+def test_nothing_feasible_exits_with_3_and_says_what_binds(tune: list[object]) -> None:
+    result = qsim(*tune, "--slo", "ttft:p99:1")
+    assert result.exit_code == 3
+    assert "p99_ttft_ms<=1 is met by none of" in " ".join(result.stdout.split())
+    assert "p99_ttft_ms<=1 is met by none of" in result.stderr
+    nothing = qsim(*tune, "--pick", "quality>=101")
+    assert nothing.exit_code == 3
+    assert "quality>=101" in nothing.stderr
+
+
+def test_wrong_options_end_with_2(tune: list[object], tmp_path: Path) -> None:
+    fails(qsim(*tune, "--pick", "best"), 2, "--pick", "ends too early")
+    fails(qsim(*tune, "--objective", "speed"), 2, "speed")
+    fails(qsim(*tune, "--resume"), 2, "--study")
+    fails(qsim(*tune, "--csv", "-", "--json", "-"), 2, "stdout")
+    fails(qsim(*tune, "--picture", tmp_path / "x.gif"), 2, "--picture")
+
+
+def test_a_scenario_holds_the_tuning(tune: list[object], tmp_path: Path) -> None:
+    saved = tmp_path / "tune.yaml"
+    more = ["--sampler", "tpe", "--fix", "max_num_seqs=64", "--constraint", "gpus<=2"]
+    first = qsim(*tune, *more, "--save-scenario", saved)
+    assert first.exit_code == 0, first.output
+    held = yaml.safe_load(saved.read_text())
+    assert held["fix"] == ["max_num_seqs=64"]
+    assert "study" not in held
+    assert "jobs" not in held
+    again = qsim("tune", "--scenario", saved, "--jobs", 1, "--no-progress")
+    assert again.stdout == first.stdout
+
+
+def test_ctrl_c_leaves_a_study_that_goes_on(tune: list[object], tmp_path: Path) -> None:
+    words = [str(w) for w in tune if w != "--no-progress"]
+    words[words.index("--jobs") + 1] = "2"
+    study = ["--study", str(tmp_path / "study.journal"), "--trials", "60"]
+    command = [sys.executable, "-c", "from qsim.cli import main; main()", *words, *study]
+    # its own process group: a terminal sends Ctrl-C to all of it
+    process = subprocess.Popen(
+        [*command, "--progress"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if " of 60 trials" in line:
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, (out, err)
+    assert out == ""
+    assert "go on with the same command and --resume" in err
+    assert "Traceback" not in err
+    rest = subprocess.run(
+        [*command, "--no-progress", "--resume"], capture_output=True, text=True, check=True
+    )
+    whole = qsim(*tune, "--trials", 60)
+    assert rest.stdout == whole.stdout
