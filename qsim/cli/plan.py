@@ -106,6 +106,9 @@ _LIMITS = ("provider", "goodput", "min_goodput", "max_gpus", "max_usd_per_hour",
 @click.option("--replications", type=int, default=0, show_default=True, metavar="N",
               help="Simulate the best fleet again N times with other traffic, seeds and profile "
               "errors.")  # fmt: skip
+@click.option("--min-confidence", type=float, metavar="SHARE",
+              help="Let the best fleet grow until this share of the replications (20 unless given) "
+              "meets every limit.")  # fmt: skip
 @click.option("--sensitivity", is_flag=True, default=None,
               help="Find the best fleet's size for each limit 20% tighter and looser.")  # fmt: skip
 @click.option("--bottlenecks", is_flag=True, default=None,
@@ -253,7 +256,8 @@ def _detail(given: dict[str, Any]) -> DetailWanted:
     from qsim.optimize.redraw import preset_draw
 
     explain = bool(given["explain"])
-    replications = given["replications"] or (20 if explain else 0)
+    sure = given["min_confidence"]
+    replications = given["replications"] or (20 if explain or sure is not None else 0)
     redraw = preset_draw(
         given["trace"],
         given["seed"],
@@ -269,4 +273,5 @@ def _detail(given: dict[str, Any]) -> DetailWanted:
         explain or bool(given["sensitivity"]),
         explain or bool(given["bottlenecks"]),
         redraw,
+        sure,
     )

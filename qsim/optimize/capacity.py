@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from qsim.errors import ScenarioError
 from qsim.optimize.budget import budget_of
 from qsim.optimize.candidates import Choice, blank_candidate, choose_profiles
+from qsim.optimize.confidence import Replication
 from qsim.optimize.executor import open_executor
 from qsim.optimize.fleet_task import FleetTask, describe
 from qsim.optimize.forecast import forecast
-from qsim.optimize.headroom import find_headroom
-from qsim.optimize.plan_detail import DetailWanted, plan_detail
+from qsim.optimize.plan_detail import DetailWanted
 from qsim.optimize.plan_result import OBJECTIVES, Candidate, Plan
-from qsim.optimize.plan_search import PlanProblem, run_search, search_space
+from qsim.optimize.plan_run import PlanRun
+from qsim.optimize.plan_search import search_space
 from qsim.optimize.prices import DEFAULT_CLASS
-from qsim.optimize.searches import Progress, drive, part_of, search_candidate
+from qsim.optimize.searches import Progress, part_of
 from qsim.optimize.study import StudySettings
 from qsim.optimize.weigh import carbon_of, quality_goal
 from qsim.profile import Profile
@@ -174,54 +174,34 @@ def plan(
     if all(b.engine is None for b in blanks):
         raise ScenarioError(blanks[0].reason)
     base = FleetTask(trace, chosen[0], 1, limits, options, router, seed, too_long, good)
-    searches = [
-        search_candidate(replace(base, profile=p), b, max_replicas, budget)
-        for p, b in zip(chosen, blanks, strict=True)
-    ]
     space = search_space(search, _able(choices, blanks)) if search else None
     if study is not None and space is None:
         raise ScenarioError("a study is given, but nothing to search (--search max_num_seqs)")
-    shares = _shares(bool(space), headroom, bool(detail))
-    with open_executor(jobs, at_most=None if space else len(searches), dask=dask) as executor:
+    wanted = detail or DetailWanted()
+    shares = _shares(bool(space), headroom, bool(wanted))
+    many = None if space or wanted else len(chosen)
+    with open_executor(jobs, at_most=many, dask=dask) as executor:
         executor.share(trace)
         for profile in chosen:
             executor.share(profile)
-        names = [b.profile for b in blanks]
-        candidates = drive(executor, searches, names, progress, shares[0])
-        report = None
+        run = PlanRun(executor, base, choices, blanks, objective, max_replicas, budget)
+        candidates = run.fleets(part_of(progress, 0.0, shares[0]))
+        report, spare, told = None, None, None
         if space is not None:
-            problem = PlanProblem(
-                space,
-                base,
-                {c.profile.id: c for c in choices},
-                {b.profile: b for b in blanks},
-                objective,
-                max_replicas,
-                budget,
-            )
-            candidates, report = run_search(
-                problem,
-                study or StudySettings("tpe", trials=60, seed=seed),
-                executor,
-                candidates,
-                part_of(progress, shares[0], shares[1]),
-            )
-        ranked = tuple(sorted(candidates, key=lambda c: c.rank(objective)))
-        spare, told = None, None
+            study = study or StudySettings("tpe", trials=60, seed=seed)
+            between = part_of(progress, shares[0], shares[1])
+            candidates, report = run.settings(space, study, candidates, between)
+        runs: tuple[Replication, ...] = ()
+        if wanted.min_confidence is not None:
+            between = part_of(progress, shares[1], shares[2])
+            candidates, runs = run.confident(candidates, wanted, between)
+        ranked = run.ranked(candidates)
         if headroom and ranked[0].feasible:
-            task = _fleet_of(base, ranked[0], chosen)
-            spare = find_headroom(executor, task, part_of(progress, shares[1], shares[2]))
-        if detail and ranked[0].feasible:
-            told = plan_detail(
-                executor,
-                _fleet_of(base, ranked[0], chosen),
-                ranked[0].evaluations,
-                detail,
-                max_replicas=max_replicas,
-                speed=(spare.broken_speed if spare else None) or 1.0,
-                other=next((_fleet_of(base, c, chosen) for c in ranked[1:] if c.feasible), None),
-                progress=part_of(progress, shares[2], 1.0),
-            )
+            spare = run.headroom(ranked[0], part_of(progress, shares[1], shares[2]))
+        if wanted and ranked[0].feasible:
+            told = run.detail(ranked, wanted, spare, runs, part_of(progress, shares[2], 1.0))
+    if progress is not None:
+        progress(1.0, "done")
     settings = {
         "router": router,
         "seed": seed,
@@ -258,14 +238,3 @@ def _shares(search: bool, headroom: bool, detail: bool) -> tuple[float, float, f
     end = 0.5 if detail else 1.0
     settled = end * 0.9 if headroom else end
     return (settled * 0.2 if search else settled, settled, end)
-
-
-def _fleet_of(base: FleetTask, candidate: Candidate, profiles: Sequence[Profile]) -> FleetTask:
-    """A candidate's fleet, to be simulated."""
-    return replace(
-        base,
-        profile=next(p for p in profiles if p.id == candidate.profile),
-        replicas=candidate.replicas or 1,
-        options=candidate.options,
-        router=candidate.router or base.router,
-    )

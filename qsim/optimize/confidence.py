@@ -138,6 +138,9 @@ def replicate(
     redraw: Redraw,
     count: int,
     progress: Progress | None = None,
+    *,
+    explain: bool = True,
+    runs: Sequence[Replication] = (),
 ) -> Confidence:
     """Simulate the fleet of ``task`` again, ``count`` times.
 
@@ -145,6 +148,13 @@ def replicate(
     time of the profile multiplied by ``1 + e`` with ``e`` drawn from N(0, sigma), where sigma is
     the error that the profile states. A run with one replica more has the same traffic, seed and
     ``e``, so that the two differ in the fleet alone.
+
+    Parameters
+    ----------
+    explain : bool
+        Also run what is told about misses: the exact profile, and one replica more.
+    runs : sequence of Replication
+        Runs of this very fleet that were made already.
 
     Raises
     ------
@@ -171,14 +181,14 @@ def replicate(
                 progress(share + len(found) / len(jobs) * (0.5 - share / 2), "replications")
         return tuple(found)
 
-    runs = run(jobs, 0, 0.0)
-    lost = [r for r in runs if not r.met]
+    done = tuple(runs) or run(jobs, 0, 0.0)
+    lost = [r for r in done if explain and not r.met]
     exact = run([(r.number, 1.0) for r in lost if r.factor > 1], 0, 0.5) if lost else ()
     more = run(jobs, 1, 0.5) if lost else ()
     if progress is not None:
         progress(1.0, "replications")
     source = task.profile.identity.source
-    return Confidence(runs, exact, more, sigma, redraw.text(), source)
+    return Confidence(done, exact, more, sigma, redraw.text(), source)
 
 
 def _run(task: FleetTask, redraw: Redraw, number: int, factor: float) -> FleetOutcome:

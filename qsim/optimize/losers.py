@@ -26,7 +26,7 @@ def lost(plan: Plan, candidate: Candidate) -> dict[str, Any] | None:
         return None
     worth = best.worth(plan.objective)
     ratio = candidate.worth(plan.objective) / worth if worth else None
-    n = candidate.replicas or 0
+    n = candidate.grown_from or candidate.replicas or 0
     fewer = next((e for e in candidate.evaluations if e.replicas == n - 1), None)
     return {
         "ratio": ratio,
@@ -47,5 +47,6 @@ def lost_text(plan: Plan, candidate: Candidate) -> str:
     else:
         text = f"{name}: {ratio:.3g} times {_WORDS[plan.objective]}"
     if found["one_less"] is not None:
-        text += f"; with {(candidate.replicas or 0) - 1} replicas {found['one_less']}"
+        n = candidate.grown_from or candidate.replicas or 0
+        text += f"; with {n - 1} replicas {found['one_less']}"
     return text

@@ -9,7 +9,7 @@ from typing import Any
 
 from qsim.errors import ScenarioError
 from qsim.optimize.bottleneck import TimeShares, time_shares
-from qsim.optimize.confidence import Confidence, replicate
+from qsim.optimize.confidence import Confidence, Replication, replicate
 from qsim.optimize.fleet_task import FleetTask
 from qsim.optimize.plan_result import FleetOutcome
 from qsim.optimize.redraw import Redraw, Resample
@@ -35,17 +35,29 @@ class DetailWanted:
         Where the time goes, and which single change helps most.
     redraw : Redraw, optional
         How to draw other traffic; the trace is resampled unless given.
+    min_confidence : float, optional
+        Share of the replications that must meet every limit: the best fleet grows until they do.
     """
 
     replications: int = 0
     sensitivity: bool = False
     bottlenecks: bool = False
     redraw: Redraw | None = None
+    min_confidence: float | None = None
 
     def __post_init__(self) -> None:
-        n = self.replications
+        n, share = self.replications, self.min_confidence
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:
             raise ScenarioError(f"replications is {n!r}; must be a whole number >= 0")
+        if share is None:
+            return
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        if not number or not 0 < share <= 1:
+            raise ScenarioError(f"min_confidence is {share!r}; must be above 0 and at most 1")
+        if n == 0:
+            raise ScenarioError(
+                f"min_confidence is {share!r}, but replications is 0; give some (--replications 20)"
+            )
 
     def __bool__(self) -> bool:
         return bool(self.replications or self.sensitivity or self.bottlenecks)
@@ -81,6 +93,7 @@ def plan_detail(
     max_replicas: int,
     speed: float = 1.0,
     other: FleetTask | None = None,
+    runs: Sequence[Replication] = (),
     progress: Progress | None = None,
 ) -> Detail:
     """Find out what is wanted about the fleet of ``task``.
@@ -93,6 +106,8 @@ def plan_detail(
         The speed that breaks an SLO, where it is known; single changes are tried at it.
     other : FleetTask, optional
         The next best candidate's fleet.
+    runs : sequence of Replication
+        Replications of this very fleet that were made already.
     """
     steps = [bool(wanted.replications), wanted.sensitivity, wanted.bottlenecks]
 
@@ -105,7 +120,7 @@ def plan_detail(
     confidence, sensitivity, shares, changes = None, None, None, None
     if wanted.replications:
         redraw = wanted.redraw or Resample(task.trace)
-        confidence = replicate(executor, task, redraw, wanted.replications, part(0))
+        confidence = replicate(executor, task, redraw, wanted.replications, part(0), runs=runs)
     if wanted.sensitivity:
         sensitivity = fleet_sensitivity(executor, task, known, max_replicas, part(1))
     if wanted.bottlenecks:

@@ -115,6 +115,8 @@ class Candidate:
     reason: str = ""
     #: what makes it infeasible, in numbers; None if it is feasible or numbers do not say it
     shortfall: Shortfall | None = None
+    #: the smallest fleet that met the SLOs, if it grew from there for confidence
+    grown_from: int | None = None
     outcome: FleetOutcome | None = None
     evaluations: tuple[FleetOutcome, ...] = ()
 
@@ -190,6 +192,7 @@ class Candidate:
             "reason": self.reason or None,
             "shortfall": None if self.shortfall is None else self.shortfall.to_dict(),
             "replicas": self.replicas,
+            "grown_from": self.grown_from,
             "gpus": self.gpus,
             "profile_error_percent": dict(self.error_percent),
             "quality": None if self.quality is None else self.quality.to_dict(),

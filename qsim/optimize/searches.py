@@ -140,13 +140,9 @@ def drive(
     executor: Executor,
     searches: list[Search],
     names: list[str],
-    progress: Progress | None,
-    share: float = 1.0,
+    progress: Progress | None = None,
 ) -> list[Candidate]:
-    """Run all searches to their end, each one simulation ahead at a time.
-
-    ``share`` of the progress is theirs, unless nothing is feasible, so that nothing follows.
-    """
+    """Run all searches to their end, each one simulation ahead at a time."""
     found: dict[int, Candidate] = {}
     running: dict[Future[FleetOutcome], int] = {}
     probes = [0] * len(searches)
@@ -175,6 +171,5 @@ def drive(
             else:
                 advance(i, lambda s=search, f=future: s.send(f.result()))  # type: ignore[misc]
             if progress is not None:
-                more = running or any(c.feasible for c in found.values())
-                progress(sum(shares) / len(shares) * (share if more else 1.0), names[i])
+                progress(sum(shares) / len(shares), names[i])
     return [found[i] for i in range(len(searches))]

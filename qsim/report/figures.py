@@ -64,7 +64,8 @@ def plan_figure(plan: Plan) -> Figure:
     """The fleets of a plan side by side, and how each latency with an SLO is distributed."""
     shown = [c for c in plan.candidates if c.outcome is not None]
     fleets = [c for c in plan.candidates if c.feasible]
-    metrics = [m for m in ("ttft", "tpot", "e2el") if any(s.metric == m for s in plan.slos)]
+    limited = {s.metric for s in plan.slos} | set(dict(plan.goodput.limits if plan.goodput else ()))
+    metrics = [m for m in ("ttft", "tpot", "e2el") if m in limited]
     metrics = metrics or ["e2el"]
     color = {c.profile: COLORS[i % len(COLORS)] for i, c in enumerate(plan.candidates)}
     with style():
@@ -106,7 +107,7 @@ def plan_figure(plan: Plan) -> Figure:
                 figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
         t = plan.trace
         figure.suptitle(
-            f"{t['name']}: {t['requests']:,} requests, SLO {', '.join(map(str, plan.slos))}",
+            f"{t['name']}: {t['requests']:,} requests, SLO {', '.join(map(str, plan.goals))}",
             x=0.01,
             ha="left",
             fontsize=11,

@@ -19,6 +19,11 @@ def detail_lines(plan: Plan) -> list[str]:
     if detail is None:
         return []
     lines = [f"why not {text}" for text in (lost_text(plan, c) for c in plan.candidates) if text]
+    if plan.best is not None and plan.best.grown_from is not None:
+        lines.append(
+            f"{plan.best.grown_from} replicas meet every SLO on this trace, but in too few "
+            f"replications; the fleet has {plan.best.replicas} for that"
+        )
     if detail.confidence is not None:
         lines += detail.confidence.text()
     if detail.sensitivity is not None:

@@ -169,3 +169,72 @@ def test_a_plan_tells_its_detail_the_same_from_two_processes() -> None:
     assert detail.changes is not None
     none = plan(traffic(), profiles=[UNSURE], slos=["tpot:p99:0.1"], detail=wanted)
     assert none.detail is None
+
+
+DOUBTFUL = replace(EXACT, fit_error={"worst_mean": 25.0})
+
+
+def sure(share: float, **more: Any) -> Any:
+    given: dict[str, Any] = {"profiles": [DOUBTFUL], "slos": SLOS, "headroom": False, **more}
+    return plan(traffic(), detail=DetailWanted(replications=8, min_confidence=share), **given)
+
+
+def test_the_fleet_grows_until_enough_replications_meet_the_limits() -> None:
+    plain = plan(traffic(), profiles=[DOUBTFUL], slos=SLOS, headroom=False).best
+    assert plain is not None
+    n = plain.replicas or 0
+    redraw = Resample(traffic())
+    fleet = task(DOUBTFUL, n, router="least-requests")
+    sizes = range(n, n + 4)
+    met = [replicate(SerialExecutor(), replace(fleet, replicas=k), redraw, 8).met for k in sizes]
+    assert met[0] < 8, "there must be something to do"
+    enough = next(k for k, m in zip(sizes, met, strict=True) if m >= 8)
+    answer = sure(1.0)
+    best = answer.best
+    assert (best.replicas, best.grown_from) == (enough, n)
+    assert answer.detail.confidence.met == 8
+    assert (
+        best.outcome.summary
+        == run_fleet(replace(fleet, replicas=enough, router="least-requests")).summary
+    )
+    easy = sure(max(met[0], 1) / 8)
+    if met[0]:
+        assert (easy.best.replicas, easy.best.grown_from) == (n, None)
+
+
+def test_growing_past_another_candidate_changes_the_best() -> None:
+    plain = plan(traffic(), profiles=[DOUBTFUL], slos=SLOS, headroom=False).best
+    n = plain.replicas or 0 if plain else 0
+    certain = make_profile(method="fp8-w8a8", gpu="h100_sxm", decode_ms=2.0)
+    other = plan(traffic(), profiles=[certain], slos=SLOS, headroom=False).best
+    k = other.replicas or 0 if other else 0
+    prices = {"h200_sxm": 1.0, "h100_sxm": (n + 0.5) / k}  # between n and n + 1 of the first
+    answer = sure(1.0, profiles=[DOUBTFUL, certain], prices=prices)
+    assert answer.best.profile == certain.id
+    assert answer.candidates[1].grown_from == n
+    assert answer.detail.confidence.runs[0].replicas == k
+
+
+def test_too_sure_for_the_budget() -> None:
+    plain = plan(traffic(), profiles=[DOUBTFUL], slos=SLOS, headroom=False).best
+    n = plain.replicas or 0 if plain else 0
+    for limit in ({"max_gpus": n}, {"max_replicas": n}):
+        (short,) = sure(1.0, **limit).candidates
+        assert not short.feasible
+        assert f"{n} replicas meet every SLO in " in short.reason
+        assert short.shortfall.constraint == (
+            "max_gpus" if "max_gpus" in limit else "min_confidence"
+        )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ({"min_confidence": 0.9}, "replications is 0"),
+        ({"min_confidence": 1.1, "replications": 5}, "min_confidence is 1.1"),
+        ({"min_confidence": True, "replications": 5}, "min_confidence is True"),
+    ],
+)
+def test_wrong_confidence(wanted: dict[str, Any], words: str) -> None:
+    with pytest.raises(ScenarioError, match=words):
+        DetailWanted(**wanted)

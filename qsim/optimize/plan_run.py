@@ -1,0 +1,168 @@
+"""The stages of a plan over one executor: fleets, settings, confidence, head-room, detail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from qsim.optimize.budget import Budget, Shortfall
+from qsim.optimize.candidates import Choice
+from qsim.optimize.confidence import Replication, replicate
+from qsim.optimize.executor import TaskExecutor
+from qsim.optimize.fleet_task import FleetTask, run_fleet
+from qsim.optimize.headroom import Headroom, find_headroom
+from qsim.optimize.plan_detail import Detail, DetailWanted, plan_detail
+from qsim.optimize.plan_result import Candidate
+from qsim.optimize.plan_search import PlanProblem, SearchReport, run_search
+from qsim.optimize.redraw import Resample
+from qsim.optimize.searches import Progress, drive, search_candidate
+from qsim.optimize.space import Space
+from qsim.optimize.study import StudySettings
+
+__all__ = ["PlanRun"]
+
+
+@dataclass(frozen=True)
+class PlanRun:
+    """What all stages of a plan share.
+
+    Attributes
+    ----------
+    base : FleetTask
+        A fleet with the plan's trace, limits and settings; profile and size are replaced.
+    choices, blanks : list
+        A profile, and its candidate before the search, at each place.
+    """
+
+    executor: TaskExecutor
+    base: FleetTask
+    choices: Sequence[Choice]
+    blanks: Sequence[Candidate]
+    objective: str
+    max_replicas: int
+    budget: Budget
+
+    def fleets(self, progress: Progress | None) -> list[Candidate]:
+        """The smallest fleet of every profile with the plan's own settings."""
+        searches = [
+            search_candidate(
+                replace(self.base, profile=c.profile), b, self.max_replicas, self.budget
+            )
+            for c, b in zip(self.choices, self.blanks, strict=True)
+        ]
+        return drive(self.executor, searches, [b.profile for b in self.blanks], progress)
+
+    def settings(
+        self,
+        space: Space,
+        study: StudySettings,
+        known: Sequence[Candidate],
+        progress: Progress | None,
+    ) -> tuple[list[Candidate], SearchReport]:
+        """The same with engine options and routers searched."""
+        problem = PlanProblem(
+            space,
+            self.base,
+            {c.profile.id: c for c in self.choices},
+            {b.profile: b for b in self.blanks},
+            self.objective,
+            self.max_replicas,
+            self.budget,
+        )
+        return run_search(problem, study, self.executor, known, progress)
+
+    def ranked(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """The best first, infeasible ones last."""
+        return tuple(sorted(candidates, key=lambda c: c.rank(self.objective)))
+
+    def confident(
+        self, candidates: Sequence[Candidate], wanted: DetailWanted, progress: Progress | None
+    ) -> tuple[list[Candidate], tuple[Replication, ...]]:
+        """Let the best fleet grow until enough replications meet every limit.
+
+        The best candidate is replicated; if too few runs meet the limits it grows by one replica,
+        which may make another one the best. Ends when the best one is sure enough, or none is
+        left. Fleets are never made smaller than they were found.
+
+        Returns
+        -------
+        candidates : list of Candidate
+        runs : tuple of Replication
+            Those of the best one; empty if none is left.
+        """
+        assert wanted.min_confidence is not None
+        found = list(candidates)
+        for step in range(len(found) * self.max_replicas):
+            top = self.ranked(found)[0]
+            if not top.feasible:
+                return found, ()
+            task = self.fleet_of(top)
+            redraw = wanted.redraw or Resample(task.trace)
+            runs = replicate(self.executor, task, redraw, wanted.replications, explain=False).runs
+            met = sum(r.met for r in runs)
+            if met >= wanted.min_confidence * len(runs) - 1e-9:
+                return found, runs
+            found[found.index(top)] = self._grown(top, met, wanted)
+            if progress is not None:
+                progress(1 - 0.8**step, "confidence")
+        return found, ()
+
+    def _grown(self, candidate: Candidate, met: int, wanted: DetailWanted) -> Candidate:
+        """One replica more, or infeasible if that is beyond a limit."""
+        n, count = candidate.replicas or 1, wanted.replications
+        least = wanted.min_confidence or 0.0
+        so_far = f"{n} replicas meet every SLO in {met} of {count} replications"
+        under = Shortfall("min_confidence", met / count, least, (least - met / count) / least)
+        if n >= self.max_replicas:
+            reason = f"{so_far}, and that is the most to try"
+            return replace(candidate, feasible=False, reason=reason, shortfall=under)
+        task = replace(self.fleet_of(candidate), replicas=n + 1)
+        outcome = self.executor.submit(run_fleet, task).result()
+        grown = replace(
+            candidate,
+            outcome=outcome,
+            evaluations=(*candidate.evaluations, outcome),
+            grown_from=candidate.grown_from or n,
+        )
+        over = self.budget.overruns(grown, outcome)
+        if over:
+            reason = f"{so_far}; one more {over[0][1]}"
+            return replace(grown, feasible=False, reason=reason, shortfall=over[0][0])
+        return grown
+
+    def headroom(self, candidate: Candidate, progress: Progress | None) -> Headroom:
+        """How much faster the trace may be for a candidate's fleet."""
+        return find_headroom(self.executor, self.fleet_of(candidate), progress)
+
+    def detail(
+        self,
+        ranked: Sequence[Candidate],
+        wanted: DetailWanted,
+        spare: Headroom | None,
+        runs: Sequence[Replication],
+        progress: Progress | None,
+    ) -> Detail:
+        """What is wanted about the first of ``ranked``; ``runs`` were made already."""
+        best = ranked[0]
+        return plan_detail(
+            self.executor,
+            self.fleet_of(best),
+            best.evaluations,
+            wanted,
+            max_replicas=self.max_replicas,
+            speed=(spare.broken_speed if spare else None) or 1.0,
+            other=next((self.fleet_of(c) for c in ranked[1:] if c.feasible), None),
+            runs=runs,
+            progress=progress,
+        )
+
+    def fleet_of(self, candidate: Candidate) -> FleetTask:
+        """A candidate's fleet, to be simulated."""
+        profile = next(c.profile for c in self.choices if c.profile.id == candidate.profile)
+        return replace(
+            self.base,
+            profile=profile,
+            replicas=candidate.replicas or 1,
+            options=candidate.options,
+            router=candidate.router or self.base.router,
+        )
