@@ -47,6 +47,7 @@ from qsim.calibrate.recording import SKIP, Recording
 from qsim.errors import CalibrationError
 from qsim.profile import (
     EngineDefaults,
+    FrontEnd,
     HostTimes,
     Identity,
     Power,
@@ -90,6 +91,7 @@ def fit(
     *,
     host_from: HostTimes | None = None,
     host_from_name: str = "another server",
+    frontend_from: Profile | None = None,
     exclude_phases: Sequence[str] = (),
     progress: Progress | None = None,
     forms: Mapping[int, str] | None = None,
@@ -104,6 +106,9 @@ def fit(
     host_from : HostTimes, optional
         Where launch times come from if no recording has them; ``host_from_name`` says whose
         they are, for the profile's notes.
+    frontend_from : Profile, optional
+        Where the front end's times come from if no recording holds requests (its measurement was
+        cut off); the profile's notes say so.
     exclude_phases : sequence of str
         Labels of phases not to use; warm-up phases never are.
     forms : mapping, optional
@@ -128,7 +133,7 @@ def fit(
     say("host times")
     host, notes = fit_host(recordings, excluded, graph_max, host_from, host_from_name)
     say("front end")
-    frontend, wake_ms = fit_frontend(recordings, excluded)
+    frontend, wake_ms = _frontend(recordings, excluded, frontend_from, notes)
     host = replace(host, wake_ms=wake_ms)
     least_slope, least_pair = _floors(recordings[0])
 
@@ -196,6 +201,27 @@ def fit(
     )
     checked = Profile.from_dict(profile.to_dict(), "the fitted profile")
     return FitResult(checked, errors, forms, tuple(recordings), tuple(timelines), table, spans)
+
+
+def _frontend(
+    recordings: Sequence[Recording],
+    excluded: Sequence[frozenset[int]],
+    lender: Profile | None,
+    notes: list[str],
+) -> tuple[FrontEnd, float]:
+    if any(len(r.requests) for r in recordings):
+        pairs = [(r, e) for r, e in zip(recordings, excluded, strict=True) if len(r.requests)]
+        return fit_frontend([r for r, _ in pairs], [e for _, e in pairs])
+    if lender is None:
+        raise CalibrationError(
+            f"{recordings[0].name} holds no requests, so the front end cannot be fitted: give "
+            "--frontend-from with a profile whose server has a like host"
+        )
+    notes.append(
+        "the recording was cut off and holds no requests: the front end's times are those of "
+        f"{lender.id}, and no end-to-end error is known"
+    )
+    return lender.frontend, lender.host.wake_ms
 
 
 def _check_same(recordings: Sequence[Recording], exclude_phases: Sequence[str]) -> None:

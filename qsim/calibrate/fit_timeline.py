@@ -80,8 +80,12 @@ def recorded_timeline(recording: Recording, graph_max: int) -> Timeline:
         end[k] = previous = t + gpu_s[k]
     # a span that ends with its own launch says how fast the host was, not the GPU
     waited_for_launch = s.sample_end_s > end - 5e-5
+    # and a full graph is launched whole at the end of execute_model: where the GPU was free by
+    # then, the span holds the host's preparations, too
+    mode = step_modes(recording, graph_max)
+    waited_for_launch |= (mode == DECODE) & (s.launch_end_s > start + 2e-4)
     return Timeline(
-        step_modes(recording, graph_max),
+        mode,
         start,
         end,
         s.gpu_ms.copy(),

@@ -76,7 +76,7 @@ def read_recording(path: str | os.PathLike[str]) -> Recording:
         server=server,
         phases=phases,
         steps=_steps(folder / "steps.csv.gz", index),
-        requests=_requests(folder / "requests.csv.gz", index),
+        requests=_requests(folder / "requests.csv.gz", index, "incomplete" in server.raw),
         power=_power(folder / "power.csv.gz"),
     )
 
@@ -351,7 +351,7 @@ def _steps(path: Path, index: Mapping[str, int]) -> Steps:
     )
 
 
-def _requests(path: Path, index: Mapping[str, int]) -> Requests:
+def _requests(path: Path, index: Mapping[str, int], incomplete: bool) -> Requests:
     rows = []
     columns = (
         "phase",
@@ -371,10 +371,10 @@ def _requests(path: Path, index: Mapping[str, int]) -> Requests:
         prompt, output = row.whole("prompt_tokens", 1), row.whole("output_tokens", 1)
         phase = row.phase(index)
         rows.append((sent, phase, row.cells["request_id"], prompt, output, first, last))
-    if not rows:
+    if not rows and not incomplete:
         raise RecordingError(f"{path}: no requests")
     rows.sort(key=lambda r: (r[1], r[0]))
-    sent_s, phases, ids, prompts, outputs, firsts, lasts = zip(*rows, strict=True)
+    sent_s, phases, ids, prompts, outputs, firsts, lasts = list(zip(*rows, strict=True)) or [()] * 7
     return Requests(
         phase=np.array(phases, dtype=np.int64),
         request_id=tuple(ids),

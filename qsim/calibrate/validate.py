@@ -215,6 +215,7 @@ def fit_servers(
     recordings: Sequence[Recording],
     *,
     host_from: HostTimes | None = None,
+    frontend_from: Profile | None = None,
     exclude_phases: Sequence[str] = (),
     progress: Progress | None = None,
     held_out: bool = True,
@@ -249,6 +250,7 @@ def fit_servers(
                 group,
                 host_from=borrowed,
                 host_from_name=lender,
+                frontend_from=frontend_from,
                 exclude_phases=[e for e in exclude_phases if e in labels],
                 progress=lambda text, name=name: say(f"{name}: {text}"),  # type: ignore[misc]
                 held_out=held_out,

@@ -100,6 +100,12 @@ _recordings = click.argument(
     is_flag=True,
     help="Do not work out the error that the profile states (it takes most of the time).",
 )
+@click.option(
+    "--frontend-from",
+    metavar="PROFILE",
+    help="Where the front end's times come from, for a recording that was cut off and holds no "
+    "requests: a profile (id or file) of a server with a like host.",
+)
 @_host_option
 def fit_command(
     recordings: tuple[str, ...],
@@ -107,6 +113,7 @@ def fit_command(
     diagnostics: Path | None,
     exclude: tuple[str, ...],
     no_validation: bool,
+    frontend_from: str | None,
     host_from: str | None,
 ) -> None:  # fmt: skip
     """Fit profiles from RECORDINGs; several of one server are pooled.
@@ -133,7 +140,14 @@ def fit_command(
             "give a folder"
         )
     host = _host_from(host_from)
-    results = fit_servers(read, host_from=host, exclude_phases=exclude, progress=_say)
+    frontend = None
+    if frontend_from is not None:
+        from qsim.profiles import load_profile
+
+        frontend = load_profile(frontend_from)
+    results = fit_servers(
+        read, host_from=host, frontend_from=frontend, exclude_phases=exclude, progress=_say
+    )
     comparisons = []
     labels = {p.label for r in read for p in r.phases if p.use == HOLDOUT} - set(exclude)
     if not no_validation and labels:
