@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qsim.calibrate.gpus import GIB, GpuType
+from qsim.calibrate.journal import LEAST_LOADS, Journal
 from qsim.calibrate.load import LoadClient
 from qsim.calibrate.methods import METHODS, Method, weight_bytes
 from qsim.calibrate.models import Model, write_dummy
@@ -241,6 +242,7 @@ def _run(
     client: LoadClient | None = None
     loads: list[Measured] = []
     failure: CalibrationError | None = None
+    described: dict[str, Any] = {}
     try:
         sampler = PowerSampler(list(gpus), work / "power.csv")
         server.start()
@@ -248,14 +250,18 @@ def _run(
         hooks = read_hooks(work / "recorder")
         facts = server.facts()
         _check_server(job, facts)
+        described = _describe(job, gpus, config, facts, hooks)
+        journal = Journal(work, described)
         client = LoadClient(
             server.port, model=SERVED_NAME, vocab_size=job.model.architecture.vocab_size
         )
         try:
-            _loads(job, server, client, work, facts, plan, loads, progress, check_cancelled)
+            _loads(
+                job, server, client, work, facts, plan, loads, journal, progress, check_cancelled
+            )
             progress("writing the recording", 5.0)
         except CalibrationError as e:
-            if len(loads) < 4:
+            if len(loads) < LEAST_LOADS:
                 raise
             failure = e  # what was measured was expensive: keep it, under another name
         _sleep(0.8, check_cancelled)  # the recorder's files and the energy counter catch up
@@ -268,7 +274,6 @@ def _run(
     steps = read_steps(work / "recorder" / "rows")
     power = read_samples(work / "power.csv")
     folder = work / "recording"
-    described = _describe(job, gpus, config, facts, hooks)
     if failure is not None:
         described["incomplete"] = str(failure)
     write_recording(folder, described, loads, steps, power)
@@ -290,10 +295,11 @@ def _loads(
     facts: ServerFacts,
     plan: Sequence[Phase],
     loads: list[Measured],
+    journal: Journal,
     progress: Progress,
     check_cancelled: Callable[[], None],
 ) -> None:
-    """Send all loads, appending each to ``loads``."""
+    """Send all loads, appending each to ``loads`` and to the journal."""
 
     def waiting() -> None:
         check_cancelled()
@@ -319,6 +325,7 @@ def _loads(
             start = time.perf_counter()
             _sleep(phase.idle_s, waiting)
             loads.append(Measured(phase, start, time.perf_counter(), None))
+        journal.append(loads[-1])
         _sleep(GAP_S, waiting)
         try:
             phase = maker.send(job.speed.observed(_steps_so_far(work)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qsim.calibrate.gpus import GpuType
+from qsim.calibrate.journal import salvage
 from qsim.calibrate.measure import Job, environment, measure, planned, server_command
 from qsim.calibrate.methods import check, find_method
 from qsim.calibrate.models import Model
@@ -184,6 +185,7 @@ class Campaign:
         for leftover in self.out.glob(".*--*.*"):  # of a campaign that was killed
             owner = leftover.suffixes[-2:-1]
             if owner and not Path(f"/proc/{owner[0][1:]}").exists():
+                salvage(leftover, self.out / f"{leftover.name[1:].rsplit('.', 2)[0]}.partial")
                 shutil.rmtree(leftover, ignore_errors=True)
         state = CampaignState(self.out)
         for name, reason in self.refused.items():

@@ -354,6 +354,37 @@ def test_a_campaign_that_was_killed_is_cleaned_up_and_goes_on(tmp_path: Path) ->
     assert sorted(p.name for p in out.iterdir()) == ["campaign.json", "llama-3.1-8b--bf16"]
 
 
+def test_the_loads_before_a_kill_are_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    env = stub_environment(**{MARK: str(out)})
+    process = subprocess.Popen(
+        command(out, "bf16", "--gpus", "0"), env=env, stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert process.stderr
+    while f" {LABELS[-1]} (" not in process.stderr.readline():
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    assert none_left(str(out)) == []
+    code, _, stderr = run(out, "fp8-w8a8", "--gpus", "0", "--no-fit")  # the next campaign
+    assert code == 0, stderr
+    kept = out / "llama-3.1-8b--bf16.partial"
+    assert sorted(p.name for p in out.iterdir()) == [
+        "campaign.json",
+        kept.name,
+        "llama-3.1-8b--fp8-w8a8",
+    ]
+    read = read_recording(kept)
+    labels = [p.label for p in read.phases]
+    assert labels == LABELS[: len(labels)]
+    assert len(labels) >= len(LABELS) - 2  # the power readings may lag behind the last load
+    assert "killed after" in str(read.server.raw["incomplete"])
+    assert len(read.requests) > 0
+    assert not is_complete(out / "llama-3.1-8b--bf16")
+
+
 def test_a_folder_in_the_way_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "llama-3.1-8b--bf16").mkdir()
     code, _, stderr = run(tmp_path, "bf16", "--resume")

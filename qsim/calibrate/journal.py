@@ -1,0 +1,105 @@
+"""What was measured so far, kept on disk load by load, so that a killed campaign loses little.
+
+The steps and the power readings are written as they come by processes of their own; a journal adds
+what only this process knows: the server, and each load with its requests as the client saw them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qsim.calibrate.load import LoadResult, RequestRow
+from qsim.calibrate.power import read_samples
+from qsim.calibrate.recorder import read_steps
+from qsim.calibrate.tidy import Measured, write_recording
+from qsim.calibrate.workload import Phase
+from qsim.errors import CalibrationError
+from qsim.files import write_text
+
+__all__ = ["LEAST_LOADS", "Journal", "salvage"]
+
+#: fewer loads than this are not worth keeping
+LEAST_LOADS = 4
+
+
+class Journal:
+    """Writes ``server.json`` and ``loads.jsonl`` in the folder of a measurement that is under way.
+
+    Parameters
+    ----------
+    work : Path
+        The folder.
+    server : dict
+        The server as the recording will describe it.
+    """
+
+    def __init__(self, work: Path, server: dict[str, Any]) -> None:
+        self._path = work / "loads.jsonl"
+        write_text(work / "server.json", json.dumps(server))
+
+    def append(self, m: Measured) -> None:
+        """Add a load; it is on disk when this returns."""
+        phase = {k: getattr(m.phase, k) for k in ("label", "what", "load", "use")}
+        line = {"phase": phase, "start_s": m.start_s, "end_s": m.end_s}
+        if m.result is not None:
+            line["result"] = asdict(m.result)
+        with open(self._path, "a", encoding="utf-8") as f:
+            f.write(json.dumps(line) + "\n")
+            f.flush()
+            os.fsync(f.fileno())
+
+
+def _loads(path: Path) -> list[Measured]:
+    loads = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            data = json.loads(line)
+        except json.JSONDecodeError:  # the last one, half-written
+            break
+        result = data.get("result")
+        if result is not None:
+            requests = tuple(RequestRow(**r) for r in result["requests"])
+            result = LoadResult(result["start_s"], result["end_s"], requests)
+        loads.append(Measured(Phase(**data["phase"]), data["start_s"], data["end_s"], result))
+    return loads
+
+
+def salvage(work: Path, target: Path) -> int:
+    """Make a recording of the loads that a killed measurement had finished.
+
+    Parameters
+    ----------
+    work : Path
+        The folder in which it worked.
+    target : Path
+        The recording's folder; replaced if it exists.
+
+    Returns
+    -------
+    int
+        The number of loads in it; 0 if there were fewer than ``LEAST_LOADS``, or their steps or
+        power readings are missing, and nothing was written.
+    """
+    try:
+        server = json.loads((work / "server.json").read_text(encoding="utf-8"))
+        loads = _loads(work / "loads.jsonl")
+        if len(loads) < LEAST_LOADS:
+            return 0
+        power = read_samples(work / "power.csv")
+        loads = [m for m in loads if power and m.end_s <= power[-1].t_s]
+        end_s = loads[-1].end_s
+        # the recorder writes what it holds now and then: the last steps may lack their GPU spans
+        steps = [s for s in read_steps(work / "recorder" / "rows") if s.update_s <= end_s]
+        server["incomplete"] = f"the measurement was killed after {loads[-1].phase.label}"
+        folder = work / "salvaged"
+        write_recording(folder, server, loads, steps, power)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, CalibrationError):
+        return 0
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(folder, target)
+    return len(loads)
