@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -39,6 +40,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "calibrate": ("qsim.cli.calibrate", "group", "Measure a server and fit a profile of it."),
 }
 
+#: commands that multiply no matrices: starting a thread per core takes longer than importing the
+#: rest of numpy
+_NO_BLAS = ("simulate", "plan")
+
 
 def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
     """Say what went wrong on one line and end."""
@@ -58,6 +63,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
+        if cmd_name in _NO_BLAS:
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         command = getattr(import_module(module), attribute)
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}.{attribute} is not a click command")

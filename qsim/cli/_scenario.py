@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from qsim.errors import ScenarioError
 from qsim.files import write_text
@@ -60,6 +59,8 @@ def resolved_scenario(ctx: click.Context) -> dict[str, Any]:
 
 def write_scenario(ctx: click.Context, path: str) -> None:
     """Write the resolved scenario as YAML."""
+    import yaml
+
     text = yaml.safe_dump(resolved_scenario(ctx), sort_keys=False, allow_unicode=True)
     write_text(path, f"# qsim {ctx.command.name} --scenario {Path(path).name}\n{text}")
 
@@ -79,6 +80,8 @@ def _load(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
     """Make the values of the file the defaults of the other options."""
     if path is None:
         return
+    import yaml
+
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as e:

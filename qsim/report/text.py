@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qsim.optimize.plan_result import deciding_order
 from qsim.profiles import stated_errors
 from qsim.report.tables import number, table
 
@@ -154,6 +153,8 @@ def tie_remarks(plan: Plan) -> list[str]:
     """What decided, where several fleets share the best one's objective."""
     if plan.tie is None:
         return []
+    from qsim.optimize.plan_result import deciding_order
+
     names = {"cost": "cost", "energy": "energy", "gpus": "the number of GPUs",
              "carbon": "carbon", "name": "the profile's name"}  # fmt: skip
     order = ", ".join(names[o] for o in (*deciding_order(plan.objective), "name"))

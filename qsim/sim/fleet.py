@@ -156,7 +156,7 @@ class Fleet:
         ]
         self.outstanding_requests = [0] * replicas
         self.outstanding_tokens = [0] * replicas
-        self._router = make_router(router, self, np.random.default_rng(seed))
+        self._router = make_router(router, self, lambda: np.random.default_rng(seed))
         self._refresh: Callable[[], None] | None = getattr(self._router, "refresh", None)
         self._refresh_ps = _NEVER
         self.end_ps = 0

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from qsim.errors import ScenarioError
 from qsim.sim.gaps import Gaps
 from qsim.sim.request_rows import COLUMNS, request_writer
-from qsim.sim.summary import PERCENTILES, parse_statistic, summarise
+from qsim.sim.summary import PERCENTILES, exact_percentiles, parse_statistic, summarise
 
 if TYPE_CHECKING:
     from qsim.sim.slo import Slo
@@ -96,8 +96,7 @@ class SimulationResult:
         values = self.metric(metric)
         if len(values) == 0:
             return [float("nan")] * len(qs)
-        found: list[float] = np.percentile(values, qs).tolist()
-        return found
+        return exact_percentiles(values, qs)
 
     @property
     def counts(self) -> dict[str, int]:

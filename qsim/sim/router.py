@@ -13,6 +13,10 @@ from qsim.sim.timing import PS_PER_S
 __all__ = ["ROUTERS", "FleetView", "Router", "make_router"]
 
 
+#: makes the generator of a router that draws
+Rng = Callable[[], "np.random.Generator"]  # a name only: importing numpy.random takes time
+
+
 class FleetView(Protocol):
     """What a router may know of the fleet; lists have one entry a replica."""
 
@@ -38,7 +42,7 @@ class Router(Protocol):
 class RoundRobin:
     """Each replica in turn."""
 
-    def __init__(self, view: FleetView, rng: np.random.Generator) -> None:
+    def __init__(self, view: FleetView, rng: Rng) -> None:
         self._n = len(view.outstanding_requests)
         self._next = -1
 
@@ -64,8 +68,8 @@ class _Draws:
 class Random:
     """Each replica with the same probability."""
 
-    def __init__(self, view: FleetView, rng: np.random.Generator) -> None:
-        self._draws = _Draws(len(view.outstanding_requests), rng)
+    def __init__(self, view: FleetView, rng: Rng) -> None:
+        self._draws = _Draws(len(view.outstanding_requests), rng())
 
     def choose(self, request: int, now_ps: int) -> int:
         return self._draws.draw()
@@ -93,25 +97,26 @@ class _Least:
 class LeastRequests(_Least):
     """The replica with the fewest requests outstanding."""
 
-    def __init__(self, view: FleetView, rng: np.random.Generator) -> None:
+    def __init__(self, view: FleetView, rng: Rng) -> None:
         super().__init__(view.outstanding_requests)
 
 
 class LeastTokens(_Least):
     """The replica with the fewest tokens outstanding (prompt and output of its requests)."""
 
-    def __init__(self, view: FleetView, rng: np.random.Generator) -> None:
+    def __init__(self, view: FleetView, rng: Rng) -> None:
         super().__init__(view.outstanding_tokens)
 
 
 class PowerOfTwo:
     """The one with fewer requests outstanding of two replicas drawn at random."""
 
-    def __init__(self, view: FleetView, rng: np.random.Generator) -> None:
+    def __init__(self, view: FleetView, rng: Rng) -> None:
         self._load = view.outstanding_requests
         self._n = len(self._load)
-        self._first = _Draws(self._n, rng)
-        self._second = _Draws(max(1, self._n - 1), rng)
+        generator = rng()
+        self._first = _Draws(self._n, generator)
+        self._second = _Draws(max(1, self._n - 1), generator)
 
     def choose(self, request: int, now_ps: int) -> int:
         a = self._first.draw()
@@ -134,7 +139,7 @@ class VllmBalancer:
     #: the fleet calls ``refresh`` this often while requests are outstanding
     period_ps = PS_PER_S // 10
 
-    def __init__(self, view: FleetView, rng: np.random.Generator) -> None:
+    def __init__(self, view: FleetView, rng: Rng) -> None:
         self._view = view
         self._score = [0] * len(view.outstanding_requests)
         self._least = _Least(self._score)
@@ -161,7 +166,7 @@ class PrefixAffinity:
     MOST_EXTRA = 32
     MOST_RATIO = 1.5
 
-    def __init__(self, view: FleetView, rng: np.random.Generator) -> None:
+    def __init__(self, view: FleetView, rng: Rng) -> None:
         self._view = view
         self._load = view.outstanding_requests
         self._least = _Least(self._load)
@@ -187,7 +192,7 @@ class PrefixAffinity:
         return target
 
 
-ROUTERS: dict[str, Callable[[FleetView, np.random.Generator], Router]] = {
+ROUTERS: dict[str, Callable[[FleetView, Rng], Router]] = {
     "round-robin": RoundRobin,
     "random": Random,
     "least-requests": LeastRequests,
@@ -198,8 +203,11 @@ ROUTERS: dict[str, Callable[[FleetView, np.random.Generator], Router]] = {
 }
 
 
-def make_router(name: str, view: FleetView, rng: np.random.Generator) -> Router:
+def make_router(name: str, view: FleetView, rng: Rng) -> Router:
     """The router called ``name``.
+
+    ``rng`` makes its generator, if it draws: numpy's generators take longer to import than a
+    short simulation takes.
 
     Raises
     ------

@@ -1,16 +1,36 @@
 """Request traces: what arrives, when, and how long it is.
 
 Reading guide: ``trace`` is the table of requests, ``load`` reads a file or draws a preset,
-``formats`` holds one reader a format, ``write`` the writers, ``statistics`` the numbers that
-describe a trace. ``synth`` draws traces from a ``Workload``: ``arrivals`` and ``spells`` say when,
-``lengths`` how long, ``prefixes`` what prompts share; ``presets`` are workloads measured from
-public traces (``data/``), ``custom`` builds one from options.
+``parts`` does so part by part, ``formats`` holds one reader a format, ``write`` the writers,
+``statistics`` the numbers that describe a trace. ``synth`` draws traces from a ``Workload``:
+``arrivals`` and ``spells`` say when, ``lengths`` how long, ``prefixes`` what prompts share;
+``presets`` are workloads measured from public traces (``data/``), ``custom`` builds one from
+options.
+
+The names are imported when they are first used.
 """
 
-from qsim.traces.load import iter_preset, load_trace, shape
-from qsim.traces.statistics import trace_statistics
-from qsim.traces.trace import HashIds, Trace, merge
-from qsim.traces.write import write_trace
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qsim.traces.load import iter_preset, load_trace, shape
+    from qsim.traces.statistics import trace_statistics
+    from qsim.traces.trace import HashIds, Trace, merge
+    from qsim.traces.write import write_trace
+
+_WHERE = {
+    "HashIds": "trace",
+    "Trace": "trace",
+    "iter_preset": "load",
+    "load_trace": "load",
+    "merge": "trace",
+    "shape": "load",
+    "trace_statistics": "statistics",
+    "write_trace": "write",
+}
 
 __all__ = [
     "HashIds",
@@ -22,3 +42,15 @@ __all__ = [
     "trace_statistics",
     "write_trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        value = getattr(import_module(f"qsim.traces.{_WHERE[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'qsim.traces' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

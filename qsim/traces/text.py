@@ -199,9 +199,9 @@ def _split(block: bytes, names: Sequence[str], first_line: int, source: Source) 
     full = ends > starts
     starts, ends, line = starts[full], ends[full], line[full]
     commas = np.flatnonzero(buf == separator)
-    counts = np.searchsorted(commas, ends) - np.searchsorted(commas, starts)
-    wrong = counts != len(names) - 1
-    if wrong.any():
+    if not _well_placed(commas, starts, ends, len(names) - 1):
+        counts = np.searchsorted(commas, ends) - np.searchsorted(commas, starts)
+        wrong = counts != len(names) - 1
         row = int(np.argmax(wrong))
         text = bytes(block[starts[row] : ends[row]]).replace(b"\x1f", b",")
         shown = text[:120].decode("utf-8", "replace")
@@ -218,6 +218,16 @@ def _split(block: bytes, names: Sequence[str], first_line: int, source: Source) 
         list(names),
         source,
     )
+
+
+def _well_placed(commas: IntArray, starts: IntArray, ends: IntArray, each: int) -> bool:
+    """Whether every line has ``each`` of the commas."""
+    if len(commas) != each * len(starts):
+        return False
+    if not each or not len(starts):
+        return True
+    inner = commas.reshape(len(starts), each)
+    return bool((inner[:, 0] >= starts).all() and (inner[:, -1] < ends).all())
 
 
 def _unquote(block: bytes) -> bytes:

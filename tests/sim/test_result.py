@@ -15,6 +15,7 @@ from qsim.errors import ProfileError, ScenarioError, TraceError
 from qsim.sim.config import EngineOptions
 from qsim.sim.result import Gaps
 from qsim.sim.slo import Slo
+from qsim.sim.summary import exact_percentiles
 from qsim.traces.trace import Trace
 from tests.profiles import make_profile
 
@@ -189,3 +190,13 @@ def test_progress_ends_at_one():
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
     assert len(seen) > 2
+
+
+@given(
+    st.lists(st.floats(0, 1e7), min_size=1, max_size=60),
+    st.lists(st.floats(0, 100), min_size=1, max_size=5),
+)
+def test_percentiles_are_numpys_to_the_bit(values: list[float], qs: list[float]) -> None:
+    column = np.array(values)
+    for some in (qs, [0.0, 50.0, 90.0, 99.0, 99.9, 100.0]):
+        assert exact_percentiles(column, some) == np.percentile(column, some).tolist()

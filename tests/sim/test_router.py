@@ -27,7 +27,7 @@ class View:
 
 
 def router(name: str, view: View, seed: int = 0):
-    return make_router(name, view, np.random.default_rng(seed))
+    return make_router(name, view, lambda: np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("name", sorted(ROUTERS))

@@ -3,80 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from qsim.errors import TraceError
-from qsim.traces.build import Reading
-from qsim.traces.formats import azure, burstgpt, canonical, mooncake, servegen, vllm_bench
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.source import Source
-from qsim.traces.trace import Trace
+
+if TYPE_CHECKING:
+    from qsim.traces.build import Reading
+    from qsim.traces.trace import Trace
 
 __all__ = ["FORMATS", "Format", "ReadOptions", "format_named", "recognise"]
 
 
 @dataclass(frozen=True)
 class Format:
-    """One way of writing a trace."""
+    """One way of writing a trace; its module is imported when something of it is needed."""
 
     name: str
-    what: str
-    recognise: Callable[[Source], bool]
-    read: Callable[[Source, ReadOptions], Trace]
-    #: parameters that may follow the path, as in ``clients.csv.gz:model=m-small``
-    params: Mapping[str, str] = field(default_factory=dict)
-    #: the same part by part; None for one that must be read whole
-    reading: Callable[[Source, ReadOptions], Reading] | None = None
+    module: str
+    #: behind the names of the module's functions, for the second and further formats in it
+    suffix: str = ""
 
+    def _get(self, name: str, default: Any = None) -> Any:
+        module = import_module(f"qsim.traces.formats.{self.module}")
+        return getattr(module, name, default)
 
-def _only_when_asked_for(_: Source) -> bool:
-    return False
+    @property
+    def what(self) -> str:
+        """What it is, in a line."""
+        return str(self._get(f"WHAT{self.suffix.upper()}"))
+
+    @property
+    def params(self) -> Mapping[str, str]:
+        """Parameters that may follow the path, as in ``clients.csv.gz:model=m-small``."""
+        found: Mapping[str, str] = self._get("PARAMS", {})
+        return found
+
+    def recognise(self, source: Source) -> bool:
+        """Whether a file is of this format; False for one that must be asked for."""
+        test: Callable[[Source], bool] | None = self._get(f"recognise{self.suffix}")
+        return test is not None and test(source)
+
+    @property
+    def read(self) -> Callable[[Source, ReadOptions], Trace]:
+        """Reads a file."""
+        found: Callable[[Source, ReadOptions], Trace] = self._get(f"read{self.suffix}")
+        return found
+
+    @property
+    def reading(self) -> Callable[[Source, ReadOptions], Reading] | None:
+        """The same part by part; None for one that must be read whole."""
+        found: Callable[[Source, ReadOptions], Reading] | None = self._get(f"reading{self.suffix}")
+        return found
 
 
 #: In the order in which they are tried.
 FORMATS: tuple[Format, ...] = (
-    Format(
-        "canonical",
-        canonical.WHAT,
-        canonical.recognise,
-        canonical.read,
-        reading=canonical.reading,
-    ),
-    Format("azure", azure.WHAT, azure.recognise, azure.read, reading=azure.reading),
-    Format(
-        "burstgpt",
-        burstgpt.WHAT,
-        burstgpt.recognise,
-        burstgpt.read,
-        burstgpt.PARAMS,
-        burstgpt.reading,
-    ),
-    Format(
-        "mooncake",
-        mooncake.WHAT,
-        mooncake.recognise,
-        mooncake.read,
-        mooncake.PARAMS,
-        mooncake.reading,
-    ),
-    Format(
-        "bailian",
-        mooncake.WHAT_BAILIAN,
-        mooncake.recognise_bailian,
-        mooncake.read_bailian,
-        mooncake.PARAMS,
-        mooncake.reading_bailian,
-    ),
-    Format(
-        "timed-trace",
-        mooncake.WHAT_TIMED,
-        _only_when_asked_for,
-        mooncake.read_timed,
-        mooncake.PARAMS,
-        mooncake.reading_timed,
-    ),
-    Format("vllm-bench", vllm_bench.WHAT, vllm_bench.recognise, vllm_bench.read),
-    Format("servegen", servegen.WHAT, servegen.recognise, servegen.read, servegen.PARAMS),
+    Format("canonical", "canonical"),
+    Format("azure", "azure"),
+    Format("burstgpt", "burstgpt"),
+    Format("mooncake", "mooncake"),
+    Format("bailian", "mooncake", "_bailian"),
+    Format("timed-trace", "mooncake", "_timed"),
+    Format("vllm-bench", "vllm_bench"),
+    Format("servegen", "servegen"),
 )
 
 
