@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from qsim.errors import QsimError
     from qsim.optimize.capacity import plan
+    from qsim.optimize.sweep import sweep
     from qsim.optimize.tuning import tune
     from qsim.profile import Profile
     from qsim.profiles import list_profiles, load_profile
@@ -38,6 +39,7 @@ _WHERE = {
     "load_trace": "qsim.traces",
     "plan": "qsim.optimize.capacity",
     "simulate": "qsim.sim.api",
+    "sweep": "qsim.optimize.sweep",
     "tune": "qsim.optimize.tuning",
 }
 
@@ -54,6 +56,7 @@ __all__ = [
     "load_trace",
     "plan",
     "simulate",
+    "sweep",
     "tune",
 ]
 

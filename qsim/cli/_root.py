@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "tune",
         "Find the settings that nothing beats in every objective.",
     ),
+    "sweep": ("qsim.cli.sweep", "sweep", "Simulate every point of a grid, one row a run."),
     "profiles": ("qsim.cli.profiles", "group", "List and show the calibrated profiles."),
     "traces": ("qsim.cli.traces", "group", "Describe, convert and synthesise request traces."),
     "quality": ("qsim.cli.quality", "quality", "Show how much quality each method keeps."),

@@ -15,9 +15,9 @@ __all__ = ["resolved_scenario", "scenario_options", "write_scenario"]
 
 #: options that say where results go or how the work is done, not what is computed
 _NOT_SAVED = {
-    "scenario", "save_scenario", "json", "csv", "trials_csv", "requests", "report", "picture",
-    "export", "autoscaler", "gpus_per_host", "steps", "timeline", "fail_on_slo", "progress",
-    "jobs", "dask", "study", "study_name", "resume",
+    "scenario", "save_scenario", "json", "out", "csv", "trials_csv", "requests", "report",
+    "picture", "export", "autoscaler", "gpus_per_host", "steps", "timeline", "fail_on_slo",
+    "progress", "jobs", "dask", "study", "study_name", "resume",
 }  # fmt: skip
 
 

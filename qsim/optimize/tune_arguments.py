@@ -8,7 +8,7 @@ from typing import Any
 from qsim.errors import ScenarioError
 from qsim.optimize.expressions import All, Comparison, parse_condition
 from qsim.optimize.measures import Measure, find_measure
-from qsim.optimize.space import Decision, parse_decision
+from qsim.optimize.space import Choices, Decision, Range, parse_decision
 from qsim.optimize.tune_result import Limit
 from qsim.sim.slo import Slo
 
@@ -58,7 +58,9 @@ def parse_limits(slos: Sequence[Slo], constraints: Sequence[str]) -> tuple[Limit
     return tuple(dict.fromkeys(limits))
 
 
-def parse_search(search: Mapping[str, Any] | Sequence[str]) -> dict[str, Decision]:
+def parse_search(
+    search: Mapping[str, Any] | Sequence[str], option: str = "--search"
+) -> dict[str, Decision]:
     """Decisions by name, from ``{"max_num_seqs": [64, 128]}`` or ``["max_num_seqs=64,128"]``.
 
     Raises
@@ -66,16 +68,20 @@ def parse_search(search: Mapping[str, Any] | Sequence[str]) -> dict[str, Decisio
     ScenarioError
         For one that does not parse or comes twice.
     """
-    pairs = (
-        [f"{k}={_as_text(v)}" for k, v in search.items()]
-        if isinstance(search, Mapping)
-        else list(search)
-    )
     found: dict[str, Decision] = {}
-    for text in pairs:
-        name, decision = parse_decision(text)
+    if isinstance(search, Mapping):
+        for name, values in search.items():
+            if isinstance(values, Choices | Range):
+                found[name] = values
+            elif isinstance(values, list | tuple):
+                found[name] = Choices(tuple(values))
+            else:
+                found[name] = parse_decision(f"{name}={_as_text(values)}")[1]
+        return found
+    for text in search:
+        name, decision = parse_decision(text, option)
         if name in found:
-            raise ScenarioError(f"--search gives {name} twice; give it once")
+            raise ScenarioError(f"{option} gives {name} twice; give it once")
         found[name] = decision
     return found
 

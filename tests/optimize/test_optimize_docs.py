@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -43,3 +44,27 @@ def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(blocks[1], str(PAGE), "exec"), names)
     assert "vllm serve" in capsys.readouterr().out
     assert names["point"].figures["quality"] >= 99
+
+
+SWEEP = PAGE.with_name("sweep.md")
+
+
+def test_the_sweeps_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = SWEEP.read_text(encoding="utf-8")
+    found = re.findall(r"^    \$ (qsim (?:.*\\\n)*.*)\n", text, re.MULTILINE)
+    assert len(found) == 2
+    monkeypatch.chdir(tmp_path)
+    for command in found:
+        words = shlex.split(re.sub(r"\\\n\s*", "", command))
+        result = qsim(*words[1:], "--jobs", 1, "--no-progress")
+        assert result.exit_code == 0, result.output
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + 8
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert len(rows) == 20
+    assert sorted({r["seed"] for r in rows}) == list(range(10))
+
+
+def test_python_of_sweep_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```$", SWEEP.read_text(), re.MULTILINE | re.DOTALL)
+    exec(compile(block, str(SWEEP), "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 4

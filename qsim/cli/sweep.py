@@ -1,0 +1,137 @@
+"""``qsim sweep``: one simulation for every point of a grid or a Latin hypercube."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qsim.cli._common import (
+    ROUTER_HELP,
+    engine_from,
+    engine_options,
+    executor_options,
+    jobs_from,
+    note,
+    slo_option,
+    trace_options,
+)
+from qsim.cli._progress import progress_bar
+from qsim.cli._scenario import scenario_options, write_scenario
+from qsim.cli._search import price_option, prices_from
+from qsim.errors import ScenarioError
+
+__all__ = ["sweep"]
+
+_SHAPE = ("trace", "format", "sort", "start", "end", "speed", "head")
+
+
+class _SweepCommand(click.Command):
+    """Takes a scenario file in the place of TRACE."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does."""
+        if args and args[0].endswith((".yaml", ".yml")):
+            args = ["--scenario", *args]
+        return super().parse_args(ctx, args)
+
+
+@scenario_options
+@click.command(cls=_SweepCommand)
+@trace_options
+@click.option("--profile", metavar="ID|FILE", help="A shipped profile's id, or a file.")
+@click.option("--growth", type=float, default=1.0, show_default=True, metavar="F",
+              help="Let requests arrive F times as fast, after --speed.")  # fmt: skip
+@click.option("--replicas", type=int, default=1, show_default=True, help="Servers in the fleet.")
+@click.option(
+    "--router",
+    default="least-requests",
+    show_default=True,
+    metavar="NAME",
+    help=ROUTER_HELP,
+)
+@engine_options
+@slo_option
+@click.option("--grid", "--over", "over", multiple=True, metavar="NAME=VALUES",
+              help="Vary this: max_num_seqs=64,128, replicas=1:4, trace.rate=5:40:x2, "
+              "method=bf16,fp8-w8a8; repeatable.")  # fmt: skip
+@click.option("--lhs", type=int, metavar="N",
+              help="Run N points of a Latin hypercube instead of every combination.")  # fmt: skip
+@price_option
+@click.option("--tasks", metavar="MIX", help="Tasks that quality is told for, such as "
+              "gsm8k:0.3,mmlu:0.7.")  # fmt: skip
+@click.option("--region", metavar="KEY", help="Tell carbon on this grid: a country (DEU), a cloud "
+              "region (gcp:us-central1), world, or a number of gCO2e per kWh.")  # fmt: skip
+@click.option("--pue", type=float, metavar="X",
+              help="Energy of the whole site over that of its IT, for carbon; "
+              "1 unless given.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
+@click.option(
+    "--too-long",
+    default="error",
+    show_default=True,
+    metavar="error|reject",
+    help="Prompts of max-model-len or more: an error, or counted as failed as the server would.",
+)
+@click.option("--out", metavar="FILE", default="-", show_default=True,
+              help="Write a row a run: .csv, .json or .parquet; - for CSV on stdout.")  # fmt: skip
+@click.option("--resume", is_flag=True, default=None,
+              help="Take what an interrupted sweep to the same --out finished.")  # fmt: skip
+@executor_options
+@click.option("--progress/--no-progress", default=None,
+              help="Show a bar on stderr; by default on a terminal.")  # fmt: skip
+@click.pass_context
+def sweep(ctx: click.Context, /, **given: Any) -> None:
+    """Simulate TRACE at every point of a grid over anything in a scenario; one row a run.
+
+    Instead of TRACE stands a scenario file (.yaml), or --scenario FILE.
+    """
+    from pathlib import Path
+
+    from qsim.optimize.sweep import sweep as run
+    from qsim.optimize.sweep_output import check_path, rows_csv
+
+    out = given["out"]
+    if out == "-" and given["resume"]:
+        raise ScenarioError("--resume needs --out FILE: what was finished is kept beside it")
+    if out != "-":
+        check_path(out)
+    journal = None if out == "-" else Path(f"{out}.rows.jsonl")
+    base = {k: given[k] for k in (*_SHAPE, "profile", "growth", "replicas", "router", "seed",
+                                  "too_long")}  # fmt: skip
+    with progress_bar("sweep", given["progress"]) as update:
+        try:
+            found = run(
+                {**base, **engine_from(given).to_dict()},
+                given["over"],
+                lhs=given["lhs"],
+                slos=given["slos"],
+                prices=prices_from(given["prices"]),
+                tasks=given["tasks"],
+                region=given["region"],
+                pue=given["pue"],
+                seed=given["seed"],
+                journal=journal,
+                resume=bool(given["resume"]),
+                **jobs_from(given),
+                progress=update,
+            )
+        except KeyboardInterrupt:
+            if journal is not None:
+                click.echo("", err=True)
+                note(f"finished runs are kept in {journal}; go on with the same command and "
+                     "--resume")  # fmt: skip
+            raise
+    if given["save_scenario"]:
+        write_scenario(ctx, given["save_scenario"])
+    failed = [r for r in found.rows if r.error]
+    if failed:
+        note(f"{len(failed)} of {len(found.rows)} runs failed, such as run {failed[0].number}: "
+             f"{failed[0].error}")  # fmt: skip
+    if out == "-":
+        click.echo(rows_csv(found.to_rows()), nl=False)
+        return
+    found.write(out)
+    if journal is not None:
+        journal.unlink(missing_ok=True)
+    note(f"{len(found.rows)} rows in {out}")

@@ -1,0 +1,78 @@
+"""The rows of a sweep as a file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qsim.errors import MissingExtraError, ScenarioError
+from qsim.files import atomic_path, write_text
+
+__all__ = ["check_path", "rows_csv", "rows_json", "write_rows"]
+
+_ENDINGS = (".csv", ".json", ".parquet")
+
+
+def check_path(path: str) -> None:
+    """Fail before the work if a file cannot be written by its ending.
+
+    Raises
+    ------
+    ScenarioError
+        If it is not .csv, .json or .parquet.
+    MissingExtraError
+        For Parquet without pyarrow.
+    """
+    if not path.endswith(_ENDINGS):
+        raise ScenarioError(f"--out is {path!r}; must end in .csv, .json or .parquet")
+    if path.endswith(".parquet"):
+        from importlib.util import find_spec
+
+        if find_spec("pyarrow") is None:
+            raise MissingExtraError("pyarrow", "parquet", "--out FILE.parquet")
+
+
+def rows_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """CSV with a column a name; empty where there is no value."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def rows_json(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+    """One JSON object: what was asked for, and the rows."""
+    data = {"schema": "qsim-sweep/1", "settings": dict(settings), "rows": [dict(r) for r in rows]}
+    return json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_rows(path: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
+    """Write by the ending of ``path``; whole or not at all."""
+    check_path(path)
+    if path.endswith(".csv"):
+        write_text(path, rows_csv(rows))
+    elif path.endswith(".json"):
+        write_text(path, rows_json(rows, settings))
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {n: _column([r[n] for r in rows]) for n in rows[0]}
+        metadata = {"qsim": json.dumps(dict(settings), ensure_ascii=False)}
+        with atomic_path(Path(path)) as temporary:
+            pq.write_table(pa.table(columns).replace_schema_metadata(metadata), temporary)
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """Values of one type: text where they differ in kind, such as numbers and words."""
+    kinds = {type(v) for v in values if v is not None}
+    if kinds <= {int, float} and float in kinds:
+        return [None if v is None else float(v) for v in values]
+    if len(kinds) > 1:
+        return [None if v is None else str(v) for v in values]
+    return values
