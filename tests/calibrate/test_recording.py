@@ -150,3 +150,16 @@ def test_errors_name_file_line_column_and_value(
 def test_not_a_folder(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match=r"nowhere' is not a folder: give the folder"):
         read_recording(tmp_path / "nowhere")
+
+
+def test_a_recording_that_was_cut_off_says_what_it_lacks() -> None:
+    from qsim.calibrate.fit import fit
+    from qsim.errors import CalibrationError
+
+    own = Path(__file__).parents[2] / "recordings"
+    read = read_recording(own / "llama-3.1-8b--fp8-w8a8--h100--2026-11-25")
+    assert len(read.requests) == 0
+    assert len(read.steps) > 5000
+    assert read.server.gpu == "h100_sxm"
+    with pytest.raises(CalibrationError, match="holds no requests.*--frontend-from"):
+        fit([read], held_out=False)
