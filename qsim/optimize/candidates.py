@@ -11,7 +11,7 @@ from qsim.optimize.plan_result import Candidate
 from qsim.optimize.prices import DEFAULT_CLASS, price_of
 from qsim.optimize.weigh import Carbon, QualityGoal
 from qsim.profile import Profile
-from qsim.profiles import find_profiles, load_profile, stated_errors
+from qsim.profiles import find_profiles, load_profile, stated_errors, transfer_note
 from qsim.sim.config import EngineOptions
 
 __all__ = ["Choice", "blank_candidate", "choose_profiles"]
@@ -82,6 +82,7 @@ def blank_candidate(
         identity.tensor_parallel_size,
         tuple(identity.vllm_args),
         identity.vllm_version,
+        transfer_note(profile) or "",
         choice.source,
         options=options,
         price=price,

@@ -9,15 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from qsim.errors import ScenarioError
+from qsim.errors import ScenarioError, TraceError
 from qsim.optimize.fleet_task import FleetTask, run_fleet
-from qsim.optimize.perturb import scaled_times, stated_sigma
+from qsim.optimize.perturb import scaled_memory, scaled_times, stated_kv_sigma, stated_sigma
 from qsim.optimize.plan_result import FleetOutcome
 from qsim.optimize.redraw import Redraw
 
 __all__ = ["Confidence", "Replication", "replicate"]
 
+#: a value over its limit in a run that could not serve its traffic at all
+_MOST = 1e9
+
 Progress = Callable[[float, str], None]
+#: number of a replication, factors of times and of KV blocks
+_Job = tuple[int, float, float]
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ class Replication:
     number : int
         From 1 on; seed of the draw, and added to the router's.
     replicas : int
-    factor : float
-        What every time of the profile was multiplied by.
+    factor, kv_factor : float
+        What every time of the profile, and its KV blocks, were multiplied by.
     goals : dict
         Value over limit by goal, as :attr:`FleetOutcome.goals` have it.
     met : bool
@@ -39,6 +44,7 @@ class Replication:
     number: int
     replicas: int
     factor: float
+    kv_factor: float
     goals: dict[str, float]
     met: bool
 
@@ -56,12 +62,15 @@ class Confidence:
         is.
     more : tuple of Replication
         All of them with one replica more; empty if every run met the goals.
-    sigma : float
-        Relative standard error of the profile's times that was drawn from; 0 if none is stated.
+    sigma, kv_sigma : float
+        Relative standard errors of the profile's times and KV blocks that were drawn from; 0 if
+        none is stated.
     traffic : str
         How other traffic was drawn.
     source : str
         ``measured`` or ``transferred``, as the profile says.
+    calibrate : str
+        The command that would measure what the profile describes.
     """
 
     runs: tuple[Replication, ...]
@@ -69,7 +78,9 @@ class Confidence:
     more: tuple[Replication, ...]
     sigma: float
     traffic: str
+    kv_sigma: float = 0.0
     source: str = "measured"
+    calibrate: str = "qsim calibrate run"
 
     @property
     def met(self) -> int:
@@ -94,9 +105,9 @@ class Confidence:
             f"replications ({self.traffic}; other seeds"
         )
         if self.sigma:
-            head += (
-                f"; all times of the {self.source} profile scaled by 1 + e, e of {self.sigma:.1%}"
-            )
+            head += f"; all times of the {self.source} profile times 1 + e, e of {self.sigma:.1%}"
+        if self.kv_sigma:
+            head += f", its KV cache likewise, e of {self.kv_sigma:.1%}"
         lines = [head + ")"]
         if self.missed():
             named = ", ".join(f"{g} {k} times" for g, k in self.missed().items())
@@ -106,9 +117,9 @@ class Confidence:
             lines.append(f"with one replica more: {good} of {n}")
         if self.by_profile:
             lines.append(
-                f"{self.by_profile} of the {n - self.met} misses come from the profile's own "
-                "error alone: a calibration on your own server (qsim calibrate run) would remove "
-                "that doubt"
+                f"{self.by_profile} of the {n - self.met} misses come from the error of the "
+                f"{self.source} profile alone; measured on your own server that doubt would be "
+                f"less: {self.calibrate}"
             )
         if not self.sigma:
             lines.append("the profile states no error, so that none is in this figure")
@@ -123,10 +134,17 @@ class Confidence:
             "met_with_one_more": sum(r.met for r in self.more) if self.more else None,
             "missed_by_profile_error_alone": self.by_profile,
             "profile_sigma": self.sigma,
+            "profile_kv_sigma": self.kv_sigma,
             "profile_source": self.source,
             "traffic": self.traffic,
             "runs": [
-                {"number": r.number, "factor": r.factor, "met": r.met, "value_over_limit": r.goals}
+                {
+                    "number": r.number,
+                    "factor": r.factor,
+                    "kv_factor": r.kv_factor,
+                    "met": r.met,
+                    "value_over_limit": r.goals,
+                }
                 for r in self.runs
             ],
         }
@@ -146,7 +164,8 @@ def replicate(
 
     Replication ``r`` has the traffic ``redraw.draw(r)``, the router's seed plus ``r``, and every
     time of the profile multiplied by ``1 + e`` with ``e`` drawn from N(0, sigma), where sigma is
-    the error that the profile states. A run with one replica more has the same traffic, seed and
+    the error that the profile states; the KV blocks of a transferred one likewise. A run that
+    cannot hold a prompt misses. A run with one replica more has the same traffic, seed and
     ``e``, so that the two differ in the fleet alone.
 
     Parameters
@@ -163,40 +182,64 @@ def replicate(
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ScenarioError(f"replications is {count!r}; must be a whole number >= 1")
-    sigma = stated_sigma(task.profile)
-    errors = np.random.default_rng([task.seed, count]).normal(0.0, 1.0, count) * sigma
-    jobs = [(r, 1.0 + float(e)) for r, e in enumerate(errors, 1)]
+    sigma, kv_sigma = stated_sigma(task.profile), stated_kv_sigma(task.profile)
+    errors = np.random.default_rng([task.seed, count]).normal(0.0, 1.0, (2, count))
+    jobs = [
+        (r, 1.0 + sigma * float(e), 1.0 + kv_sigma * float(k))
+        for r, (e, k) in enumerate(errors.T, 1)
+    ]
 
-    def run(jobs: Sequence[tuple[int, float]], more: int, share: float) -> tuple[Replication, ...]:
+    names = [str(s) for s in (*task.slos, *([task.goodput] if task.goodput else []))]
+
+    def run(jobs: Sequence[_Job], more: int, share: float) -> tuple[Replication, ...]:
         futures = [
-            executor.submit(_run, replace(task, replicas=task.replicas + more), redraw, r, factor)
-            for r, factor in jobs
+            executor.submit(_run, replace(task, replicas=task.replicas + more), redraw, job)
+            for job in jobs
         ]
         found = []
-        for (r, factor), future in zip(jobs, futures, strict=True):
-            outcome: FleetOutcome = future.result()
-            goals = {str(g.slo): _finite(g.ratio) for g in outcome.goals}
-            found.append(Replication(r, outcome.replicas, factor, goals, outcome.met))
+        for (r, factor, kv_factor), future in zip(jobs, futures, strict=True):
+            outcome: FleetOutcome | None = future.result()
+            n = task.replicas + more
+            if outcome is None:
+                none = dict.fromkeys(names, _MOST)
+                found.append(Replication(r, n, factor, kv_factor, none, False))
+            else:
+                goals = {str(g.slo): min(g.ratio, _MOST) for g in outcome.goals}
+                found.append(Replication(r, n, factor, kv_factor, goals, outcome.met))
             if progress is not None:
                 progress(share + len(found) / len(jobs) * (0.5 - share / 2), "replications")
         return tuple(found)
 
     done = tuple(runs) or run(jobs, 0, 0.0)
     lost = [r for r in done if explain and not r.met]
-    exact = run([(r.number, 1.0) for r in lost if r.factor > 1], 0, 0.5) if lost else ()
+    exact = run([(r.number, 1.0, 1.0) for r in lost if r.factor > 1 or r.kv_factor < 1], 0, 0.5)
     more = run(jobs, 1, 0.5) if lost else ()
     if progress is not None:
         progress(1.0, "replications")
-    source = task.profile.identity.source
-    return Confidence(done, exact, more, sigma, redraw.text(), source)
-
-
-def _run(task: FleetTask, redraw: Redraw, number: int, factor: float) -> FleetOutcome:
-    profile = task.profile if factor == 1 else scaled_times(task.profile, factor)
-    return run_fleet(
-        replace(task, trace=redraw.draw(number), profile=profile, seed=task.seed + number)
+    i = task.profile.identity
+    tp = f" --tensor-parallel-size {i.tensor_parallel_size}" if i.tensor_parallel_size > 1 else ""
+    return Confidence(
+        done,
+        exact,
+        more,
+        sigma,
+        redraw.text(),
+        kv_sigma,
+        i.source,
+        f"qsim calibrate run --model {i.model} --methods {i.method}{tp} on a {i.gpu}",
     )
 
 
-def _finite(ratio: float) -> float:
-    return min(ratio, 1e9)
+def _run(task: FleetTask, redraw: Redraw, job: _Job) -> FleetOutcome | None:
+    """The replication's outcome; None if its traffic has prompts that its KV cache cannot hold."""
+    number, factor, kv_factor = job
+    profile = task.profile
+    if factor != 1:
+        profile = scaled_times(profile, factor)
+    if kv_factor != 1:
+        profile = scaled_memory(profile, kv_factor)
+    again = replace(task, trace=redraw.draw(number), profile=profile, seed=task.seed + number)
+    try:
+        return run_fleet(again)
+    except TraceError:
+        return None

@@ -14,6 +14,7 @@ from qsim.optimize.deployment import Pool, pool_of
 from qsim.optimize.kubernetes import manifests, to_yaml
 from qsim.optimize.plan_result import Candidate, Plan
 from qsim.optimize.serve import GPUS_PER_HOST, serve_script
+from qsim.traces.parts import is_large
 from qsim.traces.trace import Trace
 
 __all__ = ["EXPORTS", "Export", "export_plan", "export_pools", "fleet_scenario", "parse_export"]
@@ -134,6 +135,8 @@ def fleet_scenario(
     scenario: dict[str, Any] = {
         k: trace_options[k] for k in _TRACE_KEYS if trace_options.get(k) is not None
     }
+    if is_large(scenario["trace"]):
+        scenario["stream"] = False  # taken in parts its percentiles would be a little off
     scenario |= {"profile": profile, "replicas": candidate.replicas}
     scenario["router"] = plan.router_of(candidate)
     scenario |= candidate.options.to_dict()

@@ -7,7 +7,14 @@ from typing import Any
 
 from qsim.profile import FrontEnd, MixedSpan, Profile
 
-__all__ = ["scaled_host", "scaled_times", "stated_sigma", "without_power_cap"]
+__all__ = [
+    "scaled_host",
+    "scaled_memory",
+    "scaled_times",
+    "stated_kv_sigma",
+    "stated_sigma",
+    "without_power_cap",
+]
 
 #: no factor below it: a profile cannot be off by so much
 _LEAST = 0.1
@@ -17,10 +24,27 @@ def stated_sigma(profile: Profile) -> float:
     """Relative standard error of a profile's times: the worst error of a mean latency it states.
 
     That is the largest of the errors of the mean TTFT, TPOT and end-to-end latency on loads that
-    were not fitted; as a standard deviation it is on the careful side. 0 where none is stated.
+    were not fitted; as a standard deviation it is on the careful side. A transferred profile states
+    its estimate under the same key. 0 where none is stated.
     """
     value = profile.fit_error.get("worst_mean")
     return abs(float(value)) / 100 if isinstance(value, int | float) else 0.0
+
+
+def stated_kv_sigma(profile: Profile) -> float:
+    """Relative standard error of the KV cache's size: of a transferred profile, what it states.
+
+    A measured profile has the number of blocks that the server told: 0.
+    """
+    if profile.transfer is None:
+        return 0.0
+    return abs(float(profile.transfer.error_percent.get("kv_tokens", 0.0))) / 100
+
+
+def scaled_memory(profile: Profile, factor: float) -> Profile:
+    """So many times the KV blocks, at least two."""
+    blocks = max(2, round(profile.memory.num_gpu_blocks * max(factor, _LEAST)))
+    return replace(profile, memory=replace(profile.memory, num_gpu_blocks=blocks))
 
 
 def scaled_times(profile: Profile, factor: float) -> Profile:

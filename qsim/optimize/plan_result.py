@@ -99,6 +99,8 @@ class Candidate:
     tensor_parallel_size: int
     vllm_args: tuple[str, ...] = ()
     vllm_version: str = ""
+    #: what to know before relying on a profile that was not measured; "" for a measured one
+    note: str = ""
     #: id or path that the profile is read from; None for one that was given as an object
     source: str | None = None
     engine: EngineConfig | None = None
@@ -194,6 +196,7 @@ class Candidate:
             "replicas": self.replicas,
             "grown_from": self.grown_from,
             "gpus": self.gpus,
+            "note": self.note or None,
             "profile_error_percent": dict(self.error_percent),
             "quality": None if self.quality is None else self.quality.to_dict(),
             "usd_per_hour": usd,

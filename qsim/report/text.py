@@ -220,7 +220,7 @@ def plan_text(plan: Plan) -> str:
         _fill(f"price of {g}: {p.usd_per_hour:.2f} USD per GPU and hour, {p.source}", "  ")
         for g, p in sorted(prices.items())
     ]
-    more = search_remarks(plan) + tie_remarks(plan) + margin_remarks(plan)
+    more = search_remarks(plan) + tie_remarks(plan) + margin_remarks(plan) + transfer_remarks(plan)
     remarks += [_fill(t, "  ") for t in more]
     if remarks:
         parts.append("\n".join(remarks))
@@ -271,6 +271,17 @@ def search_remarks(plan: Plan) -> list[str]:
             lines.append(
                 f"settings of {c.profile}: {', '.join(f'{k} {v}' for k, v in found.items())}"
             )
+    return lines
+
+
+def transfer_remarks(plan: Plan) -> list[str]:
+    """What to know of candidates whose profile was not measured."""
+    best = plan.best
+    others = [c.profile for c in plan.candidates if c.note and c is not best]
+    lines = [f"transferred: {best.note}"] if best is not None and best.note else []
+    if others:
+        also = "also " if lines else ""
+        lines.append(f"{also}transferred, not measured: {', '.join(others)}")
     return lines
 
 

@@ -12,11 +12,18 @@ from qsim.optimize.capacity import plan
 from qsim.optimize.confidence import replicate
 from qsim.optimize.executor import SerialExecutor
 from qsim.optimize.fleet_task import FleetTask, run_fleet
-from qsim.optimize.perturb import scaled_host, scaled_times, stated_sigma, without_power_cap
+from qsim.optimize.perturb import (
+    scaled_host,
+    scaled_memory,
+    scaled_times,
+    stated_sigma,
+    without_power_cap,
+)
 from qsim.optimize.plan_detail import DetailWanted
 from qsim.optimize.redraw import Resample
 from qsim.optimize.sensitivity import fleet_sensitivity
 from qsim.profile import Profile
+from qsim.report.text import plan_text
 from qsim.sim.api import simulate
 from qsim.sim.config import EngineOptions
 from qsim.sim.goodput import Goodput
@@ -95,6 +102,7 @@ def test_each_replication_is_what_a_simulation_of_it_says() -> None:
     assert 0 < found.met < 8, "some must be met and some missed"
     assert len({r.factor for r in found.runs}) == 8
     for run in found.runs:
+        assert run.kv_factor == 1
         again = simulate(
             redraw.draw(run.number), scaled_times(UNSURE, run.factor), replicas=3,
             router="power-of-two", seed=run.number,
@@ -117,6 +125,32 @@ def test_a_wider_error_is_drawn_wider() -> None:
     )
     for a, b in zip(narrow_runs, wide_runs, strict=True):
         assert b.factor - 1 == pytest.approx(2 * (a.factor - 1))
+
+
+def test_a_transferred_profile_is_unsure_of_its_memory_too() -> None:
+    from qsim.profile import Transfer
+
+    transfer = Transfer(["h200_sxm/toy-1b/bf16"], ["a table"], {"decode": 20.0, "kv_tokens": 40.0})
+    identity = replace(UNSURE.identity, source="transferred")
+    guessed = replace(
+        make_profile(num_gpu_blocks=400), transfer=transfer, identity=identity,
+        fit_error={"worst_mean": 20.0},
+    )  # fmt: skip
+    redraw = Resample(traffic())
+    found = replicate(SerialExecutor(), task(guessed, 3), redraw, 6)
+    assert (found.sigma, found.kv_sigma) == (0.2, 0.4)
+    for run in found.runs:
+        profile = scaled_memory(scaled_times(guessed, run.factor), run.kv_factor)
+        assert profile.memory.num_gpu_blocks == max(2, round(400 * max(0.1, run.kv_factor)))
+        trace = redraw.draw(run.number)
+        if trace.prompt_tokens.max() >= (profile.memory.num_gpu_blocks - 1) * 16:
+            assert not run.met, "a prompt that does not fit is no run that meets the SLOs"
+            continue
+        again = simulate(trace, profile, replicas=3, router="round-robin", seed=run.number)
+        assert run.met == all(s.met(again) for s in SLOS)
+    assert "of the transferred profile times 1 + e, e of 20.0%" in found.text()[0]
+    answer = plan(traffic(), profiles=[guessed], slos=["ttft:p99:5000"], headroom=False)
+    assert "transferred: h200_sxm/toy-1b/bf16 is transferred, not measured" in plan_text(answer)
 
 
 @pytest.mark.parametrize("count", [0, 2.5, True])
