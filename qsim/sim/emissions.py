@@ -30,15 +30,17 @@ class Emissions:
     ----------
     grouped
         Whether the latest update was that of a step of the group.
+    time_ps
+        When the latest update was.
     """
 
-    __slots__ = ("_emitted_ps", "_time_ps", "_unwritten", "gaps", "grouped")
+    __slots__ = ("_unwritten", "emitted_ps", "gaps", "grouped", "time_ps")
 
     def __init__(self, emitted_ps: array[int], gaps: array[int]) -> None:
-        self._emitted_ps = emitted_ps
+        self.emitted_ps = emitted_ps
         self.gaps = gaps
         self.grouped = False
-        self._time_ps = 0  # of the latest update
+        self.time_ps = 0
         self._unwritten: list[Request] = []  # whose latest token came then
 
     def step(self, time_ps: int, batch: Batch, update: Update, lockstep: bool) -> None:
@@ -47,9 +49,9 @@ class Emissions:
         if lockstep and self.grouped:
             members = len(batch.members)
             if members:
-                gaps.extend((time_ps - self._time_ps, 0, 1, members))
+                gaps.extend((time_ps - self.time_ps, 0, 1, members))
             if len(batch.sampled) > len(update.first):  # somebody who was preempted
-                emitted = self._emitted_ps
+                emitted = self.emitted_ps
                 for request in batch.sampled:
                     before = emitted[request.index]
                     if before >= 0:
@@ -58,28 +60,21 @@ class Emissions:
         else:
             self.settle()
             self._one_by_one(time_ps, update.tokens)
-        self._time_ps = time_ps
+        self.time_ps = time_ps
 
-    def run(self, first_ps: int, last_ps: int, requests: list[Request], grouped: bool) -> None:
-        """The updates of a run of steps of the group: only the gaps before the first of them."""
-        if grouped and self.grouped:
-            self.gaps.extend((first_ps - self._time_ps, 0, 1, len(requests)))
-        else:
-            self.settle()
-            self._one_by_one(first_ps, requests)
-        self.grouped = True
-        self._time_ps = last_ps
+    def resume(self, requests: list[Request]) -> None:
+        """After steps that were counted elsewhere: who had a token at ``time_ps``."""
         self._unwritten = requests
 
     def settle(self) -> None:
         """Bring ``emitted_ps`` up to date."""
-        emitted, time_ps = self._emitted_ps, self._time_ps
+        emitted, time_ps = self.emitted_ps, self.time_ps
         for request in self._unwritten:
             emitted[request.index] = time_ps
         self._unwritten = []
 
     def _one_by_one(self, time_ps: int, requests: list[Request]) -> None:
-        emitted, gaps = self._emitted_ps, self.gaps
+        emitted, gaps = self.emitted_ps, self.gaps
         since = -2
         common = 0  # so many in a row had their latest token at that time
         for request in requests:

@@ -6,35 +6,30 @@ the result of the step before it, which must wait both for the GPU and for the l
 result of the same step is awaited instead. The engine takes every decision from
 :class:`qsim.sim.scheduler.Scheduler` and every duration from :class:`qsim.sim.timing.Timing`.
 
-Between two changes of the batch, decode steps differ only in context length. The engine plans
-such a run in one go and sleeps once (:meth:`Replica._plan_run`); an arrival cuts the run at the
-first turn that would have taken it in. And nothing can reach a replica before the fleet's horizon
-(the next arrival): until then it goes from turn to turn without sleeping. Running with
-``jump=False`` steps one by one, each step an event, through the same code and ends at the same
-picosecond; a test proves it.
+Nothing can reach a replica before the fleet's horizon (the next arrival): until then it goes from
+turn to turn without sleeping, and whatever turns can be foretold it carries out in one loop
+(:mod:`qsim.sim.express`). And nobody looks at a replica before one of its requests finishes, or one
+is submitted: until then it may lag behind. With ``jump=False`` it goes through this module alone,
+each turn an event, and ends at the same picosecond; a test proves it.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import deque
-from functools import partial
 
 import simpy
 
 from qsim.sim.config import EngineConfig
-from qsim.sim.decode_run import ListedRun, SteadyRun, list_run
 from qsim.sim.emissions import Emissions
 from qsim.sim.energy import PowerMeter
 from qsim.sim.events import ENGINE, At, Sink
+from qsim.sim.express import RUN_LIMIT, Express
 from qsim.sim.scheduler import Batch, Request, Scheduler
 from qsim.sim.steplog import Step
 from qsim.sim.timing import Timing
 
 __all__ = ["RUN_LIMIT", "Replica"]
 
-#: the clock (power state) is looked at when the batch changes, and at least every so many steps
-RUN_LIMIT = 64
 _NEVER = 1 << 100
 
 
@@ -100,13 +95,12 @@ class Replica:
         self._step_log = step_log
         self._inbox: deque[tuple[int, Request]] = deque()
         self._queue: deque[_Inflight] = deque()
-        self._timer: simpy.Event | None = None  # None: idle
+        self._timer: simpy.Event | None = None
         self._gpu_free_ps = 0
         self._launched = True
         # a result that is due: the turn that begins next applies it
         self._due: _Inflight | None = None
         self._due_ps = 0
-        self._last_batch: Batch | None = None
         # the decode steps at the end of the schedule so far: rows, context, steps since a look at
         # the clock, and their span at the present clock
         self._rows = -1
@@ -114,8 +108,9 @@ class Replica:
         self._since_look = 0
         self._base_ps = 0
         self._slopes_ps: list[int] = []
-        self._run: SteadyRun | ListedRun | None = None  # planned, and not carried out yet
+        self._next_ps = -1  # when the next turn begins; -1: idle
         self._wake_ps = 0  # when the timer goes off
+        self._express = Express(self)
         self._emissions = Emissions(sink.emitted_ps, sink.gaps)
 
     # ------------------------------------------------------------------ from the fleet
@@ -125,16 +120,18 @@ class Replica:
 
         ``ready_ps`` must not decrease from call to call and not lie in the past.
         """
+        self._catch_up()
         self._inbox.append((ready_ps, request))
-        if self._timer is None:
-            self._sleep_until(ready_ps + self._timing.wake_ps)
-        elif self._run is not None:
-            # the first turn at or after ready_ps must take the request in
-            run = self._run
-            turn = run.turns_before(ready_ps)
-            if turn < run.turns:
-                run.turns = turn
-                self._sleep_until(run.start_ps(turn))
+        if self._next_ps < 0:
+            self._next_ps = ready_ps + self._timing.wake_ps
+        if self._timer is None or self._wake_ps != self._next_ps:
+            self._sleep_until(self._next_ps)
+
+    def _catch_up(self) -> None:
+        """Make the turns that lie before now."""
+        now = int(self.env.now)
+        if 0 <= self._next_ps < now:
+            self._go(now)
 
     def settle(self) -> None:
         """Write what is kept about finished requests: their indices may be used again."""
@@ -143,6 +140,7 @@ class Replica:
     @property
     def num_unscheduled(self) -> int:
         """Requests that are not running: in the front end or in the waiting queue."""
+        self._catch_up()
         return len(self._inbox) + self.scheduler.num_waiting
 
     # ------------------------------------------------------------------ the host thread
@@ -155,40 +153,52 @@ class Replica:
 
     def _wake(self, event: simpy.Event) -> None:
         if event is not self._timer:
-            return  # a run was cut short: another timer has taken over
+            return  # another timer has taken over
+        self._timer = None
         self.events += 1
-        time = self._turn(self._wake_ps)
-        if self._jump:
-            horizon = self._sink.horizon_ps
-            while 0 <= time < horizon:
-                time = self._turn(time)
-        if time < 0:
-            self._timer = None
-        else:
+        if not self._jump:
+            self._next_ps = self._turn(self._next_ps)
+            if self._next_ps >= 0:
+                self._sleep_until(self._next_ps)
+            return
+        horizon = self._sink.horizon_ps
+        self._go(horizon)
+        time = self._next_ps
+        if time >= 0:
+            if self._express.active:
+                if self._sole:
+                    return  # the horizon is the next arrival, with which we go on
+                time = self._express.quiet_until(time)
             self._sleep_until(time)
 
+    def _go(self, horizon: int) -> None:
+        """Make the turns that begin before ``horizon``."""
+        express = self._express
+        time = self._next_ps
+        while 0 <= time < horizon:
+            if express.active:
+                stop = self._sink.next_ready_ps if self._sole else horizon
+                time = express.run(time, horizon, stop)
+                if express.active:
+                    break
+                time = self._step(time)
+            else:
+                time = self._turn(time)
+        self._next_ps = time
+
     def _turn(self, now: int) -> int:
-        """A turn of the host thread, or a run of them; when the next begins, -1 for never."""
-        scheduler, queue = self.scheduler, self._queue
-        if self._run is not None:
-            self._finish_run(self._run)
-        elif self._due is not None:
+        """A turn of the host thread; when the next begins, -1 for never."""
+        scheduler = self.scheduler
+        if self._due is not None:
             self._apply(self._due)
             if not self._launched and scheduler.has_unfinished():
                 self._launched = True  # vLLM's loop sleeps once, then goes on
                 return now + self._timing.idle_sleep_ps
+        if self._jump and self._express.enter():
+            return now
         inbox = self._inbox
         while inbox and inbox[0][0] <= now:
             scheduler.add(inbox.popleft()[1])
-        if (
-            self._jump
-            and self._rows > 0
-            and not (queue and (queue[0].batch.explicit or queue[0].batch.ending))
-        ):
-            run = self._plan_run(now)
-            if run is not None:
-                self._run = run
-                return run.start_ps(run.turns)
         return self._step(now)
 
     def _step(self, now: int) -> int:
@@ -254,7 +264,6 @@ class Replica:
     def _apply(self, due: _Inflight) -> None:
         self._due = None
         batch = due.batch
-        self._last_batch = batch
         update = self.scheduler.update(batch)
         if due.step is not None:
             self._log(due.step)
@@ -285,6 +294,10 @@ class Replica:
         self._launched = True
         return self._inbox[0][0] + self._timing.wake_ps if self._inbox else -1
 
+    def _hold(self, batch: Batch, rows: int, gpu_end_ps: int) -> None:
+        """Take over a step of the group that is in flight."""
+        self._queue.append(_Inflight(batch, rows, gpu_end_ps, True))
+
     def _note_state(self, batch: Batch, running: int) -> None:
         scheduler = self.scheduler
         if running > self.peak_running:
@@ -300,22 +313,17 @@ class Replica:
 
     # ------------------------------------------------------------------ spans and the clock
 
-    def look(self, now: int, soon_taken: int = 0) -> None:
-        """Account for energy and read the clock's state.
+    def look(self, now: int) -> None:
+        """Account for energy and read the clock's state."""
+        self.look_at(now, self.scheduler.free_blocks)
 
-        ``soon_taken`` KV blocks are counted as used already.
-        """
+    def look_at(self, now: int, free_blocks: int) -> None:
+        """The same; so many KV blocks are free."""
         energy = self.meter.evaluate(now)
         if energy:
             scheduler = self.scheduler
-            self._timeline.add(
-                self.index,
-                now,
-                energy,
-                scheduler.num_running,
-                len(self._inbox) + scheduler.num_waiting,
-                scheduler.free_blocks - soon_taken,
-            )
+            waiting = len(self._inbox) + scheduler.num_waiting
+            self._timeline.add(self.index, now, energy, scheduler.num_running, waiting, free_blocks)
 
     def _read_clock(self, rows: int) -> None:
         """Take over the span of ``rows`` decodes at the present clock."""
@@ -373,111 +381,3 @@ class Replica:
                 return span + slope * (context - knots[j])
             span += slope * (knots[j + 1] - knots[j])
         return span
-
-    def _span_of_turn(self, rows: int, turn: int) -> int:
-        return self._decode_span(self._context_tokens + rows * (turn + 1))
-
-    # ------------------------------------------------------------------ decode runs
-
-    def _plan_run(self, now: int) -> SteadyRun | ListedRun | None:
-        """Plan the turns until the batch changes; None if the next turn is not of that kind."""
-        queue, scheduler, timing = self._queue, self.scheduler, self._timing
-        rows = self._rows
-        if self._async:
-            if len(queue) != 1:
-                return None
-            turns = scheduler.decode_horizon(queue[0].batch)
-        elif rows != scheduler.num_running:
-            return None  # somebody finished with the last step
-        else:
-            turns = scheduler.decode_horizon(None)
-        if turns < 2:
-            return None
-        launch_start = now + timing.schedule_ps[rows]
-        gpu_start = self._gpu_free_ps + timing.gpu_gap_ps
-        if launch_start > gpu_start:
-            gpu_start = launch_start
-        if self._since_look >= RUN_LIMIT:
-            self.look(gpu_start, scheduler.blocks_of_next_decode)
-            self._since_look = 0
-            self._read_clock(rows)
-        if turns > RUN_LIMIT - self._since_look:
-            turns = RUN_LIMIT - self._since_look
-        stop = self._inbox[0][0] if self._inbox else _NEVER
-        if self._sole:
-            # nothing comes before the trace's next request: no need to plan beyond it
-            arrival = self._sink.next_ready_ps
-            if arrival < stop:
-                stop = arrival
-
-        launch = timing.launch_ps[timing.decode_mode[rows]][rows]
-        result = timing.result_ps
-        after = timing.update_ps[rows] + timing.turn_ps
-        # between an awaited step's end and the end of the launch that it lets begin
-        host = result + after + timing.schedule_ps[rows] + launch
-        context = self._context_tokens + rows
-        span = self._decode_span(context)
-        if self._async:
-            lag, between = 1, timing.gpu_gap_ps
-            steady = launch_start + launch <= self._gpu_free_ps
-        else:
-            lag, between = 0, max(timing.gpu_gap_ps, host - launch)
-            steady = launch_start + launch <= gpu_start + span
-        if not steady or host > between + span:
-            hosts = (timing.schedule_ps[rows], launch, result, after)
-            return list_run(
-                now,
-                turns,
-                stop,
-                self._gpu_free_ps,
-                timing.gpu_gap_ps,
-                hosts,
-                self._async,
-                partial(self._span_of_turn, rows),
-            )
-        # context only grows: the span is affine until it passes the segment's end
-        knots = timing.knots
-        segment = bisect_left(knots, context, 1) - 1
-        if segment + 1 < len(knots):
-            turns = min(turns, (knots[segment + 1] - context) // rows + 1)
-        growth = self._slopes_ps[segment] * rows
-        run = SteadyRun(
-            turns, now, gpu_start + span, between + span, growth, lag, result, after, span
-        )
-        if stop < _NEVER:
-            run.turns = run.turns_before(stop)
-        return run if run.turns else None
-
-    def _finish_run(self, run: SteadyRun | ListedRun) -> None:
-        """Carry out the planned turns, as many as an arrival left of them."""
-        self._run = None
-        turns = run.turns
-        rows = self._rows
-        queue = self._queue
-        scheduler = self.scheduler
-        first_update, last_update, gpu_end, busy = run.outcome()
-        if self._async:
-            due = queue.popleft()
-            following = scheduler.advance(due.batch, turns)
-            assert following is not None
-            queue.append(_Inflight(following, rows, gpu_end, True))
-            requests, grouped = due.batch.requests, due.grouped
-        else:
-            assert self._last_batch is not None
-            scheduler.advance(None, turns)
-            requests, grouped = self._last_batch.requests, True
-        emissions = self._emissions
-        emissions.run(first_update, last_update, requests, grouped)
-        run.add_gaps(emissions.gaps, rows)
-        self._gpu_free_ps = gpu_end
-        meter = self.meter
-        meter.busy_ps += busy
-        meter.decode_tokens += rows * turns
-        meter.context_tokens += turns * self._context_tokens + rows * (turns * (turns + 1) // 2)
-        self._context_tokens += rows * turns
-        self._since_look += turns
-        self.steps += turns
-        self._launched = True
-        free = scheduler.free_blocks
-        if free < self.least_free_blocks:
-            self.least_free_blocks = free

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +12,6 @@ from hypothesis import strategies as st
 from qsim.profile import Profile
 from qsim.sim.api import simulate
 from qsim.sim.config import EngineOptions
-from qsim.sim.decode_run import SteadyRun
-from qsim.sim.gaps import Gaps
 from qsim.sim.result import SimulationResult
 from qsim.sim.router import ROUTERS
 from qsim.sim.steplog import Step
@@ -309,48 +306,6 @@ def test_runs_near_the_change_from_host_bound_to_gpu_bound(launch_ms):
     profile = with_knots(make_profile(launch_ms=launch_ms, throttle=0.1), 0, 150, 400)
     load = trace([0.0, 0.3, 0.3, 1.1], [40, 60, 30, 200], [150, 80, 1, 90])
     same(*(simulate(load, profile, jump=jump) for jump in (True, False)))
-
-
-steady_runs = st.builds(
-    SteadyRun,
-    turns=st.integers(1, 64),
-    start_ps=st.just(0),
-    gpu_end_ps=st.integers(0, 10**10),
-    step_ps=st.integers(0, 10**10),
-    growth_ps=st.sampled_from([0, 1, 1000, 10**7]),
-    lag=st.sampled_from([0, 1]),
-    result_ps=st.integers(0, 10**9),
-    after_ps=st.integers(0, 10**9),
-    span_ps=st.integers(0, 10**10),
-)
-
-
-@given(steady_runs, st.integers(0, 64), st.integers(-2, 2), st.integers(0, 10**12))
-def test_the_turns_of_a_steady_run_before_a_time(run, turn, beside, anywhere):
-    starts = [run.start_ps(k) for k in range(run.turns)]
-    for time in (run.start_ps(min(turn, run.turns)) + beside, anywhere):
-        expected = 0
-        while expected < run.turns and starts[expected] < time:
-            expected += 1
-        assert run.turns_before(time) == expected
-
-
-@given(steady_runs)
-def test_a_steady_run_is_the_sum_of_its_steps(run):
-    # the same turns with each step's span added up one by one
-    lag, step, growth = run._lag, run._step_ps, run._growth_ps
-    ends = {0: run._gpu_end_ps, -1: run._gpu_end_ps - step}
-    busy = span = run._span_ps
-    for k in range(1, run.turns):
-        ends[k] = ends[k - 1] + step + growth * k
-        span += growth
-        busy += span
-    updates = [ends[k - lag] + run._result_ps for k in range(run.turns)]
-    assert run.outcome() == (updates[0], updates[-1], ends[run.turns - 1], busy)
-    gaps = array("q")
-    run.add_gaps(gaps, 3)
-    expanded = np.sort(np.repeat(Gaps(gaps).ms, Gaps(gaps).count))
-    assert expanded.tolist() == [g / PS_PER_MS for g in np.sort(np.repeat(np.diff(updates), 3))]
 
 
 def test_a_run_that_passes_a_context_knot_equals_single_steps():
