@@ -110,18 +110,7 @@ class Gaps:
 
     def _chunks(self) -> Iterator[tuple[IntArray, IntArray]]:
         """Gap (ps) and count of every step, a part at a time."""
-        ends = np.cumsum(self._length)
-        start = 0
-        while start < len(ends):
-            before = int(ends[start - 1]) if start else 0
-            stop = max(start + 1, int(np.searchsorted(ends, before + _CHUNK, side="right")))
-            length = self._length[start:stop]
-            offset = np.repeat(ends[start:stop] - length - before, length)
-            k = np.arange(int(ends[stop - 1]) - before) - offset
-            first = np.repeat(self._first[start:stop], length)
-            growth = np.repeat(self._growth[start:stop], length)
-            yield first + k * growth, np.repeat(self._rows[start:stop], length)
-            start = stop
+        return _laid_out(self._first, self._growth, self._length, self._rows)
 
     def _at_ranks(self, ranks: list[int]) -> list[int]:
         """The gaps (ps) at these ranks, in ascending order of rank."""
@@ -168,9 +157,40 @@ class Gaps:
         return values
 
     def _between(self, least: int, most: int) -> Iterator[tuple[IntArray, IntArray]]:
-        for ps, count in self._chunks():
-            keep = (ps >= least) & (ps <= most)
-            yield ps[keep], count[keep]
+        for first, growth, length, rows in self._parts():
+            last = first + (length - 1) * growth
+            reach = (np.maximum(first, last) >= least) & (np.minimum(first, last) <= most)
+            if reach.all():
+                chosen = first, growth, length, rows
+            else:
+                chosen = first[reach], growth[reach], length[reach], rows[reach]
+            for ps, count in _laid_out(*chosen):
+                keep = (ps >= least) & (ps <= most)
+                yield (ps, count) if keep.all() else (ps[keep], count[keep])
+
+
+def _laid_out(
+    first: IntArray, growth: IntArray, length: IntArray, rows: IntArray
+) -> Iterator[tuple[IntArray, IntArray]]:
+    """Gap and count of every step of the progressions, some hundred thousand at a time."""
+    if not length.all():
+        some = length > 0
+        first, growth, length, rows = first[some], growth[some], length[some], rows[some]
+    ends = np.cumsum(length)
+    start = 0
+    while start < len(ends):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + _CHUNK, side="right")))
+        part = slice(start, stop)
+        sizes = length[part]
+        # the difference of each gap to the one before it, added up
+        ps = np.repeat(growth[part], sizes)
+        begins = ends[part] - sizes - before
+        last = first[part] + (sizes - 1) * growth[part]
+        ps[begins] = first[part]
+        ps[begins[1:]] -= last[:-1]
+        yield np.cumsum(ps, out=ps), np.repeat(rows[part], sizes)
+        start = stop
 
 
 def _exact_dot(values: IntArray, counts: IntArray) -> int:
