@@ -20,6 +20,7 @@ _OTHERS = {
     "agreement": ("qsim.cli.calibrate_agreement", "agreement"),
     "quality": ("qsim.cli.calibrate_quality", "quality"),
     "table": ("qsim.cli.calibrate_table", "table"),
+    "transfer": ("qsim.cli.calibrate_transfer", "transfer"),
 }
 
 

@@ -1,0 +1,335 @@
+"""A transferred profile, out of kernels and what was learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from qsim.calibrate.methods import find_method
+from qsim.calibrate.models import Architecture
+from qsim.calibrate.transfer.compose import TABLE_OF, Composer
+from qsim.calibrate.transfer.kernels import KernelTables, load_tables
+from qsim.calibrate.transfer.learn import (
+    Overheads,
+    Sample,
+    base_method,
+    kv_dtype,
+    learn_overheads,
+)
+from qsim.calibrate.transfer.memory import kv_memory, other_bytes
+from qsim.calibrate.transfer.power import PowerModel, learn_power, power_of
+from qsim.calibrate.transfer.ratios import SAME_KERNEL, MethodShape, learn_shapes, linear_of
+from qsim.calibrate.transfer.spans import StepPoint
+from qsim.calibrate.transfer.specs import LEARNT_ON, gpu_spec
+from qsim.profile import (
+    DecodeSpan,
+    EngineDefaults,
+    FrontEnd,
+    HostTimes,
+    Identity,
+    Latency,
+    MixedSpan,
+    Profile,
+    Throttle,
+    Transfer,
+)
+from qsim.profiles import list_profiles, load_profile
+
+__all__ = ["Teacher", "learn_from_shipped", "transfer"]
+
+_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+_PIECEWISE = (16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512)
+_EAGER = (513, 640, 768, 769, 896, 1024, 1025, 1280, 1281, 1536, 1537, 1792, 1793, 2048, 2049,
+          2304, 2560, 2561, 3072, 3584, 4096, 5120, 6144, 7168, 8192)  # fmt: skip
+_KNOTS = (0, 65536)
+_CONTEXTS = (64, 256, 1024, 4096, 16384)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The measured profiles of one GPU, and what they teach."""
+
+    samples: tuple[Sample, ...]
+    tables: KernelTables
+
+    @cached_property
+    def overheads(self) -> Overheads:
+        """What kernels do not explain."""
+        return learn_overheads(self.samples)
+
+    @cached_property
+    def shapes(self) -> dict[str, MethodShape]:
+        """Methods without a kernel table."""
+        return learn_shapes(self.samples)
+
+    @cached_property
+    def power(self) -> PowerModel:
+        """Watts from bytes and operations."""
+        return learn_power(self.samples, gpu_spec(self.tables.gpu))
+
+    def without(self, model: str) -> Teacher:
+        """The same without one model."""
+        return replace(
+            self, samples=tuple(s for s in self.samples if s.profile.identity.model != model)
+        )
+
+
+def learn_from_shipped() -> Teacher:
+    """The measured profiles that come with qsim."""
+    tables = load_tables(LEARNT_ON)
+    samples = []
+    for entry in list_profiles():
+        profile = load_profile(entry.id)
+        if entry.gpu != LEARNT_ON or profile.transferred or "+" in entry.method:
+            continue
+        i = profile.identity
+        a = Architecture.from_config(i.architecture, entry.id)
+        composer = Composer(tables, gpu_spec(LEARNT_ON), a, i.tensor_parallel_size)
+        samples.append(Sample(profile, composer))
+    return Teacher(tuple(samples), tables)
+
+
+def transfer(
+    teacher: Teacher,
+    gpu: str,
+    model: str,
+    config: dict[str, Any],
+    method: str,
+    tensor_parallel_size: int = 1,
+    memory_bytes: int | None = None,
+) -> Profile:
+    """The profile of a GPU, model and method that were not measured together.
+
+    Parameters
+    ----------
+    teacher : Teacher
+    gpu, model, method : str
+        Ids; ``model`` names the profile.
+    config : dict
+        The model's config.json.
+    memory_bytes : int, optional
+        Of the GPU, where it is not the type's usual size.
+
+    Raises
+    ------
+    CalibrationError
+        If a kernel table lacks what the architecture needs.
+    ScenarioError
+        If the model does not fit, or the config is not that of a dense decoder.
+    """
+    from qsim.calibrate.transfer.errors import estimated_errors
+
+    a = Architecture.from_config(config, model)
+    tables = load_tables(gpu)
+    composer = Composer(tables, gpu_spec(gpu), a, tensor_parallel_size, kv_dtype(method))
+    overheads = teacher.overheads
+    linear = linear_of(method, composer, teacher.shapes, teacher.tables)
+    memory = kv_memory(
+        gpu, a, method, tensor_parallel_size, other_bytes(teacher.samples, a), memory_bytes
+    )
+
+    def span_ms(point: StepPoint) -> float:
+        rows = point.rows or point.prefill_tokens
+        products = linear.ms(rows, prefill=not point.rows)
+        return overheads.span_ms(composer, point, linear.moved_as, products)
+
+    kv_tokens = (memory.num_gpu_blocks - 1) * memory.block_size
+    power = power_of(
+        teacher.power,
+        composer,
+        method,
+        span_ms,
+        memory.weight_bytes,
+        memory.kv_bytes_per_token,
+        kv_tokens,
+    )
+    errors, how = estimated_errors(gpu, method, tensor_parallel_size)
+    donors = _donors(teacher, method)
+    engine = donors[0].profile.engine
+    longest = int(config.get("max_position_embeddings") or engine.max_model_len)
+    profile = Profile(
+        identity=Identity(
+            gpu=gpu,
+            model=model,
+            method=method,
+            tensor_parallel_size=tensor_parallel_size,
+            source="transferred",
+            vllm_version=donors[0].profile.identity.vllm_version,
+            architecture={k: v for k, v in config.items() if k != "quantization_config"},
+            vllm_args=_vllm_args(method),
+        ),
+        engine=EngineDefaults(max_model_len=longest),
+        latency=_latency(composer, overheads, span_ms, donors, power.cap_w),
+        host=_host(teacher, donors, composer.layers),
+        frontend=_frontend(donors),
+        power=power,
+        memory=memory,
+        fit_error={
+            "unit": "percent, estimated",
+            "how": how,
+            "worst_mean": max(errors["decode"], errors["prefill"]),
+            "worst_median": max(errors["decode"], errors["prefill"]),
+            "worst_p99": round(1.5 * max(errors["decode"], errors["prefill"]), 1),
+            "worst_energy": errors["power"],
+        },
+        transfer=Transfer(
+            profiles=sorted({s.profile.id for s in teacher.samples if _taught(s, method)}),
+            tables=list(dict.fromkeys((*tables.sources, *teacher.tables.sources))),
+            error_percent=errors,
+            error_from=how,
+            rules=_rules(gpu, method, tensor_parallel_size),
+        ),
+    )
+    return Profile.from_dict(profile.to_dict(), profile.id)
+
+
+def _taught(sample: Sample, method: str) -> bool:
+    base = base_method(method)
+    return sample.method in TABLE_OF or sample.method == SAME_KERNEL.get(base, base)
+
+
+def _donors(teacher: Teacher, method: str) -> list[Sample]:
+    """Whose host and front end are taken: the method's own profiles, else bf16's."""
+    base = base_method(method)
+    own = [s for s in teacher.samples if s.method == SAME_KERNEL.get(base, base)]
+    return own or [s for s in teacher.samples if s.method == "bf16"]
+
+
+def _host(teacher: Teacher, donors: Sequence[Sample], layers: int) -> HostTimes:
+    """The donors' host times; launches outside full graphs in proportion to the layers beyond."""
+    base = [s for s in teacher.samples if s.method == "bf16"]
+    x = np.array([s.composer.layers for s in base], dtype=float)
+    values: dict[str, Any] = {}
+    for name in HostTimes.__dataclass_fields__:
+        given = [getattr(s.profile.host, name) for s in donors]
+        if not isinstance(given[0], list):
+            values[name] = round(median(given), 5)
+            continue
+        first = median(v[0] for v in given)
+        if name in ("launch_piecewise_ms", "launch_eager_ms"):
+            own = float(np.mean([s.composer.layers for s in donors]))
+            y = np.array([getattr(s.profile.host, name)[0] for s in base])
+            slope = float(np.polyfit(x, y, 1)[0]) if len(set(x)) > 1 else first / own
+            first = max(0.5 * first, first + max(0.0, slope) * (layers - own))
+        values[name] = [round(first, 5), round(median(v[1] for v in given), 7)]
+    return HostTimes(**values)
+
+
+def _frontend(donors: Sequence[Sample]) -> FrontEnd:
+    names = FrontEnd.__dataclass_fields__
+    return FrontEnd(
+        **{n: round(median(getattr(s.profile.frontend, n) for s in donors), 5) for n in names}
+    )
+
+
+def _latency(
+    composer: Composer,
+    overheads: Overheads,
+    span_ms: Any,
+    donors: Sequence[Sample],
+    cap_w: float,
+) -> Latency:
+    throttles = [s.profile.latency.throttle for s in donors]
+    donor_cap = donors[0].profile.power.cap_w
+    decode = _decode(span_ms)
+    slope = float(np.median(decode.ms_per_context_token[-1]))
+    shared = {
+        "ms_per_decode_context_token": overheads.mixed_context * slope,
+        "ms_per_chunk": overheads.chunk_per_layer_ms * composer.layers,
+        "ms_per_decode": overheads.mixed_decode * composer.ms_per_decode(),
+        "ms_per_pair": overheads.pair * composer.ms_per_pair(),
+    }
+    return Latency(
+        graph_sizes=list(donors[0].profile.latency.graph_sizes),
+        decode=decode,
+        piecewise=_mixed(span_ms, _PIECEWISE, shared),
+        eager=_mixed(span_ms, _EAGER, shared),
+        throttle=Throttle(
+            start_w=round(cap_w * throttles[0].start_w / donor_cap, 1),
+            full_w=round(cap_w * throttles[0].full_w / donor_cap, 1),
+            decode=round(median(t.decode for t in throttles), 4),
+            piecewise=round(median(t.piecewise for t in throttles), 4),
+            eager=round(median(t.eager for t in throttles), 4),
+        ),
+    )
+
+
+def _decode(span_ms: Any) -> DecodeSpan:
+    """Base and slopes of each batch size, by least squares over contexts."""
+    from scipy.optimize import nnls
+
+    base, slopes = [], []
+    for rows in _ROWS:
+        totals = [rows * c for c in _CONTEXTS if rows * c <= 600_000]
+        times = np.array([span_ms(StepPoint(rows=rows, context_tokens=c)) for c in totals])
+        lows = [*_KNOTS[1:], 10**9]
+        features = [
+            [1.0, *(min(max(c - k, 0), n - k) / 1e5 for k, n in zip(_KNOTS, lows, strict=True))]
+            for c in totals
+        ]
+        if totals[-1] <= _KNOTS[1]:  # the second segment was not reached: it goes on as the first
+            features = [f[:2] for f in features]
+        x, _ = nnls(np.array(features) / times[:, None], np.ones(len(totals)))
+        base.append(round(float(x[0]), 5))
+        slopes.append([float(f"{v / 1e5:.6g}") for v in (*x[1:], x[-1])[: len(_KNOTS)]])
+    return DecodeSpan(
+        rows=list(_ROWS),
+        base_ms=base,
+        context_knots_tokens=list(_KNOTS),
+        ms_per_context_token=[list(s) for s in zip(*slopes, strict=True)],
+    )
+
+
+def _mixed(span_ms: Any, tokens: Sequence[int], shared: dict[str, float]) -> MixedSpan:
+    base = []
+    for n in tokens:
+        span = span_ms(StepPoint(prefill_tokens=n))
+        rest = span - shared["ms_per_pair"] * n * (n + 1) / 2 - shared["ms_per_chunk"]
+        base.append(round(max(rest, 0.05 * span), 5))
+    return MixedSpan(
+        tokens=list(tokens),
+        base_ms=base,
+        **{name: float(f"{value:.6g}") for name, value in shared.items()},
+    )
+
+
+def _vllm_args(method: str) -> list[str]:
+    m = find_method(method)
+    return (["--dtype", "bfloat16"] if base_method(method) == "bf16" else []) + m.serve_args
+
+
+def _rules(gpu: str, method: str, tp: int) -> list[str]:
+    spec, base = gpu_spec(gpu), base_method(method)
+    if base == "bf16" or (spec.hopper and base in TABLE_OF):
+        products = "matrix products: the GPU's kernel table"
+    elif spec.hopper:
+        products = (
+            "matrix products: measured on H200 against bf16; the time to read weights by "
+            "bandwidth, the rest unchanged"
+        )
+    elif base == "int8-w8a8":
+        products = (
+            "matrix products: bf16's table on A100, reads in proportion to the bytes, growth with "
+            "the rows by INT8's measured ratio on H200"
+        )
+    else:
+        products = (
+            "matrix products: Marlin, bf16's table on A100 with reads in proportion to the bytes "
+            "and growth with the rows times 1.05"
+        )
+    rules = [
+        products,
+        "attention and LM head: the GPU's kernel tables",
+        "gaps between kernels, norms, sampling: learnt on H200, passes over memory by bandwidth",
+        "host and front end: as measured on H200, launches by the number of layers",
+        "power: TDP, idle, and energy a byte and an operation learnt on H200",
+        "KV blocks: memory accounting",
+    ]
+    if tp > 1:
+        rules.insert(2, "all-reduce: the GPU's kernel table")
+    return rules

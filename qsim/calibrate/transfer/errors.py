@@ -1,0 +1,34 @@
+"""The errors that transferred profiles state, in percent."""
+
+from __future__ import annotations
+
+from qsim.calibrate.transfer.compose import TABLE_OF
+from qsim.calibrate.transfer.learn import base_method
+from qsim.calibrate.transfer.specs import LEARNT_ON, gpu_spec
+
+__all__ = ["estimated_errors"]
+
+
+def estimated_errors(
+    gpu: str, method: str, tensor_parallel_size: int
+) -> tuple[dict[str, float], str]:
+    """Estimated error by quantity, and where the estimate comes from (docs/transfer.md)."""
+    spec, base = gpu_spec(gpu), base_method(method)
+    if gpu == LEARNT_ON:
+        errors = {"decode": 8.0, "prefill": 8.0, "power": 8.0, "kv_tokens": 3.0}
+    elif spec.hopper:
+        errors = {"decode": 10.0, "prefill": 10.0, "power": 10.0, "kv_tokens": 4.0}
+    else:
+        errors = {"decode": 15.0, "prefill": 15.0, "power": 20.0, "kv_tokens": 4.0}
+    tabled = base == "bf16" or (spec.hopper and base in TABLE_OF)
+    if not tabled:
+        errors |= {k: errors[k] + 10.0 for k in ("decode", "prefill")}
+        errors["power"] += 5.0
+    if tensor_parallel_size > 1:
+        errors |= {k: errors[k] + 5.0 for k in ("decode", "prefill", "power")}
+    how = (
+        "composed against measured profiles on H200, the model left out"
+        if gpu == LEARNT_ON
+        else "composed against measured profiles on H200 and against published measurements"
+    )
+    return errors, how

@@ -1,0 +1,172 @@
+"""What kernels do not explain, learnt where both tables and measured profiles exist.
+
+    span = g * linear + attention + LM head + all-reduce + u * layers + v * moved + s * logits
+
+with ``g`` (1 but for steps without a graph: what runs between big products grows with them), ``u``
+(gaps between kernels, and small kernels), ``v`` (passes over memory between the products) and ``s``
+(passes over the logits) for each execution mode, by non-negative least squares of relative errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qsim.calibrate.methods import find_method
+from qsim.calibrate.transfer.compose import TABLE_OF, Composer
+from qsim.calibrate.transfer.spans import (
+    MODES,
+    Spans,
+    StepPoint,
+    decode_points,
+    prefill_points,
+)
+from qsim.errors import CalibrationError
+from qsim.profile import Profile
+
+__all__ = ["ModeOverhead", "Overheads", "Sample", "base_method", "learn_overheads", "points_of"]
+
+
+@dataclass(frozen=True)
+class ModeOverhead:
+    """Coefficients of one execution mode."""
+
+    linear: float
+    per_layer_ms: float
+    moved: float
+    logits: float
+
+
+@dataclass(frozen=True)
+class Overheads:
+    """What was learnt: coefficients by mode, and ratios of mixed steps to the tables."""
+
+    modes: Mapping[str, ModeOverhead]
+    #: slope by decode context in mixed steps, over that of pure decode steps
+    mixed_context: float
+    #: ms a decode in mixed steps, over the slope of decode attention by requests
+    mixed_decode: float
+    #: slope by pairs in steps without a graph, over the table's
+    pair: float
+    #: ms a prefill chunk and layer
+    chunk_per_layer_ms: float
+    #: the profiles that taught it
+    profiles: tuple[str, ...]
+
+    def span_ms(self, composer: Composer, point: StepPoint, method: str, linear_ms: float) -> float:
+        """The composed span of a step, ms, given the time of its products."""
+        mode = self.modes[point.mode]
+        tokens = point.rows or point.prefill_tokens
+        fixed = fixed_ms(composer, point)
+        moved = composer.moved_ms(tokens, method)
+        return (
+            mode.linear * linear_ms
+            + fixed
+            + mode.per_layer_ms * composer.layers
+            + mode.moved * moved
+            + mode.logits * composer.logits_ms(max(1, point.rows))
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A measured profile and the kernels of its architecture."""
+
+    profile: Profile
+    composer: Composer
+
+    @property
+    def method(self) -> str:
+        """Its method without the KV cache's type."""
+        return base_method(self.profile.identity.method)
+
+
+def base_method(method: str) -> str:
+    """The method without ``+kv-fp8``."""
+    return method.partition("+")[0]
+
+
+def fixed_ms(composer: Composer, point: StepPoint) -> float:
+    """Attention, LM head and all-reduce of a step, ms."""
+    graph = point.mode != "eager"
+    if point.rows:
+        attention = composer.decode_attention_ms(point.rows, point.context_tokens)
+        return attention + composer.head_ms(point.rows) + composer.all_reduce_ms(point.rows, graph)
+    n = point.prefill_tokens
+    return composer.prefill_attention_ms(n) + composer.head_ms(1) + composer.all_reduce_ms(n, graph)
+
+
+def points_of(profile: Profile) -> list[StepPoint]:
+    """The steps on which a measured profile is compared."""
+    memory = profile.memory
+    return [*decode_points((memory.num_gpu_blocks - 1) * memory.block_size), *prefill_points()]
+
+
+def learn_overheads(samples: Sequence[Sample]) -> Overheads:
+    """Fit the coefficients to measured profiles of methods whose products have a table.
+
+    Raises
+    ------
+    CalibrationError
+        If there is none.
+    """
+    from scipy.optimize import nnls
+
+    samples = [s for s in samples if s.method in TABLE_OF]
+    if not samples:
+        raise CalibrationError("nothing to learn from: no measured profile of bf16 or fp8-w8a8")
+    rows: dict[str, list[list[float]]] = {m: [] for m in MODES}
+    targets: dict[str, list[float]] = {m: [] for m in MODES}
+    for s in samples:
+        spans, table = Spans(s.profile), TABLE_OF[s.method]
+        for p in points_of(s.profile):
+            measured = spans.ms(p)
+            tokens = p.rows or p.prefill_tokens
+            linear = s.composer.linear_ms(tokens, table)
+            rest = measured - fixed_ms(s.composer, p)
+            free = p.mode == "eager"
+            rows[p.mode].append(
+                [
+                    linear / measured if free else 0.0,
+                    s.composer.layers / measured,
+                    s.composer.moved_ms(tokens, s.method) / measured,
+                    s.composer.logits_ms(p.rows) / measured,
+                ]
+            )
+            targets[p.mode].append((rest - linear) / measured)
+    modes = {}
+    for mode in MODES:
+        x, _ = nnls(np.array(rows[mode]), np.array(targets[mode]))
+        modes[mode] = ModeOverhead(1.0 + float(x[0]), float(x[1]), float(x[2]), float(x[3]))
+    context: list[float] = []
+    decode: list[float] = []
+    pair: list[float] = []
+    chunk: list[float] = []
+    for s in samples:
+        latency = s.profile.latency
+        slope = float(np.median(latency.decode.ms_per_context_token[0]))
+        context += [
+            latency.piecewise.ms_per_decode_context_token / slope,
+            latency.eager.ms_per_decode_context_token / slope,
+        ]
+        decode.append(latency.piecewise.ms_per_decode / s.composer.ms_per_decode())
+        pair.append(latency.eager.ms_per_pair / s.composer.ms_per_pair())
+        chunk += [
+            latency.piecewise.ms_per_chunk / s.composer.layers,
+            latency.eager.ms_per_chunk / s.composer.layers,
+        ]
+    return Overheads(
+        modes,
+        float(np.median(context)),
+        float(np.median(decode)),
+        float(np.median(pair)),
+        float(np.median(chunk)),
+        tuple(s.profile.id for s in samples),
+    )
+
+
+def kv_dtype(method: str) -> str:
+    """The attention tables' name of a method's KV cache type."""
+    return "fp8" if find_method(method).kv_fp8 else "bfloat16"

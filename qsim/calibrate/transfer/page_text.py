@@ -1,0 +1,156 @@
+"""The words of docs/transfer.md."""
+
+from __future__ import annotations
+
+__all__ = [
+    "A100_PRODUCTS",
+    "CROSSING",
+    "CROSSING_WHY",
+    "H200",
+    "H200_OWN",
+    "INTRODUCTION",
+    "LEADERBOARD",
+    "LIMITS",
+    "OLD_POWER",
+    "OLD_POWER_WHY",
+    "PROMPTS",
+]
+
+INTRODUCTION = """# Profiles of GPUs and models that were not measured
+
+This page is written by
+
+    qsim calibrate transfer --published LEADERBOARD.csv --page docs/transfer.md
+
+with `pip install 'qsim[transfer]'`; the file holds the leaderboard's rows (below).
+
+    qsim calibrate transfer --to h100_sxm --model llama-3.1-8b --methods bf16,fp8-w8a8 --out DIR
+
+makes such profiles; `--model` also takes the `config.json` of any dense model. `--all` makes again
+those that come with qsim, and `--check PROFILE` compares a measured profile with what would be
+transferred in its place.
+
+A step's GPU span is composed from kernels that NVIDIA measured (package aiconfigurator-core,
+Apache-2.0): matrix products by rows, inputs, outputs and data type, attention of prompts and of
+decodes, all-reduce. What they do not explain is learnt from the measured profiles of H200:
+
+    span = g * products + attention + LM head + all-reduce + u * layers + v * moved + s * logits
+
+* **g, u, v, s** are numbers for each execution mode, by non-negative least squares (`g` is 1 under
+  CUDA graphs). `moved` is the time of the passes over memory between products (norms, RoPE,
+  activation) and `logits` that of one pass over the logits, both at the GPU's bandwidth.
+* **Methods without a table** (all but bf16 and FP8 W8A8; the table of block FP8 holds the time of
+  launching its kernels): products measured on H200 as the difference to bf16. They split into
+  reading the weights, which goes with bandwidth, and the rest, which stays, since H100 has the SMs
+  of H200.
+* **A100** runs other kernels. FP8 and all 4- and 8-bit weights run on Marlin with 16-bit
+  activations: they read at the rate of bf16's products and grow with the rows by bf16's operations
+  times 1.05 (unpacking). INT8 W8A8 grows by its ratio to bf16 measured on H200. W4A8-FP8 and an FP8
+  KV cache do not run there.
+* **Host and front end** are those measured on H200; launches without a full graph grow with the
+  layers.
+* **Power** is idle + active + the energy of each byte of weights and of KV cache and of each
+  operation, learnt on H200. `active` scales with the TDP, an operation with TDP over tensor
+  throughput, and bytes stay.
+* **KV blocks**: 92% of the memory, less weights, less what the same formula leaves of the block
+  counts measured on H200 (1.4 GiB for Llama-3.1-8B, 3.1 GiB for Qwen2.5-14B).
+
+No coefficient was fitted to a measurement of H100 or A100 but one, which no profile holds: the time
+of top-p sampling in the leaderboard's servers (below).
+"""
+
+H200 = """## H200: composed against measured
+
+Each measured profile is predicted from kernels and from what the *other* models' profiles teach
+(`qsim calibrate transfer --check PROFILE`). Decode: 1 to 512 requests with 256, 1,024 and 4,096
+tokens of context each; piecewise and eager: prompts of 32 to 512 and of 640 to 8,192 tokens; power:
+of the decode steps up to 256 requests. Errors in percent.
+"""
+
+H200_OWN = """
+The largest decode errors are FP8 steps of 384 rows: the table has 257 and 512 rows and nothing
+between, and FP8 products jump at tiles. The shipped profiles are learnt from all measured ones
+together, and give these back so (medians of absolute errors; a method without a table is learnt
+from the very profile shown, so its row only says what the form loses):
+"""
+
+LEADERBOARD = """## H100 against the ML.ENERGY leaderboard
+
+The leaderboard (v3.0, December 2025; vLLM 0.11.1) gives median ITL, power per GPU and energy a
+token by the limit of running requests. Its client sends 1,024 chat prompts (or 198 of GPQA) at once
+and evaluates the time in which all seats are taken. The same steady state is evaluated here in
+closed form, from a transferred profile of each model. What is assumed beside the profile:
+
+* **Contexts** are not published. Two servers whose KV cache was full tell them: chat holds 125
+  tokens and once the mean output per running request, GPQA 200 and 0.55 of it.
+* **Sampling.** The client samples with top-p 0.95, for which vLLM 0.11 sorts the logits of all rows
+  in every step: {sort:.2f} ns a logit, the one number fitted to these rows (40% of the step of
+  Qwen3-8B at 256 requests). Profiles hold greedy sampling, as measured; with top-p, and without
+  FlashInfer's sampler, a server is slower by that.
+* The median ITL is that of a step without a prompt in it; power and energy are of all steps.
+  Sorting is counted at the power of a busy GPU without other work, which is too little: power at
+  large limits is low for it.
+* Mixtures of experts and Mamba hybrids are left out (qsim has no kernels for them), and so is
+  Llama-3.1-405B-FP8, whose attention stays in bf16. Gemma 3's sliding windows are longer than these
+  contexts.
+"""
+
+CROSSING = """## FP8 against bf16 on H100
+
+Published (the leaderboard's Qwen3-235B-A22B, a mixture of experts on 8 GPUs): FP8 costs *more*
+energy a token than bf16 at 8 and 16 running requests (+22% to +61%), -5% to +7% at 32, and 4 to 13%
+less from 64 on. There is no such pair of a dense model. Transferred profiles say of those:
+"""
+
+CROSSING_WHY = """
+So there is no crossing for dense models: FP8 saves at every batch, most at small ones. A dense
+layer is four large products; FP8 halves the bytes that each reads, and reading is what a small
+batch waits for. In the mixture of experts each product is that of a small expert (1,536 wide, over
+8 GPUs) and takes microseconds: a likely reason for the loss there is that the passes that quantize
+activations, and grouped FP8 kernels, cost more than the bytes saved until every expert has many
+rows (not measured here). The published ITLs agree with that: FP8 is 22 to 26% slower at 8 requests.
+On H200, where dense FP8 was measured, it is faster at every batch too (3.5 against 4.9 ms for one
+request, 9.4 against 11.6 ms for 256; [calibration.md](calibration.md)).
+"""
+
+PROMPTS = """## A100, and prompts
+
+No power or ITL of a current vLLM on A100 was at hand. What there is:
+
+**Prompts of Llama-2-70B in bf16**, as Splitwise measured them (2023, vLLM without CUDA graphs and
+without today's attention kernels), ms; ours at the power limit:
+"""
+
+OLD_POWER = """\
+**Power on A100** from the leaderboard's v2 (vLLM 0.5.4, A100 of 40 GB, average of the whole run,
+which its authors call low). That vLLM was bound by its host: a step took two to five times its GPU
+span, so ITL cannot be compared. The energy of our steps, spread over the TPOT measured:
+"""
+
+OLD_POWER_WHY = """\
+Ours is too low. A GPU that waits between two steps draws more than at rest, which is not in our
+figure; at a current vLLM's pace there is little such time. Whether that explains all of it could
+not be told from these rows.
+"""
+
+A100_PRODUCTS = """**Quantized products on A100**: our rules against TensorRT-LLM's kernels in
+aiconfigurator's tables (INT4 and INT8 weights, SmoothQuant INT8), each as a share of bf16's time.
+They are other kernels than vLLM's, so this is a check of size: TensorRT-LLM's INT4 kernel loses its
+advantage from 64 rows on, where Marlin was built to keep it.
+"""
+
+LIMITS = """## What the profiles state
+
+| | decode | prefill | power | KV tokens |
+|---|---:|---:|---:|---:|
+| H200, other models | 8% | 8% | 8% | 3% |
+| H100 | 10% | 10% | 10% | 4% |
+| A100 | 15% | 15% | 20% | 4% |
+| more without a kernel table | 10% | 10% | 5% | |
+| more with tensor parallelism | 5% | 5% | 5% | |
+
+These are estimates from the tables above, rounded up; of A100 there is too little to check against.
+The time constant of its power regulator, the host's speed and the front end are those of the H200
+machine, and a transferred profile of several GPUs has the host times of one. Where a decision hangs
+on it, measure: `qsim calibrate run` takes four minutes a method.
+"""

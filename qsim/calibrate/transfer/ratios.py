@@ -1,0 +1,257 @@
+"""Time of the matrix products of a step, for methods with a kernel table and for those without.
+
+Without a table the products of a method are split into a part that is there at any batch and one
+that grows with the rows, joined as sides of a right triangle, which describes the FP8 and bf16
+tables of two GPUs of equal SMs and different bandwidth within a few percent:
+
+    linear(T)^2 = read^2 + rest^2 + growth(T)^2
+
+``read`` is the time to read the weights at the GPU's bandwidth. ``rest`` and ``growth`` are
+measured on H200 by the difference between the method's profile and that of bf16, whose products
+have a table; GPUs with the same SMs (H100) have the same.
+
+Ampere runs other kernels (Marlin for every weight-only format, FP8 among them; CUTLASS INT8):
+there the products read at the rate at which bf16's do in its table, and grow with the rows by
+bf16's operations times a factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Protocol
+
+import numpy as np
+
+from qsim.calibrate.methods import find_method, weight_bytes
+from qsim.calibrate.transfer.compose import TABLE_OF, Composer
+from qsim.calibrate.transfer.kernels import KernelTables
+from qsim.calibrate.transfer.learn import Sample, base_method
+from qsim.calibrate.transfer.spans import Spans, StepPoint
+from qsim.errors import CalibrationError
+
+__all__ = [
+    "SAME_KERNEL",
+    "AmpereLinear",
+    "Linear",
+    "MethodShape",
+    "TableLinear",
+    "learn_shapes",
+    "linear_of",
+]
+
+#: methods that were not measured but run a measured one's kernel
+SAME_KERNEL = {
+    "gptq-w4a16": "awq-w4a16",
+    "mxfp4-w4a16": "nvfp4-w4a16",
+    "fp8-w8a8-static": "fp8-w8a8",
+}
+#: rows of decode steps, and of prompts, at which growth is tabulated
+_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_TOKENS = (64, 128, 192, 256, 320, 384, 512, 640, 1024, 1500, 2048, 3072, 4096, 6144, 8192)
+#: decode context per request at which profiles are compared
+_CONTEXT = 512
+#: Unpacking weights costs Ampere's Marlin some throughput: TensorRT-LLM's INT4 and INT8 products
+#: on A100 take 1.00 to 1.09 of bf16's time at 2,048 rows and more (aiconfigurator-core,
+#: a100_sxm/gemm/trtllm).
+_UNPACKING = 1.05
+
+
+class Linear(Protocol):
+    """Time of a step's products."""
+
+    @property
+    def moved_as(self) -> str:
+        """Method by which passes over memory between the products go; bf16 if they are included."""
+
+    def ms(self, rows: int, prefill: bool = False) -> float:
+        """All products of all layers for ``rows`` decodes, or tokens of a prompt, ms."""
+
+
+@dataclass(frozen=True)
+class TableLinear:
+    """Products straight from a kernel table."""
+
+    composer: Composer
+    table: str
+    moved_as: str
+
+    def ms(self, rows: int, prefill: bool = False) -> float:
+        """See :class:`Linear`."""
+        return self.composer.linear_ms(rows, self.table)
+
+
+@dataclass(frozen=True)
+class MethodShape:
+    """What was learnt of a method on H200: ms by weight, for ``rest`` and ``growth``."""
+
+    method: str
+    rest_ms_per_weight: float
+    #: growth in steps of decodes, by rows, and in steps of prompts, by tokens
+    decode: Mapping[int, float]
+    prefill: Mapping[int, float]
+    profile: str
+
+    def growth_ms(self, rows: int, weights: float, prefill: bool) -> float:
+        """The part that grows with the rows, ms; beyond the last size in proportion to them."""
+        curve = self.prefill if prefill else self.decode
+        sizes = list(curve)
+        value = float(np.interp(rows, sizes, list(curve.values())))
+        return value * weights * max(1.0, rows / sizes[-1])
+
+
+@dataclass(frozen=True)
+class ShapedLinear:
+    """Products of a method without a table, on a GPU with H200's SMs."""
+
+    composer: Composer
+    shape: MethodShape
+    size_bytes: float
+    #: what a product takes however small its matrix is, ms
+    fixed_ms: float
+    moved_as: str = "bf16"
+
+    def ms(self, rows: int, prefill: bool = False) -> float:
+        """See :class:`Linear`."""
+        weights = self.composer.weights() * self.composer.layers
+        fixed = 4 * self.composer.layers * self.fixed_ms
+        read = self.composer.bandwidth_ms(self.size_bytes)
+        rest = fixed + self.shape.rest_ms_per_weight * weights
+        return sqrt(read**2 + rest**2 + self.shape.growth_ms(rows, weights, prefill) ** 2)
+
+
+@dataclass(frozen=True)
+class AmpereLinear:
+    """Products of a quantized method on Ampere."""
+
+    composer: Composer
+    #: bytes of the method's weights over those of bf16
+    share: float
+    #: time of the part that grows with the rows, over bf16's
+    growth: float
+    moved_as: str
+
+    def ms(self, rows: int, prefill: bool = False) -> float:
+        """See :class:`Linear`."""
+        c = self.composer
+        one = c.linear_ms(1)
+        fixed = min(4 * c.layers * _AMPERE_FIXED_MS, one)
+        read = fixed + (one - fixed) * self.share
+        grown = c.linear_ms(rows) ** 2 - one**2
+        if rows < _LARGE:  # bf16's growth hides behind its reads: by its operations
+            grown = max(grown, (c.linear_ms(_LARGE) * rows / _LARGE) ** 2)
+        return sqrt(read**2 + self.growth**2 * max(0.0, grown))
+
+
+#: a product's time on A100 at one row, extrapolated to no weights: 3 to 4 us in its bf16 table
+_AMPERE_FIXED_MS = 0.004
+#: rows at which bf16's products on A100 are bound by operations
+_LARGE = 2048
+
+
+def linear_of(
+    method: str, composer: Composer, shapes: Mapping[str, MethodShape], learnt: KernelTables
+) -> Linear:
+    """How to get the time of a method's products on the composer's GPU.
+
+    Raises
+    ------
+    CalibrationError
+        If the method neither has a table nor was measured on H200.
+    """
+    base = base_method(method)
+    if composer.spec.hopper:
+        table = TABLE_OF.get(base)
+        if table is not None and table in composer.tables.gemm:
+            return TableLinear(composer, table, base)
+        shape = shapes.get(SAME_KERNEL.get(base, base))
+        if shape is None:
+            raise CalibrationError(
+                f"{base} has no kernel table and no measured profile on H200 to learn from"
+            )
+        size = quantized_bytes(base, composer)
+        return ShapedLinear(composer, shape, size, product_fixed_ms(learnt))
+    if base == "bf16":
+        return TableLinear(composer, "bfloat16", base)
+    share = quantized_bytes(base, composer) / quantized_bytes("bf16", composer)
+    if base == "int8-w8a8":
+        return AmpereLinear(composer, share, _large_growth(shapes, "int8-w8a8", learnt), base)
+    return AmpereLinear(composer, share, _UNPACKING, "bf16")
+
+
+def quantized_bytes(method: str, composer: Composer) -> float:
+    """Bytes of the products' weights on one GPU."""
+    a, tp = composer.architecture, composer.tensor_parallel_size
+    return float(weight_bytes(find_method(method), a, tp) - a.other_bytes(tp))
+
+
+def product_fixed_ms(tables: KernelTables) -> float:
+    """What one FP8 product takes beside reading, extrapolated to no weights, ms."""
+    gemm = tables.gemm["fp8"]
+    sizes = np.array([4096 * n for n in (4096, 8192, 16384, 65536)], dtype=float)
+    times = np.array([gemm.ms(1, 4096, n) for n in (4096, 8192, 16384, 65536)])
+    rest = np.sqrt(np.maximum(0.0, times**2 - (sizes / 4.8e12 * 1e3) ** 2))
+    slope, at_zero = np.polyfit(sizes, rest, 1)
+    return max(0.0, float(at_zero)) if slope > 0 else float(rest.min())
+
+
+def learn_shapes(samples: Sequence[Sample]) -> dict[str, MethodShape]:
+    """Learn ``rest`` and ``growth`` of every measured method that has no kernel table.
+
+    A method that was measured on several models is taken from the largest.
+    """
+    baseline = {s.composer.architecture: s for s in samples if s.method == "bf16"}
+    shapes: dict[str, MethodShape] = {}
+    size: dict[str, int] = {}
+    for s in samples:
+        bf16 = baseline.get(s.composer.architecture)
+        if s.method in TABLE_OF or bf16 is None or s.composer.tensor_parallel_size > 1:
+            continue
+        weights = s.composer.weights() * s.composer.layers
+        if weights > size.get(s.method, 0):
+            size[s.method] = weights
+            shapes[s.method] = _shape(s, bf16)
+    return shapes
+
+
+def _shape(sample: Sample, bf16: Sample) -> MethodShape:
+    composer = sample.composer
+    weights = composer.weights() * composer.layers
+    own, base = Spans(sample.profile), Spans(bf16.profile)
+
+    def linear(point: StepPoint) -> float:
+        rows = point.rows or point.prefill_tokens
+        return max(own.ms(point) - base.ms(point) + composer.linear_ms(rows), 1e-3)
+
+    decode = {r: linear(StepPoint(rows=r, context_tokens=r * _CONTEXT)) for r in _ROWS}
+    prefill = {t: linear(StepPoint(prefill_tokens=t)) for t in _TOKENS}
+    still = float(np.mean([decode[r] for r in _ROWS[:2]]))
+    read = composer.bandwidth_ms(quantized_bytes(sample.method, composer))
+    fixed = 4 * composer.layers * product_fixed_ms(composer.tables)
+    rest = sqrt(max(0.0, still**2 - read**2))
+
+    def growth(curve: dict[int, float]) -> dict[int, float]:
+        return {r: sqrt(max(0.0, t**2 - still**2)) / weights for r, t in curve.items()}
+
+    return MethodShape(
+        sample.method,
+        max(0.0, rest - fixed) / weights,
+        growth(decode),
+        {1: 0.0, **growth(prefill)},
+        sample.profile.id,
+    )
+
+
+def _large_growth(shapes: Mapping[str, MethodShape], method: str, tables: KernelTables) -> float:
+    """Growth of a method over bf16's in large steps, as measured on H200."""
+    shape = shapes.get(method)
+    if shape is None:
+        raise CalibrationError(f"{method} was not measured on H200, so it cannot be carried over")
+    gemm = tables.gemm["bfloat16"]
+    k, n = 8192, 8192
+    ratios = [
+        shape.growth_ms(rows, k * n, True) / sqrt(gemm.ms(rows, k, n) ** 2 - gemm.ms(1, k, n) ** 2)
+        for rows in (1024, 2048, 4096)
+    ]
+    return float(np.median(ratios))

@@ -1,0 +1,260 @@
+"""What was put into made-up profiles is learnt back; rules of carrying over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import sqrt
+
+import numpy as np
+import pytest
+
+from qsim.calibrate.gpus import gpu_type
+from qsim.calibrate.methods import METHODS
+from qsim.calibrate.models import ARCHITECTURES
+from qsim.calibrate.transfer.build import Teacher, transfer
+from qsim.calibrate.transfer.learn import (
+    ModeOverhead,
+    Overheads,
+    Sample,
+    base_method,
+    learn_overheads,
+)
+from qsim.calibrate.transfer.memory import UTILIZATION, kv_memory, other_bytes
+from qsim.calibrate.transfer.power import PowerModel, learn_power, power_of, work
+from qsim.calibrate.transfer.ratios import AmpereLinear, learn_shapes, linear_of, quantized_bytes
+from qsim.calibrate.transfer.spans import Spans, StepPoint, decode_points, prefill_points
+from qsim.calibrate.transfer.specs import gpu_spec
+from qsim.errors import CalibrationError, ScenarioError
+from qsim.profile import Profile
+from qsim.profiles import list_profiles, load_profile
+from tests.calibrate.transfer.tables import composer, tables
+
+TRUE = Overheads(
+    {
+        "decode": ModeOverhead(1.0, 0.007, 0.0, 12.0),
+        "piecewise": ModeOverhead(1.0, 0.012, 1.4, 0.0),
+        "eager": ModeOverhead(1.06, 0.05, 0.3, 0.0),
+    },
+    1.2, 0.5, 1.0, 0.003, (),
+)  # fmt: skip
+
+
+@pytest.fixture
+def teacher(monkeypatch: pytest.MonkeyPatch) -> Teacher:
+    """Profiles of two models, composed with TRUE, of known memory and power."""
+    monkeypatch.setattr("qsim.calibrate.transfer.build.load_tables", lambda gpu: tables(gpu))
+    seed = load_profile("h200_sxm/llama-3.1-8b/bf16")
+    made: list[Sample] = []
+    for model in ("llama-3.1-8b", "qwen2.5-14b"):
+        c = composer(model)
+        start = Teacher((Sample(seed, composer()),), tables())
+        start.__dict__["overheads"] = TRUE
+        start.__dict__["power"] = PowerModel(
+            gpu_spec("h200_sxm"), 140.0, 9e-11, 14e-11, {"bf16": 3e-13}
+        )
+        p = transfer(start, "h200_sxm", model, ARCHITECTURES[model], "bf16")
+        p = replace(p, transfer=None, identity=replace(p.identity, source="measured"))
+        made.append(Sample(p, c))
+    return Teacher(tuple(made), tables())
+
+
+def test_overheads_are_learnt_back(teacher: Teacher) -> None:
+    learnt = learn_overheads(teacher.samples)
+    for mode, want in TRUE.modes.items():
+        got = learnt.modes[mode]
+        assert got.linear == pytest.approx(want.linear, abs=0.02)
+        assert got.per_layer_ms == pytest.approx(want.per_layer_ms, abs=0.004)
+    assert learnt.mixed_context == pytest.approx(1.2, rel=0.03)
+    assert learnt.pair == pytest.approx(1.0, rel=0.01)
+    assert learnt.chunk_per_layer_ms == pytest.approx(0.003, rel=0.01)
+    assert learnt.profiles == ("h200_sxm/llama-3.1-8b/bf16", "h200_sxm/qwen2.5-14b/bf16")
+
+
+def test_a_left_out_model_is_predicted_from_the_other(teacher: Teacher) -> None:
+    fourteen = teacher.samples[1].profile
+    rest = teacher.without("qwen2.5-14b")
+    again = transfer(rest, "h200_sxm", "qwen2.5-14b", ARCHITECTURES["qwen2.5-14b"], "bf16")
+    a, b = Spans(again), Spans(fourteen)
+    for p in [*decode_points(400_000), *prefill_points()]:
+        assert a.ms(p) == pytest.approx(b.ms(p), rel=0.06), p
+
+
+def test_a_profile_holds_the_composed_spans(teacher: Teacher) -> None:
+    c = composer()
+    profile = transfer(teacher, "h200_sxm", "llama-3.1-8b", ARCHITECTURES["llama-3.1-8b"], "bf16")
+    spans = Spans(profile)
+    for rows in (1, 8, 64, 512):
+        p = StepPoint(rows=rows, context_tokens=rows * 1024)
+        want = teacher.overheads.span_ms(c, p, "bf16", c.linear_ms(rows))
+        assert spans.ms(p) == pytest.approx(want, rel=0.02)
+    for tokens in (64, 512, 640, 8192):
+        p = StepPoint(prefill_tokens=tokens)
+        want = teacher.overheads.span_ms(c, p, "bf16", c.linear_ms(tokens))
+        assert spans.ms(p) == pytest.approx(want, rel=0.02)
+
+
+def test_nothing_to_learn_from_is_an_error() -> None:
+    with pytest.raises(CalibrationError, match="no measured profile of bf16"):
+        learn_overheads([])
+
+
+def test_memory_bound_steps_go_with_bandwidth_and_operations_stay(teacher: Teacher) -> None:
+    config = ARCHITECTURES["llama-3.1-8b"]
+    h200 = Spans(transfer(teacher, "h200_sxm", "llama-3.1-8b", config, "bf16"))
+    h100 = Spans(transfer(teacher, "h100_sxm", "llama-3.1-8b", config, "bf16"))
+    one, prompt = StepPoint(rows=1, context_tokens=1000), StepPoint(prefill_tokens=8192)
+    assert 1.25 < h100.ms(one) / h200.ms(one) < 4.8 / 3.35
+    assert 1.0 <= h100.ms(prompt) / h200.ms(prompt) < 1.05
+
+
+def test_tensor_parallelism_divides_the_work_and_adds_all_reduce(teacher: Teacher) -> None:
+    config = ARCHITECTURES["llama-3.1-70b"]
+    two = transfer(teacher, "h200_sxm", "llama-3.1-70b", config, "bf16", 2)
+    four = transfer(teacher, "h200_sxm", "llama-3.1-70b", config, "bf16", 4)
+    assert four.id == "h200_sxm/llama-3.1-70b/bf16/tp4"
+    p = StepPoint(rows=64, context_tokens=64 * 1024)
+    ratio = Spans(four).ms(p) / Spans(two).ms(p)
+    assert 0.5 < ratio < 0.8
+    reduce = composer("llama-3.1-70b", tp=4).all_reduce_ms(64, True)
+    assert reduce == pytest.approx(160 * tables().all_reduce.ms(4, 64 * 8192 * 2, True))
+    assert four.power.cap_w == 2800
+    assert four.memory.num_gpu_blocks > 2 * two.memory.num_gpu_blocks
+    assert any("all-reduce" in r for r in four.transfer.rules) if four.transfer else False
+
+
+def test_power_is_learnt_back(teacher: Teacher) -> None:
+    model = learn_power(teacher.samples, gpu_spec("h200_sxm"))
+    for s in teacher.samples:
+        spans, m = Spans(s.profile), s.profile.memory
+        for p in (
+            StepPoint(rows=8, context_tokens=8192),
+            StepPoint(rows=128, context_tokens=65536),
+        ):
+            t = spans.ms(p) / 1e3
+            done = work(s.composer, p, m.weight_bytes, m.kv_bytes_per_token)
+            got = model.watts(s.composer.spec, "bf16", (done[0] / t, done[1] / t, done[2] / t))
+            want = 140.0 + (9e-11 * done[0] + 14e-11 * done[1] + 3e-13 * done[2]) / t
+            # a profile's own form, fitted between, has one busy power for all batches
+            assert got == pytest.approx(want, rel=0.12)
+
+
+def test_power_scales_with_tdp_and_throughput() -> None:
+    h200, a100 = gpu_spec("h200_sxm"), gpu_spec("a100_sxm")
+    model = PowerModel(h200, 140.0, 9e-11, 14e-11, {"bf16": 3e-13, "awq-w4a16": 6e-13})
+    assert model.watts(a100, "bf16", (0, 0, 0)) == pytest.approx(80.0)
+    assert model.watts(a100, "bf16", (1e12, 0, 0)) == pytest.approx(170.0)
+    # at full tensor throughput both draw the same share of their TDP
+    shares = [model.watts(g, "bf16", (0, 0, g.bf16_flops)) / g.tdp_w for g in (h200, a100)]
+    assert shares[0] == pytest.approx(shares[1])
+    assert model.flop_j("gptq-w4a16") == 6e-13
+    assert model.flop_j("fp8-w8a8+kv-fp8") == 3e-13
+
+
+def test_a_profile_of_power_gives_back_the_watts_of_decode(teacher: Teacher) -> None:
+    model, c = teacher.power, composer()
+    p = power_of(model, c, "bf16", lambda x: 5.0 + x.rows * 0.03 + x.context_tokens * 3e-5
+                 + x.prefill_tokens * 0.02, 16e9, 131072, 400_000)  # fmt: skip
+    assert p.cap_w == 700
+    point = StepPoint(rows=64, context_tokens=65536)
+    t = (5.0 + 64 * 0.03 + 65536 * 3e-5) / 1e3
+    done = work(c, point, 16e9, 131072)
+    want = model.watts(c.spec, "bf16", (done[0] / t, done[1] / t, done[2] / t))
+    got = p.busy_w + (p.j_per_decode_token * 64 + p.j_per_context_token * 65536) / t
+    assert got == pytest.approx(want, rel=0.15)
+
+
+MEASURED = [
+    load_profile(e.id)
+    for e in list_profiles()
+    if e.gpu == "h200_sxm" and e.model in ("llama-3.1-8b", "qwen2.5-14b")
+]
+MEASURED = [p for p in MEASURED if not p.transferred]
+
+
+def samples() -> list[Sample]:
+    return [Sample(p, composer(p.identity.model)) for p in MEASURED]
+
+
+@pytest.mark.parametrize("profile", MEASURED, ids=lambda p: p.id)
+def test_block_counts_of_h200_follow_from_the_accounting(profile: Profile) -> None:
+    i = profile.identity
+    a = composer(i.model).architecture
+    got = kv_memory("h200_sxm", a, i.method, 1, other_bytes(samples(), a))
+    assert got.num_gpu_blocks == pytest.approx(profile.memory.num_gpu_blocks, rel=0.01)
+    assert got.kv_bytes_per_token == profile.memory.kv_bytes_per_token
+    assert got.weight_bytes == profile.memory.weight_bytes
+
+
+def test_blocks_fill_the_memory_and_no_more() -> None:
+    a = composer().architecture
+    m = kv_memory("a100_sxm", a, "bf16", 1, 2e9)
+    size = m.kv_bytes_per_token * m.block_size
+    room = gpu_type("a100_sxm").memory_bytes * UTILIZATION - m.weight_bytes - 2e9
+    assert 0 <= room - m.num_gpu_blocks * size < size
+    small = kv_memory("a100_sxm", a, "bf16", 1, 2e9, memory_bytes=int(39.4 * (1 << 30)))
+    assert small.num_gpu_blocks < m.num_gpu_blocks / 2
+    fp8 = kv_memory("h100_sxm", a, "bf16+kv-fp8", 1, 2e9)
+    assert fp8.num_gpu_blocks == pytest.approx(2 * m.num_gpu_blocks, abs=1)
+    with pytest.raises(ScenarioError, match=r"does not fit: weights of 131\.4 GiB"):
+        kv_memory("a100_sxm", composer("llama-3.1-70b").architecture, "bf16", 1, 2e9)
+
+
+def test_methods_without_a_table_are_learnt_from_the_difference_to_bf16() -> None:
+    given = samples()
+    shapes = learn_shapes(given)
+    assert set(shapes) == {base_method(p.identity.method) for p in MEASURED} - {"bf16", "fp8-w8a8"}
+    awq = next(s for s in given if s.method == "awq-w4a16")
+    bf16 = next(s for s in given if s.profile.id == "h200_sxm/llama-3.1-8b/bf16")
+    linear = linear_of("awq-w4a16", awq.composer, shapes, tables())
+    for rows in (8, 64, 256):
+        p = StepPoint(rows=rows, context_tokens=rows * 512)
+        measured = Spans(awq.profile).ms(p) - Spans(bf16.profile).ms(p)
+        measured += awq.composer.linear_ms(rows)
+        assert linear.ms(rows) == pytest.approx(measured, rel=0.1)
+    assert linear_of("gptq-w4a16", awq.composer, shapes, tables()).ms(8) == pytest.approx(
+        linear.ms(8), rel=0.01
+    )
+    with pytest.raises(CalibrationError, match="int8-w8a8 has no kernel table"):
+        linear_of("int8-w8a8", awq.composer, {}, tables())
+
+
+def test_hopper_reads_by_bandwidth_what_it_cannot_compute_faster() -> None:
+    shapes = learn_shapes(samples())
+    a = linear_of("gptq-w8a16", composer(), shapes, tables())
+    b = linear_of("gptq-w8a16", composer(gpu="h100_sxm"), shapes, tables())
+    assert 1.0 < b.ms(1) / a.ms(1) < 4.8 / 3.35
+    assert b.ms(8192, prefill=True) == pytest.approx(a.ms(8192, prefill=True), rel=0.02)
+
+
+@pytest.mark.parametrize("method", ["awq-w4a16", "fp8-w8a8", "gptq-w8a16", "int8-w8a8"])
+def test_ampere_reads_at_bf16s_rate_and_computes_by_a_factor(method: str) -> None:
+    c = composer(gpu="a100_sxm")
+    linear = linear_of(method, c, learn_shapes(samples()), tables())
+    assert isinstance(linear, AmpereLinear)
+    one, fixed = c.linear_ms(1), 4 * 32 * 0.004
+    share = quantized_bytes(method, c) / quantized_bytes("bf16", c)
+    want = fixed + (one - fixed) * share
+    assert linear.ms(1) == pytest.approx(want, rel=0.01)
+    grown = sqrt(linear.ms(8192) ** 2 - want**2) / sqrt(c.linear_ms(8192) ** 2 - one**2)
+    assert grown == pytest.approx(linear.growth, rel=0.01)
+    if method == "int8-w8a8":
+        assert 0.4 < linear.growth < 0.8
+    else:
+        assert linear.growth == 1.05
+
+
+def test_every_method_is_carried_over_or_refused(teacher: Teacher) -> None:
+    full = Teacher(tuple(samples()), tables())
+    config = ARCHITECTURES["llama-3.1-8b"]
+    for gpu in ("h100_sxm", "a100_sxm"):
+        for method in METHODS:
+            if not METHODS[method].kernel(gpu_type(gpu)):
+                continue
+            p = transfer(full, gpu, "llama-3.1-8b", config, method)
+            assert p.transferred
+            assert p.identity.source == "transferred"
+            assert p.fit_error["worst_mean"] >= 8
+            assert np.all(np.array(p.latency.decode.base_ms) > 0)
+            assert p.transfer is not None
+            assert p.transfer.tables == [f"made up: {gpu}", "made up: h200_sxm"]
+            assert "h200_sxm/llama-3.1-8b/bf16" in p.transfer.profiles
