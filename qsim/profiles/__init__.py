@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,12 @@ class ProfileEntry:
 
     id: str
     path: Path
+
+    @property
+    def transferred(self) -> bool:
+        """Whether it was carried over from other measurements (read from the file)."""
+        identity = json.loads(self.path.read_text(encoding="utf-8"))["identity"]
+        return bool(identity["source"] == "transferred")
 
     @property
     def gpu(self) -> str:
@@ -89,7 +96,9 @@ def find_profiles(
 ) -> list[ProfileEntry]:
     """The shipped profiles of ``model``, on any of ``gpus``, by any of ``methods``.
 
-    An empty tuple stands for all.
+    No methods stand for all. No GPUs stand for those on which the model was measured, and for the
+    measured profiles there; only if it was measured nowhere, for all. Transferred profiles beside
+    measured ones are chosen by naming their GPU.
 
     Raises
     ------
@@ -120,6 +129,9 @@ def find_profiles(
             f"no profile of model {model!r} for gpu {'/'.join(gpus)} and method "
             f"{'/'.join(methods)} together; there are: {have}"
         )
+    if not gpus:
+        # what was measured takes precedence over what was carried over
+        found = [e for e in found if not e.transferred] or found
     return found
 
 

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from qsim.calibrate.gpus import gpu_type
+from qsim.calibrate.methods import METHODS as METHODS_OF_ALL
+from qsim.calibrate.models import ARCHITECTURES
 from qsim.calibrate.recording import read_recording
 from qsim.calibrate.validate import compare
 from qsim.profile import Profile
-from qsim.profiles import list_profiles, load_profile
+from qsim.profiles import find_profiles, list_profiles, load_profile, stated_errors
 
 OWN = Path(__file__).parents[2] / "recordings"
 OTHERS = Path(__file__).parents[3] / "shared" / "recordings"
@@ -22,12 +25,63 @@ RECORDED = {
 METHODS = ("bf16", "fp8-w8a8", "fp8-block", "int8-w8a8", "gptq-w8a16", "w4a8-fp8", "nvfp4-w4a16")
 
 
+MEASURED = sorted(p.id for p in list_profiles() if not p.transferred)
+TRANSFERRED = sorted(p.id for p in list_profiles() if p.transferred)
+
+
 def test_what_is_shipped() -> None:
     want = {f"h200_sxm/llama-3.1-8b/{m}" for m in METHODS} | set(RECORDED.values())
-    assert {p.id for p in list_profiles()} == want
+    assert set(MEASURED) == want
 
 
-@pytest.mark.parametrize("profile_id", sorted(p.id for p in list_profiles()))
+def test_what_is_transferred() -> None:
+    for gpu in ("h100_sxm", "a100_sxm"):
+        for model in ARCHITECTURES:
+            for method in METHODS_OF_ALL:
+                if not METHODS_OF_ALL[method].kernel(gpu_type(gpu)):
+                    continue
+                ids = [t for t in TRANSFERRED if t.startswith(f"{gpu}/{model}/{method}")]
+                assert ids, (gpu, model, method)
+    assert "a100_sxm/llama-3.1-8b/w4a8-fp8" not in TRANSFERRED
+    assert "h100_sxm/llama-3.1-70b/bf16" not in TRANSFERRED  # does not fit
+    assert "h100_sxm/llama-3.1-70b/bf16/tp4" in TRANSFERRED
+    size = sum(p.path.stat().st_size for p in list_profiles())
+    assert size < 3_000_000
+
+
+@pytest.mark.parametrize("profile_id", TRANSFERRED)
+def test_a_transferred_one_says_so(profile_id: str) -> None:
+    profile = load_profile(profile_id)
+    assert profile.id == profile_id
+    assert profile.identity.source == "transferred"
+    assert profile.transfer is not None
+    assert set(profile.transfer.error_percent) == {"decode", "prefill", "power", "kv_tokens"}
+    assert set(stated_errors(profile)) == {"mean", "median", "p99", "energy"}
+    assert "h200_sxm/llama-3.1-8b/bf16" in profile.transfer.profiles
+    assert any(f"{profile.identity.gpu}/gemm" in t for t in profile.transfer.tables)
+    assert profile.identity.recordings == []
+    lat, power = profile.latency, profile.power
+    assert lat.decode.base_ms[0] < lat.decode.base_ms[-1]
+    assert lat.eager.base_ms[0] < lat.eager.base_ms[-1]
+    assert power.idle_w + power.busy_w < power.cap_w
+    gpu = gpu_type(profile.identity.gpu)
+    memory = profile.memory
+    kv = memory.num_gpu_blocks * memory.block_size * memory.kv_bytes_per_token
+    assert memory.weight_bytes + kv < 0.92 * gpu.memory_bytes
+
+
+def test_naming_a_gpu_brings_its_transferred_profiles() -> None:
+    measured = find_profiles("llama-3.1-8b")
+    assert {e.gpu for e in measured} == {"h200_sxm"}
+    assert not any(e.transferred for e in measured)
+    assert {e.gpu for e in find_profiles("llama-3.1-8b", ("a100_sxm", "h100_sxm"))} == {
+        "a100_sxm",
+        "h100_sxm",
+    }
+    assert {e.gpu for e in find_profiles("qwen2.5-32b")} >= {"a100_sxm", "h100_sxm"}
+
+
+@pytest.mark.parametrize("profile_id", MEASURED)
 def test_states_its_error(profile_id: str) -> None:
     profile = load_profile(profile_id)
     assert profile.id == profile_id

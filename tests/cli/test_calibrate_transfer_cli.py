@@ -47,8 +47,9 @@ def test_to_another_gpu(tmp_path: Path) -> None:
     assert p.transferred
     assert "error %" not in result.stderr
     # a GPU with less memory
-    small = qsim("calibrate", "transfer", "--to", "a100_sxm", "--model", "llama-3.1-8b", "--methods",
-                 "bf16", "--gpu-memory-gib", "39.4", "--out", tmp_path / "s")  # fmt: skip
+    small = qsim("calibrate", "transfer", "--to", "a100_sxm", "--model", "llama-3.1-8b",
+                 "--methods", "bf16", "--gpu-memory-gib", "39.4",
+                 "--out", tmp_path / "s")  # fmt: skip
     assert small.exit_code == 0
     less = Profile.load(tmp_path / "s" / "a100_sxm" / "llama-3.1-8b" / "bf16.json")
     full = Profile.load(tmp_path / "a100_sxm" / "llama-3.1-8b" / "bf16.json")
