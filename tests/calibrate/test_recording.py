@@ -161,5 +161,5 @@ def test_a_recording_that_was_cut_off_says_what_it_lacks() -> None:
     assert len(read.requests) == 0
     assert len(read.steps) > 5000
     assert read.server.gpu == "h100_sxm"
-    with pytest.raises(CalibrationError, match="holds no requests.*--frontend-from"):
+    with pytest.raises(CalibrationError, match=r"holds no requests.*--frontend-from"):
         fit([read], held_out=False)

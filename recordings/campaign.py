@@ -1,0 +1,184 @@
+"""Record several models and methods on one machine within a time limit.
+
+    python recordings/campaign.py --out campaign --gpus 0,1 --seconds 1500 --pack campaign.tgz \\
+        llama-3.1-70b:fp8-w8a8:tp2 qwen2.5-32b:bf16 qwen2.5-32b:fp8-w8a8 llama-3.1-8b:gptq-w4a16
+
+This is how the recordings here are made. Each server is a ``qsim calibrate run`` of its own, with
+dummy weights. They are taken in the given order as GPUs become free; one that could not end in time
+is passed over for a shorter one. After each server all whole recordings are packed anew, so that at
+any moment the archive holds what is complete, and a machine that is taken away costs only what was
+under way. What is complete already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+#: seconds for the server's start, as seen on 2 H200 and 32 CPUs, and for the loads, by model
+TIMES = {
+    "llama-3.1-8b": (90, 110),
+    "qwen2.5-14b": (100, 120),
+    "qwen2.5-32b": (130, 130),
+    "llama-3.1-70b": (150, 145),
+}
+#: tensor parallelism takes longer to start, and stopping and writing takes some seconds
+MORE_FOR_TP_S, AFTER_S = 35, 15
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server to record: ``MODEL:METHOD`` or ``MODEL:METHOD:tpN``."""
+
+    model: str
+    method: str
+    tp: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Server:
+        """Raises ValueError for anything else."""
+        model, method, *rest = text.split(":")
+        if rest and not (len(rest) == 1 and rest[0].startswith("tp")):
+            raise ValueError(f"{text!r} is not MODEL:METHOD or MODEL:METHOD:tpN")
+        return cls(model, method, int(rest[0][2:]) if rest else 1)
+
+    @property
+    def name(self) -> str:
+        """The recording's folder."""
+        return f"{self.model}--{self.method}" + (f"--tp{self.tp}" if self.tp > 1 else "")
+
+    @property
+    def start_s(self) -> int:
+        return TIMES.get(self.model, (120, 130))[0] + (MORE_FOR_TP_S if self.tp > 1 else 0)
+
+    @property
+    def load_s(self) -> int:
+        return TIMES.get(self.model, (120, 130))[1]
+
+    @property
+    def expected_s(self) -> int:
+        return self.start_s + self.load_s + AFTER_S
+
+
+def whole(out: Path) -> list[Path]:
+    """The folders of ``out`` that are whole recordings (unfinished ones begin with a dot)."""
+    return sorted(
+        p.parent for p in out.glob("[!.]*/server.json") if not p.parent.name.endswith(".partial")
+    )
+
+
+def pack(out: Path, archive: Path) -> int:
+    """Put all whole recordings and the logs into ``archive``; return how many recordings."""
+    temporary = archive.with_name(f".{archive.name}.tmp")
+    folders = whole(out)
+    with tarfile.open(temporary, "w:gz", compresslevel=1) as tar:
+        for path in [*folders, *sorted(out.glob("*.log")), *sorted(out.glob("*.json"))]:
+            tar.add(path, arcname=path.name)
+    with tarfile.open(temporary) as tar:  # read it back: an archive without them is no archive
+        names = set(tar.getnames())
+    missing = [p.name for p in folders if f"{p.name}/steps.csv.gz" not in names]
+    if missing:
+        raise RuntimeError(f"{archive} lacks {', '.join(missing)}")
+    os.replace(temporary, archive)
+    return len(folders)
+
+
+class Campaign:
+    """Servers over GPUs, in order, until the time is up."""
+
+    def __init__(
+        self, servers: Sequence[Server], gpus: Sequence[int], args: argparse.Namespace
+    ) -> None:
+        done = {p.name for p in whole(args.out)}
+        self.waiting = [s for s in servers if s.name not in done]
+        self.free = list(gpus)
+        self.args = args
+        self.start = time.monotonic()
+        self.changed = threading.Condition()
+        self.packing = threading.Lock()
+        self.failed: list[str] = []
+
+    def say(self, text: str) -> None:
+        print(f"{time.monotonic() - self.start:7.1f} s  {text}", flush=True)
+
+    def take(self) -> tuple[Server, list[int]] | None:
+        """The next server that ends in time, with GPUs; waits for these. None if there is none."""
+        with self.changed:
+            while True:
+                left_s = self.args.seconds - (time.monotonic() - self.start)
+                fitting = [s for s in self.waiting if s.expected_s <= left_s]
+                if not fitting:
+                    return None
+                if len(self.free) >= fitting[0].tp:
+                    server = fitting[0]
+                    self.waiting.remove(server)
+                    gpus = [self.free.pop(0) for _ in range(server.tp)]
+                    return server, gpus
+                self.changed.wait(1.0)
+
+    def run(self) -> int:
+        threads = []
+        while (taken := self.take()) is not None:
+            thread = threading.Thread(target=self.record, args=taken)
+            thread.start()
+            threads.append(thread)
+        for thread in threads:
+            thread.join()
+        left = ", ".join(s.name for s in self.waiting) or "none"
+        self.say(f"all done; failed: {', '.join(self.failed) or 'none'}; not begun: {left}")
+        return 4 if self.failed else 0
+
+    def record(self, server: Server, gpus: list[int]) -> None:
+        begin = time.monotonic()
+        self.say(f"{server.name} on GPU {','.join(map(str, gpus))}")
+        minutes = (server.start_s + server.load_s) / 60
+        command = [*shlex.split(self.args.calibrate), "--model", server.model, "--dummy-weights"]
+        command += ["--methods", server.method, "--tensor-parallel-size", str(server.tp)]
+        command += ["--gpus", ",".join(map(str, gpus)), "--minutes", f"{minutes:.2f}"]
+        command += ["--start-estimate", str(server.start_s), "--resume", "--no-fit"]
+        command += ["--out", str(self.args.out), *self.args.more]
+        with open(self.args.out / f"{server.name}.log", "w", encoding="utf-8") as log:
+            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+        self.say(f"{server.name} ended with {code} after {time.monotonic() - begin:.0f} s")
+        if code:
+            self.failed.append(server.name)
+        with self.changed:
+            self.free = sorted([*self.free, *gpus])
+            self.changed.notify_all()
+        if self.args.pack:
+            with self.packing:
+                self.say(f"{self.args.pack} holds {pack(self.args.out, self.args.pack)} recordings")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("servers", nargs="+", metavar="MODEL:METHOD[:tpN]")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--gpus", required=True, help="NVML's numbers: 0,1")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--pack", type=Path, help="an archive (.tgz) of what is whole")
+    parser.add_argument(
+        "--calibrate",
+        default=f"{sys.executable} -m qsim.cli.calibrate_run",
+        help="the command in place of qsim calibrate run",
+    )
+    parser.add_argument(
+        "--more", action="append", default=[], metavar="ARG", help="passed on to calibrate run"
+    )
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    servers = [Server.parse(s) for s in args.servers]
+    return Campaign(servers, [int(g) for g in args.gpus.split(",")], args).run()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

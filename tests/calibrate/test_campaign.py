@@ -1,0 +1,91 @@
+"""``recordings/campaign.py``: several servers on one machine, packed as they become whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from qsim.calibrate.recording import read_recording
+from tests.calibrate.stub import HERE, MARK, STUB, none_left, stub_environment
+
+SCRIPT = Path(__file__).parents[2] / "recordings" / "campaign.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("campaign", SCRIPT)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["campaign"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(tmp_path: Path, *args: str) -> tuple[int, str]:
+    out, archive = tmp_path / "out", tmp_path / "packed.tgz"
+    done = subprocess.run(
+        [
+            sys.executable, str(SCRIPT), "--out", str(out), "--pack", str(archive), "--gpus", "0,1",
+            "--calibrate", shlex.join([sys.executable, str(HERE / "drive.py"), "run"]),
+            "--more=--serve-command", f"--more={shlex.join(STUB)}", *args,
+        ],
+        env=stub_environment(**{MARK: str(out)}), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert none_left(str(out)) == []
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_what_is_whole_is_in_the_archive(tmp_path: Path) -> None:
+    servers = ["llama-3.1-8b:bf16", "llama-3.1-8b:fp8-w8a8", "qwen2.5-14b:bf16"]
+    code, text = run(tmp_path, "--seconds", "1000", servers[0], servers[1])
+    assert code == 0, text
+    assert "all done; failed: none; not begun: none" in text
+    names = ["llama-3.1-8b--bf16", "llama-3.1-8b--fp8-w8a8"]
+    unpacked = tmp_path / "unpacked"
+    with tarfile.open(tmp_path / "packed.tgz") as tar:
+        tar.extractall(unpacked, filter="data")
+    assert sorted(p.name for p in unpacked.iterdir() if p.is_dir()) == names
+    for name in names:
+        assert read_recording(unpacked / name).server.raw["token_balance"]
+    # again: nothing is measured twice, and what cannot end in time is not begun
+    code, text = run(tmp_path, "--seconds", "200", *servers)
+    assert code == 0, text
+    assert " on GPU " not in text
+    assert "not begun: qwen2.5-14b--bf16" in text
+
+
+def test_an_archive_that_lacks_a_recording_is_an_error(
+    tmp_path: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    folder = out / "llama-3.1-8b--bf16"
+    folder.mkdir(parents=True)
+    (folder / "server.json").write_text("{}")
+    (out / ".llama-3.1-8b--fp8-w8a8.1.x").mkdir()
+    assert [p.name for p in script.whole(out)] == ["llama-3.1-8b--bf16"]
+    archive = tmp_path / "a.tgz"
+    with pytest.raises(RuntimeError, match=r"lacks llama-3\.1-8b--bf16"):
+        script.pack(out, archive)
+    assert not archive.exists()
+    (folder / "steps.csv.gz").write_bytes(b"x")
+    assert script.pack(out, archive) == 1
+    assert os.path.getsize(archive) > 0
+
+
+def test_servers_by_name(script: ModuleType) -> None:
+    server = script.Server.parse("llama-3.1-70b:fp8-w8a8:tp2")
+    assert server == script.Server("llama-3.1-70b", "fp8-w8a8", 2)
+    assert server.name == "llama-3.1-70b--fp8-w8a8--tp2"
+    assert script.Server.parse("llama-3.1-8b:bf16").name == "llama-3.1-8b--bf16"
+    for bad in ("llama-3.1-8b", "llama-3.1-8b:bf16:2"):
+        with pytest.raises(ValueError, match=r"MODEL:METHOD|unpack"):
+            script.Server.parse(bad)
