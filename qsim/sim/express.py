@@ -4,9 +4,9 @@
 profile for its time, and the scheduler again for what came of it. Nearly all turns are of a kind in
 which the answers are known beforehand: the scheduler's group (lockstep.py) serves every member,
 perhaps somebody's prefill goes with them, somebody joins or leaves. :meth:`Express.run` carries
-such turns out in one loop over local variables, with no update objects, and runs of the same decodes
-in closed form. With S(k) the start of turn k, L(k) the end of its launch, G(k) the GPU's end of the
-step that it launches and U(k) the update that it awaits,
+such turns out in one loop over local variables, with no update objects, and runs of the same
+decodes in closed form. With S(k) the start of turn k, L(k) the end of its launch, G(k) the GPU's
+end of the step that it launches and U(k) the update that it awaits,
 
     L(k) = S(k) + schedule + launch
     G(k) = max(max(G(k-1) + gap, S(k) + schedule) + span(k), L(k))
@@ -14,8 +14,8 @@ step that it launches and U(k) the update that it awaits,
     S(k+1) = U(k) + update + turn
 
 Where the GPU is the bottleneck every ``max`` is decided alike in all turns, and as a span grows by
-the same amount from step to step, G(k) = G(0) + k (period + growth (k + 1) / 2). Spans only grow, so
-once the GPU is the bottleneck it stays so.
+the same amount from step to step, G(k) = G(0) + k (period + growth (k + 1) / 2). Spans only grow,
+so once the GPU is the bottleneck it stays so.
 
 What the loop may do, and what it must leave:
 
