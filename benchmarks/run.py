@@ -1,14 +1,16 @@
 """Speed of the simulator: python benchmarks/run.py [--small] [--json FILE] [--trace FILE]
 
 Every figure is the median of several runs and is also given as a ratio to a yardstick measured in
-the same process (a million bare SimPy timeouts), which hardly depends on the machine. Nothing here
-passes or fails.
+the same process (a million bare SimPy timeouts), which hardly depends on the machine. Seconds are
+of the clock and of the processor; ratios are of the processor's, which other programs disturb less.
+Nothing here passes or fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -25,10 +27,11 @@ from qsim.profile import Profile
 from qsim.profiles import load_profile
 from qsim.sim.api import simulate
 from qsim.sim.config import EngineOptions
-from qsim.traces import load_trace
+from qsim.traces import load_trace, write_trace
 from qsim.traces.trace import Trace
 
 PROFILE = "h200_sxm/llama-3.1-8b/bf16"
+FLEET = ["--profile", PROFILE]
 TIMEOUTS = 1_000_000
 
 # Linux counts the memory of the process that forked in ru_maxrss, but not in VmHWM
@@ -52,7 +55,10 @@ class Figure:
     """One benchmark."""
 
     name: str
+    #: by the clock, and of the processor in all processes
     seconds: float
+    cpu_seconds: float
+    #: of processor time to the yardstick's
     ratio: float
     #: 0 where requests are not what is counted
     requests: int = 0
@@ -62,10 +68,25 @@ class Figure:
     def line(self) -> str:
         each = "" if self.us_per_request is None else f"{self.us_per_request:8.1f} us a request"
         memory = "" if self.peak_mb is None else f"{self.peak_mb:8.0f} MB"
-        return f"{self.name:<52}{self.seconds:9.3f} s {self.ratio:9.3f} x{each}{memory}"
+        times = f"{self.seconds:9.3f} s {self.cpu_seconds:9.3f} s cpu {self.ratio:9.3f} x"
+        return f"{self.name:<52}{times}{each}{memory}"
 
 
-def yardstick(timeouts: int) -> float:
+def clocks() -> tuple[float, float]:
+    """The clock, and the processor time of this process and of children that have ended, s."""
+    used = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return time.perf_counter(), sum(u.ru_utime + u.ru_stime for u in used)
+
+
+def timed(run: Callable[[], object]) -> tuple[float, float]:
+    """How long something takes: by the clock, and of the processor."""
+    begin = clocks()
+    run()
+    end = clocks()
+    return end[0] - begin[0], end[1] - begin[1]
+
+
+def yardstick(timeouts: int) -> tuple[float, float]:
     """Seconds for a million timeouts of one SimPy process."""
     env = simpy.Environment()
 
@@ -74,18 +95,13 @@ def yardstick(timeouts: int) -> float:
             yield env.timeout(1)
 
     env.process(process())
-    start = time.perf_counter()
-    env.run()
-    return (time.perf_counter() - start) * TIMEOUTS / timeouts
+    clock, cpu = timed(env.run)
+    return clock * TIMEOUTS / timeouts, cpu * TIMEOUTS / timeouts
 
 
-def median(repeats: int, run: Callable[[], object]) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
+    """Of each of both."""
+    return statistics.median(t[0] for t in times), statistics.median(t[1] for t in times)
 
 
 class Bench:
@@ -93,9 +109,10 @@ class Bench:
 
     def __init__(self, repeats: int, timeouts: int) -> None:
         self.repeats = repeats
-        self.unit = statistics.median(yardstick(timeouts) for _ in range(repeats))
+        self.unit_s, self.unit = medians([yardstick(timeouts) for _ in range(repeats)])
         self.figures: list[Figure] = []
-        print(f"{'yardstick: a million SimPy timeouts':<52}{self.unit:9.3f} s", flush=True)
+        name = "yardstick: a million SimPy timeouts"
+        print(f"{name:<52}{self.unit_s:9.3f} s {self.unit:9.3f} s cpu", flush=True)
 
     def add(self, figure: Figure) -> None:
         self.figures.append(figure)
@@ -120,30 +137,30 @@ class Bench:
                 too_long="reject",
             ).summary()
 
-        seconds = median(self.repeats, run)
+        seconds, cpu = medians([timed(run) for _ in range(self.repeats)])
         n = len(trace)
-        self.add(Figure(name, seconds, seconds / self.unit, n, seconds / n * 1e6))
+        self.add(Figure(name, seconds, cpu, cpu / self.unit, n, cpu / n * 1e6))
 
-    def process(self, name: str, arguments: list[str], requests: int = 0) -> None:
+    def process(
+        self, name: str, arguments: list[str], requests: int = 0, repeats: int | None = None
+    ) -> None:
         """A whole ``qsim`` process: its time, and the most memory that it held."""
-        times: list[float] = []
         peaks: list[float] = []
-        for _ in range(self.repeats):
-            start = time.perf_counter()
+
+        def run() -> None:
             child = subprocess.run(
                 [sys.executable, "-c", _CHILD, *arguments], capture_output=True, check=False
             )
-            times.append(time.perf_counter() - start)
             if child.returncode:
                 raise SystemExit(child.stderr.decode())
             last = child.stderr.decode().rsplit("\n", 1)[-1]
             if last:
                 peaks.append(int(last) / 1024)
-        seconds = statistics.median(times)
-        each = seconds / requests * 1e6 if requests else None
-        ratio = seconds / self.unit
+
+        seconds, cpu = medians([timed(run) for _ in range(repeats or self.repeats)])
+        each = cpu / requests * 1e6 if requests else None
         peak = statistics.median(peaks) if peaks else None
-        self.add(Figure(name, seconds, ratio, requests, each, peak))
+        self.add(Figure(name, seconds, cpu, cpu / self.unit, requests, each, peak))
 
 
 def run_all(bench: Bench, small: bool, trace_file: str | None) -> None:
@@ -164,17 +181,35 @@ def run_all(bench: Bench, small: bool, trace_file: str | None) -> None:
                    "prefix-affinity")  # fmt: skip
 
     bench.process("qsim --help", ["--help"])
-    few = "azure-conv-2023:duration=5"
-    bench.process("qsim simulate, a few requests", ["simulate", few, "--profile", PROFILE])
     with tempfile.TemporaryDirectory() as folder:
-        files = ["--json", f"{folder}/s.json", "--requests", f"{folder}/r.csv"]
-        where = str(Path(source).resolve()) if trace_file else source
-        arguments = ["simulate", where, "--profile", PROFILE, *files]
-        bench.process("qsim simulate, all of it, writing files", arguments, len(one))
+        run_processes(bench, small, source if trace_file is None else trace_file, Path(folder))
+        request = Path(folder, "one.csv")
+        request.write_text("arrival_s,prompt_tokens,output_tokens\n0,100,1\n", "utf-8")
+        bench.process("qsim simulate of one request", ["simulate", str(request), *FLEET])
     # what `make demo` asks, without its pictures
     demo = f"azure-conv-2023:duration={30 if small else 180},rate=80"
     slos = ["--slo", "ttft:p99:500", "--slo", "tpot:p99:25"]
     bench.process("qsim plan, as in make demo", ["plan", demo, "--model", "llama-3.1-8b", *slos])
+    slos = ["--slo", "ttft:p99:500", "--slo", "tpot:p99:50"]
+    bench.process("qsim plan for the trace", ["plan", source, "--model", "llama-3.1-8b", *slos])
+
+
+def run_processes(bench: Bench, small: bool, source: str, folder: Path) -> None:
+    """Whole simulations with reading and writing: in memory, streamed, and many requests."""
+    files = ["--json", str(folder / "s.json"), "--requests", str(folder / "r.csv")]
+    # written first, so that no case draws its trace
+    table = folder / "trace.csv.gz"
+    one = load_trace(source)
+    write_trace(one, table)
+    arguments = ["simulate", str(table), *FLEET, *files]
+    bench.process("qsim simulate, reading and writing", arguments, len(one))
+    bench.process("the same, --stream", [*arguments, "--stream"], len(one))
+    n = 20_000 if small else 1_000_000
+    many = ["simulate", f"azure-conv-2023:requests={n},rate=250", *FLEET, "--replicas", "50"]
+    bench.process(f"{n:,} requests, 50 replicas", [*many, "--json", files[1]], n, 1)
+    week = ["simulate", f"azure-conv-2024-week:requests={n}", *FLEET, "--replicas", "8"]
+    name = f"{n:,} requests of the week, 8 replicas, --stream"
+    bench.process(name, [*week, "--stream", "--json", files[1]], n, 1)
 
 
 def main() -> None:
@@ -193,7 +228,8 @@ def main() -> None:
             "qsim_version": __version__,
             "python": sys.version.split()[0],
             "small": given.small,
-            "yardstick_s": bench.unit,
+            "yardstick_s": bench.unit_s,
+            "yardstick_cpu_s": bench.unit,
             "figures": [asdict(f) for f in bench.figures],
         }
         text = json.dumps(data, indent=1) + "\n"
