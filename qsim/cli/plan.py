@@ -159,7 +159,6 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     from qsim.optimize.capacity import plan as search
     from qsim.optimize.export import export_plan, parse_export
     from qsim.optimize.prices import load_prices
-    from qsim.profiles import load_profile, transfer_note
     from qsim.report.text import plan_text
 
     exports = [parse_export(e) for e in given["exports"]]
@@ -230,10 +229,8 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
             click.echo(text, nl=False)
     if not to_stdout:
         click.echo(plan_text(found))
-    if found.best is not None and found.best.source is not None:
-        warning = transfer_note(load_profile(found.best.source))
-        if warning is not None:
-            note(warning)
+    if to_stdout and found.best is not None and found.best.note:
+        note(found.best.note)  # it is part of the text, which was not shown
     if found.best is None:
         raise InfeasibleError(found.objection())
 

@@ -41,12 +41,13 @@ def lost_text(plan: Plan, candidate: Candidate) -> str:
     found = lost(plan, candidate)
     if found is None:
         return ""
-    ratio, name = found["ratio"], candidate.method
+    several = len({(c.gpu, c.model, c.tensor_parallel_size) for c in plan.candidates}) > 1
+    ratio, name = found["ratio"], candidate.profile if several else candidate.method
     if ratio is None or abs(ratio - 1) < 5e-5:
         text = f"{name}: equal in {plan.objective}"
     else:
         text = f"{name}: {ratio:.3g} times {_WORDS[plan.objective]}"
     if found["one_less"] is not None:
         n = candidate.grown_from or candidate.replicas or 0
-        text += f"; with {n - 1} replicas {found['one_less']}"
+        text += f"; with {n - 1} replica{'s' if n != 2 else ''} {found['one_less']}"
     return text

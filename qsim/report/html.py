@@ -20,6 +20,7 @@ from qsim.report.text import (
     quality_remarks,
     search_remarks,
     tie_remarks,
+    transfer_remarks,
 )
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def write_plan_report(path: str | os.PathLike[str], plan: Plan) -> None:
         for text in quality_remarks(plan) + carbon_remarks(plan)
     ]
     parts.append(figure_svg(plan_figure(plan)))
-    detail = [*search_remarks(plan), *detail_lines(plan)]
+    detail = [*transfer_remarks(plan), *search_remarks(plan), *detail_lines(plan)]
     if detail:
         items = "\n".join(f"<li>{escape(line.strip())}</li>" for line in detail)
         parts += ["<h2>In detail</h2>", f"<ul>\n{items}\n</ul>"]

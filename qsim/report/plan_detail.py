@@ -12,13 +12,19 @@ if TYPE_CHECKING:
 
 __all__ = ["detail_lines"]
 
+#: candidates that are told why they lost; the nearest ones
+_MOST_LOSERS = 8
+
 
 def detail_lines(plan: Plan) -> list[str]:
     """Lines, those of one matter one after the other; none where no detail was asked for."""
     detail = plan.detail
     if detail is None:
         return []
-    lines = [f"why not {text}" for text in (lost_text(plan, c) for c in plan.candidates) if text]
+    losers = [text for text in (lost_text(plan, c) for c in plan.candidates) if text]
+    lines = [f"why not {text}" for text in losers[:_MOST_LOSERS]]
+    if len(losers) > _MOST_LOSERS:
+        lines.append(f"and {len(losers) - _MOST_LOSERS} more, which are farther off (--json)")
     if plan.best is not None and plan.best.grown_from is not None:
         lines.append(
             f"{plan.best.grown_from} replicas meet every SLO on this trace, but in too few "

@@ -102,7 +102,7 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 "*" if c is plan.best else "",
-                c.profile if several else c.method,
+                ("~" if c.note else "") + (c.profile if several else c.method),
                 number(c.gpus),
                 "-" if c.usd_per_hour is None else f"{c.usd_per_hour:,.2f}",
                 number(None if energy_j is None else energy_j / 1000),
@@ -275,13 +275,13 @@ def search_remarks(plan: Plan) -> list[str]:
 
 
 def transfer_remarks(plan: Plan) -> list[str]:
-    """What to know of candidates whose profile was not measured."""
+    """What the mark of a profile that was not measured means, and what to know of the best one."""
     best = plan.best
-    others = [c.profile for c in plan.candidates if c.note and c is not best]
-    lines = [f"transferred: {best.note}"] if best is not None and best.note else []
-    if others:
-        also = "also " if lines else ""
-        lines.append(f"{also}transferred, not measured: {', '.join(others)}")
+    lines = []
+    if any(c.note and c.feasible for c in plan.candidates):
+        lines.append("~ before a profile: transferred from other measurements, not measured itself")
+    if best is not None and best.note:
+        lines.append(best.note)
     return lines
 
 
