@@ -92,10 +92,10 @@ def transfer(
         folder = out or Path(qsim.profiles.__file__).parent
         made = write_all(teacher, folder, lambda id: click.echo(f"  {id}", err=True))
         click.echo(f"{len(made)} profiles in {folder}")
-    if checks:
+    if checks and page is None:
         _check(teacher, checks, as_json)
     if published is not None:
-        _published(teacher, published, page, as_json)
+        _published(teacher, published, page, checks, as_json)
 
 
 def _some(
@@ -173,14 +173,18 @@ def _check(teacher: Any, names: tuple[str, ...], as_json: bool) -> None:
     click.echo(table(heads, cells, left=2))
 
 
-def _published(teacher: Any, path: Path, page: Path | None, as_json: bool) -> None:
+def _published(
+    teacher: Any, path: Path, page: Path | None, checks: tuple[str, ...], as_json: bool
+) -> None:
     from qsim.calibrate.transfer.page import outcomes, summary, transfer_page
     from qsim.files import write_text
+    from qsim.profiles import load_profile
     from qsim.report.tables import table
 
     found = outcomes(teacher, path)
     if page is not None:
-        write_text(page, transfer_page(teacher, found))
+        measured = [load_profile(name) for name in checks]
+        write_text(page, transfer_page(teacher, found, measured))
         click.echo(f"{page}", err=True)
     if as_json:
         click.echo(json.dumps([o.to_dict() for o in found], indent=1))

@@ -70,7 +70,8 @@ class Teacher:
     @cached_property
     def power(self) -> PowerModel:
         """Watts from bytes and operations."""
-        return learn_power(self.samples, gpu_spec(self.tables.gpu))
+        passes = self.overheads.modes["decode"].logits
+        return learn_power(self.samples, gpu_spec(self.tables.gpu), passes)
 
     def without(self, model: str) -> Teacher:
         """The same without one model."""

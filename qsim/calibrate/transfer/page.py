@@ -63,11 +63,14 @@ def summary(found: Sequence[Outcome]) -> str:
     )
 
 
-def transfer_page(teacher: Teacher, found: Sequence[Outcome]) -> str:
-    """The whole page."""
+def transfer_page(
+    teacher: Teacher, found: Sequence[Outcome], measured: Sequence[Profile] = ()
+) -> str:
+    """The whole page; ``measured`` are profiles of GPUs that nothing was learnt from."""
     parts = [
         text.INTRODUCTION,
         *_h200(teacher),
+        *_measured(teacher, measured),
         *_leaderboard(found),
         *_crossing(teacher),
         *_others(teacher),
@@ -83,11 +86,7 @@ def _h200(teacher: Teacher) -> list[str]:
         "|---|---|---:|---:|---:|---:|",
     ]
     for measured in comparable(teacher):
-        lines += [
-            f"| {measured.id} | {d.quantity} | {d.median:.1f} | {d.p90:.1f} | {d.worst:+.1f} "
-            f"| {d.mean:+.1f} |"
-            for d in compare_profiles(leave_out(teacher, measured), measured)
-        ]
+        lines += _differences(measured, leave_out(teacher, measured))
     lines += [
         text.H200_OWN,
         "| profile | decode | piecewise | eager | power |",
@@ -100,6 +99,31 @@ def _h200(teacher: Teacher) -> list[str]:
         cells = [by[q] for q in ("decode", "piecewise", "eager", "power")]
         lines.append(f"| {s.profile.id} | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def _differences(measured: Profile, composed: Profile) -> list[str]:
+    return [
+        f"| {measured.id} | {d.quantity} | {d.median:.1f} | {d.p90:.1f} | {d.worst:+.1f} "
+        f"| {d.mean:+.1f} |"
+        for d in compare_profiles(composed, measured)
+    ]
+
+
+def _measured(teacher: Teacher, measured: Sequence[Profile]) -> list[str]:
+    if not measured:
+        return []
+    lines = [
+        text.MEASURED,
+        "| profile | quantity | median | 90th percentile | worst | mean |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for m in measured:
+        i = m.identity
+        composed = transfer(
+            teacher, i.gpu, i.model, i.architecture, i.method, i.tensor_parallel_size
+        )
+        lines += _differences(m, composed)
+    return [*lines, text.MEASURED_WHY]
 
 
 def _leaderboard(found: Sequence[Outcome]) -> list[str]:

@@ -1,12 +1,12 @@
 """Power from bytes read and operations done.
 
-    P = idle + active + e_w * weight bytes/s + e_kv * cache bytes/s + e_flop(method) * FLOP/s
+    P = idle + active + e_w * bytes/s + e_kv * cache bytes/s + e_flop(method) * FLOP/s
 
-``active`` (clocks and SMs at work) and the energies of a byte of weights, a byte of KV cache (with
-the attention that it takes) and an operation are learnt on H200 from the measured profiles. On
-another GPU ``active`` scales with the TDP, the
-energy of a byte stays (HBM on all three), and ``e_flop`` scales with the TDP over the tensor
-throughput, as both describe one chip at work.
+``active`` (clocks and SMs at work) and the energies of a byte (of weights, and of the passes over
+memory between products and over the logits), of a byte of KV cache (with the attention that it
+takes) and of an operation are learnt on H200 from the measured profiles. On another GPU ``active``
+scales with the TDP, the energy of a byte stays (HBM on all three), and ``e_flop`` scales with the
+TDP over the tensor throughput, as both describe one chip at work.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ class PowerModel:
 
     spec: GpuSpec
     active_w: float
-    j_per_weight_byte: float
+    j_per_byte: float
     j_per_kv_byte: float
     j_per_flop: dict[str, float]
+    #: passes over the logits in a step of decodes, as learnt from its time
+    logit_passes: float = 0.0
 
     def flop_j(self, method: str) -> float:
         """J a floating-point operation of a method's products."""
@@ -49,31 +51,37 @@ class PowerModel:
 
     def watts(self, spec: GpuSpec, method: str, work: tuple[float, float, float]) -> float:
         """Power of one GPU above idle, W, uncapped; ``work`` is that of :func:`work` a second."""
-        weight_bytes_s, kv_bytes_s, flop_s = work
+        bytes_s, kv_bytes_s, flop_s = work
         tdp = spec.tdp_w / self.spec.tdp_w
         flop_j = self.flop_j(method) * tdp / (spec.bf16_flops / self.spec.bf16_flops)
         return (
             self.active_w * tdp
-            + self.j_per_weight_byte * weight_bytes_s
+            + self.j_per_byte * bytes_s
             + self.j_per_kv_byte * kv_bytes_s
             + flop_j * flop_s
         )
 
 
 def work(
-    composer: Composer, point: StepPoint, weights: float, kv_bytes: float
+    composer: Composer,
+    point: StepPoint,
+    weights: float,
+    kv_bytes: float,
+    logit_passes: float = 0.0,
 ) -> tuple[float, float, float]:
-    """Bytes of weights and of KV cache that one GPU reads in a step, and its operations."""
+    """Bytes that one GPU reads and writes in a step, bytes of KV cache, and operations."""
     tokens = point.rows or point.prefill_tokens
     a, tp = composer.architecture, composer.tensor_parallel_size
     pairs = point.context_tokens or tokens * (tokens + 1) / 2
     width = a.num_attention_heads * a.head_dim / tp
     flops: float = 2 * composer.weights() * composer.layers * tokens
     flops += 4 * width * composer.layers * pairs
-    return weights, kv_bytes * (point.context_tokens or tokens), flops
+    passed = composer.moved_ms(tokens, "bf16") + logit_passes * composer.logits_ms(point.rows)
+    moved = passed / 1e3 * composer.spec.bandwidth_bytes_s
+    return weights + moved, kv_bytes * (point.context_tokens or tokens), flops
 
 
-def learn_power(samples: Sequence[Sample], spec: GpuSpec) -> PowerModel:
+def learn_power(samples: Sequence[Sample], spec: GpuSpec, logit_passes: float = 0.0) -> PowerModel:
     """Fit the model to measured profiles, by non-negative least squares of relative errors."""
     from scipy.optimize import nnls
 
@@ -88,7 +96,9 @@ def learn_power(samples: Sequence[Sample], spec: GpuSpec) -> PowerModel:
             most = (p.cap_w - p.idle_w) / tp
             if watts > most:  # the cap holds it there, at a lower clock
                 watts, t = most, t * (1 + getattr(s.profile.latency.throttle, point.mode))
-            read, cache, flops = work(s.composer, point, m.weight_bytes, m.kv_bytes_per_token)
+            read, cache, flops = work(
+                s.composer, point, m.weight_bytes, m.kv_bytes_per_token, logit_passes
+            )
             row = [1.0, read / t, cache / t]
             row += [flops / t if s.method == x else 0.0 for x in methods]
             rows.append([v / watts for v in row])
@@ -96,8 +106,9 @@ def learn_power(samples: Sequence[Sample], spec: GpuSpec) -> PowerModel:
     scale = np.abs(rows).max(axis=0)
     x, _ = nnls(np.array(rows) / scale, np.array(targets))
     x = x / scale
-    active, weight, kv, *flops_j = x.tolist()
-    return PowerModel(spec, active, weight, kv, dict(zip(methods, flops_j, strict=True)))
+    active, byte, kv, *flops_j = x.tolist()
+    by_method = dict(zip(methods, flops_j, strict=True))
+    return PowerModel(spec, active, byte, kv, by_method, logit_passes)
 
 
 def power_of(
@@ -116,7 +127,7 @@ def power_of(
     rows = []
     for point in _points(kv_tokens):
         t = span_ms(point) / 1e3
-        done = work(composer, point, weights, kv_bytes)
+        done = work(composer, point, weights, kv_bytes, model.logit_passes)
         joules = tp * t * model.watts(spec, method, (done[0] / t, done[1] / t, done[2] / t))
         n = point.prefill_tokens
         row = [t, float(n), float(point.rows), float(point.context_tokens), n * (n + 1) / 2]
