@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,16 @@ import numpy as np
 from qsim.profile import Profile
 from qsim.sim.admission import Admission, beyond_measured, resolve, scenario_of
 from qsim.sim.config import EngineConfig, EngineOptions
-from qsim.sim.fleet import Fleet
+from qsim.sim.fleet import Finished, Fleet
 from qsim.sim.result import Gaps, SimulationResult
 from qsim.sim.steplog import Step
 from qsim.sim.timing import PS_PER_MS, PS_PER_S
 from qsim.traces.trace import Trace
 
 __all__ = ["replica_stats", "simulate"]
+
+#: requests that the fleet takes at a time
+_PART = 1 << 15
 
 
 def simulate(
@@ -76,9 +79,18 @@ def simulate(
     if run is None:
         raise admission.too_long_error()
 
+    n = len(run)
+    gaps = Gaps(np.empty(0, np.int64))
+    had: list[Finished] = []
+
+    def release(finished: Finished) -> None:
+        had.append(finished)
+        gaps.pack(fleet.gaps)
+
+    # in parts, so that the fleet's columns are those of the requests that are in it
+    parts = _parts(run, output)
     fleet = Fleet(
-        run,
-        output.tolist(),
+        *next(parts),
         profile,
         config,
         replicas=replicas,
@@ -87,7 +99,10 @@ def simulate(
         frontend=frontend,
         jump=jump,
         step_log=step_log,
-        progress=progress,
+        progress=None if progress is None else lambda arrived: progress(arrived / n),
+        more=parts,
+        release=release,
+        span_s=(float(run.arrival_s[0]), float(run.arrival_s[-1])),
     )
     fleet.run()
     notes += beyond_measured(profile, config, max(r.peak_running for r in fleet.replicas))
@@ -97,11 +112,25 @@ def simulate(
         trace.name, len(trace), profile, config, replicas, router, seed, too_long, frontend
     )
     truncated = admission.truncated
-    return _collect(fleet, trace, output, admissible, profile, config, truncated, notes, scenario)
+    return _collect(
+        fleet, had, gaps, trace, output, admissible, profile, config, truncated, notes, scenario
+    )
+
+
+def _parts(
+    trace: Trace, output: np.ndarray[Any, np.dtype[np.int64]]
+) -> Iterator[tuple[Trace, list[int]]]:
+    n = len(trace)
+    for begin in range(0, n, _PART):
+        end = min(begin + _PART, n)
+        part = trace if end - begin == n else trace.take(np.arange(begin, end))
+        yield part, output[begin:end].tolist()
 
 
 def _collect(
     fleet: Fleet,
+    had: list[Finished],
+    gaps: Gaps,
     trace: Trace,
     output: np.ndarray[Any, np.dtype[np.int64]],
     admissible: np.ndarray[Any, np.dtype[np.bool_]],
@@ -113,10 +142,14 @@ def _collect(
 ) -> SimulationResult:
     n = len(trace)
     index = np.flatnonzero(admissible)
-    finished = fleet.requests
+    names = Finished.__dataclass_fields__
+    finished = Finished(**{k: np.concatenate([getattr(h, k) for h in had]) for k in names})
+    had.clear()
     arrival_ps, end_ps = finished.arrival_ps, fleet.end_ps
 
     def spread(values: Any, fill: float, dtype: Any) -> Any:
+        if len(index) == n:
+            return np.asarray(values, dtype)
         column = np.full(n, fill, dtype=dtype)
         column[index] = values
         return column
@@ -139,7 +172,7 @@ def _collect(
         e2el_ms=spread(e2el_ms, np.nan, np.float64),
         preemptions=spread(finished.preemptions, 0, np.int64),
         completed=admissible,
-        itl=Gaps(fleet.gaps),
+        itl=gaps,
         duration_s=(end_ps - int(arrival_ps[0])) / PS_PER_S,
         replica_stats=stats,
         timeline=fleet.timeline.columns(end_ps, len(fleet.replicas)),

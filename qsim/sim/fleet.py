@@ -66,22 +66,24 @@ class Fleet:
         Its requests must all be admissible (no prompt of ``max_model_len`` or more tokens).
     output_tokens : sequence of int
         Tokens that each request will generate.
+    release : callable
+        Takes the requests of a part when all of them, and of the parts before, have finished.
+        Inter-token gaps up to then are in ``gaps``, which it may empty.
     jump : bool
         Plan decode runs in one go (the default) or step one by one; the results are equal.
     step_log : list, optional
         Takes every launched step of every replica (and makes the engines step one by one).
+    progress : callable, optional
+        Called now and then with the number of requests that have arrived.
     more : iterator of (Trace, sequence of int), optional
         What follows ``trace`` on the same clock, with its output tokens. A part is taken when the
         last request before it has arrived. The columns then hold the parts that have unfinished
         requests, so that memory does not grow with the trace.
-    release : callable, optional
-        Takes the requests of a part when all of them, and of the parts before, have finished.
-        Inter-token gaps up to then are in ``gaps``, which it may empty.
+    span_s : (float, float), optional
+        First and last arrival of all parts, where they are known, for the timeline's bins.
 
     Attributes
     ----------
-    requests : Finished
-        All requests; of a fleet with ``release`` those that it has not had.
     end_ps : int
         When the last client has the last token.
     gaps : array of int64
@@ -98,12 +100,13 @@ class Fleet:
         replicas: int,
         router: str,
         seed: int,
+        release: Callable[[Finished], None],
         frontend: bool = True,
         jump: bool = True,
         step_log: list[Step] | None = None,
-        progress: Callable[[float], None] | None = None,
+        progress: Callable[[int], None] | None = None,
         more: Iterator[tuple[Trace, Sequence[int]]] | None = None,
-        release: Callable[[Finished], None] | None = None,
+        span_s: tuple[float, float] | None = None,
     ) -> None:
         self.env = simpy.Environment(initial_time=0)
         self.horizon_ps = 0
@@ -132,13 +135,17 @@ class Fleet:
         # parts that may have unfinished requests: their places, and how many there is room for
         self._parts: deque[tuple[range, int]] = deque()
         self._free: list[tuple[int, int]] = []  # beginning and size of what may be used again
-        self._next = self._end = 0  # the next request, and where its part ends
+        # the next request, where its part begins and ends, and how many requests were before it
+        self._begin = self._next = self._end = self._before = 0
         self._take(trace, output_tokens)
 
         timing = Timing(profile, config)
-        self.timeline = Timeline(
-            self.arrival_ps[0], self.arrival_ps[-1], replicas, config.num_gpu_blocks - 1
+        first_ps, last_ps = (
+            (self.arrival_ps[0], self.arrival_ps[-1])
+            if span_s is None
+            else (int(np.rint(s * PS_PER_S)) for s in span_s)
         )
+        self.timeline = Timeline(first_ps, last_ps, replicas, config.num_gpu_blocks - 1)
         one = replicas == 1
         self.replicas = [
             Replica(
@@ -198,6 +205,7 @@ class Fleet:
         self._last_ps[part] = array("q", bytes(8 * n))
         self.emitted_ps[part] = array("q", [-1]) * n
         self._parts.append((range(begin, begin + n), size))
+        self._before += self._end - self._begin
         self._begin = self._next = begin
         self._end = begin + n
 
@@ -231,10 +239,7 @@ class Fleet:
         places, size = self._parts.popleft()
         finished = self._collected(places)
         self.end_ps = max(self.end_ps, int(finished.last_token_ps.max()))
-        if self._release is None:
-            self.requests = finished
-        else:
-            self._release(finished)
+        self._release(finished)
         self._free.append((places.start, size))
 
     def _settle(self) -> None:
@@ -298,7 +303,7 @@ class Fleet:
             self._next = i
             self.replicas[target].submit(request, ready)
             if self._progress is not None and i % 256 == 1:
-                self._progress((i - 1) / end)
+                self._progress(self._before + i - self._begin)
             if i == end and self._take_more():
                 i, end = self._next, self._end
         self._schedule_arrival()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,10 @@ _BINS = 1 << 14
 _CHUNK = 1 << 18
 
 
+#: first_ps, growth_ps, length and rows as columns, int64 or narrower
+Table = tuple[npt.NDArray[Any], ...]
+
+
 class Gaps:
     """``rows[i]`` gaps of each of ``first_ps[i] + k * growth_ps[i]``, k = 0 .. ``length[i]`` - 1.
 
@@ -36,7 +41,15 @@ class Gaps:
 
     def __init__(self, entries: array[int] | IntArray) -> None:
         table = np.frombuffer(entries, np.int64) if len(entries) else np.empty(0, np.int64)
-        self._first, self._growth, self._length, self._rows = table.reshape(-1, 4).T
+        self._tables: list[Table] = [tuple(table.reshape(-1, 4).T)] if len(table) else []
+
+    def pack(self, entries: array[int]) -> None:
+        """Take over further entries in half of their memory; ``entries`` is empty then."""
+        if not len(entries):
+            return
+        columns = np.frombuffer(entries, np.int64).reshape(-1, 4).T
+        self._tables.append(tuple(_narrow(c) for c in columns))
+        del columns, entries[:]
 
     @classmethod
     def of(cls, ms: npt.ArrayLike, count: npt.ArrayLike) -> Gaps:
@@ -48,7 +61,7 @@ class Gaps:
     @property
     def total(self) -> int:
         """How many gaps there are."""
-        return int(self._length @ self._rows)
+        return sum(int(length @ rows) for _, _, length, rows in self._parts())
 
     @property
     def ms(self) -> FloatArray:
@@ -59,7 +72,8 @@ class Gaps:
     @property
     def count(self) -> IntArray:
         """How often each of ``ms`` occurred."""
-        return np.repeat(self._rows, self._length)
+        parts = [np.repeat(rows, length) for _, _, length, rows in self._parts()]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def mean(self) -> float:
         """Mean gap, ms; nan without gaps."""
@@ -104,20 +118,24 @@ class Gaps:
 
     def _parts(self) -> Iterator[tuple[IntArray, IntArray, IntArray, IntArray]]:
         """The entries' columns, a part at a time."""
-        for start in range(0, len(self._first), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            yield self._first[part], self._growth[part], self._length[part], self._rows[part]
+        for table in self._tables:
+            for start in range(0, len(table[0]), _CHUNK):
+                part = slice(start, start + _CHUNK)
+                first, growth, length, rows = (c[part].astype(np.int64, copy=False) for c in table)
+                yield first, growth, length, rows
 
     def _chunks(self) -> Iterator[tuple[IntArray, IntArray]]:
         """Gap (ps) and count of every step, a part at a time."""
-        return _laid_out(self._first, self._growth, self._length, self._rows)
+        for part in self._parts():
+            yield from _laid_out(*part)
 
     def _at_ranks(self, ranks: list[int]) -> list[int]:
         """The gaps (ps) at these ranks, in ascending order of rank."""
-        least, most = int(self._first.min()), int(self._first.max())
+        ends: list[int] = []
         for first, growth, length, _ in self._parts():
             last = first + (length - 1) * growth
-            least, most = min(least, int(last.min())), max(most, int(last.max()))
+            ends += (int(f(c)) for f in (np.min, np.max) for c in (first, last))
+        least, most = min(ends), max(ends)
         return self._select(ranks, least, most)
 
     def _select(self, ranks: list[int], least: int, most: int) -> list[int]:
@@ -167,6 +185,16 @@ class Gaps:
             for ps, count in _laid_out(*chosen):
                 keep = (ps >= least) & (ps <= most)
                 yield (ps, count) if keep.all() else (ps[keep], count[keep])
+
+
+def _narrow(column: IntArray) -> npt.NDArray[Any]:
+    """A copy in the narrowest type that holds the values."""
+    low, high = int(column.min()), int(column.max())
+    for kind in (np.int16, np.int32):
+        limits = np.iinfo(kind)
+        if limits.min <= low and high <= limits.max:
+            return column.astype(kind)
+    return column.copy()
 
 
 def _laid_out(

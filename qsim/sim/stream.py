@@ -113,7 +113,7 @@ def simulate_stream(
     rows : callable, optional
         Takes the columns of the requests file, for the next requests in order of arrival.
     progress : callable, optional
-        Called with the number of requests that have arrived, after every part.
+        Called now and then with the number of requests that have arrived.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def simulate_stream(
         As :func:`qsim.simulate`; also when parts are not in order of arrival.
     """
     profile, config = resolve(profile, options, replicas, router, seed, too_long)
-    feed = Feed(parts, Admission(config, too_long), progress)
+    feed = Feed(parts, Admission(config, too_long))
     first = next(feed, None)
     if first is None:
         raise feed.nothing()
@@ -134,6 +134,7 @@ def simulate_stream(
         router=router,
         seed=seed,
         frontend=frontend,
+        progress=progress,
         more=feed,
         release=sums.release,
     )

@@ -64,11 +64,8 @@ class Latency:
 class Feed(Iterator[tuple[Trace, list[int]]]):
     """Hands the admissible requests to the fleet; remembers each part until it has finished."""
 
-    def __init__(
-        self, parts: Iterable[Trace], admission: Admission, progress: Callable[[int], None] | None
-    ) -> None:
+    def __init__(self, parts: Iterable[Trace], admission: Admission) -> None:
         self._parts = iter(parts)
-        self._progress = progress
         self._last_s = 0.0
         self.admission = admission
         self.name = "trace"
@@ -79,8 +76,6 @@ class Feed(Iterator[tuple[Trace, list[int]]]):
     def __next__(self) -> tuple[Trace, list[int]]:
         for part in self._parts:
             self._check(part)
-            if self._progress is not None and self.taken:
-                self._progress(self.taken)  # all of them have arrived
             admitted, output, admissible = self.admission.admit(part)
             self.taken += len(part)
             self.open.append((part, output, admissible))

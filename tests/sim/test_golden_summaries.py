@@ -127,6 +127,15 @@ def test_a_simulation_gives_the_bytes_that_it_always_gave(name: str, tmp_path: P
     assert got == want
 
 
+@pytest.mark.parametrize("size", [1, 50])
+@pytest.mark.parametrize("name", ["one-replica", "four-least-tokens"])
+def test_the_parts_that_a_fleet_takes_do_not_matter(
+    name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qsim.sim.api._PART", size)
+    test_a_simulation_gives_the_bytes_that_it_always_gave(name, tmp_path)
+
+
 def test_every_golden_file_belongs_to_a_case() -> None:
     assert {p.stem for p in FOLDER.glob("*.json")} == set(CASES)
 
