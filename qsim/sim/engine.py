@@ -120,12 +120,29 @@ class Replica:
 
         ``ready_ps`` must not decrease from call to call and not lie in the past.
         """
+        self.hand_in(request, ready_ps)
+        if self._timer is None or self._wake_ps != self._next_ps:
+            self._sleep_until(self._next_ps)
+
+    def hand_in(self, request: Request, ready_ps: int) -> None:
+        """The same, for a fleet that calls ``proceed`` when it knows its next horizon."""
         self._catch_up()
         self._inbox.append((ready_ps, request))
         if self._next_ps < 0:
             self._next_ps = ready_ps + self._timing.wake_ps
-        if self._timer is None or self._wake_ps != self._next_ps:
-            self._sleep_until(self._next_ps)
+
+    def proceed(self) -> None:
+        """Make the turns that lie before the horizon, and see to it that the others are made."""
+        if self._jump:
+            self._go(self._sink.horizon_ps)
+        time = self._next_ps
+        if time >= 0:
+            if self._express.active:
+                if self._sole and self._sink.horizon_ps < _NEVER:
+                    return  # the horizon is the next arrival, with which we go on
+                time = self._express.quiet_until(time)
+            if self._timer is None or self._wake_ps != time:
+                self._sleep_until(time)
 
     def _catch_up(self) -> None:
         """Make the turns that lie before now."""
@@ -161,15 +178,7 @@ class Replica:
             if self._next_ps >= 0:
                 self._sleep_until(self._next_ps)
             return
-        horizon = self._sink.horizon_ps
-        self._go(horizon)
-        time = self._next_ps
-        if time >= 0:
-            if self._express.active:
-                if self._sole:
-                    return  # the horizon is the next arrival, with which we go on
-                time = self._express.quiet_until(time)
-            self._sleep_until(time)
+        self.proceed()
 
     def _go(self, horizon: int) -> None:
         """Make the turns that begin before ``horizon``."""

@@ -164,7 +164,9 @@ class Fleet:
         self.outstanding_requests = [0] * replicas
         self.outstanding_tokens = [0] * replicas
         self._router = make_router(router, self, lambda: np.random.default_rng(seed))
-        self._refresh: Callable[[], None] | None = getattr(self._router, "refresh", None)
+        self._refresh: Callable[[], None] | None = None
+        if replicas > 1:
+            self._refresh = getattr(self._router, "refresh", None)
         self._refresh_ps = _NEVER
         self.end_ps = 0
 
@@ -288,6 +290,7 @@ class Fleet:
         arrival = self.arrival_ps
         i, end = self._next, self._end
         now = arrival[i]
+        targets: list[int] = []
         while i < end and arrival[i] == now:
             if self._refresh is not None and self._refresh_ps == _NEVER:
                 self._plan_refresh()
@@ -301,12 +304,15 @@ class Fleet:
             self._ready_ps[target] = ready
             i += 1
             self._next = i
-            self.replicas[target].submit(request, ready)
+            self.replicas[target].hand_in(request, ready)
+            targets.append(target)
             if self._progress is not None and i % 256 == 1:
                 self._progress(self._before + i - self._begin)
             if i == end and self._take_more():
                 i, end = self._next, self._end
         self._schedule_arrival()
+        for target in targets:
+            self.replicas[target].proceed()
 
     def _plan_refresh(self) -> None:
         """Let the router see the queues at the next multiple of its period."""

@@ -107,9 +107,6 @@ class Timing:
             for slopes in self.decode_slope_ps:
                 slopes.append(_ps(span.ms_per_decode_context_token))
 
-        self._least_base_ps = _least_beyond(self.decode_base_ps)
-        self._least_slope_ps = [_least_beyond(slopes) for slopes in self.decode_slope_ps]
-
         # the host thread
         def by_rows(pair: list[float]) -> list[int]:
             return [_ps(pair[0] + pair[1] * r) for r in range(seats + 1)]
@@ -126,16 +123,6 @@ class Timing:
         self.gpu_gap_ps = _ps(host.gpu_gap_ms)
         self.idle_sleep_ps = _ps(host.idle_sleep_ms)
         self.wake_ps = _ps(host.wake_ms)
-
-    def least_span_ps(self, rows: int, context_tokens: int) -> int:
-        """GPU span that a step of ``rows`` or more decodes over this or more context takes."""
-        span = self._least_base_ps[rows]
-        for j, knot in enumerate(self.knots):
-            if context_tokens <= knot:
-                break
-            stop = self.knots[j + 1] if j + 1 < len(self.knots) else context_tokens
-            span += self._least_slope_ps[j][rows] * (min(context_tokens, stop) - knot)
-        return span
 
     def decode_span_ps(self, rows: int, context_tokens: int, factor: float) -> int:
         """GPU span of a step of ``rows`` decodes over ``context_tokens`` tokens of context."""
@@ -173,12 +160,6 @@ class Timing:
             + per_decode * decodes
         )
         return mode, round(span * factor[mode])
-
-
-def _least_beyond(values: list[int]) -> list[int]:
-    """The least of the values at and after each place."""
-    least: list[int] = np.minimum.accumulate(np.array(values, np.int64)[::-1])[::-1].tolist()
-    return least
 
 
 def _line(x: list[int], y: list[float], at: int) -> float:

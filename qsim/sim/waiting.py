@@ -60,7 +60,8 @@ class PriorityQueue:
         heapq.heappush(self._heap, (request.priority, request.arrival, request))
         self.count += 1
 
-    put_back = add
+    def put_back(self, request: Request) -> None:
+        self.add(request)
 
     def drop(self, request: Request) -> None:
         """Count out a request that has finished."""
