@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from qsim.errors import QsimError
     from qsim.optimize.capacity import plan
+    from qsim.optimize.scheduling import schedule
     from qsim.optimize.sweep import sweep
     from qsim.optimize.tuning import tune
     from qsim.profile import Profile
@@ -38,6 +39,7 @@ _WHERE = {
     "load_profile": "qsim.profiles",
     "load_trace": "qsim.traces",
     "plan": "qsim.optimize.capacity",
+    "schedule": "qsim.optimize.scheduling",
     "simulate": "qsim.sim.api",
     "sweep": "qsim.optimize.sweep",
     "tune": "qsim.optimize.tuning",
@@ -55,6 +57,7 @@ __all__ = [
     "load_profile",
     "load_trace",
     "plan",
+    "schedule",
     "simulate",
     "sweep",
     "tune",
