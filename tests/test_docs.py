@@ -46,12 +46,13 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 def test_every_option_is_documented() -> None:
     from qsim.cli.plan import plan
+    from qsim.cli.schedule import schedule
     from qsim.cli.simulate import simulate
     from qsim.cli.sweep import sweep
     from qsim.cli.tune import tune
 
     text = (DOCS / "cli.md").read_text(encoding="utf-8")
-    for command in (simulate, plan, tune, sweep):
+    for command in (simulate, plan, schedule, tune, sweep):
         for param in command.params:
             for name in (*param.opts, *param.secondary_opts):
                 if name.startswith("--"):

@@ -22,6 +22,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "plan",
         "Find the smallest fleet of each method that meets the SLOs.",
     ),
+    "schedule": (
+        "qsim.cli.schedule",
+        "schedule",
+        "Find which servers are on when, over a day or a week.",
+    ),
     "simulate": (
         "qsim.cli.simulate",
         "simulate",

@@ -1,0 +1,175 @@
+"""``qsim schedule``: which servers are on when, for traffic that varies over a day or a week."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qsim.cli._common import (
+    engine_from,
+    engine_options,
+    executor_options,
+    jobs_from,
+    load_shaped,
+    need_matplotlib,
+    slo_option,
+    trace_options,
+    write_json,
+)
+from qsim.cli._progress import progress_bar
+from qsim.cli._scenario import resolved_scenario, scenario_options, write_scenario
+from qsim.cli._search import price_option, prices_from
+from qsim.errors import InfeasibleError, ScenarioError
+
+__all__ = ["schedule"]
+
+#: options that the search takes under their own names
+_SAME = ("gpus", "methods", "profiles", "slos", "objective", "window", "tasks", "min_quality",
+         "max_replicas", "max_gpus", "owned_gpus", "off_w", "forecast", "forecast_margin",
+         "too_long", "trials", "seed")  # fmt: skip
+_LIFECYCLE = ("start_s", "start_w", "stop_s", "wake_s", "sleep_w")
+
+
+@scenario_options
+@click.command()
+@trace_options
+@click.option("--model", metavar="ID", help="Choose among the shipped profiles of this model.")
+@click.option("--gpu", "gpus", multiple=True, metavar="ID", help="Only on this GPU; repeatable.")
+@click.option(
+    "--method", "methods", multiple=True, metavar="ID", help="Only by this method; repeatable."
+)
+@click.option("--profile", "profiles", multiple=True, metavar="ID|FILE",
+              help="One more candidate; repeatable.")  # fmt: skip
+@slo_option
+@click.option("--objective", default="energy", show_default=True, metavar="energy|cost|carbon",
+              help="What is made small over the whole trace: J, USD of rent or gCO2e.")  # fmt: skip
+@click.option("--window", default="1h", show_default=True, metavar="10min|1h",
+              help="How long a fleet stays as it is; whole minutes.")  # fmt: skip
+@click.option("--policy", "policies", multiple=True, metavar="NAME",
+              help="Compare with static, reactive, predictive, consolidation or mixed only; none "
+              "for nothing. Repeatable.")  # fmt: skip
+@click.option("--min-quality", type=float, metavar="X",
+              help="The mean quality over requests as routed, low end of its 90% interval, in "
+              "percent of the 16-bit model's score.")  # fmt: skip
+@click.option("--tasks", metavar="MIX", help="Tasks that quality is told for, as for qsim plan.")
+@click.option("--carbon-series", metavar="FILE.csv",
+              help="Intensity of the grid by the hour from time 0 of TRACE: "
+              "hour,gco2e_per_kwh.")  # fmt: skip
+@click.option("--region", metavar="KEY", help="A constant intensity instead, as for qsim plan.")
+@click.option("--pue", type=float, default=1.0, show_default=True, metavar="X",
+              help="Energy of the whole site over that of its IT, for carbon.")  # fmt: skip
+@price_option
+@click.option("--max-replicas", type=int, default=32, show_default=True, metavar="N",
+              help="The most servers of one method.")  # fmt: skip
+@click.option("--max-gpus", type=int, metavar="N",
+              help="The most GPUs of the timetable at any time.")  # fmt: skip
+@click.option("--owned-gpus", type=int, metavar="N",
+              help="N GPUs are paid for, and draw --off-w each, also without a server; by default "
+              "a GPU without a server is given back.")  # fmt: skip
+@click.option("--off-w", type=float, default=80.3, show_default=True, metavar="W",
+              help="Power of an owned GPU without a server.")  # fmt: skip
+@click.option("--start-s", type=float, default=105.0, show_default=True, metavar="S",
+              help="From a server's start until it answers.")  # fmt: skip
+@click.option("--start-w", type=float, metavar="W",
+              help="Power meanwhile; idle power unless given.")  # fmt: skip
+@click.option("--stop-s", type=float, default=5.0, show_default=True, metavar="S",
+              help="From a draining server's last token until it is off.")  # fmt: skip
+@click.option("--wake-s", type=float, default=6.0, show_default=True, metavar="S",
+              help="From asleep (vLLM's sleep mode, level 1) to on.")  # fmt: skip
+@click.option("--sleep-w", type=float, metavar="W",
+              help="Power asleep; idle power unless given.")  # fmt: skip
+@click.option("--forecast", default="perfect", show_default=True, metavar="perfect|day-before",
+              help="Make the timetable from TRACE itself, or from its first day and run it on the "
+              "days after.")  # fmt: skip
+@click.option("--forecast-margin", type=float, metavar="F",
+              help="Plan for F times the traffic; 1 for perfect, else 1.15 unless "
+              "given.")  # fmt: skip
+@click.option("--trials", type=int, default=6, show_default=True, metavar="N",
+              help="Simulations of TRACE for each policy's search.")  # fmt: skip
+@engine_options
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
+@click.option("--too-long", default="error", show_default=True, metavar="error|reject",
+              help="Prompts of max-model-len or more: an error, or counted as failed.")  # fmt: skip
+@click.option("--study", "study_path", metavar="FILE|URL",
+              help="Keep the searches in a journal file, or any storage of Optuna's.")  # fmt: skip
+@click.option("--resume", is_flag=True, default=None, help="Go on with those in --study.")
+@executor_options
+@click.option("--export", "exports", multiple=True, metavar="csv|kubernetes[=PATH]",
+              help="Write the timetable as a table, or as Deployments with KEDA's cron triggers; "
+              "to stdout without PATH. Repeatable.")  # fmt: skip
+@click.option("--week-day", type=click.IntRange(0, 6), default=0, show_default=True, metavar="D",
+              help="Day of the week at time 0 of TRACE, 0 for Sunday, for --export "
+              "kubernetes.")  # fmt: skip
+@click.option("--timezone", default="Etc/UTC", show_default=True, metavar="NAME",
+              help="Of time 0 of TRACE, which is a midnight, for --export kubernetes.")  # fmt: skip
+@click.option("--json", "json_path", metavar="FILE", help="Write everything; - for stdout.")
+@click.option("--picture", "picture_path", metavar="FILE.png", help="Draw it over time.")
+@click.option("--progress/--no-progress", default=None,
+              help="Show a bar on stderr; by default on a terminal.")  # fmt: skip
+@click.pass_context
+def schedule(ctx: click.Context, /, **given: Any) -> None:
+    """Find how many servers of which method are on in each window of TRACE.
+
+    Every SLO must hold in every window. The timetable is compared with a static fleet for the
+    peak, autoscalers and others under the same condition. TRACE is a file or a preset, as for
+    qsim simulate.
+    """
+    need_matplotlib("--picture", given["picture_path"], (".png", ".svg", ".pdf"))
+    from qsim.optimize.carbon import load_carbon_series
+    from qsim.optimize.schedule_export import export_schedule, parse_schedule_export
+    from qsim.optimize.scheduling import POLICIES
+    from qsim.optimize.scheduling import schedule as search
+    from qsim.report.schedule_text import schedule_text
+    from qsim.sim.lifecycle import Lifecycle
+
+    exports = [parse_schedule_export(e) for e in given["exports"]]
+    to_stdout = [str(e) for e in exports if e.path is None]
+    to_stdout += ["--json -"] if given["json_path"] == "-" else []
+    if len(to_stdout) > 1:
+        raise ScenarioError(
+            f"{' and '.join(to_stdout)} would both go to stdout; give a path to all but one"
+        )
+    if given["carbon_series"] and given["region"]:
+        raise ScenarioError("--carbon-series and --region are both given; drop one")
+    series = given["carbon_series"]
+    policies = given["policies"] or POLICIES
+    trace = load_shaped(
+        given["trace"],
+        **{k: given[k] for k in ("format", "sort", "start", "end", "speed", "head", "seed")},
+    )
+    with progress_bar("schedule", given["progress"]) as update:
+        found = search(
+            trace,
+            given["model"],
+            **{k: given[k] for k in _SAME},
+            policies=() if tuple(policies) == ("none",) else policies,
+            grid=load_carbon_series(series) if series else given["region"],
+            pue=given["pue"],
+            prices=prices_from(given["prices"]),
+            lifecycle=Lifecycle(**{k: given[k] for k in _LIFECYCLE}),
+            options=engine_from(given),
+            study=given["study_path"],
+            resume=bool(given["resume"]),
+            **jobs_from(given),
+            progress=update,
+        )
+    if given["picture_path"]:
+        from qsim.report.schedule_figure import schedule_figure
+        from qsim.report.style import save_figure
+
+        save_figure(schedule_figure(found), given["picture_path"])
+    if given["save_scenario"]:
+        write_scenario(ctx, given["save_scenario"])
+    if given["json_path"]:
+        write_json({**found.to_dict(), "scenario": resolved_scenario(ctx)}, given["json_path"])
+    for export in exports:
+        text = export_schedule(
+            found, export, week_day=given["week_day"], timezone=given["timezone"]
+        )
+        if text is not None:
+            click.echo(text, nl=False)
+    if not to_stdout:
+        click.echo(schedule_text(found))
+    if not found.best.met:
+        raise InfeasibleError(found.objection())
