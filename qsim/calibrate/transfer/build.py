@@ -26,6 +26,7 @@ from qsim.calibrate.transfer.power import PowerModel, learn_power, power_of
 from qsim.calibrate.transfer.ratios import SAME_KERNEL, MethodShape, learn_shapes, linear_of
 from qsim.calibrate.transfer.spans import StepPoint
 from qsim.calibrate.transfer.specs import LEARNT_ON, gpu_spec
+from qsim.errors import CalibrationError
 from qsim.profile import (
     DecodeSpan,
     EngineDefaults,
@@ -150,7 +151,7 @@ def transfer(
         kv_tokens,
     )
     errors, how = estimated_errors(gpu, method, tensor_parallel_size)
-    donors = _donors(teacher, method)
+    donors = _donors(teacher, method, tensor_parallel_size)
     engine = donors[0].profile.engine
     longest = int(config.get("max_position_embeddings") or engine.max_model_len)
     profile = Profile(
@@ -194,16 +195,29 @@ def _taught(sample: Sample, method: str) -> bool:
     return sample.method in TABLE_OF or sample.method == SAME_KERNEL.get(base, base)
 
 
-def _donors(teacher: Teacher, method: str) -> list[Sample]:
-    """Whose host and front end are taken: the method's own profiles, else bf16's."""
+def _donors(teacher: Teacher, method: str, tensor_parallel_size: int) -> list[Sample]:
+    """Whose host and front end are taken: the method's own profiles, else bf16's.
+
+    Of those the ones with as many GPUs, else with one.
+    """
     base = base_method(method)
-    own = [s for s in teacher.samples if s.method == SAME_KERNEL.get(base, base)]
-    return own or [s for s in teacher.samples if s.method == "bf16"]
+    for name in (SAME_KERNEL.get(base, base), "bf16"):
+        for size in (tensor_parallel_size, 1):
+            own = [
+                s
+                for s in teacher.samples
+                if s.method == name and s.composer.tensor_parallel_size == size
+            ]
+            if own:
+                return own
+    raise CalibrationError("nothing to learn from: no measured profile of bf16")
 
 
 def _host(teacher: Teacher, donors: Sequence[Sample], layers: int) -> HostTimes:
     """The donors' host times; launches outside full graphs in proportion to the layers beyond."""
-    base = [s for s in teacher.samples if s.method == "bf16"]
+    base = [
+        s for s in teacher.samples if s.method == "bf16" and s.composer.tensor_parallel_size == 1
+    ]
     x = np.array([s.composer.layers for s in base], dtype=float)
     values: dict[str, Any] = {}
     for name in HostTimes.__dataclass_fields__:
@@ -215,7 +229,7 @@ def _host(teacher: Teacher, donors: Sequence[Sample], layers: int) -> HostTimes:
         if name in ("launch_piecewise_ms", "launch_eager_ms"):
             own = float(np.mean([s.composer.layers for s in donors]))
             y = np.array([getattr(s.profile.host, name)[0] for s in base])
-            slope = float(np.polyfit(x, y, 1)[0]) if len(set(x)) > 1 else first / own
+            slope = float(np.polyfit(x, y, 1)[0]) if len(set(x.tolist())) > 1 else first / own
             first = max(0.5 * first, first + max(0.0, slope) * (layers - own))
         values[name] = [round(first, 5), round(median(v[1] for v in given), 7)]
     return HostTimes(**values)

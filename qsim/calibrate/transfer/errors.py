@@ -15,11 +15,11 @@ def estimated_errors(
     """Estimated error by quantity, and where the estimate comes from (docs/transfer.md)."""
     spec, base = gpu_spec(gpu), base_method(method)
     if gpu == LEARNT_ON:
-        errors = {"decode": 8.0, "prefill": 8.0, "power": 8.0, "kv_tokens": 3.0}
+        errors = {"decode": 8.0, "prefill": 12.0, "power": 8.0, "kv_tokens": 3.0}
     elif spec.hopper:
-        errors = {"decode": 10.0, "prefill": 10.0, "power": 10.0, "kv_tokens": 4.0}
+        errors = {"decode": 10.0, "prefill": 12.0, "power": 10.0, "kv_tokens": 4.0}
     else:
-        errors = {"decode": 15.0, "prefill": 15.0, "power": 20.0, "kv_tokens": 4.0}
+        errors = {"decode": 15.0, "prefill": 15.0, "power": 15.0, "kv_tokens": 4.0}
     tabled = base == "bf16" or (spec.hopper and base in TABLE_OF)
     if not tabled:
         errors |= {k: errors[k] + 10.0 for k in ("decode", "prefill")}

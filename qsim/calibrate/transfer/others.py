@@ -15,6 +15,7 @@ from qsim.calibrate.transfer.published import PublishedRow, evaluate
 from qsim.calibrate.transfer.ratios import linear_of
 from qsim.calibrate.transfer.spans import Spans, StepPoint
 from qsim.calibrate.transfer.specs import gpu_spec
+from qsim.profile import Profile
 
 __all__ = ["Compared", "energy_crossing", "old_power", "prefill_times", "trtllm_products"]
 
@@ -58,6 +59,9 @@ _OLD = (
     ("Mistral Nemo 12B", _NEMO_12B, 128, 437, 91.90, 215.0),
 )
 
+#: Splitwise, A100 of 80 GB, one request of Llama-2-70B: size, ms a token, mean power over the TDP
+_DECODES = ((2, 53.68, 0.7356), (4, 42.42, 0.5942), (8, 43.03, 0.4353))
+
 
 def prefill_times(teacher: Teacher) -> list[Compared]:
     """Prompts of Llama-2-70B as Splitwise measured them, at the power limit as there."""
@@ -71,22 +75,42 @@ def prefill_times(teacher: Teacher) -> list[Compared]:
 
 
 def old_power(teacher: Teacher) -> list[Compared]:
-    """W of A100 at the TPOT that an old, host-bound vLLM reached.
+    """W of an A100 at the time per token that old, host-bound servers reached.
 
-    The energy of a step's work is ours; it is spread over the measured TPOT.
+    The energy of a step's work is ours, spread over the measured time, and the GPU is active all of
+    that time, as these servers launched each kernel from the host, with gaps between.
     """
     found = []
+    active_w = teacher.power.active_w * gpu_spec("a100_sxm").tdp_w / teacher.power.spec.tdp_w
     for name, config, batch, output, tpot_ms, watts in _OLD:
         profile = transfer(teacher, "a100_sxm", name, config, "bf16")
-        context = round(batch * (125 + output))
-        span = Spans(profile).ms(StepPoint(rows=batch, context_tokens=context))
-        p = profile.power
-        prompts = batch / output * 125
-        joules = p.busy_w * span / 1e3 + p.j_per_decode_token * batch
-        joules += p.j_per_context_token * context + p.j_per_prefill_token * prompts
-        ours = p.idle_w + joules / (tpot_ms / 1e3)
+        ours = _spread(
+            profile, batch, batch * (125 + output), batch / output * 125, tpot_ms, active_w
+        )
         found.append(Compared(f"{name}, batch {batch}", ours, watts))
+    for tp, ms, share in _DECODES:
+        profile = transfer(teacher, "a100_sxm", "llama-2-70b", _LLAMA2_70B, "bf16", tp)
+        ours = _spread(profile, 1, 192, 1.0, ms, active_w) / tp
+        found.append(Compared(f"Llama-2-70B on {tp} GPUs, batch 1", ours, share * 400))
     return found
+
+
+def _spread(
+    profile: Profile,
+    batch: int,
+    context: int,
+    prompt_tokens: float,
+    period_ms: float,
+    active_w: float,
+) -> float:
+    """W of the server if a decode step's work is spread over ``period_ms``."""
+    span = Spans(profile).ms(StepPoint(rows=batch, context_tokens=context))
+    p = profile.power
+    joules = p.busy_w * span / 1e3 + p.j_per_decode_token * batch
+    joules += p.j_per_context_token * context + p.j_per_prefill_token * prompt_tokens
+    tp = profile.identity.tensor_parallel_size
+    joules += active_w * tp * max(0.0, period_ms - span) / 1e3
+    return p.idle_w + joules / (period_ms / 1e3)
 
 
 def trtllm_products(teacher: Teacher) -> list[Compared]:

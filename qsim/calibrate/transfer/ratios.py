@@ -201,12 +201,13 @@ def learn_shapes(samples: Sequence[Sample]) -> dict[str, MethodShape]:
 
     A method that was measured on several models is taken from the largest.
     """
+    samples = [s for s in samples if s.composer.tensor_parallel_size == 1]
     baseline = {s.composer.architecture: s for s in samples if s.method == "bf16"}
     shapes: dict[str, MethodShape] = {}
     size: dict[str, int] = {}
     for s in samples:
         bf16 = baseline.get(s.composer.architecture)
-        if s.method in TABLE_OF or bf16 is None or s.composer.tensor_parallel_size > 1:
+        if s.method in TABLE_OF or bf16 is None:
             continue
         weights = s.composer.weights() * s.composer.layers
         if weights > size.get(s.method, 0):
