@@ -12,6 +12,7 @@ import pytest
 from qsim.errors import ScenarioError
 from qsim.optimize.candidates import Choice
 from qsim.optimize.capacity import plan
+from qsim.optimize.plan_detail import DetailWanted
 from qsim.optimize.plan_result import Plan
 from qsim.optimize.plan_search import search_space
 from qsim.optimize.study import StudySettings
@@ -201,3 +202,11 @@ def test_profiles_below_the_quality_floor_are_not_searched() -> None:
     assert answer.search is not None
     assert answer.search.space.to_dict()["profile"] == profiles[0].id
     assert replace(answer.candidates[-1]).method == "awq-w4a16"
+
+
+def test_a_dask_cluster_gives_the_same_plan(dask_address: str) -> None:
+    wanted = DetailWanted(replications=3, sensitivity=True, bottlenecks=True)
+    here, there = (
+        toy(study=tpe(6), detail=wanted, **more) for more in ({}, {"dask": dask_address})
+    )
+    assert json.dumps(here.to_dict()) == json.dumps(there.to_dict())
