@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qsim.calibrate.models import ARCHITECTURES
 from qsim.calibrate.transfer.published import PublishedRow, evaluate, needed, read_published
 from qsim.errors import CalibrationError
 from qsim.profile import Power, Profile
+from qsim.profiles import load_profile
+from qsim.sim.api import simulate
+from qsim.sim.config import EngineOptions
+from qsim.traces.trace import Trace
 from tests.profiles import make_profile
 
 HEAD = (
@@ -79,6 +84,20 @@ def test_power_and_energy() -> None:
     assert o.joules_per_token > 0.3 * o.itl_ms / 8
     assert o.joules_per_token < 0.4 * o.itl_ms / 8
     assert o.to_dict()["power_error_percent"] == -25.0
+
+
+@pytest.mark.parametrize("seats", [8, 32])
+def test_the_closed_form_is_what_a_simulation_gives(seats: int) -> None:
+    profile = load_profile("h100_sxm/llama-3.1-8b/bf16")
+    output = np.maximum(2, np.random.default_rng(0).exponential(650, 200)).astype(np.int64)
+    trace = Trace(np.zeros(200), np.full(200, 125), output)
+    options = EngineOptions(max_num_seqs=seats, enable_prefix_caching=False)
+    simulated = simulate(trace, profile, options=options).summary()
+    row = replace(ROW, max_num_seqs=seats, batch=seats, output_tokens=float(output.mean()))
+    closed = evaluate(profile, row, sort_s_per_logit=0.0)
+    assert closed.itl_ms == pytest.approx(simulated["median_itl_ms"], rel=0.04)
+    # the simulation also holds the end, when seats become empty
+    assert 1.0 < closed.watts_per_gpu / simulated["avg_power_w"] < 1.06
 
 
 def test_the_cap_holds() -> None:
