@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 from qsim.errors import ScenarioError
 
-__all__ = ["open_storage", "quiet_optuna"]
+__all__ = ["open_storage", "quiet_optuna", "uninterrupted"]
 
 
 def open_storage(where: str | os.PathLike[str] | None) -> Any:
@@ -77,3 +79,24 @@ def quiet_optuna() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(level)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off until the end of a ``with`` block.
+
+    A storage may be left locked, or answer with an error of its own, when it is interrupted in the
+    middle of an operation.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield
+        return
+    came: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if came:
+            usual(*came[-1])

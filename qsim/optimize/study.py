@@ -21,7 +21,7 @@ import numpy as np
 from qsim.errors import QsimError, ScenarioError
 from qsim.optimize.executor import TaskExecutor
 from qsim.optimize.space import Space
-from qsim.optimize.storage import open_storage, quiet_optuna
+from qsim.optimize.storage import open_storage, quiet_optuna, uninterrupted
 
 __all__ = ["SAMPLERS", "Judgement", "Objective", "Problem", "Record", "StudySettings", "run_study"]
 
@@ -228,7 +228,8 @@ class _Run:
         self.problem, self.settings, self.executor = problem, settings, executor
         self.points = points
         self.space = problem.space.distributions()
-        self.study = _open_study(problem, settings, identity)
+        with uninterrupted():
+            self.study = _open_study(problem, settings, identity)
         self.known: dict[Hashable, Judgement] = {}
         self.propose: Propose | None = None
         self.told = 0
@@ -248,7 +249,10 @@ class _Run:
         Yields how many trials of the study are told, after each.
         """
         fixed = self._fixed(end)
-        trials = [self._ask(number, fixed.get(number)) for number in range(self.told, end)]
+        trials = []
+        for number in range(self.told, end):
+            with uninterrupted():
+                trials.append(self._ask(number, fixed.get(number)))
         begun: dict[Hashable, Future[Any]] = {}
         for trial in trials:
             key = self.problem.key(trial.params)
@@ -258,7 +262,8 @@ class _Run:
             key = self.problem.key(trial.params)
             if key not in self.known:
                 self.known[key] = self._judge(trial.params, begun[key])
-            self._tell(trial, self.known[key])
+            with uninterrupted():
+                self._tell(trial, self.known[key])
             yield self.told
 
     def _fixed(self, end: int) -> dict[int, Params]:

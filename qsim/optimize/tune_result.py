@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,15 @@ class TuneResult:
     quality_goal: QualityGoal | None = None
     prices: Mapping[str, Price | None] = field(default_factory=dict)
     carbon: Carbon | None = None
-    importances: tuple[Importance, ...] = ()
+    #: the Optuna study, with all trials
+    study: Any = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def importances(self) -> tuple[Importance, ...]:
+        """What each decision explains of each objective."""
+        from qsim.optimize.importance import importances
+
+        return importances(self.study, self.objectives, int(self.settings["seed"]))
 
     @property
     def distinct(self) -> list[Record]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from qsim.optimize.candidates import choose_profiles
 from qsim.optimize.executor import TaskExecutor, open_executor
 from qsim.optimize.fleet_task import FleetTask, describe
 from qsim.optimize.forecast import forecast
-from qsim.optimize.importance import importances
 from qsim.optimize.measures import (
     Measure,
     Worth,
@@ -52,6 +51,8 @@ class _Tuning:
     measures: tuple[Measure, ...]
     limits: tuple[Limit, ...]
     worth: Worth
+    #: keys by parameters: each is asked for once a batch
+    keys: dict[tuple[Any, ...], Hashable] = field(default_factory=dict)
 
     @property
     def space(self) -> Space:
@@ -78,13 +79,16 @@ class _Tuning:
 
     def key(self, params: Params) -> Hashable:
         """What is simulated: options that vLLM resolves to the same settings are the same."""
-        task = self.task(params)
-        router = task.router if task.replicas > 1 else ""
-        try:
-            engine: Hashable = task.options.resolve(task.profile)
-        except ScenarioError:
-            engine = task.options
-        return (task.profile.id, task.replicas, router, engine)
+        given = tuple(params.items())
+        if given not in self.keys:
+            task = self.task(params)
+            try:
+                engine: Hashable = task.options.resolve(task.profile)
+            except ScenarioError:
+                engine = task.options
+            router = task.router if task.replicas > 1 else ""
+            self.keys[given] = (task.profile.id, task.replicas, router, engine)
+        return self.keys[given]
 
     def submit(self, executor: TaskExecutor, params: Params) -> Future[Any]:
         return executor.submit(measure_fleet, self.task(params), self.latencies)
@@ -311,7 +315,7 @@ def tune(
         goal,
         price,
         carbon,
-        importances(found, chosen_measures, seed),
+        found,
     )
 
 
