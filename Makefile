@@ -6,12 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test check clean
+.PHONY: help demo test check compiled clean
 
 help:
 	@echo "make demo   a capacity plan with the shipped profiles; pictures in demo-out/"
 	@echo "make test   all tests"
 	@echo "make check  ruff, mypy and all tests, as .ci/run does"
+	@echo "make compiled   compiles the simulator's inner loop in place (needs a C compiler)"
 	@echo "make clean  remove .venv, caches and demo-out/"
 
 $(BIN)/python:
@@ -45,5 +46,11 @@ test: $(VENV)/.stamp-dev
 check:
 	.ci/run
 
+# The simulator's inner loop as machine code, in this source tree. Where a source is newer than what
+# was compiled from it, all run as Python again.
+compiled: $(VENV)/.stamp-dev
+	QSIM_COMPILE=1 $(BIN)/python setup.py --quiet build_ext --inplace
+
 clean:
+	rm -f qsim/sim/*.so
 	rm -rf $(VENV) demo-out build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -137,9 +137,9 @@ class Replica:
             self._go(self._sink.horizon_ps)
         time = self._next_ps
         if time >= 0:
+            if self._sole and self._jump and self._sink.horizon_ps < _NEVER:
+                return  # the horizon is the next arrival, with which the fleet goes on
             if self._express.active:
-                if self._sole and self._sink.horizon_ps < _NEVER:
-                    return  # the horizon is the next arrival, with which we go on
                 time = self._express.quiet_until(time)
             if self._timer is None or self._wake_ps != time:
                 self._sleep_until(time)

@@ -147,6 +147,7 @@ class Fleet:
         )
         self.timeline = Timeline(first_ps, last_ps, replicas, config.num_gpu_blocks - 1)
         one = replicas == 1
+        self._alone = one and jump and step_log is None
         self.replicas = [
             Replica(
                 self.env,
@@ -275,18 +276,36 @@ class Fleet:
 
     # ------------------------------------------------------------------ arrivals
 
-    def _schedule_arrival(self) -> None:
+    def _set_horizon(self) -> bool:
+        """Say when the next request arrives; whether there is one."""
         if self._next < self._end:
             time = self.arrival_ps[self._next]
-            event = At(self.env, time - int(self.env.now), ARRIVAL)
-            event.callbacks.append(self._arrive)
             self.horizon_ps = min(time, self._refresh_ps)
             self.next_ready_ps = self._ready(self._next, 0, time)
-        else:
-            self.horizon_ps = self._refresh_ps
-            self.next_ready_ps = _NEVER
+            return True
+        self.horizon_ps = self._refresh_ps
+        self.next_ready_ps = _NEVER
+        return False
+
+    def _schedule_arrival(self) -> None:
+        if self._set_horizon():
+            event = At(self.env, self.arrival_ps[self._next] - int(self.env.now), ARRIVAL)
+            event.callbacks.append(self._arrive)
 
     def _arrive(self, _event: simpy.Event) -> None:
+        targets = self._receive()
+        if self._alone:
+            # one engine, and a trace that does not wait for it: no event is needed in between
+            while self._set_horizon():
+                self.replicas[0].proceed()
+                self._receive()
+        else:
+            self._schedule_arrival()
+        for target in targets:
+            self.replicas[target].proceed()
+
+    def _receive(self) -> list[int]:
+        """Send out the requests that arrive at the next time of an arrival; where they went."""
         arrival = self.arrival_ps
         i, end = self._next, self._end
         now = arrival[i]
@@ -310,9 +329,7 @@ class Fleet:
                 self._progress(self._before + i - self._begin)
             if i == end and self._take_more():
                 i, end = self._next, self._end
-        self._schedule_arrival()
-        for target in targets:
-            self.replicas[target].proceed()
+        return targets
 
     def _plan_refresh(self) -> None:
         """Let the router see the queues at the next multiple of its period."""

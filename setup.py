@@ -1,0 +1,61 @@
+"""Compiles the modules of the simulator's inner loop, if asked to; all else is in pyproject.toml.
+
+    QSIM_COMPILE=1 pip install .                      # a compiled qsim
+    QSIM_COMPILE=1 python setup.py build_ext --inplace  # in a source tree; `make compiled`
+
+mypyc compiles the very sources that otherwise run as they are, so the results are the same bytes.
+Where there is no compiler the sources run as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+MYPY = "mypy==2.4.1"
+MODULES = [
+    "batch", "block_ids", "emissions", "energy", "engine", "express", "fleet", "kv_cache",
+    "lockstep", "prefix_tree", "request", "router", "rules", "scheduler", "timeline", "timing",
+    "waiting",
+]  # fmt: skip
+
+
+class AllOrNothing(build_ext):
+    """Builds every extension, or none."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except Exception as error:
+            print(f"qsim is not compiled, it runs as Python: {error}", file=sys.stderr)
+            self.extensions = []
+
+
+def extensions() -> list[Extension]:
+    """What mypyc makes of the modules; nothing where it is missing or fails."""
+    try:
+        from mypyc.build import mypycify
+    except ImportError:
+        return []  # it comes with the requirements of the build
+    options = ["--config-file=", "--ignore-missing-imports"]
+    try:
+        made: list[Any] = mypycify(
+            [*options, *(f"qsim/sim/{name}.py" for name in MODULES)],
+            opt_level="3",
+            debug_level="0",
+            group_name="qsim.sim.inner",
+        )
+    except (Exception, SystemExit) as error:
+        print(f"qsim is not compiled, it runs as Python: {error}", file=sys.stderr)
+        return []
+    return made
+
+
+if os.environ.get("QSIM_COMPILE") == "1":
+    setup(setup_requires=[MYPY], ext_modules=extensions(), cmdclass={"build_ext": AllOrNothing})
+else:
+    setup()
