@@ -112,3 +112,14 @@ def test_places_are_used_again() -> None:
     trace = load_trace("azure-conv-2023:requests=2000,rate=5,seed=4")
     _, fleet = _run(trace, 20)
     assert len(fleet.arrival_ps) < 400
+
+
+def test_nothing_of_a_finished_request_reaches_the_one_in_its_place() -> None:
+    # the third request takes the first one's place, and waits for its first token while the
+    # first one's replica goes on with the fourth
+    trace = Trace(
+        np.array([0.0, 10.0, 20.0, 20.001]), np.array([50, 50, 30_000, 10]), np.array([5, 5, 5, 5])
+    )
+    _assert_equal(trace, (1,), router="round-robin", replicas=3)
+    _, fleet = _run(trace, 1, router="round-robin", replicas=3)
+    assert Gaps(fleet.gaps).total == 16
