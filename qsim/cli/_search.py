@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
 
-__all__ = ["price_option", "prices_from", "study_options"]
+__all__ = ["market_from", "market_options", "price_option", "prices_from", "study_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,6 +39,26 @@ def price_option(f: F) -> F:
 def prices_from(texts: Sequence[str]) -> dict[str, float]:
     """Prices by GPU."""
     return {p.split("=")[0]: float(p.split("=")[1]) for p in texts}
+
+
+def market_options(f: F) -> F:
+    """``--price``, ``--prices FILE`` and ``--provider``. Read them with :func:`market_from`."""
+    f = click.option("--provider", default="specialty", show_default=True,
+                     metavar="hyperscaler|specialty|longtail",
+                     help="Whose prices the shipped table gives (qsim prices).")(f)  # fmt: skip
+    f = click.option("--prices", "prices_path", metavar="FILE.csv",
+                     help="Prices by gpu and usd_per_hour; --price goes first.")(f)  # fmt: skip
+    return price_option(f)
+
+
+def market_from(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``prices`` and ``provider`` for the optimizers, from a command's parameters."""
+    from qsim.optimize.prices import load_prices
+
+    path = options["prices_path"]
+    listed = {} if path is None else load_prices(path)
+    own = {**listed, **prices_from(options["prices"])}
+    return {"prices": own, "provider": options["provider"]}
 
 
 def study_options(f: F) -> F:

@@ -18,7 +18,7 @@ from qsim.cli._common import (
 )
 from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import scenario_options, write_scenario
-from qsim.cli._search import price_option, prices_from
+from qsim.cli._search import market_from, market_options
 from qsim.errors import ScenarioError
 
 __all__ = ["sweep"]
@@ -57,7 +57,7 @@ class _SweepCommand(click.Command):
               "method=bf16,fp8-w8a8; repeatable.")  # fmt: skip
 @click.option("--lhs", type=int, metavar="N",
               help="Run N points of a Latin hypercube instead of every combination.")  # fmt: skip
-@price_option
+@market_options
 @click.option("--tasks", metavar="MIX", help="Tasks that quality is told for, such as "
               "gsm8k:0.3,mmlu:0.7.")  # fmt: skip
 @click.option("--region", metavar="KEY", help="Tell carbon on this grid: a country (DEU), a cloud "
@@ -106,7 +106,7 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
                 given["over"],
                 lhs=given["lhs"],
                 slos=given["slos"],
-                prices=prices_from(given["prices"]),
+                **market_from(given),
                 tasks=given["tasks"],
                 region=given["region"],
                 pue=given["pue"],

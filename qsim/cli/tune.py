@@ -21,7 +21,7 @@ from qsim.cli._common import (
 )
 from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import resolved_scenario, scenario_options, write_scenario
-from qsim.cli._search import price_option, prices_from, study_options
+from qsim.cli._search import market_from, market_options, study_options
 from qsim.errors import InfeasibleError, ScenarioError
 
 __all__ = ["tune"]
@@ -73,7 +73,7 @@ __all__ = ["tune"]
 @click.option("--pick", metavar="HOW",
               help="Take a point of the front: knee, 'min FIGURE', or a condition such as "
               "'quality>=98 and p99_ttft_ms<=500'. By default the knee.")  # fmt: skip
-@price_option
+@market_options
 @click.option("--tasks", metavar="MIX", help="Tasks that quality is told for, such as "
               "gsm8k:0.3,mmlu:0.7.")  # fmt: skip
 @click.option("--region", metavar="KEY", help="Tell carbon on this grid: a country (DEU), a cloud "
@@ -144,7 +144,7 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
                 given["model"],
                 objectives=given["objectives"] or DEFAULT_OBJECTIVES,
                 slos=given["slos"],
-                prices=prices_from(given["prices"]),
+                **market_from(given),
                 options=engine_from(given),
                 sampler=given["sampler"],
                 **{

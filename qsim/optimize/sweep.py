@@ -17,7 +17,7 @@ from qsim.errors import InputError, ScenarioError
 from qsim.optimize.executor import TaskExecutor, open_executor
 from qsim.optimize.fleet_task import FleetTask
 from qsim.optimize.measures import Worth, measure_fleet
-from qsim.optimize.prices import price_of
+from qsim.optimize.prices import DEFAULT_CLASS, price_of
 from qsim.optimize.space import Space
 from qsim.optimize.sweep_scenario import Scenarios
 from qsim.optimize.tune_arguments import parse_search
@@ -96,6 +96,7 @@ def sweep(
     lhs: int | None = None,
     slos: Sequence[Slo | str] = (),
     prices: Mapping[str, float] | None = None,
+    provider: str = DEFAULT_CLASS,
     tasks: Mapping[str, float] | str | None = None,
     region: str | float | None = None,
     pue: float | None = None,
@@ -120,7 +121,7 @@ def sweep(
         parameter of a preset as ``trace.NAME``.
     lhs : int, optional
         Number of points; without it every combination is run.
-    slos, prices, tasks, region, pue
+    slos, prices, provider, tasks, region, pue
         For the figures of each run, as for :func:`qsim.plan`.
     seed : int
         Of the Latin hypercube; and of the runs unless ``seed`` is in ``base`` or varied.
@@ -145,7 +146,7 @@ def sweep(
     kept = _Journal(journal, resume)
     done: dict[int, Row] = {}
     with open_executor(jobs, at_most=len(points), dask=dask) as executor:
-        runner = _Runner(executor, scenarios, limits, kept, prices, goal, carbon)
+        runner = _Runner(executor, scenarios, limits, kept, prices, provider, goal, carbon)
         for row in runner.run(points):
             done[row.number] = row
             if progress is not None:
@@ -174,11 +175,12 @@ class _Runner:
         slos: tuple[Slo, ...],
         journal: _Journal,
         prices: Mapping[str, float] | None,
+        provider: str,
         goal: Any,
         carbon: Any,
     ) -> None:
         self.executor, self.scenarios, self.slos, self.journal = executor, scenarios, slos, journal
-        self.prices, self.goal, self.carbon = prices, goal, carbon
+        self.prices, self.provider, self.goal, self.carbon = prices, provider, goal, carbon
         self.worths: dict[str, Worth] = {}
         self.latest: Trace | None = None
 
@@ -243,7 +245,7 @@ class _Runner:
         profile = task.profile
         worth = self.worths.get(profile.id)
         if worth is None:
-            price = price_of(profile.identity.gpu, self.prices)
+            price = price_of(profile.identity.gpu, self.prices, self.provider)
             worth = Worth({profile.id: price}, {profile.id: self.goal.of(profile)}, self.carbon)
             self.worths[profile.id] = worth
         full = {"profile": profile.id, **worth.complete(figures, profile, task.replicas)}
@@ -256,7 +258,7 @@ class _Runner:
             self.scenarios.fingerprint(task.trace),
             self.scenarios.fingerprint(task.profile),
             (task.replicas, task.slos, task.options, task.router, task.seed, task.too_long),
-            (self.prices, self.goal, self.carbon, __version__),
+            (self.prices, self.provider, self.goal, self.carbon, __version__),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 

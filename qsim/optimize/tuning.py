@@ -22,7 +22,7 @@ from qsim.optimize.measures import (
     statistics,
 )
 from qsim.optimize.pareto import front_mask
-from qsim.optimize.prices import price_of
+from qsim.optimize.prices import DEFAULT_CLASS, price_of
 from qsim.optimize.space import Space
 from qsim.optimize.study import Judgement, Objective, Params, Record, StudySettings, run_study
 from qsim.optimize.tune_arguments import parse_fix, parse_limits, parse_objectives, parse_search
@@ -160,6 +160,7 @@ def tune(
     methods: Sequence[str] = (),
     profiles: Sequence[Profile | str] = (),
     prices: Mapping[str, float] | None = None,
+    provider: str = DEFAULT_CLASS,
     tasks: Mapping[str, float] | str | None = None,
     min_quality: float | None = None,
     region: str | float | None = None,
@@ -192,7 +193,7 @@ def tune(
     ----------
     trace : Trace
         The traffic to serve.
-    model, gpus, methods, profiles, prices, tasks, region, pue, growth, peak_hour
+    model, gpus, methods, profiles, prices, provider, tasks, region, pue, growth, peak_hour
         As for :func:`qsim.plan`.
     objectives : sequence of str
         Figures of :mod:`qsim.optimize.measures`, such as ``p99_ttft_ms``,
@@ -251,7 +252,9 @@ def tune(
     spaces = tune_space(
         trace, left, excluded, parse_search(search), parse_fix(fix), options, max_replicas
     )
-    price = {id_: price_of(c.profile.identity.gpu, prices) for id_, c in spaces.choices.items()}
+    price = {
+        id_: price_of(c.profile.identity.gpu, prices, provider) for id_, c in spaces.choices.items()
+    }
     if any(m.needs == "price" for m in asked):
         for id_, known in price.items():
             if known is None:

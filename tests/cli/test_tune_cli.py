@@ -108,6 +108,15 @@ def test_nothing_feasible_exits_with_3_and_says_what_binds(tune: list[object]) -
     assert "quality>=101" in nothing.stderr
 
 
+def test_prices_come_from_a_file(tune: list[object], tmp_path: Path) -> None:
+    prices = tmp_path / "prices.csv"
+    prices.write_text("gpu,usd_per_hour\nh200_sxm,1.25\n")
+    result = qsim(*tune, "--prices", prices, "--trials", 4, "--csv", "-")
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert all(float(r["usd_per_hour"]) == 1.25 * int(r["replicas"]) for r in rows)
+
+
 def test_wrong_options_end_with_2(tune: list[object], tmp_path: Path) -> None:
     fails(qsim(*tune, "--pick", "best"), 2, "--pick", "ends too early")
     fails(qsim(*tune, "--objective", "speed"), 2, "speed")

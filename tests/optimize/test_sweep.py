@@ -134,6 +134,15 @@ def test_presets_and_ids_are_taken_apart() -> None:
     assert rows[8, "bf16", 0]["gco2e"] > 0
 
 
+def test_prices_are_given_or_of_a_class_of_provider() -> None:
+    given = sweep(base(), {"replicas": [2]}, prices={"h200_sxm": 1.5})
+    assert given.rows[0].figures["usd_per_hour"] == 3.0
+    dear = sweep(base(), {"replicas": [1]}, provider="hyperscaler")
+    assert dear.rows[0].figures["usd_per_hour"] > 4.0
+    with pytest.raises(ScenarioError, match="provider is 'mine'"):
+        sweep(base(), {"replicas": [1]}, provider="mine")
+
+
 def test_a_run_that_fails_keeps_its_row() -> None:
     result = sweep(base(), {"num_gpu_blocks_override": [4, 4096]})
     assert "too long" in result.rows[0].error
