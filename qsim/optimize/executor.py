@@ -32,7 +32,15 @@ def available_cores() -> int:
 
 
 class TaskExecutor(Executor):
-    """An executor that sends a big value to each worker once, not with every task."""
+    """An executor that sends a big value to each worker once, not with every task.
+
+    Attributes
+    ----------
+    width : int
+        Tasks that run at a time, as far as it is known; 1 otherwise.
+    """
+
+    width: int = 1
 
     def share(self, value: T) -> T:
         """Announce that many tasks will hold this very object; returns it.

@@ -38,7 +38,7 @@ class LocalExecutor(TaskExecutor):
     """
 
     def __init__(self, jobs: int) -> None:
-        self._jobs = jobs
+        self._jobs = self.width = jobs
         self._lock = threading.RLock()
         self._queue: deque[_Task] = deque()
         self._idle: list[ProcessPoolExecutor] = []

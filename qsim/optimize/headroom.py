@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from concurrent.futures import Executor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qsim.optimize.executor import TaskExecutor
 from qsim.optimize.fleet_task import FleetTask, offered_load, run_fleet
 from qsim.optimize.plan_result import FleetOutcome
+from qsim.sim.slo import Slo, SloOutcome
 
 __all__ = ["MOST", "PRECISION", "Headroom", "find_headroom", "headroom_search"]
 
@@ -16,6 +18,10 @@ __all__ = ["MOST", "PRECISION", "Headroom", "find_headroom", "headroom_search"]
 PRECISION = 0.02
 #: speeds above it are not tried: the trace is then next to a single burst
 MOST = 64.0
+
+#: what a simulation may come to, for a look ahead
+_MET = FleetOutcome(1, {}, (), None, {})
+_MISSED = replace(_MET, slos=(SloOutcome(Slo("ttft", "mean", 1.0), 2.0),))
 
 
 @dataclass(frozen=True)
@@ -95,12 +101,15 @@ def headroom_search(guess: float) -> Generator[float, FleetOutcome, Headroom]:
 
 
 def find_headroom(
-    executor: Executor, task: FleetTask, progress: Callable[[float, str], None] | None = None
+    executor: TaskExecutor, task: FleetTask, progress: Callable[[float, str], None] | None = None
 ) -> Headroom:
     """Speed up the trace until the fleet of ``task`` misses an SLO.
 
     One replica less missed one, so that about n/(n - 1) times the traffic should; a single
     replica has no such bound, and begins with its load at best efficiency.
+
+    An executor that runs several tasks at a time also gets the speed that will probably follow.
+    What is found does not depend on it.
     """
     n = task.replicas
     if n > 1:
@@ -109,17 +118,48 @@ def find_headroom(
         load = offered_load(task.trace, task.profile, task.options.resolve(task.profile))
         guess = 1 / load if load > 0 else 2.0
     search = headroom_search(guess)
-    speed, done = next(search), 0
+    speed = next(search)
+    outcomes: list[FleetOutcome] = []
+    running: dict[float, Future[FleetOutcome]] = {}
+
+    def begin(speed: float) -> None:
+        if speed not in running:
+            faster = replace(task, trace=task.trace.speed(speed))
+            running[speed] = executor.submit(run_fleet, faster)
+
     while True:
-        faster = replace(task, trace=task.trace.speed(speed))
-        outcome = executor.submit(run_fleet, faster).result()
-        done += 1
+        begin(speed)
+        after = _next_speed(guess, outcomes) if executor.width > 1 else None
+        if after is not None:
+            begin(after)
+        outcomes.append(running.pop(speed).result())
+        done = len(outcomes)
         try:
-            speed = search.send(outcome)
+            speed = search.send(outcomes[-1])
         except StopIteration as stop:
+            for unused in running.values():
+                unused.cancel()
             if progress is not None:
                 progress(1.0, "head-room")
             found: Headroom = stop.value
             return found
         if progress is not None:
             progress(1 - 1 / (done + 1), "head-room")
+
+
+def _next_speed(guess: float, outcomes: list[FleetOutcome]) -> float | None:
+    """The speed after the one that is simulated now, if that does what is to be expected.
+
+    The first speed is expected to miss an SLO, as that is what it was chosen for; then met and
+    missed are equally likely, and met is assumed.
+    """
+    search = headroom_search(guess)
+    next(search)
+    expected = _MET if any(not o.met for o in outcomes) else _MISSED
+    speed = None
+    try:
+        for outcome in (*outcomes, expected):
+            speed = search.send(outcome)
+    except StopIteration:
+        return None
+    return speed

@@ -9,10 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsim.optimize.capacity import plan
-from qsim.optimize.headroom import MOST, Headroom, headroom_search
+from qsim.optimize.executor import SerialExecutor
+from qsim.optimize.fleet_task import FleetTask
+from qsim.optimize.headroom import MOST, Headroom, find_headroom, headroom_search
 from qsim.optimize.plan_result import FleetOutcome, Plan
 from qsim.report.text import plan_text
 from qsim.sim.api import simulate
+from qsim.sim.config import EngineOptions
 from qsim.sim.slo import Slo, SloOutcome
 from qsim.traces.trace import Trace
 from tests.profiles import make_profile
@@ -104,3 +107,31 @@ def test_it_can_be_left_out_and_needs_a_fleet(answer: Plan) -> None:
     assert replace(without, headroom=answer.headroom).to_dict() == answer.to_dict()
     nothing = plan(traffic(20), profiles=[make_profile()], slos=["tpot:p99:0.1"])
     assert nothing.headroom is None
+
+
+class Recorder(SerialExecutor):
+    """Runs tasks at once, and says that it could run several."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.speeds: list[float] = []
+
+    def submit(self, fn, /, *args, **kwargs):
+        self.speeds.append(1 / args[0].trace.duration_s)
+        return super().submit(fn, *args, **kwargs)
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_looking_ahead_changes_no_answer(replicas: int) -> None:
+    slos = tuple(Slo.parse(s) for s in SLOS)
+    task = FleetTask(
+        traffic().speed(0.2 * replicas), make_profile(decode_ms=6.0), replicas, slos,
+        EngineOptions(), "least-requests", 0, "error",
+    )  # fmt: skip
+    one, two = Recorder(1), Recorder(2)
+    alone, ahead = find_headroom(one, task), find_headroom(two, task)
+    assert alone.to_dict() == ahead.to_dict()
+    assert alone.broken_speed is not None
+    assert len(one.speeds) == alone.simulations > 3
+    assert set(one.speeds) < set(two.speeds), "it looked at no speed ahead"
+    assert len(two.speeds) == len(set(two.speeds)), "a speed was simulated twice"
