@@ -248,7 +248,12 @@ class _Runner:
             price = price_of(profile.identity.gpu, self.prices, self.provider)
             worth = Worth({profile.id: price}, {profile.id: self.goal.of(profile)}, self.carbon)
             self.worths[profile.id] = worth
-        full = {"profile": profile.id, **worth.complete(figures, profile, task.replicas)}
+        source = profile.identity.source
+        full = {
+            "profile": profile.id,
+            "profile_source": source,
+            **worth.complete(figures, profile, task.replicas),
+        }
         return Row(number, values, full)
 
     def _key(self, values: Mapping[str, Any], task: FleetTask) -> str:

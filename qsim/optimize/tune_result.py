@@ -20,6 +20,7 @@ from qsim.optimize.pareto import front_mask, knee
 from qsim.optimize.prices import Price
 from qsim.optimize.study import Record
 from qsim.optimize.weigh import Carbon, QualityGoal
+from qsim.profiles import transfer_note
 from qsim.sim.config import EngineOptions
 
 __all__ = ["Importance", "Limit", "TuneResult"]
@@ -304,6 +305,11 @@ class TuneResult:
             "carbon": None if self.carbon is None else self.carbon.to_dict(),
             "prices": [p.to_dict() for _, p in sorted(self.prices.items()) if p is not None],
             "excluded": dict(self.excluded),
+            "transferred": {
+                id_: note
+                for id_, c in self.choices.items()
+                if (note := transfer_note(c.profile)) is not None
+            },
             "infeasible": None if front else self.why_infeasible(),
             "front": [
                 {

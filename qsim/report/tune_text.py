@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from qsim.profiles import transfer_note
 from qsim.report.tables import number, table
 from qsim.report.text import continued
 
@@ -104,7 +105,9 @@ def picked_text(result: TuneResult, picked: Record, how: str) -> str:
         head += "Start it with"
     else:
         head += f"Behind a {pool.router} router, start each, on its own GPUs and --port, with"
-    return f"{_fill(head, '  ')}\n\n{continued(result.serve_command(picked))}"
+    doubt = transfer_note(result.choices[pool.profile].profile)
+    head = f"{_fill(doubt, '  ')}\n\n{_fill(head, '  ')}" if doubt else _fill(head, "  ")
+    return f"{head}\n\n{continued(result.serve_command(picked))}"
 
 
 def _importance_text(result: TuneResult) -> str:

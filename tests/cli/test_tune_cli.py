@@ -117,6 +117,14 @@ def test_prices_come_from_a_file(tune: list[object], tmp_path: Path) -> None:
     assert all(float(r["usd_per_hour"]) == 1.25 * int(r["replicas"]) for r in rows)
 
 
+def test_a_transferred_profile_is_picked_with_a_warning(trace: Path) -> None:
+    result = qsim("tune", trace, "--model", "llama-3.1-8b", "--gpu", "h100_sxm", "--method", "bf16",
+                  "--search", "tensor_parallel_size=1", "--trials", 3, "--jobs", 1)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    assert "h100_sxm/llama-3.1-8b/bf16 is transferred, not measured" in text
+
+
 def test_wrong_options_end_with_2(tune: list[object], tmp_path: Path) -> None:
     fails(qsim(*tune, "--pick", "best"), 2, "--pick", "ends too early")
     fails(qsim(*tune, "--objective", "speed"), 2, "speed")
