@@ -324,15 +324,17 @@ class Replica:
 
     def look(self, now: int) -> None:
         """Account for energy and read the clock's state."""
-        self.look_at(now, self.scheduler.free_blocks)
-
-    def look_at(self, now: int, free_blocks: int) -> None:
-        """The same; so many KV blocks are free."""
         energy = self.meter.evaluate(now)
         if energy:
             scheduler = self.scheduler
-            waiting = len(self._inbox) + scheduler.num_waiting
-            self._timeline.add(self.index, now, energy, scheduler.num_running, waiting, free_blocks)
+            self._timeline.add(
+                self.index,
+                now,
+                energy,
+                scheduler.num_running,
+                len(self._inbox) + scheduler.num_waiting,
+                scheduler.free_blocks,
+            )
 
     def _read_clock(self, rows: int) -> None:
         """Take over the span of ``rows`` decodes at the present clock."""
@@ -340,10 +342,10 @@ class Replica:
         factor = self.meter.factors[timing.decode_mode[rows]]
         if factor == 1.0:
             self._base_ps = timing.decode_base_ps[rows]
-            self._slopes_ps = [s[rows] for s in timing.decode_slope_ps]
+            self._slopes_ps = timing.slopes_ps[rows]
         else:
             self._base_ps = round(timing.decode_base_ps[rows] * factor)
-            self._slopes_ps = [round(s[rows] * factor) for s in timing.decode_slope_ps]
+            self._slopes_ps = [round(slope * factor) for slope in timing.slopes_ps[rows]]
         self._rows = rows
 
     def _span(self, batch: Batch, gpu_start: int) -> tuple[int, int]:

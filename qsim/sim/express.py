@@ -157,7 +157,7 @@ class Express:
         """
         replica = self._replica
         scheduler, timing, meter = replica.scheduler, replica._timing, replica.meter
-        sink, inbox = replica._sink, replica._inbox
+        sink, inbox, timeline = replica._sink, replica._inbox, replica._timeline
         group, kv = scheduler._group, scheduler._kv
         running, waiting = scheduler._running, scheduler._waiting
         config = scheduler.config
@@ -295,7 +295,16 @@ class Express:
                         if owed:
                             kv.take(owed)
                             owed = 0
-                        replica.look_at(gpu_start, free - need)
+                        energy = meter.evaluate(gpu_start)
+                        if energy:
+                            timeline.add(
+                                replica.index,
+                                gpu_start,
+                                energy,
+                                running_rows,
+                                len(inbox) + queued,
+                                free - need,
+                            )
                         replica._read_clock(count)
                         busy, decoded = meter.busy_ps, meter.decode_tokens
                         contexts = meter.context_tokens
@@ -492,7 +501,16 @@ class Express:
                 if rows != clock_rows or since_look >= RUN_LIMIT or step_context != context + rows:
                     meter.busy_ps, meter.decode_tokens = busy, decoded
                     meter.context_tokens = contexts
-                    replica.look_at(gpu_start, free)
+                    energy = meter.evaluate(gpu_start)
+                    if energy:
+                        timeline.add(
+                            replica.index,
+                            gpu_start,
+                            energy,
+                            running_rows,
+                            len(inbox) + queued,
+                            free,
+                        )
                     replica._read_clock(rows)
                     busy, decoded = meter.busy_ps, meter.decode_tokens
                     contexts = meter.context_tokens
@@ -510,7 +528,16 @@ class Express:
             else:
                 meter.busy_ps, meter.decode_tokens = busy, decoded
                 meter.context_tokens = contexts
-                replica.look_at(gpu_start, free)
+                energy = meter.evaluate(gpu_start)
+                if energy:
+                    timeline.add(
+                        replica.index,
+                        gpu_start,
+                        energy,
+                        running_rows,
+                        len(inbox) + queued,
+                        free,
+                    )
                 clock_rows = -1
                 decodes = count + batch.num_decodes
                 mode, span = timing.mixed_span_ps(

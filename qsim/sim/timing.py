@@ -39,6 +39,8 @@ class Timing:
         Its GPU span at no context.
     decode_slope_ps : list of lists of int, [segment][rows]
         ps a context token; segment j lies between ``knots[j]`` and ``knots[j + 1]``.
+    slopes_ps : list of lists of int, [rows][segment]
+        The same by rows. Do not change the lists.
     schedule_ps, update_ps : list of int, length max_num_seqs + 1
         Host times by the number of running requests.
     launch_ps : list (by mode) of lists of int, length max_num_seqs + 1
@@ -106,6 +108,8 @@ class Timing:
             self.decode_base_ps.append(table[r] + r * _ps(span.ms_per_decode))
             for slopes in self.decode_slope_ps:
                 slopes.append(_ps(span.ms_per_decode_context_token))
+
+        self.slopes_ps = [list(slopes) for slopes in zip(*self.decode_slope_ps, strict=True)]
 
         # the host thread
         def by_rows(pair: list[float]) -> list[int]:
