@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -147,9 +148,15 @@ class Bench:
         """A whole ``qsim`` process: its time, and the most memory that it held."""
         peaks: list[float] = []
 
+        # as installed: modules are compiled once, not in every process
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
         def run() -> None:
             child = subprocess.run(
-                [sys.executable, "-c", _CHILD, *arguments], capture_output=True, check=False
+                [sys.executable, "-c", _CHILD, *arguments],
+                capture_output=True,
+                check=False,
+                env=environment,
             )
             if child.returncode:
                 raise SystemExit(child.stderr.decode())
