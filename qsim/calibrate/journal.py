@@ -91,15 +91,20 @@ def salvage(work: Path, target: Path) -> int:
         if len(loads) < LEAST_LOADS:
             return 0
         power = read_samples(work / "power.csv")
-        loads = [m for m in loads if power and m.end_s <= power[-1].t_s]
-        end_s = loads[-1].end_s
-        # the recorder writes what it holds now and then: the last steps may lack their GPU spans
-        steps = [s for s in read_steps(work / "recorder" / "rows") if s.update_s <= end_s]
-        server["incomplete"] = f"the measurement was killed after {loads[-1].phase.label}"
-        folder = work / "salvaged"
-        write_recording(folder, server, loads, steps, power)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, CalibrationError):
+        steps = read_steps(work / "recorder" / "rows")
+    except (OSError, ValueError, KeyError, TypeError, CalibrationError):
         return 0
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(folder, target)
-    return len(loads)
+    folder = work / "salvaged"
+    while loads:
+        # steps and readings are written now and then: those of the last loads may be missing
+        seen = [s for s in steps if s.update_s <= loads[-1].end_s]
+        server["incomplete"] = f"the measurement was killed after {loads[-1].phase.label}"
+        try:
+            write_recording(folder, server, loads, seen, power)
+        except CalibrationError:
+            loads.pop()
+            continue
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(folder, target)
+        return len(loads)
+    return 0

@@ -47,9 +47,11 @@ class Gaps:
         """Take over further entries in half of their memory; ``entries`` is empty then."""
         if not len(entries):
             return
-        columns = np.frombuffer(entries, np.int64).reshape(-1, 4).T
+        # a copy: who looks at this frame from another thread (Dask's profiler does) holds what is
+        # in it, and an array that a view looks into cannot be emptied
+        columns = np.array(entries, np.int64).reshape(-1, 4).T
         self._tables.append(tuple(_narrow(c) for c in columns))
-        del columns, entries[:]
+        del entries[:]
 
     @classmethod
     def of(cls, ms: npt.ArrayLike, count: npt.ArrayLike) -> Gaps:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -51,3 +54,25 @@ def test_without_gaps_there_are_no_statistics():
     assert np.isnan(gaps.mean())
     assert all(np.isnan(gaps.percentiles([50.0, 99.0])))
     assert len(gaps.ms) == len(gaps.count) == 0
+
+
+def test_a_look_from_elsewhere_does_not_stop_packing() -> None:
+    # a profiler in another thread may hold the frame's locals, and with them views of the array
+    emitted = array("q", [10, 1, 3, 2, 20, 0, 1, 1])
+    held: list[dict[str, Any]] = []
+
+    def look(frame: Any, event: str, arg: object) -> Any:
+        if frame.f_code is Gaps.pack.__code__:
+            held.append(dict(frame.f_locals))
+        return look
+
+    gaps = Gaps(array("q"))
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        gaps.pack(emitted)
+    finally:
+        sys.settrace(before)
+    assert any("columns" in values for values in held)
+    assert len(emitted) == 0
+    assert gaps.total == 7
