@@ -17,7 +17,6 @@ from qsim.sim.slo import Slo
 from qsim.traces.trace import Trace
 
 __all__ = [
-    "ROUTER_HELP",
     "engine_from",
     "engine_options",
     "executor_options",
@@ -25,6 +24,8 @@ __all__ = [
     "load_shaped",
     "need_matplotlib",
     "note",
+    "router_option",
+    "run_options",
     "slo_option",
     "to_json",
     "trace_options",
@@ -105,6 +106,28 @@ def load_shaped(
             if count:
                 note(f"{loaded.name}: {count} rows skipped ({rule})")
     return shape(loaded, start, end, speed, head)
+
+
+def router_option(f: F) -> F:
+    """``--router``."""
+    return click.option(
+        "--router", default="least-requests", show_default=True, metavar="NAME", help=ROUTER_HELP
+    )(f)
+
+
+def run_options(f: F) -> F:
+    """``--seed`` and ``--too-long``."""
+    for decorator in reversed(
+        [
+            click.option("--seed", type=int, default=0, show_default=True,
+                         help="Of every random draw."),
+            click.option("--too-long", default="error", show_default=True, metavar="error|reject",
+                         help="Prompts of max-model-len or more: an error, or counted as failed "
+                         "as the server would."),
+        ]
+    ):  # fmt: skip
+        f = decorator(f)
+    return f
 
 
 def engine_options(f: F) -> F:

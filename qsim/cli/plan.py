@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.cli._common import (
-    ROUTER_HELP,
     engine_from,
     engine_options,
     executor_options,
@@ -15,6 +14,8 @@ from qsim.cli._common import (
     load_shaped,
     need_matplotlib,
     note,
+    router_option,
+    run_options,
     slo_option,
     trace_options,
     write_json,
@@ -117,22 +118,9 @@ _LIMITS = ("provider", "goodput", "min_goodput", "max_gpus", "max_usd_per_hour",
               help="--sensitivity, --bottlenecks and 20 replications.")  # fmt: skip
 @click.option("--max-replicas", type=int, default=128, show_default=True, metavar="N",
               help="The largest fleet to try.")  # fmt: skip
-@click.option(
-    "--router",
-    default="least-requests",
-    show_default=True,
-    metavar="NAME",
-    help=ROUTER_HELP,
-)
+@router_option
 @engine_options
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
-@click.option(
-    "--too-long",
-    default="error",
-    show_default=True,
-    metavar="error|reject",
-    help="Prompts of max-model-len or more: an error, or counted as failed as the server would.",
-)
+@run_options
 @executor_options
 @click.option("--export", "exports", multiple=True, metavar="KIND[=PATH]",
               help="Write the best fleet as vllm (commands), kubernetes (manifests) or scenario "

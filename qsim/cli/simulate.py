@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.cli._common import (
-    ROUTER_HELP,
     engine_from,
     engine_options,
     load_shaped,
     need_matplotlib,
     note,
+    router_option,
+    run_options,
     slo_option,
     trace_options,
     write_json,
@@ -39,23 +40,10 @@ __all__ = ["simulate"]
     "--profile", required=True, metavar="ID|FILE", help="A shipped profile's id, or a file."
 )
 @click.option("--replicas", type=int, default=1, show_default=True, help="Servers in the fleet.")
-@click.option(
-    "--router",
-    default="least-requests",
-    show_default=True,
-    metavar="NAME",
-    help=ROUTER_HELP,
-)
+@router_option
 @engine_options
 @slo_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
-@click.option(
-    "--too-long",
-    default="error",
-    show_default=True,
-    metavar="error|reject",
-    help="Prompts of max-model-len or more: an error, or counted as failed as the server would.",
-)
+@run_options
 @click.option("--json", "json_path", metavar="FILE", help="Write the summary; - for stdout.")
 @click.option("--requests", "requests_path", metavar="FILE",
               help="Write a row a request: .csv, .csv.gz or .parquet.")  # fmt: skip

@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from qsim.cli._common import (
-    ROUTER_HELP,
     engine_from,
     engine_options,
     executor_options,
     jobs_from,
     note,
+    router_option,
+    run_options,
     slo_option,
     trace_options,
 )
@@ -43,13 +44,7 @@ class _SweepCommand(click.Command):
 @click.option("--growth", type=float, default=1.0, show_default=True, metavar="F",
               help="Let requests arrive F times as fast, after --speed.")  # fmt: skip
 @click.option("--replicas", type=int, default=1, show_default=True, help="Servers in the fleet.")
-@click.option(
-    "--router",
-    default="least-requests",
-    show_default=True,
-    metavar="NAME",
-    help=ROUTER_HELP,
-)
+@router_option
 @engine_options
 @slo_option
 @click.option("--grid", "--over", "over", multiple=True, metavar="NAME=VALUES",
@@ -65,14 +60,7 @@ class _SweepCommand(click.Command):
 @click.option("--pue", type=float, metavar="X",
               help="Energy of the whole site over that of its IT, for carbon; "
               "1 unless given.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
-@click.option(
-    "--too-long",
-    default="error",
-    show_default=True,
-    metavar="error|reject",
-    help="Prompts of max-model-len or more: an error, or counted as failed as the server would.",
-)
+@run_options
 @click.option("--out", metavar="FILE", default="-", show_default=True,
               help="Write a row a run: .csv, .json or .parquet; - for CSV on stdout.")  # fmt: skip
 @click.option("--resume", is_flag=True, default=None,

@@ -35,8 +35,8 @@ class Export:
         return self.kind if self.path is None else f"{self.kind}={self.path}"
 
 
-def parse_export(text: str) -> Export:
-    """Read ``KIND`` or ``KIND=PATH``.
+def parse_export(text: str, kinds: tuple[str, ...] = EXPORTS) -> Export:
+    """Read ``KIND`` or ``KIND=PATH``, KIND being one of ``kinds``.
 
     Raises
     ------
@@ -45,9 +45,9 @@ def parse_export(text: str) -> Export:
     """
     kind, equals, path = str(text).partition("=")
     kind = kind.strip()
-    if kind not in EXPORTS or (equals and not path):
+    if kind not in kinds or (equals and not path):
         raise ScenarioError(
-            f"export is {text!r}; must be one of {', '.join(EXPORTS)}, with =FILE or =FOLDER/ "
+            f"export is {text!r}; must be one of {', '.join(kinds)}, with =FILE or =FOLDER/ "
             "after it to write there"
         )
     return Export(kind, path or None)

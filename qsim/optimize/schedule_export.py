@@ -7,7 +7,7 @@ from typing import Any
 
 from qsim.errors import ScenarioError
 from qsim.optimize.deployment import Pool
-from qsim.optimize.export import Export, _put
+from qsim.optimize.export import Export, _put, parse_export
 from qsim.optimize.kubernetes import manifests, to_yaml
 from qsim.optimize.schedule_problem import PoolChoice
 from qsim.optimize.schedule_result import Schedule
@@ -20,21 +20,8 @@ _DAYS = 7
 
 
 def parse_schedule_export(text: str) -> Export:
-    """Read ``KIND`` or ``KIND=PATH``.
-
-    Raises
-    ------
-    ScenarioError
-        If it is neither, or KIND is unknown.
-    """
-    kind, equals, path = str(text).partition("=")
-    kind = kind.strip()
-    if kind not in SCHEDULE_EXPORTS or (equals and not path):
-        raise ScenarioError(
-            f"export is {text!r}; must be one of {', '.join(SCHEDULE_EXPORTS)}, with =FILE or "
-            "=FOLDER/ after it to write there"
-        )
-    return Export(kind, path or None)
+    """``parse_export`` for what a schedule can be written as."""
+    return parse_export(text, SCHEDULE_EXPORTS)
 
 
 def export_schedule(
