@@ -8,6 +8,9 @@ dummy weights. They are taken in the given order as GPUs become free; one that c
 is passed over for a shorter one. After each server all whole recordings are packed anew, so that at
 any moment the archive holds what is complete, and a machine that is taken away costs only what was
 under way. What is complete already is not measured again.
+
+With ``--ahead`` the next server of a GPU starts up while the one before it measures, as far as it
+can without the GPU (it imports vLLM), and waits there for its turn. That saves some 40 s a server.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ TIMES = {
     "qwen2.5-32b": (130, 130),
     "llama-3.1-70b": (150, 145),
 }
+#: what --ahead saves of that
+HEAD_START_S = 35
 #: tensor parallelism takes longer to start, and stopping and writing takes some seconds
 MORE_FOR_TP_S, AFTER_S = 35, 15
 
@@ -100,30 +105,51 @@ class Campaign:
     ) -> None:
         done = {p.name for p in whole(args.out)}
         self.waiting = [s for s in servers if s.name not in done]
-        self.free = list(gpus)
+        self.at: dict[int, list[Server]] = {gpu: [] for gpu in gpus}  # a GPU's, in order
+        self.until = dict.fromkeys(gpus, 0.0)  # when they will probably be done
         self.args = args
         self.start = time.monotonic()
         self.changed = threading.Condition()
         self.packing = threading.Lock()
         self.failed: list[str] = []
 
+    @property
+    def now(self) -> float:
+        return time.monotonic() - self.start
+
     def say(self, text: str) -> None:
-        print(f"{time.monotonic() - self.start:7.1f} s  {text}", flush=True)
+        print(f"{self.now:7.1f} s  {text}", flush=True)
 
     def take(self) -> tuple[Server, list[int]] | None:
         """The next server that ends in time, with GPUs; waits for these. None if there is none."""
         with self.changed:
-            while True:
-                left_s = self.args.seconds - (time.monotonic() - self.start)
-                fitting = [s for s in self.waiting if s.expected_s <= left_s]
-                if not fitting:
-                    return None
-                if len(self.free) >= fitting[0].tp:
-                    server = fitting[0]
+            while self.waiting:
+                if (chosen := self.choose()) is not None:
+                    server, gpus, end = chosen
                     self.waiting.remove(server)
-                    gpus = [self.free.pop(0) for _ in range(server.tp)]
+                    for g in gpus:
+                        self.at[g].append(server)
+                        self.until[g] = end
                     return server, gpus
+                if not any(self.at.values()):
+                    return None
                 self.changed.wait(1.0)
+            return None
+
+    def choose(self) -> tuple[Server, list[int], float] | None:
+        """The first server that ends in time, its GPUs and its end; None if it has to wait."""
+        for server in self.waiting:
+            order = sorted(self.at, key=lambda g: (len(self.at[g]), self.until[g], g))
+            gpus = sorted(order[: server.tp])
+            begin = max([self.now, *(self.until[g] for g in gpus if self.at[g])])
+            saved = HEAD_START_S if self.args.ahead and any(self.at[g] for g in gpus) else 0
+            end = begin + server.expected_s - saved
+            if end > self.args.seconds:
+                continue
+            if any(len(self.at[g]) > self.args.ahead for g in gpus):
+                return None
+            return server, gpus, end
+        return None
 
     def run(self) -> int:
         threads = []
@@ -146,13 +172,17 @@ class Campaign:
         command += ["--gpus", ",".join(map(str, gpus)), "--minutes", f"{minutes:.2f}"]
         command += ["--start-estimate", str(server.start_s), "--resume", "--no-fit"]
         command += ["--out", str(self.args.out), *self.args.more]
+        locks = [self.args.out / f".gpu-{g}.lock" for g in gpus]
+        env = {**os.environ, "QSIM_GPU_LOCKS": os.pathsep.join(map(str, locks))}
         with open(self.args.out / f"{server.name}.log", "w", encoding="utf-8") as log:
-            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+            code = subprocess.run(command, env=env, stdout=log, stderr=log).returncode
         self.say(f"{server.name} ended with {code} after {time.monotonic() - begin:.0f} s")
         if code:
             self.failed.append(server.name)
         with self.changed:
-            self.free = sorted([*self.free, *gpus])
+            for g in gpus:
+                self.at[g].remove(server)
+                self.until[g] = self.now + sum(x.expected_s - HEAD_START_S for x in self.at[g])
             self.changed.notify_all()
         if self.args.pack:
             with self.packing:
@@ -167,6 +197,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--pack", type=Path, help="an archive (.tgz) of what is whole")
     parser.add_argument(
+        "--ahead",
+        action="store_true",
+        help="start the next server of a GPU while the one before it measures",
+    )
+    parser.add_argument(
         "--calibrate",
         default=f"{sys.executable} -m qsim.cli.calibrate_run",
         help="the command in place of qsim calibrate run",
@@ -177,7 +212,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     servers = [Server.parse(s) for s in args.servers]
-    return Campaign(servers, [int(g) for g in args.gpus.split(",")], args).run()
+    gpus = [int(g) for g in args.gpus.split(",")]
+    if (most := max(s.tp for s in servers)) > len(gpus):
+        parser.error(f"a server needs {most} GPUs, --gpus names {len(gpus)}")
+    return Campaign(servers, gpus, args).run()
 
 
 if __name__ == "__main__":

@@ -383,6 +383,7 @@ def _describe(
 ) -> dict[str, Any]:
     drop = ("quantization_config", "compression_config")
     runner = [h.hooks["model_runner"] for h in hooks if "model_runner" in h.hooks]
+    waited_s = sum(float(h.hooks.get("waited_for_gpus_s", "0")) for h in hooks)
     notes = [
         "greedy sampling, ignore_eos: every request generates exactly output_tokens tokens",
         "token ids are sent as the prompt; the client runs on the server's host and speaks HTTP "
@@ -434,7 +435,8 @@ def _describe(
         "graph_sizes": list(facts.graph_sizes),
         "model_runner": runner[0] if runner else "",
         "power_limit_w": job.power_limit_w,
-        "server_start_s": round(facts.start_s, 1),
+        "server_start_s": round(facts.start_s - waited_s, 1),
+        **({"waited_for_gpus_s": round(waited_s, 1)} if waited_s else {}),
         "seed": job.seed,
         "notes": notes,
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import json
 import os
 import shlex
 import subprocess
@@ -89,3 +91,32 @@ def test_servers_by_name(script: ModuleType) -> None:
     for bad in ("llama-3.1-8b", "llama-3.1-8b:bf16:2"):
         with pytest.raises(ValueError, match=r"MODEL:METHOD|unpack"):
             script.Server.parse(bad)
+
+
+def test_a_server_that_starts_ahead_waits_for_its_turn(tmp_path: Path) -> None:
+    servers = ["llama-3.1-8b:bf16", "llama-3.1-8b:fp8-w8a8", "llama-3.1-8b:int8-w8a8"]
+    code, text = run(tmp_path, "--gpus", "0", "--ahead", *servers)
+    assert code == 0, text
+    assert "all done; failed: none; not begun: none" in text
+    begun = [text.index(f"{s.replace(':', '--')} on GPU 0") for s in servers]
+    ended = [text.index(f"{s.replace(':', '--')} ended") for s in servers]
+    assert begun[1] < min(ended)  # before another was through
+    assert begun[2] > min(ended)  # but not two of them
+    spans, waited = [], 0
+    for s in servers:
+        folder = tmp_path / "out" / s.replace(":", "--")
+        raw = read_recording(folder).server.raw
+        phases = json.loads((folder / "phases.json").read_text())
+        spans.append((raw["zero_s"] + phases[0]["start_s"], raw["zero_s"] + phases[-1]["end_s"]))
+        waited += raw.get("waited_for_gpus_s", 0.0) > 0.5
+        assert 0 <= raw["server_start_s"] < 10
+    spans.sort()
+    for (_, end), (start, _) in itertools.pairwise(spans):
+        assert end < start  # never two at a time
+    assert waited
+
+
+def test_more_gpus_than_there_are(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        script.main(["m:bf16:tp4", "--gpus", "0,1", "--out", "x"])
+    assert "a server needs 4 GPUs, --gpus names 2" in capsys.readouterr().err

@@ -12,6 +12,9 @@ in each of its processes; it patches classes in the EngineCore process and in th
 * the loader of dummy weights: integer and FP8 weights get random values, because a GPU draws less
   power on the zeros that vLLM leaves there.
 
+Before the EngineCore process touches a GPU, it waits for its turn there if it is told to (see
+``wait_for_turn``), so that one server can start up while another still measures.
+
 A step carries its number as an attribute of the ``SchedulerOutput``, which also reaches a worker
 in another process; vLLM's own warm-up steps have none and are not recorded. All times are
 ``time.perf_counter``, which on Linux is one clock (CLOCK_MONOTONIC) for all processes.
@@ -468,6 +471,43 @@ def patch_worker(folder: str, note: Function) -> WorkerRecorder:
     return recorder
 
 
+def wait_for_turn(note: Function) -> None:
+    """Hold the locks of this server's GPUs until this process ends; wait while another has them.
+
+    QSIM_GPU_LOCKS names a file for each GPU. The kernel gives the locks back when a process ends,
+    however it ends. Its GPU memory may take a moment longer.
+    """
+    files = [f for f in os.environ.get("QSIM_GPU_LOCKS", "").split(os.pathsep) if f]
+    if not files:
+        return
+    import fcntl
+
+    start = now()
+    for path in sorted(files):  # in one order, so that nobody waits in a circle
+        _locks.append(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
+        fcntl.flock(_locks[-1], fcntl.LOCK_EX)
+    pause, deadline = threading.Event(), now() + 30.0
+    while _gpu_memory_in_use() > _FREE_BYTES and now() < deadline:
+        pause.wait(0.2)
+    note("waited_for_gpus_s", f"{now() - start:.3f}")
+
+
+_locks: list[int] = []  # open until the process ends
+_FREE_BYTES = 2 << 30
+
+
+def _gpu_memory_in_use() -> int:
+    """Bytes in use on the fullest of this server's GPUs; 0 where that cannot be known."""
+    try:
+        nvml = import_module("pynvml")
+        nvml.nvmlInit()
+        indices = [int(x) for x in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in indices]
+        return max(int(nvml.nvmlDeviceGetMemoryInfo(h).used) for h in handles)
+    except Exception:
+        return 0
+
+
 def register() -> None:
     """The entry point: patch this process if it is an EngineCore or a worker."""
     import multiprocessing
@@ -489,6 +529,8 @@ def register() -> None:
             patch_worker(folder, note)
             if os.environ.get("QSIM_RANDOM_DUMMY_BITS") == "1":
                 _patch_dummy_loader(note)
+        if engine:
+            wait_for_turn(note)
         note("status", "ok")
     except Exception:
         # vLLM must come up all the same; whoever started it reads the note and stops
