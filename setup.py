@@ -19,9 +19,9 @@ from setuptools.command.build_ext import build_ext
 #: mypyc, and what the modules' types come from
 NEEDED = ["mypy==2.4.1", "numpy>=1.26", "simpy>=4.1"]
 MODULES = [
-    "batch", "block_ids", "emissions", "energy", "engine", "express", "fleet", "kv_cache",
-    "lockstep", "prefix_tree", "request", "router", "rules", "scheduler", "timeline", "timing",
-    "waiting",
+    "alarms", "batch", "block_ids", "emissions", "energy", "engine", "express", "fleet",
+    "kv_cache", "lockstep", "prefix_tree", "quiet", "request", "router", "rules", "scheduler",
+    "timeline", "timing", "waiting",
 ]  # fmt: skip
 
 
@@ -31,6 +31,11 @@ class AllOrNothing(build_ext):
     def run(self) -> None:
         try:
             super().run()
+            # what did not change is not built again, and must not look older than its source
+            for extension in self.extensions:
+                path = self.get_ext_fullpath(extension.name)
+                if os.path.exists(path):
+                    os.utime(path)
         except Exception as error:
             print(f"qsim is not compiled, it runs as Python: {error}", file=sys.stderr)
             self.extensions = []

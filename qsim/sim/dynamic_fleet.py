@@ -20,7 +20,7 @@ from qsim.errors import ScenarioError
 from qsim.profile import FrontEnd
 from qsim.sim.energy import PowerMeter
 from qsim.sim.engine import Replica
-from qsim.sim.events import ARRIVAL, REFRESH, At
+from qsim.sim.events import ARRIVAL, REFRESH, At, Timers
 from qsim.sim.fleet import _integers, _rare_collections
 from qsim.sim.kv_cache import prompt_block_ids
 from qsim.sim.lifecycle import ASLEEP, DRAINING, OFF, ON, STARTING, WAKING, ServerPool
@@ -98,8 +98,8 @@ class DynamicFleet:
     ) -> None:
         n = len(trace)
         self.env = simpy.Environment(initial_time=0)
-        self.horizon_ps = 0
-        self.next_ready_ps = _NEVER
+        self._timers = Timers(self.env, self._call)
+        self._horizon_ps = 0
         self.arrival_ps = _integers(np.rint(trace.arrival_s * PS_PER_S))
         self._prompt = _integers(trace.prompt_tokens)
         self._output = array("q", output_tokens)
@@ -226,7 +226,7 @@ class DynamicFleet:
         waiting, outstanding = [0] * len(self.pools), [0] * len(self.pools)
         for seat in self.seats:
             if seat.life is not None:
-                waiting[seat.pool] += seat.life.replica.num_unscheduled
+                waiting[seat.pool] += seat.life.replica.num_unscheduled(now)
                 outstanding[seat.pool] += self.outstanding[seat.index]
         history = self._history[: self._ticks]
         history.flags.writeable = False
@@ -290,9 +290,7 @@ class DynamicFleet:
         pool, timing = self.pools[seat.pool], self._timings[seat.pool]
         meter = PowerMeter(pool.profile.power, timing)
         meter.start(now)
-        replica = Replica(
-            self.env, seat.index, self.configs[seat.pool], timing, meter, self, jump=self._jump
-        )
+        replica = Replica(seat.index, self.configs[seat.pool], timing, meter, self, jump=self._jump)
         seat.life = Life(replica)
         self._open = [s.index for s in self.seats if s.state == ON]
         while self._held:
@@ -337,7 +335,7 @@ class DynamicFleet:
 
     def _set_horizon(self) -> None:
         following = self.arrival_ps[self._next] if self._next < len(self.arrival_ps) else _NEVER
-        self.horizon_ps = min(following, self._tick_ps)
+        self._horizon_ps = min(following, self._tick_ps)
 
     def _schedule_arrival(self) -> None:
         if self._next < len(self.arrival_ps):
@@ -388,7 +386,15 @@ class DynamicFleet:
         self._ready_ps[target] = ready
         request = Request(i, prompt, self._output[i], block_ids=self._block_ids(i, seat.pool))
         seat.requests += 1
-        seat.life.replica.submit(request, ready)
+        seat.life.replica.hand_in(request, ready, now)
+        self._timers.set(target, seat.life.replica.call_ps())
+
+    def _call(self, index: int) -> int:
+        """Let an engine go on; when it wants to be called next."""
+        life = self.seats[index].life
+        assert life is not None
+        life.replica.proceed(self._horizon_ps)
+        return life.replica.call_ps()
 
     def _block_ids(self, i: int, pool: int) -> Sequence[int]:
         config = self.configs[pool]

@@ -7,23 +7,23 @@ result of the same step is awaited instead. The engine takes every decision from
 :class:`qsim.sim.scheduler.Scheduler` and every duration from :class:`qsim.sim.timing.Timing`.
 
 Nothing can reach a replica before the fleet's horizon (the next arrival): until then it goes from
-turn to turn without sleeping, and whatever turns can be foretold it carries out in one loop
+turn to turn, and whatever turns can be foretold it carries out in one loop
 (:mod:`qsim.sim.express`). And nobody looks at a replica before one of its requests finishes, or one
-is submitted: until then it may lag behind. With ``jump=False`` it goes through this module alone,
-each turn an event, and ends at the same picosecond; a test proves it.
+is submitted: until then it may lag behind (:mod:`qsim.sim.quiet`). A replica does not sleep by
+itself: it says when it wants to be called next. With ``jump=False`` it goes through this module
+alone, one turn a call, and ends at the same picosecond; a test proves it.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-import simpy
-
 from qsim.sim.config import EngineConfig
 from qsim.sim.emissions import Emissions
 from qsim.sim.energy import PowerMeter
-from qsim.sim.events import ENGINE, At, Sink
+from qsim.sim.events import Sink
 from qsim.sim.express import RUN_LIMIT, Express
+from qsim.sim.quiet import quiet_until
 from qsim.sim.scheduler import Batch, Request, Scheduler
 from qsim.sim.steplog import Step
 from qsim.sim.timing import Timing
@@ -49,7 +49,7 @@ class _Inflight:
 
 
 class Replica:
-    """One engine of the fleet, driven by SimPy timeouts.
+    """One engine of the fleet, driven by its calls.
 
     Attributes
     ----------
@@ -57,13 +57,10 @@ class Replica:
     meter : PowerMeter
     step_log : list of Step, optional
         Takes every launched step; needs ``jump=False``.
-    sole : bool
-        It is the fleet's only replica, so that ``next_ready_ps`` of the sink holds for it.
     """
 
     def __init__(
         self,
-        env: simpy.Environment,
         index: int,
         config: EngineConfig,
         timing: Timing,
@@ -71,14 +68,11 @@ class Replica:
         sink: Sink,
         *,
         jump: bool = True,
-        sole: bool = False,
         step_log: list[Step] | None = None,
     ) -> None:
-        self.env = env
         self.index = index
         self.scheduler = Scheduler(config)
         self.meter = meter
-        self.events = 0
         self.steps = 0
         self.preemptions = 0
         self.peak_running = 0
@@ -91,11 +85,9 @@ class Replica:
         self._timeline = sink.timeline
         self._async = config.async_scheduling
         self._jump = jump
-        self._sole = sole
         self._step_log = step_log
         self._inbox: deque[tuple[int, Request]] = deque()
         self._queue: deque[_Inflight] = deque()
-        self._timer: simpy.Event | None = None
         self._gpu_free_ps = 0
         self._launched = True
         # a result that is due: the turn that begins next applies it
@@ -109,84 +101,66 @@ class Replica:
         self._base_ps = 0
         self._slopes_ps: list[int] = []
         self._next_ps = -1  # when the next turn begins; -1: idle
-        self._wake_ps = 0  # when the timer goes off
         self._express = Express(self)
         self._emissions = Emissions(sink.emitted_ps, sink.gaps)
 
     # ------------------------------------------------------------------ from the fleet
 
-    def submit(self, request: Request, ready_ps: int) -> None:
+    def hand_in(self, request: Request, ready_ps: int, now_ps: int) -> None:
         """Give the engine a request that its front end will have ready at ``ready_ps``.
 
-        ``ready_ps`` must not decrease from call to call and not lie in the past.
+        Parameters
+        ----------
+        ready_ps
+            Must not decrease from call to call, nor lie before ``now_ps``.
         """
-        self.hand_in(request, ready_ps)
-        if self._timer is None or self._wake_ps != self._next_ps:
-            self._sleep_until(self._next_ps)
-
-    def hand_in(self, request: Request, ready_ps: int) -> None:
-        """The same, for a fleet that calls ``proceed`` when it knows its next horizon."""
-        self._catch_up()
+        # a run of decodes may go on until somebody may join it
+        self._catch_up(now_ps, ready_ps)
         self._inbox.append((ready_ps, request))
         if self._next_ps < 0:
             self._next_ps = ready_ps + self._timing.wake_ps
 
-    def proceed(self) -> None:
-        """Make the turns that lie before the horizon, and see to it that the others are made."""
-        if self._jump:
-            self._go(self._sink.horizon_ps)
-        time = self._next_ps
-        if time >= 0:
-            if self._sole and self._jump and self._sink.horizon_ps < _NEVER:
-                return  # the horizon is the next arrival, with which the fleet goes on
-            if self._express.active:
-                time = self._express.quiet_until(time)
-            if self._timer is None or self._wake_ps != time:
-                self._sleep_until(time)
+    def proceed(self, horizon_ps: int) -> None:
+        """Make the turns before the horizon, or one if ``jump`` is off.
 
-    def _catch_up(self) -> None:
-        """Make the turns that lie before now."""
-        now = int(self.env.now)
-        if 0 <= self._next_ps < now:
-            self._go(now)
+        Parameters
+        ----------
+        horizon_ps
+            No request is handed in before this time.
+        """
+        if self._jump:
+            self._go(horizon_ps, horizon_ps)
+        else:
+            self._next_ps = self._turn(self._next_ps)
+
+    def call_ps(self) -> int:
+        """When to call ``proceed``: no request finishes before; -1: not before the next request."""
+        if self._express.active:
+            return quiet_until(self, self._express, self._next_ps)
+        return self._next_ps
 
     def settle(self) -> None:
         """Write what is kept about finished requests: their indices may be used again."""
         self._emissions.settle()
 
-    @property
-    def num_unscheduled(self) -> int:
+    def num_unscheduled(self, now_ps: int) -> int:
         """Requests that are not running: in the front end or in the waiting queue."""
-        self._catch_up()
+        self._catch_up(now_ps, now_ps)
         return len(self._inbox) + self.scheduler.num_waiting
 
     # ------------------------------------------------------------------ the host thread
 
-    def _sleep_until(self, time_ps: int) -> None:
-        timer = At(self.env, time_ps - int(self.env.now), ENGINE)
-        timer.callbacks.append(self._wake)
-        self._timer = timer
-        self._wake_ps = time_ps
+    def _catch_up(self, now: int, stop: int) -> None:
+        """Make the turns that lie before now; nothing new is ready before ``stop``."""
+        if self._jump and 0 <= self._next_ps < now:
+            self._go(now, stop)
 
-    def _wake(self, event: simpy.Event) -> None:
-        if event is not self._timer:
-            return  # another timer has taken over
-        self._timer = None
-        self.events += 1
-        if not self._jump:
-            self._next_ps = self._turn(self._next_ps)
-            if self._next_ps >= 0:
-                self._sleep_until(self._next_ps)
-            return
-        self.proceed()
-
-    def _go(self, horizon: int) -> None:
+    def _go(self, horizon: int, stop: int) -> None:
         """Make the turns that begin before ``horizon``."""
         express = self._express
         time = self._next_ps
         while 0 <= time < horizon:
             if express.active:
-                stop = self._sink.next_ready_ps if self._sole else horizon
                 time = express.run(time, horizon, stop)
                 if express.active:
                     break

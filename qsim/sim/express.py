@@ -51,7 +51,6 @@ __all__ = ["RUN_LIMIT", "Express"]
 
 #: the clock (power state) is looked at when the batch changes, and at least every so many steps
 RUN_LIMIT = 64
-_NEVER = 1 << 100
 _NOBODY: list[Request] = []  # never changed
 _NOTHING: list[tuple[Request, int, int]] = []  # never changed
 
@@ -588,62 +587,3 @@ class Express:
         if bail:
             self._leave()
         return now
-
-    def quiet_until(self, next_ps: int) -> int:
-        """A time before which no request finishes unless one is submitted; ``next_ps`` at least.
-
-        Until then the same requests decode in every step, and the GPU cannot be done with their
-        steps any sooner than where it is the bottleneck and runs at full clock.
-
-        Parameters
-        ----------
-        next_ps
-            When the next turn begins.
-        """
-        replica = self._replica
-        scheduler, timing = replica.scheduler, replica._timing
-        group = scheduler._group
-        ends = group._ends
-        if replica._inbox or scheduler._waiting.count or scheduler._tail is not None:
-            return next_ps
-        clock = group.clock
-        rows = len(group.members)
-        steps = ends[0][0] - clock + 1 if ends else _NEVER
-        context = group._base_sum + rows * clock  # of the next step
-        if self._launched is not None and self._launched[5]:
-            return next_ps
-        if self._due is not None:
-            if self._due[5]:
-                return next_ps
-            for request in self._due[4]:
-                if request.group is None and request.target >= request.limit:
-                    return next_ps
-        for request in scheduler._fresh:  # members from the next step on
-            left = request.limit - 1 - request.computed
-            if left < 1:
-                return next_ps
-            if left < steps:
-                steps = left
-            rows += 1
-            context += request.computed
-        if not rows:
-            return next_ps
-        span = timing.decode_span_ps(rows, context, 1.0)
-        least_slope = _NEVER
-        for knot, slopes in zip(
-            reversed(timing.knots), reversed(timing.decode_slope_ps), strict=True
-        ):
-            if slopes[rows] < least_slope:
-                least_slope = slopes[rows]
-            if knot < context:
-                break
-        update_ps = timing.update_ps
-        quiet = (
-            replica._gpu_free_ps
-            + steps * (span + timing.gpu_gap_ps)
-            + least_slope * rows * (steps * (steps - 1) // 2)
-            + timing.result_ps
-            + (update_ps[rows] if update_ps[rows] < update_ps[-1] else update_ps[-1])
-            + timing.turn_ps
-        )
-        return quiet if quiet > next_ps else next_ps

@@ -15,10 +15,11 @@ import numpy.typing as npt
 import simpy
 
 from qsim.profile import FrontEnd, Profile
+from qsim.sim.alarms import Alarms
 from qsim.sim.config import EngineConfig
 from qsim.sim.energy import PowerMeter
 from qsim.sim.engine import Replica
-from qsim.sim.events import ARRIVAL, REFRESH, At
+from qsim.sim.events import ARRIVAL, REFRESH, At, Timers
 from qsim.sim.kv_cache import prompt_block_ids
 from qsim.sim.router import make_router
 from qsim.sim.scheduler import Request
@@ -108,9 +109,6 @@ class Fleet:
         more: Iterator[tuple[Trace, Sequence[int]]] | None = None,
         span_s: tuple[float, float] | None = None,
     ) -> None:
-        self.env = simpy.Environment(initial_time=0)
-        self.horizon_ps = 0
-        self.next_ready_ps = 0
         self._block_size = config.block_size
         self._prefix_caching = config.enable_prefix_caching
         self._frontend = profile.frontend if frontend else _FREE_FRONTEND
@@ -146,19 +144,16 @@ class Fleet:
             else (int(np.rint(s * PS_PER_S)) for s in span_s)
         )
         self.timeline = Timeline(first_ps, last_ps, replicas, config.num_gpu_blocks - 1)
-        one = replicas == 1
-        self._alone = one and jump and step_log is None
+        self._jump = jump and step_log is None
         self.replicas = [
             Replica(
-                self.env,
                 i,
                 config,
                 timing,
                 PowerMeter(profile.power, timing),
                 self,
-                jump=jump and step_log is None,
+                jump=self._jump,
                 step_log=step_log,
-                sole=one,
             )
             for i in range(replicas)
         ]
@@ -169,6 +164,9 @@ class Fleet:
         if replicas > 1:
             self._refresh = getattr(self._router, "refresh", None)
         self._refresh_ps = _NEVER
+        self._now_ps = 0  # when the router looks
+        self._alarms = Alarms(replicas)
+        self._timers: Timers | None = None
         self.end_ps = 0
 
     def run(self) -> None:
@@ -176,9 +174,11 @@ class Fleet:
         start = self.arrival_ps[0]
         for replica in self.replicas:
             replica.meter.start(start)
-        self._schedule_arrival()
         with _rare_collections():
-            self.env.run()
+            if self._jump:
+                self._drive()
+            else:
+                self._drive_by_events()
         self._settle()
         for replica in self.replicas:
             replica.look(self.end_ps)
@@ -276,43 +276,64 @@ class Fleet:
 
     # ------------------------------------------------------------------ arrivals
 
-    def _set_horizon(self) -> bool:
-        """Say when the next request arrives; whether there is one."""
-        if self._next < self._end:
-            time = self.arrival_ps[self._next]
-            self.horizon_ps = min(time, self._refresh_ps)
-            self.next_ready_ps = self._ready(self._next, 0, time)
-            return True
-        self.horizon_ps = self._refresh_ps
-        self.next_ready_ps = _NEVER
-        return False
+    def _drive(self) -> None:
+        """Go from arrival to arrival; no replica is called before somebody has to know."""
+        while self._next < self._end:
+            arrival = self.arrival_ps[self._next]
+            while self._refresh_ps < arrival:
+                self._go_on(self._refresh_ps)
+                self._on_refresh()
+            self._go_on(arrival)
+            self._receive()
+        while self._refresh_ps < _NEVER:
+            self._go_on(self._refresh_ps)
+            self._on_refresh()
+        for replica in self.replicas:
+            replica.proceed(_NEVER)
 
-    def _schedule_arrival(self) -> None:
-        if self._set_horizon():
-            event = At(self.env, self.arrival_ps[self._next] - int(self.env.now), ARRIVAL)
-            event.callbacks.append(self._arrive)
+    def _go_on(self, horizon: int) -> None:
+        """Call the replicas that want to be called before the horizon."""
+        alarms, replicas = self._alarms, self.replicas
+        while (i := alarms.next_before(horizon)) >= 0:
+            replicas[i].proceed(horizon)
+            alarms.set(i, replicas[i].call_ps())
 
-    def _arrive(self, _event: simpy.Event) -> None:
-        targets = self._receive()
-        if self._alone:
-            # one engine, and a trace that does not wait for it: no event is needed in between
-            while self._set_horizon():
-                self.replicas[0].proceed()
-                self._receive()
-        else:
-            self._schedule_arrival()
-        for target in targets:
-            self.replicas[target].proceed()
+    def _drive_by_events(self) -> None:
+        """The same by events of SimPy: an arrival, a look of the router or a turn each."""
+        env = simpy.Environment(initial_time=0)
+        self._timers = Timers(env, self._one_turn)
 
-    def _receive(self) -> list[int]:
-        """Send out the requests that arrive at the next time of an arrival; where they went."""
+        def arrive(_event: simpy.Event) -> None:
+            planned = self._refresh_ps
+            self._receive()
+            if self._next < self._end:
+                plan(self.arrival_ps[self._next], ARRIVAL, arrive)
+            if self._refresh_ps != planned:
+                plan(self._refresh_ps, REFRESH, refresh)
+
+        def refresh(_event: simpy.Event) -> None:
+            self._on_refresh()
+            if self._refresh_ps < _NEVER:
+                plan(self._refresh_ps, REFRESH, refresh)
+
+        def plan(time: int, priority: int, call: Callable[[simpy.Event], None]) -> None:
+            At(env, time - int(env.now), priority).callbacks.append(call)
+
+        plan(self.arrival_ps[self._next], ARRIVAL, arrive)
+        env.run()
+
+    def _one_turn(self, i: int) -> int:
+        self.replicas[i].proceed(0)
+        return self.replicas[i].call_ps()
+
+    def _receive(self) -> None:
+        """Send out the requests that arrive at the next time of an arrival."""
         arrival = self.arrival_ps
         i, end = self._next, self._end
         now = arrival[i]
-        targets: list[int] = []
         while i < end and arrival[i] == now:
             if self._refresh is not None and self._refresh_ps == _NEVER:
-                self._plan_refresh()
+                self._plan_refresh(now)
             target = self._router.choose(i, now)
             prompt, output = self._prompt[i], self._output[i]
             self._replica[i] = target
@@ -323,33 +344,33 @@ class Fleet:
             self._ready_ps[target] = ready
             i += 1
             self._next = i
-            self.replicas[target].hand_in(request, ready)
-            targets.append(target)
+            replica = self.replicas[target]
+            replica.hand_in(request, ready, now)
+            if self._timers is not None:
+                self._timers.set(target, replica.call_ps())
+            elif len(self.replicas) > 1:  # else the router need not know who has finished
+                self._alarms.set(target, replica.call_ps())
             if self._progress is not None and i % 256 == 1:
                 self._progress(self._before + i - self._begin)
             if i == end and self._take_more():
                 i, end = self._next, self._end
-        return targets
 
-    def _plan_refresh(self) -> None:
+    def _plan_refresh(self, now: int) -> None:
         """Let the router see the queues at the next multiple of its period."""
         period: int = self._router.period_ps  # type: ignore[attr-defined]
-        now = int(self.env.now)
         self._refresh_ps = now - now % period + period
-        timer = At(self.env, self._refresh_ps - now, REFRESH)
-        timer.callbacks.append(self._on_refresh)
-        self.horizon_ps = min(self.horizon_ps, self._refresh_ps)
 
-    def _on_refresh(self, _event: simpy.Event) -> None:
+    def _on_refresh(self) -> None:
         assert self._refresh is not None
+        now = self._now_ps = self._refresh_ps
         self._refresh_ps = _NEVER
-        self.horizon_ps = self.arrival_ps[self._next] if self._next < self._end else _NEVER
         self._refresh()
         if any(self.outstanding_requests):
-            self._plan_refresh()
+            self._plan_refresh(now)
 
     def queue_lengths(self) -> list[tuple[int, int]]:
-        return [(r.num_unscheduled, r.scheduler.num_running) for r in self.replicas]
+        now = self._now_ps
+        return [(r.num_unscheduled(now), r.scheduler.num_running) for r in self.replicas]
 
     def prefix_ids(self, request: int) -> list[int]:
         if self._hash_ids is None:

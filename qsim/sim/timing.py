@@ -109,7 +109,9 @@ class Timing:
             for slopes in self.decode_slope_ps:
                 slopes.append(_ps(span.ms_per_decode_context_token))
 
-        self.slopes_ps = [list(slopes) for slopes in zip(*self.decode_slope_ps, strict=True)]
+        self.slopes_ps: list[list[int]] = [
+            list(slopes) for slopes in zip(*self.decode_slope_ps, strict=True)
+        ]
 
         # the host thread
         def by_rows(pair: list[float]) -> list[int]:
@@ -138,6 +140,17 @@ class Timing:
             tokens = min(context_tokens, stop) - knot
             span += round(self.decode_slope_ps[j][rows] * factor) * tokens
         return span
+
+    def least_slope_ps(self, rows: int, context_tokens: int) -> int:
+        """What a token of context costs at least, ps, at that context or beyond it."""
+        slopes = self.slopes_ps[rows]
+        least = slopes[-1]
+        for j in range(len(slopes) - 1, -1, -1):
+            if slopes[j] < least:
+                least = slopes[j]
+            if self.knots[j] < context_tokens:
+                break
+        return least
 
     def mixed_span_ps(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import event, given, settings
@@ -133,3 +135,27 @@ def test_a_router_sees_each_finish_in_time(router: str) -> None:
         arrival = np.cumsum(rng.exponential(0.002, n))
         load = trace(arrival, rng.integers(1, 40, n), rng.integers(1, 30, n))
         both(load, make_profile(frontend=False), replicas=5, router=router)
+
+
+@pytest.mark.parametrize("options", [
+    EngineOptions(),
+    EngineOptions(async_scheduling=False),
+    EngineOptions(num_gpu_blocks_override=60, max_model_len=400),
+    EngineOptions(max_num_batched_tokens=96, max_num_seqs=6),
+    EngineOptions(scheduling_policy="priority", max_num_seqs=3),
+])  # fmt: skip
+@pytest.mark.parametrize("router", ["least-requests", "least-tokens", "vllm"])
+def test_no_replica_lags_behind_its_next_finish(options: EngineOptions, router: str) -> None:
+    # fleets of many that lag behind, with blocks that run out, prompts in chunks, full seats, and
+    # a profile in which more rows can be faster
+    jagged = make_profile()
+    base = [ms * (0.6 if i % 2 else 1.0) for i, ms in enumerate(jagged.latency.decode.base_ms)]
+    decode = replace(jagged.latency.decode, base_ms=base)
+    latency = replace(jagged.latency, decode=decode)
+    for seed, profile in enumerate([jagged, replace(jagged, latency=latency)]):
+        rng = np.random.default_rng(seed)
+        n = 250
+        arrival = np.cumsum(rng.exponential(0.004, n))
+        output = rng.choice([1, 2, 30, 90, 180], n)
+        load = trace(arrival, rng.integers(1, 200, n), output)
+        both(load, profile, replicas=7, router=router, options=options)
