@@ -45,7 +45,7 @@ class _NoGaps:
     def extend(self, entries: object) -> None:
         """Forget them."""
 
-    append = extend
+    append = frombytes = extend
 
 
 class DynamicFleet:

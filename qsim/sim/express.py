@@ -42,6 +42,7 @@ from math import sqrt
 from typing import TYPE_CHECKING, TypeAlias
 
 from qsim.sim.batch import Batch
+from qsim.sim.emissions import pack_entry
 from qsim.sim.request import FINISHED, RUNNING, Request
 
 if TYPE_CHECKING:
@@ -166,7 +167,8 @@ class Express:
         members, leaving, ends = group.members, group.leaving, group._ends
         crossings = group._crossings
         emissions = replica._emissions
-        gaps, token_ps = emissions.gaps, emissions.emitted_ps
+        emit, token_ps = emissions.gaps.frombytes, emissions.emitted_ps
+        entry = pack_entry
         schedule_ps, update_ps = timing.schedule_ps, timing.update_ps
         modes, launches = timing.decode_mode, timing.launch_ps
         knots, first_knot = timing.knots, replica._first_knot
@@ -198,7 +200,7 @@ class Express:
                 updated += 1
                 if count:
                     given += count
-                    gaps.extend((due_ps - emitted, 0, 1, count))
+                    emit(entry(due_ps - emitted, 0, 1, count))
                 for request in ending:
                     del leaving[request]
                     computed = request.limit - 1
@@ -216,7 +218,7 @@ class Express:
                         if request.target == request.prompt_tokens + 1:
                             sink.first_token(due_ps, request, rows)
                         else:  # it was preempted
-                            gaps.extend((due_ps - token_ps[request.index], 0, 1, 1))
+                            emit(entry(due_ps - token_ps[request.index], 0, 1, 1))
                         if request.group is None:
                             request.in_flight = 0
                             if caching:
@@ -369,9 +371,9 @@ class Express:
                     triangle = k * turns // 2
                     last = end + k * period + growth * triangle  # the GPU is done with the last
                     first = gpu_free if lag else end
-                    gaps.extend((first + result - emitted, 0, 1, count))
+                    emit(entry(first + result - emitted, 0, 1, count))
                     if k:
-                        gaps.extend((period if lag else period + growth, growth, k, count))
+                        emit(entry(period if lag else period + growth, growth, k, count))
                     emitted = last + result
                     if lag:
                         emitted -= period + growth * k

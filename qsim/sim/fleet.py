@@ -160,6 +160,7 @@ class Fleet:
         self.outstanding_requests = [0] * replicas
         self.outstanding_tokens = [0] * replicas
         self._router = make_router(router, self, lambda: np.random.default_rng(seed))
+        self._freed: Callable[[int], None] | None = getattr(self._router, "finished", None)
         self._refresh: Callable[[], None] | None = None
         if replicas > 1:
             self._refresh = getattr(self._router, "refresh", None)
@@ -406,6 +407,8 @@ class Fleet:
         target = self._replica[i]
         self.outstanding_requests[target] -= 1
         self.outstanding_tokens[target] -= self._prompt[i] + self._output[i]
+        if self._freed is not None:
+            self._freed(target)
 
 
 @contextmanager

@@ -38,6 +38,9 @@ class Router(Protocol):
     def choose(self, request: int, now_ps: int) -> int:
         """The replica (0 .. n - 1) for the trace's request number ``request``."""
 
+    # Further methods that a router may have: ``finished(replica)`` is called when a request has
+    # its last token, ``refresh()`` every ``period_ps`` while requests are outstanding.
+
 
 class RoundRobin:
     """Each replica in turn."""
@@ -94,11 +97,51 @@ class _Least:
         return self._last
 
 
-class LeastRequests(_Least):
-    """The replica with the fewest requests outstanding."""
+class LeastRequests:
+    """The replica with the fewest requests outstanding; ties go to the next one in turn.
+
+    It counts by itself, so that nothing is looked through, however many replicas there are: one
+    more where it sends a request, one less where one has finished.
+    """
 
     def __init__(self, view: FleetView, rng: Rng) -> None:
-        super().__init__(view.outstanding_requests)
+        self._load = list(view.outstanding_requests)
+        # by load, the replicas that have it, a bit each
+        self._having = [0] * (max(self._load) + 1)
+        for replica, load in enumerate(self._load):
+            self._having[load] |= 1 << replica
+        self._least = 0  # no replica has less
+        self._last = -1
+
+    def choose(self, request: int, now_ps: int) -> int:
+        having, least = self._having, self._least
+        while not having[least]:
+            least += 1
+        self._least = least
+        those = having[least]
+        later = those >> (self._last + 1)
+        if later:
+            target = self._last + (later & -later).bit_length()
+        else:
+            target = (those & -those).bit_length() - 1
+        self._last = target
+        if least + 1 == len(having):
+            having.append(0)
+        self._move(target, least + 1)
+        return target
+
+    def finished(self, replica: int) -> None:
+        """A request of this replica has finished."""
+        load = self._load[replica] - 1
+        self._move(replica, load)
+        if load < self._least:
+            self._least = load
+
+    def _move(self, replica: int, load: int) -> None:
+        bit = 1 << replica
+        self._having[self._load[replica]] -= bit
+        self._having[load] += bit
+        self._load[replica] = load
 
 
 class LeastTokens(_Least):

@@ -61,6 +61,28 @@ def test_least_goes_by_its_own_load():
     assert router("least-tokens", view).choose(0, 0) == 2
 
 
+@pytest.mark.parametrize("n", [1, 2, 5, 200])
+def test_least_requests_is_the_next_in_turn_of_those_with_the_fewest(n):
+    rng = np.random.default_rng(n)
+    view = View(n)
+    load = view.outstanding_requests
+    load[:] = rng.integers(0, 4, n).tolist()
+    r = router("least-requests", view)
+    last = -1
+    for i in range(3000):
+        busy = np.flatnonzero(load)
+        # now more come and now more go
+        if len(busy) and rng.random() < (0.6 if i // 500 % 2 else 0.35):
+            replica = int(rng.choice(busy))
+            load[replica] -= 1
+            r.finished(replica)
+        else:
+            turn = [(last + 1 + k) % n for k in range(n)]
+            last = min(turn, key=lambda k: load[k])
+            assert r.choose(i, 0) == last
+            load[last] += 1
+
+
 def test_power_of_two_never_takes_the_fullest_of_three():
     view = View(3)
     view.outstanding_requests[:] = [1, 9, 4]
