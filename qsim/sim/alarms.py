@@ -39,7 +39,9 @@ class Alarms:
         heap, times, n = self._heap, self._times, self._n
         limit = horizon_ps * n
         while heap and heap[0] < limit:
-            time_ps, replica = divmod(heappop(heap), n)
+            key = heappop(heap)
+            time_ps = key // n
+            replica = key - time_ps * n
             if times[replica] == time_ps:
                 times[replica] = -1
                 return replica

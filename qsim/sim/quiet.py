@@ -112,10 +112,10 @@ def quiet_until(replica: Replica, express: Express, next_ps: int) -> int:
         return next_ps
 
     # the fastest that they can be
-    span = timing.decode_span_ps(rows, context, 1.0)
+    span = timing.full_clock_span_ps(rows, context)
     slope = timing.least_slope_ps(rows, context)
     for more in range(rows + 1, min(rows + coming, len(update_ps) - 1) + 1):
-        span = min(span, timing.decode_span_ps(more, context, 1.0))
+        span = min(span, timing.full_clock_span_ps(more, context))
         slope = min(slope, timing.least_slope_ps(more, context))
     gap = timing.gpu_gap_ps
     start = replica._gpu_free_ps + gap

@@ -141,6 +141,17 @@ class Timing:
             span += round(self.decode_slope_ps[j][rows] * factor) * tokens
         return span
 
+    def full_clock_span_ps(self, rows: int, context_tokens: int) -> int:
+        """The same at full clock, at less cost."""
+        span = self.decode_base_ps[rows]
+        knots = self.knots
+        last = len(knots) - 1
+        for j, slope in enumerate(self.slopes_ps[rows]):
+            if j == last or context_tokens <= knots[j + 1]:
+                return span + slope * (context_tokens - knots[j])
+            span += slope * (knots[j + 1] - knots[j])
+        return span
+
     def least_slope_ps(self, rows: int, context_tokens: int) -> int:
         """What a token of context costs at least, ps, at that context or beyond it."""
         slopes = self.slopes_ps[rows]

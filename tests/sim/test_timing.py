@@ -87,4 +87,5 @@ def test_spans_never_fall_as_context_grows():
     profile = replace(profile, latency=replace(profile.latency, decode=decode))
     t = Timing(profile, EngineOptions().resolve(profile))
     spans = [t.decode_span_ps(4, c, 1.0) for c in range(0, 400, 7)]
+    assert spans == [t.full_clock_span_ps(4, c) for c in range(0, 400, 7)]
     assert all(b > a for a, b in itertools.pairwise(spans))
