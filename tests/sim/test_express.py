@@ -147,12 +147,18 @@ def test_a_router_sees_each_finish_in_time(router: str) -> None:
 @pytest.mark.parametrize("router", ["least-requests", "least-tokens", "vllm"])
 def test_no_replica_lags_behind_its_next_finish(options: EngineOptions, router: str) -> None:
     # fleets of many that lag behind, with blocks that run out, prompts in chunks, full seats, and
-    # a profile in which more rows can be faster
-    jagged = make_profile()
-    base = [ms * (0.6 if i % 2 else 1.0) for i, ms in enumerate(jagged.latency.decode.base_ms)]
-    decode = replace(jagged.latency.decode, base_ms=base)
-    latency = replace(jagged.latency, decode=decode)
-    for seed, profile in enumerate([jagged, replace(jagged, latency=latency)]):
+    # profiles in which more rows can be faster, and a step with prefill than one without
+    plain = make_profile()
+    span = plain.latency.decode
+    base = [ms * (0.6 if i % 2 else 1.0) for i, ms in enumerate(span.base_ms)]
+    jagged = replace(plain.latency, decode=replace(span, base_ms=base))
+    mixed = [
+        replace(m, base_ms=[ms / 100 for ms in m.base_ms], ms_per_pair=0.0)
+        for m in (plain.latency.piecewise, plain.latency.eager)
+    ]
+    short = replace(plain.latency, piecewise=mixed[0], eager=mixed[1])
+    profiles = [plain, *(replace(plain, latency=x) for x in (jagged, short))]
+    for seed, profile in enumerate(profiles):
         rng = np.random.default_rng(seed)
         n = 250
         arrival = np.cumsum(rng.exponential(0.004, n))
