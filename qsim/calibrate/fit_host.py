@@ -151,16 +151,24 @@ def fit_host(
 
 
 def _result_ms(recordings: Sequence[Recording]) -> float:
-    """From the end of a step on the GPU to the start of its update; median, ms."""
+    """From the end of a step on the GPU to the start of its update; median, ms.
+
+    With tensor parallelism the workers are processes of their own: a step also takes its way to
+    them, after the launch that the engine sees. So only steps that found the GPU idle count,
+    whose start is known.
+    """
     waits = []
     for recording in recordings:
         s = recording.steps
         if not s.has_gpu_spans:
             continue
+        alone = recording.server.tensor_parallel == 1
         end, previous = np.empty(len(s)), -np.inf
+        idle = np.r_[True, s.launch_start_s[1:] > s.update_s[:-1]]
         for k in range(len(s)):
             previous = max(s.launch_start_s[k], previous + 3e-6) + s.gpu_ms[k] / 1e3
             end[k] = previous
         wait = (s.update_s - end) * 1e3
-        waits.append(wait[(wait > 0) & (wait < 0.3)])
-    return round(float(np.median(np.concatenate(waits))), 4) if waits else 0.06
+        waits.append(wait[(wait > 0) & ((wait < 0.3) if alone else (idle & (wait < 5.0)))])
+    found = np.concatenate(waits) if waits else np.empty(0)
+    return round(float(np.median(found)), 4) if len(found) else 0.06
