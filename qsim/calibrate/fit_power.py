@@ -3,7 +3,9 @@
 ``E = idle_w * time + busy_w * gpu_busy_time + a * prefill tokens + b * decoded tokens +
 c * context tokens read + d * prefill pairs`` by non-negative least squares on windows of a few
 ticks of the counter. A constant plus work alone cannot tell an idle from a busy GPU and misses
-light loads by a fifth; with the busy time, phases come out within a few percent.
+light loads by a fifth; with the busy time, phases come out within a few percent. Where the
+recording has an idle phase, ``idle_w`` is the median of its windows and only the rest is fitted:
+among hundreds of busy windows, a regression would give it what their misfit leaves.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ FloatArray = npt.NDArray[np.float64]
 #: counter ticks to a window, and the longest window that is used, s
 _TICKS = 3
 _LONGEST_S = 0.6
+#: so many windows without work, so long (s) after the last step, tell the idle power by themselves
+_LEAST_IDLE, _SETTLED_S = 3, 0.5
 #: the boards' power limits, where a recording does not tell
 _LIMIT_W = {"h200_sxm": 700.0, "h100_sxm": 700.0, "a100_sxm": 400.0}
 
@@ -40,11 +44,13 @@ def energy_windows(
         Duration and GPU-busy time (s), prefill tokens, decoded tokens, context tokens, pairs.
     energy_j : array, shape (windows,)
     middle_s : array, shape (windows,)
-        NaN for windows that are too long to be used.
+        NaN for windows that are not to be used: those that are too long, and those before the first
+        load, when the server was starting up (and another one may have had the GPU).
     """
     p, s = recording.power, recording.steps
     ticks = np.flatnonzero(np.diff(p.energy_j) > 0) + 1
-    at = ticks[::_TICKS]
+    gpus = recording.server.tensor_parallel  # their counters tick one after another
+    at = ticks[:: _TICKS * gpus]
     t, e = p.t_s[at], p.energy_j[at]
     work = (
         timeline.end_s - timeline.start_s,
@@ -54,7 +60,8 @@ def energy_windows(
         s.pairs,
     )
     columns = [np.diff(t), *(_spread(timeline, np.asarray(w, dtype=float), t) for w in work)]
-    middle = np.where(np.diff(t) < _LONGEST_S, (t[1:] + t[:-1]) / 2, np.nan)
+    usable = (np.diff(t) < _LONGEST_S * gpus) & (t[:-1] >= recording.phases[0].start_s)
+    middle = np.where(usable, (t[1:] + t[:-1]) / 2, np.nan)
     return np.stack(columns, axis=1), np.diff(e), middle
 
 
@@ -64,6 +71,13 @@ def _spread(timeline: Timeline, amount: FloatArray, edges_s: FloatArray) -> Floa
     x = np.stack([timeline.start_s, timeline.end_s], axis=1).ravel()
     y = np.stack([total[:-1], total[1:]], axis=1).ravel()
     return np.diff(np.interp(edges_s, x, y))
+
+
+def _since_work_s(timeline: Timeline, t_s: FloatArray) -> FloatArray:
+    """How long before each time the last step had ended, s."""
+    ends = np.r_[-np.inf, timeline.end_s]
+    result: FloatArray = t_s - ends[np.searchsorted(timeline.end_s, t_s, side="right")]
+    return result
 
 
 def fit_power(
@@ -80,7 +94,7 @@ def fit_power(
     """
     from sklearn.linear_model import LinearRegression
 
-    features, energies = [], []
+    features, energies, settled = [], [], []
     for recording, timeline, out in zip(recordings, timelines, excluded, strict=True):
         x, y, middle = energy_windows(recording, timeline)
         keep = np.isfinite(middle)
@@ -89,6 +103,7 @@ def fit_power(
                 keep &= ~((middle > phase.start_s - 0.2) & (middle < phase.end_s + 0.3))
         features.append(x[keep])
         energies.append(y[keep])
+        settled.append(_since_work_s(timeline, middle[keep]) > _SETTLED_S)
     a, y = np.concatenate(features), np.concatenate(energies)
     if len(y) < 30:
         raise CalibrationError(
@@ -96,9 +111,14 @@ def fit_power(
             "record longer loads"
         )
     scale = np.maximum(a.max(axis=0), 1e-30)
+    idle = (a[:, 1:] <= 0).all(axis=1) & np.concatenate(settled)
+    known = idle.sum() >= _LEAST_IDLE
+    known_w = float(np.median(y[idle] / a[idle, 0])) if known else 0.0
     model = LinearRegression(positive=True, fit_intercept=False)
-    model.fit(a / scale, y, sample_weight=1 / np.maximum(y, 20.0))
-    c = model.coef_ / scale
+    rest = y - known_w * a[:, 0]
+    first = 1 if known else 0
+    model.fit((a / scale)[:, first:], rest, sample_weight=1 / np.maximum(y, 20.0))
+    c = np.r_[[known_w] * first, model.coef_ / scale[first:]]
     return Power(
         idle_w=float(c[0]),
         busy_w=float(c[1]),

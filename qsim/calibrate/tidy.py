@@ -31,6 +31,8 @@ STEP_COLUMNS += ["running", "waiting", "kv_usage", "mode", "padded_tokens"]
 STEP_COLUMNS += ["decode_context_max"]
 REQUEST_COLUMNS = ["phase", "request_id", "sent_s", "prompt_tokens", "output_tokens"]
 REQUEST_COLUMNS += ["first_token_s", "last_token_s", "max_gap_s"]
+#: readings of the power kept before the first load, s
+LEAD_S = 1.0
 POWER_COLUMNS = ["t_s", "energy_mj", "power_avg_mw", "power_instant_mw", "sm_clock_mhz"]
 POWER_COLUMNS += ["temperature_c"]
 
@@ -107,6 +109,7 @@ def write_recording(
                 p.temperature_c,
             ]
             for p in power
+            if p.t_s >= zero - LEAD_S  # before, the server started up
         ),
     )
     balance = _balance(loads, [s for _, s in kept])
