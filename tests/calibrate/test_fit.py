@@ -10,10 +10,13 @@ import pytest
 
 from qsim.calibrate.fit import FitResult, fit
 from qsim.calibrate.fit_frontend import match_requests
+from qsim.calibrate.fit_host import _result_ms
+from qsim.calibrate.fit_power import fit_power
 from qsim.calibrate.fit_span import (
     GRAPH_SIZES,
     predict_decode_ms,
 )
+from qsim.calibrate.fit_timeline import recorded_timeline
 from qsim.calibrate.recording import Recording, read_recording
 from qsim.errors import CalibrationError
 from qsim.profile import MixedSpan, Profile
@@ -64,6 +67,39 @@ def test_host_front_end_and_power_are_found(fitted: FitResult) -> None:
     for name in ("idle_w", "busy_w", "j_per_prefill_token", "j_per_decode_token"):
         assert getattr(got.power, name) == pytest.approx(getattr(true.power, name), rel=5e-3)
     assert got.power.j_per_context_token == pytest.approx(true.power.j_per_context_token, rel=0.02)
+
+
+def test_power_before_the_first_load_is_not_that_of_this_server(recorded: Recording) -> None:
+    before = np.arange(-60.0, -0.05, 0.1)
+    power = recorded.power
+    columns = {
+        name: np.r_[np.full(len(before), getattr(power, name)[0]), getattr(power, name)]
+        for name in vars(power)
+    }
+    columns["t_s"] = np.r_[before + recorded.phases[0].start_s, power.t_s]
+    columns["energy_j"] = np.r_[power.energy_j[0] + 500.0 * before, power.energy_j]  # 500 W
+    other = replace(recorded, power=replace(power, **columns))
+    timeline = recorded_timeline(recorded, 512)
+    a, b = (fit_power([r], [timeline], [frozenset()]) for r in (recorded, other))
+    assert a == b
+
+
+def test_idle_power_is_that_of_the_idle_windows(recorded: Recording) -> None:
+    # energy that the model cannot explain, as real recordings hold, stays out of the idle power
+    timeline = recorded_timeline(recorded, 512)
+    power = recorded.power
+    busy_s = np.interp(power.t_s, timeline.end_s, np.cumsum(timeline.span_ms) / 1e3)
+    skew = replace(power, energy_j=power.energy_j + 60.0 * np.sqrt(busy_s))
+    got = fit_power([replace(recorded, power=skew)], [timeline], [frozenset()])
+    assert got.idle_w == pytest.approx(true_profile().power.idle_w, rel=0.01)
+
+
+def test_under_tensor_parallelism_results_come_by_way_of_the_workers(recorded: Recording) -> None:
+    late = 1.1e-3  # to the workers and back
+    steps = replace(recorded.steps, update_s=recorded.steps.update_s + late)
+    server = replace(recorded.server, tensor_parallel=2)
+    got = _result_ms([replace(recorded, steps=steps, server=server)])
+    assert got == pytest.approx(true_profile().host.result_ms + 1.1, abs=0.02)
 
 
 def test_memory_follows_from_the_architecture(fitted: FitResult) -> None:

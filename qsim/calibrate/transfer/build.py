@@ -64,9 +64,9 @@ class Teacher:
         return learn_overheads(self.samples)
 
     @cached_property
-    def shapes(self) -> dict[str, MethodShape]:
+    def shapes(self) -> dict[str, tuple[MethodShape, ...]]:
         """Methods without a kernel table."""
-        return learn_shapes(self.samples)
+        return learn_shapes(self.samples, self.overheads)
 
     @cached_property
     def power(self) -> PowerModel:

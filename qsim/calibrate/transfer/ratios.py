@@ -8,7 +8,9 @@ tables of two GPUs of equal SMs and different bandwidth within a few percent:
 
 ``read`` is the time to read the weights at the GPU's bandwidth. ``rest`` and ``growth`` are
 measured on H200 by the difference between the method's profile and that of bf16, whose products
-have a table; GPUs with the same SMs (H100) have the same.
+have a table; GPUs with the same SMs (H100) have the same. Where bf16 was not measured (a model too
+large for one GPU), its composed spans take its place. Products of large matrices are more efficient,
+so what was learnt on the model of the nearest size is used.
 
 Ampere runs other kernels (Marlin for every weight-only format, FP8 among them; CUTLASS INT8):
 there the products read at the rate at which bf16's do in its table, and grow with the rows by
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import log, sqrt
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +29,7 @@ import numpy as np
 from qsim.calibrate.methods import find_method, weight_bytes
 from qsim.calibrate.transfer.compose import TABLE_OF, Composer
 from qsim.calibrate.transfer.kernels import KernelTables
-from qsim.calibrate.transfer.learn import Sample, base_method
+from qsim.calibrate.transfer.learn import Overheads, Sample, base_method
 from qsim.calibrate.transfer.spans import Spans, StepPoint
 from qsim.errors import CalibrationError
 
@@ -91,6 +93,8 @@ class MethodShape:
     #: growth in steps of decodes, by rows, and in steps of prompts, by tokens
     decode: Mapping[int, float]
     prefill: Mapping[int, float]
+    #: of the model that taught it, in all layers
+    weights: int
     profile: str
 
     def growth_ms(self, rows: int, weights: float, prefill: bool) -> float:
@@ -150,9 +154,15 @@ _AMPERE_FIXED_MS = 0.004
 _LARGE = 2048
 
 
-def linear_of(
-    method: str, composer: Composer, shapes: Mapping[str, MethodShape], learnt: KernelTables
-) -> Linear:
+Shapes = Mapping[str, Sequence[MethodShape]]
+
+
+def nearest(shapes: Sequence[MethodShape], weights: float) -> MethodShape:
+    """What was learnt on the model whose size is the nearest, as a ratio."""
+    return min(shapes, key=lambda s: abs(log(s.weights / weights)))
+
+
+def linear_of(method: str, composer: Composer, shapes: Shapes, learnt: KernelTables) -> Linear:
     """How to get the time of a method's products on the composer's GPU.
 
     Raises
@@ -165,12 +175,13 @@ def linear_of(
         table = TABLE_OF.get(base)
         if table is not None and table in composer.tables.gemm:
             return TableLinear(composer, table, base)
-        shape = shapes.get(SAME_KERNEL.get(base, base))
-        if shape is None:
+        found = shapes.get(SAME_KERNEL.get(base, base))
+        if not found:
             raise CalibrationError(
                 f"{base} has no kernel table and no measured profile on H200 to learn from"
             )
         size = quantized_bytes(base, composer)
+        shape = nearest(found, composer.weights() * composer.layers)
         return ShapedLinear(composer, shape, size, product_fixed_ms(learnt))
     if base == "bf16":
         return TableLinear(composer, "bfloat16", base)
@@ -196,34 +207,35 @@ def product_fixed_ms(tables: KernelTables) -> float:
     return max(0.0, float(at_zero)) if slope > 0 else float(rest.min())
 
 
-def learn_shapes(samples: Sequence[Sample]) -> dict[str, MethodShape]:
+def learn_shapes(
+    samples: Sequence[Sample], overheads: Overheads
+) -> dict[str, tuple[MethodShape, ...]]:
     """Learn ``rest`` and ``growth`` of every measured method that has no kernel table.
 
-    A method that was measured on several models is taken from the largest.
+    One for each model that it was measured on, the largest last.
     """
     samples = [s for s in samples if s.composer.tensor_parallel_size == 1]
     baseline = {s.composer.architecture: s for s in samples if s.method == "bf16"}
-    shapes: dict[str, MethodShape] = {}
-    size: dict[str, int] = {}
+    shapes: dict[str, list[MethodShape]] = {}
     for s in samples:
-        bf16 = baseline.get(s.composer.architecture)
-        if s.method in TABLE_OF or bf16 is None:
+        if s.method in TABLE_OF:
             continue
-        weights = s.composer.weights() * s.composer.layers
-        if weights > size.get(s.method, 0):
-            size[s.method] = weights
-            shapes[s.method] = _shape(s, bf16)
-    return shapes
+        bf16 = baseline.get(s.composer.architecture)
+        shapes.setdefault(s.method, []).append(_shape(s, bf16, overheads))
+    return {m: tuple(sorted(x, key=lambda s: s.weights)) for m, x in shapes.items()}
 
 
-def _shape(sample: Sample, bf16: Sample) -> MethodShape:
+def _shape(sample: Sample, bf16: Sample | None, overheads: Overheads) -> MethodShape:
     composer = sample.composer
     weights = composer.weights() * composer.layers
-    own, base = Spans(sample.profile), Spans(bf16.profile)
+    own, base = Spans(sample.profile), Spans(bf16.profile) if bf16 is not None else None
 
     def linear(point: StepPoint) -> float:
-        rows = point.rows or point.prefill_tokens
-        return max(own.ms(point) - base.ms(point) + composer.linear_ms(rows), 1e-3)
+        products = composer.linear_ms(point.rows or point.prefill_tokens)
+        bf16_ms = (
+            overheads.span_ms(composer, point, "bf16", products) if base is None else base.ms(point)
+        )
+        return max(own.ms(point) - bf16_ms + products, 1e-3)
 
     decode = {r: linear(StepPoint(rows=r, context_tokens=r * _CONTEXT)) for r in _ROWS}
     prefill = {t: linear(StepPoint(prefill_tokens=t)) for t in _TOKENS}
@@ -240,17 +252,18 @@ def _shape(sample: Sample, bf16: Sample) -> MethodShape:
         max(0.0, rest - fixed) / weights,
         growth(decode),
         {1: 0.0, **growth(prefill)},
+        weights,
         sample.profile.id,
     )
 
 
-def _large_growth(shapes: Mapping[str, MethodShape], method: str, tables: KernelTables) -> float:
+def _large_growth(shapes: Shapes, method: str, tables: KernelTables) -> float:
     """Growth of a method over bf16's in large steps, as measured on H200."""
-    shape = shapes.get(method)
-    if shape is None:
+    if not shapes.get(method):
         raise CalibrationError(f"{method} was not measured on H200, so it cannot be carried over")
     gemm = tables.gemm["bfloat16"]
     k, n = 8192, 8192
+    shape = shapes[method][-1]
     ratios = [
         shape.growth_ms(rows, k * n, True) / sqrt(gemm.ms(rows, k, n) ** 2 - gemm.ms(1, k, n) ** 2)
         for rows in (1024, 2048, 4096)

@@ -201,7 +201,7 @@ def test_blocks_fill_the_memory_and_no_more() -> None:
 
 def test_methods_without_a_table_are_learnt_from_the_difference_to_bf16() -> None:
     given = samples()
-    shapes = learn_shapes(given)
+    shapes = learn_shapes(given, learn_overheads(given))
     assert set(shapes) == {base_method(p.identity.method) for p in MEASURED} - {"bf16", "fp8-w8a8"}
     awq = next(s for s in given if s.method == "awq-w4a16")
     bf16 = next(s for s in given if s.profile.id == "h200_sxm/llama-3.1-8b/bf16")
@@ -219,7 +219,7 @@ def test_methods_without_a_table_are_learnt_from_the_difference_to_bf16() -> Non
 
 
 def test_hopper_reads_by_bandwidth_what_it_cannot_compute_faster() -> None:
-    shapes = learn_shapes(samples())
+    shapes = learn_shapes(samples(), TRUE)
     a = linear_of("gptq-w8a16", composer(), shapes, tables())
     b = linear_of("gptq-w8a16", composer(gpu="h100_sxm"), shapes, tables())
     assert 1.0 < b.ms(1) / a.ms(1) < 4.8 / 3.35
@@ -229,7 +229,7 @@ def test_hopper_reads_by_bandwidth_what_it_cannot_compute_faster() -> None:
 @pytest.mark.parametrize("method", ["awq-w4a16", "fp8-w8a8", "gptq-w8a16", "int8-w8a8"])
 def test_ampere_reads_at_bf16s_rate_and_computes_by_a_factor(method: str) -> None:
     c = composer(gpu="a100_sxm")
-    linear = linear_of(method, c, learn_shapes(samples()), tables())
+    linear = linear_of(method, c, learn_shapes(samples(), TRUE), tables())
     assert isinstance(linear, AmpereLinear)
     one, fixed = c.linear_ms(1), 4 * 32 * 0.004
     share = quantized_bytes(method, c) / quantized_bytes("bf16", c)
