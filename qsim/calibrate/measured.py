@@ -16,6 +16,8 @@ __all__ = ["BATCHES", "MeasuredRow", "measured_row"]
 BATCHES = (1, 16, 64, 256)
 #: fewer steps of a kind than this are no measurement of it
 _LEAST_STEPS = 15
+#: large prefill steps at the power limit differ by 1 to 3%, and those of a 70B model take a second
+_LEAST_PREFILLS = 5
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def _prefill(recording: Recording) -> float | None:
     full = (s.decodes == 0) & (s.prefill_tokens >= recording.server.max_num_batched_tokens / 2)
     wanted = full & _used(recording)
     wanted[1:] &= full[:-1]
-    if wanted.sum() < _LEAST_STEPS:
+    if wanted.sum() < _LEAST_PREFILLS:
         return None
     seconds = np.diff(s.update_s, prepend=np.nan)[wanted].sum()
     return float(round(s.prefill_tokens[wanted].sum() / seconds, 1))

@@ -23,7 +23,7 @@ def estimated_errors(
     tabled = base == "bf16" or (spec.hopper and base in TABLE_OF)
     if not tabled:
         errors |= {k: errors[k] + 10.0 for k in ("decode", "prefill")}
-        errors["power"] += 5.0
+        errors["power"] += 10.0
     if tensor_parallel_size > 1:
         errors |= {k: errors[k] + 5.0 for k in ("decode", "prefill", "power")}
     how = (

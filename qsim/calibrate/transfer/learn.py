@@ -1,16 +1,18 @@
 """What kernels do not explain, learnt where both tables and measured profiles exist.
 
-    span = g * linear + attention + LM head + all-reduce + u * layers + v * moved + s * logits
+    span = g * linear + attention + LM head + r * all-reduce + u * layers + v * moved + s * logits
 
 with ``g`` (1 but for steps without a graph: what runs between big products grows with them), ``u``
 (gaps between kernels, and small kernels), ``v`` (passes over memory between the products) and ``s``
-(passes over the logits) for each execution mode, by non-negative least squares of relative errors.
+(passes over the logits) for each execution mode, by non-negative least squares of relative errors;
+and with ``r`` from what servers on several GPUs take beside that, once the rest is known (1 if none
+was measured).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,6 +39,7 @@ class ModeOverhead:
     per_layer_ms: float
     moved: float
     logits: float
+    all_reduce: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Overheads:
         """The composed span of a step, ms, given the time of its products."""
         mode = self.modes[point.mode]
         tokens = point.rows or point.prefill_tokens
-        fixed = fixed_ms(composer, point)
+        fixed = fixed_ms(composer, point) + mode.all_reduce * all_reduce_ms(composer, point)
         moved = composer.moved_ms(tokens, method)
         return (
             mode.linear * linear_ms
@@ -89,13 +92,16 @@ def base_method(method: str) -> str:
 
 
 def fixed_ms(composer: Composer, point: StepPoint) -> float:
-    """Attention, LM head and all-reduce of a step, ms."""
-    graph = point.mode != "eager"
+    """Attention and LM head of a step, ms."""
     if point.rows:
         attention = composer.decode_attention_ms(point.rows, point.context_tokens)
-        return attention + composer.head_ms(point.rows) + composer.all_reduce_ms(point.rows, graph)
-    n = point.prefill_tokens
-    return composer.prefill_attention_ms(n) + composer.head_ms(1) + composer.all_reduce_ms(n, graph)
+        return attention + composer.head_ms(point.rows)
+    return composer.prefill_attention_ms(point.prefill_tokens) + composer.head_ms(1)
+
+
+def all_reduce_ms(composer: Composer, point: StepPoint) -> float:
+    """All-reduces of a step by the kernel table, ms."""
+    return composer.all_reduce_ms(point.rows or point.prefill_tokens, point.mode != "eager")
 
 
 def points_of(profile: Profile) -> list[StepPoint]:
@@ -119,13 +125,14 @@ def learn_overheads(samples: Sequence[Sample]) -> Overheads:
         raise CalibrationError("nothing to learn from: no measured profile of bf16 or fp8-w8a8")
     rows: dict[str, list[list[float]]] = {m: [] for m in MODES}
     targets: dict[str, list[float]] = {m: [] for m in MODES}
-    for s in samples:
+    several = [s for s in samples if s.composer.tensor_parallel_size > 1]
+    for s in [s for s in samples if s not in several] or samples:
         spans, table = Spans(s.profile), TABLE_OF[s.method]
         for p in points_of(s.profile):
             measured = spans.ms(p)
             tokens = p.rows or p.prefill_tokens
             linear = s.composer.linear_ms(tokens, table)
-            rest = measured - fixed_ms(s.composer, p)
+            rest = measured - fixed_ms(s.composer, p) - all_reduce_ms(s.composer, p)
             free = p.mode == "eager"
             rows[p.mode].append(
                 [
@@ -140,6 +147,9 @@ def learn_overheads(samples: Sequence[Sample]) -> Overheads:
     for mode in MODES:
         x, _ = nnls(np.array(rows[mode]), np.array(targets[mode]))
         modes[mode] = ModeOverhead(1.0 + float(x[0]), float(x[1]), float(x[2]), float(x[3]))
+    found = Overheads(modes, 0.0, 0.0, 0.0, 0.0, ())
+    for mode, ratio in _all_reduce_ratios(several, found).items():
+        modes[mode] = replace(modes[mode], all_reduce=ratio)
     context: list[float] = []
     decode: list[float] = []
     pair: list[float] = []
@@ -165,6 +175,19 @@ def learn_overheads(samples: Sequence[Sample]) -> Overheads:
         float(np.median(chunk)),
         tuple(s.profile.id for s in samples),
     )
+
+
+def _all_reduce_ratios(samples: Sequence[Sample], learnt: Overheads) -> dict[str, float]:
+    """Measured time of all-reduces over the table's, by mode; the median over steps."""
+    ratios: dict[str, list[float]] = {}
+    for s in samples:
+        spans, table = Spans(s.profile), TABLE_OF[s.method]
+        for p in points_of(s.profile):
+            linear = s.composer.linear_ms(p.rows or p.prefill_tokens, table)
+            given = all_reduce_ms(s.composer, p)
+            more = spans.ms(p) - learnt.span_ms(s.composer, p, s.method, linear)
+            ratios.setdefault(p.mode, []).append(1.0 + more / given)
+    return {mode: max(0.0, float(np.median(r))) for mode, r in ratios.items()}
 
 
 def kv_dtype(method: str) -> str:

@@ -8,9 +8,9 @@ tables of two GPUs of equal SMs and different bandwidth within a few percent:
 
 ``read`` is the time to read the weights at the GPU's bandwidth. ``rest`` and ``growth`` are
 measured on H200 by the difference between the method's profile and that of bf16, whose products
-have a table; GPUs with the same SMs (H100) have the same. Where bf16 was not measured (a model too
-large for one GPU), its composed spans take its place. Products of large matrices are more efficient,
-so what was learnt on the model of the nearest size is used.
+have a table; GPUs with the same SMs (H100) have the same. Where bf16 was not measured (a model
+too large for one GPU), its composed spans take its place. Products of large matrices are more
+efficient, so what was learnt on the model of the nearest size is used.
 
 Ampere runs other kernels (Marlin for every weight-only format, FP8 among them; CUTLASS INT8):
 there the products read at the rate at which bf16's do in its table, and grow with the rows by
