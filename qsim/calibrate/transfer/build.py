@@ -150,7 +150,10 @@ def transfer(
         memory.kv_bytes_per_token,
         kv_tokens,
     )
-    errors, how = estimated_errors(gpu, method, tensor_parallel_size)
+    taught = [_size(s.composer) for s in teacher.samples if s.method == _kernel(method)]
+    errors, how = estimated_errors(
+        gpu, method, tensor_parallel_size, _size(composer) / max(taught, default=_size(composer))
+    )
     donors = _donors(teacher, method, tensor_parallel_size)
     engine = donors[0].profile.engine
     longest = int(config.get("max_position_embeddings") or engine.max_model_len)
@@ -167,7 +170,7 @@ def transfer(
         ),
         engine=EngineDefaults(max_model_len=longest),
         latency=_latency(composer, overheads, span_ms, donors, power.cap_w),
-        host=_host(teacher, donors, composer.layers),
+        host=_host(teacher, _hosts(teacher, donors, tensor_parallel_size), composer.layers),
         frontend=_frontend(donors),
         power=power,
         memory=memory,
@@ -191,8 +194,18 @@ def transfer(
 
 
 def _taught(sample: Sample, method: str) -> bool:
+    return sample.method in TABLE_OF or sample.method == _kernel(method)
+
+
+def _kernel(method: str) -> str:
+    """The method whose kernel it runs."""
     base = base_method(method)
-    return sample.method in TABLE_OF or sample.method == SAME_KERNEL.get(base, base)
+    return SAME_KERNEL.get(base, base)
+
+
+def _size(composer: Composer) -> float:
+    """Weights of the products on all GPUs."""
+    return composer.weights() * composer.layers * composer.tensor_parallel_size
 
 
 def _donors(teacher: Teacher, method: str, tensor_parallel_size: int) -> list[Sample]:
@@ -213,8 +226,21 @@ def _donors(teacher: Teacher, method: str, tensor_parallel_size: int) -> list[Sa
     raise CalibrationError("nothing to learn from: no measured profile of bf16")
 
 
+def _hosts(teacher: Teacher, donors: Sequence[Sample], tensor_parallel_size: int) -> list[Sample]:
+    """Whose host times are taken: with several GPUs, workers are processes of their own.
+
+    There the engine's thread only hands a step on, however many GPUs and layers there are.
+    """
+    if tensor_parallel_size > 1:
+        several = [s for s in teacher.samples if s.composer.tensor_parallel_size > 1]
+        own = [s for s in several if s in donors]
+        return own or several or list(donors)
+    return list(donors)
+
+
 def _host(teacher: Teacher, donors: Sequence[Sample], layers: int) -> HostTimes:
     """The donors' host times; launches outside full graphs in proportion to the layers beyond."""
+    alone = all(s.composer.tensor_parallel_size == 1 for s in donors)
     base = [
         s for s in teacher.samples if s.method == "bf16" and s.composer.tensor_parallel_size == 1
     ]
@@ -226,7 +252,7 @@ def _host(teacher: Teacher, donors: Sequence[Sample], layers: int) -> HostTimes:
             values[name] = round(median(given), 5)
             continue
         first = median(v[0] for v in given)
-        if name in ("launch_piecewise_ms", "launch_eager_ms"):
+        if alone and name in ("launch_piecewise_ms", "launch_eager_ms"):
             own = float(np.mean([s.composer.layers for s in donors]))
             y = np.array([getattr(s.profile.host, name)[0] for s in base])
             slope = float(np.polyfit(x, y, 1)[0]) if len(set(x.tolist())) > 1 else first / own
@@ -318,6 +344,9 @@ def _vllm_args(method: str) -> list[str]:
     return (["--dtype", "bfloat16"] if base_method(method) == "bf16" else []) + m.serve_args
 
 
+_HOST_RULE = "host and front end: as measured on H200, launches by the number of layers"
+
+
 def _rules(gpu: str, method: str, tp: int) -> list[str]:
     spec, base = gpu_spec(gpu), base_method(method)
     if base == "bf16" or (spec.hopper and base in TABLE_OF):
@@ -341,10 +370,11 @@ def _rules(gpu: str, method: str, tp: int) -> list[str]:
         products,
         "attention and LM head: the GPU's kernel tables",
         "gaps between kernels, norms, sampling: learnt on H200, passes over memory by bandwidth",
-        "host and front end: as measured on H200, launches by the number of layers",
+        _HOST_RULE,
         "power: TDP, idle, and energy a byte and an operation learnt on H200",
         "KV blocks: memory accounting",
     ]
     if tp > 1:
-        rules.insert(2, "all-reduce: the GPU's kernel table")
+        rules.insert(2, "all-reduce: the GPU's kernel table times what was measured on H200")
+        rules[rules.index(_HOST_RULE)] = "host: as measured on H200 with two GPUs"
     return rules

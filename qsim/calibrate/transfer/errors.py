@@ -9,10 +9,17 @@ from qsim.calibrate.transfer.specs import LEARNT_ON, gpu_spec
 __all__ = ["estimated_errors"]
 
 
+#: kernels of larger matrices take other tiles: AWQ's products at 8B were no guide to those at 70B
+_FAR = 6.0
+
+
 def estimated_errors(
-    gpu: str, method: str, tensor_parallel_size: int
+    gpu: str, method: str, tensor_parallel_size: int, grown: float = 1.0
 ) -> tuple[dict[str, float], str]:
-    """Estimated error by quantity, and where the estimate comes from (docs/transfer.md)."""
+    """Estimated error by quantity, and where the estimate comes from (docs/transfer.md).
+
+    ``grown`` is the model's size over that of the largest on which the method was measured.
+    """
     spec, base = gpu_spec(gpu), base_method(method)
     if gpu == LEARNT_ON:
         errors = {"decode": 8.0, "prefill": 12.0, "power": 8.0, "kv_tokens": 3.0}
@@ -24,6 +31,8 @@ def estimated_errors(
     if not tabled:
         errors |= {k: errors[k] + 10.0 for k in ("decode", "prefill")}
         errors["power"] += 10.0
+        if spec.hopper and grown > _FAR:
+            errors |= {k: errors[k] + 10.0 for k in ("decode", "prefill")}
     if tensor_parallel_size > 1:
         errors |= {k: errors[k] + 5.0 for k in ("decode", "prefill", "power")}
     how = (

@@ -12,6 +12,7 @@ from qsim.calibrate.gpus import gpu_type
 from qsim.calibrate.methods import METHODS
 from qsim.calibrate.models import ARCHITECTURES
 from qsim.calibrate.transfer.build import Teacher, transfer
+from qsim.calibrate.transfer.errors import estimated_errors
 from qsim.calibrate.transfer.learn import (
     ModeOverhead,
     Overheads,
@@ -291,3 +292,26 @@ def test_every_method_is_carried_over_or_refused(teacher: Teacher) -> None:
             assert p.transfer is not None
             assert p.transfer.tables == [f"made up: {gpu}", "made up: h200_sxm"]
             assert "h200_sxm/llama-3.1-8b/bf16" in p.transfer.profiles
+
+
+def test_errors_stated_grow_with_the_distance_from_what_was_measured() -> None:
+    near, _ = estimated_errors("h200_sxm", "int8-w8a8", 1, grown=4.0)
+    far, _ = estimated_errors("h200_sxm", "int8-w8a8", 1, grown=8.0)
+    assert far["decode"] == near["decode"] + 10.0
+    assert far["power"] == near["power"]
+    for gpu, method in (("h200_sxm", "fp8-w8a8"), ("a100_sxm", "int8-w8a8")):  # by tables, by rule
+        assert estimated_errors(gpu, method, 1, 8.0) == estimated_errors(gpu, method, 1)
+
+
+def test_several_gpus_have_the_host_of_several(teacher: Teacher) -> None:
+    config = ARCHITECTURES["llama-3.1-70b"]
+    one = transfer(teacher, "h200_sxm", "llama-3.1-70b", config, "bf16", 4)
+    host = replace(one.host, launch_eager_ms=[0.3, 0.001], result_ms=1.0)
+    two = replace(one, host=host, identity=replace(one.identity, tensor_parallel_size=2))
+    more = replace(
+        teacher, samples=(*teacher.samples, Sample(two, composer("llama-3.1-70b", tp=2)))
+    )
+    got = transfer(more, "h200_sxm", "llama-3.1-70b", config, "bf16", 4).host
+    assert (got.launch_eager_ms, got.result_ms) == ([0.3, 0.001], 1.0)
+    alone = transfer(more, "h200_sxm", "qwen2.5-32b", ARCHITECTURES["qwen2.5-32b"], "bf16").host
+    assert alone.result_ms == teacher.samples[0].profile.host.result_ms
