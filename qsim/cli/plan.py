@@ -147,6 +147,7 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     from qsim.optimize.capacity import plan as search
     from qsim.optimize.export import export_plan, parse_export
     from qsim.optimize.prices import load_prices
+    from qsim.profiles import left_out_note
     from qsim.report.text import plan_text
 
     exports = [parse_export(e) for e in given["exports"]]
@@ -219,6 +220,10 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
         click.echo(plan_text(found))
     if to_stdout and found.best is not None and found.best.note:
         note(found.best.note)  # it is part of the text, which was not shown
+    if given["model"] and not given["gpus"]:
+        more = left_out_note(given["model"], tuple(given["methods"]))
+        if more is not None:
+            note(more)
     if found.best is None:
         raise InfeasibleError(found.objection())
 

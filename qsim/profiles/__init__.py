@@ -135,6 +135,23 @@ def find_profiles(
     return found
 
 
+def left_out_note(model: str, methods: tuple[str, ...] = ()) -> str | None:
+    """What :func:`find_profiles` without GPUs leaves out, and how to have it; None if nothing."""
+    taken = {e.id for e in find_profiles(model, (), methods)}
+    left = [
+        e
+        for e in list_profiles()
+        if e.model == model and (not methods or e.method in methods) and e.id not in taken
+    ]
+    if not left:
+        return None
+    gpus = ", ".join(sorted({e.gpu for e in left}))
+    return (
+        f"{len(left)} transferred profiles of {model} took no part, because it was measured by "
+        f"{len(taken)}; --gpu brings in those of a GPU ({gpus})"
+    )
+
+
 def stated_errors(profile: Profile) -> dict[str, float]:
     """The largest errors that the profile states, in percent: of mean, median, p99 and energy."""
     return {

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from qsim.calibrate.gpus import gpu_type
 from qsim.calibrate.methods import METHODS as METHODS_OF_ALL
-from qsim.calibrate.models import ARCHITECTURES
+from qsim.calibrate.models import ARCHITECTURES, Architecture
 from qsim.calibrate.recording import read_recording
 from qsim.calibrate.validate import compare
 from qsim.profile import Profile
-from qsim.profiles import find_profiles, list_profiles, load_profile, stated_errors
+from qsim.profiles import find_profiles, left_out_note, list_profiles, load_profile, stated_errors
 
 OWN = Path(__file__).parents[2] / "recordings"
 OTHERS = Path(__file__).parents[3] / "shared" / "recordings"
@@ -21,6 +22,17 @@ RECORDED = {
     "llama-3.1-8b--fp8-w8a8-gpu-spans": "h200_sxm/llama-3.1-8b/fp8-w8a8",
     "llama-3.1-8b--awq-w4a16": "h200_sxm/llama-3.1-8b/awq-w4a16",
     "qwen2.5-14b--bf16-gpu-spans": "h200_sxm/qwen2.5-14b/bf16",
+}
+#: recorded on 2026-11-25
+LARGER = {
+    "qwen2.5-14b--fp8-w8a8": "h200_sxm/qwen2.5-14b/fp8-w8a8",
+    "qwen2.5-14b--awq-w4a16": "h200_sxm/qwen2.5-14b/awq-w4a16",
+    "qwen2.5-32b--fp8-w8a8": "h200_sxm/qwen2.5-32b/fp8-w8a8",
+    "qwen2.5-32b--awq-w4a16": "h200_sxm/qwen2.5-32b/awq-w4a16",
+    "llama-3.1-70b--fp8-w8a8": "h200_sxm/llama-3.1-70b/fp8-w8a8",
+    "llama-3.1-70b--awq-w4a16": "h200_sxm/llama-3.1-70b/awq-w4a16",
+    "llama-3.1-70b--fp8-w8a8--tp2": "h200_sxm/llama-3.1-70b/fp8-w8a8/tp2",
+    "llama-3.1-70b--bf16--tp2": "h200_sxm/llama-3.1-70b/bf16/tp2",
 }
 METHODS = ("bf16", "fp8-w8a8", "fp8-block", "int8-w8a8", "gptq-w8a16", "w4a8-fp8", "nvfp4-w4a16")
 
@@ -31,7 +43,7 @@ TRANSFERRED = sorted(p.id for p in list_profiles() if p.transferred)
 
 def test_what_is_shipped() -> None:
     want = {f"h200_sxm/llama-3.1-8b/{m}" for m in METHODS} | set(RECORDED.values())
-    assert set(MEASURED) == want
+    assert set(MEASURED) == want | set(LARGER.values())
 
 
 def test_what_is_transferred() -> None:
@@ -78,7 +90,20 @@ def test_naming_a_gpu_brings_its_transferred_profiles() -> None:
         "a100_sxm",
         "h100_sxm",
     }
-    assert {e.gpu for e in find_profiles("qwen2.5-32b")} >= {"a100_sxm", "h100_sxm"}
+    nowhere = find_profiles("qwen2.5-32b", methods=("int8-w8a8",))  # measured by no one
+    assert {e.gpu for e in nowhere} == {"a100_sxm", "h100_sxm", "h200_sxm"}
+    assert all(e.transferred for e in nowhere)
+
+
+def test_what_was_left_out_is_said() -> None:
+    note = left_out_note("qwen2.5-32b")
+    assert note is not None
+    assert re.fullmatch(
+        r"\d\d transferred profiles of qwen2.5-32b took no part, because it was measured by 2; "
+        r"--gpu brings in those of a GPU \(a100_sxm, h100_sxm, h200_sxm\)",
+        note,
+    )
+    assert left_out_note("qwen2.5-32b", ("int8-w8a8",)) is None  # all three of it take part
 
 
 @pytest.mark.parametrize("profile_id", MEASURED)
@@ -97,9 +122,14 @@ def test_states_its_error(profile_id: str) -> None:
     assert stated["worst_mean"] < 6.0
     assert stated["worst_energy"] < 5.0
     assert stated["worst_p99"] < 15.0
+    idle_w = profile.power.idle_w / profile.identity.tensor_parallel_size
+    assert 115.0 < idle_w < 130.0  # a loaded H200, whatever it holds
     assert profile.engine.max_num_seqs == 1024
     assert profile.engine.max_num_batched_tokens == 8192
-    assert profile.memory.kv_bytes_per_token in (131072, 196608)
+    a = Architecture.from_config(profile.identity.architecture, profile_id)
+    assert profile.memory.kv_bytes_per_token == a.kv_bytes_per_token(
+        2, profile.identity.tensor_parallel_size
+    )
 
 
 def check(path: Path, profile_id: str, labels: tuple[str, ...], p90_percent: float) -> None:
@@ -126,3 +156,10 @@ def test_replays_the_recording_of_its_calibration(method: str) -> None:
     name = f"llama-3.1-8b--{method}--2026-11-20"
     profile_id = f"h200_sxm/llama-3.1-8b/{method}"
     check(OWN / name, profile_id, ("val_moderate", "val_overload"), 8.0)
+
+
+@pytest.mark.parametrize("name", sorted(LARGER))
+def test_replays_the_recordings_of_larger_models(name: str) -> None:
+    # 50 to 220 requests a load: the p90 is that of a few
+    path = OWN / f"{name}--2026-11-25"
+    check(path, LARGER[name], ("val_moderate", "val_overload"), 10.0)
