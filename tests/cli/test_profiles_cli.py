@@ -29,7 +29,7 @@ def test_list_as_json() -> None:
     rows = json.loads(qsim("profiles", "list", "--json").stdout)
     assert [r["id"] for r in rows] == [e.id for e in list_profiles()]
     assert all(r["kv_tokens"] > 0 for r in rows)
-    assert all(0 < r["error_percent"]["mean"] < 35 for r in rows)
+    assert all(0 < r["error_percent"]["mean"] <= 40 for r in rows)
     assert {r["source"] for r in rows} == {"measured", "transferred"}
 
 
