@@ -99,7 +99,7 @@ def test_what_was_left_out_is_said() -> None:
     note = left_out_note("qwen2.5-32b")
     assert note is not None
     assert re.fullmatch(
-        r"\d\d transferred profiles of qwen2.5-32b took no part, because it was measured by 2; "
+        r"\d\d transferred profiles of qwen2.5-32b took no part beside the 2 measured ones; "
         r"--gpu brings in those of a GPU \(a100_sxm, h100_sxm, h200_sxm\)",
         note,
     )
