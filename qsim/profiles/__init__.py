@@ -147,8 +147,8 @@ def left_out_note(model: str, methods: tuple[str, ...] = ()) -> str | None:
         return None
     gpus = ", ".join(sorted({e.gpu for e in left}))
     return (
-        f"{len(left)} transferred profiles of {model} took no part beside the {len(taken)} measured "
-        f"ones; --gpu brings in those of a GPU ({gpus})"
+        f"{len(left)} transferred profiles of {model} took no part beside the {len(taken)} "
+        f"measured ones; --gpu brings in those of a GPU ({gpus})"
     )
 
 
