@@ -112,13 +112,13 @@ def fit_power(
         )
     scale = np.maximum(a.max(axis=0), 1e-30)
     idle = (a[:, 1:] <= 0).all(axis=1) & np.concatenate(settled)
-    known = idle.sum() >= _LEAST_IDLE
-    known_w = float(np.median(y[idle] / a[idle, 0])) if known else 0.0
+    c, fitted = np.zeros(a.shape[1]), slice(0, None)
+    if idle.sum() >= _LEAST_IDLE:
+        c[0], fitted = np.median(y[idle] / a[idle, 0]), slice(1, None)
     model = LinearRegression(positive=True, fit_intercept=False)
-    rest = y - known_w * a[:, 0]
-    first = 1 if known else 0
-    model.fit((a / scale)[:, first:], rest, sample_weight=1 / np.maximum(y, 20.0))
-    c = np.r_[[known_w] * first, model.coef_ / scale[first:]]
+    rest = y - c[0] * a[:, 0]
+    model.fit((a / scale)[:, fitted], rest, sample_weight=1 / np.maximum(y, 20.0))
+    c[fitted] = model.coef_ / scale[fitted]
     return Power(
         idle_w=float(c[0]),
         busy_w=float(c[1]),

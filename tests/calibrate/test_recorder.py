@@ -375,3 +375,29 @@ def test_the_plugin_imports_neither_qsim_nor_torch_by_itself() -> None:
     code += "; print('torch' in sys.modules, 'qsim' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_turn_begins_when_the_memory_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = [50 << 30, 9 << 30, 1 << 20]  # the server before gives it back in parts
+    asked: list[int] = []
+
+    def memory(index: int) -> SimpleNamespace:
+        asked.append(index)
+        return SimpleNamespace(used=used.pop(0) if index == 3 else 0)
+
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None, nvmlDeviceGetHandleByIndex=int, nvmlDeviceGetMemoryInfo=memory
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
+    monkeypatch.setenv("QSIM_GPU_LOCKS", f"{tmp_path / 'b'}:{tmp_path / 'a'}")
+    notes: dict[str, str] = {}
+    plugin.wait_for_turn(notes.__setitem__)
+    assert asked == [1, 3] * 3
+    assert float(notes["waited_for_gpus_s"]) >= 0.4
+    held = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    for name in "ab":  # another process cannot have it now
+        done = subprocess.run([sys.executable, "-c", held, tmp_path / name], capture_output=True)
+        assert b"BlockingIOError" in done.stderr

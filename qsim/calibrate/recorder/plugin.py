@@ -474,8 +474,8 @@ def patch_worker(folder: str, note: Function) -> WorkerRecorder:
 def wait_for_turn(note: Function) -> None:
     """Hold the locks of this server's GPUs until this process ends; wait while another has them.
 
-    QSIM_GPU_LOCKS names a file for each GPU. The kernel gives the locks back when a process ends,
-    however it ends. Its GPU memory may take a moment longer.
+    QSIM_GPU_LOCKS names a file for each GPU. They are never closed here: the kernel gives the locks
+    back when a process ends, however it ends. Its GPU memory may take a moment longer.
     """
     files = [f for f in os.environ.get("QSIM_GPU_LOCKS", "").split(os.pathsep) if f]
     if not files:
@@ -484,16 +484,14 @@ def wait_for_turn(note: Function) -> None:
 
     start = now()
     for path in sorted(files):  # in one order, so that nobody waits in a circle
-        _locks.append(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
-        fcntl.flock(_locks[-1], fcntl.LOCK_EX)
+        fcntl.flock(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), fcntl.LOCK_EX)
     pause, deadline = threading.Event(), now() + 30.0
     while _gpu_memory_in_use() > _FREE_BYTES and now() < deadline:
         pause.wait(0.2)
     note("waited_for_gpus_s", f"{now() - start:.3f}")
 
 
-_locks: list[int] = []  # open until the process ends
-_FREE_BYTES = 2 << 30
+_FREE_BYTES = 2 << 30  # less than that in use is nobody's model
 
 
 def _gpu_memory_in_use() -> int:

@@ -23,7 +23,7 @@ from qsim.calibrate.transfer.learn import (
 )
 from qsim.calibrate.transfer.memory import kv_memory, other_bytes
 from qsim.calibrate.transfer.power import PowerModel, learn_power, power_of
-from qsim.calibrate.transfer.ratios import SAME_KERNEL, MethodShape, learn_shapes, linear_of
+from qsim.calibrate.transfer.ratios import MethodShape, kernel_of, learn_shapes, linear_of
 from qsim.calibrate.transfer.spans import StepPoint
 from qsim.calibrate.transfer.specs import LEARNT_ON, gpu_spec
 from qsim.errors import CalibrationError
@@ -150,7 +150,7 @@ def transfer(
         memory.kv_bytes_per_token,
         kv_tokens,
     )
-    taught = [_size(s.composer) for s in teacher.samples if s.method == _kernel(method)]
+    taught = [_size(s.composer) for s in teacher.samples if s.method == kernel_of(method)]
     errors, how = estimated_errors(
         gpu, method, tensor_parallel_size, _size(composer) / max(taught, default=_size(composer))
     )
@@ -194,13 +194,7 @@ def transfer(
 
 
 def _taught(sample: Sample, method: str) -> bool:
-    return sample.method in TABLE_OF or sample.method == _kernel(method)
-
-
-def _kernel(method: str) -> str:
-    """The method whose kernel it runs."""
-    base = base_method(method)
-    return SAME_KERNEL.get(base, base)
+    return sample.method in TABLE_OF or sample.method == kernel_of(method)
 
 
 def _size(composer: Composer) -> float:
@@ -213,8 +207,7 @@ def _donors(teacher: Teacher, method: str, tensor_parallel_size: int) -> list[Sa
 
     Of those the ones with as many GPUs, else with one.
     """
-    base = base_method(method)
-    for name in (SAME_KERNEL.get(base, base), "bf16"):
+    for name in (kernel_of(method), "bf16"):
         for size in (tensor_parallel_size, 1):
             own = [
                 s

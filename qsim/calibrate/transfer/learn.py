@@ -126,7 +126,7 @@ def learn_overheads(samples: Sequence[Sample]) -> Overheads:
     rows: dict[str, list[list[float]]] = {m: [] for m in MODES}
     targets: dict[str, list[float]] = {m: [] for m in MODES}
     several = [s for s in samples if s.composer.tensor_parallel_size > 1]
-    for s in [s for s in samples if s not in several] or samples:
+    for s in [s for s in samples if s.composer.tensor_parallel_size == 1] or several:
         spans, table = Spans(s.profile), TABLE_OF[s.method]
         for p in points_of(s.profile):
             measured = spans.ms(p)
@@ -147,9 +147,6 @@ def learn_overheads(samples: Sequence[Sample]) -> Overheads:
     for mode in MODES:
         x, _ = nnls(np.array(rows[mode]), np.array(targets[mode]))
         modes[mode] = ModeOverhead(1.0 + float(x[0]), float(x[1]), float(x[2]), float(x[3]))
-    found = Overheads(modes, 0.0, 0.0, 0.0, 0.0, ())
-    for mode, ratio in _all_reduce_ratios(several, found).items():
-        modes[mode] = replace(modes[mode], all_reduce=ratio)
     context: list[float] = []
     decode: list[float] = []
     pair: list[float] = []
@@ -167,13 +164,18 @@ def learn_overheads(samples: Sequence[Sample]) -> Overheads:
             latency.piecewise.ms_per_chunk / s.composer.layers,
             latency.eager.ms_per_chunk / s.composer.layers,
         ]
-    return Overheads(
+    learnt = Overheads(
         modes,
         float(np.median(context)),
         float(np.median(decode)),
         float(np.median(pair)),
         float(np.median(chunk)),
         tuple(s.profile.id for s in samples),
+    )
+    ratios = _all_reduce_ratios(several, learnt)
+    return replace(
+        learnt,
+        modes={m: replace(x, all_reduce=ratios.get(m, x.all_reduce)) for m, x in modes.items()},
     )
 
 

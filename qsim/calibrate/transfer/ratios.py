@@ -39,6 +39,7 @@ __all__ = [
     "Linear",
     "MethodShape",
     "TableLinear",
+    "kernel_of",
     "learn_shapes",
     "linear_of",
 ]
@@ -49,6 +50,14 @@ SAME_KERNEL = {
     "mxfp4-w4a16": "nvfp4-w4a16",
     "fp8-w8a8-static": "fp8-w8a8",
 }
+
+
+def kernel_of(method: str) -> str:
+    """The measured method whose kernel this one runs; itself, for most."""
+    base = base_method(method)
+    return SAME_KERNEL.get(base, base)
+
+
 #: rows of decode steps, and of prompts, at which growth is tabulated
 _ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _TOKENS = (64, 128, 192, 256, 320, 384, 512, 640, 1024, 1500, 2048, 3072, 4096, 6144, 8192)
@@ -175,7 +184,7 @@ def linear_of(method: str, composer: Composer, shapes: Shapes, learnt: KernelTab
         table = TABLE_OF.get(base)
         if table is not None and table in composer.tables.gemm:
             return TableLinear(composer, table, base)
-        found = shapes.get(SAME_KERNEL.get(base, base))
+        found = shapes.get(kernel_of(method))
         if not found:
             raise CalibrationError(
                 f"{base} has no kernel table and no measured profile on H200 to learn from"
