@@ -212,6 +212,7 @@ def measure(
         shutil.rmtree(out / f"{job.name}.partial", ignore_errors=True)
         return target
     except CalibrationError as e:
+        _sleep(0.5, check_cancelled)  # Ctrl-C may reach a process that is just starting before us
         log, kept = work / "server.log", out / f"{job.name}.failed.log"
         if log.exists():
             shutil.copyfile(log, kept)
