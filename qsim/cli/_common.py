@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,17 +17,22 @@ from qsim.sim.slo import Slo
 from qsim.traces.trace import Trace
 
 __all__ = [
+    "SHAPE",
     "engine_from",
     "engine_options",
     "executor_options",
+    "fleet_from",
     "jobs_from",
     "load_shaped",
     "need_matplotlib",
     "note",
+    "one_to_stdout",
+    "option_group",
     "router_option",
     "run_options",
     "slo_option",
     "to_json",
+    "trace_from",
     "trace_options",
     "write_json",
 ]
@@ -37,7 +42,22 @@ ROUTER_HELP = (
     "round-robin, random, least-requests, least-tokens, power-of-two, vllm or prefix-affinity."
 )
 
+#: options that read and shape a trace, by parameter
+SHAPE = ("format", "sort", "start", "end", "speed", "head")
+PICTURES = (".png", ".svg", ".pdf")
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def option_group(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
+    """One decorator that adds several options, in the order of the help page."""
+
+    def decorate(f: F) -> F:
+        for decorator in reversed(decorators):
+            f = decorator(f)
+        return f
+
+    return decorate
 
 
 _COUNT = re.compile(r"([+-]?\d+(?:\.\d+)?)([kmgtKMGT])?")
@@ -63,26 +83,21 @@ def count(text: str) -> int:
     )
 
 
-def trace_options(f: F) -> F:
-    """TRACE and the options that read and shape it."""
-    for decorator in reversed(
-        [
-            click.argument("trace", metavar="TRACE"),
-            click.option("--format", metavar="NAME", help="Format of TRACE; recognised by content "
-                         "unless given."),
-            click.option("--sort", is_flag=True, default=None,
-                         help="Sort TRACE by arrival time instead of refusing it."),
-            click.option("--start", type=float, metavar="S",
-                         help="Leave out requests before this time of the trace, s."),
-            click.option("--end", type=float, metavar="S",
-                         help="Leave out requests at or after this time of the trace, s."),
-            click.option("--speed", type=float, metavar="X",
-                         help="Let requests arrive X times as fast (after --start and --end)."),
-            click.option("--head", type=int, metavar="N", help="Keep the first N requests."),
-        ]
-    ):  # fmt: skip
-        f = decorator(f)
-    return f
+#: TRACE and the options that read and shape it; :func:`trace_from` reads it
+trace_options = option_group(
+    click.argument("trace", metavar="TRACE"),
+    click.option("--format", metavar="NAME", help="Format of TRACE; recognised by content "
+                 "unless given."),
+    click.option("--sort", is_flag=True, default=None,
+                 help="Sort TRACE by arrival time instead of refusing it."),
+    click.option("--start", type=float, metavar="S",
+                 help="Leave out requests before this time of the trace, s."),
+    click.option("--end", type=float, metavar="S",
+                 help="Leave out requests at or after this time of the trace, s."),
+    click.option("--speed", type=float, metavar="X",
+                 help="Let requests arrive X times as fast (after --start and --end)."),
+    click.option("--head", type=int, metavar="N", help="Keep the first N requests."),
+)  # fmt: skip
 
 
 def load_shaped(
@@ -108,52 +123,46 @@ def load_shaped(
     return shape(loaded, start, end, speed, head)
 
 
-def router_option(f: F) -> F:
-    """``--router``."""
-    return click.option(
-        "--router", default="least-requests", show_default=True, metavar="NAME", help=ROUTER_HELP
-    )(f)
+def trace_from(given: Mapping[str, Any]) -> Trace:
+    """The trace of a command that has ``trace_options`` and ``--seed``."""
+    return load_shaped(given["trace"], **{k: given[k] for k in (*SHAPE, "seed")})
 
 
-def run_options(f: F) -> F:
-    """``--seed`` and ``--too-long``."""
-    for decorator in reversed(
-        [
-            click.option("--seed", type=int, default=0, show_default=True,
-                         help="Of every random draw."),
-            click.option("--too-long", default="error", show_default=True, metavar="error|reject",
-                         help="Prompts of max-model-len or more: an error, or counted as failed "
-                         "as the server would."),
-        ]
-    ):  # fmt: skip
-        f = decorator(f)
-    return f
+#: ``--router``
+router_option = click.option(
+    "--router", default="least-requests", show_default=True, metavar="NAME", help=ROUTER_HELP
+)
 
 
-def engine_options(f: F) -> F:
-    """vLLM's options that the simulator knows, under vLLM's names."""
-    for decorator in reversed(
-        [
-            click.option("--max-num-seqs", type=int, metavar="N", help="Seats of one replica."),
-            click.option("--max-num-batched-tokens", type=count, metavar="N",
-                         help="Token budget of one step."),
-            click.option("--max-model-len", type=count, metavar="N",
-                         help="Longest sequence, prompt and output together."),
-            click.option("--enable-prefix-caching/--no-enable-prefix-caching", default=None,
-                         help="Share KV blocks of equal prompt beginnings (needs hash ids)."),
-            click.option("--async-scheduling/--no-async-scheduling", default=None,
-                         help="Schedule the next step while the GPU works."),
-            click.option("--kv-cache-memory-bytes", type=count, metavar="N",
-                         help="Size of the KV cache of one GPU."),
-            click.option("--num-gpu-blocks-override", type=int, metavar="N",
-                         help="Number of KV blocks."),
-            click.option("--long-prefill-token-threshold", type=int, metavar="N",
-                         help="Longest prefill chunk of one request; 0 for no limit."),
-            click.option("--scheduling-policy", metavar="NAME", help="fcfs or priority."),
-        ]
-    ):  # fmt: skip
-        f = decorator(f)
-    return f
+#: ``--seed`` and ``--too-long``
+run_options = option_group(
+    click.option("--seed", type=int, default=0, show_default=True,
+                 help="Of every random draw."),
+    click.option("--too-long", default="error", show_default=True, metavar="error|reject",
+                 help="Prompts of max-model-len or more: an error, or counted as failed "
+                 "as the server would."),
+)  # fmt: skip
+
+
+#: vLLM's options that the simulator knows, under vLLM's names
+engine_options = option_group(
+    click.option("--max-num-seqs", type=int, metavar="N", help="Seats of one replica."),
+    click.option("--max-num-batched-tokens", type=count, metavar="N",
+                 help="Token budget of one step."),
+    click.option("--max-model-len", type=count, metavar="N",
+                 help="Longest sequence, prompt and output together."),
+    click.option("--enable-prefix-caching/--no-enable-prefix-caching", default=None,
+                 help="Share KV blocks of equal prompt beginnings (needs hash ids)."),
+    click.option("--async-scheduling/--no-async-scheduling", default=None,
+                 help="Schedule the next step while the GPU works."),
+    click.option("--kv-cache-memory-bytes", type=count, metavar="N",
+                 help="Size of the KV cache of one GPU."),
+    click.option("--num-gpu-blocks-override", type=int, metavar="N",
+                 help="Number of KV blocks."),
+    click.option("--long-prefill-token-threshold", type=int, metavar="N",
+                 help="Longest prefill chunk of one request; 0 for no limit."),
+    click.option("--scheduling-policy", metavar="NAME", help="fcfs or priority."),
+)  # fmt: skip
 
 
 def engine_from(options: Mapping[str, Any]) -> EngineOptions:
@@ -162,32 +171,32 @@ def engine_from(options: Mapping[str, Any]) -> EngineOptions:
     return EngineOptions(**{k: v for k, v in options.items() if k in names})
 
 
-def slo_option(f: F) -> F:
-    """``--slo``, any number of times."""
-    return click.option(
-        "--slo",
-        "slos",
-        type=Slo.parse,
-        multiple=True,
-        metavar="METRIC:STAT:MS",
-        help="Limit on ttft, tpot, itl or e2el by mean, median or percentile, "
-        "e.g. ttft:p99:500; repeat for more.",
-    )(f)
+def fleet_from(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A simulation's arguments beside trace and profile, from a command's parameters."""
+    names = ("replicas", "router", "seed", "too_long")
+    return {"options": engine_from(given), **{k: given[k] for k in names}}
 
 
-def executor_options(f: F) -> F:
-    """``--jobs`` and ``--dask``: where simulations run. Read them with :func:`jobs_from`."""
-    for decorator in reversed(
-        [
-            click.option("--jobs", type=int, metavar="N",
-                         help="Processes; by default one a core. The answer is the same."),
-            click.option("--dask", metavar="ADDRESS",
-                         help="Simulate on a Dask cluster instead: tcp://scheduler:8786, or a "
-                         "scheduler file. The answer is the same."),
-        ]
-    ):  # fmt: skip
-        f = decorator(f)
-    return f
+#: ``--slo``, any number of times
+slo_option = click.option(
+    "--slo",
+    "slos",
+    type=Slo.parse,
+    multiple=True,
+    metavar="METRIC:STAT:MS",
+    help="Limit on ttft, tpot, itl or e2el by mean, median or percentile, "
+    "e.g. ttft:p99:500; repeat for more.",
+)
+
+
+#: ``--jobs`` and ``--dask``: where simulations run. Read them with :func:`jobs_from`
+executor_options = option_group(
+    click.option("--jobs", type=int, metavar="N",
+                 help="Processes; by default one a core. The answer is the same."),
+    click.option("--dask", metavar="ADDRESS",
+                 help="Simulate on a Dask cluster instead: tcp://scheduler:8786, or a "
+                 "scheduler file. The answer is the same."),
+)  # fmt: skip
 
 
 def jobs_from(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,12 +227,31 @@ def write_json(data: Any, path: str) -> None:
         write_text(path, text)
 
 
+def one_to_stdout(
+    given: Mapping[str, Any], exports: Iterable[Any], files: Iterable[str] = ("json",)
+) -> list[str]:
+    """The option that goes to stdout in the place of the table, if there is one.
+
+    Raises
+    ------
+    ScenarioError
+        If there are several: exports without a path, and ``files`` to ``-``.
+    """
+    found = [str(e) for e in exports if e.path is None]
+    found += [f"--{k} -" for k in files if given[f"{k}_path"] == "-"]
+    if len(found) > 1:
+        raise ScenarioError(
+            f"{' and '.join(found)} would both go to stdout; give a path to all but one"
+        )
+    return found
+
+
 def note(text: str) -> None:
     """A remark on stderr."""
     click.echo(f"Note: {text}", err=True)
 
 
-def need_matplotlib(option: str, path: str | None, endings: tuple[str, ...]) -> None:
+def need_matplotlib(option: str, path: str | None, endings: tuple[str, ...] = PICTURES) -> None:
     """Fail before the work, not after it, if a picture cannot be drawn or has a wrong name."""
     if path is None:
         return

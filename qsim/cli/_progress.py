@@ -1,4 +1,4 @@
-"""A progress bar on stderr."""
+"""A progress bar on stderr, and what is said there when it is interrupted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 import click
 
-__all__ = ["progress_bar"]
+from qsim.cli._common import note
+
+__all__ = ["progress_bar", "resumable"]
 
 _WIDTH = 30
 
@@ -66,3 +68,15 @@ def progress_bar(
         yield bar.update
     finally:
         bar.finish()
+
+
+@contextmanager
+def resumable(kept: str | None) -> Iterator[None]:
+    """Tell who interrupts what is kept, as in "the study is kept in FILE", and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if kept is not None:
+            click.echo("", err=True)
+            note(f"{kept}; go on with the same command and --resume")
+        raise

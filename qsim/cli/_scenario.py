@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from qsim.cli._common import write_json
 from qsim.errors import ScenarioError
 from qsim.files import write_text
 
-__all__ = ["resolved_scenario", "scenario_options", "write_scenario"]
+__all__ = ["resolved_scenario", "save_scenario", "shared_options", "write_outputs"]
 
 #: options that say where results go or how the work is done, not what is computed
 _NOT_SAVED = {
@@ -21,8 +23,15 @@ _NOT_SAVED = {
 }  # fmt: skip
 
 
-def scenario_options(command: click.Command) -> click.Command:
-    """Give a command ``--scenario FILE`` and ``--save-scenario FILE``."""
+def shared_options(command: click.Command) -> click.Command:
+    """Give a command that simulates ``--progress``, ``--scenario`` and ``--save-scenario``."""
+    command.params.append(
+        click.Option(
+            ["--progress/--no-progress"],
+            default=None,
+            help="Show a bar on stderr; by default on a terminal.",
+        )
+    )
     command.params.append(
         click.Option(
             ["--scenario"],
@@ -57,12 +66,23 @@ def resolved_scenario(ctx: click.Context) -> dict[str, Any]:
     return scenario
 
 
-def write_scenario(ctx: click.Context, path: str) -> None:
-    """Write the resolved scenario as YAML."""
+def save_scenario(ctx: click.Context) -> None:
+    """``--save-scenario``: the resolved scenario as YAML."""
+    path = ctx.params["save_scenario"]
+    if not path:
+        return
     import yaml
 
     text = yaml.safe_dump(resolved_scenario(ctx), sort_keys=False, allow_unicode=True)
     write_text(path, f"# qsim {ctx.command.name} --scenario {Path(path).name}\n{text}")
+
+
+def write_outputs(ctx: click.Context, data: Callable[[], Mapping[str, Any]]) -> None:
+    """``--save-scenario``, and ``--json``: ``data`` with the resolved scenario."""
+    save_scenario(ctx)
+    path = ctx.params["json_path"]
+    if path:
+        write_json({**data(), "scenario": resolved_scenario(ctx)}, path)
 
 
 def _params(command: click.Command) -> dict[str, click.Parameter]:

@@ -1,4 +1,4 @@
-"""Options that the optimizers share: prices, and how a study searches."""
+"""Options that the optimizers share: candidates, prices, carbon, and how a study searches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["market_from", "market_options", "price_option", "prices_from", "study_options"]
+from qsim.cli._common import option_group
+
+__all__ = [
+    "candidate_options",
+    "carbon_options",
+    "market_from",
+    "market_options",
+    "price_option",
+    "prices_from",
+    "study_options",
+    "worth_options",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,16 +35,29 @@ def _price(text: str) -> str:
     return f"{gpu.strip()}={usd.strip()}"
 
 
-def price_option(f: F) -> F:
-    """``--price``, any number of times."""
-    return click.option(
-        "--price",
-        "prices",
-        multiple=True,
-        type=_price,
-        metavar="GPU=USD",
-        help="USD per GPU and hour, instead of the shipped table's; repeatable.",
-    )(f)
+def candidate_options(
+    profile: str, model: str = "Choose among the shipped profiles of this model."
+) -> Callable[[F], F]:
+    """``--model``, ``--gpu``, ``--method`` and ``--profile``, with the help of two of them."""
+    return option_group(
+        click.option("--model", metavar="ID", help=model),
+        click.option("--gpu", "gpus", multiple=True, metavar="ID",
+                     help="Only on this GPU; repeatable."),
+        click.option("--method", "methods", multiple=True, metavar="ID",
+                     help="Only by this method; repeatable."),
+        click.option("--profile", "profiles", multiple=True, metavar="ID|FILE", help=profile),
+    )  # fmt: skip
+
+
+#: ``--price``, any number of times
+price_option = click.option(
+    "--price",
+    "prices",
+    multiple=True,
+    type=_price,
+    metavar="GPU=USD",
+    help="USD per GPU and hour, instead of the shipped table's; repeatable.",
+)
 
 
 def prices_from(texts: Sequence[str]) -> dict[str, float]:
@@ -41,14 +65,15 @@ def prices_from(texts: Sequence[str]) -> dict[str, float]:
     return {p.split("=")[0]: float(p.split("=")[1]) for p in texts}
 
 
-def market_options(f: F) -> F:
-    """``--price``, ``--prices FILE`` and ``--provider``. Read them with :func:`market_from`."""
-    f = click.option("--provider", default="specialty", show_default=True,
-                     metavar="hyperscaler|specialty|longtail",
-                     help="Whose prices the shipped table gives (qsim prices).")(f)  # fmt: skip
-    f = click.option("--prices", "prices_path", metavar="FILE.csv",
-                     help="Prices by gpu and usd_per_hour; --price goes first.")(f)  # fmt: skip
-    return price_option(f)
+#: ``--price``, ``--prices FILE`` and ``--provider``. Read them with :func:`market_from`
+market_options = option_group(
+    price_option,
+    click.option("--prices", "prices_path", metavar="FILE.csv",
+                 help="Prices by gpu and usd_per_hour; --price goes first."),
+    click.option("--provider", default="specialty", show_default=True,
+                 metavar="hyperscaler|specialty|longtail",
+                 help="Whose prices the shipped table gives (qsim prices)."),
+)  # fmt: skip
 
 
 def market_from(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,25 +86,36 @@ def market_from(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"prices": own, "provider": options["provider"]}
 
 
-def study_options(f: F) -> F:
-    """How many trials, and where the study is kept."""
-    for decorator in reversed(
-        [
-            click.option("--trials", type=int, default=200, show_default=True, metavar="N",
-                         help="Trials of the whole study."),
-            click.option("--batch", type=int, default=10, show_default=True, metavar="N",
-                         help="Trials chosen at a time: as many processes can be busy. Decides "
-                         "the result, unlike --jobs."),
-            click.option("--population", type=int, default=20, show_default=True, metavar="N",
-                         help="Of NSGA-II."),
-            click.option("--study", metavar="FILE|URL",
-                         help="Keep the study in this journal file, or in an Optuna storage such "
-                         "as sqlite:///studies.db."),
-            click.option("--study-name", default="qsim-tune", show_default=True, metavar="NAME",
-                         help="Its name there."),
-            click.option("--resume", is_flag=True, default=None,
-                         help="Go on with the study that is there."),
-        ]
-    ):  # fmt: skip
-        f = decorator(f)
-    return f
+#: ``--region`` and ``--pue``
+carbon_options = option_group(
+    click.option("--region", metavar="KEY", help="Tell carbon on this grid: a country (DEU), a "
+                 "cloud region (gcp:us-central1), world, or a number of gCO2e per kWh."),
+    click.option("--pue", type=float, metavar="X",
+                 help="Energy of the whole site over that of its IT, for carbon; 1 unless given."),
+)  # fmt: skip
+
+#: what figures are worth: prices, ``--tasks`` and carbon
+worth_options = option_group(
+    market_options,
+    click.option("--tasks", metavar="MIX",
+                 help="Tasks that quality is told for, such as gsm8k:0.3,mmlu:0.7."),
+    carbon_options,
+)  # fmt: skip
+
+#: how many trials, and where the study is kept
+study_options = option_group(
+    click.option("--trials", type=int, default=200, show_default=True, metavar="N",
+                 help="Trials of the whole study."),
+    click.option("--batch", type=int, default=10, show_default=True, metavar="N",
+                 help="Trials chosen at a time: as many processes can be busy. Decides "
+                 "the result, unlike --jobs."),
+    click.option("--population", type=int, default=20, show_default=True, metavar="N",
+                 help="Of NSGA-II."),
+    click.option("--study", metavar="FILE|URL",
+                 help="Keep the study in this journal file, or in an Optuna storage such "
+                 "as sqlite:///studies.db."),
+    click.option("--study-name", default="qsim-tune", show_default=True, metavar="NAME",
+                 help="Its name there."),
+    click.option("--resume", is_flag=True, default=None,
+                 help="Go on with the study that is there."),
+)  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from qsim.cli._common import engine_from, note
+from qsim.cli._common import fleet_from, note
 from qsim.cli._progress import progress_bar
 from qsim.errors import ScenarioError
 
@@ -70,11 +70,7 @@ def run_streamed(given: Mapping[str, Any], profile: Profile) -> tuple[StreamResu
         result = simulate_stream(
             parts,
             profile,
-            replicas=given["replicas"],
-            router=given["router"],
-            options=engine_from(given),
-            seed=given["seed"],
-            too_long=given["too_long"],
+            **fleet_from(given),
             slos=given["slos"],
             rows=rows,
             progress=progress,

@@ -11,19 +11,19 @@ from qsim.cli._common import (
     engine_options,
     executor_options,
     jobs_from,
-    load_shaped,
     need_matplotlib,
     note,
+    one_to_stdout,
     router_option,
     run_options,
     slo_option,
+    trace_from,
     trace_options,
-    write_json,
 )
 from qsim.cli._progress import progress_bar
-from qsim.cli._scenario import resolved_scenario, scenario_options, write_scenario
-from qsim.cli._search import price_option, prices_from
-from qsim.errors import InfeasibleError, ScenarioError
+from qsim.cli._scenario import shared_options, write_outputs
+from qsim.cli._search import candidate_options, carbon_options, market_options, prices_from
+from qsim.errors import InfeasibleError
 
 if TYPE_CHECKING:
     from qsim.optimize.plan_detail import DetailWanted
@@ -32,29 +32,21 @@ if TYPE_CHECKING:
 __all__ = ["plan"]
 
 #: options that the search takes under their own names
-_LIMITS = ("provider", "goodput", "min_goodput", "max_gpus", "max_usd_per_hour", "max_power_kw",
-           "max_peak_power_kw")  # fmt: skip
+_SAME = ("gpus", "methods", "profiles", "slos", "objective", "provider", "goodput", "min_goodput",
+         "max_gpus", "max_usd_per_hour", "max_power_kw", "max_peak_power_kw", "tasks",
+         "min_quality", "region", "pue", "growth", "headroom", "max_replicas", "router", "seed",
+         "too_long")  # fmt: skip
 
 
-@scenario_options
+@shared_options
 @click.command()
 @trace_options
 @click.option("--peak-hour", is_flag=True, default=None,
               help="Plan for the busiest hour of TRACE, by requests.")  # fmt: skip
 @click.option("--growth", type=float, default=1.0, show_default=True, metavar="F",
               help="Plan for arrivals F times as fast.")  # fmt: skip
-@click.option("--model", metavar="ID", help="Plan with the shipped profiles of this model.")
-@click.option("--gpu", "gpus", multiple=True, metavar="ID", help="Only on this GPU; repeatable.")
-@click.option(
-    "--method", "methods", multiple=True, metavar="ID", help="Only by this method; repeatable."
-)
-@click.option(
-    "--profile",
-    "profiles",
-    multiple=True,
-    metavar="ID|FILE",
-    help="One more candidate, such as a profile of your own; repeatable.",
-)
+@candidate_options("One more candidate, such as a profile of your own; repeatable.",
+                   "Plan with the shipped profiles of this model.")  # fmt: skip
 @slo_option
 @click.option(
     "--objective",
@@ -64,12 +56,7 @@ _LIMITS = ("provider", "goodput", "min_goodput", "max_gpus", "max_usd_per_hour",
     help="What decides: USD per hour, energy over the trace, the number of GPUs, or gCO2e "
     "(with --region); of equals cost, then energy, then GPUs.",
 )
-@price_option
-@click.option("--prices", "prices_path", metavar="FILE.csv",
-              help="Prices by gpu and usd_per_hour; --price goes first.")  # fmt: skip
-@click.option("--provider", default="specialty", show_default=True,
-              metavar="hyperscaler|specialty|longtail",
-              help="Whose prices the shipped table gives (qsim prices).")  # fmt: skip
+@market_options
 @click.option("--goodput", multiple=True, metavar="METRIC:MS",
               help="Limit of single requests, as in vLLM: ttft:500; repeatable.")  # fmt: skip
 @click.option("--min-goodput", type=float, metavar="SHARE",
@@ -87,11 +74,7 @@ _LIMITS = ("provider", "goodput", "min_goodput", "max_gpus", "max_usd_per_hour",
 @click.option("--min-quality", type=float, metavar="X",
               help="Only methods whose 90% interval of quality is not below X percent of the "
               "16-bit model's score.")  # fmt: skip
-@click.option("--region", metavar="KEY", help="Tell carbon on this grid: a country (DEU), a cloud "
-              "region (gcp:us-central1), world, or a number of gCO2e per kWh.")  # fmt: skip
-@click.option("--pue", type=float, metavar="X",
-              help="Energy of the whole site over that of its IT, for carbon; "
-              "1 unless given.")  # fmt: skip
+@carbon_options
 @click.option("--headroom/--no-headroom", default=True, show_default=True,
               help="Find how much more traffic the best fleet carries.")  # fmt: skip
 @click.option("--search", "searched", multiple=True, metavar="NAME[=VALUES]",
@@ -133,8 +116,6 @@ _LIMITS = ("provider", "goodput", "min_goodput", "max_gpus", "max_usd_per_hour",
 @click.option("--json", "json_path", metavar="FILE", help="Write the plan; - for stdout.")
 @click.option("--report", "report_path", metavar="FILE.html", help="Write a page with pictures.")
 @click.option("--picture", "picture_path", metavar="FILE.png", help="Draw the comparison.")
-@click.option("--progress/--no-progress", default=None,
-              help="Show a bar on stderr; by default on a terminal.")  # fmt: skip
 @click.pass_context
 def plan(ctx: click.Context, /, **given: Any) -> None:
     """Find the smallest fleet of each method that meets every SLO on TRACE.
@@ -143,7 +124,7 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     preset, as for qsim simulate.
     """
     need_matplotlib("--report", given["report_path"], (".html", ".htm"))
-    need_matplotlib("--picture", given["picture_path"], (".png", ".svg", ".pdf"))
+    need_matplotlib("--picture", given["picture_path"])
     from qsim.optimize.capacity import plan as search
     from qsim.optimize.export import export_plan, parse_export
     from qsim.optimize.prices import load_prices
@@ -151,45 +132,20 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     from qsim.report.text import plan_text
 
     exports = [parse_export(e) for e in given["exports"]]
-    to_stdout = [str(e) for e in exports if e.path is None]
-    if given["json_path"] == "-":
-        to_stdout.append("--json -")
-    if len(to_stdout) > 1:
-        raise ScenarioError(
-            f"{' and '.join(to_stdout)} would both go to stdout; give a path to all but one"
-        )
-
-    trace = load_shaped(
-        given["trace"],
-        **{k: given[k] for k in ("format", "sort", "start", "end", "speed", "head", "seed")},
-    )
+    to_stdout = one_to_stdout(given, exports)
+    trace = trace_from(given)
     with progress_bar("plan", given["progress"]) as update:
         found = search(
             trace,
             given["model"],
-            gpus=given["gpus"],
-            methods=given["methods"],
-            profiles=given["profiles"],
-            slos=given["slos"],
-            objective=given["objective"],
+            **{k: given[k] for k in _SAME},
             prices=prices_from(given["prices"]),
-            **{k: given[k] for k in _LIMITS},
             price_list=None if given["prices_path"] is None else load_prices(given["prices_path"]),
-            tasks=given["tasks"],
-            min_quality=given["min_quality"],
-            region=given["region"],
-            pue=given["pue"],
-            growth=given["growth"],
             peak_hour=bool(given["peak_hour"]),
-            headroom=given["headroom"],
             search=given["searched"],
             study=_study(given),
             detail=_detail(given),
-            max_replicas=given["max_replicas"],
-            router=given["router"],
             options=engine_from(given),
-            seed=given["seed"],
-            too_long=given["too_long"],
             **jobs_from(given),
             progress=update,
         )
@@ -201,10 +157,7 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
         from qsim.report.html import write_plan_report
 
         write_plan_report(given["report_path"], found)
-    if given["save_scenario"]:
-        write_scenario(ctx, given["save_scenario"])
-    if given["json_path"]:
-        write_json({**found.to_dict(), "scenario": resolved_scenario(ctx)}, given["json_path"])
+    write_outputs(ctx, found.to_dict)
     for export in exports if found.best is not None else ():
         text = export_plan(
             found,

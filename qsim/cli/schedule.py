@@ -11,15 +11,15 @@ from qsim.cli._common import (
     engine_options,
     executor_options,
     jobs_from,
-    load_shaped,
     need_matplotlib,
+    one_to_stdout,
     slo_option,
+    trace_from,
     trace_options,
-    write_json,
 )
 from qsim.cli._progress import progress_bar
-from qsim.cli._scenario import resolved_scenario, scenario_options, write_scenario
-from qsim.cli._search import price_option, prices_from
+from qsim.cli._scenario import shared_options, write_outputs
+from qsim.cli._search import candidate_options, price_option, prices_from
 from qsim.errors import InfeasibleError, ScenarioError
 
 __all__ = ["schedule"]
@@ -31,16 +31,10 @@ _SAME = ("gpus", "methods", "profiles", "slos", "objective", "window", "tasks", 
 _LIFECYCLE = ("start_s", "start_w", "stop_s", "wake_s", "sleep_w")
 
 
-@scenario_options
+@shared_options
 @click.command()
 @trace_options
-@click.option("--model", metavar="ID", help="Choose among the shipped profiles of this model.")
-@click.option("--gpu", "gpus", multiple=True, metavar="ID", help="Only on this GPU; repeatable.")
-@click.option(
-    "--method", "methods", multiple=True, metavar="ID", help="Only by this method; repeatable."
-)
-@click.option("--profile", "profiles", multiple=True, metavar="ID|FILE",
-              help="One more candidate; repeatable.")  # fmt: skip
+@candidate_options("One more candidate; repeatable.")
 @slo_option
 @click.option("--objective", default="energy", show_default=True, metavar="energy|cost|carbon",
               help="What is made small over the whole trace: J, USD of rent or gCO2e.")  # fmt: skip
@@ -105,8 +99,6 @@ _LIFECYCLE = ("start_s", "start_w", "stop_s", "wake_s", "sleep_w")
               help="Of time 0 of TRACE, which is a midnight, for --export kubernetes.")  # fmt: skip
 @click.option("--json", "json_path", metavar="FILE", help="Write everything; - for stdout.")
 @click.option("--picture", "picture_path", metavar="FILE.png", help="Draw it over time.")
-@click.option("--progress/--no-progress", default=None,
-              help="Show a bar on stderr; by default on a terminal.")  # fmt: skip
 @click.pass_context
 def schedule(ctx: click.Context, /, **given: Any) -> None:
     """Find how many servers of which method are on in each window of TRACE.
@@ -115,7 +107,7 @@ def schedule(ctx: click.Context, /, **given: Any) -> None:
     peak, autoscalers and others under the same condition. TRACE is a file or a preset, as for
     qsim simulate.
     """
-    need_matplotlib("--picture", given["picture_path"], (".png", ".svg", ".pdf"))
+    need_matplotlib("--picture", given["picture_path"])
     from qsim.optimize.carbon import load_carbon_series
     from qsim.optimize.schedule_export import export_schedule, parse_schedule_export
     from qsim.optimize.scheduling import POLICIES
@@ -124,20 +116,12 @@ def schedule(ctx: click.Context, /, **given: Any) -> None:
     from qsim.sim.lifecycle import Lifecycle
 
     exports = [parse_schedule_export(e) for e in given["exports"]]
-    to_stdout = [str(e) for e in exports if e.path is None]
-    to_stdout += ["--json -"] if given["json_path"] == "-" else []
-    if len(to_stdout) > 1:
-        raise ScenarioError(
-            f"{' and '.join(to_stdout)} would both go to stdout; give a path to all but one"
-        )
+    to_stdout = one_to_stdout(given, exports)
     if given["carbon_series"] and given["region"]:
         raise ScenarioError("--carbon-series and --region are both given; drop one")
     series = given["carbon_series"]
     policies = given["policies"] or POLICIES
-    trace = load_shaped(
-        given["trace"],
-        **{k: given[k] for k in ("format", "sort", "start", "end", "speed", "head", "seed")},
-    )
+    trace = trace_from(given)
     with progress_bar("schedule", given["progress"]) as update:
         found = search(
             trace,
@@ -159,10 +143,7 @@ def schedule(ctx: click.Context, /, **given: Any) -> None:
         from qsim.report.style import save_figure
 
         save_figure(schedule_figure(found), given["picture_path"])
-    if given["save_scenario"]:
-        write_scenario(ctx, given["save_scenario"])
-    if given["json_path"]:
-        write_json({**found.to_dict(), "scenario": resolved_scenario(ctx)}, given["json_path"])
+    write_outputs(ctx, found.to_dict)
     for export in exports:
         text = export_schedule(
             found, export, week_day=given["week_day"], timezone=given["timezone"]

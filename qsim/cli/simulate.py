@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.cli._common import (
-    engine_from,
     engine_options,
-    load_shaped,
+    fleet_from,
     need_matplotlib,
     note,
     router_option,
     run_options,
     slo_option,
+    trace_from,
     trace_options,
     write_json,
 )
 from qsim.cli._progress import progress_bar
-from qsim.cli._scenario import resolved_scenario, scenario_options, write_scenario
+from qsim.cli._scenario import resolved_scenario, save_scenario, shared_options
 from qsim.cli._stream import run_streamed, wants_stream
 from qsim.errors import InfeasibleError, ScenarioError
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["simulate"]
 
 
-@scenario_options
+@shared_options
 @click.command()
 @trace_options
 @click.option(
@@ -56,8 +56,6 @@ __all__ = ["simulate"]
               help="Read TRACE and write requests part by part, in bounded memory; by default when "
               "TRACE is large.")  # fmt: skip
 @click.option("--fail-on-slo", is_flag=True, default=None, help="Exit with 3 if an SLO is missed.")
-@click.option("--progress/--no-progress", default=None,
-              help="Show a bar on stderr; by default on a terminal.")  # fmt: skip
 @click.pass_context
 def simulate(ctx: click.Context, /, **given: Any) -> None:
     """Replay TRACE against a fleet of equal replicas of one profile.
@@ -112,8 +110,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
         from qsim.report.html import write_simulation_report
 
         write_simulation_report(given["report_path"], result, summary, outcomes, title)
-    if given["save_scenario"]:
-        write_scenario(ctx, given["save_scenario"])
+    save_scenario(ctx)
     if given["json_path"]:
         write_json(summary, given["json_path"])
     if "-" not in (given["json_path"], given["steps_path"]):
@@ -129,19 +126,12 @@ def _run_whole(
     """Simulate with the trace in memory; also its name and length."""
     from qsim.sim.api import simulate as run
 
-    trace = load_shaped(
-        given["trace"],
-        **{k: given[k] for k in ("format", "sort", "start", "end", "speed", "head", "seed")},
-    )
+    trace = trace_from(given)
     with progress_bar("simulate", given["progress"]) as update:
         result = run(
             trace,
             profile,
-            replicas=given["replicas"],
-            router=given["router"],
-            options=engine_from(given),
-            seed=given["seed"],
-            too_long=given["too_long"],
+            **fleet_from(given),
             progress=None if update is None else lambda share: update(share, ""),
             step_log=steps,
         )

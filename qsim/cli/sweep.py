@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from qsim.cli._common import (
+    SHAPE,
     engine_from,
     engine_options,
     executor_options,
@@ -17,14 +18,15 @@ from qsim.cli._common import (
     slo_option,
     trace_options,
 )
-from qsim.cli._progress import progress_bar
-from qsim.cli._scenario import scenario_options, write_scenario
-from qsim.cli._search import market_from, market_options
+from qsim.cli._progress import progress_bar, resumable
+from qsim.cli._scenario import save_scenario, shared_options
+from qsim.cli._search import market_from, worth_options
 from qsim.errors import ScenarioError
 
 __all__ = ["sweep"]
 
-_SHAPE = ("trace", "format", "sort", "start", "end", "speed", "head")
+#: the scenario that is varied, by option
+_BASE = ("trace", *SHAPE, "profile", "growth", "replicas", "router", "seed", "too_long")
 
 
 class _SweepCommand(click.Command):
@@ -37,7 +39,7 @@ class _SweepCommand(click.Command):
         return super().parse_args(ctx, args)
 
 
-@scenario_options
+@shared_options
 @click.command(cls=_SweepCommand)
 @trace_options
 @click.option("--profile", metavar="ID|FILE", help="A shipped profile's id, or a file.")
@@ -52,22 +54,13 @@ class _SweepCommand(click.Command):
               "method=bf16,fp8-w8a8; repeatable.")  # fmt: skip
 @click.option("--lhs", type=int, metavar="N",
               help="Run N points of a Latin hypercube instead of every combination.")  # fmt: skip
-@market_options
-@click.option("--tasks", metavar="MIX", help="Tasks that quality is told for, such as "
-              "gsm8k:0.3,mmlu:0.7.")  # fmt: skip
-@click.option("--region", metavar="KEY", help="Tell carbon on this grid: a country (DEU), a cloud "
-              "region (gcp:us-central1), world, or a number of gCO2e per kWh.")  # fmt: skip
-@click.option("--pue", type=float, metavar="X",
-              help="Energy of the whole site over that of its IT, for carbon; "
-              "1 unless given.")  # fmt: skip
+@worth_options
 @run_options
 @click.option("--out", metavar="FILE", default="-", show_default=True,
               help="Write a row a run: .csv, .json or .parquet; - for CSV on stdout.")  # fmt: skip
 @click.option("--resume", is_flag=True, default=None,
               help="Take what an interrupted sweep to the same --out finished.")  # fmt: skip
 @executor_options
-@click.option("--progress/--no-progress", default=None,
-              help="Show a bar on stderr; by default on a terminal.")  # fmt: skip
 @click.pass_context
 def sweep(ctx: click.Context, /, **given: Any) -> None:
     """Simulate TRACE at every point of a grid over anything in a scenario; one row a run.
@@ -85,33 +78,19 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
     if out != "-":
         check_path(out)
     journal = None if out == "-" else Path(f"{out}.rows.jsonl")
-    base = {k: given[k] for k in (*_SHAPE, "profile", "growth", "replicas", "router", "seed",
-                                  "too_long")}  # fmt: skip
-    with progress_bar("sweep", given["progress"]) as update:
-        try:
-            found = run(
-                {**base, **engine_from(given).to_dict()},
-                given["over"],
-                lhs=given["lhs"],
-                slos=given["slos"],
-                **market_from(given),
-                tasks=given["tasks"],
-                region=given["region"],
-                pue=given["pue"],
-                seed=given["seed"],
-                journal=journal,
-                resume=bool(given["resume"]),
-                **jobs_from(given),
-                progress=update,
-            )
-        except KeyboardInterrupt:
-            if journal is not None:
-                click.echo("", err=True)
-                note(f"finished runs are kept in {journal}; go on with the same command and "
-                     "--resume")  # fmt: skip
-            raise
-    if given["save_scenario"]:
-        write_scenario(ctx, given["save_scenario"])
+    kept = None if journal is None else f"finished runs are kept in {journal}"
+    with progress_bar("sweep", given["progress"]) as update, resumable(kept):
+        found = run(
+            {**{k: given[k] for k in _BASE}, **engine_from(given).to_dict()},
+            given["over"],
+            **{k: given[k] for k in ("lhs", "slos", "tasks", "region", "pue", "seed")},
+            **market_from(given),
+            journal=journal,
+            resume=bool(given["resume"]),
+            **jobs_from(given),
+            progress=update,
+        )
+    save_scenario(ctx)
     failed = [r for r in found.rows if r.error]
     if failed:
         note(f"{len(failed)} of {len(found.rows)} runs failed, such as run {failed[0].number}: "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qsim.cli._common import load_shaped, note, to_json, trace_options
+from qsim.cli._common import load_shaped, note, option_group, to_json, trace_options
 
 if TYPE_CHECKING:
     from qsim.traces.synth import Span, Workload
@@ -104,44 +104,39 @@ def presets(as_json: bool) -> None:
         click.echo(f"    {key:9} {meaning}")
 
 
-def _synth_options(f: Callable[..., Any]) -> Callable[..., Any]:
-    for decorator in reversed(
-        [
-            click.option("--rate", type=float, metavar="RPS", help="Mean requests a second."),
-            click.option("--duration", type=float, metavar="S", help="Seconds of traffic."),
-            click.option("--requests", type=int, metavar="N", help="Exactly so many requests."),
-            click.option("--start", type=float, metavar="S",
-                         help="Where in the rate profile to begin."),
-            click.option("--scale", type=float, metavar="X", help="Multiply the rate."),
-            click.option("--arrivals", metavar="KIND", help="Instead of a preset: poisson, gamma, "
-                         "weibull, diurnal or bursty."),
-            click.option("--cv", type=float, metavar="X",
-                         help="CV of the gaps (gamma, weibull; diurnal: gamma gaps)."),
-            click.option("--peak-to-trough", type=float, default=3.0, show_default=True,
-                         metavar="X", help="Diurnal: highest over lowest rate."),
-            click.option("--peak-hour", type=float, default=15.0, show_default=True, metavar="H",
-                         help="Diurnal: hour of the highest rate."),
-            click.option("--rate-profile", type=click.Path(path_type=Path), metavar="FILE",
-                         help="Diurnal: CSV with t_s,rate_rps in equal steps, instead of a sine."),
-            click.option("--fano", type=float, default=10.0, show_default=True, metavar="X",
-                         help="Bursty: variance over mean of the arrivals in a window."),
-            click.option("--fano-window", type=float, default=60.0, show_default=True,
-                         metavar="S", help="Bursty: that window."),
-            click.option("--busy-fraction", type=float, default=0.25, show_default=True,
-                         metavar="X", help="Bursty: share of the time in busy spells."),
-            click.option("--busy-seconds", type=float, default=30.0, show_default=True,
-                         metavar="S", help="Bursty: mean length of a busy spell."),
-            click.option("--prompt-tokens", metavar="DIST", help="N, lognormal:MEDIAN,SIGMA[,MAX], "
-                         "exponential:MEAN or quantiles:0=10,0.5=200,1=4000."),
-            click.option("--output-tokens", metavar="DIST", help="The same for outputs."),
-            click.option("--correlation", type=float, metavar="X",
-                         help="Rank correlation (Gaussian copula) of the two lengths."),
-            click.option("--lengths", metavar="PRESET", default="azure-conv-2023",
-                         show_default=True, help="Lengths where the options above give none."),
-        ]
-    ):  # fmt: skip
-        f = decorator(f)
-    return f
+_synth_options = option_group(
+    click.option("--rate", type=float, metavar="RPS", help="Mean requests a second."),
+    click.option("--duration", type=float, metavar="S", help="Seconds of traffic."),
+    click.option("--requests", type=int, metavar="N", help="Exactly so many requests."),
+    click.option("--start", type=float, metavar="S",
+                 help="Where in the rate profile to begin."),
+    click.option("--scale", type=float, metavar="X", help="Multiply the rate."),
+    click.option("--arrivals", metavar="KIND", help="Instead of a preset: poisson, gamma, "
+                 "weibull, diurnal or bursty."),
+    click.option("--cv", type=float, metavar="X",
+                 help="CV of the gaps (gamma, weibull; diurnal: gamma gaps)."),
+    click.option("--peak-to-trough", type=float, default=3.0, show_default=True,
+                 metavar="X", help="Diurnal: highest over lowest rate."),
+    click.option("--peak-hour", type=float, default=15.0, show_default=True, metavar="H",
+                 help="Diurnal: hour of the highest rate."),
+    click.option("--rate-profile", type=click.Path(path_type=Path), metavar="FILE",
+                 help="Diurnal: CSV with t_s,rate_rps in equal steps, instead of a sine."),
+    click.option("--fano", type=float, default=10.0, show_default=True, metavar="X",
+                 help="Bursty: variance over mean of the arrivals in a window."),
+    click.option("--fano-window", type=float, default=60.0, show_default=True,
+                 metavar="S", help="Bursty: that window."),
+    click.option("--busy-fraction", type=float, default=0.25, show_default=True,
+                 metavar="X", help="Bursty: share of the time in busy spells."),
+    click.option("--busy-seconds", type=float, default=30.0, show_default=True,
+                 metavar="S", help="Bursty: mean length of a busy spell."),
+    click.option("--prompt-tokens", metavar="DIST", help="N, lognormal:MEDIAN,SIGMA[,MAX], "
+                 "exponential:MEAN or quantiles:0=10,0.5=200,1=4000."),
+    click.option("--output-tokens", metavar="DIST", help="The same for outputs."),
+    click.option("--correlation", type=float, metavar="X",
+                 help="Rank correlation (Gaussian copula) of the two lengths."),
+    click.option("--lengths", metavar="PRESET", default="azure-conv-2023",
+                 show_default=True, help="Lengths where the options above give none."),
+)  # fmt: skip
 
 
 @group.command()

@@ -7,46 +7,40 @@ from typing import Any
 import click
 
 from qsim.cli._common import (
+    SHAPE,
     engine_from,
     engine_options,
     executor_options,
     jobs_from,
-    load_shaped,
     need_matplotlib,
-    note,
+    one_to_stdout,
     router_option,
     run_options,
     slo_option,
+    trace_from,
     trace_options,
-    write_json,
 )
-from qsim.cli._progress import progress_bar
-from qsim.cli._scenario import resolved_scenario, scenario_options, write_scenario
-from qsim.cli._search import market_from, market_options, study_options
-from qsim.errors import InfeasibleError, ScenarioError
+from qsim.cli._progress import progress_bar, resumable
+from qsim.cli._scenario import shared_options, write_outputs
+from qsim.cli._search import candidate_options, market_from, study_options, worth_options
+from qsim.errors import InfeasibleError
 
 __all__ = ["tune"]
 
+#: options that the search takes under their own names
+_SAME = ("slos", "constraints", "search", "fix", "gpus", "methods", "profiles", "tasks",
+         "min_quality", "region", "pue", "growth", "max_replicas", "router", "seed", "too_long",
+         "sampler", "trials", "batch", "population", "study", "study_name")  # fmt: skip
 
-@scenario_options
+
+@shared_options
 @click.command()
 @trace_options
 @click.option("--peak-hour", is_flag=True, default=None,
               help="Tune for the busiest hour of TRACE, by requests.")  # fmt: skip
 @click.option("--growth", type=float, default=1.0, show_default=True, metavar="F",
               help="Tune for arrivals F times as fast.")  # fmt: skip
-@click.option("--model", metavar="ID", help="Choose among the shipped profiles of this model.")
-@click.option("--gpu", "gpus", multiple=True, metavar="ID", help="Only on this GPU; repeatable.")
-@click.option(
-    "--method", "methods", multiple=True, metavar="ID", help="Only by this method; repeatable."
-)
-@click.option(
-    "--profile",
-    "profiles",
-    multiple=True,
-    metavar="ID|FILE",
-    help="One more profile to choose, such as one of your own; repeatable.",
-)
+@candidate_options("One more profile to choose, such as one of your own; repeatable.")
 @click.option(
     "--objective",
     "objectives",
@@ -74,14 +68,7 @@ __all__ = ["tune"]
 @click.option("--pick", metavar="HOW",
               help="Take a point of the front: knee, 'min FIGURE', or a condition such as "
               "'quality>=98 and p99_ttft_ms<=500'. By default the knee.")  # fmt: skip
-@market_options
-@click.option("--tasks", metavar="MIX", help="Tasks that quality is told for, such as "
-              "gsm8k:0.3,mmlu:0.7.")  # fmt: skip
-@click.option("--region", metavar="KEY", help="Tell carbon on this grid: a country (DEU), a cloud "
-              "region (gcp:us-central1), world, or a number of gCO2e per kWh.")  # fmt: skip
-@click.option("--pue", type=float, metavar="X",
-              help="Energy of the whole site over that of its IT, for carbon; "
-              "1 unless given.")  # fmt: skip
+@worth_options
 @click.option("--max-replicas", type=int, default=128, show_default=True, metavar="N",
               help="The largest fleet to try.")  # fmt: skip
 @router_option
@@ -96,8 +83,6 @@ __all__ = ["tune"]
 @click.option("--trials-csv", "trials_path", metavar="FILE", help="Write all trials.")
 @click.option("--json", "json_path", metavar="FILE", help="Write everything; - for stdout.")
 @click.option("--picture", "picture_path", metavar="FILE.png", help="Draw trials and front.")
-@click.option("--progress/--no-progress", default=None,
-              help="Show a bar on stderr; by default on a terminal.")  # fmt: skip
 @click.pass_context
 def tune(ctx: click.Context, /, **given: Any) -> None:
     """Find the fleets and engine settings that nothing beats in every objective: the Pareto front.
@@ -106,7 +91,7 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
     what --search adds. Every figure is simulated. TRACE is a file or a preset, as for qsim
     simulate.
     """
-    need_matplotlib("--picture", given["picture_path"], (".png", ".svg", ".pdf"))
+    need_matplotlib("--picture", given["picture_path"])
     from qsim.files import write_text
     from qsim.optimize.export import parse_export
     from qsim.optimize.expressions import parse_pick
@@ -117,43 +102,22 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
 
     pick = parse_pick(given["pick"] or "knee")
     exports = [parse_export(e) for e in given["exports"]]
-    to_stdout = [str(e) for e in exports if e.path is None]
-    to_stdout += [f"--{k} -" for k in ("csv", "json") if given[f"{k}_path"] == "-"]
-    if len(to_stdout) > 1:
-        raise ScenarioError(
-            f"{' and '.join(to_stdout)} would both go to stdout; give a path to all but one"
+    to_stdout = one_to_stdout(given, exports, ("csv", "json"))
+    trace = trace_from(given)
+    kept = f"the study is kept in {given['study']}" if given["study"] else None
+    with progress_bar("tune", given["progress"]) as update, resumable(kept):
+        found = search(
+            trace,
+            given["model"],
+            objectives=given["objectives"] or DEFAULT_OBJECTIVES,
+            **{k: given[k] for k in _SAME},
+            **market_from(given),
+            options=engine_from(given),
+            peak_hour=bool(given["peak_hour"]),
+            resume=bool(given["resume"]),
+            **jobs_from(given),
+            progress=update,
         )
-    shape = {k: given[k] for k in ("format", "sort", "start", "end", "speed", "head", "seed")}
-    trace = load_shaped(given["trace"], **shape)
-    with progress_bar("tune", given["progress"]) as update:
-        try:
-            found = search(
-                trace,
-                given["model"],
-                objectives=given["objectives"] or DEFAULT_OBJECTIVES,
-                slos=given["slos"],
-                **market_from(given),
-                options=engine_from(given),
-                sampler=given["sampler"],
-                **{
-                    k: given[k]
-                    for k in (
-                        "constraints", "search", "fix", "gpus", "methods", "profiles", "tasks",
-                        "min_quality", "region", "pue", "growth", "max_replicas", "router", "seed",
-                        "too_long", "trials", "batch", "population", "study", "study_name",
-                    )
-                },
-                peak_hour=bool(given["peak_hour"]),
-                resume=bool(given["resume"]),
-                **jobs_from(given),
-                progress=update,
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            if given["study"]:
-                click.echo("", err=True)
-                note(f"the study is kept in {given['study']}; go on with the same command and "
-                     "--resume")  # fmt: skip
-            raise
     picked, why_none = None, ""
     try:
         picked = found.pick(pick)
@@ -169,18 +133,13 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
             click.echo(found.to_csv(everything), nl=False)
         elif path:
             write_text(path, found.to_csv(everything))
-    if given["save_scenario"]:
-        write_scenario(ctx, given["save_scenario"])
-    if given["json_path"]:
-        chosen = None if picked is None else {"how": str(pick), "trial": picked.number}
-        data = {**found.to_dict(), "picked": chosen, "scenario": resolved_scenario(ctx)}
-        write_json(data, given["json_path"])
+    chosen = None if picked is None else {"how": str(pick), "trial": picked.number}
+    write_outputs(ctx, lambda: {**found.to_dict(), "picked": chosen})
     for export in exports:
         if picked is None:
             break
-        text = export_trial(
-            found, picked, export, {"trace": given["trace"], **shape}, slos=given["slos"]
-        )
+        read_as = {k: given[k] for k in ("trace", *SHAPE)}
+        text = export_trial(found, picked, export, read_as, slos=given["slos"])
         if text is not None:
             click.echo(text, nl=False)
     if not to_stdout:
