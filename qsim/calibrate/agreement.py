@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +24,16 @@ from qsim.sim.batch import Batch
 from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.scheduler import Request, Scheduler
 
-__all__ = ["Agreement", "compare_steps"]
+__all__ = ["AGREEMENT_HEAD", "Agreement", "StepCounts", "compare_steps", "count_steps"]
 
 #: the front end's model is at most about this far off, s
 _NEAR_S = 0.006
+
+#: head of the Markdown table whose rows are those of :meth:`StepCounts.row`
+AGREEMENT_HEAD = (
+    "| recording | phase | steps | agree | agree, arrivals as recorded |",
+    "|---|---|---:|---:|---:|",
+)
 
 IntArray = npt.NDArray[np.int64]
 
@@ -64,6 +71,64 @@ class Agreement:
     def share(self) -> float:
         """Agreeing steps over all steps."""
         return self.agreeing / self.steps if self.steps else float("nan")
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Steps that agree, with arrivals as the front end's model says and as recorded.
+
+    Attributes
+    ----------
+    recording, phase : str
+        What was counted; "all" for a sum over phases or recordings.
+    steps : int
+        Recorded steps.
+    agreeing : int
+        Those that agree if requests arrive when the model of the front end says.
+    agreeing_recorded : int
+        Those that agree if requests arrive when the recording shows them.
+    """
+
+    recording: str
+    phase: str
+    steps: int
+    agreeing: int
+    agreeing_recorded: int
+
+    @classmethod
+    def sum(cls, counts: Sequence[StepCounts], recording: str, phase: str) -> StepCounts:
+        """Add counts up under another name."""
+        return cls(
+            recording,
+            phase,
+            sum(c.steps for c in counts),
+            sum(c.agreeing for c in counts),
+            sum(c.agreeing_recorded for c in counts),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data."""
+        return asdict(self)
+
+    def row(self) -> str:
+        """A row of the table in Markdown."""
+        own, given = self.agreeing / self.steps, self.agreeing_recorded / self.steps
+        return f"| {self.recording} | {self.phase} | {self.steps} | {own:.1%} | {given:.1%} |"
+
+
+def count_steps(
+    recording: Recording, profile: Profile, labels: Sequence[str] | None = None
+) -> list[StepCounts]:
+    """Count the agreeing steps of each phase; parameters as of :func:`compare_steps`."""
+    pairs = zip(
+        compare_steps(recording, profile, labels),
+        compare_steps(recording, profile, labels, recorded_arrivals=True),
+        strict=True,
+    )
+    return [
+        StepCounts(recording.name, own.phase, own.steps, own.agreeing, given.agreeing)
+        for own, given in pairs
+    ]
 
 
 def compare_steps(

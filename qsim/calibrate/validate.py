@@ -8,12 +8,21 @@ that was not fitted: each hold-out phase is left out of a fit in turn and predic
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.calibrate.comparison import (
+    METRICS,
+    STATISTICS,
+    Comparison,
+    FloatArray,
+    latencies,
+    nearby,
+    percent,
+    statistics,
+)
 from qsim.calibrate.fit import FitResult, fit
 from qsim.calibrate.fit_timeline import late_updates_ms
 from qsim.calibrate.recording import HOLDOUT, Recording
@@ -24,76 +33,23 @@ from qsim.sim.config import EngineOptions
 from qsim.traces.trace import Trace
 
 __all__ = [
-    "METRICS",
-    "STATISTICS",
-    "Comparison",
+    "chosen_phases",
     "compare",
     "engine_settings",
     "fit_error",
     "fit_servers",
     "group_servers",
     "measured_metrics",
+    "measured_values",
     "phase_trace",
     "validate",
 ]
 
-FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[str], None]
 
-METRICS = ("ttft_ms", "tpot_ms", "e2el_ms")
-STATISTICS = ("mean", "median", "p90", "p99")
 #: send times are shaken by this much to see how far a percentile moves, ms
 _JITTER_MS = 1.0
 _JITTERED_REPLAYS = 5
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One phase of one recording, measured and simulated.
-
-    ``measured`` and ``simulated`` hold ``mean_ttft_ms`` and so on, and ``energy_j``.
-    ``p99_ttft_band_ms`` spans the replays with shaken send times. ``held_updates`` counts the
-    updates that came more than 20 ms later than the GPU and the next launch explain (the longest
-    by ``longest_hold_ms``): the real host thread was held, which the simulator does not model.
-    """
-
-    recording: str
-    profile: str
-    phase: str
-    what: str
-    requests: int
-    held_out: bool
-    measured: Mapping[str, float]
-    simulated: Mapping[str, float]
-    p99_ttft_band_ms: tuple[float, float]
-    held_updates: int = 0
-    longest_hold_ms: float = 0.0
-
-    def error_percent(self, name: str) -> float:
-        """Simulated against measured."""
-        measured = self.measured[name]
-        return (self.simulated[name] / measured - 1.0) * 100 if measured else float("nan")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data."""
-        return {
-            "recording": self.recording,
-            "profile": self.profile,
-            "phase": self.phase,
-            "what": self.what,
-            "requests": self.requests,
-            "held_out": self.held_out,
-            "measured": {k: round(v, 4) for k, v in self.measured.items()},
-            "simulated": {k: round(v, 4) for k, v in self.simulated.items()},
-            "error_percent": {k: _number(self.error_percent(k)) for k in self.measured},
-            "p99_ttft_band_ms": [round(v, 3) for v in self.p99_ttft_band_ms],
-            "held_updates": self.held_updates,
-            "longest_hold_ms": round(self.longest_hold_ms, 1),
-        }
-
-
-def _number(value: float) -> float | None:
-    return round(value, 2) if np.isfinite(value) else None
 
 
 def phase_trace(recording: Recording, label: str, jitter_ms: FloatArray | None = None) -> Trace:
@@ -138,29 +94,21 @@ def engine_settings(recording: Recording) -> EngineOptions:
     )
 
 
-def _statistics(ttft: FloatArray, e2el: FloatArray, output: npt.NDArray[Any]) -> dict[str, float]:
-    many = output > 1
-    tpot = (e2el - ttft)[many] / (output[many] - 1)
-    result: dict[str, float] = {}
-    for metric, values in zip(METRICS, (ttft, tpot, e2el), strict=True):
-        if not len(values):
-            continue
-        result[f"mean_{metric}"] = float(values.mean())
-        for name, q in (("median", 50), ("p90", 90), ("p99", 99)):
-            result[f"{name}_{metric}"] = float(np.percentile(values, q))
-    return result
+def measured_values(recording: Recording, label: str) -> dict[str, FloatArray]:
+    """What the client measured for each request of a phase, ms, by metric."""
+    q = recording.requests
+    m = q.phase == recording.phase_index(label)
+    ttft = (q.first_token_s[m] - q.sent_s[m]) * 1e3
+    e2el = (q.last_token_s[m] - q.sent_s[m]) * 1e3
+    return latencies(ttft, e2el, q.output_tokens[m])
 
 
 def measured_metrics(recording: Recording, label: str) -> dict[str, float]:
     """What the client measured in a phase, under vLLM bench's definitions; and its energy."""
-    q = recording.requests
-    i = recording.phase_index(label)
-    m = q.phase == i
-    ttft = (q.first_token_s[m] - q.sent_s[m]) * 1e3
-    e2el = (q.last_token_s[m] - q.sent_s[m]) * 1e3
-    result = _statistics(ttft, e2el, q.output_tokens[m])
-    if np.isfinite(recording.phases[i].energy_j):
-        result["energy_j"] = recording.phases[i].energy_j
+    result = statistics(measured_values(recording, label))
+    energy_j = recording.phases[recording.phase_index(label)].energy_j
+    if np.isfinite(energy_j):
+        result["energy_j"] = energy_j
     return result
 
 
@@ -177,7 +125,7 @@ def compare(
     options = engine_settings(recording)
     trace = phase_trace(recording, label)
     result = simulate(trace, profile, options=options)
-    simulated = _statistics(result.ttft_ms, result.e2el_ms, trace.output_tokens)
+    simulated = statistics(latencies(result.ttft_ms, result.e2el_ms, trace.output_tokens))
     measured = measured_metrics(recording, label)
     if "energy_j" in measured:
         simulated["energy_j"] = float(sum(r["energy_j"] for r in result.replica_stats))
@@ -197,6 +145,7 @@ def compare(
         measured=measured,
         simulated=simulated,
         p99_ttft_band_ms=(min(p99), max(p99)),
+        nearby=nearby(measured_values(recording, label), measured, simulated),
     )
 
 
@@ -269,12 +218,32 @@ def _check_labels(recordings: Sequence[Recording], labels: Sequence[str]) -> Non
             )
 
 
+def chosen_phases(recordings: Sequence[Recording], labels: Sequence[str] = ()) -> list[str]:
+    """The phases to replay: those asked for, or by default those of use "holdout".
+
+    Raises
+    ------
+    CalibrationError
+        If no recording has such a phase, or none is of that use.
+    """
+    chosen = list(labels) or sorted(
+        {p.label for r in recordings for p in r.phases if p.use == HOLDOUT}
+    )
+    if not chosen:
+        raise CalibrationError(
+            "the recordings have no phases of use 'holdout': give --phase with a label"
+        )
+    _check_labels(recordings, chosen)
+    return chosen
+
+
 def validate(
     recordings: Sequence[Recording],
     *,
     host_from: HostTimes | None = None,
     labels: Sequence[str] = (),
     in_sample: bool = True,
+    fits: Sequence[FitResult] | None = None,
     progress: Progress | None = None,
 ) -> list[Comparison]:
     """Replay phases with profiles that were fitted without them, and with ones fitted on all.
@@ -285,6 +254,8 @@ def validate(
         Phases to replay; by default those of use "holdout".
     in_sample : bool
         Also replay them with profiles fitted on all phases.
+    fits : sequence of FitResult, optional
+        Fits of these recordings on all phases, if there are such already.
 
     Raises
     ------
@@ -292,25 +263,22 @@ def validate(
         If a server cannot be fitted, or there is no phase to replay.
     """
     say = progress or (lambda text: None)
-    chosen = list(labels) or sorted(
-        {p.label for r in recordings for p in r.phases if p.use == HOLDOUT}
-    )
-    if not chosen:
-        raise CalibrationError(
-            "the recordings have no phases of use 'holdout': give --phase with a label"
-        )
+    chosen = chosen_phases(recordings, labels)
     result: list[Comparison] = []
     rounds: list[tuple[str, ...]] = [(c,) for c in chosen]
     for excluded in [*rounds, ()] if in_sample else rounds:
-        say(f"fitting without {excluded[0]}" if excluded else "fitting on all phases")
-        fits = fit_servers(
-            recordings,
-            host_from=host_from,
-            exclude_phases=excluded,
-            progress=progress,
-            held_out=False,
-        )
-        for fitted in fits:
+        if excluded or fits is None:
+            say(f"fitting without {excluded[0]}" if excluded else "fitting on all phases")
+            results = fit_servers(
+                recordings,
+                host_from=host_from,
+                exclude_phases=excluded,
+                progress=progress,
+                held_out=False,
+            )
+        else:
+            results = list(fits)
+        for fitted in results:
             for recording in fitted.recordings:
                 mine = {p.label for p in recording.phases}
                 for label in excluded or chosen:
@@ -341,7 +309,7 @@ def fit_error(comparisons: Sequence[Comparison], profile_id: str) -> dict[str, A
     phases: dict[str, Any] = {}
     for c in mine:
         phases.setdefault(c.phase, {})[c.recording] = {
-            n: _number(c.error_percent(n)) for n in names if n in c.measured
+            n: percent(c.error_percent(n)) for n in names if n in c.measured
         }
 
     def worst(wanted: Sequence[str]) -> float:

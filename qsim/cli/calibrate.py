@@ -205,20 +205,33 @@ def validate_command(
 ) -> None:  # fmt: skip
     """Replay recorded phases through the simulator and compare with what was measured.
 
-    Every phase is predicted by a profile fitted without it, and by one fitted on all.
+    Every phase is predicted by a profile fitted without it, and by one fitted on all. How many
+    cells are off, the aims, errors by method and model, and how many of the scheduler's steps agree
+    with the recorded ones, come before the tables of single phases.
     """
-    from qsim.calibrate.fit_report import fidelity_page
+    from qsim.calibrate.agreement import StepCounts, count_steps
+    from qsim.calibrate.fidelity import fidelity_dict
+    from qsim.calibrate.fidelity_page import fidelity_page
     from qsim.calibrate.recording import read_recording
-    from qsim.calibrate.validate import validate
+    from qsim.calibrate.validate import chosen_phases, fit_servers, validate
     from qsim.cli._common import write_json
     from qsim.files import write_text
 
     text = "" if remarks is None else remarks.read_text(encoding="utf-8")
     read = [read_recording(r) for r in recordings]
-    comparisons = validate(read, host_from=_host_from(host_from), labels=phases, progress=_say)
+    chosen_phases(read, phases)  # an unknown one is found before the fits
+    host = _host_from(host_from)
+    _say("fitting on all phases")
+    fits = fit_servers(read, host_from=host, held_out=False, progress=_say)
+    comparisons = validate(read, host_from=host, labels=phases, fits=fits, progress=_say)
+    profiles = {id(r): f.profile for f in fits for r in f.recordings}
+    agreement = []
+    for r in read:
+        _say(f"comparing the scheduler's steps with those of {r.name}")
+        agreement.append(StepCounts.sum(count_steps(r, profiles[id(r)]), r.name, "all"))
     if json_path is not None:
-        write_json([c.to_dict() for c in comparisons], json_path)
-    page = fidelity_page(comparisons, text)
+        write_json(fidelity_dict(comparisons, agreement), json_path)
+    page = fidelity_page(comparisons, text, [a for a in agreement if a.steps])
     if out is not None:
         write_text(out, page)
         click.echo(f"{out}", err=True)

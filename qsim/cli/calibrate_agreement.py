@@ -24,36 +24,22 @@ def agreement(
     front end's model says, the second one when the recording shows them, which leaves the
     scheduler alone to answer for the difference.
     """
-    from qsim.calibrate.agreement import compare_steps
+    from qsim.calibrate.agreement import AGREEMENT_HEAD, StepCounts, count_steps
     from qsim.calibrate.recording import read_recording
     from qsim.profiles import load_profile
 
-    click.echo("| recording | phase | steps | agree | agree, arrivals as recorded |")
-    click.echo("|---|---|---:|---:|---:|")
-    overall = [0, 0, 0]
+    click.echo("\n".join(AGREEMENT_HEAD))
+    overall: list[StepCounts] = []
     for path in recordings:
         recording = read_recording(path)
         s = recording.server
         tp = f"/tp{s.tensor_parallel}" if s.tensor_parallel > 1 else ""
         profile = load_profile(profile_id or f"{s.gpu}/{s.model}/{s.method}{tp}")
-        pairs = zip(
-            compare_steps(recording, profile, phases or None),
-            compare_steps(recording, profile, phases or None, recorded_arrivals=True),
-            strict=True,
-        )
-        own = [0, 0, 0]
-        for model, recorded in pairs:
-            counts = [model.steps, model.agreeing, recorded.agreeing]
-            own = [a + b for a, b in zip(own, counts, strict=True)]
-            if not total:
-                click.echo(_row(recording.name, model.phase, counts))
-        if total and own[0]:
-            click.echo(_row(recording.name, "all", own))
-        overall = [a + b for a, b in zip(overall, own, strict=True)]
-    if overall[0]:
-        click.echo(_row("all", "", overall))
-
-
-def _row(name: str, phase: str, counts: list[int]) -> str:
-    steps, agreeing, given = counts
-    return f"| {name} | {phase} | {steps} | {agreeing / steps:.1%} | {given / steps:.1%} |"
+        counts = count_steps(recording, profile, phases or None)
+        if not counts:
+            continue
+        for c in [StepCounts.sum(counts, recording.name, "all")] if total else counts:
+            click.echo(c.row())
+        overall += counts
+    if overall:
+        click.echo(StepCounts.sum(overall, "all", "").row())

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from qsim.calibrate.comparison import Comparison
+from qsim.calibrate.fidelity_page import fidelity_page
 from qsim.calibrate.fit import FitResult
-from qsim.calibrate.fit_report import fidelity_page, mode_table
+from qsim.calibrate.fit_report import mode_table
 from qsim.calibrate.recording import Recording, read_recording
 from qsim.calibrate.validate import (
-    Comparison,
     compare,
     fit_error,
     group_servers,
@@ -128,6 +129,14 @@ def test_the_table_of_modes(fitted: FitResult) -> None:
     assert [line.split()[0] for line in text.splitlines()[1:]] == ["decode", "piecewise", "eager"]
 
 
+def test_fits_that_exist_are_used(recorded: Recording, fitted: FitResult) -> None:
+    host = replace(fitted.profile.host, launch_decode_ms=(50.0, 0.0))
+    slow = replace(fitted, profile=replace(fitted.profile, host=host))
+    out, within = validate([recorded], labels=["dec8"], fits=[slow])
+    assert abs(out.error_percent("mean_tpot_ms")) < 1.0
+    assert within.error_percent("mean_tpot_ms") > 100
+
+
 def test_nothing_to_replay(recorded: Recording) -> None:
     phases = tuple(replace(p, use="fit") for p in recorded.phases)
     with pytest.raises(CalibrationError, match="no phases of use 'holdout': give --phase"):
@@ -173,8 +182,15 @@ def test_command_validate(recording_folder: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
-    assert [(d["phase"], d["held_out"]) for d in data] == [("dec8", True), ("dec8", False)]
+    comparisons = [(d["phase"], d["held_out"]) for d in data["comparisons"]]
+    assert comparisons == [("dec8", True), ("dec8", False)]
+    assert data["cells"]["together"]["cells"] == 2 * 13
+    # the recording is the simulator's own: its steps are those of the scheduler
+    (agreement,) = data["agreement"]
+    assert agreement["steps"] > 500
+    assert agreement["agreeing_recorded"] > 0.95 * agreement["steps"]
     assert "### dec8" in page.read_text()
+    assert f"| toy--bf16 | all | {agreement['steps']} |" in page.read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,181 @@
+"""One recorded load, measured and simulated: statistics of its requests, and their errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "METRICS",
+    "NEARBY_POINTS",
+    "STATISTICS",
+    "Comparison",
+    "Nearby",
+    "latencies",
+    "nearby",
+    "percent",
+    "statistics",
+]
+
+FloatArray = npt.NDArray[np.float64]
+
+METRICS = ("ttft_ms", "tpot_ms", "e2el_ms")
+STATISTICS = ("mean", "median", "p90", "p99")
+_PERCENTILES = {"median": 50, "p90": 90, "p99": 99}
+#: how far from a percentile its neighbours are looked up, percentage points
+NEARBY_POINTS = {"median": 5, "p90": 5, "p99": 1}
+
+
+@dataclass(frozen=True)
+class Nearby:
+    """How dense the measured requests lie around a percentile.
+
+    Attributes
+    ----------
+    from_percentile, to_percentile : int
+        The percentile less and plus ``NEARBY_POINTS``.
+    low_ms, high_ms : float
+        Measured values at these.
+    between : int
+        Measured requests whose value lies strictly between the measured percentile and the
+        simulated one.
+    """
+
+    from_percentile: int
+    to_percentile: int
+    low_ms: float
+    high_ms: float
+    between: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One phase of one recording, measured and simulated.
+
+    ``measured`` and ``simulated`` hold ``mean_ttft_ms`` and so on, and ``energy_j``.
+    ``p99_ttft_band_ms`` spans the replays with shaken send times. ``held_updates`` counts the
+    updates that came more than 20 ms later than the GPU and the next launch explain (the longest
+    by ``longest_hold_ms``): the real host thread was held, which the simulator does not model.
+    ``nearby`` has, for the percentiles, what was measured around them.
+    """
+
+    recording: str
+    profile: str
+    phase: str
+    what: str
+    requests: int
+    held_out: bool
+    measured: Mapping[str, float]
+    simulated: Mapping[str, float]
+    p99_ttft_band_ms: tuple[float, float]
+    held_updates: int = 0
+    longest_hold_ms: float = 0.0
+    nearby: Mapping[str, Nearby] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """Part of the profile's id."""
+        return self.profile.split("/")[1]
+
+    @property
+    def method(self) -> str:
+        """Part of the profile's id."""
+        return self.profile.split("/")[2]
+
+    def error_percent(self, name: str) -> float:
+        """Simulated against measured."""
+        measured = self.measured[name]
+        return (self.simulated[name] / measured - 1.0) * 100 if measured else float("nan")
+
+    def inside(self, name: str) -> bool:
+        """Whether the simulated value lies among the measured neighbours of that percentile."""
+        n = self.nearby.get(name)
+        return n is not None and n.low_ms <= self.simulated[name] <= n.high_ms
+
+    def nearby_dict(self, name: str) -> dict[str, Any]:
+        """JSON-ready data on the neighbours of one percentile."""
+        n = self.nearby[name]
+        return {
+            "from_percentile": n.from_percentile,
+            "to_percentile": n.to_percentile,
+            "low_ms": round(n.low_ms, 4),
+            "high_ms": round(n.high_ms, 4),
+            "inside": self.inside(name),
+            "requests_between": n.between,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data."""
+        return {
+            "recording": self.recording,
+            "profile": self.profile,
+            "phase": self.phase,
+            "what": self.what,
+            "requests": self.requests,
+            "held_out": self.held_out,
+            "measured": {k: round(v, 4) for k, v in self.measured.items()},
+            "simulated": {k: round(v, 4) for k, v in self.simulated.items()},
+            "error_percent": {k: percent(self.error_percent(k)) for k in self.measured},
+            "nearby": {k: self.nearby_dict(k) for k in self.nearby},
+            "p99_ttft_band_ms": [round(v, 3) for v in self.p99_ttft_band_ms],
+            "held_updates": self.held_updates,
+            "longest_hold_ms": round(self.longest_hold_ms, 1),
+        }
+
+
+def percent(value: float) -> float | None:
+    """A percentage for JSON, which has no NaN."""
+    return round(value, 2) if np.isfinite(value) else None
+
+
+def latencies(
+    ttft_ms: FloatArray, e2el_ms: FloatArray, output_tokens: npt.NDArray[Any]
+) -> dict[str, FloatArray]:
+    """Values of single requests by metric, under vLLM bench's definitions.
+
+    TPOT is that of requests with more than one output token. A metric without values is left out.
+    """
+    many = output_tokens > 1
+    tpot_ms = (e2el_ms - ttft_ms)[many] / (output_tokens[many] - 1)
+    values = zip(METRICS, (ttft_ms, tpot_ms, e2el_ms), strict=True)
+    return {metric: v for metric, v in values if len(v)}
+
+
+def statistics(values: Mapping[str, FloatArray]) -> dict[str, float]:
+    """Means and percentiles of single requests' values: ``mean_ttft_ms`` and so on."""
+    result: dict[str, float] = {}
+    for metric, v in values.items():
+        result[f"mean_{metric}"] = float(v.mean())
+        for name, q in _PERCENTILES.items():
+            result[f"{name}_{metric}"] = float(np.percentile(v, q))
+    return result
+
+
+def nearby(
+    values: Mapping[str, FloatArray],
+    measured: Mapping[str, float],
+    simulated: Mapping[str, float],
+) -> dict[str, Nearby]:
+    """What was measured around each percentile.
+
+    Parameters
+    ----------
+    values : mapping
+        Measured values of single requests by metric, as of :func:`latencies`.
+    measured, simulated : mapping
+        As of :func:`statistics`.
+    """
+    result: dict[str, Nearby] = {}
+    for metric, v in values.items():
+        for statistic, q in _PERCENTILES.items():
+            name = f"{statistic}_{metric}"
+            first, last = q - NEARBY_POINTS[statistic], q + NEARBY_POINTS[statistic]
+            low, high = np.percentile(v, [first, last])
+            ends = sorted((measured[name], simulated[name]))
+            between = int(np.count_nonzero((v > ends[0]) & (v < ends[1])))
+            result[name] = Nearby(first, last, float(low), float(high), between)
+    return result
