@@ -197,11 +197,13 @@ def _off(comparisons: Sequence[Comparison]) -> list[str]:
     percentiles = [c for c in cells if c.name in c.comparison.nearby]
     inside = [c for c in percentiles if c.comparison.inside(c.name)]
     few = sum(c.comparison.nearby[c.name].between <= 2 for c in inside)
+    noise = sum(abs(c.error) <= repeats_percent(c.statistic, c.metric) for c in cells)
     held = sum(c.comparison.held_updates > 0 for c in cells)
     text = (
         f"{len(cells):,} of {_many(len(left_out), 'cell')}, {len(percentiles):,} of them medians "
         f"or percentiles. In {len(inside):,} of these the simulated value lies within *nearby*, "
-        f"and in {few:,} of those at most two requests lie *between*. {held:,} of the cells are of "
+        f"and in {few:,} of those at most two requests lie *between*. In {noise:,} of all the "
+        f"error is no more than the same server differs from itself (*repeats*); {held:,} are of "
         "loads in which the server's host thread was held."
     )
     return [
