@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,48 @@ from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.router import ROUTERS
 from qsim.traces.trace import Trace
 
-__all__ = ["Admission", "beyond_measured", "resolve", "scenario_of"]
+__all__ = ["Admission", "Setup", "beyond_measured", "resolve"]
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+
+ADVICE = (
+    "raise --max-model-len, or give --too-long reject to count such requests as failed, as the "
+    "server would"
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A fleet of equal replicas as it is run."""
+
+    profile: Profile
+    config: EngineConfig
+    replicas: int
+    router: str
+    seed: int
+    too_long: str
+    frontend: bool
+
+    @property
+    def gpus(self) -> int:
+        """Of the whole fleet."""
+        return self.replicas * self.profile.identity.tensor_parallel_size
+
+    def scenario(self, name: str, requests: int) -> dict[str, Any]:
+        """What is run on a trace, under the names of the options."""
+        return {
+            "trace": name,
+            "requests": requests,
+            "profile": self.profile.id,
+            "replicas": self.replicas,
+            "router": self.router,
+            "seed": self.seed,
+            "too_long": self.too_long,
+            "frontend": self.frontend,
+            **{name: getattr(self.config, name) for name in self.config.__dataclass_fields__},
+            "qsim_version": __version__,
+        }
 
 
 def resolve(
@@ -27,8 +66,9 @@ def resolve(
     router: str,
     seed: int,
     too_long: str,
-) -> tuple[Profile, EngineConfig]:
-    """The profile and the engine's settings.
+    frontend: bool,
+) -> Setup:
+    """Check the arguments of a simulation.
 
     Raises
     ------
@@ -43,17 +83,25 @@ def resolve(
         profile = load_profile(profile)
     if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 1:
         raise ScenarioError(f"replicas is {replicas!r}; must be a whole number >= 1")
-    if too_long not in ("error", "reject"):
-        raise ScenarioError(f"too_long is {too_long!r}; must be 'error' or 'reject'")
     if router not in ROUTERS:
         raise ScenarioError(f"router is {router!r}; must be one of: {', '.join(ROUTERS)}")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ScenarioError(f"seed is {seed!r}; must be a whole number >= 0")
-    return profile, (options or EngineOptions()).resolve(profile)
+    config = (options or EngineOptions()).resolve(profile)
+    return Setup(profile, config, replicas, router, seed, too_long, frontend)
 
 
 class Admission:
     """Takes the requests that fit ``max_model_len``, whole or part by part, and counts the others.
+
+    Parameters
+    ----------
+    limit : int
+        ``max_model_len``, which a prompt must be shorter than.
+    too_long : {"error", "reject"}
+        What to do with a longer one.
+    advice : str
+        What an error tells to do.
 
     Attributes
     ----------
@@ -63,9 +111,12 @@ class Admission:
         Requests whose prompt leaves no room for a token.
     """
 
-    def __init__(self, config: EngineConfig, too_long: str) -> None:
-        self._limit = config.max_model_len
+    def __init__(self, limit: int, too_long: str, advice: str = ADVICE) -> None:
+        if too_long not in ("error", "reject"):
+            raise ScenarioError(f"too_long is {too_long!r}; must be 'error' or 'reject'")
+        self._limit = limit
         self._reject = too_long == "reject"
+        self._advice = advice
         self._seen = 0
         self._first: tuple[str, int, int] | None = None  # trace, number and prompt of the first
         self.truncated = 0
@@ -104,8 +155,7 @@ class Admission:
         return TraceError(
             f"{name}: prompt_tokens of request {i} is {prompt} "
             f"({self.rejected} of {self._seen} requests are too long); must be < max_model_len "
-            f"{self._limit}: raise --max-model-len, or give --too-long reject to count "
-            "such requests as failed, as the server would"
+            f"{self._limit}: {self._advice}"
         )
 
     def notes(self) -> list[str]:
@@ -123,35 +173,9 @@ class Admission:
         return notes
 
 
-def scenario_of(
-    name: str,
-    requests: int,
-    profile: Profile,
-    config: EngineConfig,
-    replicas: int,
-    router: str,
-    seed: int,
-    too_long: str,
-    frontend: bool,
-) -> dict[str, Any]:
-    """What was run, under the names of the options."""
-    return {
-        "trace": name,
-        "requests": requests,
-        "profile": profile.id,
-        "replicas": replicas,
-        "router": router,
-        "seed": seed,
-        "too_long": too_long,
-        "frontend": frontend,
-        **{name: getattr(config, name) for name in config.__dataclass_fields__},
-        "qsim_version": __version__,
-    }
-
-
-def beyond_measured(profile: Profile, config: EngineConfig, peak_running: int) -> list[str]:
+def beyond_measured(setup: Setup, peak_running: int) -> list[str]:
     """What the run needed that the profile's measurements do not cover."""
-    measured = profile.measured_range
+    measured = setup.profile.measured_range
     notes = []
     rows = measured.get("decode_rows")
     if rows and peak_running > rows[-1]:
@@ -160,9 +184,10 @@ def beyond_measured(profile: Profile, config: EngineConfig, peak_running: int) -
             f"{rows[-1]}: beyond it step times are extrapolated"
         )
     tokens = measured.get("step_tokens")
-    if tokens and config.max_num_batched_tokens > tokens[-1]:
+    budget = setup.config.max_num_batched_tokens
+    if tokens and budget > tokens[-1]:
         notes.append(
-            f"max_num_batched_tokens is {config.max_num_batched_tokens}; the profile was measured "
-            f"up to {tokens[-1]} tokens a step: beyond it step times are extrapolated"
+            f"max_num_batched_tokens is {budget}; the profile was measured up to {tokens[-1]} "
+            "tokens a step: beyond it step times are extrapolated"
         )
     return notes

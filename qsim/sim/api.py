@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from qsim.profile import Profile
-from qsim.sim.admission import Admission, beyond_measured, resolve, scenario_of
+from qsim.sim.admission import Admission, beyond_measured, resolve
 from qsim.sim.config import EngineConfig, EngineOptions
-from qsim.sim.fleet import Finished, Fleet
+from qsim.sim.finished import Finished, joined, request_columns
+from qsim.sim.fleet import Fleet
 from qsim.sim.result import Gaps, SimulationResult
 from qsim.sim.steplog import Step
-from qsim.sim.timing import PS_PER_MS, PS_PER_S
+from qsim.sim.timing import PS_PER_S
 from qsim.traces.trace import Trace
 
 __all__ = ["replica_stats", "simulate"]
@@ -72,8 +73,8 @@ def simulate(
     TraceError
         If a prompt is too long and ``too_long`` is "error".
     """
-    profile, config = resolve(profile, options, replicas, router, seed, too_long)
-    admission = Admission(config, too_long)
+    setup = resolve(profile, options, replicas, router, seed, too_long, frontend)
+    admission = Admission(setup.config.max_model_len, too_long)
     run, output, admissible = admission.admit(trace)
     notes = admission.notes()
     if run is None:
@@ -91,12 +92,7 @@ def simulate(
     parts = _parts(run, output)
     fleet = Fleet(
         *next(parts),
-        profile,
-        config,
-        replicas=replicas,
-        router=router,
-        seed=seed,
-        frontend=frontend,
+        setup,
         jump=jump,
         step_log=step_log,
         progress=None if progress is None else lambda arrived: progress(arrived / n),
@@ -105,15 +101,23 @@ def simulate(
         span_s=(float(run.arrival_s[0]), float(run.arrival_s[-1])),
     )
     fleet.run()
-    notes += beyond_measured(profile, config, max(r.peak_running for r in fleet.replicas))
+    notes += beyond_measured(setup, max(r.peak_running for r in fleet.replicas))
     if progress is not None:
         progress(1.0)
-    scenario = scenario_of(
-        trace.name, len(trace), profile, config, replicas, router, seed, too_long, frontend
-    )
-    truncated = admission.truncated
-    return _collect(
-        fleet, had, gaps, trace, output, admissible, profile, config, truncated, notes, scenario
+    finished = joined(had)
+    had.clear()
+    requests = np.bincount(finished.replica, minlength=replicas)
+    return SimulationResult(
+        **request_columns(trace, output, admissible, finished),
+        completed=admissible,
+        itl=gaps,
+        duration_s=(fleet.end_ps - int(finished.arrival_ps[0])) / PS_PER_S,
+        replica_stats=replica_stats(fleet, requests, setup.config),
+        timeline=fleet.timeline.columns(fleet.end_ps, replicas),
+        gpus=setup.gpus,
+        scenario=setup.scenario(trace.name, len(trace)),
+        truncated=admission.truncated,
+        notes=notes,
     )
 
 
@@ -125,62 +129,6 @@ def _parts(
         end = min(begin + _PART, n)
         part = trace if end - begin == n else trace.take(np.arange(begin, end))
         yield part, output[begin:end].tolist()
-
-
-def _collect(
-    fleet: Fleet,
-    had: list[Finished],
-    gaps: Gaps,
-    trace: Trace,
-    output: np.ndarray[Any, np.dtype[np.int64]],
-    admissible: np.ndarray[Any, np.dtype[np.bool_]],
-    profile: Profile,
-    config: EngineConfig,
-    truncated: int,
-    notes: list[str],
-    scenario: dict[str, Any],
-) -> SimulationResult:
-    n = len(trace)
-    index = np.flatnonzero(admissible)
-    names = Finished.__dataclass_fields__
-    finished = Finished(**{k: np.concatenate([getattr(h, k) for h in had]) for k in names})
-    had.clear()
-    arrival_ps, end_ps = finished.arrival_ps, fleet.end_ps
-
-    def spread(values: Any, fill: float, dtype: Any) -> Any:
-        if len(index) == n:
-            return np.asarray(values, dtype)
-        column = np.full(n, fill, dtype=dtype)
-        column[index] = values
-        return column
-
-    ttft_ms = (finished.first_token_ps - arrival_ps) / PS_PER_MS
-    e2el_ms = (finished.last_token_ps - arrival_ps) / PS_PER_MS
-    tpot_ms = np.full(len(index), np.nan)
-    np.divide(e2el_ms - ttft_ms, output - 1, out=tpot_ms, where=output > 1)
-    requests = np.bincount(finished.replica, minlength=len(fleet.replicas))
-    stats = replica_stats(fleet, requests, config)
-    return SimulationResult(
-        request_id=np.arange(n, dtype=np.int64),
-        arrival_s=trace.arrival_s,
-        prompt_tokens=trace.prompt_tokens,
-        output_tokens=spread(output, 0, np.int64),
-        replica=spread(finished.replica, -1, np.int64),
-        cached_tokens=spread(finished.cached_tokens, 0, np.int64),
-        ttft_ms=spread(ttft_ms, np.nan, np.float64),
-        tpot_ms=spread(tpot_ms, np.nan, np.float64),
-        e2el_ms=spread(e2el_ms, np.nan, np.float64),
-        preemptions=spread(finished.preemptions, 0, np.int64),
-        completed=admissible,
-        itl=gaps,
-        duration_s=(end_ps - int(arrival_ps[0])) / PS_PER_S,
-        replica_stats=stats,
-        timeline=fleet.timeline.columns(end_ps, len(fleet.replicas)),
-        gpus=len(fleet.replicas) * profile.identity.tensor_parallel_size,
-        scenario=scenario,
-        truncated=truncated,
-        notes=notes,
-    )
 
 
 def replica_stats(

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qsim.errors import ScenarioError, TraceError
+from qsim.errors import ScenarioError
+from qsim.sim.admission import Admission
 from qsim.sim.dynamic_fleet import DynamicFleet
+from qsim.sim.finished import request_columns
 from qsim.sim.lifecycle import STATES, ServerPool
 from qsim.sim.policy import Policy
 from qsim.sim.result import Gaps, SimulationResult
 from qsim.sim.slo import Slo
-from qsim.sim.timing import PS_PER_MS, PS_PER_S
+from qsim.sim.timing import PS_PER_S
 from qsim.traces.trace import Trace
 
 __all__ = ["DynamicResult", "PoolOutcome", "simulate_dynamic"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -196,22 +198,13 @@ def simulate_dynamic(
     """
     if not pools:
         raise ScenarioError("no pool is given; a fleet needs at least one")
-    if too_long not in ("error", "reject"):
-        raise ScenarioError(f"too_long is {too_long!r}; must be 'error' or 'reject'")
     if not bin_s > 0:
         raise ScenarioError(f"bin_s is {bin_s!r}; must be > 0")
     longest = min(p.options.resolve(p.profile).max_model_len for p in pools)
-    admissible = trace.prompt_tokens < longest
-    if not admissible.all() and (too_long == "error" or not admissible.any()):
-        i = int(np.argmax(~admissible))
-        raise TraceError(
-            f"{trace.name}: prompt_tokens of request {i} is {int(trace.prompt_tokens[i])} "
-            f"({int((~admissible).sum())} of {len(trace)} requests are too long); must be < "
-            f"max_model_len {longest}: raise it, or reject them (--too-long reject)"
-        )
-    index = np.flatnonzero(admissible)
-    run = trace if admissible.all() else trace.take(index)
-    output = np.minimum(run.output_tokens, longest - run.prompt_tokens)
+    admission = Admission(longest, too_long, "raise it, or reject them (--too-long reject)")
+    run, output, admissible = admission.admit(trace)
+    if run is None:
+        raise admission.too_long_error()
     fleet = DynamicFleet(
         run,
         output.tolist(),
@@ -226,31 +219,17 @@ def simulate_dynamic(
         progress=progress,
     )
     fleet.run()
-    return _collect(fleet, trace, index, output, bin_s, keep_gaps)
+    return _collect(fleet, trace, output, admissible, bin_s, keep_gaps)
 
 
 def _collect(
     fleet: DynamicFleet,
     trace: Trace,
-    index: IntArray,
     output: IntArray,
+    admissible: BoolArray,
     bin_s: float,
     keep_gaps: bool,
 ) -> DynamicResult:
-    n = len(trace)
-    arrival_ps = np.array(fleet.arrival_ps, dtype=np.int64)
-
-    def spread(values: Any, fill: float, dtype: Any) -> Any:
-        column = np.full(n, fill, dtype=dtype)
-        column[index] = values
-        return column
-
-    ttft_ms = (fleet.first_token_ps - arrival_ps) / PS_PER_MS
-    e2el_ms = (fleet.last_token_ps - arrival_ps) / PS_PER_MS
-    tpot_ms = np.full(len(index), np.nan)
-    np.divide(e2el_ms - ttft_ms, output - 1, out=tpot_ms, where=output > 1)
-    completed = np.zeros(n, np.bool_)
-    completed[index] = True
     timeline = fleet.timeline.columns(fleet.end_ps, len(fleet.seats))
     bins = round(fleet.end_ps / PS_PER_S / bin_s + 0.4999)
     energy = np.zeros(max(bins, len(timeline["t_s"])))
@@ -259,17 +238,8 @@ def _collect(
         width[-1] = min(bin_s, fleet.end_ps / PS_PER_S - bin_s * (len(width) - 1))
     energy[: len(width)] = timeline["power_w"] * width
     requests = SimulationResult(
-        request_id=np.arange(n, dtype=np.int64),
-        arrival_s=trace.arrival_s,
-        prompt_tokens=trace.prompt_tokens,
-        output_tokens=spread(output, 0, np.int64),
-        replica=spread(fleet.seat, -1, np.int64),
-        cached_tokens=spread(fleet.cached_tokens, 0, np.int64),
-        ttft_ms=spread(ttft_ms, np.nan, np.float64),
-        tpot_ms=spread(tpot_ms, np.nan, np.float64),
-        e2el_ms=spread(e2el_ms, np.nan, np.float64),
-        preemptions=spread(fleet.preemptions, 0, np.int64),
-        completed=completed,
+        **request_columns(trace, output, admissible, fleet.answered),
+        completed=admissible,
         itl=Gaps(fleet.gaps if keep_gaps else np.empty(0, np.int64)),
         duration_s=fleet.end_ps / PS_PER_S,
         replica_stats=[
@@ -287,11 +257,12 @@ def _collect(
         ],
         timeline=timeline,
         gpus=sum(p.limit * p.profile.identity.tensor_parallel_size for p in fleet.pools),
-        scenario={"trace": trace.name, "requests": n},
+        scenario={"trace": trace.name, "requests": len(trace)},
     )
+    pools = np.array([*(s.pool for s in fleet.seats), -1])  # by seat; the last: of no seat, -1
     return DynamicResult(
         requests,
-        spread(fleet.pool, -1, np.int64),
+        pools[requests.replica],
         tuple(_outcome(fleet, k) for k in range(len(fleet.pools))),
         fleet.end_ps / PS_PER_S,
         bin_s,

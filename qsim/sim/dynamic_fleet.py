@@ -10,18 +10,19 @@ import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import simpy
 
 from qsim.errors import ScenarioError
-from qsim.profile import FrontEnd
 from qsim.sim.energy import PowerMeter
 from qsim.sim.engine import Replica
 from qsim.sim.events import ARRIVAL, REFRESH, At, Timers
+from qsim.sim.finished import Finished
 from qsim.sim.fleet import _integers, _rare_collections
+from qsim.sim.frontend import FREE, client_times, receive_ps
 from qsim.sim.kv_cache import prompt_block_ids
 from qsim.sim.lifecycle import ASLEEP, DRAINING, OFF, ON, STARTING, WAKING, ServerPool
 from qsim.sim.policy import Observation, Policy
@@ -36,7 +37,6 @@ __all__ = ["DynamicFleet"]
 _NEVER = 1 << 100
 #: how long after the trace's end a policy may leave requests waiting
 _PATIENCE_PS = 3600 * PS_PER_S
-_FREE_FRONTEND = FrontEnd(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class _NoGaps:
@@ -73,8 +73,8 @@ class DynamicFleet:
 
     Attributes
     ----------
-    pool : array of int64
-        The pool that answered each request.
+    answered : Finished
+        All requests; ``replica`` is the seat that answered each.
     changes : list of (time_s, pool, on, starting, draining, asleep)
         How many servers there were, after every change.
     decisions : list of (time_s, counts)
@@ -143,22 +143,13 @@ class DynamicFleet:
         self.changes: list[tuple[float, int, int, int, int, int]] = []
         self.decisions: list[tuple[float, tuple[int, ...]]] = []
 
-        self._frontends = [p.profile.frontend if frontend else _FREE_FRONTEND for p in pools]
-        prompt = trace.prompt_tokens.astype(np.float64)
-        self._receive_ps = [
-            _integers(
-                np.rint(
-                    f.receive_ms * PS_PER_MS
-                    + f.receive_ms_per_1k_prompt_tokens * PS_PER_MS / 1000 * prompt
-                )
-            )
-            for f in self._frontends
-        ]
+        self._frontends = [p.profile.frontend if frontend else FREE for p in pools]
+        self._receive_ps = [_integers(receive_ps(f, trace.prompt_tokens)) for f in self._frontends]
         self._serial_ps = [round(f.receive_serial_ms * PS_PER_MS) for f in self._frontends]
         self._ready_ps = [-(1 << 62)] * len(self.seats)
-        self.seat = _column(n)
-        self.cached_tokens = _column(n)
-        self.preemptions = _column(n)
+        self._seat = _column(n)
+        self._cached_tokens = _column(n)
+        self._preemptions = _column(n)
         self._first_ps, self._first_rows = _column(n), _column(n)
         self._last_ps, self._last_rows = _column(n), _column(n)
 
@@ -174,8 +165,8 @@ class DynamicFleet:
         self._schedule_arrival()
         with _rare_collections():
             self.env.run()
-        self._add_frontend()
-        self.end_ps = max(self._end_ps, int(self.last_token_ps.max()))
+        self.answered = self._collected()
+        self.end_ps = max(self._end_ps, int(self.answered.last_token_ps.max()))
         for seat in self.seats:
             self._leave(seat, max(self.end_ps, seat.since_ps))
 
@@ -378,7 +369,7 @@ class DynamicFleet:
         seat = self.seats[target]
         assert seat.life is not None
         prompt = self._prompt[i]
-        self.seat[i] = target
+        self._seat[i] = target
         self.outstanding[target] += 1
         ready = now + self._receive_ps[seat.pool][i]
         serial = self._ready_ps[target] + self._serial_ps[seat.pool]
@@ -416,37 +407,37 @@ class DynamicFleet:
         i = request.index
         self._last_ps[i] = time_ps
         self._last_rows[i] = rows
-        self.cached_tokens[i] = request.cached_tokens
-        self.preemptions[i] = request.preemptions
-        target = self.seat[i]
+        self._cached_tokens[i] = request.cached_tokens
+        self._preemptions[i] = request.preemptions
+        target = self._seat[i]
         self.outstanding[target] -= 1
         seat = self.seats[target]
         if seat.state == DRAINING and not self.outstanding[target]:
             self._stop(seat, time_ps)
 
-    def _add_frontend(self) -> None:
-        """When the client has the first and the last token of each request."""
-        seats = np.frombuffer(self.seat, np.int64)
-        self.pool = np.array([s.pool for s in self.seats], np.int64)[seats]
+    def _collected(self) -> Finished:
+        """All requests, with when the client has the first and the last token."""
 
-        def column(name: str) -> npt.NDArray[Any]:
-            return np.array([getattr(f, name) for f in self._frontends])[self.pool] * PS_PER_MS
+        def column(values: array[int]) -> npt.NDArray[np.int64]:
+            return np.frombuffer(values, np.int64)
 
-        prompt = np.array(self._prompt, np.float64)
-        first = column("first_token_ms") + (
-            column("first_token_ms_per_1k_prompt_tokens") / 1000 * prompt
-        )
-        first += column("first_token_ms_per_running") * np.frombuffer(self._first_rows, np.int64)
-        self.first_token_ps = np.frombuffer(self._first_ps, np.int64) + np.rint(first).astype(
-            np.int64
-        )
-        last = column("last_token_ms") + column("last_token_ms_per_running") * np.frombuffer(
-            self._last_rows, np.int64
-        )
-        last_ps = np.frombuffer(self._last_ps, np.int64) + np.rint(last).astype(np.int64)
-        one = np.array(self._output, np.int64) == 1
-        self.last_token_ps = np.where(
-            one, self.first_token_ps, np.maximum(last_ps, self.first_token_ps)
+        seats = column(self._seat)
+        pools = np.array([s.pool for s in self.seats])[seats]
+        engine = (self._prompt, self._output, self._first_ps, self._first_rows, self._last_ps,
+                  self._last_rows)  # fmt: skip
+        first_token_ps, last_token_ps = np.empty((2, len(seats)), np.int64)
+        for number, frontend in enumerate(self._frontends):
+            own = pools == number
+            first_token_ps[own], last_token_ps[own] = client_times(
+                frontend, *(column(c)[own] for c in engine)
+            )
+        return Finished(
+            column(self.arrival_ps),
+            first_token_ps,
+            last_token_ps,
+            seats,
+            column(self._cached_tokens),
+            column(self._preemptions),
         )
 
 

@@ -7,19 +7,19 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import simpy
 
-from qsim.profile import FrontEnd, Profile
+from qsim.sim.admission import Setup
 from qsim.sim.alarms import Alarms
-from qsim.sim.config import EngineConfig
 from qsim.sim.energy import PowerMeter
 from qsim.sim.engine import Replica
 from qsim.sim.events import ARRIVAL, REFRESH, At, Timers
+from qsim.sim.finished import Finished
+from qsim.sim.frontend import FREE, client_times, receive_ps
 from qsim.sim.kv_cache import prompt_block_ids
 from qsim.sim.router import make_router
 from qsim.sim.scheduler import Request
@@ -28,38 +28,15 @@ from qsim.sim.timeline import Timeline
 from qsim.sim.timing import PS_PER_MS, PS_PER_S, Timing
 from qsim.traces.trace import Trace
 
-__all__ = ["Finished", "Fleet"]
+__all__ = ["Fleet"]
 
 IntArray = npt.NDArray[np.int64]
 
 _NEVER = 1 << 100
-_FREE_FRONTEND = FrontEnd(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-
-
-@dataclass(frozen=True, eq=False)
-class Finished:
-    """Requests that have had their last token, in order of arrival: int64 arrays, one length.
-
-    Attributes
-    ----------
-    arrival_ps, first_token_ps, last_token_ps : array
-        Times at the client, ps.
-    replica : array
-        Where each request went.
-    cached_tokens, preemptions : array
-        As in :class:`qsim.sim.request.Request`.
-    """
-
-    arrival_ps: IntArray
-    first_token_ps: IntArray
-    last_token_ps: IntArray
-    replica: IntArray
-    cached_tokens: IntArray
-    preemptions: IntArray
 
 
 class Fleet:
-    """Runs a trace through ``replicas`` equal engines; one instance, one run.
+    """Runs a trace through equal engines; one instance, one run.
 
     Parameters
     ----------
@@ -67,6 +44,8 @@ class Fleet:
         Its requests must all be admissible (no prompt of ``max_model_len`` or more tokens).
     output_tokens : sequence of int
         Tokens that each request will generate.
+    setup : Setup
+        Profile, engine settings, number of replicas and router.
     release : callable
         Takes the requests of a part when all of them, and of the parts before, have finished.
         Inter-token gaps up to then are in ``gaps``, which it may empty.
@@ -95,23 +74,19 @@ class Fleet:
         self,
         trace: Trace,
         output_tokens: Sequence[int],
-        profile: Profile,
-        config: EngineConfig,
+        setup: Setup,
         *,
-        replicas: int,
-        router: str,
-        seed: int,
         release: Callable[[Finished], None],
-        frontend: bool = True,
         jump: bool = True,
         step_log: list[Step] | None = None,
         progress: Callable[[int], None] | None = None,
         more: Iterator[tuple[Trace, Sequence[int]]] | None = None,
         span_s: tuple[float, float] | None = None,
     ) -> None:
+        profile, config, replicas = setup.profile, setup.config, setup.replicas
         self._block_size = config.block_size
         self._prefix_caching = config.enable_prefix_caching
-        self._frontend = profile.frontend if frontend else _FREE_FRONTEND
+        self._frontend = profile.frontend if setup.frontend else FREE
         self._serial_ps = round(self._frontend.receive_serial_ms * PS_PER_MS)
         self._ready_ps = [-(1 << 62)] * replicas  # when each front end handed on its last request
         self._progress = progress
@@ -159,7 +134,7 @@ class Fleet:
         ]
         self.outstanding_requests = [0] * replicas
         self.outstanding_tokens = [0] * replicas
-        self._router = make_router(router, self, lambda: np.random.default_rng(seed))
+        self._router = make_router(setup.router, self, lambda: np.random.default_rng(setup.seed))
         self._freed: Callable[[int], None] | None = getattr(self._router, "finished", None)
         self._refresh: Callable[[], None] | None = None
         if replicas > 1:
@@ -199,13 +174,10 @@ class Fleet:
             self._free.remove(room)
         begin, size = room
         part = slice(begin, begin + n)
-        token_ps = self._frontend.receive_ms_per_1k_prompt_tokens * PS_PER_MS / 1000
-        prompt = trace.prompt_tokens.astype(np.float64)
-        receive_ps = np.rint(self._frontend.receive_ms * PS_PER_MS + token_ps * prompt)
         self.arrival_ps[part] = _integers(np.rint(trace.arrival_s * PS_PER_S))
         self._prompt[part] = _integers(trace.prompt_tokens)
         self._output[part] = array("q", output_tokens)
-        self._receive_ps[part] = _integers(receive_ps)
+        self._receive_ps[part] = _integers(receive_ps(self._frontend, trace.prompt_tokens))
         self._last_ps[part] = array("q", bytes(8 * n))
         self.emitted_ps[part] = array("q", [-1]) * n
         self._parts.append((range(begin, begin + n), size))
@@ -256,20 +228,19 @@ class Fleet:
         def column(values: array[int]) -> IntArray:
             return np.frombuffer(values, np.int64)[places.start : places.stop].copy()
 
-        f = self._frontend
-        token_ps = f.first_token_ms_per_1k_prompt_tokens * PS_PER_MS / 1000
-        row_ps = f.first_token_ms_per_running * PS_PER_MS
-        first = f.first_token_ms * PS_PER_MS + token_ps * column(self._prompt).astype(np.float64)
-        first += row_ps * column(self._first_rows)
-        first_token_ps = column(self._first_ps) + np.rint(first).astype(np.int64)
-        row_ps = f.last_token_ms_per_running * PS_PER_MS
-        last = f.last_token_ms * PS_PER_MS + row_ps * column(self._last_rows)
-        last_ps = column(self._last_ps) + np.rint(last).astype(np.int64)
-        one = column(self._output) == 1
+        first_token_ps, last_token_ps = client_times(
+            self._frontend,
+            column(self._prompt),
+            column(self._output),
+            column(self._first_ps),
+            column(self._first_rows),
+            column(self._last_ps),
+            column(self._last_rows),
+        )
         return Finished(
             column(self.arrival_ps),
             first_token_ps,
-            np.where(one, first_token_ps, np.maximum(last_ps, first_token_ps)),
+            last_token_ps,
             column(self._replica),
             column(self._cached_tokens),
             column(self._preemptions),

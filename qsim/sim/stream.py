@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qsim.errors import ScenarioError
 from qsim.profile import Profile
-from qsim.sim.admission import Admission, beyond_measured, resolve, scenario_of
+from qsim.sim.admission import Admission, beyond_measured, resolve
 from qsim.sim.api import replica_stats
 from qsim.sim.config import EngineOptions
 from qsim.sim.fleet import Fleet
@@ -120,40 +120,27 @@ def simulate_stream(
     ScenarioError, ProfileError, TraceError
         As :func:`qsim.simulate`; also when parts are not in order of arrival.
     """
-    profile, config = resolve(profile, options, replicas, router, seed, too_long)
-    feed = Feed(parts, Admission(config, too_long))
+    setup = resolve(profile, options, replicas, router, seed, too_long, frontend)
+    feed = Feed(parts, Admission(setup.config.max_model_len, too_long))
     first = next(feed, None)
     if first is None:
         raise feed.nothing()
     sums = Sums(tuple(slos), replicas, feed, rows)
-    fleet = Fleet(
-        *first,
-        profile,
-        config,
-        replicas=replicas,
-        router=router,
-        seed=seed,
-        frontend=frontend,
-        progress=progress,
-        more=feed,
-        release=sums.release,
-    )
+    fleet = Fleet(*first, setup, progress=progress, more=feed, release=sums.release)
     sums.gaps = fleet.gaps
     fleet.run()
     sums.end()
     if progress is not None:
         progress(feed.taken)
     notes = feed.admission.notes()
-    notes += beyond_measured(profile, config, max(r.peak_running for r in fleet.replicas))
+    notes += beyond_measured(setup, max(r.peak_running for r in fleet.replicas))
     return StreamResult(
         counts={**sums.counts, "truncated": feed.admission.truncated},
         duration_s=(fleet.end_ps - sums.begin_ps) / PS_PER_S,
-        replica_stats=replica_stats(fleet, sums.requests, config),
+        replica_stats=replica_stats(fleet, sums.requests, setup.config),
         timeline=fleet.timeline.columns(fleet.end_ps, replicas),
-        gpus=replicas * profile.identity.tensor_parallel_size,
-        scenario=scenario_of(
-            feed.name, feed.taken, profile, config, replicas, router, seed, too_long, frontend
-        ),
+        gpus=setup.gpus,
+        scenario=setup.scenario(feed.name, feed.taken),
         notes=notes,
         _latencies=sums.latencies,
         _slos=tuple(slos),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from qsim.errors import TraceError
 from qsim.sim.admission import Admission
-from qsim.sim.fleet import Finished
+from qsim.sim.finished import Finished, request_columns
 from qsim.sim.gaps import Gaps
 from qsim.sim.histogram import Histogram
 from qsim.sim.slo import Slo
@@ -143,7 +143,7 @@ class Sums:
     def _count(
         self, part: Trace, output: IntArray, admissible: BoolArray, finished: Finished | None
     ) -> None:
-        columns = _columns(part, output, admissible, finished, self._numbered)
+        columns = request_columns(part, output, admissible, finished, self._numbered)
         self._numbered += len(part)
         counts = self.counts
         done = int(admissible.sum())
@@ -163,42 +163,3 @@ class Sums:
             self.latencies[name].add(columns[f"{name}_ms"])
         if self._rows is not None:
             self._rows(columns)
-
-
-def _columns(
-    part: Trace, output: IntArray, admissible: BoolArray, finished: Finished | None, number: int
-) -> dict[str, npt.NDArray[Any]]:
-    """The rows of a part, rejected requests among them."""
-    n = len(part)
-
-    def spread(values: npt.NDArray[Any] | None, fill: float) -> npt.NDArray[Any]:
-        column = np.full(n, fill)
-        if values is not None:
-            if len(values) == n:
-                return values
-            column = np.full(n, fill, values.dtype)
-            column[admissible] = values
-        return column
-
-    nothing = np.empty(0, np.int64)
-    ttft = tpot = e2el = None
-    replica = cached = preemptions = nothing
-    if finished is not None:
-        ttft = (finished.first_token_ps - finished.arrival_ps) / PS_PER_MS
-        e2el = (finished.last_token_ps - finished.arrival_ps) / PS_PER_MS
-        tpot = np.full(len(output), np.nan)
-        np.divide(e2el - ttft, output - 1, out=tpot, where=output > 1)
-        replica, cached = finished.replica, finished.cached_tokens
-        preemptions = finished.preemptions
-    return {
-        "request_id": np.arange(number, number + n, dtype=np.int64),
-        "arrival_s": part.arrival_s,
-        "prompt_tokens": part.prompt_tokens,
-        "output_tokens": spread(output, 0),
-        "replica": spread(replica, -1),
-        "cached_tokens": spread(cached, 0),
-        "ttft_ms": spread(ttft, np.nan),
-        "tpot_ms": spread(tpot, np.nan),
-        "e2el_ms": spread(e2el, np.nan),
-        "preemptions": spread(preemptions, 0),
-    }

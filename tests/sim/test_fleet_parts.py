@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qsim.sim.admission import resolve
 from qsim.sim.config import EngineOptions
-from qsim.sim.fleet import Finished, Fleet
+from qsim.sim.finished import Finished
+from qsim.sim.fleet import Fleet
 from qsim.sim.gaps import Gaps
 from qsim.sim.router import ROUTERS
 from qsim.traces.load import load_trace
@@ -42,11 +44,7 @@ def _run(
     fleet = Fleet(
         first,
         output,
-        profile,
-        EngineOptions().resolve(profile),
-        replicas=replicas,
-        router=router,
-        seed=3,
+        resolve(profile, None, replicas, router, 3, "error", True),
         more=parts,
         release=had.append,
     )
