@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING
 
-from qsim.report.tables import number, table
+from qsim.report.tables import fill, number, table
 
 if TYPE_CHECKING:
     from qsim.optimize.schedule_result import PolicyResult, Schedule
 
 __all__ = ["schedule_rows", "schedule_text"]
-
-_WIDTH = 100
 
 
 def schedule_rows(found: Schedule) -> tuple[list[str], list[list[str]]]:
@@ -60,8 +57,8 @@ def schedule_text(found: Schedule) -> str:
         f"{p.window_s / 60:g} minutes; {_forecast(found)}"
     )
     headers, rows = schedule_rows(found)
-    parts = ["\n".join(_fill(line) for line in head.split("\n")), table(headers, rows)]
-    parts.append("\n".join(_fill(f"{r.name}: {r.description}") for r in found.results))
+    parts = ["\n".join(fill(line) for line in head.split("\n")), table(headers, rows)]
+    parts.append("\n".join(fill(f"{r.name}: {r.description}") for r in found.results))
     parts.append(timetable_text(found))
     remarks = [
         "saved: what the optimized timetable saves against the policy; - where either misses an "
@@ -89,7 +86,7 @@ def schedule_text(found: Schedule) -> str:
                      for c in found.choices if c.usd_per_gpu_hour is not None})  # fmt: skip
     remarks += [f"price of {g}: {usd:.2f} USD per GPU and hour, {s}" for g, usd, s in prices]
     remarks += list(found.notes)
-    parts.append("\n".join(_fill(r) for r in remarks))
+    parts.append("\n".join(fill(r) for r in remarks))
     return "\n\n".join(parts)
 
 
@@ -130,13 +127,9 @@ def timetable_text(found: Schedule) -> str:
         else "to the server with the fewest requests outstanding, by weight"
     )
     lead = f"each server is started {found.lead_s:g} s before its window; requests go {routing}"
-    return "timetable\n" + table(headers, rows, indent=2) + "\n" + _fill(f"  {lead}")
+    return "timetable\n" + table(headers, rows, indent=2) + "\n" + fill(f"  {lead}")
 
 
 def _clock(time_s: float) -> str:
     minutes = round(time_s / 60)
     return f"{minutes // 1440 + 1} {minutes % 1440 // 60:02d}:{minutes % 60:02d}"
-
-
-def _fill(text: str) -> str:
-    return textwrap.fill(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
-__all__ = ["number", "table"]
+__all__ = ["WIDTH", "fill", "number", "table"]
+
+WIDTH = 100
 
 
 def number(value: object, digits: int = 4) -> str:
@@ -27,6 +30,11 @@ def number(value: object, digits: int = 4) -> str:
         return "0"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{min(decimals, 9)}f}"
+
+
+def fill(text: str, indent: str = "  ") -> str:
+    """A paragraph in lines of at most :data:`WIDTH`, those after the first indented."""
+    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def table(

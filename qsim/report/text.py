@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qsim.profiles import stated_errors
-from qsim.report.tables import number, table
+from qsim.report.tables import WIDTH, fill, number, table
 
 if TYPE_CHECKING:
     from qsim.optimize.plan_result import Candidate, Plan
+    from qsim.optimize.prices import Price
     from qsim.profile import Profile
     from qsim.sim.slo import SloOutcome
 
@@ -22,6 +23,7 @@ __all__ = [
     "margin_remarks",
     "plan_rows",
     "plan_text",
+    "price_remarks",
     "profile_text",
     "quality_remarks",
     "simulation_text",
@@ -34,7 +36,6 @@ _LATENCIES = (
     ("itl", "ITL, inter-token latency"),
     ("e2el", "E2EL, end-to-end latency"),
 )
-_WIDTH = 100
 
 
 def latency_rows(summary: Mapping[str, Any]) -> list[list[str]]:
@@ -149,6 +150,15 @@ def carbon_remarks(plan: Plan) -> list[str]:
     ]
 
 
+def price_remarks(prices: Iterable[Price | None]) -> list[str]:
+    """A line for each GPU with a price."""
+    known = {p.gpu: p for p in prices if p is not None}
+    return [
+        fill(f"price of {g}: {p.usd_per_hour:.2f} USD per GPU and hour, {p.source}")
+        for g, p in sorted(known.items())
+    ]
+
+
 def tie_remarks(plan: Plan) -> list[str]:
     """What decided, where several fleets share the best one's objective."""
     if plan.tie is None:
@@ -200,33 +210,29 @@ def plan_text(plan: Plan) -> str:
     )
     if plan.forecast.text():
         head += f"\nplanned for {plan.forecast.text()}"
-    parts = ["\n".join(_fill(line, "  ") for line in head.split("\n"))]
+    parts = ["\n".join(fill(line) for line in head.split("\n"))]
     headers, rows = plan_rows(plan)
     if rows:
         parts.append(table(headers, rows, left=2))
     bad = [c for c in plan.candidates if not c.feasible]
     if bad:
-        lines = ["  " + _fill(f"{c.profile}: {c.reason}", "    ") for c in bad]
+        lines = ["  " + fill(f"{c.profile}: {c.reason}", "    ") for c in bad]
         parts.append("infeasible\n" + "\n".join(lines))
     remarks = [
-        _fill(f"{c.profile}: {text}", "  ")
+        fill(f"{c.profile}: {text}")
         for c in plan.candidates
         if c.outcome is not None
         for text in c.outcome.summary.get("notes", ())
     ]
-    remarks += [_fill(t, "  ") for t in quality_remarks(plan) + carbon_remarks(plan)]
-    prices = {c.price.gpu: c.price for c in plan.candidates if c.price}
-    remarks += [
-        _fill(f"price of {g}: {p.usd_per_hour:.2f} USD per GPU and hour, {p.source}", "  ")
-        for g, p in sorted(prices.items())
-    ]
+    remarks += [fill(t) for t in quality_remarks(plan) + carbon_remarks(plan)]
+    remarks += price_remarks(c.price for c in plan.candidates)
     more = search_remarks(plan) + tie_remarks(plan) + margin_remarks(plan) + transfer_remarks(plan)
-    remarks += [_fill(t, "  ") for t in more]
+    remarks += [fill(t) for t in more]
     if remarks:
         parts.append("\n".join(remarks))
     from qsim.report.plan_detail import detail_lines
 
-    detail = [_fill(line, "    ") for line in detail_lines(plan)]
+    detail = [fill(line, "    ") for line in detail_lines(plan)]
     if detail:
         parts.append("\n".join(detail))
     if plan.best is not None:
@@ -246,7 +252,7 @@ def _recommendation(plan: Plan, best: Candidate) -> str:
     if plan.headroom is not None:
         head = f"{plan.headroom.text()}\n\n{head}"
     return (
-        "\n\n".join(_fill(h, "  ") for h in head.split("\n\n"))
+        "\n\n".join(fill(h) for h in head.split("\n\n"))
         + "\n\n"
         + continued(plan.serve_command(best))
     )
@@ -306,16 +312,12 @@ def continued(command: str) -> str:
     lines, line = [], ""
     for i, part in enumerate(command.split(" --")):
         word = part if i == 0 else f"--{part}"
-        if line and len(line) + len(word) + 7 > _WIDTH:
+        if line and len(line) + len(word) + 7 > WIDTH:
             lines.append(line)
             line = word
         else:
             line = f"{line} {word}".strip()
     return "  " + " \\\n    ".join([*lines, line])
-
-
-def _fill(text: str, indent: str) -> str:
-    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def profile_text(profile: Profile) -> str:
@@ -381,7 +383,7 @@ def profile_text(profile: Profile) -> str:
     lines = [
         textwrap.fill(
             v,
-            _WIDTH,
+            WIDTH,
             initial_indent=k.ljust(width + 2),
             subsequent_indent=" " * (width + 2),
             break_on_hyphens=False,

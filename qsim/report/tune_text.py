@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 from qsim.profiles import transfer_note
-from qsim.report.tables import number, table
-from qsim.report.text import continued
+from qsim.report.tables import fill, number, table
+from qsim.report.text import continued, price_remarks
 
 if TYPE_CHECKING:
     from qsim.optimize.study import Record
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["front_rows", "picked_text", "profile_names", "tune_text"]
 
-_WIDTH = 100
 #: heads of decisions in the table
 _HEADS = {
     "profile": "method",
@@ -43,21 +41,19 @@ def tune_text(result: TuneResult, picked: Record | None = None, how: str = "") -
         + f"; {sum(r.feasible for r in result.trials)} trials meet every constraint"
     )
     head.append(search)
-    parts = ["\n".join(_fill(line, "  ") for line in head)]
+    parts = ["\n".join(fill(line) for line in head)]
     front = result.front
     if front:
         heads, rows = front_rows(result, picked)
         parts.append(table(heads, rows, left=2))
         same = sum(len(result.equals(r)) for r in front)
         if same:
-            parts.append(
-                _fill(f"{same} more configurations equal one of these in every objective", "  ")
-            )
+            parts.append(fill(f"{same} more configurations equal one of these in every objective"))
     else:
-        parts.append(_fill(f"no configuration meets every constraint: {result.why_infeasible()}",
+        parts.append(fill(f"no configuration meets every constraint: {result.why_infeasible()}",
                            "  "))  # fmt: skip
     if result.excluded:
-        lines = [_fill(f"  {id_}: {why}", "    ") for id_, why in result.excluded.items()]
+        lines = [fill(f"  {id_}: {why}", "    ") for id_, why in result.excluded.items()]
         parts.append("\n".join(["not tried", *lines]))
     parts.append(_importance_text(result))
     remarks = _remarks(result)
@@ -106,7 +102,7 @@ def picked_text(result: TuneResult, picked: Record, how: str) -> str:
     else:
         head += f"Behind a {pool.router} router, start each, on its own GPUs and --port, with"
     doubt = transfer_note(result.choices[pool.profile].profile)
-    head = f"{_fill(doubt, '  ')}\n\n{_fill(head, '  ')}" if doubt else _fill(head, "  ")
+    head = f"{fill(doubt)}\n\n{fill(head)}" if doubt else fill(head)
     return f"{head}\n\n{continued(result.serve_command(picked))}"
 
 
@@ -119,7 +115,7 @@ def _importance_text(result: TuneResult) -> str:
         heads = ["", *(_HEADS.get(n, n.replace("_", "-")) for n in names)]
         lines.append(table(heads, rows, indent=2))
     lines += [
-        _fill(f"  {i.objective}: not known, because {i.reason}", "    ")
+        fill(f"  {i.objective}: not known, because {i.reason}", "    ")
         for i in result.importances
         if not i.shares
     ]
@@ -134,16 +130,12 @@ def _remarks(result: TuneResult) -> list[str]:
         text = f"quality: percent of the 16-bit model's score on {goal.mix_text()}"
         if goal.min_pct is not None:
             text += f"; its low end must reach {goal.min_pct:.15g}"
-        lines.append(_fill(text, "  "))
+        lines.append(fill(text))
     if names & {"usd_per_hour", "cost_usd", "usd_per_1m_output_tokens"}:
-        shown = {p.gpu: p for p in result.prices.values() if p is not None}
-        lines += [
-            _fill(f"price of {g}: {p.usd_per_hour:.2f} USD per GPU and hour, {p.source}", "  ")
-            for g, p in sorted(shown.items())
-        ]
+        lines += price_remarks(result.prices.values())
     if result.carbon is not None:
         grid = result.carbon.to_dict()
-        lines.append(_fill("carbon: " + ", ".join(f"{k} {v}" for k, v in grid.items()), "  "))
+        lines.append(fill("carbon: " + ", ".join(f"{k} {v}" for k, v in grid.items())))
     return lines
 
 
@@ -165,7 +157,3 @@ def _two_lines(title: str) -> str:
         return title
     half = min(range(1, len(words)), key=lambda k: abs(len(" ".join(words[:k])) - len(title) / 2))
     return " ".join(words[:half]) + "\n" + " ".join(words[half:])
-
-
-def _fill(text: str, indent: str) -> str:
-    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_on_hyphens=False)
