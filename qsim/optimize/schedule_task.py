@@ -12,7 +12,7 @@ import numpy.typing as npt
 from qsim.sim.dynamic import DynamicResult, simulate_dynamic
 from qsim.sim.lifecycle import ServerPool
 from qsim.sim.policy import Constant, Policy
-from qsim.sim.slo import Slo, attainment
+from qsim.sim.slo import Slo, SloOutcome, attainment
 from qsim.traces.trace import Trace
 
 __all__ = ["RunOutcome", "RunTask", "WindowOutcome", "WindowTask", "run_policy", "run_window"]
@@ -104,11 +104,7 @@ def run_window(task: WindowTask) -> WindowOutcome:
 
 def _ratio(result: DynamicResult, slo: Slo, counted: BoolArray) -> float:
     values = getattr(result.requests, f"{slo.metric}_ms")[counted]
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return 0.0
-    value = values.mean() if slo.quantile is None else np.quantile(values, slo.quantile)
-    return float(value / slo.limit_ms)
+    return SloOutcome(slo, slo.of(values)).ratio
 
 
 @dataclass(frozen=True)

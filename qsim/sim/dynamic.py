@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -124,7 +125,12 @@ class DynamicResult:
         ScenarioError
             For ``itl``, which is not kept by window.
         """
-        return window_values(self.requests, slo, window_s)
+        if slo.metric == "itl":
+            raise ScenarioError(f"SLO {slo} is of itl, which is not kept by window; use tpot")
+        at = self.windows(window_s)
+        values: FloatArray = getattr(self.requests, f"{slo.metric}_ms")
+        edges = np.searchsorted(at, np.arange(int(at.max()) + 2))
+        return np.array([slo.of(values[a:b]) for a, b in pairwise(edges)])
 
     def energy_by(self, window_s: float) -> FloatArray:
         """Energy by window, J; a window must be a whole number of bins."""
@@ -137,22 +143,6 @@ class DynamicResult:
         padded = np.zeros(count * each)
         padded[: len(self.energy_bins_j)] = self.energy_bins_j
         return np.asarray(padded.reshape(count, each).sum(axis=1))
-
-
-def window_values(requests: SimulationResult, slo: Slo, window_s: float) -> FloatArray:
-    """The statistic of an SLO by window of arrival, ms; nan for a window without requests."""
-    if slo.metric == "itl":
-        raise ScenarioError(f"SLO {slo} is of itl, which is not kept by window; use tpot")
-    at = np.asarray(requests.arrival_s // window_s, np.int64)
-    values: FloatArray = getattr(requests, f"{slo.metric}_ms")
-    found = np.full(int(at.max()) + 1, np.nan)
-    edges = np.searchsorted(at, np.arange(len(found) + 1))
-    for k in range(len(found)):
-        part = values[edges[k] : edges[k + 1]]
-        part = part[~np.isnan(part)]
-        if len(part):
-            found[k] = part.mean() if slo.quantile is None else np.quantile(part, slo.quantile)
-    return found
 
 
 def simulate_dynamic(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qsim.errors import ScenarioError
 
@@ -97,6 +98,13 @@ class Slo:
         there, of the requests with at least two output tokens.
         """
         return result.statistic(self.metric, self.statistic)
+
+    def of(self, values_ms: npt.NDArray[np.float64]) -> float:
+        """The statistic over ``values_ms`` but nan, ms; nan if there is nothing else."""
+        known = values_ms[~np.isnan(values_ms)]
+        if not len(known):
+            return math.nan
+        return float(known.mean() if self.quantile is None else np.quantile(known, self.quantile))
 
     def met(self, result: SimulationResult) -> bool:
         """Whether the statistic is within the limit; nothing is too slow when there is nothing."""
