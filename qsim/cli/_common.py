@@ -167,8 +167,7 @@ engine_options = option_group(
 
 def engine_from(options: Mapping[str, Any]) -> EngineOptions:
     """The engine options among a command's parameters."""
-    names = EngineOptions.__dataclass_fields__
-    return EngineOptions(**{k: v for k, v in options.items() if k in names})
+    return EngineOptions().updated(options)
 
 
 def fleet_from(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qsim.checks import check_ending
 from qsim.cli._common import (
     engine_options,
     fleet_from,
@@ -22,7 +23,7 @@ from qsim.cli._common import (
 from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import resolved_scenario, save_scenario, shared_options
 from qsim.cli._stream import run_streamed, wants_stream
-from qsim.errors import InfeasibleError, ScenarioError
+from qsim.errors import InfeasibleError
 
 if TYPE_CHECKING:
     from qsim.profile import Profile
@@ -64,7 +65,8 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     output_tokens as CSV or Parquet) or a preset such as azure-conv-2023:duration=600,rate=20.
     """
     need_matplotlib("--report", given["report_path"], (".html", ".htm"))
-    _check_requests_path(given["requests_path"])
+    if given["requests_path"] is not None:
+        check_ending("--requests", given["requests_path"], (".csv", ".csv.gz", ".parquet"))
     from qsim import __version__
     from qsim.profiles import load_profile
     from qsim.report.text import simulation_text
@@ -147,18 +149,3 @@ def _write_steps(steps: list[Step], steps_path: str | None, timeline_path: str |
             click.echo(convert(steps), nl=False)
         elif path:
             write_text(path, convert(steps))
-
-
-def _check_requests_path(path: str | None) -> None:
-    """Fail before the simulation if the file's ending cannot be written."""
-    if path is None:
-        return
-    if not path.endswith((".csv", ".csv.gz", ".parquet")):
-        raise ScenarioError(f"--requests is {path!r}; must end in .csv, .csv.gz or .parquet")
-    if path.endswith(".parquet"):
-        from importlib.util import find_spec
-
-        from qsim.errors import MissingExtraError
-
-        if find_spec("pyarrow") is None:
-            raise MissingExtraError("pyarrow", "parquet", "--requests FILE.parquet")

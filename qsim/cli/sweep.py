@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from qsim.checks import check_ending
 from qsim.cli._common import (
     SHAPE,
     engine_from,
@@ -70,13 +71,13 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
     from pathlib import Path
 
     from qsim.optimize.sweep import sweep as run
-    from qsim.optimize.sweep_output import check_path, rows_csv
+    from qsim.optimize.sweep_output import ENDINGS, rows_csv
 
     out = given["out"]
     if out == "-" and given["resume"]:
         raise ScenarioError("--resume needs --out FILE: what was finished is kept beside it")
     if out != "-":
-        check_path(out)
+        check_ending("--out", out, ENDINGS)
     journal = None if out == "-" else Path(f"{out}.rows.jsonl")
     kept = None if journal is None else f"finished runs are kept in {journal}"
     with progress_bar("sweep", given["progress"]) as update, resumable(kept):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -98,20 +98,10 @@ class TimeShares:
 def time_shares(task: FleetTask) -> TimeShares:
     """Simulate the fleet of ``task`` step by step and add up where its time goes."""
     from qsim.optimize.busiest import busiest_requests
-    from qsim.sim.api import simulate
 
     trace = busiest_requests(task.trace, MOST_REQUESTS)
     steps: list[Step] = []
-    result = simulate(
-        trace,
-        task.profile,
-        replicas=task.replicas,
-        router=task.router,
-        options=task.options,
-        seed=task.seed,
-        too_long=task.too_long,
-        step_log=steps,
-    )
+    result = replace(task, trace=trace).simulate(steps)
     config = task.options.resolve(task.profile)
     timing = Timing(task.profile, config)
     by_replica: dict[int, list[Step]] = defaultdict(list)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qsim.checks import is_number, whole
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -121,16 +122,13 @@ def budget_of(
     ScenarioError
         If one is not a finite number > 0 (GPUs: a whole number >= 1).
     """
-    if max_gpus is not None and (
-        isinstance(max_gpus, bool) or not isinstance(max_gpus, int) or max_gpus < 1
-    ):
-        raise ScenarioError(f"max_gpus is {max_gpus!r}; must be a whole number >= 1")
+    if max_gpus is not None:
+        whole("max_gpus", max_gpus)
     for name, value in (
         ("max_usd_per_hour", max_usd_per_hour),
         ("max_power_kw", max_power_kw),
         ("max_peak_power_kw", max_peak_power_kw),
     ):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and 0 < value < math.inf):
+        if value is not None and not (is_number(value) and 0 < value < math.inf):
             raise ScenarioError(f"{name} is {value!r}; must be a finite number > 0")
     return Budget(max_gpus, max_usd_per_hour, max_power_kw, max_peak_power_kw)

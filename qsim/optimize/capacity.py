@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from qsim.checks import whole
 from qsim.errors import ScenarioError
 from qsim.optimize.budget import budget_of
 from qsim.optimize.candidates import Choice, blank_candidate, choose_profiles
@@ -152,8 +153,7 @@ def plan(
     budget = budget_of(max_gpus, max_usd_per_hour, max_power_kw, max_peak_power_kw)
     if objective not in OBJECTIVES:
         raise ScenarioError(f"objective is {objective!r}; must be one of {', '.join(OBJECTIVES)}")
-    if isinstance(max_replicas, bool) or not isinstance(max_replicas, int) or max_replicas < 1:
-        raise ScenarioError(f"max_replicas is {max_replicas!r}; must be a whole number >= 1")
+    whole("max_replicas", max_replicas)
     options = options or EngineOptions()
     goal = quality_goal(tasks, min_quality)
     carbon = carbon_of(region, pue, objective)

@@ -22,6 +22,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from qsim.checks import is_number
 from qsim.errors import ScenarioError
 
 __all__ = [
@@ -83,7 +84,7 @@ class CarbonSeries:
         if not self.hourly:
             raise ScenarioError(f"carbon series {self.source}: has no hours")
         for i, v in enumerate(self.hourly):
-            if isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v < math.inf:
+            if not is_number(v) or not 0 <= v < math.inf:
                 raise ScenarioError(
                     f"carbon series {self.source}: hour {i} is {v!r} gCO2e/kWh; must be a finite "
                     "number >= 0"

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from qsim.errors import ScenarioError, TraceError
+from qsim.checks import whole
+from qsim.errors import TraceError
 from qsim.optimize.fleet_task import FleetTask, run_fleet
 from qsim.optimize.perturb import scaled_memory, scaled_times, stated_kv_sigma, stated_sigma
 from qsim.optimize.plan_result import FleetOutcome
@@ -180,8 +181,7 @@ def replicate(
     ScenarioError
         If ``count`` is not a whole number >= 1.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ScenarioError(f"replications is {count!r}; must be a whole number >= 1")
+    whole("replications", count)
     sigma, kv_sigma = stated_sigma(task.profile), stated_kv_sigma(task.profile)
     errors = np.random.default_rng([task.seed, count]).normal(0.0, 1.0, (2, count))
     jobs = [

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from qsim.errors import InfeasibleError
 from qsim.optimize.plan_result import Candidate
+from qsim.profile import Profile
 from qsim.sim.config import EngineConfig, EngineOptions
 
 __all__ = ["STARTUP_S", "Pool", "pool_of"]
@@ -50,6 +52,32 @@ class Pool:
     max_replicas: int | None = None
     waiting: int | None = None
     startup_s: float = STARTUP_S
+
+    @classmethod
+    def of(
+        cls,
+        profile: Profile,
+        options: EngineOptions,
+        replicas: int,
+        router: str = "least-requests",
+        **more: Any,
+    ) -> Pool:
+        """Servers of a profile; ``more`` are further attributes."""
+        identity = profile.identity
+        return cls(
+            profile.id,
+            identity.gpu,
+            identity.model,
+            identity.method,
+            options.resolve(profile),
+            replicas,
+            identity.tensor_parallel_size,
+            tuple(identity.vllm_args),
+            options,
+            router,
+            identity.vllm_version,
+            **more,
+        )
 
     @property
     def name(self) -> str:

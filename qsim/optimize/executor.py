@@ -13,7 +13,7 @@ from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from qsim.errors import ScenarioError
+from qsim.checks import whole
 
 __all__ = ["MAX_DEATHS", "SerialExecutor", "TaskExecutor", "available_cores", "open_executor"]
 
@@ -95,8 +95,7 @@ def open_executor(
     QsimError
         From a task that cost :data:`MAX_DEATHS` workers their lives, say for lack of memory.
     """
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise ScenarioError(f"jobs is {jobs!r}; must be a whole number >= 1")
+    whole("jobs", jobs)
     executor = _executor(jobs if at_most is None else max(1, min(jobs, at_most)), dask)
     try:
         yield executor

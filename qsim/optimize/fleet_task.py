@@ -16,6 +16,7 @@ from qsim.traces.trace import Trace
 
 if TYPE_CHECKING:
     from qsim.sim.result import SimulationResult
+    from qsim.sim.steplog import Step
 
 __all__ = ["FleetTask", "describe", "offered_load", "run_fleet"]
 
@@ -34,20 +35,25 @@ class FleetTask:
     too_long: str
     goodput: Goodput | None = None
 
+    def simulate(self, step_log: list[Step] | None = None) -> SimulationResult:
+        """Run it; ``step_log`` takes every engine step."""
+        from qsim.sim.api import simulate
+
+        return simulate(
+            self.trace,
+            self.profile,
+            replicas=self.replicas,
+            router=self.router,
+            options=self.options,
+            seed=self.seed,
+            too_long=self.too_long,
+            step_log=step_log,
+        )
+
 
 def run_fleet(task: FleetTask) -> FleetOutcome:
     """Simulate one fleet and keep what a plan needs of the result."""
-    from qsim.sim.api import simulate
-
-    result = simulate(
-        task.trace,
-        task.profile,
-        replicas=task.replicas,
-        router=task.router,
-        options=task.options,
-        seed=task.seed,
-        too_long=task.too_long,
-    )
+    result = task.simulate()
     at = np.linspace(0, 1, 101)
     quantiles: dict[str, list[float]] = {}
     for name in ("ttft_ms", "tpot_ms", "e2el_ms"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.checks import is_number
 from qsim.errors import ScenarioError
 from qsim.traces.trace import Trace
 
@@ -70,8 +71,7 @@ def forecast(trace: Trace, growth: float = 1.0, peak_hour: bool = False) -> tupl
     ScenarioError
         If ``growth`` is not a finite number > 0, or the trace is shorter than an hour.
     """
-    number = isinstance(growth, int | float) and not isinstance(growth, bool)
-    if not number or not 0 < growth < math.inf:
+    if not is_number(growth) or not 0 < growth < math.inf:
         raise ScenarioError(
             f"growth is {growth!r}; must be a finite number > 0, such as 1.5 for half as much again"
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from qsim.checks import is_number, near_names
 from qsim.errors import ScenarioError
 from qsim.optimize.fleet_task import FleetTask
 
@@ -105,11 +105,9 @@ def find_measure(name: str) -> Measure:
         statistic, metric = latency.groups()
         return Measure(text, f"{_TITLES[metric]} {statistic}, ms")
     known = [*ALIASES, *MEASURES, "p99_ttft_ms", "p99_tpot_ms", "p99_itl_ms", "p99_e2el_ms"]
-    near = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
     raise ScenarioError(
-        f"figure {name!r} is unknown; {hint} (latencies: mean, median or pNN of ttft, tpot, itl or "
-        "e2el, as in p99_ttft_ms)"
+        f"figure {name!r} is unknown; {near_names(text, known)} (latencies: mean, median or pNN of "
+        "ttft, tpot, itl or e2el, as in p99_ttft_ms)"
     )
 
 
@@ -123,24 +121,11 @@ def measure_fleet(task: FleetTask, latencies: tuple[str, ...] = ()) -> dict[str,
 
     What is a statistic over nothing is None.
     """
-    from qsim.sim.api import simulate
     from qsim.sim.slo import attainment
 
-    result = simulate(
-        task.trace,
-        task.profile,
-        replicas=task.replicas,
-        router=task.router,
-        options=task.options,
-        seed=task.seed,
-        too_long=task.too_long,
-    )
+    result = task.simulate()
     summary = result.summary(task.slos)
-    figures = {
-        k: v
-        for k, v in summary.items()
-        if v is None or (isinstance(v, int | float) and not isinstance(v, bool))
-    }
+    figures = {k: v for k, v in summary.items() if v is None or is_number(v)}
     for name in latencies:
         if name not in figures:
             parts = _LATENCY.fullmatch(name)

@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
+from qsim.checks import is_number, whole
 from qsim.errors import ScenarioError
 from qsim.optimize.bottleneck import TimeShares, time_shares
 from qsim.optimize.confidence import Confidence, Replication, replicate
@@ -47,12 +48,10 @@ class DetailWanted:
 
     def __post_init__(self) -> None:
         n, share = self.replications, self.min_confidence
-        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-            raise ScenarioError(f"replications is {n!r}; must be a whole number >= 0")
+        whole("replications", n, 0)
         if share is None:
             return
-        number = isinstance(share, int | float) and not isinstance(share, bool)
-        if not number or not 0 < share <= 1:
+        if not is_number(share) or not 0 < share <= 1:
             raise ScenarioError(f"min_confidence is {share!r}; must be above 0 and at most 1")
         if n == 0:
             raise ScenarioError(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qsim.errors import ScenarioError
@@ -26,7 +26,7 @@ from qsim.optimize.plan_result import Candidate, FleetOutcome
 from qsim.optimize.searches import search_candidate
 from qsim.optimize.space import Choices, Decision, Space, parse_decision
 from qsim.optimize.study import Judgement, Objective, Params, Record, StudySettings, run_study
-from qsim.sim.config import EngineOptions
+from qsim.sim.config import ENGINE, EngineOptions
 from qsim.sim.router import ROUTERS
 
 __all__ = [
@@ -44,7 +44,6 @@ DEFAULT_DECISIONS: dict[str, tuple[Any, ...]] = {
     "max_num_batched_tokens": (1024, 2048, 4096, 8192),
     "router": ("least-requests", "round-robin", "least-tokens", "power-of-two", "prefix-affinity"),
 }
-_ENGINE = tuple(f.name for f in fields(EngineOptions))
 _MOST_VIOLATION = 1e6
 
 
@@ -191,7 +190,7 @@ def search_space(wanted: Sequence[str], choices: Sequence[Choice]) -> Space:
     ScenarioError
         For an unknown name, a name that is given twice, or values that do not parse.
     """
-    known = (*_ENGINE, "router")
+    known = (*ENGINE, "router")
     decisions: dict[str, Decision] = {"profile": Choices(tuple(c.profile.id for c in choices))}
     for text in wanted:
         name = str(text).strip().lstrip("-").replace("-", "_")
@@ -243,8 +242,7 @@ class PlanProblem:
 
     def options(self, params: Params) -> EngineOptions:
         """The plan's engine options with the setting's."""
-        chosen = {k: v for k, v in params.items() if k in _ENGINE}
-        return replace(self.task.options, **chosen)
+        return self.task.options.updated(params)
 
     def key(self, params: Params) -> Hashable:
         """The settings that they come down to."""

@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from qsim.checks import is_number
 from qsim.errors import ScenarioError
 
 __all__ = ["DEFAULT_CLASS", "PROVIDERS", "Price", "load_prices", "price_of", "price_table"]
@@ -105,7 +106,7 @@ def price_of(
         )
     if own and gpu in own:
         usd = own[gpu]
-        if isinstance(usd, bool) or not isinstance(usd, int | float) or not 0 <= usd < math.inf:
+        if not is_number(usd) or not 0 <= usd < math.inf:
             raise ScenarioError(
                 f"price of {gpu} is {usd!r} USD per hour; must be a finite number >= 0"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from qsim.errors import ScenarioError
@@ -60,24 +59,15 @@ def export_schedule(
 def _pool_objects(
     found: Schedule, choice: PoolChoice, column: list[int], week_day: int, timezone: str
 ) -> list[dict[str, Any]]:
-    profile, pool = choice.pool.profile, choice.pool
-    identity = profile.identity
-    servers = Pool(
-        profile.id,
-        identity.gpu,
-        identity.model,
-        identity.method,
-        pool.options.resolve(profile),
-        max(1, column[0]),
-        identity.tensor_parallel_size,
-        tuple(identity.vllm_args),
+    pool = choice.pool
+    servers = Pool.of(
+        pool.profile,
         pool.options,
-        "least-requests",
-        identity.vllm_version,
+        max(1, column[0]),
         max_replicas=max(column),
         startup_s=pool.lifecycle.start_s,
     )
-    deployment, *others = manifests(replace(servers), "none")
+    deployment, *others = manifests(servers, "none")
     triggers = cron_triggers(column, found.problem.window_s, found.lead_s, week_day, timezone)
     scaled = {
         "apiVersion": "keda.sh/v1alpha1",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.checks import whole
 from qsim.errors import InfeasibleError, ScenarioError
 from qsim.optimize.candidates import choose_profiles
 from qsim.optimize.carbon import CarbonSeries, GridIntensity, grid_intensity
@@ -202,10 +203,8 @@ def _check(
         ("max_gpus", max_gpus),
         ("owned_gpus", owned_gpus),
     ):
-        if number is not None and (
-            isinstance(number, bool) or not isinstance(number, int) or number < 1
-        ):
-            raise ScenarioError(f"{name} is {number!r}; must be a whole number >= 1")
+        if number is not None:
+            whole(name, number)
 
 
 def _split(trace: Trace, forecast: str) -> tuple[Trace, Trace]:

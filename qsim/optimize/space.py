@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qsim.checks import is_number
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -179,8 +180,7 @@ class Space:
                 if value not in decision.values:
                     return False
             elif (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
+                not is_number(value)
                 or not decision.low <= value <= decision.high
                 or (decision.whole and not isinstance(value, int))
                 or (decision.step is not None and value not in decision.grid())
@@ -226,21 +226,21 @@ def _range(text: str) -> Decision | None:
     if len(parts) not in (2, 3):
         return None
     low, high = _value(parts[0]), _value(parts[1])
-    if not (_number(low) and _number(high)):
+    if not (is_number(low) and is_number(high)):
         return None  # an id or a preset with colons
     if len(parts) == 2:
-        return Range(low, high)  # type: ignore[arg-type]
+        return Range(low, high)
     if parts[2] == "log":
-        return Range(low, high, log=True)  # type: ignore[arg-type]
+        return Range(low, high, log=True)
     if parts[2].startswith("x"):
         factor = _value(parts[2][1:])
-        if not _number(factor) or factor <= 1 or low <= 0:  # type: ignore[operator]
+        if not is_number(factor) or factor <= 1 or low <= 0:
             raise ScenarioError("a factor is written xF with F above 1, from a number above 0")
-        return Choices(tuple(_powers(low, high, factor)))  # type: ignore[arg-type]
+        return Choices(tuple(_powers(low, high, factor)))
     step = _value(parts[2])
-    if not _number(step):
+    if not is_number(step):
         raise ScenarioError(f"{parts[2]!r} is no step: a number, log or xFACTOR")
-    return Range(low, high, step)  # type: ignore[arg-type]
+    return Range(low, high, step)
 
 
 def _powers(low: float, high: float, factor: float) -> Iterator[Value]:
@@ -248,10 +248,6 @@ def _powers(low: float, high: float, factor: float) -> Iterator[Value]:
     while value <= high * (1 + 1e-12):
         yield round(value) if isinstance(low, int) else value
         value *= factor
-
-
-def _number(value: Value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _value(text: str) -> Value:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qsim.checks import whole
 from qsim.errors import QsimError, ScenarioError
 from qsim.optimize.executor import TaskExecutor
 from qsim.optimize.space import Space
@@ -157,9 +158,7 @@ class StudySettings:
                 f"sampler is {self.sampler!r}; must be one of {', '.join(SAMPLERS)}"
             )
         for name, least in (("trials", 1), ("batch", 1), ("population", 2), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ScenarioError(f"{name} is {value!r}; must be a whole number >= {least}")
+            whole(name, getattr(self, name), least)
         if self.resume and self.storage is None:
             raise ScenarioError("resume needs the study to go on with (--study FILE or URL)")
 

@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qsim import __version__
+from qsim.checks import whole
 from qsim.errors import InputError, ScenarioError
 from qsim.optimize.executor import TaskExecutor, open_executor
 from qsim.optimize.fleet_task import FleetTask
@@ -79,8 +80,7 @@ def latin_hypercube(space: Space, n: int, seed: int) -> list[dict[str, Any]]:
     """``n`` points that are spread evenly over each decision by itself (McKay et al., 1979)."""
     from scipy.stats.qmc import LatinHypercube
 
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ScenarioError(f"lhs is {n!r}; must be a whole number >= 1")
+    whole("lhs", n)
     names = list(space.decisions)
     shares = LatinHypercube(len(names), seed=np.random.default_rng(seed)).random(n)
     return [
@@ -223,13 +223,12 @@ class _Runner:
     def _task(self, values: Mapping[str, Any]) -> FleetTask:
         settings = self.scenarios.at(values)
         trace, profile = self.scenarios.trace(settings), self.scenarios.profile(settings)
-        options = {f.name: settings.get(f.name) for f in fields(EngineOptions)}
         return FleetTask(
             trace,
             profile,
             settings.get("replicas", 1),
             self.slos,
-            EngineOptions(**options),
+            EngineOptions().updated(settings),
             settings.get("router", "least-requests"),
             settings["seed"],
             settings.get("too_long", "error"),

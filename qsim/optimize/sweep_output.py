@@ -9,37 +9,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qsim.errors import MissingExtraError, ScenarioError
+from qsim.checks import check_ending
 from qsim.files import atomic_path, write_text
 
-__all__ = ["check_path", "rows_csv", "rows_json", "write_rows"]
+__all__ = ["ENDINGS", "rows_csv", "rows_json", "write_rows"]
 
-_ENDINGS = (".csv", ".json", ".parquet")
-
-
-def check_path(path: str) -> None:
-    """Fail before the work if a file cannot be written by its ending.
-
-    Raises
-    ------
-    ScenarioError
-        If it is not .csv, .json or .parquet.
-    MissingExtraError
-        For Parquet without pyarrow.
-    """
-    if not path.endswith(_ENDINGS):
-        raise ScenarioError(f"--out is {path!r}; must end in .csv, .json or .parquet")
-    if path.endswith(".parquet"):
-        from importlib.util import find_spec
-
-        if find_spec("pyarrow") is None:
-            raise MissingExtraError("pyarrow", "parquet", "--out FILE.parquet")
+ENDINGS = (".csv", ".json", ".parquet")
 
 
 def rows_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """CSV with a column a name; empty where there is no value."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    names = list(dict.fromkeys(n for row in rows for n in row))
+    writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
@@ -53,7 +35,7 @@ def rows_json(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) ->
 
 def write_rows(path: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
     """Write by the ending of ``path``; whole or not at all."""
-    check_path(path)
+    check_ending("--out", path, ENDINGS)
     if path.endswith(".csv"):
         write_text(path, rows_csv(rows))
     elif path.endswith(".json"):

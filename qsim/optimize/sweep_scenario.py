@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
+from qsim.checks import near_names
 from qsim.errors import ScenarioError
 from qsim.profile import Profile
-from qsim.sim.config import EngineOptions
+from qsim.sim.config import ENGINE
 from qsim.traces.trace import Trace
 
 __all__ = ["Scenarios"]
 
 _SHAPE = ("format", "sort", "start", "end", "speed", "head")
 _RUN = ("trace", *_SHAPE, "growth", "profile", "replicas", "router", "seed", "too_long")
-_ENGINE = tuple(f.name for f in fields(EngineOptions))
 #: parts of a profile's id
 _PARTS = ("gpu", "model", "method", "tensor_parallel_size")
 _PRESET = re.compile(r"[a-z][a-z0-9-]*(:.*)?")
@@ -54,12 +52,10 @@ class Scenarios:
         self._prints: dict[int, tuple[Any, str]] = {}
 
     def _check(self, name: str) -> None:
-        known = (*_RUN, *_ENGINE, *_PARTS, "rate")
+        known = (*_RUN, *ENGINE, *_PARTS, "rate")
         if name in known or name.startswith("trace."):
             return
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-        raise ScenarioError(f"{name!r} is no part of a scenario; {hint}")
+        raise ScenarioError(f"{name!r} is no part of a scenario; {near_names(name, known)}")
 
     def plain(self) -> dict[str, Any]:
         """The base scenario, JSON-ready."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -230,29 +228,18 @@ class TuneResult:
 
     def pool(self, trial: Record) -> Pool:
         """The fleet of a trial, as exports take it."""
-        choice = self.choices[str(trial.params["profile"])]
-        identity = choice.profile.identity
-        options = self.engine_options(trial)
         waiting = trial.figures.get("peak_waiting")
-        return Pool(
-            choice.profile.id,
-            identity.gpu,
-            identity.model,
-            identity.method,
-            options.resolve(choice.profile),
+        return Pool.of(
+            self.choices[str(trial.params["profile"])].profile,
+            self.engine_options(trial),
             int(trial.params["replicas"]),
-            identity.tensor_parallel_size,
-            tuple(identity.vllm_args),
-            options,
             str(trial.params.get("router", self.router)),
-            identity.vllm_version,
             waiting=None if waiting is None else int(waiting),
         )
 
     def engine_options(self, trial: Record) -> EngineOptions:
         """The engine options of a trial: those given for all, and its own."""
-        own = {k: v for k, v in trial.params.items() if k in EngineOptions.__dataclass_fields__}
-        return EngineOptions(**{**self.options.to_dict(), **own})
+        return self.options.updated(trial.params)
 
     def serve_command(self, trial: Record, port: int = 8000) -> str:
         """The ``vllm serve`` command of one replica of a trial's fleet."""
@@ -275,15 +262,12 @@ class TuneResult:
 
     def to_csv(self, all_trials: bool = False) -> str:
         """The front, or all trials, as CSV."""
+        from qsim.optimize.sweep_output import rows_csv
+
         front = self.front
         numbers = {t.number for t in front}
         rows = [self.row(t, t.number in numbers) for t in (self.trials if all_trials else front)]
-        names = list(dict.fromkeys(n for r in rows for n in r))
-        out = io.StringIO()
-        writer = csv.DictWriter(out, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return out.getvalue()
+        return rows_csv(rows)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
+from qsim.checks import is_number, near_names
 from qsim.errors import ScenarioError
 from qsim.optimize.candidates import Choice
 from qsim.optimize.fleet_task import offered_load
 from qsim.optimize.space import Choices, Decision, Range, Space
-from qsim.sim.config import EngineOptions
+from qsim.sim.config import ENGINE, EngineOptions
 from qsim.sim.router import ROUTERS
 from qsim.traces.trace import Trace
 
@@ -24,7 +24,6 @@ SEARCHED: dict[str, tuple[int, ...]] = {
 }
 #: names that choose among the profiles; they are decided together, as ``profile``
 FILTERS = ("gpu", "method", "tensor_parallel_size", "kv_cache_dtype")
-ENGINE = tuple(f.name for f in fields(EngineOptions))
 #: points of a line that are tried, where it has more
 _LINE = 8
 _FLEET = ("profile", "replicas", "router")
@@ -165,9 +164,7 @@ def tune_space(
 def _known(name: str) -> None:
     known = (*_FLEET, *FILTERS, *ENGINE)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-        raise ScenarioError(f"decision {name!r} is unknown; {hint}")
+        raise ScenarioError(f"decision {name!r} is unknown; {near_names(name, known)}")
 
 
 def _filtered(
@@ -248,8 +245,8 @@ def _nearest(decision: Decision, usual: object) -> object:
     values = list(decision.grid()) if _countable(decision) else [decision.at(0.5)]
     if usual in values:
         return usual
-    if isinstance(usual, int | float) and not isinstance(usual, bool):
-        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if is_number(usual):
+        numbers = [v for v in values if is_number(v)]
         if numbers:
             return min(numbers, key=lambda v: (abs(v - usual), v))
     return values[0]
@@ -276,8 +273,7 @@ def _steps(decision: Decision, value: object) -> list[object]:
         cut = [min(max(v, decision.low), decision.high) for v in around]
         return [v for v in (round(c) if decision.whole else c for c in cut) if v != value]
     values = list(decision.grid())
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    if not numbers:
+    if not all(is_number(v) for v in values):
         return [v for v in values if v != value]
     values.sort()
     i = values.index(value)  # type: ignore[arg-type]

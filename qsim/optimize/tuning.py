@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.checks import whole
 from qsim.errors import InputError, ScenarioError
 from qsim.optimize.candidates import choose_profiles
 from qsim.optimize.executor import TaskExecutor, open_executor
@@ -68,13 +69,12 @@ class _Tuning:
         return statistics([*names, *_USUAL])
 
     def task(self, params: Params) -> FleetTask:
-        own = {k: v for k, v in params.items() if k in EngineOptions.__dataclass_fields__}
         return replace(
             self.base,
             profile=self.spaces.choices[params["profile"]].profile,
             replicas=params["replicas"],
             router=params.get("router", self.base.router),
-            options=EngineOptions(**{**self.base.options.to_dict(), **own}),
+            options=self.base.options.updated(params),
         )
 
     def key(self, params: Params) -> Hashable:
@@ -234,8 +234,7 @@ def tune(
     carbon = carbon_of(region, pue, "carbon" if any(m.needs == "region" for m in asked) else "")
     if not limits and any(m.needs == "slo" for m in asked):
         raise ScenarioError("goodput and attainment need SLOs (--slo) to count against")
-    if isinstance(max_replicas, bool) or not isinstance(max_replicas, int) or max_replicas < 1:
-        raise ScenarioError(f"max_replicas is {max_replicas!r}; must be a whole number >= 1")
+    whole("max_replicas", max_replicas)
     options = options or EngineOptions()
     trace, shaped = forecast(trace, growth, peak_hour)
     choices = choose_profiles(model, gpus, methods, profiles)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qsim.checks import is_number
 from qsim.errors import ScenarioError
 from qsim.optimize.carbon import DEFAULT_PUE, GridIntensity, gco2e, grid_intensity
 from qsim.profile import Profile
@@ -85,8 +86,7 @@ def quality_goal(
     mix = normalise_mix(parse_mix(tasks) if isinstance(tasks, str) else tasks)
     if min_quality is None:
         return QualityGoal(mix)
-    number = isinstance(min_quality, int | float) and not isinstance(min_quality, bool)
-    if not number or not (math.isfinite(min_quality) and 0 < min_quality <= 100):
+    if not is_number(min_quality) or not 0 < min_quality <= 100:
         raise ScenarioError(
             f"min_quality is {min_quality!r}; must be above 0 and at most 100, percent of the "
             "16-bit model's score"
@@ -133,7 +133,6 @@ def carbon_of(region: str | float | None, pue: float | None, objective: str) -> 
         return None
     if pue is None:
         pue = DEFAULT_PUE
-    number = isinstance(pue, int | float) and not isinstance(pue, bool)
-    if not number or not 1 <= pue < math.inf:
+    if not is_number(pue) or not 1 <= pue < math.inf:
         raise ScenarioError(f"pue is {pue!r}; must be a finite number >= 1")
     return Carbon(grid_intensity(region), float(pue))

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim import __version__
+from qsim.checks import whole
 from qsim.errors import ScenarioError, TraceError
 from qsim.profile import Profile
 from qsim.sim.config import EngineConfig, EngineOptions
@@ -81,12 +82,10 @@ def resolve(
         from qsim.profiles import load_profile
 
         profile = load_profile(profile)
-    if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 1:
-        raise ScenarioError(f"replicas is {replicas!r}; must be a whole number >= 1")
+    whole("replicas", replicas)
     if router not in ROUTERS:
         raise ScenarioError(f"router is {router!r}; must be one of: {', '.join(ROUTERS)}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ScenarioError(f"seed is {seed!r}; must be a whole number >= 0")
+    whole("seed", seed, 0)
     config = (options or EngineOptions()).resolve(profile)
     return Setup(profile, config, replicas, router, seed, too_long, frontend)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from qsim.checks import whole
 from qsim.errors import ScenarioError
 from qsim.profile import Profile
 
-__all__ = ["EngineConfig", "EngineOptions"]
+__all__ = ["ENGINE", "EngineConfig", "EngineOptions"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,10 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
-            _whole(name, getattr(self, name), 1)
-        _whole("max_model_len", self.max_model_len, 2)
-        _whole("num_gpu_blocks", self.num_gpu_blocks, 2)
-        _whole("long_prefill_token_threshold", self.long_prefill_token_threshold, 0)
+            whole(name, getattr(self, name), 1)
+        whole("max_model_len", self.max_model_len, 2)
+        whole("num_gpu_blocks", self.num_gpu_blocks, 2)
+        whole("long_prefill_token_threshold", self.long_prefill_token_threshold, 0)
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise ScenarioError(
                 f"scheduling_policy is {self.scheduling_policy!r}; must be 'fcfs' or 'priority'"
@@ -58,6 +60,10 @@ class EngineOptions:
         """The options that are set."""
         return {k: v for k, v in asdict(self).items() if v is not None}
 
+    def updated(self, settings: Mapping[str, Any]) -> EngineOptions:
+        """These options, with those that are among ``settings`` in their place."""
+        return replace(self, **{k: settings[k] for k in ENGINE if k in settings})
+
     def resolve(self, profile: Profile) -> EngineConfig:
         """Fill in the profile's defaults.
 
@@ -78,7 +84,7 @@ class EngineOptions:
         block_size = memory.block_size
         blocks = memory.num_gpu_blocks
         if self.kv_cache_memory_bytes is not None:
-            _whole("kv_cache_memory_bytes", self.kv_cache_memory_bytes, 1)
+            whole("kv_cache_memory_bytes", self.kv_cache_memory_bytes, 1)
             blocks = self.kv_cache_memory_bytes // (memory.kv_bytes_per_token * block_size)
             if blocks < 2:
                 raise ScenarioError(
@@ -87,10 +93,10 @@ class EngineOptions:
                     f"tokens at {memory.kv_bytes_per_token} bytes a token)"
                 )
         if self.num_gpu_blocks_override is not None:
-            _whole("num_gpu_blocks_override", self.num_gpu_blocks_override, 2)
+            whole("num_gpu_blocks_override", self.num_gpu_blocks_override, 2)
             blocks = self.num_gpu_blocks_override
         for name in ("max_num_seqs", "max_num_batched_tokens"):
-            _whole(name, values[name], 1)
+            whole(name, values[name], 1)
         if values["max_num_batched_tokens"] < values["max_num_seqs"]:
             if self.max_num_seqs is not None and self.max_num_batched_tokens is not None:
                 raise ScenarioError(
@@ -112,6 +118,5 @@ class EngineOptions:
         return EngineConfig(block_size=block_size, num_gpu_blocks=blocks, **values)
 
 
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ScenarioError(f"{name} is {value!r}; must be a whole number >= {least}")
+#: names of the engine options
+ENGINE = tuple(f.name for f in fields(EngineOptions))

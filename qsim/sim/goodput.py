@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsim.checks import is_number
 from qsim.errors import ScenarioError
 from qsim.sim.slo import Slo
 
@@ -110,8 +111,7 @@ def goodput_goal(
     """
     if not limits and share is None:
         return None
-    number = isinstance(share, int | float) and not isinstance(share, bool)
-    if share is not None and not (number and 0 < share <= 1):
+    if share is not None and not (is_number(share) and 0 < share <= 1):
         raise ScenarioError(
             f"min_goodput is {share!r}; must be above 0 and at most 1, the share of requests "
             "within every limit"

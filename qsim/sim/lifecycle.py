@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 
+from qsim.checks import is_number, whole
 from qsim.errors import ScenarioError
 from qsim.profile import Profile
 from qsim.sim.config import EngineOptions
@@ -79,8 +80,7 @@ class Lifecycle:
             value = getattr(self, f.name)
             if f.name == "off_billed" or value is None:
                 continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value < math.inf:
+            if not is_number(value) or not 0 <= value < math.inf:
                 raise ScenarioError(f"{f.name} is {value!r}; must be a finite number >= 0")
 
     def power_w(self, state: int, idle_w: float) -> float:
@@ -125,7 +125,6 @@ class ServerPool:
     sleeps: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1:
-            raise ScenarioError(f"limit is {self.limit!r}; must be a whole number >= 1")
+        whole("limit", self.limit)
         if not 0 < self.weight < math.inf:
             raise ScenarioError(f"weight is {self.weight!r}; must be a finite number > 0")

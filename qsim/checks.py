@@ -1,0 +1,57 @@
+"""Checks that arguments of many kinds need, with the words of their errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeGuard
+
+from qsim.errors import MissingExtraError, ScenarioError
+
+__all__ = ["check_ending", "is_number", "near_names", "whole"]
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is an int or a float: True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def whole(name: str, value: object, least: int = 1) -> None:
+    """Check a whole number.
+
+    Raises
+    ------
+    ScenarioError
+        If it is none, or less than ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ScenarioError(f"{name} is {value!r}; must be a whole number >= {least}")
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """What may have been meant by an unknown name, or else all that are known."""
+    import difflib
+
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+
+
+def check_ending(option: str, path: str, endings: tuple[str, ...]) -> None:
+    """Check before the work that a file of rows can be written.
+
+    Raises
+    ------
+    ScenarioError
+        If its name ends in none of ``endings``.
+    MissingExtraError
+        For Parquet without pyarrow.
+    """
+    if not path.endswith(endings):
+        raise ScenarioError(
+            f"{option} is {path!r}; must end in {', '.join(endings[:-1])} or {endings[-1]}"
+        )
+    if path.endswith(".parquet"):
+        from importlib.util import find_spec
+
+        if find_spec("pyarrow") is None:
+            raise MissingExtraError("pyarrow", "parquet", f"{option} FILE.parquet")
