@@ -72,7 +72,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     from qsim.report.text import simulation_text
     from qsim.sim.histogram import RELATIVE_ERROR
     from qsim.sim.result import SimulationResult
-    from qsim.sim.slo import SloOutcome, attainment
+    from qsim.sim.slo import attainment, check_slos
 
     profile = load_profile(given["profile"])
     steps: list[Step] | None = None
@@ -87,7 +87,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     else:
         result, name, requests = _run_whole(given, profile, steps)
         attained = attainment(result, slos)
-    outcomes = [SloOutcome(s, result.statistic(s.metric, s.statistic)) for s in slos]
+    outcomes = check_slos(result, slos)
     summary = result.summary(slos)
     if streamed:
         summary["percentile_error"] = RELATIVE_ERROR

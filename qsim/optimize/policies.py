@@ -53,6 +53,13 @@ class Timetable:
         return tuple(max(column) for column in zip(*rows, strict=True))
 
 
+def _add(latest: deque[int], value: int, periods: float) -> None:
+    """Add a value, and forget those that are older than so many periods."""
+    latest.append(value)
+    while len(latest) > max(1, round(periods)):
+        latest.popleft()
+
+
 @dataclass
 class Reactive:
     """Autoscaling on the number of requests in the fleet, as KEDA and Kubernetes' HPA do it.
@@ -87,18 +94,14 @@ class Reactive:
 
     def decide(self, seen: Observation) -> tuple[int, ...]:
         """The highest wish of the stabilisation window."""
-        self._seen.append(sum(seen.outstanding) + seen.held)
-        while len(self._seen) > max(1, round(self.average_s / self.period_s)):
-            self._seen.popleft()
+        _add(self._seen, sum(seen.outstanding) + seen.held, self.average_s / self.period_s)
         requests = sum(self._seen) / len(self._seen)
         present = seen.on[self.pool] + seen.starting[self.pool]
         wish = math.ceil(requests / self.target)
         if present and abs(requests / (present * self.target) - 1) <= self.tolerance:
             wish = present
         wish = min(max(wish, self.least), self.most)
-        self._wishes.append(wish)
-        while len(self._wishes) > max(1, round(self.stabilisation_s / self.period_s)):
-            self._wishes.popleft()
+        _add(self._wishes, wish, self.stabilisation_s / self.period_s)
         return self._counts(max(self._wishes))
 
 
@@ -135,10 +138,9 @@ class Predictive:
     def decide(self, seen: Observation) -> tuple[int, ...]:
         """The highest wish of the last ``stabilisation_s``."""
         rate = self._forecast(seen) * self.margin
-        wish = next((n for n, c in enumerate(self.capacity_rps, 1) if c >= rate), None)
-        self._wishes.append(len(self.capacity_rps) if wish is None else wish)
-        while len(self._wishes) > max(1, round(self.stabilisation_s / self.period_s)):
-            self._wishes.popleft()
+        most = len(self.capacity_rps)
+        wish = next((n for n, c in enumerate(self.capacity_rps, 1) if c >= rate), most)
+        _add(self._wishes, wish, self.stabilisation_s / self.period_s)
         return self._counts(max(self._wishes))
 
     def _forecast(self, seen: Observation) -> float:

@@ -243,15 +243,15 @@ class Bench:
         a, b = search.choices[good].method, search.choices[lean].method
         text = f"{a} where it fits on the GPUs of the static fleet, else {b}"
         table, run, trials = self._mended(search, tuple(counts), grow=True)
-        choices = [replace(c, pool=p) for c, p in zip(search.choices, search.pools, strict=True)]
-        return self.result("mixed precision", text, choices, {"counts": table}, run, trials)
+        params = {"counts": table}
+        return self.result("mixed precision", text, search.routed(), params, run, trials)
 
     def optimized(
         self, search: WindowSearch, proposal: Proposal, progress: Any = None
     ) -> tuple[PolicyResult, Counts, float, int]:
         """The timetable, its lead and its routing searched over runs of the whole trace."""
         counts, _, trials = self._mended(search, proposal.counts)
-        choices = [replace(c, pool=p) for c, p in zip(search.choices, search.pools, strict=True)]
+        choices = search.routed()
         busy = max(c.in_flight for c in search.capacities)
 
         def build(params: Mapping[str, Any]) -> RunTask:
@@ -290,8 +290,7 @@ class Bench:
     ) -> RunTask:
         lead_s = max(p.lifecycle.start_s for p in search.pools) + early_s
         policy = Timetable(counts, self.plan.window_s, lead_s)
-        choices = [replace(c, pool=p) for c, p in zip(search.choices, search.pools, strict=True)]
-        return self._task(self.plan, choices, policy, pack)
+        return self._task(self.plan, search.routed(), policy, pack)
 
     def _mended(
         self, search: WindowSearch, counts: Counts, grow: bool = False

@@ -70,6 +70,11 @@ class PoolChoice:
         return self.pool.profile.identity.method
 
     @property
+    def low_pct(self) -> float:
+        """The low end of its quality; 0 where it is not known."""
+        return self.quality.low_pct if self.quality else 0.0
+
+    @property
     def gpus(self) -> int:
         """GPUs of one server."""
         return self.pool.profile.identity.tensor_parallel_size

@@ -114,6 +114,10 @@ class WindowSearch:
             for c, k in zip(self.choices, self.capacities, strict=True)
         )
 
+    def routed(self) -> list[PoolChoice]:
+        """The choices with these weights."""
+        return [replace(c, pool=p) for c, p in zip(self.choices, self.pools, strict=True)]
+
     def _table(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """What each state costs in each window by the table, and each pool's share of requests."""
         p = self.problem
@@ -219,7 +223,7 @@ class WindowSearch:
         floor = self.problem.min_quality
         if floor is None:
             return self._cheapest(costs)
-        lows = np.array([c.quality.low_pct if c.quality else 0.0 for c in self.choices])
+        lows = np.array([c.low_pct for c in self.choices])
         return self._with_quality(costs, lows, floor)
 
     def _cheapest(self, costs: npt.NDArray[np.float64]) -> tuple[list[int], float]:

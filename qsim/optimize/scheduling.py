@@ -311,11 +311,8 @@ def _two(
             return (choice.usd_per_gpu_hour or 0.0) * choice.gpus / capacity.many_rps
         return float(capacity.power_w(np.array([capacity.one_rps]))[0]) / capacity.one_rps
 
-    def quality(one: tuple[PoolChoice, PoolCapacity]) -> float:
-        return _low(one[0])
-
     lean = min(kept, key=effort)
-    good = max(kept, key=lambda one: (quality(one), -effort(one)))
+    good = max(kept, key=lambda one: (one[0].low_pct, -effort(one)))
     chosen = [k for k in kept if k is lean or k is good]
     return chosen, [k[0].method for k in kept if k not in chosen]
 
@@ -399,10 +396,6 @@ def _run(
     )
 
 
-def _low(choice: PoolChoice) -> float:
-    return choice.quality.low_pct if choice.quality else 0.0
-
-
 def _told(tell: _Teller, method: str, text: str) -> None:
     tell.step(0.5, f"{method}: {text}")
 
@@ -450,7 +443,7 @@ def _baselines(
             results.append(getattr(bench, name)(choice, capacity, servers, tell.part(0.0, 1.0)))
     if "mixed" in policies and len(allowed) > 1:
         tell.stage("mixed precision")
-        good = max(allowed, key=lambda k: _low(choices[k]))
+        good = max(allowed, key=lambda k: choices[k].low_pct)
         if good != base:
             search = WindowSearch(bench.plan, list(choices), list(capacities), bench.executor)
             tables = [s[1].counts if s else () for s in singles]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,8 @@ import numpy.typing as npt
 from qsim.errors import ScenarioError
 from qsim.sim.gaps import Gaps
 from qsim.sim.request_rows import COLUMNS, request_writer
+from qsim.sim.slo import Slo, within
 from qsim.sim.summary import PERCENTILES, exact_percentiles, parse_statistic, summarise
-
-if TYPE_CHECKING:
-    from qsim.sim.slo import Slo
 
 __all__ = ["PERCENTILES", "Gaps", "SimulationResult"]
 
@@ -121,17 +119,8 @@ class SimulationResult:
         return int(self.meets(slos).sum())
 
     def meets(self, slos: Sequence[Slo]) -> npt.NDArray[np.bool_]:
-        """Which requests are within every limit by themselves, as vLLM's goodput counts them.
-
-        A request of one token has a TPOT of 0. Limits on ``itl`` are not per request and do not
-        count here.
-        """
-        good = self.completed.copy()
-        for s in slos:
-            if s.metric != "itl":
-                values = getattr(self, f"{s.metric}_ms")
-                good &= np.where(np.isnan(values) & self.completed, 0.0, values) <= s.limit_ms
-        return good
+        """Which requests are within every limit: see :func:`qsim.sim.slo.within`."""
+        return within(slos, vars(self), self.completed)
 
     def write_requests(self, path: str | os.PathLike[str]) -> None:
         """Write one row a request to ``path``: .csv, .csv.gz or .parquet; whole or not at all.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
     from qsim.sim.result import SimulationResult
+    from qsim.sim.summary import Run
 
-__all__ = ["METRICS", "Slo", "SloOutcome", "attainment", "check_slos", "parse_slos"]
+__all__ = ["METRICS", "Slo", "SloOutcome", "attainment", "check_slos", "parse_slos", "within"]
 
 METRICS = ("ttft", "tpot", "itl", "e2el")
 
@@ -91,7 +92,7 @@ class Slo:
             return None
         return 0.5 if self.statistic == "median" else float(self.statistic[1:]) / 100
 
-    def value(self, result: SimulationResult) -> float:
+    def value(self, result: Run) -> float:
         """The statistic over the completed requests, in ms; nan if it is over nothing.
 
         Percentiles are interpolated linearly, as numpy and ``vllm bench serve`` do. TPOT is, as
@@ -106,7 +107,7 @@ class Slo:
             return math.nan
         return float(known.mean() if self.quantile is None else np.quantile(known, self.quantile))
 
-    def met(self, result: SimulationResult) -> bool:
+    def met(self, result: Run) -> bool:
         """Whether the statistic is within the limit; nothing is too slow when there is nothing."""
         return SloOutcome(self, self.value(result)).met
 
@@ -165,7 +166,7 @@ def parse_slos(slos: Sequence[Slo | str]) -> tuple[Slo, ...]:
     return tuple(s if isinstance(s, Slo) else Slo.parse(s) for s in slos)
 
 
-def check_slos(result: SimulationResult, slos: Sequence[Slo]) -> list[SloOutcome]:
+def check_slos(result: Run, slos: Sequence[Slo]) -> list[SloOutcome]:
     """Every SLO beside its value, in the order given."""
     return [SloOutcome(s, s.value(result)) for s in slos]
 
@@ -179,6 +180,24 @@ def attainment(result: SimulationResult, slos: Sequence[Slo]) -> float | None:
     if all(s.metric == "itl" for s in slos):
         return None
     return float(np.mean(result.meets(slos)))
+
+
+def within(
+    slos: Sequence[Slo],
+    columns_ms: Mapping[str, npt.NDArray[np.float64]],
+    completed: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.bool_]:
+    """Which requests are within every limit by themselves, as vLLM's goodput counts them.
+
+    A request of one token has a TPOT of 0. Limits on ``itl`` are not per request and do not count
+    here.
+    """
+    good = completed.copy()
+    for s in slos:
+        if s.metric != "itl":
+            values = columns_ms[f"{s.metric}_ms"]
+            good &= np.where(np.isnan(values) & completed, 0.0, values) <= s.limit_ms
+    return good
 
 
 def _number(value: float) -> str:

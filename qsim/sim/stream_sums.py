@@ -15,7 +15,7 @@ from qsim.sim.admission import Admission
 from qsim.sim.finished import Finished, request_columns
 from qsim.sim.gaps import Gaps
 from qsim.sim.histogram import Histogram
-from qsim.sim.slo import Slo
+from qsim.sim.slo import Slo, within
 from qsim.sim.timing import PS_PER_MS
 from qsim.traces.trace import Trace
 
@@ -153,12 +153,7 @@ class Sums:
         counts["output_tokens"] += int(output.sum())
         counts["preemptions"] += int(columns["preemptions"].sum())
         counts["cached_tokens"] += int(columns["cached_tokens"].sum())
-        good = admissible.copy()
-        for slo in self._slos:
-            if slo.metric != "itl":
-                values = columns[f"{slo.metric}_ms"]
-                good &= np.where(np.isnan(values) & admissible, 0.0, values) <= slo.limit_ms
-        self.good += int(good.sum())
+        self.good += int(within(self._slos, columns, admissible).sum())
         for name in ("ttft", "tpot", "e2el"):
             self.latencies[name].add(columns[f"{name}_ms"])
         if self._rows is not None:
