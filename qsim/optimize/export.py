@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from qsim.optimize.deployment import Pool, pool_of
 from qsim.optimize.kubernetes import manifests, to_yaml
 from qsim.optimize.plan_result import Candidate, Plan
 from qsim.optimize.serve import GPUS_PER_HOST, serve_script
+from qsim.sim.slo import Slo
 from qsim.traces.parts import is_large
 from qsim.traces.trace import Trace
 
-__all__ = ["EXPORTS", "Export", "export_plan", "export_pools", "fleet_scenario", "parse_export"]
+__all__ = ["EXPORTS", "Export", "export_plan", "export_pools", "parse_export", "pool_scenario"]
 
 EXPORTS = ("vllm", "kubernetes", "scenario")
 #: options of `qsim simulate` that read and shape a trace
@@ -128,22 +129,25 @@ def export_plan(
     return _scenario(plan, export.path, chosen, trace, trace_options, profile)
 
 
-def fleet_scenario(
-    candidate: Candidate, plan: Plan, trace_options: Mapping[str, Any], profile: str
+def pool_scenario(
+    pool: Pool,
+    trace_options: Mapping[str, Any],
+    profile: str,
+    slos: Sequence[Slo | str],
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The scenario of ``qsim simulate`` that gives the candidate's figures again."""
-    scenario: dict[str, Any] = {
-        k: trace_options[k] for k in _TRACE_KEYS if trace_options.get(k) is not None
-    }
+    """The scenario of ``qsim simulate`` that gives a pool's figures again.
+
+    ``settings`` has the ``seed`` and ``too_long`` of its simulation.
+    """
+    scenario = dict(trace_options)
     if is_large(scenario["trace"]):
         scenario["stream"] = False  # taken in parts its percentiles would be a little off
-    scenario |= {"profile": profile, "replicas": candidate.replicas}
-    scenario["router"] = plan.router_of(candidate)
-    scenario |= candidate.options.to_dict()
-    if plan.slos:
-        scenario["slo"] = [str(s) for s in plan.slos]
-    scenario |= {"seed": plan.settings["seed"], "too_long": plan.settings["too_long"]}
-    return scenario
+    scenario |= {"profile": profile, "replicas": pool.replicas, "router": pool.router}
+    scenario |= pool.options.to_dict()
+    if slos:
+        scenario["slo"] = [str(s) for s in slos]
+    return {**scenario, "seed": settings["seed"], "too_long": settings["too_long"]}
 
 
 def _scenario(
@@ -180,7 +184,9 @@ def _scenario(
             )
         source = f"{beside}-profile.json"
         profile.save(source)
-    scenario = fleet_scenario(chosen, plan, options, source)
+    read = {k: options[k] for k in _TRACE_KEYS if options.get(k) is not None}
+    pool = pool_of(chosen, plan.router_of(chosen))
+    scenario = pool_scenario(pool, read, source, plan.slos, plan.settings)
     text = yaml.safe_dump(scenario, sort_keys=False, allow_unicode=True)
     name = "FILE.yaml" if target is None else str(target)
     text = f"# qsim simulate --scenario {name}\n{text}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from qsim.errors import ScenarioError
 from qsim.files import write_text
-from qsim.optimize.export import Export, export_pools, parse_export
+from qsim.optimize.export import Export, export_pools, parse_export, pool_scenario
 from qsim.optimize.study import Record
 from qsim.optimize.tune_result import TuneResult
 from qsim.sim.slo import Slo
@@ -85,9 +85,4 @@ def trial_scenario(
         if scenario.get("speed") not in (None, 1.0):
             raise ScenarioError("--growth and --speed together cannot be said in a scenario")
         scenario["speed"] = growth
-    pool = result.pool(trial)
-    scenario |= {"profile": source, "replicas": pool.replicas, "router": pool.router}
-    scenario |= pool.options.to_dict()
-    if slos:
-        scenario["slo"] = [str(s) for s in slos]
-    return {**scenario, "seed": result.settings["seed"], "too_long": result.settings["too_long"]}
+    return pool_scenario(result.pool(trial), scenario, source, slos, result.settings)

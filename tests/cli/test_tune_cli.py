@@ -77,7 +77,10 @@ def test_pictures_of_one_and_two_objectives(
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_exported_scenario_gives_the_figures_again(tune: list[object], tmp_path: Path) -> None:
+def test_the_exported_scenario_gives_the_figures_again(
+    tune: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qsim.traces.parts.LARGE_BYTES", 1)  # which would be streamed
     scenario, answer = tmp_path / "fleet.yaml", tmp_path / "tune.json"
     result = qsim(
         *tune, "--growth", 2, "--slo", "ttft:p99:3000", "--pick", "min energy",
