@@ -19,7 +19,8 @@ __all__ = ["table"]
     "phases",
     multiple=True,
     metavar="LABEL",
-    help="Phase to take the energy from, the first that a recording has; by default val_moderate.",
+    help="Phase to take J per output token from, the first that a recording has; by default "
+    "val_moderate.",
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON with more detail.")
 def table(recordings: tuple[str, ...], phases: tuple[str, ...], as_json: bool) -> None:
@@ -27,8 +28,10 @@ def table(recordings: tuple[str, ...], phases: tuple[str, ...], as_json: bool) -
 
     All numbers are of recorded steps, none of a fit. Decode: median ms from result to result of
     steps with that many requests and nothing else, in a burst with short contexts.
-    Prefill: tokens per second of large steps back to back. Energy: J per output token of a phase,
-    prefill included. KV: tokens that the cache holds.
+    Prefill: tokens per second of large steps back to back, and mJ per token of these. Decode
+    energy: mJ per token of all decode steps of that burst. J per output token: of a phase, prefill
+    and idling included, so it compares only where the loads are alike. KV: tokens that the cache
+    holds.
     """
     from qsim.calibrate.measured import measured_row
     from qsim.calibrate.recording import read_recording
@@ -46,14 +49,17 @@ def _markdown(rows: list[MeasuredRow]) -> str:
     from qsim.calibrate.measured import BATCHES
 
     heads = ["model", "method", *(f"decode {b}, ms" for b in BATCHES)]
-    heads += ["prefill, tokens/s", "J/output token", "KV cache, tokens", "weights, GiB"]
+    heads += ["decode, mJ/token", "prefill, tokens/s", "prefill, mJ/token", "J/output token"]
+    heads += ["KV cache, tokens", "weights, GiB"]
     lines = [f"| {' | '.join(heads)} |", f"|---|---|{'---:|' * (len(heads) - 2)}"]
     for r in rows:
         tp = f" tp{r.tensor_parallel}" if r.tensor_parallel > 1 else ""
         cells = [r.model, r.method + tp]
         cells += [_text(r.decode[b].step_ms if b in r.decode else None, ".2f") for b in BATCHES]
         cells += [
+            _text(r.decode_mj_per_token, ".1f"),
             _text(r.prefill_tokens_per_s, ",.0f"),
+            _text(r.prefill_mj_per_token, ".1f"),
             _text(r.joules_per_output_token, ".3f"),
             _text(r.kv_cache_tokens, ",d"),
             _text(r.weights_gib, ".2f"),
