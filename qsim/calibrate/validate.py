@@ -270,7 +270,7 @@ def validate(
         if excluded or fits is None:
             say(f"fitting without {excluded[0]}" if excluded else "fitting on all phases")
             results = fit_servers(
-                recordings,
+                _needed(recordings, excluded[0], host_from) if excluded else recordings,
                 host_from=host_from,
                 exclude_phases=excluded,
                 progress=progress,
@@ -289,6 +289,24 @@ def validate(
     order = {r.name: i for i, r in enumerate(recordings)}
     phase = {label: i for i, label in enumerate(chosen)}
     return sorted(result, key=lambda c: (order[c.recording], phase[c.phase], not c.held_out))
+
+
+def _needed(
+    recordings: Sequence[Recording], label: str, host_from: HostTimes | None
+) -> list[Recording]:
+    """Those of servers that a phase can be left out of, and of those that lend them host times."""
+    groups = group_servers(recordings)
+    with_it = [any(p.label == label for r in g for p in r.phases) for g in groups]
+    with_spans = [any(r.steps.has_gpu_spans for r in g) for g in groups]
+    models = [(g[0].server.gpu, g[0].server.model) for g in groups]
+    borrowing = {
+        m for m, it, own in zip(models, with_it, with_spans, strict=True) if it and not own
+    }
+    kept: set[int] = set()
+    for group, model, it, own in zip(groups, models, with_it, with_spans, strict=True):
+        if it or (host_from is None and own and model in borrowing):
+            kept |= {id(r) for r in group}
+    return [r for r in recordings if id(r) in kept]
 
 
 def _with_holds(c: Comparison, recording: Recording, fitted: FitResult) -> Comparison:

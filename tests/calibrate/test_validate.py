@@ -137,6 +137,31 @@ def test_fits_that_exist_are_used(recorded: Recording, fitted: FitResult) -> Non
     assert within.error_percent("mean_tpot_ms") > 100
 
 
+def test_only_who_takes_part_is_fitted_again(recorded: Recording, plain_folder: Path) -> None:
+    """Servers with the phase, and those of the model that lend their host times to one of them."""
+    phases = tuple(replace(p, label=f"my_{p.label}") for p in recorded.phases)
+    lender = replace(recorded, name="lender", phases=phases)
+    alone = replace(
+        lender, name="alone", server=replace(recorded.server, model="m2", method="int8-w8a8")
+    )
+    plain = read_recording(plain_folder)
+    plain = replace(plain, server=replace(plain.server, method="fp8-w8a8"))
+    assert not plain.steps.has_gpu_spans
+    said: list[str] = []
+    result = validate(
+        [alone, plain, lender], labels=["val_mix"], in_sample=False, progress=said.append
+    )
+    assert [c.recording for c in result] == [plain.name]
+    fitted_again = {line.partition(":")[0] for line in said if ":" in line}
+    assert fitted_again == {"h200_sxm/toy-1b/bf16", "h200_sxm/toy-1b/fp8-w8a8"}
+    said.clear()
+    host = true_profile().host
+    validate(
+        [plain, lender], host_from=host, labels=["val_mix"], in_sample=False, progress=said.append
+    )
+    assert {line.partition(":")[0] for line in said if ":" in line} == {"h200_sxm/toy-1b/fp8-w8a8"}
+
+
 def test_nothing_to_replay(recorded: Recording) -> None:
     phases = tuple(replace(p, use="fit") for p in recorded.phases)
     with pytest.raises(CalibrationError, match="no phases of use 'holdout': give --phase"):
