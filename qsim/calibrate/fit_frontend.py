@@ -200,15 +200,27 @@ def _receive(parts: Sequence[_Arrivals]) -> tuple[float, float, float]:
 
 
 def _serial_ms(recording: Recording, matches: Matches, burst: BoolArray) -> list[float]:
-    """Time a request of the API process, from bursts of at least 32 short prompts; ms."""
+    """Time a request of the API process, from bursts of at least 32 short prompts; ms.
+
+    The last request of a burst came in at the latest when the engine began it, or at the first
+    update after which all were running or in the queue.
+    """
     s, q = recording.steps, recording.requests
     result = []
     for i in range(len(recording.phases)):
         mine = np.flatnonzero(burst & (q.phase == i))
         if len(mine) < 32 or q.prompt_tokens[mine].max() > 512:
             continue
-        if np.ptp(q.sent_s[mine]) > 0.15:  # not one burst: the sends themselves took that long
+        sent_s = q.sent_s[q.phase == i]
+        if np.ptp(sent_s) > 0.15:  # not one burst: the sends themselves took that long
             continue
-        span_s = s.schedule_s[matches.first_chunk[mine]].max() - q.sent_s[mine].min()
-        result.append(float(span_s) * 1e3 / len(mine))
+        begun_s = np.sort(s.schedule_s[matches.first_chunk[mine]])
+        last_s = float(begun_s[-1])
+        if len(mine) >= 0.99 * len(sent_s):  # else too many are not accounted for
+            steps = np.flatnonzero(s.phase == i)
+            ends_s = s.update_s[steps] + s.update_dur_s[steps]
+            known = np.searchsorted(begun_s, ends_s) + s.waiting[steps]
+            if np.any(known >= len(mine)):
+                last_s = min(last_s, float(ends_s[known >= len(mine)].min()))
+        result.append((last_s - float(sent_s.min())) * 1e3 / len(mine))
     return result

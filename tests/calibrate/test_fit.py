@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qsim.calibrate.fit import FitResult, fit
-from qsim.calibrate.fit_frontend import match_requests
+from qsim.calibrate.fit_frontend import fit_frontend, match_requests
 from qsim.calibrate.fit_host import _result_ms
 from qsim.calibrate.fit_power import fit_power
 from qsim.calibrate.fit_span import (
@@ -21,6 +21,8 @@ from qsim.calibrate.recording import Recording, read_recording
 from qsim.errors import CalibrationError
 from qsim.profile import MixedSpan, Profile
 from tests.calibrate.synthetic import true_profile
+
+RECORDINGS = Path(__file__).parents[2] / "recordings"
 
 
 def _mixed_ms(span: MixedSpan, tokens: int, context: float, pairs: float) -> float:
@@ -174,3 +176,18 @@ def test_errors(recorded: Recording, plain_folder: Path) -> None:
         fit([recorded], exclude_phases=["dec9"])
     with pytest.raises(CalibrationError, match=r"toy--plain: no launch times.*--host-from"):
         fit([read_recording(plain_folder)])
+
+
+def test_a_burst_is_in_when_it_waits_for_the_engine() -> None:
+    """576 prompts at once: a large model begins the last after 3.2 s, but had it in its queue."""
+    recording = read_recording(RECORDINGS / "llama-3.1-70b--bf16--tp2--2026-11-25")
+    q, s = recording.requests, recording.steps
+    ladder = q.phase == recording.phase_index("ladder")
+    first = match_requests(recording).first_chunk[ladder]
+    begun_ms = (s.schedule_s[first].max() - q.sent_s[ladder].min()) * 1e3
+    frontend, _ = fit_frontend([recording], [frozenset()])
+    assert begun_ms / ladder.sum() > 5.0
+    all_in = np.flatnonzero((s.phase == recording.phase_index("ladder")) & (s.waiting > 400))
+    seen_ms = (s.update_s[all_in[0]] - q.sent_s[ladder].min()) * 1e3
+    assert frontend.receive_serial_ms == pytest.approx(seen_ms / ladder.sum(), rel=0.01)
+    assert frontend.receive_serial_ms < 1.0
