@@ -26,7 +26,7 @@ import itertools
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_type_hints
@@ -42,6 +42,7 @@ __all__ = [
     "HostTimes",
     "Identity",
     "Latency",
+    "MeasuredHost",
     "Memory",
     "MixedSpan",
     "Power",
@@ -190,6 +191,21 @@ class FrontEnd:
 
 
 @dataclass(frozen=True)
+class MeasuredHost:
+    """What was measured, of a profile whose host and front end were put on another machine.
+
+    Quantization methods can only be compared on one host. ``like`` is the profile whose machine
+    ``Profile.host`` and ``Profile.frontend`` are for; ``host`` and ``frontend`` here are those of
+    the machine that was measured, where the engine took ``slower`` times as long for its own work.
+    """
+
+    like: str
+    slower: float
+    host: HostTimes
+    frontend: FrontEnd
+
+
+@dataclass(frozen=True)
 class Power:
     """Energy model of the GPUs of one server (all of them together)."""
 
@@ -256,6 +272,15 @@ class Profile:
     measured_range: dict[str, Any] = field(default_factory=dict)
     #: of a transferred profile only
     transfer: Transfer | None = None
+    #: of a profile only whose host and front end are those of another machine
+    measured_host: MeasuredHost | None = None
+
+    def as_measured(self) -> Profile:
+        """The profile with the host and front end of the machine that was measured."""
+        m = self.measured_host
+        if m is None:
+            return self
+        return replace(self, host=m.host, frontend=m.frontend, measured_host=None)
 
     @property
     def transferred(self) -> bool:
@@ -272,8 +297,9 @@ class Profile:
     def to_dict(self) -> dict[str, Any]:
         """The profile as JSON-ready data."""
         data = {"schema": SCHEMA, "id": self.id, **asdict(self)}
-        if self.transfer is None:
-            del data["transfer"]
+        for optional in ("transfer", "measured_host"):
+            if data[optional] is None:
+                del data[optional]
         return data
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -332,6 +358,7 @@ _NESTED: dict[str, Any] = {
         Latency,
         HostTimes,
         FrontEnd,
+        MeasuredHost,
         Power,
         Memory,
         Transfer,
@@ -425,23 +452,29 @@ def _check(p: Profile, where: str) -> None:
         need(len(s) == n, f"latency.decode.ms_per_context_token[{j}]", s, f"{n} values")
         not_negative(f"latency.decode.ms_per_context_token[{j}]", s)
     for mode in ("piecewise", "eager"):
-        m: MixedSpan = getattr(lat, mode)
-        ascending(f"latency.{mode}.tokens", m.tokens)
-        k = len(m.tokens)
-        need(len(m.base_ms) == k, f"latency.{mode}.base_ms", m.base_ms, f"{k} values")
-        positive(f"latency.{mode}.base_ms", m.base_ms)
+        mixed: MixedSpan = getattr(lat, mode)
+        ascending(f"latency.{mode}.tokens", mixed.tokens)
+        k = len(mixed.tokens)
+        need(len(mixed.base_ms) == k, f"latency.{mode}.base_ms", mixed.base_ms, f"{k} values")
+        positive(f"latency.{mode}.base_ms", mixed.base_ms)
         for name in ("ms_per_decode_context_token", "ms_per_pair", "ms_per_chunk", "ms_per_decode"):
-            not_negative(f"latency.{mode}.{name}", [getattr(m, name)])
+            not_negative(f"latency.{mode}.{name}", [getattr(mixed, name)])
     t = lat.throttle
     need(t.full_w > t.start_w >= 0, "latency.throttle.full_w", t.full_w, f"> start_w {t.start_w}")
     not_negative("latency.throttle", [t.decode, t.piecewise, t.eager])
-    for f in fields(HostTimes):
-        v = getattr(p.host, f.name)
-        if isinstance(v, list):
-            need(len(v) == 2, f"host.{f.name}", v, "[constant, per running request]")
-        not_negative(f"host.{f.name}", v if isinstance(v, list) else [v])
-    for f in fields(FrontEnd):
-        not_negative(f"frontend.{f.name}", [getattr(p.frontend, f.name)])
+    machines: list[tuple[str, HostTimes, FrontEnd]] = [("", p.host, p.frontend)]
+    if p.measured_host is not None:
+        m = p.measured_host
+        machines.append(("measured_host.", m.host, m.frontend))
+        positive("measured_host.slower", [m.slower])
+    for prefix, host, frontend in machines:
+        for f in fields(HostTimes):
+            v = getattr(host, f.name)
+            if isinstance(v, list):
+                need(len(v) == 2, f"{prefix}host.{f.name}", v, "[constant, per running request]")
+            not_negative(f"{prefix}host.{f.name}", v if isinstance(v, list) else [v])
+        for f in fields(FrontEnd):
+            not_negative(f"{prefix}frontend.{f.name}", [getattr(frontend, f.name)])
     for f in fields(Power):
         not_negative(f"power.{f.name}", [getattr(p.power, f.name)])
     need(p.power.tau_s > 0, "power.tau_s", p.power.tau_s, "> 0")

@@ -107,6 +107,14 @@ _recordings = click.argument(
     help="Where the front end's times come from, for a recording that was cut off and holds no "
     "requests: a profile (id or file) of a server with a like host.",
 )
+@click.option(
+    "--host-like",
+    metavar="PROFILE",
+    help="Put the profile on the machine of this one (id or file), for methods that were measured "
+    "on machines of different speed: launches are divided by how much slower the host was, the "
+    "rest of the host and the front end are taken over. The stated error stays that of the "
+    "measured machine.",
+)
 @_host_option
 def fit_command(
     recordings: tuple[str, ...],
@@ -115,6 +123,7 @@ def fit_command(
     exclude: tuple[str, ...],
     no_validation: bool,
     frontend_from: str | None,
+    host_like: str | None,
     host_from: str | None,
 ) -> None:  # fmt: skip
     """Fit profiles from RECORDINGs; several of one server are pooled.
@@ -124,11 +133,13 @@ def fit_command(
     """
     from dataclasses import replace
 
+    from qsim.calibrate.fit_host_like import with_host_like
     from qsim.calibrate.fit_report import draw_diagnostics, mode_table
     from qsim.calibrate.recording import HOLDOUT, read_recording
     from qsim.calibrate.validate import fit_error, fit_servers, group_servers, validate
     from qsim.cli._common import need_matplotlib
     from qsim.errors import ScenarioError
+    from qsim.profiles import load_profile
 
     if diagnostics is not None:
         need_matplotlib("--diagnostics", str(diagnostics / "spans.png"), (".png",))
@@ -141,11 +152,8 @@ def fit_command(
             "give a folder"
         )
     host = _host_from(host_from)
-    frontend = None
-    if frontend_from is not None:
-        from qsim.profiles import load_profile
-
-        frontend = load_profile(frontend_from)
+    frontend = None if frontend_from is None else load_profile(frontend_from)
+    like = None if host_like is None else load_profile(host_like)
     results = fit_servers(
         read, host_from=host, frontend_from=frontend, exclude_phases=exclude, progress=_say
     )
@@ -157,6 +165,8 @@ def fit_command(
         )
     for result in results:
         profile = replace(result.profile, fit_error=fit_error(comparisons, result.profile.id))
+        if like is not None:
+            profile = with_host_like(profile, like)
         path = out if single else out / f"{profile.id}.json"
         profile.save(path)
         click.echo(f"{profile.id}: {path}")
@@ -166,6 +176,11 @@ def fit_command(
             click.echo(
                 f"  phases left out, end to end: means within {e['worst_mean']}%, medians "
                 f"{e['worst_median']}%, p99 {e['worst_p99']}%, energy {e['worst_energy']}%"
+            )
+        if profile.measured_host is not None:
+            click.echo(
+                f"  host as that of {profile.measured_host.like}; the measured one takes "
+                f"{profile.measured_host.slower:.2f} times as long"
             )
         if diagnostics is not None:
             for picture in draw_diagnostics(result, diagnostics):

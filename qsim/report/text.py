@@ -365,6 +365,14 @@ def profile_text(profile: Profile) -> str:
             f"at most {number(power.cap_w)} W",
         ),
     ]
+    if profile.measured_host is not None:
+        host = profile.measured_host
+        facts.append(
+            (
+                "host",
+                f"that of {host.like}; the one measured takes {host.slower:.2f} times as long",
+            )
+        )
     if profile.fit_error:
         errors = ", ".join(f"{k} {v:.1f}%" for k, v in stated_errors(profile).items())
         how = "estimated" if profile.transferred else "worst case; loads left out of the fit"
