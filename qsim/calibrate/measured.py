@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.calibrate.fit_span import GRAPH_SIZES
 from qsim.calibrate.recording import SKIP, Recording
 
 __all__ = ["BATCHES", "MeasuredRow", "measured_row"]
@@ -40,10 +41,10 @@ class MeasuredRow:
 
     ``prefill_tokens_per_s`` is that of steps of prefill alone with at least half of the token
     budget, back to back, and ``prefill_mj_per_token`` their energy. ``decode_mj_per_token`` is the
-    energy of the steps of decodes alone that follow the last prefill of a burst, over their tokens;
-    ``decode_mean_batch`` is their mean size. ``joules_per_output_token`` is the energy over the
-    output tokens of the phase ``energy_phase``, prefill and idling included. Energy is that of all
-    GPUs.
+    energy of the steps of decodes alone, under CUDA graphs, that follow the last prefill of a
+    burst, over their tokens; ``decode_mean_batch`` is their mean size.
+    ``joules_per_output_token`` is the energy over the output tokens of the phase ``energy_phase``,
+    prefill and idling included. Energy is that of all GPUs.
     """
 
     name: str
@@ -174,6 +175,7 @@ def _prefill_energy(recording: Recording, wanted: npt.NDArray[np.bool_]) -> floa
 def _decode_energy(recording: Recording) -> tuple[float | None, float | None]:
     """mJ per decoded token of a burst after its last prefill, and the mean batch."""
     s = recording.steps
+    graph_max = max(recording.server.raw.get("graph_sizes") or GRAPH_SIZES)
     best: tuple[int, float, float] | None = None
     for i, phase in enumerate(recording.phases):
         if phase.load != "burst" or phase.use == SKIP:
@@ -181,6 +183,7 @@ def _decode_energy(recording: Recording) -> tuple[float | None, float | None]:
         of_phase = np.flatnonzero(s.phase == i)
         prefills = np.flatnonzero(s.num_chunks[of_phase] > 0)
         alone = of_phase[prefills[-1] + 1 :] if len(prefills) else of_phase
+        alone = alone[s.decodes[alone] <= graph_max]  # beyond it, the host sets the pace
         if len(alone) < 2:
             continue
         used = _joules(recording, s.update_s[alone[0]], s.update_s[alone[-1]])

@@ -19,8 +19,7 @@ __all__ = ["table"]
     "phases",
     multiple=True,
     metavar="LABEL",
-    help="Phase to take J per output token from, the first that a recording has; by default "
-    "val_moderate.",
+    help="Add J per output token of this phase, of several the first that a recording has.",
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON with more detail.")
 def table(recordings: tuple[str, ...], phases: tuple[str, ...], as_json: bool) -> None:
@@ -29,9 +28,9 @@ def table(recordings: tuple[str, ...], phases: tuple[str, ...], as_json: bool) -
     All numbers are of recorded steps, none of a fit. Decode: median ms from result to result of
     steps with that many requests and nothing else, in a burst with short contexts.
     Prefill: tokens per second of large steps back to back, and mJ per token of these. Decode
-    energy: mJ per token of all decode steps of that burst. J per output token: of a phase, prefill
-    and idling included, so it compares only where the loads are alike. KV: tokens that the cache
-    holds.
+    energy: mJ per token of all decode steps of that burst. KV: tokens that the cache holds. J per
+    output token of a phase (--phase, and in --json that of val_moderate) has prefill and idling in
+    it, so it compares only where the loads are alike.
     """
     from qsim.calibrate.measured import measured_row
     from qsim.calibrate.recording import read_recording
@@ -42,15 +41,15 @@ def table(recordings: tuple[str, ...], phases: tuple[str, ...], as_json: bool) -
     if as_json:
         click.echo(to_json([r.to_dict() for r in rows]))
         return
-    click.echo(_markdown(rows))
+    click.echo(_markdown(rows, bool(phases)))
 
 
-def _markdown(rows: list[MeasuredRow]) -> str:
+def _markdown(rows: list[MeasuredRow], with_phase: bool) -> str:
     from qsim.calibrate.measured import BATCHES
 
     heads = ["model", "method", *(f"decode {b}, ms" for b in BATCHES)]
-    heads += ["decode, mJ/token", "prefill, tokens/s", "prefill, mJ/token", "J/output token"]
-    heads += ["KV cache, tokens", "weights, GiB"]
+    heads += ["decode, mJ/token", "prefill, tokens/s", "prefill, mJ/token"]
+    heads += ["J/output token"] * with_phase + ["KV cache, tokens", "weights, GiB"]
     lines = [f"| {' | '.join(heads)} |", f"|---|---|{'---:|' * (len(heads) - 2)}"]
     for r in rows:
         tp = f" tp{r.tensor_parallel}" if r.tensor_parallel > 1 else ""
@@ -60,7 +59,7 @@ def _markdown(rows: list[MeasuredRow]) -> str:
             _text(r.decode_mj_per_token, ".1f"),
             _text(r.prefill_tokens_per_s, ",.0f"),
             _text(r.prefill_mj_per_token, ".1f"),
-            _text(r.joules_per_output_token, ".3f"),
+            *[_text(r.joules_per_output_token, ".3f")] * with_phase,
             _text(r.kv_cache_tokens, ",d"),
             _text(r.weights_gib, ".2f"),
         ]
