@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qsim.calibrate.fit_frontend import match_requests
+from qsim.calibrate.fit_frontend import match_requests, modelled_arrivals_s
 from qsim.calibrate.recording import Recording
 from qsim.profile import FrontEnd, Profile
 from qsim.sim.batch import Batch
@@ -225,12 +225,7 @@ def _arrivals(
     q = recording.requests
     index = np.flatnonzero(q.phase == p)
     index = index[np.argsort(q.sent_s[index], kind="stable")]
-    ready_s = np.empty(len(index))
-    last_s = -np.inf
-    for j, i in enumerate(index):
-        took_ms = f.receive_ms + f.receive_ms_per_1k_prompt_tokens * q.prompt_tokens[i] / 1000
-        last_s = max(q.sent_s[i] + took_ms / 1e3, last_s + f.receive_serial_ms / 1e3)
-        ready_s[j] = last_s
+    ready_s = modelled_arrivals_s(q, index, f)
     if recorded:
         first = match_requests(recording).first_chunk[index]
         first_s = recording.steps.schedule_s[first]

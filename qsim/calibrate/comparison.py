@@ -28,6 +28,8 @@ STATISTICS = ("mean", "median", "p90", "p99")
 _PERCENTILES = {"median": 50, "p90": 90, "p99": 99}
 #: how far from a percentile its neighbours are looked up, percentage points
 NEARBY_POINTS = {"median": 5, "p90": 5, "p99": 1}
+#: a launch ratio outside of these is told
+_LIKE_LAUNCHES = (0.9, 1.1)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Comparison:
     ``p99_ttft_band_ms`` spans the replays with shaken send times. ``held_updates`` counts the
     updates that came more than 20 ms later than the GPU and the next launch explain (the longest
     by ``longest_hold_ms``): the real host thread was held, which the simulator does not model.
+    ``late_arrivals`` counts the requests that came to the engine more than 20 ms later than the
+    front end's model says (the last one by ``longest_arrival_ms``): they were held in the API
+    process or the client, which is not modelled either. ``launch_ratio`` is how slowly the host
+    launched in this load against the profile (see ``fit_timeline.launch_ratio``), None if launch
+    times were not recorded.
     ``nearby`` has, for the percentiles, what was measured around them.
     """
 
@@ -74,6 +81,9 @@ class Comparison:
     p99_ttft_band_ms: tuple[float, float]
     held_updates: int = 0
     longest_hold_ms: float = 0.0
+    late_arrivals: int = 0
+    longest_arrival_ms: float = 0.0
+    launch_ratio: float | None = None
     nearby: Mapping[str, Nearby] = field(default_factory=dict)
 
     @property
@@ -85,6 +95,27 @@ class Comparison:
     def method(self) -> str:
         """Part of the profile's id."""
         return self.profile.split("/")[2]
+
+    @property
+    def launches_differ(self) -> bool:
+        """Whether the host launched more than 10% slower or faster than the profile says."""
+        low, high = _LIKE_LAUNCHES
+        return self.launch_ratio is not None and not low <= self.launch_ratio <= high
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the host did in this load what the simulator does not model."""
+        return self.held_updates > 0 or self.late_arrivals > 0 or self.launches_differ
+
+    def host_dict(self) -> dict[str, Any]:
+        """JSON-ready data on what the host did in this load."""
+        return {
+            "held_updates": self.held_updates,
+            "longest_hold_ms": round(self.longest_hold_ms, 1),
+            "late_arrivals": self.late_arrivals,
+            "longest_arrival_ms": round(self.longest_arrival_ms, 1),
+            "launch_ratio": None if self.launch_ratio is None else round(self.launch_ratio, 3),
+        }
 
     def error_percent(self, name: str) -> float:
         """Simulated against measured."""
@@ -122,8 +153,7 @@ class Comparison:
             "error_percent": {k: percent(self.error_percent(k)) for k in self.measured},
             "nearby": {k: self.nearby_dict(k) for k in self.nearby},
             "p99_ttft_band_ms": [round(v, 3) for v in self.p99_ttft_band_ms],
-            "held_updates": self.held_updates,
-            "longest_hold_ms": round(self.longest_hold_ms, 1),
+            **self.host_dict(),
         }
 
 

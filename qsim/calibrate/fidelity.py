@@ -73,8 +73,7 @@ class Cell:
             "error_percent": percent(self.error),
             "server_repeats_within_percent": repeats_percent(self.statistic, self.metric),
             "nearby": c.nearby_dict(self.name) if self.name in c.nearby else None,
-            "held_updates": c.held_updates,
-            "longest_hold_ms": round(c.longest_hold_ms, 1),
+            **c.host_dict(),
         }
 
 

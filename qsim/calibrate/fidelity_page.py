@@ -52,6 +52,12 @@ allocation. The update of the step before, and so every output in it, then comes
 recording (updates more than 20 ms later than GPU and launches explain); in phases of a few hundred
 requests a single one can move the p99 by 10%.
 
+The same is told of two other things that a busy or shared host does and the simulator does not:
+requests that reached the engine more than 20 ms later than the model of the front end says, held in
+the API process or in the client (an engine that made schedule calls meanwhile, with an empty queue,
+shows them; bursts are left out); and launches that took over 10% more or less time than by the
+profile, whose launch times are those of all fitted loads together.
+
 ## How well a real server repeats itself
 
 The same load, sent again to the same server with other token ids, or to a second server on another
@@ -199,12 +205,18 @@ def _off(comparisons: Sequence[Comparison]) -> list[str]:
     few = sum(c.comparison.nearby[c.name].between <= 2 for c in inside)
     noise = sum(abs(c.error) <= repeats_percent(c.statistic, c.metric) for c in cells)
     held = sum(c.comparison.held_updates > 0 for c in cells)
+    late = sum(c.comparison.late_arrivals > 0 for c in cells)
+    launches = sum(c.comparison.launches_differ for c in cells)
+    disturbed = sum(c.comparison.disturbed for c in cells)
     text = (
         f"{len(cells):,} of {_many(len(left_out), 'cell')}, {len(percentiles):,} of them medians "
         f"or percentiles. In {len(inside):,} of these the simulated value lies within *nearby*, "
         f"and in {few:,} of those at most two requests lie *between*. In {noise:,} of all the "
-        f"error is no more than the same server differs from itself (*repeats*); {held:,} are of "
-        "loads in which the server's host thread was held."
+        "error is no more than the same server differs from itself (*repeats*). Of all, "
+        f"{held:,} are of loads in which the server's host thread was held, {late:,} of loads with "
+        f"late arrivals, {launches:,} of loads whose launches took over 10% more or less "
+        "time than the profile's; "
+        f"{disturbed:,} of loads with one of these at least (*held*)."
     )
     return [
         *lines,
@@ -225,7 +237,9 @@ _OFF_LEGEND = """\
   simulated one. Beyond the slowest request there are none, so read it with *nearby*.
 * *repeats*: by how much the same server differs from itself at most (above); for a p99 of TTFT also
   the band of the simulated one with shaken send times.
-* *held*: how often the server's host thread was held in that load, and how long at most.
+* *held*: how often the server's host thread was held in that load, and how long at most; how many
+  requests came late to the engine, and how late at most; and the time of the host's launches over
+  that of the profile's, if they differ by more than 10% (x1.24: slower by 24%).
 """
 
 
@@ -243,11 +257,22 @@ def _off_row(cell: Cell) -> str:
     if name == "p99_ttft_ms":
         low, high = c.p99_ttft_band_ms
         repeats += f"; {_plain(low)} to {_plain(high)}"
-    held = f"{c.held_updates}, {c.longest_hold_ms:.0f} ms" if c.held_updates else ""
     return (
         f"| {c.recording} | {c.phase} | {c.requests} | {_statistic(cell)}, {unit} | {values} "
-        f"| {cell.error:+.1f}% | {near} | {between} | {repeats} | {held} |"
+        f"| {cell.error:+.1f}% | {near} | {between} | {repeats} | {_held(c)} |"
     )
+
+
+def _held(c: Comparison) -> str:
+    """What the host did in that load, in a cell of a table."""
+    parts = []
+    if c.held_updates:
+        parts.append(f"{c.held_updates}, {c.longest_hold_ms:.0f} ms")
+    if c.late_arrivals:
+        parts.append(f"{c.late_arrivals} late, {c.longest_arrival_ms:.0f} ms")
+    if c.launches_differ:
+        parts.append(f"host x{c.launch_ratio:.2f}")
+    return "; ".join(parts)
 
 
 _AGREEMENT = """\
@@ -301,6 +326,13 @@ def _facts(c: Comparison) -> str:
             f" The server's host thread was held {c.held_updates} times for more than 20 ms, "
             f"{c.longest_hold_ms:.0f} ms at most."
         )
+    if c.late_arrivals:
+        text += (
+            f" {_many(c.late_arrivals, 'request')} came to the engine more than 20 ms late, "
+            f"{c.longest_arrival_ms:.0f} ms at most."
+        )
+    if c.launches_differ:
+        text += f" The host's launches took {c.launch_ratio:.2f} times as long as the profile's."
     return text
 
 

@@ -15,11 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from qsim.calibrate.recording import Recording
+from qsim.calibrate.recording import Recording, Requests, Steps
 from qsim.errors import CalibrationError
 from qsim.profile import FrontEnd
 
-__all__ = ["Matches", "fit_frontend", "match_requests"]
+__all__ = [
+    "Matches",
+    "fit_frontend",
+    "late_arrivals_ms",
+    "match_requests",
+    "modelled_arrivals_s",
+]
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -155,14 +161,74 @@ def _arrivals(recording: Recording, matches: Matches, i: IntArray) -> _Arrivals:
     """Bounds on when the requests ``i`` were in the engine's queue."""
     s, q = recording.steps, recording.requests
     first = matches.first_chunk[i]
-    before = np.maximum(first - 1, 0)
-    idle = (first == 0) | (np.maximum.accumulate(s.update_s)[before] < q.sent_s[i])
+    before, idle = _step_before(s, first, q.sent_s[i])
     # who waits for seats or tokens was in the queue long before
     clear = (s.waiting[before] == 0) | idle
     i, first, before, idle = i[clear], first[clear], before[clear], idle[clear]
     sent = q.sent_s[i]
     early = np.where(idle, -np.inf, (s.schedule_s[before] - sent) * 1e3)
     return _Arrivals(q.prompt_tokens[i] / 1e3, early, (s.schedule_s[first] - sent) * 1e3, idle)
+
+
+def _step_before(s: Steps, first: IntArray, sent_s: FloatArray) -> tuple[IntArray, BoolArray]:
+    """The step before each, and whether all results were out, the engine idle, at the send."""
+    before = np.maximum(first - 1, 0)
+    return before, (first == 0) | (np.maximum.accumulate(s.update_s)[before] < sent_s)
+
+
+def modelled_arrivals_s(q: Requests, index: IntArray, frontend: FrontEnd) -> FloatArray:
+    """When the model of the front end hands requests to the engine, s; shape as ``index``.
+
+    Parameters
+    ----------
+    index : integer array
+        Requests of one phase in order of sending, for the API process takes them in turn.
+    """
+    ready_s = np.empty(len(index))
+    last_s = -np.inf
+    for j, i in enumerate(index):
+        took_ms = (
+            frontend.receive_ms
+            + frontend.receive_ms_per_1k_prompt_tokens * q.prompt_tokens[i] / 1000
+        )
+        last_s = max(q.sent_s[i] + took_ms / 1e3, last_s + frontend.receive_serial_ms / 1e3)
+        ready_s[j] = last_s
+    return ready_s
+
+
+def late_arrivals_ms(recording: Recording, frontend: FrontEnd) -> FloatArray:
+    """How much later requests came to the engine than the front end's model says, at least.
+
+    A request was not there yet at the last schedule call before the one that took it, provided
+    that the engine's queue was empty in between: else it may have waited for seats or tokens. So
+    it is late at least by the time of that call less the modelled arrival: it was held in the API
+    process or in the client, which the simulator does not model.
+
+    Returns
+    -------
+    array of shape (requests,), ms
+        Below 0 for a request that can have been in time. NaN where nothing is known: not matched
+        to a step, met an idle engine or a queue, or of a burst, where the API process is the queue.
+    """
+    s, q = recording.steps, recording.requests
+    modelled_s = np.full(len(q), np.nan)
+    for p, phase in enumerate(recording.phases):
+        if phase.load != "burst":
+            index = np.flatnonzero(q.phase == p)
+            index = index[np.argsort(q.sent_s[index], kind="stable")]
+            modelled_s[index] = modelled_arrivals_s(q, index, frontend)
+    result = np.full(len(q), np.nan)
+    first = match_requests(recording).first_chunk
+    i = np.flatnonzero(first >= 0)
+    before, idle = _step_before(s, first[i], q.sent_s[i])
+    # the queue is recorded at updates. The step before may be updated after the call that took
+    # the request, when a queue is empty again, so the last update that came before that call tells
+    updates_s = np.maximum.accumulate(s.update_s)
+    last_update = np.searchsorted(updates_s, s.schedule_s[first[i]]) - 1
+    empty = (last_update >= 0) & (s.waiting[np.maximum(last_update, 0)] == 0)
+    known = empty & ~idle
+    result[i[known]] = (s.schedule_s[before] - modelled_s[i])[known] * 1e3
+    return result
 
 
 def _receive(parts: Sequence[_Arrivals]) -> tuple[float, float, float]:

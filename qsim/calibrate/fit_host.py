@@ -17,6 +17,7 @@ from qsim.calibrate.fit_timeline import (
     DECODE,
     EAGER,
     PIECEWISE,
+    behind_eager,
     estimate_launch_ms,
     step_modes,
 )
@@ -91,7 +92,7 @@ def fit_host(
         add("update", in_step, s.update_dur_s * 1e3, keep)
         launch_ms = (s.sample_end_s - s.launch_start_s) * 1e3
         # behind another large step a launch can block on the launch queue; that hides nothing
-        behind_large = np.r_[False, mode[:-1] == EAGER]
+        behind_large = behind_eager(mode)
         for name, which in (("decode", DECODE), ("piecewise", PIECEWISE), ("eager", EAGER)):
             add(name, in_step, launch_ms, keep & has_launch & (mode == which) & ~behind_large)
         if len(s) > 2:

@@ -23,9 +23,11 @@ __all__ = [
     "EAGER",
     "PIECEWISE",
     "Timeline",
+    "behind_eager",
     "estimate_launch_ms",
     "infer_timeline",
     "late_updates_ms",
+    "launch_ratio",
     "recorded_timeline",
     "step_modes",
 ]
@@ -42,6 +44,8 @@ _TO_LAUNCH_S = 4e-6
 _GPU_GAP_S = 3e-6
 #: a step seen to take this many times its prediction was not seen: the host was held
 _HELD = 1.3
+#: a load with fewer launches without a full graph is judged by all of its launches
+_ENOUGH_LAUNCHES = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,17 +97,59 @@ def recorded_timeline(recording: Recording, graph_max: int) -> Timeline:
     )
 
 
-def _launch_end_s(recording: Recording, mode: IntArray, host: HostTimes) -> FloatArray:
-    """When each step's launch should have ended, by the host times; shape (n,)."""
+def behind_eager(mode: IntArray) -> BoolArray:
+    """Steps behind one without a graph, shape (n,): their launch can block on the launch queue."""
+    result: BoolArray = np.r_[False, mode[:-1] == EAGER]
+    return result
+
+
+def _launch_ms(recording: Recording, mode: IntArray, host: HostTimes) -> FloatArray:
+    """How long each step's launch should have taken, by the host times; shape (n,)."""
     s = recording.steps
     pairs = (host.launch_decode_ms, host.launch_piecewise_ms, host.launch_eager_ms)
     constant = np.array([p[0] for p in pairs])[mode]
     per_row = np.array([p[1] for p in pairs])[mode]
-    rows = s.decodes + s.num_chunks
-    result: FloatArray = (
-        s.schedule_s + s.schedule_dur_s + _TO_LAUNCH_S + (constant + per_row * rows) / 1e3
-    )
+    result: FloatArray = constant + per_row * (s.decodes + s.num_chunks)
     return result
+
+
+def _launch_end_s(recording: Recording, mode: IntArray, host: HostTimes) -> FloatArray:
+    """When each step's launch should have ended, by the host times; shape (n,)."""
+    s = recording.steps
+    launch_s = _launch_ms(recording, mode, host) / 1e3
+    result: FloatArray = s.schedule_s + s.schedule_dur_s + _TO_LAUNCH_S + launch_s
+    return result
+
+
+def launch_ratio(
+    recording: Recording, mode: IntArray, host: HostTimes, chosen: BoolArray
+) -> float | None:
+    """How slowly the host launched in the chosen steps, against the host times.
+
+    The median of measured over modelled launch times, over steps without a full CUDA graph, or
+    over all if there are fewer than 20 such. A launch behind a step without a graph does not
+    count, as in the fit of the host times: it can block on the launch queue for as long as the GPU
+    works. Under tensor parallelism the launches are those that the engine's process sees.
+
+    Parameters
+    ----------
+    mode : integer array of shape (n,)
+        As of :func:`step_modes`.
+    chosen : bool array of shape (n,)
+        Such as the steps of one phase.
+
+    Returns
+    -------
+    float or None
+        Above 1 for a host that was slower; None if no launch time was recorded.
+    """
+    s = recording.steps
+    ratio = (s.sample_end_s - s.launch_start_s) * 1e3 / _launch_ms(recording, mode, host)
+    known = chosen & np.isfinite(ratio) & ~behind_eager(mode)
+    no_graph = known & (mode != DECODE)
+    if no_graph.sum() >= _ENOUGH_LAUNCHES:
+        known = no_graph
+    return float(np.median(ratio[known])) if known.any() else None
 
 
 def late_updates_ms(recording: Recording, timeline: Timeline, host: HostTimes) -> FloatArray:

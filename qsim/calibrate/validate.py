@@ -24,7 +24,8 @@ from qsim.calibrate.comparison import (
     statistics,
 )
 from qsim.calibrate.fit import FitResult, fit
-from qsim.calibrate.fit_timeline import late_updates_ms
+from qsim.calibrate.fit_frontend import late_arrivals_ms
+from qsim.calibrate.fit_timeline import late_updates_ms, launch_ratio
 from qsim.calibrate.recording import HOLDOUT, Recording
 from qsim.errors import CalibrationError, RecordingError
 from qsim.profile import HostTimes, Profile
@@ -50,6 +51,8 @@ Progress = Callable[[str], None]
 #: send times are shaken by this much to see how far a percentile moves, ms
 _JITTER_MS = 1.0
 _JITTERED_REPLAYS = 5
+#: updates and arrivals count as late from here on, ms
+_LATE_MS = 20.0
 
 
 def phase_trace(recording: Recording, label: str, jitter_ms: FloatArray | None = None) -> Trace:
@@ -310,12 +313,25 @@ def _needed(
 
 
 def _with_holds(c: Comparison, recording: Recording, fitted: FitResult) -> Comparison:
+    """Tell what the host did in that load that the simulator does not model."""
     timeline = fitted.timelines[fitted.recordings.index(recording)]
-    late_ms = late_updates_ms(recording, timeline, fitted.profile.host)
-    held = late_ms[(recording.steps.phase == recording.phase_index(c.phase)) & (late_ms > 20.0)]
+    profile, phase = fitted.profile, recording.phase_index(c.phase)
+    steps = recording.steps.phase == phase
+    held_ms = _late(late_updates_ms(recording, timeline, profile.host)[steps])
+    mine = recording.requests.phase == phase
+    arrived_ms = _late(late_arrivals_ms(recording, profile.frontend)[mine])
     return replace(
-        c, held_updates=len(held), longest_hold_ms=float(held.max()) if len(held) else 0.0
+        c,
+        held_updates=len(held_ms),
+        longest_hold_ms=float(held_ms.max(initial=0.0)),
+        late_arrivals=len(arrived_ms),
+        longest_arrival_ms=float(arrived_ms.max(initial=0.0)),
+        launch_ratio=launch_ratio(recording, timeline.mode, profile.host, steps),
     )
+
+
+def _late(ms: FloatArray) -> FloatArray:
+    return ms[ms > _LATE_MS]
 
 
 def fit_error(comparisons: Sequence[Comparison], profile_id: str) -> dict[str, Any]:

@@ -31,6 +31,8 @@ def comparison(
     held_out: bool = True,
     nearby: Mapping[str, Nearby] | None = None,
     held_updates: int = 0,
+    late_arrivals: int = 0,
+    launch_ratio: float | None = None,
 ) -> Comparison:
     """Everything measured as 100; simulated with these errors, percent."""
     return Comparison(
@@ -45,6 +47,9 @@ def comparison(
         p99_ttft_band_ms=(90.0, 111.0),
         held_updates=held_updates,
         longest_hold_ms=33.0 if held_updates else 0.0,
+        late_arrivals=late_arrivals,
+        longest_arrival_ms=139.4 if late_arrivals else 0.0,
+        launch_ratio=launch_ratio,
         nearby=nearby or {},
     )
 
@@ -62,6 +67,7 @@ TWO = comparison(
      "energy_j": -6.0},
     recording="b",
     profile="h200_sxm/llama-3.1-70b/fp8-w8a8/tp2",
+    launch_ratio=1.10,
 )  # fmt: skip
 FITTED = comparison({"mean_ttft_ms": 30.0, "energy_j": 0.5}, held_out=False)
 ALL = [ONE, FITTED, TWO]
@@ -188,9 +194,48 @@ def test_the_page_states_it() -> None:
     assert (
         "4 of 9 cells, 2 of them medians or percentiles. In 1 of these the simulated value lies "
         "within *nearby*, and in 1 of those at most two requests lie *between*. In 1 of all "
-        "the error is no more than the same server differs from itself (*repeats*); 2 are of loads "
-        "in which the server's host thread was held."
+        "the error is no more than the same server differs from itself (*repeats*). Of all, 2 are "
+        "of loads in which the server's host thread was held, 0 of loads with late arrivals, 0 of "
+        "loads whose launches took over 10% more or less time than the profile's; 2 of loads with "
+        "one of these at least (*held*)."
     ) in text
+
+
+def test_the_page_tells_of_late_arrivals_and_launches() -> None:
+    late = comparison({"mean_ttft_ms": -9.0}, recording="c", late_arrivals=7)
+    slow = comparison({"mean_ttft_ms": -9.0}, recording="d", late_arrivals=1, launch_ratio=1.243)
+    fast = comparison({"mean_ttft_ms": 9.0}, recording="e", held_updates=4, launch_ratio=0.80)
+    page = fidelity_page([*ALL, late, slow, fast])
+    ends = [row.rsplit("|", 2)[1] for row in page.splitlines() if "mean TTFT, ms" in row]
+    assert ends == [" 7 late, 139 ms ", " 1 late, 139 ms; host x1.24 ", " 4, 33 ms; host x0.80 "]
+    text = " ".join(page.splitlines())
+    # the two cells of a are of a load with a hold, too
+    assert (
+        "Of all, 3 are of loads in which the server's host thread was held, 2 of loads with late "
+        "arrivals, 2 of loads whose launches took over 10% more or less time than the profile's; 5 "
+        "of loads with one of these at least (*held*)."
+    ) in text
+    for sentences in (
+        "\n50 requests. 7 requests came to the engine more than 20 ms late, 139 ms at most.\n",
+        "\n50 requests. 1 request came to the engine more than 20 ms late, 139 ms at most. The "
+        "host's launches took 1.24 times as long as the profile's.\n",
+        "\n50 requests. The server's host thread was held 4 times for more than 20 ms, 33 ms at "
+        "most. The host's launches took 0.80 times as long as the profile's.\n",
+        # a ratio of 1.10 is not told
+        "\n50 requests.\n",
+    ):
+        assert sentences in page, sentences
+
+
+@pytest.mark.parametrize(
+    ("ratio", "differ"), [(None, False), (0.89, True), (0.91, False), (1.0, False), (1.11, True)]
+)
+def test_launches_that_differ(ratio: float | None, differ: bool) -> None:
+    c = comparison({"mean_ttft_ms": 1.0}, launch_ratio=ratio)
+    assert c.launches_differ is differ
+    assert c.disturbed is differ
+    assert comparison({"mean_ttft_ms": 1.0}, late_arrivals=1, launch_ratio=ratio).disturbed
+    assert comparison({"mean_ttft_ms": 1.0}, held_updates=1, launch_ratio=ratio).disturbed
 
 
 def test_tables_are_whole() -> None:
@@ -226,6 +271,9 @@ def test_json() -> None:
     assert first["nearby"]["inside"] is True
     assert first["server_repeats_within_percent"] == repeats_percent("median", "ttft_ms") == 2.3
     assert data["off"][3]["nearby"] is None
+    host = ("held_updates", "late_arrivals", "longest_arrival_ms", "launch_ratio")
+    assert [first[k] for k in host] == [4, 0, 0.0, None]
+    assert [data["comparisons"][2][k] for k in host] == [0, 0, 0.0, 1.1]
     assert data["agreement"] == [
         {"recording": "a", "phase": "all", "steps": 200, "agreeing": 150, "agreeing_recorded": 199}
     ]

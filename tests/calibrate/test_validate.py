@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from qsim.calibrate.comparison import Comparison
 from qsim.calibrate.fidelity_page import fidelity_page
 from qsim.calibrate.fit import FitResult
+from qsim.calibrate.fit_frontend import late_arrivals_ms
 from qsim.calibrate.fit_report import mode_table
 from qsim.calibrate.recording import Recording, read_recording
 from qsim.calibrate.validate import (
@@ -97,6 +98,10 @@ def test_validate_holds_out(comparisons: list[Comparison]) -> None:
         assert abs(c.error_percent("energy_j")) < 1.0
         low, high = c.p99_ttft_band_ms
         assert low <= c.simulated["p99_ttft_ms"] <= high
+        # the simulator holds nothing, and its host is that of the profile
+        assert (c.held_updates, c.late_arrivals, c.longest_arrival_ms) == (0, 0, 0.0)
+        assert c.launch_ratio == pytest.approx(1.0, abs=0.01)
+        assert not c.disturbed
     # a fit without the phase is another fit
     assert comparisons[0].simulated != comparisons[1].simulated
 
@@ -135,6 +140,30 @@ def test_fits_that_exist_are_used(recorded: Recording, fitted: FitResult) -> Non
     out, within = validate([recorded], labels=["dec8"], fits=[slow])
     assert abs(out.error_percent("mean_tpot_ms")) < 1.0
     assert within.error_percent("mean_tpot_ms") > 100
+
+
+def test_what_the_host_did_is_told(recorded: Recording, fitted: FitResult) -> None:
+    """Three requests sent 60 ms before the front end had them, and launches of another host."""
+    q = recorded.requests
+    mine = np.flatnonzero(q.phase == recorded.phase_index("val_mix"))
+    late_ms = late_arrivals_ms(recorded, fitted.profile.frontend)
+    lengths, counts = np.unique(q.prompt_tokens[mine], return_counts=True)
+    alone = np.isin(q.prompt_tokens[mine], lengths[counts == 1])
+    held = mine[alone & (late_ms[mine] > -20.0)][5:8]
+    sent_s = q.sent_s.copy()
+    sent_s[held] -= 0.060
+    host = replace(
+        fitted.profile.host,
+        launch_piecewise_ms=[v * 0.8 for v in fitted.profile.host.launch_piecewise_ms],
+        launch_eager_ms=[v * 0.8 for v in fitted.profile.host.launch_eager_ms],
+    )
+    early = replace(recorded, requests=replace(q, sent_s=sent_s))
+    other = replace(fitted, profile=replace(fitted.profile, host=host), recordings=(early,))
+    (c,) = [c for c in validate([early], labels=["val_mix"], fits=[other]) if not c.held_out]
+    assert c.late_arrivals == 3
+    assert c.longest_arrival_ms == pytest.approx(60.0 + late_ms[held].max(), abs=1.0)
+    assert c.launch_ratio == pytest.approx(1.25, abs=0.01)
+    assert c.launches_differ
 
 
 def test_only_who_takes_part_is_fitted_again(recorded: Recording, plain_folder: Path) -> None:
