@@ -31,6 +31,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_type_hints
 
+import numpy as np
+import numpy.typing as npt
+
 from qsim.errors import ProfileError
 from qsim.files import write_text
 
@@ -155,6 +158,11 @@ class HostTimes:
     update and the next schedule; ``gpu_gap_ms`` between two spans on the GPU; ``idle_sleep_ms``
     is slept when a turn launched nothing while requests remain. An idle engine begins to schedule
     ``wake_ms`` after a request has reached its queue.
+
+    ``launch_eager_queue``, [constant, per 1000 tokens of the step], is how many times over the
+    launches of a step without a graph fill the GPU's queue of launches (kernels that work off many
+    tokens in parts are launched several times). Beyond 1 the launch returns only when the GPU has
+    done all of the step but what the queue holds: :meth:`held`.
     """
 
     schedule_ms: list[float]
@@ -167,6 +175,13 @@ class HostTimes:
     gpu_gap_ms: float = 0.003
     idle_sleep_ms: float = 1.0
     wake_ms: float = 0.0
+    launch_eager_queue: list[float] = field(default_factory=lambda: [0.0, 0.0])
+
+    def held(self, tokens: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Shares of its GPU span for which the launch of a step without a graph is held."""
+        constant, per_1k = self.launch_eager_queue
+        filled = np.maximum(constant + per_1k * np.asarray(tokens, dtype=np.float64) / 1e3, 1.0)
+        return np.asarray(1.0 - 1.0 / filled)
 
 
 @dataclass(frozen=True)
@@ -471,7 +486,7 @@ def _check(p: Profile, where: str) -> None:
         for f in fields(HostTimes):
             v = getattr(host, f.name)
             if isinstance(v, list):
-                need(len(v) == 2, f"{prefix}host.{f.name}", v, "[constant, per running request]")
+                need(len(v) == 2, f"{prefix}host.{f.name}", v, "[constant, per request or 1k]")
             not_negative(f"{prefix}host.{f.name}", v if isinstance(v, list) else [v])
         for f in fields(FrontEnd):
             not_negative(f"{prefix}frontend.{f.name}", [getattr(frontend, f.name)])

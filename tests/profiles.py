@@ -33,6 +33,7 @@ def make_profile(
     throttle: float = 0.0,
     num_gpu_blocks: int = 4096,
     decode_ms: float = 4.0,
+    launch_queue: tuple[float, float] = (0.0, 0.0),
     **engine: Any,
 ) -> Profile:
     """A profile with GPU-bound decode (4 ms and up) unless told otherwise."""
@@ -68,6 +69,7 @@ def make_profile(
             launch_decode_ms=[launch_ms, 0.0],
             launch_piecewise_ms=[launch_ms * 2, 0.0],
             launch_eager_ms=[launch_ms * 4, 0.0],
+            launch_eager_queue=list(launch_queue),
         ),
         frontend=FrontEnd(
             receive_ms=2.0 * f,

@@ -19,6 +19,9 @@ from qsim.calibrate.fit_timeline import (
     PIECEWISE,
     behind_eager,
     estimate_launch_ms,
+    launch_progress,
+    launch_queue,
+    recorded_timeline,
     step_modes,
 )
 from qsim.calibrate.recording import Recording
@@ -30,6 +33,8 @@ __all__ = ["fit_host"]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
+#: fewer launches than this say nothing
+_ENOUGH_LAUNCHES = 10
 _CLASSES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -78,6 +83,7 @@ def fit_host(
         times.setdefault(name, []).append(ms[keep])
 
     turns = []
+    queue = launch_queue(recordings, graph_max)
     for recording, out in zip(recordings, excluded, strict=True):
         s = recording.steps
         mode = step_modes(recording, graph_max)
@@ -94,7 +100,10 @@ def fit_host(
         # behind another large step a launch can block on the launch queue; that hides nothing
         behind_large = behind_eager(mode)
         for name, which in (("decode", DECODE), ("piecewise", PIECEWISE), ("eager", EAGER)):
-            add(name, in_step, launch_ms, keep & has_launch & (mode == which) & ~behind_large)
+            chosen = keep & has_launch & (mode == which) & ~behind_large
+            if which == EAGER and any(queue):
+                chosen &= _not_held(recording, chosen, queue, graph_max)
+            add(name, in_step, launch_ms, chosen)
         if len(s) > 2:
             turn = (s.schedule_s[2:] - s.update_s[:-2] - s.update_dur_s[:-2]) * 1e3
             turns.append(turn[(turn > 0) & (turn < 0.5)])
@@ -147,8 +156,28 @@ def fit_host(
         launch_eager_ms=launches["eager"],
         result_ms=result_ms,
         turn_ms=turn_ms,
+        launch_eager_queue=queue,
     )
     return (replace(host, idle_sleep_ms=borrowed.idle_sleep_ms) if borrowed else host), notes
+
+
+def _not_held(
+    recording: Recording, chosen: BoolArray, queue: list[float], graph_max: int
+) -> BoolArray:
+    """Of the chosen launches without a graph those that the GPU did not hold, shape (n,).
+
+    Where hardly any returned later than the GPU explains, the quickest tenth stands for the host.
+    """
+    s = recording.steps
+    progress = launch_progress(recording, recorded_timeline(recording, graph_max))
+    filled = queue[0] + queue[1] * (s.decodes + s.prefill_tokens) / 1e3
+    held = 1.0 - 1.0 / np.maximum(filled, 1.0)
+    free: BoolArray = chosen & ((held == 0.0) | (progress > held + 0.05))
+    if free.sum() >= _ENOUGH_LAUNCHES or not chosen.any():
+        return free
+    launch_s = s.sample_end_s - s.launch_start_s
+    quick: BoolArray = chosen & (launch_s <= np.quantile(launch_s[chosen], 0.1))
+    return quick
 
 
 def _result_ms(recordings: Sequence[Recording]) -> float:

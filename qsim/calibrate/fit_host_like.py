@@ -68,6 +68,7 @@ def with_host_like(profile: Profile, reference: Profile) -> Profile:
             launch_decode_ms=_over(measured.host.launch_decode_ms, slower),
             launch_piecewise_ms=_over(measured.host.launch_piecewise_ms, slower),
             launch_eager_ms=_over(measured.host.launch_eager_ms, slower),
+            launch_eager_queue=measured.host.launch_eager_queue,
         ),
         frontend=reference.frontend,
         measured_host=kept,

@@ -9,13 +9,13 @@ then taken from a prediction, and the step is not used to fit spans.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from qsim.calibrate.recording import Recording
+from qsim.calibrate.recording import SKIP, Recording
 from qsim.profile import HostTimes
 
 __all__ = [
@@ -121,6 +121,59 @@ def _launch_end_s(recording: Recording, mode: IntArray, host: HostTimes) -> Floa
     return result
 
 
+#: progress at the return of a launch, below which the queue of launches tells nothing
+_HARDLY_FULL = -0.75
+
+
+def launch_progress(recording: Recording, timeline: Timeline) -> FloatArray:
+    """How much of a step's own GPU span was over when its launch had returned; shape (n,).
+
+    Below 0 the step before was still running. NaN where launches or spans were not recorded.
+    """
+    return (recording.steps.sample_end_s - timeline.start_s) * 1e3 / timeline.span_ms
+
+
+def launch_queue(recordings: Sequence[Recording], graph_max: int) -> list[float]:
+    """How many times over the launches of a step without a graph fill the queue of launches.
+
+    Of K launches, Q of which fit into the queue, the last is made when all but Q are done. Behind
+    another such step that is when the share ``f = 1 - Q/K`` of the step's own span is over, or,
+    where f is below 0, when about the same share of the span before is left. So
+    ``K/Q = 1 / (1 - f)``, fitted as a constant and a term per 1000 tokens. Nothing is known, and
+    both are 0, if the queue was hardly full (f below -0.75: the host itself takes as long), with
+    several GPUs, whose workers launch, or with fewer than 5 such steps.
+    """
+    from sklearn.linear_model import LinearRegression
+
+    tokens, passed = [], []
+    for recording in recordings:
+        s = recording.steps
+        if not s.has_gpu_spans or recording.server.tensor_parallel > 1:
+            continue
+        timeline = recorded_timeline(recording, graph_max)
+        used = np.array([p.use != SKIP for p in recording.phases])[s.phase]
+        waited = np.r_[False, timeline.end_s[:-1] > s.launch_start_s[1:]]
+        progress = launch_progress(recording, timeline)
+        chosen = (timeline.mode == EAGER) & behind_eager(timeline.mode) & used & waited
+        chosen &= np.isfinite(progress)
+        tokens.append((s.decodes + s.prefill_tokens)[chosen] / 1e3)
+        passed.append(progress[chosen])
+    x, f = (np.concatenate(v) if v else np.empty(0) for v in (tokens, passed))
+    large = x >= 0.75 * x.max(initial=0.0)
+    if large.sum() < 5 or np.median(f[large]) < _HARDLY_FULL:
+        return [0.0, 0.0]
+    # 1: the step was over, of a host that was held by something else
+    told = (f > _HARDLY_FULL) & (f < 0.9)
+    x, y = x[told], 1.0 / (1.0 - f[told])
+    weight = np.ones(len(x))
+    a = np.stack([np.ones(len(x)), x], axis=1)
+    c = np.zeros(2)
+    for _ in range(20):  # robust against launches that the host itself made slowly
+        c = LinearRegression(positive=True, fit_intercept=False).fit(a, y, weight).coef_
+        weight = 1.0 / np.maximum(np.abs(y - a @ c), 1e-3)
+    return [round(float(c[0]), 4), round(float(c[1]), 5)]
+
+
 def launch_ratio(
     recording: Recording, mode: IntArray, host: HostTimes, chosen: BoolArray
 ) -> float | None:
@@ -159,7 +212,12 @@ def late_updates_ms(recording: Recording, timeline: Timeline, host: HostTimes) -
     ended, so that the update of the step before is late by a whole step.
     """
     s = recording.steps
-    next_launch_end = np.r_[_launch_end_s(recording, timeline.mode, host)[1:], -np.inf]
+    launch_end = _launch_end_s(recording, timeline.mode, host)
+    share = host.held(s.decodes + s.prefill_tokens)
+    if share.any():
+        held = timeline.start_s + share * timeline.span_ms / 1e3
+        launch_end = np.where(timeline.mode == EAGER, np.maximum(launch_end, held), launch_end)
+    next_launch_end = np.r_[launch_end[1:], -np.inf]
     next_first = np.r_[s.schedule_s[1:] < s.update_s[:-1], False]
     due = np.maximum(timeline.end_s, np.where(next_first, next_launch_end, -np.inf))
     result: FloatArray = (s.update_s - due) * 1e3 - host.result_ms

@@ -26,7 +26,7 @@ from qsim.sim.express import RUN_LIMIT, Express
 from qsim.sim.quiet import quiet_until
 from qsim.sim.scheduler import Batch, Request, Scheduler
 from qsim.sim.steplog import Step
-from qsim.sim.timing import Timing
+from qsim.sim.timing import EAGER, Timing
 
 __all__ = ["RUN_LIMIT", "Replica"]
 
@@ -207,6 +207,10 @@ class Replica:
                 gpu_end = gpu_start + span
                 if gpu_end < time:
                     gpu_end = time  # the GPU waits for the launch
+                elif mode == EAGER and timing.held_ppm:
+                    held = gpu_start + span * timing.held_ppm[batch.num_tokens] // 1_000_000
+                    if held > time:
+                        time = held  # the launch waits for the GPU
                 self._gpu_free_ps = gpu_end
                 self.meter.busy_ps += gpu_end - gpu_start
                 self.steps += 1

@@ -8,7 +8,7 @@ such turns out in one loop over local variables, with no update objects, and run
 decodes in closed form. With S(k) the start of turn k, L(k) the end of its launch, G(k) the GPU's
 end of the step that it launches and U(k) the update that it awaits,
 
-    L(k) = S(k) + schedule + launch
+    L(k) = S(k) + schedule + launch             (longer if the launch waits for the GPU)
     G(k) = max(max(G(k-1) + gap, S(k) + schedule) + span(k), L(k))
     U(k) = max(L(k), G(k-lag)) + result        (lag 1; with synchronous scheduling 0)
     S(k+1) = U(k) + update + turn
@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from qsim.sim.batch import Batch
 from qsim.sim.emissions import pack_entry
 from qsim.sim.request import FINISHED, RUNNING, Request
+from qsim.sim.timing import EAGER
 
 if TYPE_CHECKING:
     from qsim.sim.engine import Replica
@@ -171,6 +172,7 @@ class Express:
         entry = pack_entry
         schedule_ps, update_ps = timing.schedule_ps, timing.update_ps
         modes, launches = timing.decode_mode, timing.launch_ps
+        held_ppm = timing.held_ppm
         knots, first_knot = timing.knots, replica._first_knot
         gap, result, turn = timing.gpu_gap_ps, timing.result_ps, timing.turn_ps
         lag = 1 if replica._async else 0
@@ -277,6 +279,7 @@ class Express:
                 and phase == lag
                 and (launched is None or (launched[2] == count and not launched[5]))
                 and (launched is None or not launched[3])
+                and not (held_ppm and modes[count] == EAGER and held_ppm[count])
                 and not (
                     queued
                     and count < seats
@@ -555,6 +558,10 @@ class Express:
             gpu_free = gpu_start + span
             if gpu_free < time:
                 gpu_free = time  # the GPU waits for the launch
+            elif held_ppm and mode == EAGER:
+                held = gpu_start + span * held_ppm[tokens] // 1_000_000
+                if held > time:
+                    time = held  # the launch waits for the GPU
             busy += gpu_free - gpu_start
             steps += 1
             flight = (rows, gpu_free, count, explicit, sampled, ending)

@@ -45,6 +45,9 @@ class Timing:
         Host times by the number of running requests.
     launch_ps : list (by mode) of lists of int, length max_num_seqs + 1
         Host time of a launch by the number of requests in the step.
+    held_ppm : list of int, length max_num_batched_tokens + 1; empty if none is held
+        Millionths of its GPU span for which the launch of a step without a graph is held, by the
+        step's tokens.
     """
 
     def __init__(self, profile: Profile, config: EngineConfig) -> None:
@@ -124,6 +127,8 @@ class Timing:
             by_rows(host.launch_piecewise_ms),
             by_rows(host.launch_eager_ms),
         ]
+        held = np.rint(host.held(np.arange(max(budget, seats) + 1)) * 1e6).astype(int)
+        self.held_ppm: list[int] = held.tolist() if held.any() else []
         self.result_ps = _ps(host.result_ms)
         self.turn_ps = _ps(host.turn_ms)
         self.gpu_gap_ps = _ps(host.gpu_gap_ms)

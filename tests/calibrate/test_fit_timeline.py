@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +14,22 @@ from qsim.calibrate.fit_timeline import (
     EAGER,
     PIECEWISE,
     behind_eager,
+    late_updates_ms,
+    launch_queue,
     launch_ratio,
+    recorded_timeline,
     step_modes,
 )
-from qsim.calibrate.recording import Recording
+from qsim.calibrate.recording import Recording, read_recording
 from qsim.profile import HostTimes
+from qsim.sim.api import simulate
+from qsim.sim.config import EngineOptions
+from qsim.sim.steplog import Step
+from qsim.traces.trace import Trace
 from tests.calibrate.synthetic import true_profile
+from tests.profiles import make_profile
+
+RECORDINGS = Path(__file__).parents[2] / "recordings"
 
 HOST = replace(
     true_profile().host,
@@ -89,3 +101,67 @@ def test_without_launch_times_there_is_none(recorded: Recording) -> None:
     every = np.ones(len(mode), dtype=bool)
     nothing = _with_launches(recorded, np.full(len(mode), np.nan))
     assert launch_ratio(nothing, mode, true_profile().host, every) is None
+
+
+class _Steps(SimpleNamespace):
+    """Columns of steps."""
+
+    def __len__(self) -> int:
+        return len(self.gpu_ms)
+
+
+def _simulated(queue: tuple[float, float], tensor_parallel: int = 1) -> SimpleNamespace:
+    """What a recorder would see of a server that is sent prompts faster than it serves them."""
+    rng = np.random.default_rng(7)
+    n = 60
+    load = Trace(np.arange(n) * 0.01, rng.integers(500, 8000, n), np.full(n, 3, dtype=np.int64))
+    log: list[Step] = []
+    options = EngineOptions(enable_prefix_caching=False)
+    profile = make_profile(launch_queue=queue, num_gpu_blocks=40000)
+    simulate(load, profile, options=options, frontend=False, jump=False, step_log=log)
+    launch_end = np.array([s.launch_end_ps / 1e12 for s in log])
+    steps = _Steps(
+        has_gpu_spans=True,
+        launch_start_s=np.array([s.launch_start_ps / 1e12 for s in log]),
+        launch_end_s=launch_end,
+        sample_end_s=launch_end,
+        gpu_ms=np.array([(s.gpu_end_ps - s.gpu_start_ps) / 1e9 for s in log]),
+        decodes=np.array([s.num_decode for s in log]),
+        prefill_tokens=np.array([sum(k for k, _ in s.prefill) for s in log]),
+        num_chunks=np.array([len(s.prefill) for s in log]),
+        phase=np.zeros(len(log), dtype=np.int64),
+    )
+    return SimpleNamespace(
+        steps=steps,
+        server=SimpleNamespace(tensor_parallel=tensor_parallel),
+        phases=[SimpleNamespace(use="fit")],
+    )
+
+
+@pytest.mark.parametrize("queue", [(1.3, 0.0), (0.9, 0.12), (2.5, 0.0)])
+def test_the_queue_of_launches_is_found(queue: tuple[float, float]) -> None:
+    constant, per_1k = launch_queue([_simulated(queue)], 512)  # type: ignore[list-item]
+    for tokens in (4.0, 8.192):
+        want = queue[0] + queue[1] * tokens
+        assert constant + per_1k * tokens == pytest.approx(want, rel=0.02)
+
+
+def test_no_queue_is_found_where_none_fills_or_workers_launch() -> None:
+    assert launch_queue([_simulated((0.0, 0.0))], 512) == [0.0, 0.0]  # type: ignore[list-item]
+    two = _simulated((1.3, 0.0), tensor_parallel=2)
+    assert launch_queue([two], 512) == [0.0, 0.0]  # type: ignore[list-item]
+    assert launch_queue([], 512) == [0.0, 0.0]
+
+
+def test_a_held_launch_explains_a_late_update() -> None:
+    """Of Llama-3.1-70B in INT8 results wait for a fifth of the next step's span."""
+    recording = read_recording(RECORDINGS / "llama-3.1-70b--int8-w8a8--2026-11-25")
+    queue = launch_queue([recording], 512)
+    assert queue == pytest.approx([1.27, 0.0], abs=0.02)
+    timeline = recorded_timeline(recording, 512)
+    host = replace(HOST, launch_eager_ms=[43.0, 0.0], launch_eager_queue=queue)
+    late = late_updates_ms(recording, timeline, host)
+    without = late_updates_ms(recording, timeline, replace(host, launch_eager_queue=[0.0, 0.0]))
+    overload = recording.steps.phase == recording.phase_index("val_overload")
+    assert (without[overload] > 100).sum() > 10
+    assert (late[overload] > 30).sum() == 0

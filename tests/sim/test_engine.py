@@ -169,6 +169,54 @@ def test_throttling_makes_a_long_burst_slower_but_not_a_lone_request():
     assert 1.05 < ratio < 1.101
 
 
+@pytest.mark.parametrize("queue", [(0.0, 0.0), (0.9, 0.0), (1.6, 0.0), (0.6, 0.3)])
+def test_a_launch_that_fills_the_queue_holds_the_result_before_it(queue):
+    """A launch of K kernels, Q of which fit into the queue, ends when 1 - Q/K of its span has."""
+    profile = make_profile(launch_queue=queue)
+    h = profile.host
+    # the second arrives while the first is being launched, and is launched behind it
+    load = trace([0.0, 0.001], [4000, 8000], [1, 1])
+    result = simulate(load, profile, frontend=False)
+    first, second = eager_ms(profile, 4000, 0), eager_ms(profile, 8000, 0)
+    begin = h.schedule_ms[0] + h.schedule_ms[1]
+    held = [max(0.0, 1 - 1 / max(queue[0] + queue[1] * k, 1)) for k in (4, 8)]
+    end = begin + first
+    # the second's launch may have to wait for the GPU longer than for the first's end
+    out = max(end, end + h.gpu_gap_ms + held[1] * second if held[1] else 0.0) + h.result_ms
+    assert result.ttft_ms[0] == pytest.approx(out, abs=1e-3)
+    last = end + h.gpu_gap_ms + second + h.result_ms
+    assert result.ttft_ms[1] == pytest.approx(last - 1.0, abs=1e-3)
+
+
+def test_who_comes_while_a_launch_is_held_goes_with_the_next_step():
+    held = simulate(
+        trace([0.0, 0.02], [4000, 100], [1, 1]),
+        make_profile(launch_queue=(2.0, 0.0)),
+        frontend=False,
+        step_log=(log := []),
+        jump=False,
+    )
+    span = eager_ms(make_profile(), 4000, 0)
+    assert [len(s.prefill) for s in log] == [1, 1]
+    # scheduled when half of the first is done, not at 20 ms
+    assert log[1].schedule_ps / PS_PER_MS == pytest.approx(0.5 * span, abs=0.3)
+    assert held.completed.all()
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_held_launches_of_decodes_without_a_graph(asynchronous):
+    """Above the largest graph a step of decodes is launched like one with prompts."""
+    profile = make_profile(launch_queue=(1.4, 0.0), num_gpu_blocks=20000)
+    rng = np.random.default_rng(5)
+    load = trace(np.sort(rng.uniform(0, 0.2, 700)), np.full(700, 30), rng.integers(20, 90, 700))
+    options = EngineOptions(async_scheduling=asynchronous)
+    runs = [simulate(load, profile, options=options, jump=jump) for jump in (True, False)]
+    same(*runs)
+    free = simulate(load, make_profile(num_gpu_blocks=20000), options=options)
+    # a step that is awaited anyway is held for nothing
+    assert np.array_equal(runs[0].e2el_ms, free.e2el_ms) != asynchronous
+
+
 # ---------------------------------------------------------------------- random traces
 
 
@@ -207,6 +255,7 @@ PROFILES = st.sampled_from(
         make_profile(host_ms=0.3, launch_ms=2.4, decode_ms=3.0),
         make_profile(host_ms=0.5, launch_ms=3.4, decode_ms=4.0, throttle=0.1),
         constant_profile(5.0),
+        make_profile(throttle=0.1, launch_queue=(0.7, 0.6)),
     ]
 )
 
