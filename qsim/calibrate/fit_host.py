@@ -19,9 +19,7 @@ from qsim.calibrate.fit_timeline import (
     PIECEWISE,
     behind_eager,
     estimate_launch_ms,
-    launch_progress,
     launch_queue,
-    recorded_timeline,
     step_modes,
 )
 from qsim.calibrate.recording import Recording
@@ -102,7 +100,7 @@ def fit_host(
         for name, which in (("decode", DECODE), ("piecewise", PIECEWISE), ("eager", EAGER)):
             chosen = keep & has_launch & (mode == which) & ~behind_large
             if which == EAGER and any(queue):
-                chosen &= _not_held(recording, chosen, queue, graph_max)
+                chosen &= _not_held(recording, chosen, queue)
             add(name, in_step, launch_ms, chosen)
         if len(s) > 2:
             turn = (s.schedule_s[2:] - s.update_s[:-2] - s.update_dur_s[:-2]) * 1e3
@@ -161,23 +159,22 @@ def fit_host(
     return (replace(host, idle_sleep_ms=borrowed.idle_sleep_ms) if borrowed else host), notes
 
 
-def _not_held(
-    recording: Recording, chosen: BoolArray, queue: list[float], graph_max: int
-) -> BoolArray:
-    """Of the chosen launches without a graph those that the GPU did not hold, shape (n,).
+def _not_held(recording: Recording, chosen: BoolArray, queue: list[float]) -> BoolArray:
+    """Of the chosen launches without a graph those that the GPU cannot have held, shape (n,).
 
-    Where hardly any returned later than the GPU explains, the quickest tenth stands for the host.
+    They are told by their spans, not by how long they took, which would choose slow ones. Where
+    there are hardly any, the quickest tenth stands for the host.
     """
     s = recording.steps
-    progress = launch_progress(recording, recorded_timeline(recording, graph_max))
     filled = queue[0] + queue[1] * (s.decodes + s.prefill_tokens) / 1e3
-    held = 1.0 - 1.0 / np.maximum(filled, 1.0)
-    free: BoolArray = chosen & ((held == 0.0) | (progress > held + 0.05))
-    if free.sum() >= _ENOUGH_LAUNCHES or not chosen.any():
-        return free
+    held_s = (1.0 - 1.0 / np.maximum(filled, 1.0)) * s.gpu_ms / 1e3
     launch_s = s.sample_end_s - s.launch_start_s
-    quick: BoolArray = chosen & (launch_s <= np.quantile(launch_s[chosen], 0.1))
-    return quick
+    if not chosen.any():
+        return chosen
+    quick_s = np.quantile(launch_s[chosen], 0.1)
+    free: BoolArray = chosen & (held_s < 0.8 * quick_s)
+    quickest: BoolArray = chosen & (launch_s <= quick_s)
+    return free if free.sum() >= _ENOUGH_LAUNCHES else quickest
 
 
 def _result_ms(recordings: Sequence[Recording]) -> float:

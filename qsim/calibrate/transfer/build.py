@@ -23,7 +23,7 @@ from qsim.calibrate.transfer.learn import (
 )
 from qsim.calibrate.transfer.memory import kv_memory, other_bytes
 from qsim.calibrate.transfer.power import PowerModel, learn_power, power_of
-from qsim.calibrate.transfer.ratios import MethodShape, kernel_of, learn_shapes, linear_of
+from qsim.calibrate.transfer.ratios import MethodShape, kernels_of, learn_shapes, linear_of
 from qsim.calibrate.transfer.spans import StepPoint
 from qsim.calibrate.transfer.specs import LEARNT_ON, gpu_spec
 from qsim.errors import CalibrationError
@@ -48,6 +48,8 @@ _PIECEWISE = (16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512)
 _EAGER = (513, 640, 768, 769, 896, 1024, 1025, 1280, 1281, 1536, 1537, 1792, 1793, 2048, 2049,
           2304, 2560, 2561, 3072, 3584, 4096, 5120, 6144, 7168, 8192)  # fmt: skip
 _KNOTS = (0, 65536)
+#: hosts that schedule within this factor of the quickest count as of one kind
+_AS_QUICK = 1.3
 _CONTEXTS = (64, 256, 1024, 4096, 16384)
 
 
@@ -150,7 +152,7 @@ def transfer(
         memory.kv_bytes_per_token,
         kv_tokens,
     )
-    taught = [_size(s.composer) for s in teacher.samples if s.method == kernel_of(method)]
+    taught = [_size(s.composer) for s in teacher.samples if s.method in kernels_of(method)]
     errors, how = estimated_errors(
         gpu, method, tensor_parallel_size, _size(composer) / max(taught, default=_size(composer))
     )
@@ -194,7 +196,7 @@ def transfer(
 
 
 def _taught(sample: Sample, method: str) -> bool:
-    return sample.method in TABLE_OF or sample.method == kernel_of(method)
+    return sample.method in TABLE_OF or sample.method in kernels_of(method)
 
 
 def _size(composer: Composer) -> float:
@@ -205,9 +207,9 @@ def _size(composer: Composer) -> float:
 def _donors(teacher: Teacher, method: str, tensor_parallel_size: int) -> list[Sample]:
     """Whose host and front end are taken: the method's own profiles, else bf16's.
 
-    Of those the ones with as many GPUs, else with one.
+    Of those the ones with as many GPUs, else with one; and of these the ones whose host was quick.
     """
-    for name in (kernel_of(method), "bf16"):
+    for name in (*kernels_of(method), "bf16"):
         for size in (tensor_parallel_size, 1):
             own = [
                 s
@@ -215,8 +217,18 @@ def _donors(teacher: Teacher, method: str, tensor_parallel_size: int) -> list[Sa
                 if s.method == name and s.composer.tensor_parallel_size == size
             ]
             if own:
-                return own
+                return _quick(teacher, own)
     raise CalibrationError("nothing to learn from: no measured profile of bf16")
+
+
+def _quick(teacher: Teacher, samples: Sequence[Sample]) -> list[Sample]:
+    """Those on a host nearly as quick as the quickest; all, if none is.
+
+    The time to schedule is the same Python for every method, so it tells machines apart.
+    """
+    least = min(s.profile.host.schedule_ms[0] for s in teacher.samples)
+    quick = [s for s in samples if s.profile.host.schedule_ms[0] < _AS_QUICK * least]
+    return quick or list(samples)
 
 
 def _hosts(teacher: Teacher, donors: Sequence[Sample], tensor_parallel_size: int) -> list[Sample]:
@@ -234,12 +246,19 @@ def _hosts(teacher: Teacher, donors: Sequence[Sample], tensor_parallel_size: int
 def _host(teacher: Teacher, donors: Sequence[Sample], layers: int) -> HostTimes:
     """The donors' host times; launches outside full graphs in proportion to the layers beyond."""
     alone = all(s.composer.tensor_parallel_size == 1 for s in donors)
-    base = [
-        s for s in teacher.samples if s.method == "bf16" and s.composer.tensor_parallel_size == 1
-    ]
+    known = [s for s in donors if alone and any(s.profile.host.launch_eager_queue)]
+    single = [s for s in teacher.samples if s.composer.tensor_parallel_size == 1]
+    base = _quick(teacher, [s for s in single if s.method == "bf16"])
     x = np.array([s.composer.layers for s in base], dtype=float)
     values: dict[str, Any] = {}
     for name in HostTimes.__dataclass_fields__:
+        if name == "launch_eager_queue":  # kernels, and so launches, go with the layers
+            values[name] = [0.0, 0.0]
+            if known:
+                like = min(known, key=lambda s: abs(s.composer.layers - layers))
+                share = layers / like.composer.layers
+                values[name] = [round(v * share, 5) for v in like.profile.host.launch_eager_queue]
+            continue
         given = [getattr(s.profile.host, name) for s in donors]
         if not isinstance(given[0], list):
             values[name] = round(median(given), 5)

@@ -3,16 +3,16 @@
     span = g * linear + attention + LM head + r * all-reduce + u * layers + v * moved + s * logits
 
 with ``g`` (1 but for steps without a graph: what runs between big products grows with them), ``u``
-(gaps between kernels, and small kernels), ``v`` (passes over memory between the products) and ``s``
-(passes over the logits) for each execution mode, by non-negative least squares of relative errors;
-and with ``r`` from what servers on several GPUs take beside that, once the rest is known (1 if none
-was measured).
+(gaps between kernels, and small kernels, of which methods have different numbers), ``v`` (passes
+over memory between the products) and ``s`` (passes over the logits) for each execution mode, by
+non-negative least squares of relative errors; and with ``r`` from what servers on several GPUs take
+beside that, once the rest is known (1 if none was measured).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -40,6 +40,8 @@ class ModeOverhead:
     moved: float
     logits: float
     all_reduce: float = 1.0
+    #: what other methods with a table take beside the ``per_layer_ms`` of bf16
+    more_per_layer_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Overheads:
         return (
             mode.linear * linear_ms
             + fixed
-            + mode.per_layer_ms * composer.layers
+            + (mode.per_layer_ms + mode.more_per_layer_ms.get(method, 0.0)) * composer.layers
             + mode.moved * moved
             + mode.logits * composer.logits_ms(max(1, point.rows))
         )
@@ -123,6 +125,7 @@ def learn_overheads(samples: Sequence[Sample]) -> Overheads:
     samples = [s for s in samples if s.method in TABLE_OF]
     if not samples:
         raise CalibrationError("nothing to learn from: no measured profile of bf16 or fp8-w8a8")
+    methods = [m for m in TABLE_OF if any(s.method == m for s in samples)]
     rows: dict[str, list[list[float]]] = {m: [] for m in MODES}
     targets: dict[str, list[float]] = {m: [] for m in MODES}
     several = [s for s in samples if s.composer.tensor_parallel_size > 1]
@@ -137,16 +140,20 @@ def learn_overheads(samples: Sequence[Sample]) -> Overheads:
             rows[p.mode].append(
                 [
                     linear / measured if free else 0.0,
-                    s.composer.layers / measured,
                     s.composer.moved_ms(tokens, s.method) / measured,
                     s.composer.logits_ms(p.rows) / measured,
+                    *(s.composer.layers / measured * (s.method == m) for m in methods),
                 ]
             )
             targets[p.mode].append((rest - linear) / measured)
     modes = {}
     for mode in MODES:
         x, _ = nnls(np.array(rows[mode]), np.array(targets[mode]))
-        modes[mode] = ModeOverhead(1.0 + float(x[0]), float(x[1]), float(x[2]), float(x[3]))
+        linear, moved, logits, *per_layer = (float(v) for v in x)
+        more = {m: u - per_layer[0] for m, u in zip(methods[1:], per_layer[1:], strict=True)}
+        modes[mode] = ModeOverhead(
+            1.0 + linear, per_layer[0], moved, logits, more_per_layer_ms=more
+        )
     context: list[float] = []
     decode: list[float] = []
     pair: list[float] = []

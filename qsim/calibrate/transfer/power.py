@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from qsim.calibrate.transfer.compose import Composer
-from qsim.calibrate.transfer.learn import Sample, base_method
-from qsim.calibrate.transfer.ratios import SAME_KERNEL
+from qsim.calibrate.transfer.learn import Sample
+from qsim.calibrate.transfer.ratios import kernels_of
 from qsim.calibrate.transfer.spans import Spans, StepPoint, decode_points, prefill_points
 from qsim.calibrate.transfer.specs import GpuSpec
 from qsim.profile import Power
@@ -43,8 +43,7 @@ class PowerModel:
 
     def flop_j(self, method: str) -> float:
         """J a floating-point operation of a method's products."""
-        base = base_method(method)
-        for name in (base, SAME_KERNEL.get(base, "bf16"), "bf16"):
+        for name in (*kernels_of(method), "bf16"):
             if name in self.j_per_flop:
                 return self.j_per_flop[name]
         return float(np.median(list(self.j_per_flop.values())))

@@ -9,8 +9,8 @@ tables of two GPUs of equal SMs and different bandwidth within a few percent:
 ``read`` is the time to read the weights at the GPU's bandwidth. ``rest`` and ``growth`` are
 measured on H200 by the difference between the method's profile and that of bf16, whose products
 have a table; GPUs with the same SMs (H100) have the same. Where bf16 was not measured (a model
-too large for one GPU), its composed spans take its place. Products of large matrices are more
-efficient, so what was learnt on the model of the nearest size is used.
+too large for one GPU), its composed spans take its place. Kernels take other tiles for matrices
+of other sizes, so what was learnt on the next smaller and the next larger model is interpolated.
 
 Ampere runs other kernels (Marlin for every weight-only format, FP8 among them; CUTLASS INT8):
 there the products read at the rate at which bf16's do in its table, and grow with the rows by
@@ -19,6 +19,7 @@ bf16's operations times a factor.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log, sqrt
@@ -39,12 +40,12 @@ __all__ = [
     "Linear",
     "MethodShape",
     "TableLinear",
-    "kernel_of",
+    "kernels_of",
     "learn_shapes",
     "linear_of",
 ]
 
-#: methods that were not measured but run a measured one's kernel
+#: methods that run the kernel of another one, which was measured on more models
 SAME_KERNEL = {
     "gptq-w4a16": "awq-w4a16",
     "mxfp4-w4a16": "nvfp4-w4a16",
@@ -52,10 +53,10 @@ SAME_KERNEL = {
 }
 
 
-def kernel_of(method: str) -> str:
-    """The measured method whose kernel this one runs; itself, for most."""
+def kernels_of(method: str) -> tuple[str, ...]:
+    """The methods whose measurements say how long this one's kernel takes, itself first."""
     base = base_method(method)
-    return SAME_KERNEL.get(base, base)
+    return (base, SAME_KERNEL[base]) if base in SAME_KERNEL else (base,)
 
 
 #: rows of decode steps, and of prompts, at which growth is tabulated
@@ -119,7 +120,8 @@ class ShapedLinear:
     """Products of a method without a table, on a GPU with H200's SMs."""
 
     composer: Composer
-    shape: MethodShape
+    #: what was learnt on other sizes, with its share
+    shapes: Sequence[tuple[float, MethodShape]]
     size_bytes: float
     #: what a product takes however small its matrix is, ms
     fixed_ms: float
@@ -130,8 +132,12 @@ class ShapedLinear:
         weights = self.composer.weights() * self.composer.layers
         fixed = 4 * self.composer.layers * self.fixed_ms
         read = self.composer.bandwidth_ms(self.size_bytes)
-        rest = fixed + self.shape.rest_ms_per_weight * weights
-        return sqrt(read**2 + rest**2 + self.shape.growth_ms(rows, weights, prefill) ** 2)
+        total = 0.0
+        for share, shape in self.shapes:
+            rest = fixed + shape.rest_ms_per_weight * weights
+            grown = shape.growth_ms(rows, weights, prefill)
+            total += share * sqrt(read**2 + rest**2 + grown**2)
+        return total
 
 
 @dataclass(frozen=True)
@@ -166,9 +172,21 @@ _LARGE = 2048
 Shapes = Mapping[str, Sequence[MethodShape]]
 
 
-def nearest(shapes: Sequence[MethodShape], weights: float) -> MethodShape:
-    """What was learnt on the model whose size is the nearest, as a ratio."""
-    return min(shapes, key=lambda s: abs(log(s.weights / weights)))
+def between(shapes: Sequence[MethodShape], weights: float) -> list[tuple[float, MethodShape]]:
+    """Shares of what was learnt on the next smaller and larger model, by the logarithm of size.
+
+    Beyond the smallest and the largest that one alone. Of several of one size the first is taken.
+    """
+    by_size: dict[int, MethodShape] = {}
+    for shape in shapes:
+        by_size.setdefault(shape.weights, shape)
+    sizes = sorted(by_size)
+    if weights <= sizes[0] or weights >= sizes[-1]:
+        return [(1.0, by_size[sizes[0] if weights <= sizes[0] else sizes[-1]])]
+    i = bisect_right(sizes, weights)
+    small, large = sizes[i - 1], sizes[i]
+    share = log(weights / small) / log(large / small)
+    return [(1.0 - share, by_size[small]), (share, by_size[large])]
 
 
 def linear_of(method: str, composer: Composer, shapes: Shapes, learnt: KernelTables) -> Linear:
@@ -184,14 +202,14 @@ def linear_of(method: str, composer: Composer, shapes: Shapes, learnt: KernelTab
         table = TABLE_OF.get(base)
         if table is not None and table in composer.tables.gemm:
             return TableLinear(composer, table, base)
-        found = shapes.get(kernel_of(method))
+        found = [shape for name in kernels_of(method) for shape in shapes.get(name, ())]
         if not found:
             raise CalibrationError(
                 f"{base} has no kernel table and no measured profile on H200 to learn from"
             )
         size = quantized_bytes(base, composer)
-        shape = nearest(found, composer.weights() * composer.layers)
-        return ShapedLinear(composer, shape, size, product_fixed_ms(learnt))
+        shared = between(found, composer.weights() * composer.layers)
+        return ShapedLinear(composer, shared, size, product_fixed_ms(learnt))
     if base == "bf16":
         return TableLinear(composer, "bfloat16", base)
     share = quantized_bytes(base, composer) / quantized_bytes("bf16", composer)
