@@ -154,7 +154,7 @@ def _bars(
 
 def _intervals(ax: Axes, fleets: list[Candidate], plan: Plan, color: dict[str, str]) -> None:
     """Quality with its interval; a hollow dot for an estimate."""
-    ax.set_title("quality, % of the 16-bit score")
+    ax.set_title("quality, % of 16-bit")
     ax.grid(visible=False, axis="y")
     for i, c in enumerate(fleets):
         if c.quality is None:
