@@ -56,7 +56,7 @@ MEASURES = {
         Measure("usd_per_1m_output_tokens", "USD per million output tokens", needs="price"),
         Measure("gpus", "GPUs"),
         Measure("replicas", "replicas"),
-        Measure("quality", "quality, % of 16-bit", maximize=True),
+        Measure("quality", "quality, % of the 16-bit score", maximize=True),
         Measure("quality_low", "quality, low end, %", maximize=True),
         Measure("gco2e", "gCO2e of the run", needs="region"),
         Measure("gco2e_per_hour", "gCO2e per hour", needs="region"),
