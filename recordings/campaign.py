@@ -27,13 +27,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-#: By model, seconds for the server's start and for the loads as seen on 2 H200 and 32 CPUs, and the
-#: time that the loads are chosen for, before what is learnt about the server's speed makes it more.
+#: By model, seconds for the server's start and for the loads as seen on 2 H200 and 32 CPUs (with
+#: VLLM_USE_AOT_COMPILE=0; else a start takes 8 to 34 s more), and the time that the loads are chosen
+#: for, before what is learnt about the server's speed makes it more.
 TIMES = {
-    "llama-3.1-8b": (80, 135, 110),
-    "qwen2.5-14b": (105, 145, 120),
-    "qwen2.5-32b": (155, 160, 130),
-    "llama-3.1-70b": (165, 200, 145),
+    "llama-3.1-8b": (85, 125, 110),
+    "qwen2.5-14b": (100, 148, 120),
+    "qwen2.5-32b": (115, 163, 130),
+    "llama-3.1-70b": (145, 197, 145),
 }
 #: for a model that is not among them
 OTHER = (120, 160, 130)
