@@ -68,11 +68,14 @@ def scaled_times(profile: Profile, factor: float) -> Profile:
 
 
 def scaled_host(profile: Profile, factor: float) -> Profile:
-    """The host thread's times multiplied by ``factor``; the gap between GPU spans stays."""
+    """The host thread's times multiplied by ``factor``.
+
+    The gap between GPU spans stays, and so does how full a step makes the queue of launches.
+    """
     values: dict[str, Any] = {
         k: [x * factor for x in v] if isinstance(v, list) else v * factor
         for k, v in vars(profile.host).items()
-        if k != "gpu_gap_ms"
+        if k not in ("gpu_gap_ms", "launch_eager_queue")
     }
     return replace(profile, host=replace(profile.host, **values))
 

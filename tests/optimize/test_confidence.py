@@ -75,6 +75,11 @@ def test_all_times_scaled_is_the_same_run_in_slow_motion() -> None:
     assert scaled_times(EXACT, 1.0) == EXACT
     assert scaled_host(EXACT, 1.0) == EXACT
     assert scaled_host(EXACT, 0.5).latency == EXACT.latency
+    # how full a step makes the queue of launches is no time
+    full = make_profile(launch_queue=(1.3, 0.1))
+    for changed in (scaled_host(full, 0.5), scaled_times(full, 1.5)):
+        assert changed.host.launch_eager_queue == [1.3, 0.1]
+        assert changed.host.launch_eager_ms != full.host.launch_eager_ms
 
 
 def test_without_a_power_cap_nothing_slows_down() -> None:
