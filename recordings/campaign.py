@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 #: By model, seconds for the server's start and for the loads as seen on 2 H200 and 32 CPUs (with
-#: VLLM_USE_AOT_COMPILE=0; else a start takes 8 to 34 s more), and the time that the loads are chosen
-#: for, before what is learnt about the server's speed makes it more.
+#: VLLM_USE_AOT_COMPILE=0; else a start takes 8 to 34 s more), and the time that the loads are
+#: chosen for, before what is learnt about the server's speed makes it more.
 TIMES = {
     "llama-3.1-8b": (85, 125, 110),
     "qwen2.5-14b": (100, 148, 120),
