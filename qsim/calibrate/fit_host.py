@@ -24,7 +24,7 @@ from qsim.calibrate.fit_timeline import (
 )
 from qsim.calibrate.recording import Recording
 from qsim.errors import CalibrationError
-from qsim.profile import HostTimes
+from qsim.profile import HostTimes, held_shares
 
 __all__ = ["fit_host"]
 
@@ -166,8 +166,7 @@ def _not_held(recording: Recording, chosen: BoolArray, queue: list[float]) -> Bo
     there are hardly any, the quickest tenth stands for the host.
     """
     s = recording.steps
-    filled = queue[0] + queue[1] * (s.decodes + s.prefill_tokens) / 1e3
-    held_s = (1.0 - 1.0 / np.maximum(filled, 1.0)) * s.gpu_ms / 1e3
+    held_s = held_shares(queue, s.decodes + s.prefill_tokens) * s.gpu_ms / 1e3
     launch_s = s.sample_end_s - s.launch_start_s
     if not chosen.any():
         return chosen
