@@ -24,10 +24,10 @@ from qsim.sim.batch import Batch
 from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.scheduler import Request, Scheduler
 
-__all__ = ["AGREEMENT_HEAD", "Agreement", "StepCounts", "compare_steps", "count_steps"]
+__all__ = ["AGREEMENT_HEAD", "NEAR_S", "Agreement", "StepCounts", "compare_steps", "count_steps"]
 
-#: the front end's model is at most about this far off, s
-_NEAR_S = 0.006
+#: the front end's model is at most about this far off on a quiet machine, s
+NEAR_S = 0.006
 
 #: head of the Markdown table whose rows are those of :meth:`StepCounts.row`
 AGREEMENT_HEAD = (
@@ -117,12 +117,16 @@ class StepCounts:
 
 
 def count_steps(
-    recording: Recording, profile: Profile, labels: Sequence[str] | None = None
+    recording: Recording,
+    profile: Profile,
+    labels: Sequence[str] | None = None,
+    *,
+    near_s: float = NEAR_S,
 ) -> list[StepCounts]:
     """Count the agreeing steps of each phase; parameters as of :func:`compare_steps`."""
     pairs = zip(
         compare_steps(recording, profile, labels),
-        compare_steps(recording, profile, labels, recorded_arrivals=True),
+        compare_steps(recording, profile, labels, recorded_arrivals=True, near_s=near_s),
         strict=True,
     )
     return [
@@ -137,6 +141,7 @@ def compare_steps(
     labels: Sequence[str] | None = None,
     *,
     recorded_arrivals: bool = False,
+    near_s: float = NEAR_S,
 ) -> Iterator[Agreement]:
     """Compare the scheduler's batches with the recorded ones, phase by phase.
 
@@ -150,6 +155,9 @@ def compare_steps(
     recorded_arrivals : bool
         Take each request in at the schedule call that first ran it in the recording, instead of
         when the front end's model says. What differs then is the scheduler's own doing.
+    near_s : float
+        But only if that call is less than this later than the model says: who came much later had
+        to wait for something else.
     """
     server = recording.server
     options = EngineOptions(
@@ -165,7 +173,9 @@ def compare_steps(
             continue
         rows = np.flatnonzero(recording.steps.phase == p)
         if len(rows) and (recording.requests.phase == p).any():
-            arrivals = _arrivals(recording, p, profile.frontend, recorded_arrivals)
+            arrivals = _arrivals(
+                recording, p, profile.frontend, near_s if recorded_arrivals else None
+            )
             yield _compare_phase(recording, p, rows, config, arrivals)
 
 
@@ -219,18 +229,18 @@ def _compare_phase(
 
 
 def _arrivals(
-    recording: Recording, p: int, f: FrontEnd, recorded: bool
+    recording: Recording, p: int, f: FrontEnd, near_s: float | None
 ) -> deque[tuple[float, Request]]:
     """When the engine has each request, s; in order."""
     q = recording.requests
     index = np.flatnonzero(q.phase == p)
     index = index[np.argsort(q.sent_s[index], kind="stable")]
     ready_s = modelled_arrivals_s(q, index, f)
-    if recorded:
+    if near_s is not None:
         first = match_requests(recording).first_chunk[index]
         first_s = recording.steps.schedule_s[first]
         # one that ran much later had to wait for seats or budget, not for the front end
-        close = (first >= 0) & (first_s - ready_s < _NEAR_S)
+        close = (first >= 0) & (first_s - ready_s < near_s)
         ready_s = np.where(close, first_s, ready_s)
     order = np.argsort(ready_s, kind="stable")
     return deque(

@@ -221,9 +221,7 @@ def _seen(comparisons: Sequence[Comparison], what: str, quantity: str) -> float:
     return float(np.percentile(errors, 50 if quantity == "median" else 90))
 
 
-def groups(
-    comparisons: Sequence[Comparison], key: Callable[[Comparison], str]
-) -> list[Group]:  # fmt: skip
+def groups(comparisons: Sequence[Comparison], key: Callable[[Comparison], str]) -> list[Group]:
     """Errors of phases left out of the fit, by method or by model; in the order of the names."""
     left_out = [c for c in comparisons if c.held_out]
     result = []

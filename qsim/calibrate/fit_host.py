@@ -81,7 +81,7 @@ def fit_host(
         times.setdefault(name, []).append(ms[keep])
 
     turns = []
-    queue = launch_queue(recordings, graph_max)
+    queue = launch_queue(recordings, excluded, graph_max)
     for recording, out in zip(recordings, excluded, strict=True):
         s = recording.steps
         mode = step_modes(recording, graph_max)

@@ -15,18 +15,20 @@ from dataclasses import replace
 from qsim.errors import CalibrationError
 from qsim.profile import HostTimes, MeasuredHost, Profile
 
-__all__ = ["slower_than", "with_host_like"]
+__all__ = ["own_ms", "slower_than", "with_host_like"]
 
 #: running requests at which the times of scheduling and updating are compared
 _ROWS = 32
 
 
+def own_ms(host: HostTimes) -> float:
+    """What scheduling and updating a step of 32 requests takes, ms."""
+    pairs = (host.schedule_ms, host.update_ms)
+    return sum(constant + per_row * _ROWS for constant, per_row in pairs)
+
+
 def slower_than(host: HostTimes, other: HostTimes) -> float:
-    """How many times as long scheduling and updating of 32 requests take on ``host``."""
-
-    def own_ms(h: HostTimes) -> float:
-        return sum(constant + per_row * _ROWS for constant, per_row in (h.schedule_ms, h.update_ms))
-
+    """How many times as long as on ``other`` that takes on ``host``."""
     return own_ms(host) / own_ms(other)
 
 

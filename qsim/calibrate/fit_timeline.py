@@ -27,6 +27,7 @@ __all__ = [
     "estimate_launch_ms",
     "infer_timeline",
     "late_updates_ms",
+    "launch_queue",
     "launch_ratio",
     "recorded_timeline",
     "step_modes",
@@ -133,7 +134,9 @@ def launch_progress(recording: Recording, timeline: Timeline) -> FloatArray:
     return (recording.steps.sample_end_s - timeline.start_s) * 1e3 / timeline.span_ms
 
 
-def launch_queue(recordings: Sequence[Recording], graph_max: int) -> list[float]:
+def launch_queue(
+    recordings: Sequence[Recording], excluded: Sequence[frozenset[int]], graph_max: int
+) -> list[float]:
     """How many times over the launches of a step without a graph fill the queue of launches.
 
     Of K launches, Q of which fit into the queue, the last is made when all but Q are done. Behind
@@ -141,36 +144,39 @@ def launch_queue(recordings: Sequence[Recording], graph_max: int) -> list[float]
     where f is below 0, when about the same share of the span before is left. So
     ``K/Q = 1 / (1 - f)``, fitted as a constant and a term per 1000 tokens. Nothing is known, and
     both are 0, if the queue was hardly full (f below -0.75: the host itself takes as long), with
-    several GPUs, whose workers launch, or with fewer than 5 such steps.
+    several GPUs, whose workers launch, or with fewer than 5 such steps. ``excluded`` holds the
+    numbers of each recording's phases that are left out.
     """
     from sklearn.linear_model import LinearRegression
 
-    tokens, passed = [], []
-    for recording in recordings:
+    tokens, passed, spans = [], [], []
+    for recording, out in zip(recordings, excluded, strict=True):
         s = recording.steps
         if not s.has_gpu_spans or recording.server.tensor_parallel > 1:
             continue
         timeline = recorded_timeline(recording, graph_max)
         used = np.array([p.use != SKIP for p in recording.phases])[s.phase]
+        used &= ~np.isin(s.phase, list(out))
         waited = np.r_[False, timeline.end_s[:-1] > s.launch_start_s[1:]]
         progress = launch_progress(recording, timeline)
         chosen = (timeline.mode == EAGER) & behind_eager(timeline.mode) & used & waited
         chosen &= np.isfinite(progress)
         tokens.append((s.decodes + s.prefill_tokens)[chosen] / 1e3)
         passed.append(progress[chosen])
-    x, f = (np.concatenate(v) if v else np.empty(0) for v in (tokens, passed))
+        spans.append(timeline.span_ms[chosen])
+    x, f, span = (np.concatenate(v) if v else np.empty(0) for v in (tokens, passed, spans))
     large = x >= 0.75 * x.max(initial=0.0)
     if large.sum() < 5 or np.median(f[large]) < _HARDLY_FULL:
         return [0.0, 0.0]
     # 1: the step was over, of a host that was held by something else
     told = (f > _HARDLY_FULL) & (f < 0.9)
     x, y = x[told], 1.0 / (1.0 - f[told])
-    weight = np.ones(len(x))
+    weight = importance = span[told]  # a share of a long step is a long time
     a = np.stack([np.ones(len(x)), x], axis=1)
     c = np.zeros(2)
     for _ in range(20):  # robust against launches that the host itself made slowly
         c = LinearRegression(positive=True, fit_intercept=False).fit(a, y, weight).coef_
-        weight = 1.0 / np.maximum(np.abs(y - a @ c), 1e-3)
+        weight = importance / np.maximum(np.abs(y - a @ c), 1e-3)
     return [round(float(c[0]), 4), round(float(c[1]), 5)]
 
 

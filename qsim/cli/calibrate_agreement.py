@@ -14,8 +14,20 @@ __all__ = ["agreement"]
 @click.option("--profile", "profile_id", help="Whose front end to use; default: the server's own.")
 @click.option("--phase", "phases", multiple=True, help="Only these phases (repeatable).")
 @click.option("--total", is_flag=True, help="One row a recording instead of one a phase.")
+@click.option(
+    "--near-ms",
+    type=click.FloatRange(min=0.0),
+    default=6.0,
+    show_default=True,
+    metavar="MS",
+    help="Take a recorded arrival only if it is less than this later than the model's.",
+)
 def agreement(
-    recordings: tuple[str, ...], profile_id: str | None, phases: tuple[str, ...], total: bool
+    recordings: tuple[str, ...],
+    profile_id: str | None,
+    phases: tuple[str, ...],
+    total: bool,
+    near_ms: float,
 ) -> None:
     """Compare the scheduler's batches with recorded ones, step by step.
 
@@ -34,8 +46,8 @@ def agreement(
         recording = read_recording(path)
         s = recording.server
         tp = f"/tp{s.tensor_parallel}" if s.tensor_parallel > 1 else ""
-        profile = load_profile(profile_id or f"{s.gpu}/{s.model}/{s.method}{tp}")
-        counts = count_steps(recording, profile, phases or None)
+        profile = load_profile(profile_id or f"{s.gpu}/{s.model}/{s.method}{tp}").as_measured()
+        counts = count_steps(recording, profile, phases or None, near_s=near_ms / 1e3)
         if not counts:
             continue
         for c in [StepCounts.sum(counts, recording.name, "all")] if total else counts:

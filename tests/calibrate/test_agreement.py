@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from qsim.calibrate.agreement import compare_steps
-from qsim.calibrate.recording import Phase, PowerSamples, Recording, Requests, Server, Steps
+from qsim.calibrate.agreement import compare_steps, count_steps
+from qsim.calibrate.recording import (
+    Phase,
+    PowerSamples,
+    Recording,
+    Requests,
+    Server,
+    Steps,
+    read_recording,
+)
 from qsim.cli import main
+from qsim.profiles import load_profile
 from qsim.sim.api import simulate
 from qsim.sim.config import EngineOptions
 from qsim.sim.steplog import Step
@@ -141,3 +150,21 @@ def test_totals_have_a_row_a_recording():
     result = CliRunner().invoke(main, ["calibrate", "agreement", str(RECORDING), *options])
     names = [line.split("|")[1].strip() for line in result.stdout.splitlines()[2:]]
     assert names == [RECORDING.name, "all"]
+
+
+def test_a_slow_machine_by_its_own_front_end() -> None:
+    """Its profile is on another machine; the recording is compared with what was measured."""
+    path = RECORDING.with_name("llama-3.1-8b--fp8-w8a8-static--2026-11-25")
+    profile = load_profile("h200_sxm/llama-3.1-8b/fp8-w8a8-static")
+    assert profile.measured_host is not None
+    labels = ["val_moderate"]
+    (own,) = count_steps(read_recording(path), profile.as_measured(), labels)
+    arguments = ["calibrate", "agreement", str(path), "--phase", *labels]
+    shown = CliRunner().invoke(main, arguments).stdout.splitlines()
+    assert shown[2] == own.row()
+    # twelve requests came more than 20 ms late
+    (late,) = count_steps(read_recording(path), profile.as_measured(), labels, near_s=0.2)
+    assert late.agreeing == own.agreeing
+    assert late.agreeing_recorded > own.agreeing_recorded + 100
+    again = CliRunner().invoke(main, [*arguments, "--near-ms", "200"]).stdout.splitlines()
+    assert again[2] == late.row()

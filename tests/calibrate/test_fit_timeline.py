@@ -29,6 +29,7 @@ from qsim.traces.trace import Trace
 from tests.calibrate.synthetic import true_profile
 from tests.profiles import make_profile
 
+NONE = [frozenset[int]()]
 RECORDINGS = Path(__file__).parents[2] / "recordings"
 
 HOST = replace(
@@ -140,23 +141,28 @@ def _simulated(queue: tuple[float, float], tensor_parallel: int = 1) -> SimpleNa
 
 @pytest.mark.parametrize("queue", [(1.3, 0.0), (0.9, 0.12), (2.5, 0.0)])
 def test_the_queue_of_launches_is_found(queue: tuple[float, float]) -> None:
-    constant, per_1k = launch_queue([_simulated(queue)], 512)  # type: ignore[list-item]
+    constant, per_1k = launch_queue([_simulated(queue)], NONE, 512)  # type: ignore[list-item]
     for tokens in (4.0, 8.192):
         want = queue[0] + queue[1] * tokens
         assert constant + per_1k * tokens == pytest.approx(want, rel=0.02)
 
 
 def test_no_queue_is_found_where_none_fills_or_workers_launch() -> None:
-    assert launch_queue([_simulated((0.0, 0.0))], 512) == [0.0, 0.0]  # type: ignore[list-item]
+    assert launch_queue([_simulated((0.0, 0.0))], NONE, 512) == [0.0, 0.0]  # type: ignore[list-item]
     two = _simulated((1.3, 0.0), tensor_parallel=2)
-    assert launch_queue([two], 512) == [0.0, 0.0]  # type: ignore[list-item]
-    assert launch_queue([], 512) == [0.0, 0.0]
+    assert launch_queue([two], NONE, 512) == [0.0, 0.0]  # type: ignore[list-item]
+    assert launch_queue([], [], 512) == [0.0, 0.0]
+
+
+def test_a_phase_that_is_left_out_says_nothing_about_the_queue() -> None:
+    full = _simulated((1.3, 0.0))
+    assert launch_queue([full], [frozenset({0})], 512) == [0.0, 0.0]  # type: ignore[list-item]
 
 
 def test_a_held_launch_explains_a_late_update() -> None:
     """Of Llama-3.1-70B in INT8 results wait for a fifth of the next step's span."""
     recording = read_recording(RECORDINGS / "llama-3.1-70b--int8-w8a8--2026-11-25")
-    queue = launch_queue([recording], 512)
+    queue = launch_queue([recording], NONE, 512)
     assert queue == pytest.approx([1.27, 0.0], abs=0.02)
     timeline = recorded_timeline(recording, 512)
     host = replace(HOST, launch_eager_ms=[43.0, 0.0], launch_eager_queue=queue)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.calibrate.fit_host_like import own_ms, slower_than
 from qsim.calibrate.methods import find_method
 from qsim.calibrate.models import Architecture
 from qsim.calibrate.transfer.compose import TABLE_OF, Composer
@@ -48,7 +49,7 @@ _PIECEWISE = (16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512)
 _EAGER = (513, 640, 768, 769, 896, 1024, 1025, 1280, 1281, 1536, 1537, 1792, 1793, 2048, 2049,
           2304, 2560, 2561, 3072, 3584, 4096, 5120, 6144, 7168, 8192)  # fmt: skip
 _KNOTS = (0, 65536)
-#: hosts that schedule within this factor of the quickest count as of one kind
+#: hosts that are slower than the quickest by no more than this factor count as of one kind
 _AS_QUICK = 1.3
 _CONTEXTS = (64, 256, 1024, 4096, 16384)
 
@@ -222,12 +223,9 @@ def _donors(teacher: Teacher, method: str, tensor_parallel_size: int) -> list[Sa
 
 
 def _quick(teacher: Teacher, samples: Sequence[Sample]) -> list[Sample]:
-    """Those on a host nearly as quick as the quickest; all, if none is.
-
-    The time to schedule is the same Python for every method, so it tells machines apart.
-    """
-    least = min(s.profile.host.schedule_ms[0] for s in teacher.samples)
-    quick = [s for s in samples if s.profile.host.schedule_ms[0] < _AS_QUICK * least]
+    """Those on a host nearly as quick as the quickest; all, if none is."""
+    quickest = min((s.profile.host for s in teacher.samples), key=own_ms)
+    quick = [s for s in samples if slower_than(s.profile.host, quickest) < _AS_QUICK]
     return quick or list(samples)
 
 
