@@ -10,7 +10,7 @@ any moment the archive holds what is complete, and a machine that is taken away 
 under way. What is complete already is not measured again.
 
 With ``--ahead`` the next server of a GPU starts up while the one before it measures, as far as it
-can without the GPU (it imports vLLM), and waits there for its turn. That saves some 40 s a server.
+can without the GPU (it imports vLLM), and waits there for its turn. That saves some 25 s a server.
 """
 
 from __future__ import annotations
@@ -28,20 +28,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 #: By model, seconds for the server's start and for the loads as seen on 2 H200 and 32 CPUs (with
-#: VLLM_USE_AOT_COMPILE=0; else a start takes 8 to 34 s more), and the time that the loads are
-#: chosen for, before what is learnt about the server's speed makes it more.
+#: VLLM_USE_AOT_COMPILE=0, else a start takes 8 to 34 s more, and once vLLM's files have been read,
+#: else 35 s more), and the time that the loads are chosen for, before what is learnt about the
+#: server's speed makes it more.
 TIMES = {
-    "llama-3.1-8b": (85, 125, 110),
-    "qwen2.5-14b": (100, 148, 120),
-    "qwen2.5-32b": (115, 163, 130),
-    "llama-3.1-70b": (145, 197, 145),
+    "llama-3.1-8b": (65, 125, 110),
+    "qwen2.5-14b": (75, 148, 120),
+    "qwen2.5-32b": (84, 163, 130),
+    "llama-3.1-70b": (94, 197, 145),
 }
 #: for a model that is not among them
-OTHER = (120, 160, 130)
+OTHER = (100, 160, 130)
 #: what --ahead saves of the start
-HEAD_START_S = 45
+HEAD_START_S = 25
+#: what the loads get shorter by, for each second less that they are chosen for: requests under way
+#: are always waited for
+SHORTER = 0.77
 #: tensor parallelism takes longer to start, and stopping and writing takes some seconds
-MORE_FOR_TP_S, AFTER_S = 35, 8
+MORE_FOR_TP_S, AFTER_S = 35, 3
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,16 @@ class Server:
     model: str
     method: str
     tp: int = 1
+    #: of the usual time for the loads
+    share: float = 1.0
 
     @classmethod
-    def parse(cls, text: str) -> Server:
+    def parse(cls, text: str, share: float = 1.0) -> Server:
         """Raises ValueError for anything else."""
         model, method, *rest = text.split(":")
         if rest and not (len(rest) == 1 and rest[0].startswith("tp")):
             raise ValueError(f"{text!r} is not MODEL:METHOD or MODEL:METHOD:tpN")
-        return cls(model, method, int(rest[0][2:]) if rest else 1)
+        return cls(model, method, int(rest[0][2:]) if rest else 1, share)
 
     @property
     def name(self) -> str:
@@ -70,12 +76,13 @@ class Server:
         return TIMES.get(self.model, OTHER)[0] + (MORE_FOR_TP_S if self.tp > 1 else 0)
 
     @property
-    def budget_s(self) -> int:
-        return TIMES.get(self.model, OTHER)[2]
+    def budget_s(self) -> float:
+        return self.share * TIMES.get(self.model, OTHER)[2]
 
     @property
-    def expected_s(self) -> int:
-        return self.start_s + TIMES.get(self.model, OTHER)[1] + AFTER_S
+    def expected_s(self) -> float:
+        _, loads, usual = TIMES.get(self.model, OTHER)
+        return self.start_s + loads - SHORTER * (usual - self.budget_s) + AFTER_S
 
 
 def whole(out: Path) -> list[Path]:
@@ -199,6 +206,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--gpus", required=True, help="NVML's numbers: 0,1")
     parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the usual time for the loads: 0.8"
+    )
     parser.add_argument("--pack", type=Path, help="an archive (.tgz) of what is whole")
     parser.add_argument(
         "--ahead",
@@ -215,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    servers = [Server.parse(s) for s in args.servers]
+    servers = [Server.parse(s, args.share) for s in args.servers]
     gpus = [int(g) for g in args.gpus.split(",")]
     if (most := max(s.tp for s in servers)) > len(gpus):
         parser.error(f"a server needs {most} GPUs, --gpus names {len(gpus)}")
