@@ -13,6 +13,9 @@ from qsim.sim.timing import PS_PER_S, Timing
 
 __all__ = ["PowerMeter"]
 
+#: a level this close to where the work would take it is at rest
+_AT_REST = 0.05
+
 
 class PowerMeter:
     """Counts the work of one server and evaluates its energy and throttle level.
@@ -27,6 +30,9 @@ class PowerMeter:
         0 (full clock) to 1 (held at the power cap).
     factors : tuple of three floats
         What GPU spans are multiplied by, by execution mode.
+    settles_ps : int
+        Half of ``tau_s``: how long a level that is not at rest may be relied on. 0 if nothing ever
+        throttles.
     """
 
     __slots__ = (
@@ -43,6 +49,7 @@ class PowerMeter:
         "mean_w",
         "pairs_doubled",
         "prefill_tokens",
+        "settles_ps",
         "total_busy_ps",
     )
 
@@ -59,6 +66,7 @@ class PowerMeter:
         )
         self._timing = timing
         self._caps = any(timing.throttle)
+        self.settles_ps = round(0.5 * power.tau_s * PS_PER_S) if self._caps else 0
         self._last_ps = 0
         self.energy_j = 0.0
         self.mean_w = power.idle_w
@@ -119,3 +127,12 @@ class PowerMeter:
                 self.level = 0.0
                 self.factors = (1.0, 1.0, 1.0)
         return energy
+
+    def at_rest(self, rows: int, context_tokens: int, span_ps: int) -> bool:
+        """Whether the level stays where it is while steps of so many decodes follow each other."""
+        idle_w, busy_w, _, decode_j, context_j, _, _, _ = self._power
+        step_j = decode_j * rows + context_j * context_tokens
+        watts = idle_w + busy_w + step_j * PS_PER_S / span_ps
+        t = self._timing
+        goal = (watts - t.throttle_start_w) / (t.throttle_full_w - t.throttle_start_w)
+        return abs(min(max(goal, 0.0), 1.0) - self.level) < _AT_REST

@@ -94,10 +94,11 @@ class Replica:
         self._due: _Inflight | None = None
         self._due_ps = 0
         # the decode steps at the end of the schedule so far: rows, context, steps since a look at
-        # the clock, and their span at the present clock
+        # the clock and after how many to look again, and their span at the present clock
         self._rows = -1
         self._context_tokens = 0
         self._since_look = 0
+        self._look_after = RUN_LIMIT
         self._base_ps = 0
         self._slopes_ps: list[int] = []
         self._next_ps = -1  # when the next turn begins; -1: idle
@@ -314,10 +315,10 @@ class Replica:
                 scheduler.free_blocks,
             )
 
-    def _read_clock(self, rows: int) -> None:
-        """Take over the span of ``rows`` decodes at the present clock."""
-        timing = self._timing
-        factor = self.meter.factors[timing.decode_mode[rows]]
+    def _read_clock(self, rows: int, context: int) -> None:
+        """Take over the span of ``rows`` decodes at the present clock, and when to look again."""
+        timing, meter = self._timing, self.meter
+        factor = meter.factors[timing.decode_mode[rows]]
         if factor == 1.0:
             self._base_ps = timing.decode_base_ps[rows]
             self._slopes_ps = timing.slopes_ps[rows]
@@ -325,6 +326,11 @@ class Replica:
             self._base_ps = round(timing.decode_base_ps[rows] * factor)
             self._slopes_ps = [round(slope * factor) for slope in timing.slopes_ps[rows]]
         self._rows = rows
+        self._look_after = RUN_LIMIT
+        if meter.settles_ps:
+            span = self._decode_span(context)
+            if not meter.at_rest(rows, context, span):
+                self._look_after = min(RUN_LIMIT, max(1, meter.settles_ps // span))
 
     def _span(self, batch: Batch, gpu_start: int) -> tuple[int, int]:
         """Execution mode and GPU span of a step that starts at ``gpu_start``; counts its work.
@@ -337,12 +343,12 @@ class Replica:
         context = batch.decode_context_tokens
         if rows == batch.num_tokens:
             same = rows == self._rows and context == self._context_tokens + rows
-            if same and self._since_look < RUN_LIMIT:
+            if same and self._since_look < self._look_after:
                 self._since_look += 1
             else:
                 self.look(gpu_start)
                 self._since_look = 1
-                self._read_clock(rows)
+                self._read_clock(rows, context)
             self._context_tokens = context
             meter.decode_tokens += rows
             meter.context_tokens += context

@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RUN_LIMIT", "Express"]
 
-#: the clock (power state) is looked at when the batch changes, and at least every so many steps
+#: the clock (power state) is looked at when the batch changes, while it is changing, and at least
+#: every so many steps
 RUN_LIMIT = 64
 _NOBODY: list[Request] = []  # never changed
 _NOTHING: list[tuple[Request, int, int]] = []  # never changed
@@ -187,7 +188,7 @@ class Express:
         least_free = replica.least_free_blocks
         gpu_free = replica._gpu_free_ps
         clock_rows, context = replica._rows, replica._context_tokens
-        since_look = replica._since_look
+        since_look, look_after = replica._since_look, replica._look_after
         base, slopes = replica._base_ps, replica._slopes_ps
         steps = 0
         bail = True
@@ -292,8 +293,8 @@ class Express:
                 gpu_start = gpu_free + gap
                 if launch_start > gpu_start:
                     gpu_start = launch_start
-                if turns > RUN_LIMIT - since_look:
-                    if since_look >= RUN_LIMIT and turns > 1 and need <= free:
+                if turns > look_after - since_look:
+                    if since_look >= look_after and turns > 1 and need <= free:
                         meter.busy_ps, meter.decode_tokens = busy, decoded
                         meter.context_tokens = contexts
                         if owed:
@@ -309,12 +310,13 @@ class Express:
                                 len(inbox) + queued,
                                 free - need,
                             )
-                        replica._read_clock(count)
+                        replica._read_clock(count, context + count)
+                        look_after = replica._look_after
                         busy, decoded = meter.busy_ps, meter.decode_tokens
                         contexts = meter.context_tokens
                         base, slopes = replica._base_ps, replica._slopes_ps
                         since_look = 0
-                    turns = min(turns, RUN_LIMIT - since_look)
+                    turns = min(turns, look_after - since_look)
                 if turns > 1 and (turns // size + 1) * count > free:
                     group.clock = clock
                     turns = group.steps_within(free, turns)
@@ -502,7 +504,7 @@ class Express:
             if time > gpu_start:
                 gpu_start = time
             if tokens == rows:
-                if rows != clock_rows or since_look >= RUN_LIMIT or step_context != context + rows:
+                if rows != clock_rows or since_look >= look_after or step_context != context + rows:
                     meter.busy_ps, meter.decode_tokens = busy, decoded
                     meter.context_tokens = contexts
                     energy = meter.evaluate(gpu_start)
@@ -515,7 +517,8 @@ class Express:
                             len(inbox) + queued,
                             free,
                         )
-                    replica._read_clock(rows)
+                    replica._read_clock(rows, step_context)
+                    look_after = replica._look_after
                     busy, decoded = meter.busy_ps, meter.decode_tokens
                     contexts = meter.context_tokens
                     base, slopes = replica._base_ps, replica._slopes_ps

@@ -169,6 +169,35 @@ def test_throttling_makes_a_long_burst_slower_but_not_a_lone_request():
     assert 1.05 < ratio < 1.101
 
 
+@pytest.mark.parametrize("decode_step_ms", [4.0, 20.0, 60.0])
+def test_the_clock_recovers_with_the_power_during_a_run_of_decodes(decode_step_ms):
+    """A run of many steps must not keep the clock that the prefill before it left."""
+    hot, cold = (make_profile(decode_ms=decode_step_ms, throttle=t) for t in (0.1, 0.0))
+    hot = replace(hot, power=replace(hot.power, busy_w=60.0, tau_s=0.05))
+    load = trace(np.zeros(9), np.full(9, 8000), [1] * 8 + [200])
+    steps: list[Step] = []
+    simulate(load, hot, jump=False, step_log=steps)
+    last = max(i for i, step in enumerate(steps) if step.prefill)
+    run = steps[last + 1 :]
+    assert len(run) == 199
+    factors = [
+        (s.gpu_end_ps - s.gpu_start_ps) / PS_PER_MS / decode_ms(cold, s.decode_context_tokens)
+        for s in run
+    ]
+    assert factors[0] > 1.05
+    p = hot.power
+    since_s = [(s.gpu_start_ps - steps[last].gpu_end_ps) / PS_PER_S for s in run]
+    # from the cap the trailing power needs this long to the power at which throttling ends
+    decode_w = p.idle_w + p.busy_w + p.j_per_decode_token / (decode_step_ms / 1e3)
+    start_w = hot.latency.throttle.start_w
+    assert decode_w < start_w
+    needs_s = p.tau_s * np.log((p.cap_w - decode_w) / (start_w - decode_w))
+    late = [f for f, t in zip(factors, since_s, strict=True) if t > needs_s + 0.5 * p.tau_s]
+    assert len(late) > 150
+    assert late == pytest.approx([1.0] * len(late), abs=1e-6)
+    assert simulate(load, hot).e2el_ms.tolist() == simulate(load, hot, jump=False).e2el_ms.tolist()
+
+
 @pytest.mark.parametrize("queue", [(0.0, 0.0), (0.9, 0.0), (1.6, 0.0), (0.6, 0.3)])
 def test_a_launch_that_fills_the_queue_holds_the_result_before_it(queue):
     """A launch of K kernels, Q of which fit into the queue, ends when 1 - Q/K of its span has."""
