@@ -16,7 +16,7 @@ __all__ = ["BATCHES", "MeasuredRow", "measured_row"]
 
 BATCHES = (1, 16, 64, 256)
 #: fewer steps of a kind than this are no measurement of it
-_LEAST_STEPS = 15
+_LEAST_STEPS = 10
 #: large prefill steps at the power limit differ by 1 to 3%, and those of a 70B model take a second
 _LEAST_PREFILLS = 5
 #: NVML counts energy in steps of some 20 to 100 ms: no energy is taken from less than this, s
