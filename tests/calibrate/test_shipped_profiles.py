@@ -27,21 +27,33 @@ RECORDED = {
 LATER = {
     "llama-3.1-8b": ("fp8-w8a8-static", "fp8-w8a8+kv-fp8", "gptq-w4a16", "mxfp4-w4a16"),
     "qwen2.5-14b": (
-        "fp8-w8a8", "awq-w4a16", "gptq-w4a16", "int8-w8a8", "nvfp4-w4a16", "w4a8-fp8",
+        "fp8-w8a8", "awq-w4a16", "gptq-w4a16", "int8-w8a8", "nvfp4-w4a16", "w4a8-fp8", "fp8-block",
+        "gptq-w8a16",
     ),
-    "qwen2.5-32b": ("bf16", "fp8-w8a8", "awq-w4a16", "int8-w8a8", "w4a8-fp8"),
-    "llama-3.1-70b": ("fp8-w8a8", "awq-w4a16", "int8-w8a8", "w4a8-fp8"),
+    "qwen2.5-32b": (
+        "bf16", "fp8-w8a8", "awq-w4a16", "int8-w8a8", "w4a8-fp8", "fp8-block", "fp8-w8a8-static",
+        "gptq-w4a16", "gptq-w8a16", "nvfp4-w4a16",
+    ),
+    "llama-3.1-70b": (
+        "fp8-w8a8", "awq-w4a16", "int8-w8a8", "w4a8-fp8", "fp8-block", "fp8-w8a8-static",
+        "gptq-w4a16", "gptq-w8a16", "mxfp4-w4a16", "nvfp4-w4a16",
+    ),
 }  # fmt: skip
 LARGER = {f"{m}--{x}": f"h200_sxm/{m}/{x}" for m, methods in LATER.items() for x in methods} | {
     "llama-3.1-70b--fp8-w8a8--tp2": "h200_sxm/llama-3.1-70b/fp8-w8a8/tp2",
     "llama-3.1-70b--bf16--tp2": "h200_sxm/llama-3.1-70b/bf16/tp2",
 }
-#: On these the host was held or changed its speed (docs/fidelity.md): the worst mean and p99, %
+#: On these the host was held or changed its speed, or a few requests decide (docs/fidelity.md): the
+#: worst mean and p99, %
 DISTURBED = {
-    "h200_sxm/llama-3.1-8b/fp8-w8a8-static": (11.0, 38.0),
+    "h200_sxm/llama-3.1-8b/fp8-w8a8-static": (11.5, 39.0),
     "h200_sxm/llama-3.1-8b/fp8-w8a8+kv-fp8": (14.0, 15.0),
     "h200_sxm/llama-3.1-8b/gptq-w4a16": (7.0, 15.0),
-    "h200_sxm/qwen2.5-32b/int8-w8a8": (6.0, 20.0),
+    "h200_sxm/qwen2.5-32b/int8-w8a8": (6.0, 21.0),
+    "h200_sxm/qwen2.5-32b/nvfp4-w4a16": (6.0, 37.0),
+    "h200_sxm/llama-3.1-70b/fp8-block": (7.0, 36.0),
+    "h200_sxm/llama-3.1-70b/gptq-w4a16": (8.0, 15.0),
+    "h200_sxm/llama-3.1-70b/w4a8-fp8": (8.0, 15.0),
 }
 #: put on the machine of another one
 ON_ANOTHER_MACHINE = {
@@ -104,7 +116,7 @@ def test_naming_a_gpu_brings_its_transferred_profiles() -> None:
         "a100_sxm",
         "h100_sxm",
     }
-    nowhere = find_profiles("qwen2.5-32b", methods=("nvfp4-w4a16",))  # measured by no one
+    nowhere = find_profiles("qwen2.5-32b", methods=("mxfp4-w4a16",))  # measured by no one
     assert {e.gpu for e in nowhere} == {"a100_sxm", "h100_sxm", "h200_sxm"}
     assert all(e.transferred for e in nowhere)
 
@@ -113,11 +125,11 @@ def test_what_was_left_out_is_said() -> None:
     note = left_out_note("qwen2.5-32b")
     assert note is not None
     assert re.fullmatch(
-        r"\d\d transferred profiles of qwen2.5-32b took no part beside the 5 measured ones; "
+        r"\d\d transferred profiles of qwen2.5-32b took no part beside the 10 measured ones; "
         r"--gpu brings in those of a GPU \(a100_sxm, h100_sxm, h200_sxm\)",
         note,
     )
-    assert left_out_note("qwen2.5-32b", ("nvfp4-w4a16",)) is None  # all three of it take part
+    assert left_out_note("qwen2.5-32b", ("mxfp4-w4a16",)) is None  # all three of it take part
 
 
 @pytest.mark.parametrize("profile_id", MEASURED)

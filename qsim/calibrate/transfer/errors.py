@@ -22,17 +22,16 @@ def estimated_errors(
     """
     spec, base = gpu_spec(gpu), base_method(method)
     if gpu == LEARNT_ON:
-        errors = {"decode": 8.0, "prefill": 12.0, "power": 8.0, "kv_tokens": 3.0}
+        errors = {"decode": 8.0, "prefill": 12.0, "power": 10.0, "kv_tokens": 3.0}
     elif spec.hopper:
         errors = {"decode": 10.0, "prefill": 12.0, "power": 10.0, "kv_tokens": 4.0}
     else:
         errors = {"decode": 15.0, "prefill": 15.0, "power": 15.0, "kv_tokens": 4.0}
     tabled = base == "bf16" or (spec.hopper and base in TABLE_OF)
     if not tabled:
-        errors |= {k: errors[k] + 10.0 for k in ("decode", "prefill")}
-        errors["power"] += 10.0
+        errors |= {k: errors[k] + 10.0 for k in ("decode", "prefill", "power")}
         if spec.hopper and grown > _FAR:
-            errors |= {k: errors[k] + 10.0 for k in ("decode", "prefill")}
+            errors |= {k: errors[k] + 10.0 for k in ("decode", "prefill", "power")}
     if tensor_parallel_size > 1:
         errors |= {k: errors[k] + 5.0 for k in ("decode", "prefill", "power")}
     how = (

@@ -1,12 +1,15 @@
 """Power from bytes read and operations done.
 
-    P = idle + active + e_w * bytes/s + e_kv * cache bytes/s + e_flop(method) * FLOP/s
+    P = idle + active + e_b * bytes/s + e_kv * cache bytes/s + e_flop(method) * FLOP/s
+        + e_weight(method) * weights/s
 
 ``active`` (clocks and SMs at work) and the energies of a byte (of weights, and of the passes over
 memory between products and over the logits), of a byte of KV cache (with the attention that it
-takes) and of an operation are learnt on H200 from the measured profiles. On another GPU ``active``
-scales with the TDP, the energy of a byte stays (HBM on all three), and ``e_flop`` scales with the
-TDP over the tensor throughput, as both describe one chip at work.
+takes), of an operation and, under methods without a kernel table, of a weight (unpacking it, and
+filling its tile however few rows a step has) are learnt on H200 from the measured profiles. On
+another GPU ``active`` scales with the TDP, the energy of a byte stays (HBM on all three), and those
+of an operation and of a weight scale with the TDP over the tensor throughput, as all describe one
+chip at work.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qsim.calibrate.transfer.compose import Composer
+from qsim.calibrate.transfer.compose import TABLE_OF, Composer
 from qsim.calibrate.transfer.learn import Sample
 from qsim.calibrate.transfer.ratios import kernels_of
 from qsim.calibrate.transfer.spans import Spans, StepPoint, decode_points, prefill_points
@@ -38,54 +41,67 @@ class PowerModel:
     j_per_byte: float
     j_per_kv_byte: float
     j_per_flop: dict[str, float]
+    j_per_weight: dict[str, float]
     #: passes over the logits in a step of decodes, as learnt from its time
     logit_passes: float = 0.0
 
-    def flop_j(self, method: str) -> float:
-        """J a floating-point operation of a method's products."""
-        for name in (*kernels_of(method), "bf16"):
-            if name in self.j_per_flop:
-                return self.j_per_flop[name]
-        return float(np.median(list(self.j_per_flop.values())))
-
-    def watts(self, spec: GpuSpec, method: str, work: tuple[float, float, float]) -> float:
-        """Power of one GPU above idle, W, uncapped; ``work`` is that of :func:`work` a second."""
-        bytes_s, kv_bytes_s, flop_s = work
+    def watts(self, spec: GpuSpec, method: str, work: Work, step_s: float) -> float:
+        """Power of one GPU above idle, W, uncapped, while steps of ``step_s`` do this work."""
         tdp = spec.tdp_w / self.spec.tdp_w
-        flop_j = self.flop_j(method) * tdp / (spec.bf16_flops / self.spec.bf16_flops)
-        return (
-            self.active_w * tdp
-            + self.j_per_byte * bytes_s
-            + self.j_per_kv_byte * kv_bytes_s
-            + flop_j * flop_s
-        )
+        chip_j = _of(method, self.j_per_flop) * work.flops
+        chip_j += _of(method, self.j_per_weight) * work.weights
+        chip_j *= tdp / (spec.bf16_flops / self.spec.bf16_flops)
+        memory_j = self.j_per_byte * work.bytes + self.j_per_kv_byte * work.kv_bytes
+        return self.active_w * tdp + (memory_j + chip_j) / step_s
+
+
+def _of(method: str, energies: dict[str, float]) -> float:
+    """A method's energy, J; of one that was not measured that of the same kernels, or bf16's."""
+    for name in (*kernels_of(method), "bf16"):
+        if name in energies:
+            return energies[name]
+    return float(np.median(list(energies.values())))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one GPU does in a step."""
+
+    weights: float
+    bytes: float
+    kv_bytes: float
+    flops: float
 
 
 def work(
     composer: Composer,
     point: StepPoint,
-    weights: float,
-    kv_bytes: float,
+    weight_bytes: float,
+    kv_bytes_per_token: float,
     logit_passes: float = 0.0,
-) -> tuple[float, float, float]:
-    """Bytes that one GPU reads and writes in a step, bytes of KV cache, and operations."""
+) -> Work:
+    """Weights of the products, bytes read and written, of these the KV cache's, and operations."""
     tokens = point.rows or point.prefill_tokens
     a, tp = composer.architecture, composer.tensor_parallel_size
     pairs = point.context_tokens or tokens * (tokens + 1) / 2
     width = a.num_attention_heads * a.head_dim / tp
-    flops: float = 2 * composer.weights() * composer.layers * tokens
+    weights = composer.weights() * composer.layers
+    flops: float = 2 * weights * tokens
     flops += 4 * width * composer.layers * pairs
     passed = composer.moved_ms(tokens, "bf16") + logit_passes * composer.logits_ms(point.rows)
     moved = passed / 1e3 * composer.spec.bandwidth_bytes_s
-    return weights + moved, kv_bytes * (point.context_tokens or tokens), flops
+    kv_bytes = kv_bytes_per_token * (point.context_tokens or tokens)
+    return Work(weights, weight_bytes + moved, kv_bytes, flops)
 
 
 def learn_power(samples: Sequence[Sample], spec: GpuSpec, logit_passes: float = 0.0) -> PowerModel:
-    """Fit the model to measured profiles, by non-negative least squares of relative errors."""
-    from scipy.optimize import nnls
+    """Fit the model to measured profiles, by non-negative least squares of relative errors.
 
+    First what all share, with an energy of an operation for each method; then, for each method
+    without a kernel table alone, its own energies of an operation and of a weight.
+    """
     methods = sorted({s.method for s in samples})
-    rows, targets = [], []
+    seen = []  # (method, work, s, W above idle)
     for s in samples:
         p, m, spans = s.profile.power, s.profile.memory, Spans(s.profile)
         tp = s.composer.tensor_parallel_size
@@ -95,19 +111,37 @@ def learn_power(samples: Sequence[Sample], spec: GpuSpec, logit_passes: float = 
             most = (p.cap_w - p.idle_w) / tp
             if watts > most:  # the cap holds it there, at a lower clock
                 watts, t = most, t * (1 + getattr(s.profile.latency.throttle, point.mode))
-            read, cache, flops = work(
-                s.composer, point, m.weight_bytes, m.kv_bytes_per_token, logit_passes
-            )
-            row = [1.0, read / t, cache / t]
-            row += [flops / t if s.method == x else 0.0 for x in methods]
-            rows.append([v / watts for v in row])
-            targets.append(1.0)
-    scale = np.abs(rows).max(axis=0)
-    x, _ = nnls(np.array(rows) / scale, np.array(targets))
-    x = x / scale
-    active, byte, kv, *flops_j = x.tolist()
-    by_method = dict(zip(methods, flops_j, strict=True))
-    return PowerModel(spec, active, byte, kv, by_method, logit_passes)
+            done = work(s.composer, point, m.weight_bytes, m.kv_bytes_per_token, logit_passes)
+            seen.append((s.method, done, t, watts))
+    rows = [
+        [t, d.bytes, d.kv_bytes, *(d.flops if method == x else 0.0 for x in methods)]
+        for method, d, t, _ in seen
+    ]
+    joules = [watts * t for _, _, t, watts in seen]
+    active, byte, kv, *own = _solve(rows, joules, joules)
+    flop_j = dict(zip(methods, own, strict=True))
+    weight_j = dict.fromkeys(methods, 0.0)
+    for name in methods:
+        if name in TABLE_OF:
+            continue
+        mine = [(d, t, watts * t) for method, d, t, watts in seen if method == name]
+        rest = [j - active * t - byte * d.bytes - kv * d.kv_bytes for d, t, j in mine]
+        flop_j[name], weight_j[name] = _solve(
+            [[d.flops, d.weights] for d, _, _ in mine], rest, [j for _, _, j in mine]
+        )
+    return PowerModel(spec, active, byte, kv, flop_j, weight_j, logit_passes)
+
+
+def _solve(rows: Sequence[Sequence[float]], y: Sequence[float], of: Sequence[float]) -> list[float]:
+    """Non-negative coefficients of the columns that give y, by errors relative to ``of``."""
+    from scipy.optimize import nnls
+
+    weight = 1.0 / np.array(of)
+    a = np.array(rows) * weight[:, None]
+    scale = np.abs(a).max(axis=0)
+    x, _ = nnls(a / scale, np.array(y) * weight)
+    result: list[float] = (x / scale).tolist()
+    return result
 
 
 def power_of(
@@ -115,25 +149,22 @@ def power_of(
     composer: Composer,
     method: str,
     span_ms: Callable[[StepPoint], float],
-    weights: float,
-    kv_bytes: float,
+    weight_bytes: float,
+    kv_bytes_per_token: float,
     kv_tokens: int,
 ) -> Power:
     """A profile's power: its form fitted to the model's watts over decode and prefill steps."""
-    from scipy.optimize import nnls
-
     spec, tp = composer.spec, composer.tensor_parallel_size
-    rows = []
+    rows, targets = [], []
     for point in _points(kv_tokens):
         t = span_ms(point) / 1e3
-        done = work(composer, point, weights, kv_bytes, model.logit_passes)
-        joules = tp * t * model.watts(spec, method, (done[0] / t, done[1] / t, done[2] / t))
+        done = work(composer, point, weight_bytes, kv_bytes_per_token, model.logit_passes)
+        joules = tp * t * model.watts(spec, method, done, t)
         n = point.prefill_tokens
         row = [t, float(n), float(point.rows), float(point.context_tokens), n * (n + 1) / 2]
-        rows.append([v / joules for v in row])
-    scale = np.abs(rows).max(axis=0)
-    x, _ = nnls(np.array(rows) / scale, np.ones(len(rows)))
-    busy, prefill, decode, context, pair = (x / scale).tolist()
+        rows.append(row)
+        targets.append(joules)
+    busy, prefill, decode, context, pair = _solve(rows, targets, targets)
 
     def six(value: float) -> float:
         return float(f"{value:.6g}")

@@ -22,7 +22,7 @@ from qsim.calibrate.transfer.learn import (
     learn_overheads,
 )
 from qsim.calibrate.transfer.memory import UTILIZATION, kv_memory, other_bytes
-from qsim.calibrate.transfer.power import PowerModel, learn_power, power_of, work
+from qsim.calibrate.transfer.power import PowerModel, Work, learn_power, power_of, work
 from qsim.calibrate.transfer.ratios import (
     AmpereLinear,
     ShapedLinear,
@@ -59,7 +59,7 @@ def teacher(monkeypatch: pytest.MonkeyPatch) -> Teacher:
         start = Teacher((Sample(seed, composer()),), tables())
         start.__dict__["overheads"] = TRUE
         start.__dict__["power"] = PowerModel(
-            gpu_spec("h200_sxm"), 140.0, 9e-11, 14e-11, {"bf16": 3e-13}
+            gpu_spec("h200_sxm"), 140.0, 9e-11, 14e-11, {"bf16": 3e-13}, {"bf16": 0.0}
         )
         p = transfer(start, "h200_sxm", model, ARCHITECTURES[model], "bf16")
         p = replace(p, transfer=None, identity=replace(p.identity, source="measured"))
@@ -196,25 +196,38 @@ def test_power_is_learnt_back(teacher: Teacher) -> None:
         ):
             t = spans.ms(p) / 1e3
             done = work(s.composer, p, m.weight_bytes, m.kv_bytes_per_token)
-            got = model.watts(s.composer.spec, "bf16", (done[0] / t, done[1] / t, done[2] / t))
-            want = 140.0 + (9e-11 * done[0] + 14e-11 * done[1] + 3e-13 * done[2]) / t
+            got = model.watts(s.composer.spec, "bf16", done, t)
+            joules = 9e-11 * done.bytes + 14e-11 * done.kv_bytes + 3e-13 * done.flops
+            want = 140.0 + joules / t
             # a profile's own form, fitted between, has one busy power for all batches
             assert got == pytest.approx(want, rel=0.12)
 
 
 def test_power_scales_with_tdp_and_throughput() -> None:
     h200, a100 = gpu_spec("h200_sxm"), gpu_spec("a100_sxm")
-    by_method = {"bf16": 3e-13, "mxfp4-w4a16": 5e-13, "nvfp4-w4a16": 4e-13, "awq-w4a16": 6e-13}
-    model = PowerModel(h200, 140.0, 9e-11, 14e-11, by_method)
-    assert model.watts(a100, "bf16", (0, 0, 0)) == pytest.approx(80.0)
-    assert model.watts(a100, "bf16", (1e12, 0, 0)) == pytest.approx(170.0)
+    flop_j = {"bf16": 3e-13, "mxfp4-w4a16": 5e-13, "nvfp4-w4a16": 4e-13, "awq-w4a16": 6e-13}
+    weight_j = {"bf16": 0.0, "awq-w4a16": 7e-11}
+    model = PowerModel(h200, 140.0, 9e-11, 14e-11, flop_j, weight_j)
+    nothing = Work(0.0, 0.0, 0.0, 0.0)
+    assert model.watts(a100, "bf16", nothing, 1.0) == pytest.approx(80.0)
+    # a byte costs the same on both
+    assert model.watts(a100, "bf16", Work(0.0, 1e12, 0.0, 0.0), 1.0) == pytest.approx(170.0)
+    assert model.watts(a100, "bf16", Work(0.0, 1e12, 0.0, 0.0), 2.0) == pytest.approx(125.0)
     # at full tensor throughput both draw the same share of their TDP
-    shares = [model.watts(g, "bf16", (0, 0, g.bf16_flops)) / g.tdp_w for g in (h200, a100)]
+    shares = [
+        model.watts(g, "bf16", Work(0.0, 0.0, 0.0, g.bf16_flops), 1.0) / g.tdp_w
+        for g in (h200, a100)
+    ]
     assert shares[0] == pytest.approx(shares[1])
     # the method's own, or that of the one whose kernel it runs; else bf16's
-    assert model.flop_j("mxfp4-w4a16") == 5e-13
-    assert model.flop_j("gptq-w4a16") == 6e-13
-    assert model.flop_j("fp8-w8a8+kv-fp8") == 3e-13
+    operations, weights = Work(0.0, 0.0, 0.0, 1e14), Work(1e12, 0.0, 0.0, 0.0)
+    for method, flop_w, weight_w in (
+        ("mxfp4-w4a16", 50.0, 0.0),
+        ("gptq-w4a16", 60.0, 70.0),
+        ("fp8-w8a8+kv-fp8", 30.0, 0.0),
+    ):
+        assert model.watts(h200, method, operations, 1.0) == pytest.approx(140.0 + flop_w)
+        assert model.watts(h200, method, weights, 1.0) == pytest.approx(140.0 + weight_w)
 
 
 def test_a_profile_of_power_gives_back_the_watts_of_decode(teacher: Teacher) -> None:
@@ -225,7 +238,7 @@ def test_a_profile_of_power_gives_back_the_watts_of_decode(teacher: Teacher) -> 
     point = StepPoint(rows=64, context_tokens=65536)
     t = (5.0 + 64 * 0.03 + 65536 * 3e-5) / 1e3
     done = work(c, point, 16e9, 131072)
-    want = model.watts(c.spec, "bf16", (done[0] / t, done[1] / t, done[2] / t))
+    want = model.watts(c.spec, "bf16", done, t)
     got = p.busy_w + (p.j_per_decode_token * 64 + p.j_per_context_token * 65536) / t
     assert got == pytest.approx(want, rel=0.15)
 
@@ -238,6 +251,31 @@ def samples() -> list[Sample]:
     return [
         Sample(p, composer(p.identity.model, tp=p.identity.tensor_parallel_size)) for p in MEASURED
     ]
+
+
+def test_what_methods_without_a_table_draw_is_known_at_every_size() -> None:
+    """A 4-bit weight costs more than its half byte, most where a step is nothing but weights."""
+    given = samples()
+    model = learn_power(given, gpu_spec("h200_sxm"))
+    plain = replace(model, j_per_weight=dict.fromkeys(model.j_per_weight, 0.0))
+    # INT8 goes to the tensor cores as it is, and W4A8's kernel costs no more
+    plain_methods = {*TABLE_OF, "int8-w8a8", "w4a8-fp8"}
+    assert {m for m, j in model.j_per_weight.items() if not j} == plain_methods
+    errors: dict[str, list[float]] = {"model": [], "plain": []}
+    for s in given:
+        i = s.profile.identity
+        if i.model != "llama-3.1-70b" or not model.j_per_weight[s.method]:
+            continue
+        m, w = s.profile.memory, s.profile.power
+        p = StepPoint(rows=8, context_tokens=2048)
+        t = Spans(s.profile).ms(p) / 1e3
+        want = w.busy_w + (w.j_per_decode_token * 8 + w.j_per_context_token * 2048) / t
+        done = work(s.composer, p, m.weight_bytes, m.kv_bytes_per_token)
+        for name, x in (("model", model), ("plain", plain)):
+            errors[name].append(x.watts(s.composer.spec, i.method, done, t) / want - 1)
+    assert len(errors["model"]) == 6
+    assert np.mean(np.abs(errors["model"])) < 0.10
+    assert np.mean(np.abs(errors["plain"])) > 0.16
 
 
 @pytest.mark.parametrize("profile", MEASURED, ids=lambda p: p.id)
@@ -287,7 +325,8 @@ def test_methods_without_a_table_are_learnt_from_the_difference_to_bf16() -> Non
     own = linear_of("gptq-w4a16", awq.composer, shapes, tables())
     assert isinstance(own, ShapedLinear)
     assert own.shapes == [(1.0, gptq[0])]
-    large = linear_of("gptq-w4a16", composer("llama-3.1-70b"), shapes, tables())
+    small = {**shapes, "gptq-w4a16": gptq[:1]}
+    large = linear_of("gptq-w4a16", composer("llama-3.1-70b"), small, tables())
     assert isinstance(large, ShapedLinear)
     assert [(x, s.method) for x, s in large.shapes] == [(1.0, "awq-w4a16")]
     with pytest.raises(CalibrationError, match="int8-w8a8 has no kernel table"):
@@ -340,7 +379,7 @@ def test_errors_stated_grow_with_the_distance_from_what_was_measured() -> None:
     near, _ = estimated_errors("h200_sxm", "int8-w8a8", 1, grown=4.0)
     far, _ = estimated_errors("h200_sxm", "int8-w8a8", 1, grown=8.0)
     assert far["decode"] == near["decode"] + 10.0
-    assert far["power"] == near["power"]
+    assert far["power"] == near["power"] + 10.0
     for gpu, method in (("h200_sxm", "fp8-w8a8"), ("a100_sxm", "int8-w8a8")):  # by tables, by rule
         assert estimated_errors(gpu, method, 1, 8.0) == estimated_errors(gpu, method, 1)
 
