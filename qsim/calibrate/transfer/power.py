@@ -65,7 +65,7 @@ def _of(method: str, energies: dict[str, float]) -> float:
 
 @dataclass(frozen=True)
 class Work:
-    """What one GPU does in a step."""
+    """What one GPU does in a step; ``bytes`` leaves out those of the KV cache."""
 
     weights: float
     bytes: float
@@ -80,7 +80,7 @@ def work(
     kv_bytes_per_token: float,
     logit_passes: float = 0.0,
 ) -> Work:
-    """Weights of the products, bytes read and written, of these the KV cache's, and operations."""
+    """Weights of the products, bytes read and written without and in the KV cache, operations."""
     tokens = point.rows or point.prefill_tokens
     a, tp = composer.architecture, composer.tensor_parallel_size
     pairs = point.context_tokens or tokens * (tokens + 1) / 2
