@@ -81,14 +81,15 @@ def test_never_worse_than_every_size_of_every_setting(
     assert answer.search.simulations < every / 2, "lost settings are given up early"
 
 
-def test_simulating_the_recommended_fleet_gives_the_plans_figures(azure: Trace) -> None:
-    answer = searched(azure, "energy", StudySettings("grid"))
+def test_simulating_the_recommended_fleet_gives_the_plans_figures() -> None:
+    trace = load_trace("azure-conv-2023:duration=8,rate=80,seed=1")
+    answer = searched(trace, "energy", StudySettings("grid"))
     best = answer.best
     assert best is not None
     assert best.outcome is not None
     assert best.options.max_num_seqs is not None, "a setting of the search wins"
     run = simulate(
-        azure, best.profile, replicas=best.replicas or 0, router=answer.router_of(best),
+        trace, best.profile, replicas=best.replicas or 0, router=answer.router_of(best),
         options=best.options, seed=answer.settings["seed"],
     )  # fmt: skip
     assert run.summary() == best.outcome.summary
