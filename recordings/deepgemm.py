@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from qsim.calibrate.models import load_model
+from qsim.errors import ScenarioError
 
 #: of a step, vLLM's max_num_batched_tokens in calibrations
 MOST_TOKENS = 8192
 #: step sizes up to each are one process's
 RANGES = (256, 1100, MOST_TOKENS)
-#: tile heights and widths, and streaming multiprocessors, that DeepGEMM chooses a kernel by
-#: (deepseek-ai/DeepGEMM, csrc/jit_kernels/heuristics); of a wave count above 10 it makes no more
+#: tile heights and widths that DeepGEMM chooses among, and waves of tiles on the GPU: sizes that
+#: follow are those that vLLM 0.24 warms up (vllm/model_executor/warmup/deep_gemm_warmup.py)
 HEIGHTS, WIDTHS, WAVES = (64, 128, 256), range(16, 257, 16), range(1, 11)
 
 
@@ -93,11 +94,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--gpus", default="0", help="to spread the processes over: 0,1")
     args = parser.parse_args(argv)
-    gpus = [int(g) for g in args.gpus.split(",")]
+    try:
+        gpus = [int(g) for g in args.gpus.split(",")]
+        shapes = matrices(args.models)
+    except ScenarioError as e:
+        parser.error(str(e))
+    except ValueError:
+        parser.error(f"--gpus is {args.gpus!r}; must be numbers of GPUs: 0 or 0,1")
     begin, fork = time.monotonic(), multiprocessing.get_context("fork")
     deep_gemm()  # once, before the forks; it does not touch a GPU yet
     jobs = []
-    for i, (n, k) in enumerate(matrices(args.models)):
+    for i, (n, k) in enumerate(shapes):
         low = 0
         for high in RANGES:
             sizes = [m for m in step_sizes(n) if low < m <= high]

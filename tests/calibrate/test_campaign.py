@@ -93,6 +93,15 @@ def test_servers_by_name(script: ModuleType) -> None:
             script.Server.parse(bad)
 
 
+def test_a_share_of_the_time_for_the_loads(script: ModuleType) -> None:
+    whole = script.Server.parse("llama-3.1-70b:bf16")
+    half = script.Server.parse("llama-3.1-70b:bf16", 0.5)
+    assert half.budget_s == 0.5 * whole.budget_s
+    assert half.start_s == whole.start_s
+    # requests under way are waited for, so it saves less than the loads were cut by
+    assert 0.5 * half.budget_s < whole.expected_s - half.expected_s < half.budget_s
+
+
 def test_a_server_that_starts_ahead_waits_for_its_turn(tmp_path: Path) -> None:
     servers = ["llama-3.1-8b:bf16", "llama-3.1-8b:fp8-w8a8", "llama-3.1-8b:int8-w8a8"]
     code, text = run(tmp_path, "--gpus", "0", "--ahead", *servers)

@@ -87,6 +87,20 @@ def test_a_kernel_that_does_not_compile_is_told(tmp_path: Path) -> None:
     assert (5120, 5120) in {c[:2] for c in calls}
 
 
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["llama-3.1-9b"], "model is 'llama-3.1-9b'; must be one of llama-3.1-8b"),
+        (["qwen2.5-14b", "--gpus", "all"], "--gpus is 'all'; must be numbers of GPUs: 0 or 0,1"),
+    ],
+)
+def test_bad_arguments_are_told(tmp_path: Path, args: list[str], told: str) -> None:
+    done, calls = run(tmp_path, *args)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert not calls
+
+
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")
 def test_without_vllm_it_says_where_to_run(tmp_path: Path) -> None:
     done = subprocess.run(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 
 from qsim.calibrate.transfer import page_text as text
 from qsim.calibrate.transfer.build import Teacher, transfer
-from qsim.calibrate.transfer.check import comparable, compare_profiles, leave_out
+from qsim.calibrate.transfer.check import Difference, comparable, compare_profiles, leave_out
 from qsim.calibrate.transfer.others import (
     Compared,
     energy_crossing,
@@ -85,9 +86,16 @@ def _h200(teacher: Teacher) -> list[str]:
         "| profile | quantity | median | 90th percentile | worst | mean |",
         "|---|---|---:|---:|---:|---:|",
     ]
+    medians: dict[str, list[float]] = {}
     for measured in comparable(teacher):
-        lines += _differences(measured, leave_out(teacher, measured))
+        differences = compare_profiles(leave_out(teacher, measured), measured)
+        lines += _rows(measured, differences)
+        for d in differences:
+            medians.setdefault(d.quantity, []).append(d.median)
+    means = ", ".join(f"{quantity} {mean(v):.1f}%" for quantity, v in medians.items())
     lines += [
+        "",
+        f"The mean of the medians: {means}.",
         text.H200_OWN,
         "| profile | decode | piecewise | eager | power |",
         "|---|---:|---:|---:|---:|",
@@ -101,11 +109,11 @@ def _h200(teacher: Teacher) -> list[str]:
     return [*lines, ""]
 
 
-def _differences(measured: Profile, composed: Profile) -> list[str]:
+def _rows(measured: Profile, differences: Sequence[Difference]) -> list[str]:
     return [
         f"| {measured.id} | {d.quantity} | {d.median:.1f} | {d.p90:.1f} | {d.worst:+.1f} "
         f"| {d.mean:+.1f} |"
-        for d in compare_profiles(composed, measured)
+        for d in differences
     ]
 
 
@@ -122,7 +130,7 @@ def _measured(teacher: Teacher, measured: Sequence[Profile]) -> list[str]:
         composed = transfer(
             teacher, i.gpu, i.model, i.architecture, i.method, i.tensor_parallel_size
         )
-        lines += _differences(m, composed)
+        lines += _rows(m, compare_profiles(composed, m))
     return [*lines, text.MEASURED_WHY]
 
 

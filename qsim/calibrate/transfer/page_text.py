@@ -144,8 +144,8 @@ not), because its kernel takes other tiles there. Of the last thirteen, all of w
 been measured at other sizes, spans kept within what was stated (but for decode steps of static FP8:
 8.2 and 8.7%, 8 were stated). Power did not: it was too low by 11 to 24% for the 32B and 70B, and
 eight of the thirteen were beyond the stated 8% (static FP8) or 18%. So methods without a table have
-an energy of a weight now, which lowers the errors without the model in the table above from 9.4 to
-7.9% in mean, and the stated errors of power are larger.
+an energy of a weight now (the mean of the medians above was 9.4% without it), and the stated errors
+of power are larger.
 
 The shipped profiles are learnt from all measured ones together, and give these back so (medians of
 absolute errors; the products of a method without a table are learnt from the very profile shown, so
@@ -158,8 +158,7 @@ One recording of an H100 was looked at only when the first transferred profiles 
 was fitted to it. Since then the power model got terms (bytes of the passes over logits, weights of
 methods without a table) and learnt from right idle powers and more servers; its median error on
 this recording was 4.7%, then 7.9% and is 4.9% now, and that of decode steps fell from 2.3 to 1.7%.
-A weight's energy under every method was tried, and put the power of this recording 12% too low. It
-was cut off and its host was slow ([calibration.md](calibration.md)), so no profile of it is
+It was cut off and its host was slow ([calibration.md](calibration.md)), so no profile of it is
 shipped, but its GPU spans, power and KV blocks can be compared. The same steps as above:
 """
 

@@ -14,7 +14,7 @@ chip at work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,36 +100,39 @@ def learn_power(samples: Sequence[Sample], spec: GpuSpec, logit_passes: float = 
     First what all share, with an energy of an operation for each method; then, for each method
     without a kernel table alone, its own energies of an operation and of a weight.
     """
-    methods = sorted({s.method for s in samples})
-    seen = []  # (method, work, s, W above idle)
-    for s in samples:
-        p, m, spans = s.profile.power, s.profile.memory, Spans(s.profile)
-        tp = s.composer.tensor_parallel_size
-        for point in _points((m.num_gpu_blocks - 1) * m.block_size):
-            t = spans.ms(point) / 1e3
-            watts = p.busy_w / tp + _work_j(p, point) / t / tp
-            most = (p.cap_w - p.idle_w) / tp
-            if watts > most:  # the cap holds it there, at a lower clock
-                watts, t = most, t * (1 + getattr(s.profile.latency.throttle, point.mode))
-            done = work(s.composer, point, m.weight_bytes, m.kv_bytes_per_token, logit_passes)
-            seen.append((s.method, done, t, watts))
+    seen = [step for s in samples for step in _seen(s, logit_passes)]
+    methods = sorted({method for method, *_ in seen})
     rows = [
         [t, d.bytes, d.kv_bytes, *(d.flops if method == x else 0.0 for x in methods)]
         for method, d, t, _ in seen
     ]
-    joules = [watts * t for _, _, t, watts in seen]
+    joules = [j for *_, j in seen]
     active, byte, kv, *own = _solve(rows, joules, joules)
     flop_j = dict(zip(methods, own, strict=True))
     weight_j = dict.fromkeys(methods, 0.0)
     for name in methods:
         if name in TABLE_OF:
             continue
-        mine = [(d, t, watts * t) for method, d, t, watts in seen if method == name]
+        mine = [(d, t, j) for method, d, t, j in seen if method == name]
         rest = [j - active * t - byte * d.bytes - kv * d.kv_bytes for d, t, j in mine]
         flop_j[name], weight_j[name] = _solve(
             [[d.flops, d.weights] for d, _, _ in mine], rest, [j for _, _, j in mine]
         )
     return PowerModel(spec, active, byte, kv, flop_j, weight_j, logit_passes)
+
+
+def _seen(s: Sample, logit_passes: float) -> Iterator[tuple[str, Work, float, float]]:
+    """Steps of a measured profile: the method, their work, s, and J above idle of one GPU."""
+    p, m, spans = s.profile.power, s.profile.memory, Spans(s.profile)
+    tp = s.composer.tensor_parallel_size
+    most = (p.cap_w - p.idle_w) / tp
+    for point in _points((m.num_gpu_blocks - 1) * m.block_size):
+        t = spans.ms(point) / 1e3
+        watts = p.busy_w / tp + _work_j(p, point) / t / tp
+        if watts > most:  # the cap holds it there, at a lower clock
+            watts, t = most, t * (1 + getattr(s.profile.latency.throttle, point.mode))
+        done = work(s.composer, point, m.weight_bytes, m.kv_bytes_per_token, logit_passes)
+        yield s.method, done, t, watts * t
 
 
 def _solve(rows: Sequence[Sequence[float]], y: Sequence[float], of: Sequence[float]) -> list[float]:
