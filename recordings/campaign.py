@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -50,26 +51,43 @@ MORE_FOR_TP_S, AFTER_S = 35, 3
 
 @dataclass(frozen=True)
 class Server:
-    """One server to record: ``MODEL:METHOD`` or ``MODEL:METHOD:tpN``."""
+    """One server to record: ``MODEL:METHOD``, with any of ``:tpN``, ``:xF`` and ``:check`` behind.
+
+    ``tpN`` is its number of GPUs, ``xF`` a factor for the time of its loads, and ``check`` leaves
+    out the loads that only a fit needs.
+    """
 
     model: str
     method: str
     tp: int = 1
     #: of the usual time for the loads
     share: float = 1.0
+    check: bool = False
 
     @classmethod
     def parse(cls, text: str, share: float = 1.0) -> Server:
         """Raises ValueError for anything else."""
-        model, method, *rest = text.split(":")
-        if rest and not (len(rest) == 1 and rest[0].startswith("tp")):
-            raise ValueError(f"{text!r} is not MODEL:METHOD or MODEL:METHOD:tpN")
-        return cls(model, method, int(rest[0][2:]) if rest else 1, share)
+        model, _, rest = text.partition(":")
+        method, *options = rest.split(":")
+        tp, check = 1, False
+        for option in options:
+            if option == "check":
+                check = True
+            elif re.fullmatch(r"tp[1-9]\d*", option):
+                tp = int(option[2:])
+            elif re.fullmatch(r"x\d+(\.\d+)?", option) and float(option[1:]) > 0:
+                share *= float(option[1:])
+            else:
+                method = ""
+        if not (model and method):
+            raise ValueError(f"{text!r} is not MODEL:METHOD with :tpN, :xF or :check behind it")
+        return cls(model, method, tp, share, check)
 
     @property
     def name(self) -> str:
         """The recording's folder."""
-        return f"{self.model}--{self.method}" + (f"--tp{self.tp}" if self.tp > 1 else "")
+        tp = f"--tp{self.tp}" if self.tp > 1 else ""
+        return f"{self.model}--{self.method}{tp}" + ("--check" if self.check else "")
 
     @property
     def start_s(self) -> int:
@@ -183,6 +201,8 @@ class Campaign:
         command += ["--gpus", ",".join(map(str, gpus)), "--minutes", f"{minutes:.2f}"]
         command += ["--start-estimate", str(server.start_s), "--resume", "--no-fit"]
         command += ["--out", str(self.args.out), *self.args.more]
+        own = ["--only-holdout", *self.args.check_more] if server.check else self.args.fit_more
+        command += own
         locks = [self.args.out / f".gpu-{g}.lock" for g in gpus]
         env = {**os.environ, "QSIM_GPU_LOCKS": os.pathsep.join(map(str, locks))}
         with open(self.args.out / f"{server.name}.log", "w", encoding="utf-8") as log:
@@ -202,7 +222,7 @@ class Campaign:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("servers", nargs="+", metavar="MODEL:METHOD[:tpN]")
+    parser.add_argument("servers", nargs="+", metavar="MODEL:METHOD[:tpN][:xF][:check]")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--gpus", required=True, help="NVML's numbers: 0,1")
     parser.add_argument("--seconds", type=float, default=float("inf"))
@@ -223,9 +243,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--more", action="append", default=[], metavar="ARG", help="passed on to calibrate run"
     )
+    parser.add_argument(
+        "--fit-more", action="append", default=[], metavar="ARG", help="for servers without :check"
+    )
+    parser.add_argument(
+        "--check-more", action="append", default=[], metavar="ARG", help="for those with :check"
+    )
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    servers = [Server.parse(s, args.share) for s in args.servers]
+    try:
+        servers = [Server.parse(s, args.share) for s in args.servers]
+    except ValueError as e:
+        parser.error(str(e))
     gpus = [int(g) for g in args.gpus.split(",")]
     if (most := max(s.tp for s in servers)) > len(gpus):
         parser.error(f"a server needs {most} GPUs, --gpus names {len(gpus)}")

@@ -35,8 +35,9 @@ the GPU's energy counter. A phase is a load that was sent to the server. Its own
 and output lengths go through the simulator, under the engine settings of the recording, and what
 comes out is compared with what was measured.
 
-* **left out**: the profile was fitted on all other phases, so the numbers are a prediction. This is
-  the error that a profile states in its `fit_error`.
+* **left out**: the profile was fitted without this phase (on all other ones, or, of a profile given
+  by `--profile`, on other recordings), so the numbers are a prediction. This is the error that a
+  profile states in its `fit_error`.
 * **fitted**: the profile was fitted on all phases, this one among them. The shipped profiles are of
   this kind, since more data make a better profile.
 

@@ -8,7 +8,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +53,8 @@ class Job:
     server_env: tuple[tuple[str, str], ...] = ()
     start_timeout_s: float = 900.0
     holdout: tuple[HoldoutTrace, ...] = ()
+    #: no loads for a fit: enough to check a profile
+    only_holdout: bool = False
     #: an estimate, for the plan and the time left
     start_s: float = field(default=90.0, compare=False)
     driver: str = ""
@@ -62,7 +64,8 @@ class Job:
     def name(self) -> str:
         """The recording's folder."""
         tp = self.tensor_parallel_size
-        return f"{self.model.id}--{self.method.id}" + (f"--tp{tp}" if tp > 1 else "")
+        name = f"{self.model.id}--{self.method.id}" + (f"--tp{tp}" if tp > 1 else "")
+        return name + ("--check" if self.only_holdout else "")
 
     @property
     def model_len(self) -> int:
@@ -103,7 +106,11 @@ def planned(job: Job) -> list[Phase]:
     free = job.gpu.memory_bytes * 0.92 - weight_bytes(job.method, a, tp) - 2.5 * GIB
     per_token = a.kv_bytes_per_token(job.method.kv_bytes_per_value, tp)
     limits = _limits(job, max(job.model_len, int(free / per_token)), 8192)
-    return list(phases(job.speed, limits, job.load_s, job.seed, job.holdout))
+    return list(_phases(job, limits))
+
+
+def _phases(job: Job, limits: Limits) -> Generator[Phase, Speed | None, None]:
+    return phases(job.speed, limits, job.load_s, job.seed, job.holdout, job.only_holdout)
 
 
 def _limits(job: Job, kv_tokens: int, batched: int) -> Limits:
@@ -312,7 +319,7 @@ def _loads(
         facts.max_num_batched_tokens or 8192,
     )
     expected = {p.label: p.expected_s + GAP_S for p in plan}
-    maker = phases(job.speed, limits, job.load_s, job.seed, job.holdout)
+    maker = _phases(job, limits)
     phase = next(maker)
     while True:
         done = {m.phase.label for m in loads}

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -137,12 +138,18 @@ def phase_of_steps(loads: Sequence[Measured], steps: Sequence[StepRow]) -> list[
     return [bisect_right(starts, s.schedule_end_s) - 1 for s in steps]
 
 
-def recorder_cost(steps: Sequence[StepRow]) -> dict[str, float]:
-    """The recorder's own time: mean us a step, and its share of the time of a step.
+def recorder_cost(steps: Sequence[StepRow]) -> dict[str, Any]:
+    """The recorder's own time: mean us a step, its share of the time of a step, us by mode.
 
-    A step takes its GPU span, or the host's time for it where that is longer.
+    A step takes its GPU span, or the host's time for it where that is longer. The mean counts what
+    the recorder's CUDA events wait for room in a full launch queue, where the next launch would
+    have waited otherwise; the median of each mode (``full``, ``piecewise``, ``none``) does not.
     """
-    own_s = sum(s.own_s + s.worker_own_s for s in steps)
+
+    def own_s(s: StepRow) -> float:
+        return s.own_s + s.worker_own_s
+
+    total_s = sum(map(own_s, steps))
     step_s = sum(
         max(
             (s.gpu_ms or 0.0) / 1e3,
@@ -152,9 +159,18 @@ def recorder_cost(steps: Sequence[StepRow]) -> dict[str, float]:
         )
         for s in steps
     )
+    modes = {m: [own_s(s) for s in steps if s.mode == m] for m in sorted({s.mode for s in steps})}
     return {
-        "mean_us_per_step": round(1e6 * own_s / max(1, len(steps)), 2),
-        "share_of_step_time": round(own_s / step_s, 6) if step_s > 0 else 0.0,
+        "mean_us_per_step": round(1e6 * total_s / max(1, len(steps)), 2),
+        "share_of_step_time": round(total_s / step_s, 6) if step_s > 0 else 0.0,
+        "by_mode": {
+            mode or "unknown": {
+                "steps": len(own),
+                "mean_us": round(1e6 * sum(own) / len(own), 2),
+                "median_us": round(1e6 * median(own), 2),
+            }
+            for mode, own in modes.items()
+        },
     }
 
 

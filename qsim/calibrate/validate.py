@@ -25,7 +25,14 @@ from qsim.calibrate.comparison import (
 )
 from qsim.calibrate.fit import FitResult, fit
 from qsim.calibrate.fit_frontend import late_arrivals_ms
-from qsim.calibrate.fit_timeline import late_updates_ms, launch_ratio
+from qsim.calibrate.fit_span import GRAPH_SIZES
+from qsim.calibrate.fit_timeline import (
+    Timeline,
+    infer_timeline,
+    late_updates_ms,
+    launch_ratio,
+    recorded_timeline,
+)
 from qsim.calibrate.recording import HOLDOUT, Recording
 from qsim.errors import CalibrationError, RecordingError
 from qsim.profile import HostTimes, Profile
@@ -34,6 +41,7 @@ from qsim.sim.config import EngineOptions
 from qsim.traces.trace import Trace
 
 __all__ = [
+    "check_profiles",
     "chosen_phases",
     "compare",
     "engine_settings",
@@ -43,6 +51,7 @@ __all__ = [
     "measured_metrics",
     "measured_values",
     "phase_trace",
+    "profile_of",
     "validate",
 ]
 
@@ -288,10 +297,72 @@ def validate(
                     if label in mine:
                         say(f"replaying {label} of {recording.name}")
                         c = compare(recording, label, fitted.profile, held_out=bool(excluded))
-                        result.append(_with_holds(c, recording, fitted))
+                        timeline = fitted.timelines[fitted.recordings.index(recording)]
+                        result.append(_with_holds(c, recording, timeline, fitted.profile))
     order = {r.name: i for i, r in enumerate(recordings)}
     phase = {label: i for i, label in enumerate(chosen)}
     return sorted(result, key=lambda c: (order[c.recording], phase[c.phase], not c.held_out))
+
+
+def check_profiles(
+    recordings: Sequence[Recording],
+    profiles: Sequence[Profile],
+    labels: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> list[Comparison]:
+    """Replay phases with profiles as they are, each with that of its server; nothing is fitted.
+
+    ``held_out`` is False in comparisons of recordings that the profile was fitted on.
+
+    Parameters
+    ----------
+    labels : sequence of str
+        Phases to replay; by default those of use "holdout".
+
+    Raises
+    ------
+    CalibrationError
+        If a recording has no profile among them, or there is no phase to replay.
+    """
+    say = progress or (lambda text: None)
+    chosen = chosen_phases(recordings, labels)
+    mine = {id(r): profile_of(r, profiles) for r in recordings}
+    result = []
+    for recording in recordings:
+        profile = mine[id(recording)]
+        seen = recording.name in profile.identity.recordings
+        timeline = (
+            recorded_timeline(recording, GRAPH_SIZES[-1])
+            if recording.steps.has_gpu_spans
+            else infer_timeline(recording, GRAPH_SIZES[-1], profile.host)
+        )
+        for label in chosen:
+            if label in {p.label for p in recording.phases}:
+                say(f"replaying {label} of {recording.name}")
+                c = compare(recording, label, profile, held_out=not seen)
+                result.append(_with_holds(c, recording, timeline, profile))
+    return result
+
+
+def profile_of(recording: Recording, profiles: Sequence[Profile]) -> Profile:
+    """The profile of the recorded server's kind.
+
+    Raises
+    ------
+    CalibrationError
+        If there is none.
+    """
+    s = recording.server
+    wanted = (s.gpu, s.model, s.method, s.tensor_parallel)
+    for p in profiles:
+        i = p.identity
+        if (i.gpu, i.model, i.method, i.tensor_parallel_size) == wanted:
+            return p
+    tp = f"/tp{s.tensor_parallel}" if s.tensor_parallel > 1 else ""
+    raise CalibrationError(
+        f"{recording.name} is of {s.gpu}/{s.model}/{s.method}{tp}; --profile gives "
+        f"{', '.join(p.id for p in profiles)}: give a profile of that server too"
+    )
 
 
 def _needed(
@@ -312,10 +383,11 @@ def _needed(
     return [r for r in recordings if id(r) in kept]
 
 
-def _with_holds(c: Comparison, recording: Recording, fitted: FitResult) -> Comparison:
+def _with_holds(
+    c: Comparison, recording: Recording, timeline: Timeline, profile: Profile
+) -> Comparison:
     """Tell what the host did in that load that the simulator does not model."""
-    timeline = fitted.timelines[fitted.recordings.index(recording)]
-    profile, phase = fitted.profile, recording.phase_index(c.phase)
+    phase = recording.phase_index(c.phase)
     steps = recording.steps.phase == phase
     held_ms = _late(late_updates_ms(recording, timeline, profile.host)[steps])
     mine = recording.requests.phase == phase

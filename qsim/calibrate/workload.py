@@ -11,7 +11,9 @@ observed so far, from which it sizes the next. Each load answers a question of t
 * ``over*``: the same step sizes as prompts over running decodes.
 * ``cap*``: the same kinds of step for some seconds without a pause, so that the clock falls.
 * ``mix80``: Poisson arrivals at about 80% of the capacity.
-* ``val_*``: held out of the fit.
+* ``val*``: held out of the fit.
+
+``phases(only_holdout=True)`` leaves out all that only a fit needs.
 """
 
 from __future__ import annotations
@@ -95,12 +97,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class HoldoutTrace:
-    """Requests of a real trace: arrivals in s and lengths in tokens."""
+    """Requests of a real trace: arrivals in s and lengths in tokens.
+
+    It is replayed at ``load`` times the server's capacity; where that is None, the last trace at
+    1.2 times, each other one at 0.65 times.
+    """
 
     name: str
     arrival_s: Sequence[float]
     prompt_tokens: Sequence[int]
     output_tokens: Sequence[int]
+    load: float | None = None
 
 
 @dataclass
@@ -122,6 +129,7 @@ def phases(
     budget_s: float,
     seed: int = 0,
     holdout: Sequence[HoldoutTrace] = (),
+    only_holdout: bool = False,
 ) -> Generator[Phase, Speed | None, None]:
     """All loads of one server.
 
@@ -136,18 +144,51 @@ def phases(
     seed : int
         Of all lengths and arrivals.
     holdout : sequence of HoldoutTrace
-        The first is replayed at moderate load, the last at overload; by default both are drawn
-        like the Azure traces of 2023.
+        What is replayed; by default lengths drawn like those of the Azure traces of 2023. A single
+        trace without a load of its own is replayed twice, at moderate load and at overload.
+    only_holdout : bool
+        Only these, and before them what it takes to know the server's capacity. Enough to check a
+        profile, too little to fit one.
     """
     plan = _Plan(budget_s, limits, speed, np.random.default_rng(seed))
     makers = [_warm, _idle, _ladder, _pre, _context_1k, _over, _context_8k, _caps, _mix]
-    for make in makers:
+    for make in [_warm, _idle, _ladder, _context_1k] if only_holdout else makers:
         for phase in make(plan):
             seen = yield _within(phase, limits.max_model_len)
             plan.speed = seen or plan.speed
-    for phase_of, trace in ((_moderate, holdout[:1]), (_overload, holdout[-1:])):
-        seen = yield phase_of(plan, trace[0] if trace else None)
+    for label, load, share, trace in _held_out(holdout, 0.6 if only_holdout else 0.25):
+        seen = yield _holdout(plan, label, load, share * budget_s, trace)
         plan.speed = seen or plan.speed
+
+
+#: held-out loads as multiples of the capacity
+MODERATE, OVERLOAD = 0.65, 1.2
+#: a source of lengths: prompt and output quantiles, shape of the gaps between arrivals, name
+_Lengths = tuple[Sequence[int], Sequence[int], float, str]
+_CONV: _Lengths = (_CONV_PROMPT, _CONV_OUTPUT, 1.0,
+                   "lengths as in the Azure conversation trace, Poisson arrivals,")  # fmt: skip
+_CODE: _Lengths = (_CODE_PROMPT, _CODE_OUTPUT, 0.4,
+                   "lengths as in the Azure code trace, bursty arrivals,")  # fmt: skip
+
+
+def _held_out(
+    traces: Sequence[HoldoutTrace], share: float
+) -> list[tuple[str, float, float, HoldoutTrace | _Lengths]]:
+    """Each held-out load: label, load, share of the budget, and what is sent."""
+    if len(traces) == 1 and traces[0].load is None:
+        traces = [*traces, *traces]
+    if not traces:
+        return [("val_moderate", MODERATE, 0.68 * share, _CONV),
+                ("val_overload", OVERLOAD, 0.32 * share, _CODE)]  # fmt: skip
+    if len(traces) == 2 and all(t.load is None for t in traces):
+        return [("val_moderate", MODERATE, 0.68 * share, traces[0]),
+                ("val_overload", OVERLOAD, 0.32 * share, traces[1])]  # fmt: skip
+    usual = [MODERATE] * (len(traces) - 1) + [OVERLOAD]
+    loads = [u if t.load is None else t.load for t, u in zip(traces, usual, strict=True)]
+    return [
+        (f"val{i}_{load * 100:.0f}", load, share / len(traces), trace)
+        for i, (load, trace) in enumerate(zip(loads, traces, strict=True), 1)
+    ]
 
 
 def _within(phase: Phase, max_model_len: int) -> Phase:
@@ -400,17 +441,12 @@ def _draw(plan: _Plan, values: Sequence[int], count: int) -> np.ndarray:
 
 
 def _holdout(
-    plan: _Plan,
-    label: str,
-    trace: HoldoutTrace | None,
-    load: float,
-    seconds: float,
-    quantiles: tuple[Sequence[int], Sequence[int], float, str],
+    plan: _Plan, label: str, load: float, seconds: float, source: HoldoutTrace | _Lengths
 ) -> Phase:
     """A slice of a trace (or lengths drawn like one) at ``load`` times the capacity."""
     longest = plan.limits.max_model_len
-    if trace is None:
-        prompts, outputs, shape, name = quantiles
+    if not isinstance(source, HoldoutTrace):
+        prompts, outputs, shape, name = source
         sample = _cut(_draw(plan, prompts, 4000), _draw(plan, outputs, 4000), longest)
         capacity = plan.speed.capacity_rps(
             float(sample[0].mean()), float(sample[1].mean()), plan.limits.kv_tokens
@@ -419,13 +455,13 @@ def _holdout(
         prompt, output = sample[0][: len(at_s)], sample[1][: len(at_s)]
         at_s = at_s[: len(prompt)]
     else:
-        name = trace.name
-        prompt, output = _cut(trace.prompt_tokens, trace.output_tokens, longest)
+        name = source.name
+        prompt, output = _cut(source.prompt_tokens, source.output_tokens, longest)
         capacity = plan.speed.capacity_rps(
             float(prompt.mean()), float(output.mean()), plan.limits.kv_tokens
         )
         count = min(len(prompt), max(8, round(load * capacity * seconds)))
-        arrival = np.asarray(trace.arrival_s[:count], dtype=float)
+        arrival = np.asarray(source.arrival_s[:count], dtype=float)
         span = max(float(arrival[-1] - arrival[0]), 1e-9)
         rate = load * capacity
         at_s = [round(float(x), 6) for x in (arrival - arrival[0]) * (count / rate / span)]
@@ -434,15 +470,3 @@ def _holdout(
     what = f"{name} at about {load:.0%} of the capacity"
     expected_s = max(1.0, load) * seconds + 3.0
     return Phase(label, what, "rows", "holdout", (stream,), expected_s=expected_s)
-
-
-def _moderate(plan: _Plan, trace: HoldoutTrace | None) -> Phase:
-    name = "lengths as in the Azure conversation trace, Poisson arrivals,"
-    quantiles = (_CONV_PROMPT, _CONV_OUTPUT, 1.0, name)
-    return _holdout(plan, "val_moderate", trace, 0.65, 0.17 * plan.budget_s, quantiles)
-
-
-def _overload(plan: _Plan, trace: HoldoutTrace | None) -> Phase:
-    name = "lengths as in the Azure code trace, bursty arrivals,"
-    quantiles = (_CODE_PROMPT, _CODE_OUTPUT, 0.4, name)
-    return _holdout(plan, "val_overload", trace, 1.2, 0.08 * plan.budget_s, quantiles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from qsim.profile import HostTimes
+    from qsim.calibrate.recording import Recording
+    from qsim.profile import HostTimes, Profile
 
 __all__ = ["group"]
 
@@ -61,6 +63,22 @@ def _host_from(source: str | None) -> HostTimes | None:
     from qsim.profiles import load_profile
 
     return load_profile(source).host
+
+
+def _profiles_for(recordings: Sequence[Recording], given: Sequence[str]) -> list[Profile]:
+    """The named profiles; for 'shipped', the shipped one of each recorded server."""
+    from qsim.profiles import load_profile
+
+    names: list[str] = []
+    for name in given:
+        if name != "shipped":
+            names.append(name)
+            continue
+        for r in recordings:
+            s = r.server
+            tp = f"/tp{s.tensor_parallel}" if s.tensor_parallel > 1 else ""
+            names.append(f"{s.gpu}/{s.model}/{s.method}{tp}")
+    return [load_profile(name) for name in dict.fromkeys(names)]
 
 
 _host_option = click.option(
@@ -209,6 +227,14 @@ def fit_command(
     metavar="FILE.md",
     help="Text to put before the tables.",
 )
+@click.option(
+    "--profile",
+    "given",
+    multiple=True,
+    metavar="ID|FILE",
+    help="Check this profile as it is, and fit nothing; one for each kind of server, or 'shipped' "
+    "for the shipped ones.",
+)
 @_host_option
 def validate_command(
     recordings: tuple[str, ...],
@@ -216,30 +242,45 @@ def validate_command(
     out: Path | None,
     json_path: str | None,
     remarks: Path | None,
+    given: tuple[str, ...],
     host_from: str | None,
 ) -> None:  # fmt: skip
     """Replay recorded phases through the simulator and compare with what was measured.
 
-    Every phase is predicted by a profile fitted without it, and by one fitted on all. How many
-    cells are off, the aims, errors by method and model, and how many of the scheduler's steps agree
-    with the recorded ones, come before the tables of single phases.
+    Every phase is predicted by a profile fitted without it, and by one fitted on all; or, with
+    --profile, by a profile that exists. How many cells are off, the aims, errors by method and
+    model, and how many of the scheduler's steps agree with the recorded ones, come before the
+    tables of single phases.
     """
     from qsim.calibrate.agreement import StepCounts, count_steps
     from qsim.calibrate.fidelity import fidelity_dict
     from qsim.calibrate.fidelity_page import fidelity_page
     from qsim.calibrate.recording import read_recording
-    from qsim.calibrate.validate import chosen_phases, fit_servers, validate
+    from qsim.calibrate.validate import (
+        check_profiles,
+        chosen_phases,
+        fit_servers,
+        profile_of,
+        validate,
+    )
     from qsim.cli._common import write_json
     from qsim.files import write_text
 
+    if given and host_from is not None:
+        raise click.UsageError("--host-from is for fits; --profile fits nothing")
     text = "" if remarks is None else remarks.read_text(encoding="utf-8")
     read = [read_recording(r) for r in recordings]
     chosen_phases(read, phases)  # an unknown one is found before the fits
-    host = _host_from(host_from)
-    _say("fitting on all phases")
-    fits = fit_servers(read, host_from=host, held_out=False, progress=_say)
-    comparisons = validate(read, host_from=host, labels=phases, fits=fits, progress=_say)
-    profiles = {id(r): f.profile for f in fits for r in f.recordings}
+    if given:
+        known = _profiles_for(read, given)
+        comparisons = check_profiles(read, known, labels=phases, progress=_say)
+        profiles = {id(r): profile_of(r, known) for r in read}
+    else:
+        host = _host_from(host_from)
+        _say("fitting on all phases")
+        fits = fit_servers(read, host_from=host, held_out=False, progress=_say)
+        comparisons = validate(read, host_from=host, labels=phases, fits=fits, progress=_say)
+        profiles = {id(r): f.profile for f in fits for r in f.recordings}
     agreement = []
     for r in read:
         _say(f"comparing the scheduler's steps with those of {r.name}")

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from qsim.calibrate.workload import HoldoutTrace
 
 __all__ = ["run"]
 
@@ -58,7 +63,21 @@ __all__ = ["run"]
     "holdout",
     multiple=True,
     metavar="TRACE",
-    help="Trace for the held-out loads: the first at moderate load, the last at overload.",
+    help="Trace for a held-out load, any number of them: the last at 1.2 times the server's "
+    "capacity, the others at 0.65 times; a single one at both.",
+)
+@click.option(
+    "--holdout-load",
+    "holdout_loads",
+    multiple=True,
+    type=float,
+    metavar="X",
+    help="Load of each --holdout-trace instead, times the server's capacity.",
+)
+@click.option(
+    "--only-holdout",
+    is_flag=True,
+    help="Only the held-out loads: enough for 'qsim calibrate validate --profile', no fit.",
 )
 @click.option("--resume", is_flag=True, help="Skip what is complete in DIR.")
 @click.option("--dry-run", is_flag=True, help="Print the plan, the commands and the time.")
@@ -90,6 +109,8 @@ def run(
     minutes: float,
     max_model_len: int | None,
     holdout: tuple[str, ...],
+    holdout_loads: tuple[float, ...],
+    only_holdout: bool,
     resume: bool,
     dry_run: bool,
     serve_command: str | None,
@@ -154,7 +175,8 @@ def run(
         server_env=tuple(_pair(x) for x in server_env),
         start_timeout_s=start_timeout,
         start_s=start_estimate,
-        holdout=tuple(_trace(x, seed) for x in holdout),
+        holdout=_traces(holdout, holdout_loads, seed),
+        only_holdout=only_holdout,
         driver=driver,
         power_limit_w=limit_w,
     )
@@ -172,7 +194,7 @@ def run(
             raise ScenarioError("no method is left to measure; see the notes above")
         with interruptible():
             result = campaign.run(resume=resume)
-    fitted = {} if no_fit else _fit(result.complete)
+    fitted = {} if no_fit or only_holdout else _fit(result.complete)
     click.echo(
         json.dumps(
             {
@@ -219,17 +241,41 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _trace(text: str, seed: int) -> Any:
+def _traces(texts: Sequence[str], loads: Sequence[float], seed: int) -> tuple[HoldoutTrace, ...]:
+    """The held-out traces with their loads.
+
+    Raises
+    ------
+    ScenarioError
+        If a load is out of range, or there are loads for some traces only.
+    """
     from qsim.calibrate.workload import HoldoutTrace
+    from qsim.errors import ScenarioError
     from qsim.traces import load_trace
 
-    trace = load_trace(text, seed=seed)
-    return HoldoutTrace(
-        trace.name,
-        trace.arrival_s.tolist(),
-        trace.prompt_tokens.tolist(),
-        trace.output_tokens.tolist(),
-    )
+    if loads and len(loads) != len(texts):
+        raise ScenarioError(
+            f"holdout_load is given {len(loads)} times, holdout_trace {len(texts)} times; give one "
+            "load for each trace, or none"
+        )
+    for load in loads:
+        if not 0.01 <= load <= 5.0:
+            raise ScenarioError(
+                f"holdout_load is {load:g}; must be 0.01 to 5, such as 0.65 for 65% of the capacity"
+            )
+    result = []
+    for text, load in zip_longest(texts, loads):
+        trace = load_trace(text, seed=seed)
+        result.append(
+            HoldoutTrace(
+                trace.name,
+                trace.arrival_s.tolist(),
+                trace.prompt_tokens.tolist(),
+                trace.output_tokens.tolist(),
+                load,
+            )
+        )
+    return tuple(result)
 
 
 def _fit(folders: dict[str, Path]) -> dict[str, str]:

@@ -30,14 +30,17 @@ def short_phases(
     budget_s: float,
     seed: int = 0,
     holdout: Sequence[HoldoutTrace] = (),
+    only_holdout: bool = False,
 ) -> Generator[Phase, Speed | None, None]:
-    """Five loads of a fraction of a second."""
+    """Five loads of a fraction of a second, or four."""
     one = {"concurrency": 2, "prompt": [40, 700, 9000], "output": [1, 1, 2]}
     late = {"at_s": [0.0, 0.02, 0.05], "prompt": [300, 20, 60], "output": [9, 3, 30]}
     yield Phase("warm", "a burst", "burst", "skip", (_burst(2, 50, 4),), expected_s=0.1)
     yield Phase("idle", "no requests", "idle", "fit", idle_s=0.2, expected_s=0.2)
     yield Phase("ladder", "a burst", "burst", "fit", (_burst(8, 64, 60),), expected_s=0.2)
-    yield Phase("pre", "prompts over decodes", "rows", "fit", (_burst(3, 30, 20), one), 0.0, 0.2)
+    if not only_holdout:
+        over = (_burst(3, 30, 20), one)
+        yield Phase("pre", "prompts over decodes", "rows", "fit", over, 0.0, 0.2)
     yield Phase("val_moderate", "arrivals", "rows", "holdout", (late,), expected_s=0.2)
 
 

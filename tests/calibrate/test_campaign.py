@@ -88,9 +88,33 @@ def test_servers_by_name(script: ModuleType) -> None:
     assert server == script.Server("llama-3.1-70b", "fp8-w8a8", 2)
     assert server.name == "llama-3.1-70b--fp8-w8a8--tp2"
     assert script.Server.parse("llama-3.1-8b:bf16").name == "llama-3.1-8b--bf16"
-    for bad in ("llama-3.1-8b", "llama-3.1-8b:bf16:2"):
-        with pytest.raises(ValueError, match=r"MODEL:METHOD|unpack"):
+    server = script.Server.parse("llama-3.1-70b:fp8-w8a8+kv-fp8:tp2:x1.5:check", 0.8)
+    assert server == script.Server("llama-3.1-70b", "fp8-w8a8+kv-fp8", 2, pytest.approx(1.2), True)
+    assert server.name == "llama-3.1-70b--fp8-w8a8+kv-fp8--tp2--check"
+    for bad in ("8b", "8b:", ":bf16", "8b:bf16:2", "8b:bf16:tp0", "8b:bf16:x0", "8b:bf16:xx"):
+        with pytest.raises(ValueError, match="MODEL:METHOD"):
             script.Server.parse(bad)
+
+
+def test_a_bad_server_is_told(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        script.main(["m:bf16:tp", "--gpus", "0", "--out", "x"])
+    assert "'m:bf16:tp' is not MODEL:METHOD" in capsys.readouterr().err
+
+
+def test_servers_to_check_and_to_fit_get_their_own_options(tmp_path: Path) -> None:
+    code, text = run(
+        tmp_path, "llama-3.1-8b:bf16:check", "llama-3.1-8b:fp8-w8a8",
+        "--fit-more=--seed", "--fit-more=3", "--check-more=--seed", "--check-more=4",
+    )  # fmt: skip
+    assert code == 0, text
+    seen = {}
+    for name in ("llama-3.1-8b--bf16--check", "llama-3.1-8b--fp8-w8a8"):
+        recording = read_recording(tmp_path / "out" / name)
+        seen[name] = (recording.server.raw["seed"], "pre" in {p.label for p in recording.phases})
+    assert seen == {
+        "llama-3.1-8b--bf16--check": (4, False), "llama-3.1-8b--fp8-w8a8": (3, True),
+    }  # fmt: skip
 
 
 def test_a_share_of_the_time_for_the_loads(script: ModuleType) -> None:

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,7 +88,8 @@ class Rig:
 
         engine = self.engine = plugin.EngineRecorder(writer("engine", plugin.ENGINE_MAGIC))
         self.workers = [
-            plugin.WorkerRecorder(writer(f"worker-{i}", plugin.WORKER_MAGIC), Event) for i in (0, 1)
+            plugin.WorkerRecorder(writer(f"worker-{i}", plugin.WORKER_MAGIC), Event, Event.record)
+            for i in (0, 1)
         ]
         self.scheduler = SimpleNamespace(
             running=["a"], waiting=["b"], kv_cache_manager=SimpleNamespace(usage=0.5)
@@ -277,7 +279,42 @@ def test_the_recorder_s_cost_is_its_share_of_the_longer_side() -> None:
     assert cost["share_of_step_time"] == pytest.approx(200e-6 / 14e-3, rel=1e-4)
     cost = recorder_cost([step(None, 4.0, 40, 0)])
     assert cost["share_of_step_time"] == pytest.approx(40e-6 / 4e-3, rel=1e-4)
-    assert recorder_cost([]) == {"mean_us_per_step": 0.0, "share_of_step_time": 0.0}
+    assert recorder_cost([]) == {
+        "mean_us_per_step": 0.0, "share_of_step_time": 0.0, "by_mode": {},
+    }  # fmt: skip
+
+
+def test_a_full_launch_queue_is_not_the_recorder_s_median() -> None:
+    quick = [replace(step(10.0, 4.0, 20, 10), mode="none") for _ in range(3)]
+    blocked = replace(step(10.0, 4.0, 20, 4000), mode="none")
+    decode = replace(step(4.0, 1.0, 15, 5), mode="full")
+    modes = recorder_cost([*quick, blocked, decode])["by_mode"]
+    assert modes["none"] == {"steps": 4, "mean_us": 1027.5, "median_us": 30.0}
+    assert modes["full"] == {"steps": 1, "mean_us": 20.0, "median_us": 20.0}
+
+
+def test_stream_objects_are_kept() -> None:
+    made: list[int] = []
+    current = [7]
+
+    def stream() -> str:
+        made.append(current[0])
+        return f"stream {current[0]}"
+
+    torch = SimpleNamespace(
+        _C=SimpleNamespace(_cuda_getCurrentRawStream=lambda device: current[0] + device),
+        cuda=SimpleNamespace(current_device=lambda: 0, current_stream=stream),
+    )
+    record = plugin.on_current_stream(torch)
+    seen: list[Any] = []
+    event = SimpleNamespace(record=lambda *a: seen.append(a))
+    for now in (7, 7, 9, 7, 9):
+        current[0] = now
+        record(event)
+    assert seen == [("stream 7",), ("stream 7",), ("stream 9",), ("stream 7",), ("stream 9",)]
+    assert made == [7, 9]
+    plugin.on_current_stream(SimpleNamespace())(event)  # a torch without that call
+    assert seen[-1] == ()
 
 
 def real_torch() -> Any:

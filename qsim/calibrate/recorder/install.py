@@ -46,6 +46,7 @@ def install(
     tensor_parallel_size: int = 1,
     random_dummy_bits: bool = False,
     weight_bits: int = 0,
+    steps: bool = True,
 ) -> dict[str, str]:
     """Write the plugin into ``folder`` and return the environment that loads it.
 
@@ -59,6 +60,9 @@ def install(
         Whether dummy weights get random bits.
     weight_bits : int
         Bits of an integer weight, 4 or 8, for the distribution of dummy ones; 0 for other formats.
+    steps : bool
+        Whether steps are recorded; without it only dummy weights are looked after, which is the
+        server to compare with when the recorder's cost is measured.
 
     Returns
     -------
@@ -84,6 +88,7 @@ def install(
     result["QSIM_RECORDER_TP"] = str(tensor_parallel_size)
     result["QSIM_RANDOM_DUMMY_BITS"] = "1" if random_dummy_bits else "0"
     result["QSIM_DUMMY_WEIGHT_BITS"] = str(weight_bits)
+    result["QSIM_RECORDER_STEPS"] = "1" if steps else "0"
     if result.get("VLLM_PLUGINS"):  # a list of the plugins that may be loaded
         result["VLLM_PLUGINS"] += ",qsim_recorder"
     # a forked engine would inherit the API process's "plugins are loaded" and skip ours

@@ -206,9 +206,10 @@ def composition(output: Any) -> tuple[int, int, int, list[tuple[int, int]]]:
 class WorkerRecorder:
     """The GPU side of a step: the span between two CUDA events on the compute stream."""
 
-    def __init__(self, writer: Writer, new_event: Function) -> None:
+    def __init__(self, writer: Writer, new_event: Function, record: Function) -> None:
         self.writer = writer
         self.new_event = new_event
+        self.record = record
         self.pool: list[Any] = []
         self.pending: deque[tuple[list[Any], Any, Any]] = deque()
         self.lock = threading.Lock()
@@ -224,7 +225,7 @@ class WorkerRecorder:
                 return inner(worker, output, *args, **kwargs)
             start = now()
             begin = self.pool.pop() if self.pool else self.new_event()
-            begin.record()
+            self.record(begin)
             launch = now()
             self.mode = (-1, 0)
             row = [step, launch, 0.0, 0.0, 0.0, 0.0, launch - start]
@@ -245,7 +246,7 @@ class WorkerRecorder:
             result = inner(worker, *args, **kwargs)
             start = row[4] = now()
             end = self.pool.pop() if self.pool else self.new_event()
-            end.record()
+            self.record(end)
             row[5] = self.mode
             with self.lock:
                 self.pending.append((row, begin, end))
@@ -456,6 +457,34 @@ def patch_engine(folder: str, note: Function) -> EngineRecorder:
     return recorder
 
 
+def on_current_stream(torch: Any) -> Function:
+    """A function that records an event on the current stream.
+
+    So does ``Event.record()``, but it makes a Stream object every time. This one keeps them by
+    their handle, which takes a plain C call to know.
+    """
+    handle_of = getattr(getattr(torch, "_C", None), "_cuda_getCurrentRawStream", None)
+    if handle_of is None:
+
+        def record_simply(event: Any) -> None:
+            event.record()
+
+        return record_simply
+    streams: dict[int, Any] = {}
+    device: list[int] = []
+
+    def record(event: Any) -> None:
+        if not device:
+            device.append(torch.cuda.current_device())
+        handle = handle_of(device[0])
+        stream = streams.get(handle)
+        if stream is None:
+            stream = streams[handle] = torch.cuda.current_stream()
+        event.record(stream)
+
+    return record
+
+
 def patch_worker(folder: str, note: Function) -> WorkerRecorder:
     """Patch the GPU worker in this process."""
     import torch  # type: ignore[import-not-found,unused-ignore]
@@ -463,7 +492,8 @@ def patch_worker(folder: str, note: Function) -> WorkerRecorder:
     def new_event() -> Any:
         return torch.cuda.Event(enable_timing=True)
 
-    recorder = WorkerRecorder(Writer(folder, "worker", WORKER_MAGIC), new_event)
+    writer = Writer(folder, "worker", WORKER_MAGIC)
+    recorder = WorkerRecorder(writer, new_event, on_current_stream(torch))
     worker = import_module("vllm.v1.worker.gpu_worker").Worker
     _patch(worker, "execute_model", recorder.wrap_execute, note)
     _patch(worker, "sample_tokens", recorder.wrap_sample, note)
@@ -516,15 +546,17 @@ def register() -> None:
     engine = process.startswith("EngineCore") or single
     in_engine = os.environ.get("QSIM_RECORDER_TP", "1") == "1"
     worker = process.startswith("VllmWorker") or (engine and in_engine)
+    steps = os.environ.get("QSIM_RECORDER_STEPS", "1") == "1"
     if not folder or not (engine or worker):
         return
     note = Notes(folder, process)
     try:
         note("vllm", str(getattr(import_module("vllm"), "__version__", "unknown")))
-        if engine:
+        if engine and steps:
             patch_engine(folder, note)
         if worker:
-            patch_worker(folder, note)
+            if steps:
+                patch_worker(folder, note)
             if os.environ.get("QSIM_RANDOM_DUMMY_BITS") == "1":
                 _patch_dummy_loader(note)
         if engine:
