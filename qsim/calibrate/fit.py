@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.calibrate.fit_contexts import context_of_traffic
 from qsim.calibrate.fit_frontend import fit_frontend
 from qsim.calibrate.fit_host import fit_host
 from qsim.calibrate.fit_memory import architecture, fit_memory, kv_bytes_per_token
@@ -138,6 +139,7 @@ def fit(
     least_slope, least_pair = _floors(recordings[0])
 
     timelines = [_timeline(r, graph_max, host, None) for r in recordings]
+    contexts = [context_of_traffic(r, _kv_heads(r)) for r in recordings]
     inferred = any(not r.steps.has_gpu_spans for r in recordings)
     say("power")
     power = fit_power(recordings, timelines, excluded)
@@ -146,21 +148,22 @@ def fit(
         notes.append("GPU spans (not recorded in all recordings) were inferred from update times")
         for _ in range(2):
             say("inferring GPU spans")
-            table = pool_steps(recordings, timelines, power, excluded)
+            table = pool_steps(recordings, timelines, power, excluded, contexts)
             spans = fit_spans(
                 table, power.cap_w * 0.85, power.cap_w, least_slope, least_pair, flexible
             )
             timelines = [
-                _timeline(r, graph_max, host, _predictor(r, t, power, spans))
-                for r, t in zip(recordings, timelines, strict=True)
+                _timeline(r, graph_max, host, _predictor(r, t, power, spans, c))
+                for r, t, c in zip(recordings, timelines, contexts, strict=True)
             ]
         power = fit_power(recordings, timelines, excluded)
 
     say("throttle")
     power, start_w, full_w = _throttle_levels(
-        recordings, timelines, power, excluded, least_slope, least_pair, flexible
+        recordings, timelines, power, excluded, contexts, least_slope, least_pair, flexible
     )
-    table = pool_steps(recordings, timelines, power, excluded).with_level(start_w, full_w)
+    table = pool_steps(recordings, timelines, power, excluded, contexts)
+    table = table.with_level(start_w, full_w)
     say("forms of mixed spans, by cross-validation over phases")
     forms = forms or choose_forms(table, least_slope, least_pair)
     spans = fit_spans(table, start_w, full_w, least_slope, least_pair, forms)
@@ -197,7 +200,7 @@ def fit(
         frontend=frontend,
         power=_rounded(power),
         memory=fit_memory(server),
-        measured_range=_measured_range(table),
+        measured_range=_measured_range(table, recordings, excluded),
     )
     checked = Profile.from_dict(profile.to_dict(), "the fitted profile")
     return FitResult(checked, errors, forms, tuple(recordings), tuple(timelines), table, spans)
@@ -274,10 +277,16 @@ def predicted_spans(result: FitResult) -> FloatArray:
     return predict_ms(result.table, result.spans)
 
 
+def _kv_heads(recording: Recording) -> int:
+    """KV heads on each GPU."""
+    heads = architecture(recording.server).num_key_value_heads
+    return max(1, heads // recording.server.tensor_parallel)
+
+
 def _predictor(
-    recording: Recording, timeline: Timeline, power: Power, spans: Spans
+    recording: Recording, timeline: Timeline, power: Power, spans: Spans, context: FloatArray
 ) -> Callable[[int], float]:
-    table = pool_steps([recording], [timeline], power, [frozenset()])
+    table = pool_steps([recording], [timeline], power, [frozenset()], [context])
     predicted = predict_ms(table.with_level(spans.start_w, spans.full_w), spans)
     return lambda k: float(predicted[k])
 
@@ -287,6 +296,7 @@ def _throttle_levels(
     timelines: Sequence[Timeline],
     power: Power,
     excluded: Sequence[frozenset[int]],
+    contexts: Sequence[FloatArray],
     least_slope: float,
     least_pair: float,
     forms: Mapping[int, str],
@@ -295,7 +305,7 @@ def _throttle_levels(
     best: tuple[float, Power, float, float] | None = None
     for tau_s in _TAUS_S:
         trial = replace(power, tau_s=tau_s)
-        table = pool_steps(recordings, timelines, trial, excluded)
+        table = pool_steps(recordings, timelines, trial, excluded, contexts)
         # decode steps are many: a few thousand will do here
         thin = max(1, int((table.mode == DECODE).sum()) // 4000)
         table = table.take((table.mode != DECODE) | (np.arange(len(table)) % thin == 0))
@@ -316,11 +326,15 @@ def _rounded(power: Power) -> Power:
     return Power(**{name: six(getattr(power, name)) for name in power.__dataclass_fields__})
 
 
-def _measured_range(table: StepTable) -> dict[str, Any]:
+def _measured_range(
+    table: StepTable, recordings: Sequence[Recording], excluded: Sequence[frozenset[int]]
+) -> dict[str, Any]:
     decode = table.mode == DECODE
+    used = [~np.isin(r.steps.phase, list(x)) for r, x in zip(recordings, excluded, strict=True)]
+    contexts = [r.steps.decode_context_tokens[m] for r, m in zip(recordings, used, strict=True)]
     return {
         "decode_rows": [int(table.decodes[decode].min()), int(table.decodes[decode].max())],
-        "decode_context_tokens": [0, int(table.context.max())],
+        "decode_context_tokens": [0, int(max(c.max() for c in contexts if len(c)))],
         "step_tokens": [1, int(table.tokens.max())],
         "decode_steps": int((decode & table.usable).sum()),
         "mixed_steps": int((~decode & table.usable).sum()),

@@ -26,7 +26,7 @@ from qsim.calibrate.recording import Recording
 from qsim.errors import CalibrationError
 from qsim.profile import HostTimes, held_shares
 
-__all__ = ["fit_host"]
+__all__ = ["fit_host", "recorded_own_ms"]
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -56,6 +56,27 @@ def _line(rows: FloatArray, ms: FloatArray) -> list[float]:
     a = np.stack([np.ones(len(x)), np.array(x)], axis=1)
     c = LinearRegression(positive=True, fit_intercept=False).fit(a, y, sample_weight=weight).coef_
     return [round(float(c[0]), 5), round(float(c[1]), 7)]
+
+
+def _scheduled_ms(recording: Recording) -> FloatArray:
+    """From the start of ``schedule`` to the launch of each step, shape (n,)."""
+    s = recording.steps
+    has_launch = np.isfinite(s.launch_start_s) & np.isfinite(s.sample_end_s)
+    result: FloatArray = np.where(
+        has_launch, (s.launch_start_s - s.schedule_s) * 1e3, s.schedule_dur_s * 1e3 + 0.004
+    )
+    return result
+
+
+def recorded_own_ms(recording: Recording, rows: int = 32) -> float:
+    """What scheduling and updating a step of so many requests took, ms; NaN if nothing ran."""
+    s = recording.steps
+    in_step = (s.decodes + s.num_chunks).astype(float)
+    lines = [
+        _line(s.running.astype(float), _scheduled_ms(recording)),
+        _line(in_step, s.update_dur_s * 1e3),
+    ]
+    return sum(pair[0] + pair[1] * rows if pair else float("nan") for pair in lines)
 
 
 def fit_host(
@@ -89,10 +110,7 @@ def fit_host(
         running = s.running.astype(float)
         in_step = (s.decodes + s.num_chunks).astype(float)
         has_launch = np.isfinite(s.launch_start_s) & np.isfinite(s.sample_end_s)
-        scheduled_ms = np.where(
-            has_launch, (s.launch_start_s - s.schedule_s) * 1e3, s.schedule_dur_s * 1e3 + 0.004
-        )
-        add("schedule", running, scheduled_ms, keep)
+        add("schedule", running, _scheduled_ms(recording), keep)
         add("update", in_step, s.update_dur_s * 1e3, keep)
         launch_ms = (s.sample_end_s - s.launch_start_s) * 1e3
         # behind another large step a launch can block on the launch queue; that hides nothing

@@ -76,18 +76,25 @@ def pool_steps(
     timelines: Sequence[Timeline],
     power: Power,
     excluded: Sequence[frozenset[int]],
+    contexts: Sequence[FloatArray] | None = None,
 ) -> StepTable:
-    """All steps of the phases that are not excluded."""
+    """All steps of the phases that are not excluded.
+
+    ``contexts`` has the context tokens to fit on for each recording (see ``fit_contexts``); by
+    default the recorded ones.
+    """
     parts = []
     offset = 0
-    for r, t, out in zip(recordings, timelines, excluded, strict=True):
+    if contexts is None:
+        contexts = [r.steps.decode_context_tokens.astype(float) for r in recordings]
+    for r, t, out, context in zip(recordings, timelines, excluded, contexts, strict=True):
         s = r.steps
         trailing = trailing_power_w(power, r, t)
         whole = StepTable(
             mode=t.mode,
             tokens=s.decodes + s.prefill_tokens,
             decodes=s.decodes,
-            context=s.decode_context_tokens.astype(float),
+            context=context,
             pairs=s.pairs,
             chunks=s.num_chunks,
             span_ms=t.span_ms,

@@ -25,6 +25,7 @@ from qsim.calibrate.comparison import (
 )
 from qsim.calibrate.fit import FitResult, fit
 from qsim.calibrate.fit_frontend import late_arrivals_ms
+from qsim.calibrate.fit_host import recorded_own_ms
 from qsim.calibrate.fit_span import GRAPH_SIZES
 from qsim.calibrate.fit_timeline import (
     Timeline,
@@ -162,14 +163,37 @@ def compare(
 
 
 def group_servers(recordings: Sequence[Recording]) -> list[list[Recording]]:
-    """Recordings of one server configuration together, those with GPU spans first."""
+    """Recordings of one server configuration together, those with GPU spans first.
+
+    Those of machines of different speed are not: the host times of a profile are those of one.
+    """
     groups: dict[tuple[object, ...], list[Recording]] = {}
     for r in recordings:
         s = r.server
         key = (s.gpu, s.model, s.method, s.tensor_parallel, s.kv_cache_dtype)
         groups.setdefault(key, []).append(r)
-    ordered = [sorted(g, key=lambda r: not r.steps.has_gpu_spans) for g in groups.values()]
+    alike = [m for g in groups.values() for m in _machines(g)]
+    ordered = [sorted(g, key=lambda r: not r.steps.has_gpu_spans) for g in alike]
     return sorted(ordered, key=lambda g: not g[0].steps.has_gpu_spans)
+
+
+#: machines are alike if the engine's own work takes at most so many times as long
+_LIKE_MACHINES = 1.25
+
+
+def _machines(recordings: Sequence[Recording]) -> list[list[Recording]]:
+    """Recordings by machine, told by how long the engine's own work took; the fastest first."""
+    if len(recordings) == 1:
+        return [list(recordings)]
+    own = {id(r): recorded_own_ms(r) for r in recordings}
+    result: list[list[Recording]] = []
+    for r in sorted(recordings, key=lambda r: own[id(r)]):
+        if result and not own[id(r)] > _LIKE_MACHINES * own[id(result[-1][0])]:
+            result[-1].append(r)
+        else:
+            result.append([r])
+    order = {id(r): i for i, r in enumerate(recordings)}
+    return [sorted(g, key=lambda r: order[id(r)]) for g in result]
 
 
 def fit_servers(

@@ -92,6 +92,23 @@ _recordings = click.argument(
 )
 
 
+def _check_machines(groups: Sequence[Sequence[Recording]]) -> None:
+    """One profile cannot be that of two machines."""
+    from qsim.errors import ScenarioError
+
+    seen: dict[tuple[object, ...], Sequence[Recording]] = {}
+    for g in groups:
+        s = g[0].server
+        before = seen.setdefault((s.gpu, s.model, s.method, s.tensor_parallel), g)
+        if before is not g:
+            raise ScenarioError(
+                f"{', '.join(r.name for r in before)} and {', '.join(r.name for r in g)} are of "
+                "one server on machines whose hosts differ in speed by more than 1.25 times: a "
+                "profile has the host times of one. Fit one machine's recordings (and put the "
+                "profile on another one with --host-like)"
+            )
+
+
 @group.command("fit")
 @_recordings
 @click.option(
@@ -163,7 +180,9 @@ def fit_command(
         need_matplotlib("--diagnostics", str(diagnostics / "spans.png"), (".png",))
     read = [read_recording(r) for r in recordings]
     single = out.suffix == ".json"
-    servers = len(group_servers(read))
+    groups = group_servers(read)
+    _check_machines(groups)
+    servers = len(groups)
     if single and servers != 1:
         raise ScenarioError(
             f"--out is {str(out)!r}, one file, but the recordings are of {servers} servers: "

@@ -485,6 +485,20 @@ def test_dry_run_prints_plan_commands_and_time(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_dry_run_of_held_out_loads_alone() -> None:
+    result = qsim(
+        *PLAN, "--methods", "bf16", "--dummy-weights", "--dry-run", "--only-holdout",
+        "--holdout-trace", "burstgpt:requests=900", "--holdout-load", "0.3",
+        "--holdout-trace", "azure-conv-2023:requests=900", "--holdout-load", "1.1",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (planned,) = json.loads(result.stdout)["jobs"]
+    assert planned["name"] == "llama-3.1-8b--bf16--check"
+    loads = {x["label"]: x["what"] for x in planned["loads"] if x["use"] == "holdout"}
+    assert list(loads) == ["val1_30", "val2_110"]
+    assert "burstgpt" in loads["val1_30"]
+
+
 def test_dry_run_of_real_checkpoints(tmp_path: Path) -> None:
     from tests.calibrate.test_models import config
 
@@ -534,6 +548,10 @@ def test_dry_run_with_tensor_parallelism() -> None:
         (["--methods", "bf16", "--server-env", "X"], ("server_env is 'X'; must be NAME=VALUE",)),
         (["--methods", "bf16", "--model-id", "a/b"], ("model_id is 'a/b'; must be of a-z",)),
         (["--methods", "bf16", "--holdout-trace", "no.csv"], ("no.csv",)),
+        (["--methods", "bf16", "--holdout-load", "0.5"],
+         ("holdout_load is given 1 times, holdout_trace 0 times",)),
+        (["--methods", "bf16", "--holdout-trace", "burstgpt:requests=9", "--holdout-load", "65"],
+         ("holdout_load is 65; must be 0.01 to 5",)),
     ],
 )  # fmt: skip
 def test_wrong_options(more: list[str], words: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from qsim.calibrate.fit_frontend import late_arrivals_ms
 from qsim.calibrate.fit_report import mode_table
 from qsim.calibrate.recording import Recording, read_recording
 from qsim.calibrate.validate import (
+    check_profiles,
     compare,
     fit_error,
     group_servers,
     measured_metrics,
     phase_trace,
+    profile_of,
     validate,
 )
 from qsim.cli import main
@@ -247,9 +250,51 @@ def test_command_validate(recording_folder: Path, tmp_path: Path) -> None:
     assert f"| toy--bf16 | all | {agreement['steps']} |" in page.read_text()
 
 
+def test_a_given_profile_is_checked_as_it_is(
+    recording_folder: Path, fitted: FitResult, tmp_path: Path
+) -> None:
+    shutil.copytree(recording_folder, tmp_path / "later")
+    profile = fitted.profile
+    decode = profile.latency.decode
+    decode = replace(decode, base_ms=[2 * x for x in decode.base_ms])
+    slow = replace(profile, latency=replace(profile.latency, decode=decode))
+    paths = [tmp_path / "mine.json", tmp_path / "slow.json"]
+    profile.save(paths[0])
+    slow.save(paths[1])
+    errors = []
+    for path in paths:
+        result = CliRunner().invoke(
+            main,
+            ["calibrate", "validate", str(tmp_path / "later"), "--phase", "dec8", "--json", "-",
+             "--profile", str(path), "--out", str(tmp_path / "page.md")],
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert "fitting" not in result.stderr
+        (c,) = json.loads(result.stdout)["comparisons"]
+        assert c["held_out"]  # another recording than that of the fit
+        errors.append(abs(c["error_percent"]["mean_tpot_ms"]))
+    assert errors[0] < 1.0
+    assert errors[1] > 10.0
+    # that of the fit itself
+    (c,) = check_profiles([read_recording(recording_folder)], [profile], ["dec8"])
+    assert not c.held_out
+
+
+def test_every_recording_needs_its_profile(recorded: Recording, fitted: FitResult) -> None:
+    other = replace(fitted.profile, identity=replace(fitted.profile.identity, method="fp8-w8a8"))
+    assert profile_of(recorded, [other, fitted.profile]) is fitted.profile
+    with pytest.raises(
+        CalibrationError,
+        match="is of h200_sxm/toy-1b/bf16; --profile gives h200_sxm/toy-1b/fp8-w8a8: give",
+    ):
+        check_profiles([recorded], [other])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["validate", "REC", "--profile", "shipped"], 2, "h200_sxm/toy-1b/bf16"),
+        (["validate", "REC", "--profile", "x", "--host-from", "y"], 2, "--profile fits nothing"),
         (["fit", "nowhere", "--out", "x.json"], 2, "nowhere' is not a folder"),
         (
             ["fit", "REC", "--out", "x.json", "--exclude-phase", "dec9"],
@@ -278,8 +323,6 @@ def test_command_errors(
 
 
 def test_one_file_for_two_servers(recording_folder: Path, tmp_path: Path) -> None:
-    import shutil
-
     other = Path(shutil.copytree(recording_folder, tmp_path / "other"))
     server = json.loads((other / "server.json").read_text())
     (other / "server.json").write_text(json.dumps({**server, "method": "fp8-w8a8"}))

@@ -169,6 +169,40 @@ def test_holdout_traces_are_replayed_in_order() -> None:
     assert set(one["val_overload"].streams[0]["prompt"]) == {500}
 
 
+def test_any_number_of_holdout_traces_with_loads_of_their_own() -> None:
+    def trace(prompt: int, load: float | None = None) -> HoldoutTrace:
+        n = 4000
+        return HoldoutTrace(f"{prompt}", [float(i) for i in range(n)], [prompt] * n, [60] * n, load)
+
+    def labels(*traces: HoldoutTrace) -> dict[str, Phase]:
+        made = phases(job().speed, Limits(900_000), 150.0, holdout=traces)
+        return {p.label: p for p in made if p.use == "holdout"}
+
+    made = labels(trace(400), trace(500), trace(600))
+    assert list(made) == ["val1_65", "val2_65", "val3_120"]
+    for phase, prompt, load in zip(made.values(), (400, 500, 600), (0.65, 0.65, 1.2), strict=True):
+        assert set(phase.streams[0]["prompt"]) == {prompt}
+        assert load_of(phase, job().speed) == pytest.approx(load, rel=0.1)
+    made = labels(trace(400, 0.3), trace(400, 0.9))
+    assert list(made) == ["val1_30", "val2_90"]
+    assert load_of(made["val1_30"], job().speed) == pytest.approx(0.3, rel=0.1)
+    assert list(labels(trace(400, 0.5))) == ["val1_50"]  # its own load, and not twice
+    assert list(labels(trace(400))) == list(labels()) == ["val_moderate", "val_overload"]
+
+
+def test_only_holdout_leaves_out_what_a_fit_needs() -> None:
+    whole, check = (planned(replace(job(), only_holdout=x)) for x in (False, True))
+    assert [p.label for p in check] == [
+        "warm", "idle", "ladder", "ctx1k", "val_moderate", "val_overload",
+    ]  # fmt: skip
+    longer = {p.label: p.expected_s for p in check if p.use == "holdout"}
+    for phase in whole:
+        if phase.use == "holdout":
+            assert longer[phase.label] > 2 * phase.expected_s
+    assert total_s(check) <= 150
+    assert replace(job(), only_holdout=True).name == "llama-3.1-8b--bf16--check"
+
+
 @settings(max_examples=40)
 @given(
     model=st.sampled_from(sorted(ARCHITECTURES)),
