@@ -119,11 +119,23 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
                     if i:  # the first round warms up
                         seen[name][recorded].append(value)
             print(f"round {i} of {args.rounds}", file=sys.stderr, flush=True)
+            if i >= 2 and args.json is not None:  # the machine may be taken away
+                write_text(args.json, json.dumps(result(args, i, seen, work), indent=1) + "\n")
+    return result(args, args.rounds, seen, work)
+
+
+def result(
+    args: argparse.Namespace,
+    rounds: int,
+    seen: Mapping[str, Mapping[bool, list[float]]],
+    work: Path,
+) -> dict[str, Any]:
+    """What was seen in so many rounds."""
     steps = read_steps(work / KINDS[True] / "rows")
     return {
         "model": args.model,
         "method": args.method,
-        "rounds": args.rounds,
+        "rounds": rounds,
         "loads": {name: compare(values) for name, values in seen.items()},
         "on_the_host": recorder_cost(steps),
         "values_ms": {n: {KINDS[k]: x for k, x in v.items()} for n, v in seen.items()},
@@ -146,14 +158,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--rounds is {args.rounds}; must be 2 or more, to know how much they differ")
     with tempfile.TemporaryDirectory(prefix="recorder-cost-") as folder:
         try:
-            result = measure(args, Path(folder))
+            found = measure(args, Path(folder))
         except QsimError as e:
             print(f"Error: {e}", file=sys.stderr)
             return 1
     if args.json is not None:
-        write_text(args.json, json.dumps(result, indent=1) + "\n")
+        write_text(args.json, json.dumps(found, indent=1) + "\n")
     print("| load | with, ms | without, ms | the recorder costs |\n|---|---:|---:|---:|")
-    for name, c in result["loads"].items():
+    for name, c in found["loads"].items():
         print(
             f"| {name} | {c['with_ms']:.3f} | {c['without_ms']:.3f} "
             f"| {c['percent']:+.2f}% ± {c['standard_error_percent']:.2f} |"

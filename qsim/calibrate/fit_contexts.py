@@ -73,7 +73,7 @@ def busiest_share(contexts: npt.ArrayLike, heads: int, processors: int = 132) ->
 
 #: ``busiest_share`` of batches of 8 KV heads whose contexts are log-normal (standard deviation of
 #: the logarithm 1), means of 200 draws: a row for each number of requests, a column for each mean
-#: context. Of recorded traffic the mean over all steps of a load lies within 4% of it (one: 12%).
+#: context. Over the steps of a load of recorded chats (47 loads) 0.85 to 1.06 times that was seen.
 _HEADS = 8
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512)
 _CONTEXTS = (250, 500, 1000, 2000, 4000, 8000, 16000)

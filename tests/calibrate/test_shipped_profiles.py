@@ -23,16 +23,16 @@ RECORDED = {
     "llama-3.1-8b--awq-w4a16": "h200_sxm/llama-3.1-8b/awq-w4a16",
     "qwen2.5-14b--bf16-gpu-spans": "h200_sxm/qwen2.5-14b/bf16",
 }
-#: recorded on 2026-11-25, by model and number of GPUs
+#: recorded on 2026-11-25 and 2026-11-29, by model and number of GPUs
 LATER = {
     "llama-3.1-8b": ("fp8-w8a8-static", "fp8-w8a8+kv-fp8", "gptq-w4a16", "mxfp4-w4a16"),
     "qwen2.5-14b": (
         "fp8-w8a8", "awq-w4a16", "gptq-w4a16", "int8-w8a8", "nvfp4-w4a16", "w4a8-fp8", "fp8-block",
-        "gptq-w8a16",
+        "gptq-w8a16", "fp8-w8a8-static", "fp8-w8a8+kv-fp8", "mxfp4-w4a16",
     ),
     "qwen2.5-32b": (
         "bf16", "fp8-w8a8", "awq-w4a16", "int8-w8a8", "w4a8-fp8", "fp8-block", "fp8-w8a8-static",
-        "gptq-w4a16", "gptq-w8a16", "nvfp4-w4a16",
+        "gptq-w4a16", "gptq-w8a16", "nvfp4-w4a16", "mxfp4-w4a16", "fp8-w8a8+kv-fp8",
     ),
     "llama-3.1-70b": (
         "fp8-w8a8", "awq-w4a16", "int8-w8a8", "w4a8-fp8", "fp8-block", "fp8-w8a8-static",
@@ -49,8 +49,9 @@ DISTURBED = {
     "h200_sxm/llama-3.1-8b/fp8-w8a8-static": (11.5, 39.0),
     "h200_sxm/llama-3.1-8b/fp8-w8a8+kv-fp8": (14.0, 15.0),
     "h200_sxm/llama-3.1-8b/gptq-w4a16": (7.0, 15.0),
-    "h200_sxm/qwen2.5-32b/int8-w8a8": (6.0, 21.0),
-    "h200_sxm/qwen2.5-32b/nvfp4-w4a16": (6.0, 37.0),
+    "h200_sxm/qwen2.5-32b/fp8-block": (8.5, 15.0),
+    "h200_sxm/qwen2.5-32b/fp8-w8a8+kv-fp8": (12.0, 15.0),
+    "h200_sxm/llama-3.1-70b/bf16/tp2": (6.0, 15.0),
     "h200_sxm/llama-3.1-70b/fp8-block": (7.0, 36.0),
     "h200_sxm/llama-3.1-70b/gptq-w4a16": (8.0, 15.0),
     "h200_sxm/llama-3.1-70b/w4a8-fp8": (8.0, 15.0),
@@ -116,20 +117,25 @@ def test_naming_a_gpu_brings_its_transferred_profiles() -> None:
         "a100_sxm",
         "h100_sxm",
     }
-    nowhere = find_profiles("qwen2.5-32b", methods=("mxfp4-w4a16",))  # measured by no one
-    assert {e.gpu for e in nowhere} == {"a100_sxm", "h100_sxm", "h200_sxm"}
+
+
+def test_what_was_measured_by_no_one_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [e for e in list_profiles() if e.transferred or e.method != "mxfp4-w4a16"]
+    monkeypatch.setattr("qsim.profiles.list_profiles", lambda: entries)
+    nowhere = find_profiles("qwen2.5-32b", methods=("mxfp4-w4a16",))
+    assert {e.gpu for e in nowhere} == {"a100_sxm", "h100_sxm"}
     assert all(e.transferred for e in nowhere)
+    assert left_out_note("qwen2.5-32b", ("mxfp4-w4a16",)) is None  # both of it take part
 
 
 def test_what_was_left_out_is_said() -> None:
     note = left_out_note("qwen2.5-32b")
     assert note is not None
     assert re.fullmatch(
-        r"\d\d transferred profiles of qwen2.5-32b took no part beside the 10 measured ones; "
-        r"--gpu brings in those of a GPU \(a100_sxm, h100_sxm, h200_sxm\)",
+        r"\d\d transferred profiles of qwen2.5-32b took no part beside the 12 measured ones; "
+        r"--gpu brings in those of a GPU \(a100_sxm, h100_sxm\)",
         note,
     )
-    assert left_out_note("qwen2.5-32b", ("mxfp4-w4a16",)) is None  # all three of it take part
 
 
 @pytest.mark.parametrize("profile_id", MEASURED)
@@ -216,5 +222,5 @@ def test_replays_the_recording_of_its_calibration(method: str) -> None:
 @pytest.mark.parametrize("name", sorted(LARGER))
 def test_replays_the_later_recordings(name: str) -> None:
     # 32 to 370 requests a load: the p90 is that of a few
-    path = OWN / f"{name}--2026-11-25"
+    (path,) = [p for d in (25, 29) if (p := OWN / f"{name}--2026-11-{d}").is_dir()]
     check(path, LARGER[name], ("val_moderate", "val_overload"), 12.0, 5.0)

@@ -85,13 +85,13 @@ The largest decode errors are FP8 steps of 384 rows, where the table has 257 and
 nothing between (FP8 products jump at tiles), and methods without a table at other sizes of
 matrices, for which their kernels take other tiles. Prompts on two GPUs are too slow because both
 such servers are of one model: a prediction without it has the table's all-reduces. The power of the
-70B is too low by 4 to 23%, also where its own profile is among those learnt from: a large model
+70B is too low by 5 to 24%, also where its own profile is among those learnt from: a large model
 keeps the GPU busier in a step than the energies that all models share can say.
 
-Thirty-three of these were transferred, and shipped so, before they were measured. Medians of the
-absolute errors of those predictions: of the first eight from the profiles of Llama-3.1-8B and of
-Qwen2.5-14B in bf16, of the next twelve with those eight to learn from, and of the last thirteen
-with all the others:
+Thirty-eight of these were transferred before they were measured (and shipped so, but for the last
+two). Medians of the absolute errors of those predictions: of the first eight from the profiles of
+Llama-3.1-8B and of Qwen2.5-14B in bf16, of the next twelve with those eight to learn from, of
+thirteen with these too, and of the last five with all the others:
 
 | | decode | piecewise | eager | power | stated: decode, prefill |
 |---|---:|---:|---:|---:|---:|
@@ -128,10 +128,16 @@ with all the others:
 | Llama-3.1-70B gptq-w8a16 | 8.8 | 28.4 | 11.1 | 23.6 | 28, 32 |
 | Llama-3.1-70B mxfp4-w4a16 | 7.9 | 10.8 | 13.1 | 21.3 | 28, 32 |
 | Llama-3.1-70B nvfp4-w4a16 | 6.7 | 8.6 | 9.5 | 19.9 | 28, 32 |
+| Qwen2.5-14B fp8-w8a8-static | 2.4 | 7.0 | 4.5 | 3.7 | 8, 12 |
+| Qwen2.5-14B mxfp4-w4a16 | 2.4 | 2.5 | 5.6 | 2.1 | 18, 22 |
+| Qwen2.5-32B mxfp4-w4a16 | 1.9 | 3.4 | 7.9 | 4.8 | 18, 22 |
+| Qwen2.5-14B fp8-w8a8+kv-fp8 | 3.2 | 3.2 | 1.8 | 2.4 | 8, 12 |
+| Qwen2.5-32B fp8-w8a8+kv-fp8 | 2.5 | 5.4 | 3.3 | 6.0 | 8, 12 |
 
 This compares the profiles of then, which the repository's history holds (the first eight before the
-commit "Profiles fitted anew", the next twelve before "Profiles of thirteen more servers", the last
-before "Forty-three measured profiles"), with those of now:
+commit "Profiles fitted anew", the next twelve before "Profiles of thirteen more servers", thirteen
+before "Forty-three measured profiles", and the last before "Forty-eight measured profiles"), with
+those of when they were measured, whose contexts were not yet counted as those of traffic:
 
     python -c "from qsim.calibrate.transfer.check import compare_profiles as compare
     from qsim.profiles import load_profile as load
@@ -140,12 +146,12 @@ before "Forty-three measured profiles"), with those of now:
 
 What it says: a method that was measured on an 8B model is known within a few percent at 14B and
 32B, and poorly at 70B (AWQ, whose error was beyond the one stated then, and W4A8-FP8, whose was
-not), because its kernel takes other tiles there. Of the last thirteen, all of whose kernels had
+not), because its kernel takes other tiles there. Of the thirteen, all of whose kernels had
 been measured at other sizes, spans kept within what was stated (but for decode steps of static FP8:
 8.2 and 8.7%, 8 were stated). Power did not: it was too low by 11 to 24% for the 32B and 70B, and
 eight of the thirteen were beyond the stated 8% (static FP8) or 18%. So methods without a table have
-an energy of a weight now (the mean of the medians above was 9.4% without it), and the stated errors
-of power are larger.
+an energy of a weight since (the mean of the medians above was 9.4% without it), and the stated errors
+of power are larger. The last five were within what was stated in all, power too.
 
 The shipped profiles are learnt from all measured ones together, and give these back so (medians of
 absolute errors; the products of a method without a table are learnt from the very profile shown, so
@@ -157,7 +163,9 @@ MEASURED = """## H100: transferred against measured
 One recording of an H100 was looked at only when the first transferred profiles were done. No number
 was fitted to it. Since then the power model got terms (bytes of the passes over logits, weights of
 methods without a table) and learnt from right idle powers and more servers; its median error on
-this recording was 4.7%, then 7.9% and is 4.9% now, and that of decode steps fell from 2.3 to 1.7%.
+this recording was 4.7%, then 7.9% and is 5.0% now. That of decode steps fell from 2.3 to 1.7%, and
+is 2.1% since profiles count contexts as those of traffic, which this recording cannot: it holds no
+requests, so its long contexts are those of requests of one length (calibration.md).
 It was cut off and its host was slow ([calibration.md](calibration.md)), so no profile of it is
 shipped, but its GPU spans, power and KV blocks can be compared. The same steps as above:
 """
