@@ -50,6 +50,7 @@ DISTURBED = {
     "h200_sxm/llama-3.1-8b/fp8-w8a8+kv-fp8": (14.0, 15.0),
     "h200_sxm/llama-3.1-8b/gptq-w4a16": (7.0, 15.0),
     "h200_sxm/qwen2.5-32b/fp8-block": (8.5, 15.0),
+    "h200_sxm/qwen2.5-32b/nvfp4-w4a16": (6.0, 37.0),
     "h200_sxm/qwen2.5-32b/fp8-w8a8+kv-fp8": (12.0, 15.0),
     "h200_sxm/llama-3.1-70b/bf16/tp2": (6.0, 15.0),
     "h200_sxm/llama-3.1-70b/fp8-block": (7.0, 36.0),
