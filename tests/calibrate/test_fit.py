@@ -30,10 +30,17 @@ def _mixed_ms(span: MixedSpan, tokens: int, context: float, pairs: float) -> flo
     return base + span.ms_per_decode_context_token * context + span.ms_per_pair * pairs
 
 
+def _without_splits(recording: Recording) -> Recording:
+    """As if of a GPU whose attention takes the same for contexts of any lengths (fit_contexts)."""
+    return replace(recording, server=replace(recording.server, gpu="a100_sxm"))
+
+
 @pytest.mark.parametrize("kind", ["fitted", "inferred"])
-def test_spans_are_found(kind: str, request: pytest.FixtureRequest) -> None:
-    got: Profile = request.getfixturevalue(kind).profile
+def test_spans_are_found(kind: str, recorded: Recording, plain_folder: Path) -> None:
     true = true_profile()
+    recording = recorded if kind == "fitted" else read_recording(plain_folder)
+    host = None if kind == "fitted" else true.host
+    got = fit([_without_splits(recording)], host_from=host, held_out=False).profile
     # inferring spans from update times costs little
     within = 0.005 if kind == "fitted" else 0.01
     for rows, context in ((1, 500), (4, 2000), (8, 20000), (16, 8000), (32, 4000), (64, 8000)):
@@ -50,6 +57,17 @@ def test_spans_are_found(kind: str, request: pytest.FixtureRequest) -> None:
         assert a == pytest.approx(b, rel=within), (mode, tokens)
     t = got.latency.throttle
     assert (t.decode, t.piecewise, t.eager) == pytest.approx((0, 0, 0), abs=0.005)
+
+
+def test_contexts_of_one_length_count_less_than_those_of_traffic(fitted: FitResult) -> None:
+    # decodes of 8 requests with equally long prompts, whose splits fill the processors
+    got, true = fitted.profile.latency.decode, true_profile().latency.decode
+    rows, few, many = np.array([8]), np.array([8_000.0]), np.array([40_000.0])
+    slopes = [
+        float(np.diff([predict_decode_ms(d, rows, c, GRAPH_SIZES)[0] for c in (few, many)])[0])
+        for d in (got, true)
+    ]
+    assert 1.02 < slopes[0] / slopes[1] < 1.35
 
 
 def test_host_front_end_and_power_are_found(fitted: FitResult) -> None:

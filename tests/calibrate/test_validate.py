@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 import shutil
 from dataclasses import replace
@@ -15,6 +17,7 @@ from qsim.calibrate.comparison import Comparison
 from qsim.calibrate.fidelity_page import fidelity_page
 from qsim.calibrate.fit import FitResult
 from qsim.calibrate.fit_frontend import late_arrivals_ms
+from qsim.calibrate.fit_host import recorded_own_ms
 from qsim.calibrate.fit_report import mode_table
 from qsim.calibrate.recording import Recording, read_recording
 from qsim.calibrate.validate import (
@@ -92,6 +95,41 @@ def test_groups(recorded: Recording) -> None:
 @pytest.fixture(scope="module")
 def comparisons(recorded: Recording) -> list[Comparison]:
     return validate([recorded])
+
+
+def test_machines_of_different_speed_are_not_pooled(
+    recorded: Recording, recording_folder: Path, tmp_path: Path
+) -> None:
+    def slower(factor: float, name: str) -> Recording:
+        s = recorded.steps
+        taken = (s.launch_start_s - s.schedule_s) * factor
+        steps = replace(
+            s, schedule_s=s.launch_start_s - taken, update_dur_s=s.update_dur_s * factor
+        )
+        return replace(recorded, name=name, steps=steps)
+
+    like, slow = slower(1.2, "like"), slower(1.5, "slow")
+    assert group_servers([slow, recorded, like]) == [[recorded, like], [slow]]
+    assert recorded_own_ms(slow) == pytest.approx(1.5 * recorded_own_ms(recorded), rel=1e-3)
+    # and a profile is not fitted of both
+    folder = shutil.copytree(recording_folder, tmp_path / "slow")
+    with gzip.open(folder / "steps.csv.gz", "rt") as f:
+        rows = list(csv.DictReader(f))
+    for row in rows:
+        schedule_s, launch_s = float(row["schedule_s"]), float(row["launch_start_s"])
+        row["schedule_s"] = f"{launch_s - 1.5 * (launch_s - schedule_s):.6f}"
+        row["update_dur_s"] = f"{1.5 * float(row['update_dur_s']):.6f}"
+    with gzip.open(folder / "steps.csv.gz", "wt", newline="") as f:
+        writer = csv.DictWriter(f, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    result = CliRunner().invoke(
+        main,
+        ["calibrate", "fit", str(recording_folder), str(folder), "--out", str(tmp_path / "out")],
+    )
+    assert result.exit_code == 2
+    assert "toy--bf16 and slow are of one server on machines whose hosts differ" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_validate_holds_out(comparisons: list[Comparison]) -> None:
