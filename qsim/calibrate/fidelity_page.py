@@ -62,14 +62,15 @@ profile, whose launch times are those of all fitted loads together.
 ## How well a real server repeats itself
 
 The same load, sent again to the same server with other token ids, or to a second server on another
-GPU (Llama-3.1-8B; largest differences seen). Errors below these mean nothing.
+GPU (Llama-3.1-8B; largest differences seen; at the power limit and in energy of Qwen2.5-14B and
+Llama-3.1-70B too). Errors below these mean nothing.
 
 | TTFT / TPOT / E2EL | same server | two servers |
 |---|---|---|"""
 
 #: row, statistic, and what was seen between two servers
 _TWO_SERVERS = (
-    ("mean under load", "mean", "3% (light load) / 0.3% / 0.4%"),
+    ("mean under load", "mean", "3% (light load) / 0.3% / 0.4%; at the power limit 2-3%"),
     ("median", "median", "5% (light load) / 0.2% / 0.9%"),
     ("p90", "p90", "4.5% / 1% / 1%"),
     ("p99", "p99", "4% / 6% (very short outputs) / 0.2%"),
@@ -113,7 +114,7 @@ def _repeats() -> list[str]:
         same = " / ".join(f"{repeats_percent(statistic, m):g}%" for m in METRICS)
         rows.append(f"| {title} | {same} | {two_servers} |")
     energy = repeats_percent("energy", "j")
-    return [*rows, f"| energy | {energy:g}% | 1% under load, 2-3% in light load |"]
+    return [*rows, f"| energy | {energy:g}% | 1-4% under load, 2-9% in light load |"]
 
 
 def _counts(comparisons: Sequence[Comparison]) -> list[str]:
