@@ -35,7 +35,8 @@ FloatArray = npt.NDArray[np.float64]
 _BLOCK, _MARGIN, _MOST_SPLITS = 128, 1.1, 32
 #: processors by GPU, of those on which vLLM runs FlashAttention 3
 _PROCESSORS = {"h100_sxm": 132, "h200_sxm": 132}
-#: the part of the time that goes with the busiest processor, not with all blocks
+#: the part of the time that goes with the busiest processor, not with all blocks: of ten recordings
+#: nine predict the decode steps of left-out phases best with 0.45 to 1, five of them below 0.75
 _PART = 0.5
 #: contexts grow by a token a step: shares are worked out anew for every so many steps of a batch
 _STEPS = 16

@@ -55,6 +55,12 @@ class Server:
     #: everything in the file, including what has no field here
     raw: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def profile_id(self) -> str:
+        """The id of a profile of this kind of server, such as h200_sxm/llama-3.1-70b/bf16/tp2."""
+        tp = f"/tp{self.tensor_parallel}" if self.tensor_parallel > 1 else ""
+        return f"{self.gpu}/{self.model}/{self.method}{tp}"
+
 
 @dataclass(frozen=True)
 class Phase:

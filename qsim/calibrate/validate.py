@@ -376,16 +376,13 @@ def profile_of(recording: Recording, profiles: Sequence[Profile]) -> Profile:
     CalibrationError
         If there is none.
     """
-    s = recording.server
-    wanted = (s.gpu, s.model, s.method, s.tensor_parallel)
+    wanted = recording.server.profile_id
     for p in profiles:
-        i = p.identity
-        if (i.gpu, i.model, i.method, i.tensor_parallel_size) == wanted:
+        if p.id == wanted:
             return p
-    tp = f"/tp{s.tensor_parallel}" if s.tensor_parallel > 1 else ""
     raise CalibrationError(
-        f"{recording.name} is of {s.gpu}/{s.model}/{s.method}{tp}; --profile gives "
-        f"{', '.join(p.id for p in profiles)}: give a profile of that server too"
+        f"{recording.name} is of {wanted}; --profile gives {', '.join(p.id for p in profiles)}: "
+        "give a profile of that server too"
     )
 
 

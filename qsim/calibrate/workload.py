@@ -163,6 +163,8 @@ def phases(
 
 #: held-out loads as multiples of the capacity
 MODERATE, OVERLOAD = 0.65, 1.2
+#: of the time for both; overload takes longer than it is given, until its queue is empty
+_FOR_MODERATE = 0.68
 #: a source of lengths: prompt and output quantiles, shape of the gaps between arrivals, name
 _Lengths = tuple[Sequence[int], Sequence[int], float, str]
 _CONV: _Lengths = (_CONV_PROMPT, _CONV_OUTPUT, 1.0,
@@ -177,12 +179,12 @@ def _held_out(
     """Each held-out load: label, load, share of the budget, and what is sent."""
     if len(traces) == 1 and traces[0].load is None:
         traces = [*traces, *traces]
-    if not traces:
-        return [("val_moderate", MODERATE, 0.68 * share, _CONV),
-                ("val_overload", OVERLOAD, 0.32 * share, _CODE)]  # fmt: skip
-    if len(traces) == 2 and all(t.load is None for t in traces):
-        return [("val_moderate", MODERATE, 0.68 * share, traces[0]),
-                ("val_overload", OVERLOAD, 0.32 * share, traces[1])]  # fmt: skip
+    if not traces or (len(traces) == 2 and all(t.load is None for t in traces)):
+        first, last = traces or (_CONV, _CODE)
+        return [
+            ("val_moderate", MODERATE, _FOR_MODERATE * share, first),
+            ("val_overload", OVERLOAD, (1 - _FOR_MODERATE) * share, last),
+        ]
     usual = [MODERATE] * (len(traces) - 1) + [OVERLOAD]
     loads = [u if t.load is None else t.load for t, u in zip(traces, usual, strict=True)]
     return [

@@ -74,10 +74,7 @@ def _profiles_for(recordings: Sequence[Recording], given: Sequence[str]) -> list
         if name != "shipped":
             names.append(name)
             continue
-        for r in recordings:
-            s = r.server
-            tp = f"/tp{s.tensor_parallel}" if s.tensor_parallel > 1 else ""
-            names.append(f"{s.gpu}/{s.model}/{s.method}{tp}")
+        names += [r.server.profile_id for r in recordings]
     return [load_profile(name) for name in dict.fromkeys(names)]
 
 
@@ -96,10 +93,9 @@ def _check_machines(groups: Sequence[Sequence[Recording]]) -> None:
     """One profile cannot be that of two machines."""
     from qsim.errors import ScenarioError
 
-    seen: dict[tuple[object, ...], Sequence[Recording]] = {}
+    seen: dict[str, Sequence[Recording]] = {}
     for g in groups:
-        s = g[0].server
-        before = seen.setdefault((s.gpu, s.model, s.method, s.tensor_parallel), g)
+        before = seen.setdefault(g[0].server.profile_id, g)
         if before is not g:
             raise ScenarioError(
                 f"{', '.join(r.name for r in before)} and {', '.join(r.name for r in g)} are of "

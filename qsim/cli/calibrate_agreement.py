@@ -44,9 +44,7 @@ def agreement(
     overall: list[StepCounts] = []
     for path in recordings:
         recording = read_recording(path)
-        s = recording.server
-        tp = f"/tp{s.tensor_parallel}" if s.tensor_parallel > 1 else ""
-        profile = load_profile(profile_id or f"{s.gpu}/{s.model}/{s.method}{tp}").as_measured()
+        profile = load_profile(profile_id or recording.server.profile_id).as_measured()
         counts = count_steps(recording, profile, phases or None, near_s=near_ms / 1e3)
         if not counts:
             continue
