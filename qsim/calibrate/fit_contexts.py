@@ -31,7 +31,7 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 #: tokens of a block, the margin for a split's blocks, most splits in a CUDA graph (vLLM's
-#: VLLM_FLASH_ATTN_MAX_NUM_SPLITS_FOR_CUDA_GRAPH)
+#: AttentionConfig.flash_attn_max_num_splits_for_cuda_graph)
 _BLOCK, _MARGIN, _MOST_SPLITS = 128, 1.1, 32
 #: processors by GPU, of those on which vLLM runs FlashAttention 3
 _PROCESSORS = {"h100_sxm": 132, "h200_sxm": 132}
