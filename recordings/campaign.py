@@ -67,8 +67,11 @@ class Server:
     @classmethod
     def parse(cls, text: str, share: float = 1.0) -> Server:
         """Raises ValueError for anything else."""
+        wrong = ValueError(f"{text!r} is not MODEL:METHOD with :tpN, :xF or :check behind it")
         model, _, rest = text.partition(":")
         method, *options = rest.split(":")
+        if not (model and method):
+            raise wrong
         tp, check = 1, False
         for option in options:
             if option == "check":
@@ -78,9 +81,7 @@ class Server:
             elif re.fullmatch(r"x\d+(\.\d+)?", option) and float(option[1:]) > 0:
                 share *= float(option[1:])
             else:
-                method = ""
-        if not (model and method):
-            raise ValueError(f"{text!r} is not MODEL:METHOD with :tpN, :xF or :check behind it")
+                raise wrong
         return cls(model, method, tp, share, check)
 
     @property

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from qsim.calibrate.fit_contexts import context_of_traffic
 from qsim.calibrate.fit_frontend import fit_frontend
 from qsim.calibrate.fit_host import fit_host
-from qsim.calibrate.fit_memory import architecture, fit_memory, kv_bytes_per_token
+from qsim.calibrate.fit_memory import architecture, fit_memory, kv_bytes_per_token, kv_heads
 from qsim.calibrate.fit_modes import (
     MODE_NAMES,
     ModeError,
@@ -35,14 +35,7 @@ from qsim.calibrate.fit_span import (
     GRAPH_SIZES,
     StepTable,
 )
-from qsim.calibrate.fit_timeline import (
-    DECODE,
-    EAGER,
-    PIECEWISE,
-    Timeline,
-    infer_timeline,
-    recorded_timeline,
-)
+from qsim.calibrate.fit_timeline import DECODE, EAGER, PIECEWISE, Timeline, timeline_of
 from qsim.calibrate.methods import find_method
 from qsim.calibrate.recording import SKIP, Recording
 from qsim.errors import CalibrationError
@@ -138,8 +131,8 @@ def fit(
     host = replace(host, wake_ms=wake_ms)
     least_slope, least_pair = _floors(recordings[0])
 
-    timelines = [_timeline(r, graph_max, host, None) for r in recordings]
-    contexts = [context_of_traffic(r, _kv_heads(r)) for r in recordings]
+    timelines = [timeline_of(r, graph_max, host) for r in recordings]
+    contexts = [context_of_traffic(r, kv_heads(r.server)) for r in recordings]
     inferred = any(not r.steps.has_gpu_spans for r in recordings)
     say("power")
     power = fit_power(recordings, timelines, excluded)
@@ -153,7 +146,7 @@ def fit(
                 table, power.cap_w * 0.85, power.cap_w, least_slope, least_pair, flexible
             )
             timelines = [
-                _timeline(r, graph_max, host, _predictor(r, t, power, spans, c))
+                timeline_of(r, graph_max, host, _predictor(r, t, power, spans, c))
                 for r, t, c in zip(recordings, timelines, contexts, strict=True)
             ]
         power = fit_power(recordings, timelines, excluded)
@@ -247,17 +240,6 @@ def _check_same(recordings: Sequence[Recording], exclude_phases: Sequence[str]) 
             )
 
 
-def _timeline(
-    recording: Recording,
-    graph_max: int,
-    host: HostTimes,
-    predict: Callable[[int], float] | None,
-) -> Timeline:
-    if recording.steps.has_gpu_spans:
-        return recorded_timeline(recording, graph_max)
-    return infer_timeline(recording, graph_max, host, predict)
-
-
 def _floors(recording: Recording) -> tuple[float, float]:
     """ms a context token and ms a (query, key) pair that the GPU cannot beat."""
     server = recording.server
@@ -275,12 +257,6 @@ def _floors(recording: Recording) -> tuple[float, float]:
 def predicted_spans(result: FitResult) -> FloatArray:
     """Predicted spans of the steps in ``result.table``, shape (n,); ms."""
     return predict_ms(result.table, result.spans)
-
-
-def _kv_heads(recording: Recording) -> int:
-    """KV heads on each GPU."""
-    heads = architecture(recording.server).num_key_value_heads
-    return max(1, heads // recording.server.tensor_parallel)
 
 
 def _predictor(

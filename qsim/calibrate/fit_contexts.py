@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from qsim.calibrate.recording import Recording
 
-__all__ = ["busiest_share", "context_of_traffic", "decode_contexts", "typical_share"]
+__all__ = ["PART", "busiest_share", "context_of_traffic", "decode_contexts", "typical_share"]
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -37,7 +37,8 @@ _BLOCK, _MARGIN, _MOST_SPLITS = 128, 1.1, 32
 _PROCESSORS = {"h100_sxm": 132, "h200_sxm": 132}
 #: the part of the time that goes with the busiest processor, not with all blocks: of ten recordings
 #: nine predict the decode steps of left-out phases best with 0.45 to 1, five of them below 0.75
-_PART = 0.5
+#: (recordings/spans.py --part)
+PART = 0.5
 #: contexts grow by a token a step: shares are worked out anew for every so many steps of a batch
 _STEPS = 16
 
@@ -74,7 +75,8 @@ def busiest_share(contexts: npt.ArrayLike, heads: int, processors: int = 132) ->
 
 #: ``busiest_share`` of batches of 8 KV heads whose contexts are log-normal (standard deviation of
 #: the logarithm 1), means of 200 draws: a row for each number of requests, a column for each mean
-#: context. Over the steps of a load of recorded chats (47 loads) 0.85 to 1.06 times that was seen.
+#: context. Over the steps of val_moderate of 47 recordings 0.85 to 1.06 times that was seen
+#: (recordings/spans.py).
 _HEADS = 8
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512)
 _CONTEXTS = (250, 500, 1000, 2000, 4000, 8000, 16000)
@@ -97,7 +99,7 @@ _TYPICAL: tuple[tuple[float, ...], ...] = (
 
 
 def typical_share(rows: npt.ArrayLike, mean_context: npt.ArrayLike) -> FloatArray:
-    """``busiest_share`` to be expected in traffic, interpolated in logarithms.
+    """``busiest_share`` to be expected in traffic, interpolated in logarithms; held beyond.
 
     Parameters
     ----------
@@ -106,16 +108,12 @@ def typical_share(rows: npt.ArrayLike, mean_context: npt.ArrayLike) -> FloatArra
     mean_context : array_like
         Tokens.
     """
-    table = np.array(_TYPICAL)
-    i = np.interp(np.log(np.maximum(rows, 1.0)), np.log(_ROWS), np.arange(len(_ROWS)))
-    mean = np.maximum(mean_context, 1.0)
-    j = np.interp(np.log(mean), np.log(_CONTEXTS), np.arange(len(_CONTEXTS)))
-    i0 = np.minimum(i.astype(int), len(_ROWS) - 2)
-    j0 = np.minimum(j.astype(int), len(_CONTEXTS) - 2)
-    u, v = i - i0, j - j0
-    low = table[i0, j0] * (1 - v) + table[i0, j0 + 1] * v
-    high = table[i0 + 1, j0] * (1 - v) + table[i0 + 1, j0 + 1] * v
-    return np.asarray(low * (1 - u) + high * u)
+    from scipy.interpolate import RegularGridInterpolator
+
+    n = np.clip(rows, _ROWS[0], _ROWS[-1])
+    mean = np.clip(mean_context, _CONTEXTS[0], _CONTEXTS[-1])
+    table = RegularGridInterpolator((np.log(_ROWS), np.log(_CONTEXTS)), np.array(_TYPICAL))
+    return np.asarray(table((np.log(n), np.log(mean))))
 
 
 def decode_contexts(recording: Recording) -> list[IntArray | None]:
@@ -149,7 +147,9 @@ def decode_contexts(recording: Recording) -> list[IntArray | None]:
     return result
 
 
-def context_of_traffic(recording: Recording, kv_heads: int) -> FloatArray:
+def context_of_traffic(
+    recording: Recording, kv_heads: int, part: float | None = None
+) -> FloatArray:
     """Context tokens of each step, as those of a batch of traffic that takes as long; shape (n,).
 
     Those of steps with prefill chunks, on GPUs without FlashAttention 3, and where the contexts of
@@ -159,7 +159,10 @@ def context_of_traffic(recording: Recording, kv_heads: int) -> FloatArray:
     ----------
     kv_heads : int
         KV heads on each GPU.
+    part : float, optional
+        Of the time, what goes with the busiest processor; ``PART`` by default.
     """
+    part = PART if part is None else part
     s = recording.steps
     total = s.decode_context_tokens.astype(float)
     processors = _PROCESSORS.get(recording.server.gpu)
@@ -167,23 +170,22 @@ def context_of_traffic(recording: Recording, kv_heads: int) -> FloatArray:
         return total
     known = decode_contexts(recording)
     share = np.ones(len(s))
-    before: IntArray | None = None
-    since = 0
+    first = np.empty(0, dtype=np.int64)  # the contexts that the present share was worked out for
     for k, contexts in enumerate(known):
         if contexts is None:
-            before = None
+            first = np.empty(0, dtype=np.int64)
             continue
-        grown = before is not None and len(before) == len(contexts)
-        since += 1
-        if grown and since < _STEPS and bool(np.all(contexts - before == since)):  # type: ignore[operator]
-            share[k] = share[k - 1]
-            continue
+        if len(contexts) == len(first):
+            grown = contexts - first
+            if grown[0] < _STEPS and (grown == grown[0]).all():
+                share[k] = share[k - 1]
+                continue
         share[k] = busiest_share(contexts, kv_heads, processors)
-        before, since = contexts, 0
+        first = contexts
     m = np.array([c is not None for c in known])
     rows = s.decodes[m]
     usual = typical_share(rows * kv_heads / _HEADS, total[m] / rows)
-    total[m] *= (1 - _PART + _PART * share[m]) / (1 - _PART + _PART * usual)
+    total[m] *= (1 - part + part * share[m]) / (1 - part + part * usual)
     return total
 
 

@@ -26,7 +26,7 @@ from qsim.calibrate.recording import Recording
 from qsim.errors import CalibrationError
 from qsim.profile import HostTimes, held_shares
 
-__all__ = ["fit_host", "recorded_own_ms"]
+__all__ = ["fit_host", "own_ms", "recorded_own_ms"]
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -68,15 +68,25 @@ def _scheduled_ms(recording: Recording) -> FloatArray:
     return result
 
 
-def recorded_own_ms(recording: Recording, rows: int = 32) -> float:
-    """What scheduling and updating a step of so many requests took, ms; NaN if nothing ran."""
+#: running requests at which machines are compared
+_ROWS = 32
+
+
+def own_ms(schedule_ms: Sequence[float], update_ms: Sequence[float]) -> float:
+    """What scheduling and updating a step of 32 requests takes, ms, by [constant, per request]."""
+    return sum(constant + per_row * _ROWS for constant, per_row in (schedule_ms, update_ms))
+
+
+def recorded_own_ms(recording: Recording) -> float:
+    """:func:`own_ms` of a recording; NaN if no step was recorded."""
     s = recording.steps
+    if not len(s):
+        return float("nan")
     in_step = (s.decodes + s.num_chunks).astype(float)
-    lines = [
+    return own_ms(
         _line(s.running.astype(float), _scheduled_ms(recording)),
         _line(in_step, s.update_dur_s * 1e3),
-    ]
-    return sum(pair[0] + pair[1] * rows if pair else float("nan") for pair in lines)
+    )
 
 
 def fit_host(

@@ -12,24 +12,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from qsim.calibrate.fit_host import own_ms
 from qsim.errors import CalibrationError
 from qsim.profile import HostTimes, MeasuredHost, Profile
 
-__all__ = ["own_ms", "slower_than", "with_host_like"]
-
-#: running requests at which the times of scheduling and updating are compared
-_ROWS = 32
-
-
-def own_ms(host: HostTimes) -> float:
-    """What scheduling and updating a step of 32 requests takes, ms."""
-    pairs = (host.schedule_ms, host.update_ms)
-    return sum(constant + per_row * _ROWS for constant, per_row in pairs)
+__all__ = ["slower_than", "with_host_like"]
 
 
 def slower_than(host: HostTimes, other: HostTimes) -> float:
-    """How many times as long as on ``other`` that takes on ``host``."""
-    return own_ms(host) / own_ms(other)
+    """How many times as long as on ``other`` the engine's own work takes on ``host``."""
+    return own_ms(host.schedule_ms, host.update_ms) / own_ms(other.schedule_ms, other.update_ms)
 
 
 def _over(pair: list[float], factor: float) -> list[float]:

@@ -7,7 +7,7 @@ from qsim.calibrate.models import Architecture
 from qsim.calibrate.recording import Server
 from qsim.profile import Memory
 
-__all__ = ["architecture", "fit_memory", "kv_bytes_per_token"]
+__all__ = ["architecture", "fit_memory", "kv_bytes_per_token", "kv_heads"]
 
 
 def architecture(server: Server) -> Architecture:
@@ -25,6 +25,11 @@ def kv_bytes_per_token(server: Server) -> int:
     """Bytes of KV cache of one token on one GPU."""
     bytes_per_value = 1 if server.kv_cache_dtype.startswith("fp8") else 2
     return architecture(server).kv_bytes_per_token(bytes_per_value, server.tensor_parallel)
+
+
+def kv_heads(server: Server) -> int:
+    """KV heads on each GPU."""
+    return max(1, architecture(server).num_key_value_heads // server.tensor_parallel)
 
 
 def fit_memory(server: Server) -> Memory:

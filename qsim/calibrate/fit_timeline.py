@@ -31,6 +31,7 @@ __all__ = [
     "launch_ratio",
     "recorded_timeline",
     "step_modes",
+    "timeline_of",
 ]
 
 FloatArray = npt.NDArray[np.float64]
@@ -290,3 +291,15 @@ def infer_timeline(
         # a predicted end of a short step before a long one costs the long one little
         previous_known = not lost or (predict_ms is not None and mode[k] == DECODE)
     return Timeline(mode, start, end, (end - start) * 1e3, usable)
+
+
+def timeline_of(
+    recording: Recording,
+    graph_max: int,
+    host: HostTimes,
+    predict_ms: Callable[[int], float] | None = None,
+) -> Timeline:
+    """The recorded timeline where there is one, else the inferred one."""
+    if recording.steps.has_gpu_spans:
+        return recorded_timeline(recording, graph_max)
+    return infer_timeline(recording, graph_max, host, predict_ms)

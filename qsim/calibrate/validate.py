@@ -27,13 +27,7 @@ from qsim.calibrate.fit import FitResult, fit
 from qsim.calibrate.fit_frontend import late_arrivals_ms
 from qsim.calibrate.fit_host import recorded_own_ms
 from qsim.calibrate.fit_span import GRAPH_SIZES
-from qsim.calibrate.fit_timeline import (
-    Timeline,
-    infer_timeline,
-    late_updates_ms,
-    launch_ratio,
-    recorded_timeline,
-)
+from qsim.calibrate.fit_timeline import Timeline, late_updates_ms, launch_ratio, timeline_of
 from qsim.calibrate.recording import HOLDOUT, Recording
 from qsim.errors import CalibrationError, RecordingError
 from qsim.profile import HostTimes, Profile
@@ -178,7 +172,7 @@ def group_servers(recordings: Sequence[Recording]) -> list[list[Recording]]:
 
 
 #: machines are alike if the engine's own work takes at most so many times as long
-_LIKE_MACHINES = 1.25
+LIKE_MACHINES = 1.25
 
 
 def _machines(recordings: Sequence[Recording]) -> list[list[Recording]]:
@@ -188,7 +182,7 @@ def _machines(recordings: Sequence[Recording]) -> list[list[Recording]]:
     own = {id(r): recorded_own_ms(r) for r in recordings}
     result: list[list[Recording]] = []
     for r in sorted(recordings, key=lambda r: own[id(r)]):
-        if result and not own[id(r)] > _LIKE_MACHINES * own[id(result[-1][0])]:
+        if result and not own[id(r)] > LIKE_MACHINES * own[id(result[-1][0])]:
             result[-1].append(r)
         else:
             result.append([r])
@@ -355,11 +349,7 @@ def check_profiles(
     for recording in recordings:
         profile = mine[id(recording)]
         seen = recording.name in profile.identity.recordings
-        timeline = (
-            recorded_timeline(recording, GRAPH_SIZES[-1])
-            if recording.steps.has_gpu_spans
-            else infer_timeline(recording, GRAPH_SIZES[-1], profile.host)
-        )
+        timeline = timeline_of(recording, GRAPH_SIZES[-1], profile.host)
         for label in chosen:
             if label in {p.label for p in recording.phases}:
                 say(f"replaying {label} of {recording.name}")

@@ -91,16 +91,20 @@ _recordings = click.argument(
 
 def _check_machines(groups: Sequence[Sequence[Recording]]) -> None:
     """One profile cannot be that of two machines."""
+    from qsim.calibrate.fit_host import recorded_own_ms
+    from qsim.calibrate.validate import LIKE_MACHINES
     from qsim.errors import ScenarioError
 
     seen: dict[str, Sequence[Recording]] = {}
     for g in groups:
         before = seen.setdefault(g[0].server.profile_id, g)
         if before is not g:
+            own = [f"{recorded_own_ms(x[0]):.2f}" for x in (before, g)]
             raise ScenarioError(
                 f"{', '.join(r.name for r in before)} and {', '.join(r.name for r in g)} are of "
-                "one server on machines whose hosts differ in speed by more than 1.25 times: a "
-                "profile has the host times of one. Fit one machine's recordings (and put the "
+                f"one server on machines whose hosts differ: scheduling and updating a step of 32 "
+                f"requests took {own[0]} and {own[1]} ms, more than {LIKE_MACHINES} times as long. "
+                "A profile has the host times of one. Fit one machine's recordings (and put the "
                 "profile on another one with --host-like)"
             )
 

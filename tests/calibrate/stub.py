@@ -1,16 +1,30 @@
-"""What the tests share that start the stub of vLLM's server."""
+"""What the tests share that start the stub of vLLM's server, or scripts of ``recordings/``."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 HERE = Path(__file__).parent
 NVML = HERE / "fakes" / "nvml"
 STUB = [sys.executable, str(HERE / "stub_server.py"), "serve"]
 MARK = "QSIM_TEST_MARK"
+
+
+def script(name: str) -> ModuleType:
+    """``recordings/<name>.py`` as a module."""
+    path = HERE.parents[1] / "recordings" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"recordings_{name}", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def stub_environment(**more: str) -> dict[str, str]:

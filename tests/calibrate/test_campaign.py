@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import os
@@ -16,20 +15,14 @@ from types import ModuleType
 import pytest
 
 from qsim.calibrate.recording import read_recording
-from tests.calibrate.stub import HERE, MARK, STUB, none_left, stub_environment
+from tests.calibrate.stub import HERE, MARK, STUB, none_left, script, stub_environment
 
 SCRIPT = Path(__file__).parents[2] / "recordings" / "campaign.py"
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("campaign", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["campaign"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module", name="script")
+def campaign() -> ModuleType:
+    return script("campaign")
 
 
 def run(tmp_path: Path, *args: str) -> tuple[int, str]:

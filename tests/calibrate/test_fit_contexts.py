@@ -79,7 +79,7 @@ def test_batches_of_one_length_count_less(recorded: Recording) -> None:
     contexts = decode_contexts(recorded)[int(np.flatnonzero(same)[-1])]
     assert contexts is not None
     share, usual = busiest_share(contexts, 8), float(typical_share(8, contexts.mean()))
-    part = fit_contexts._PART
+    part = fit_contexts.PART
     expected = (1 - part + part * share) / (1 - part + part * usual)
     assert counted[same][-1] / plain[same][-1] == pytest.approx(expected, rel=0.05)
 

@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tests.calibrate.stub import MARK, STUB, none_left, stub_environment
-
-SCRIPT = Path(__file__).parents[2] / "recordings" / "recorder_cost.py"
+from tests.calibrate.stub import MARK, STUB, none_left, script, stub_environment
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recorder_cost_script", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(name="script")
+def recorder_cost() -> ModuleType:
+    return script("recorder_cost")
 
 
-def test_both_servers_get_the_same_loads(tmp_path: Path) -> None:
+def test_both_servers_get_the_same_loads(
+    tmp_path: Path,
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out = tmp_path / "cost.json"
-    small = (
-        "import runpy, sys\n"
-        f"sys.argv[0] = {str(SCRIPT)!r}\n"
-        "g = runpy.run_path(sys.argv[0])\n"
-        "g['main'].__globals__.update(BATCHES=(1, 4), OUTPUT_TOKENS=20, PROMPTS=6, FLYING=2,"
-        " SHORT_OUTPUT=2)\n"
-        "sys.exit(g['main'](sys.argv[1:]))\n"
-    )
-    done = subprocess.run(
-        [
-            sys.executable, "-c", small, "--rounds", "2", "--json", str(out),
-            "--serve-command", shlex.join(STUB),
-        ],
-        env=stub_environment(**{MARK: str(out)}), capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    small = {"BATCHES": (1, 4), "OUTPUT_TOKENS": 20, "PROMPTS": 6, "FLYING": 2, "SHORT_OUTPUT": 2}
+    for name, value in small.items():
+        monkeypatch.setattr(script, name, value)
+    for name, text in stub_environment(**{MARK: str(out)}).items():
+        monkeypatch.setenv(name, text)
+    code = script.main(["--rounds", "2", "--json", str(out), "--serve-command", shlex.join(STUB)])
     assert none_left(str(out)) == []
-    assert done.returncode == 0, done.stderr
-    assert "| decode 4 |" in done.stdout
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert "| decode 4 |" in printed.out
     result = json.loads(out.read_text())
     assert list(result["loads"]) == ["decode 1", "decode 4", "prompts"]
     for values in result["values_ms"].values():
@@ -73,11 +60,12 @@ def test_a_difference_and_its_error(script: ModuleType) -> None:
         (["--model", "llama-3.1-70b", "--method", "bf16"], "llama-3.1-70b with bf16"),
     ],
 )
-def test_wrong_options(args: list[str], words: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--serve-command", "true", *args],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+def test_wrong_options(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], args: list[str], words: str
+) -> None:
+    try:
+        code = script.main(["--serve-command", "true", *args])
+    except SystemExit as e:  # argparse's
+        code = e.code
+    assert code
+    assert words in capsys.readouterr().err

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from qsim.calibrate.fit_host_like import own_ms, slower_than
+from qsim.calibrate.fit_host import own_ms
+from qsim.calibrate.fit_host_like import slower_than
 from qsim.calibrate.methods import find_method
 from qsim.calibrate.models import Architecture
 from qsim.calibrate.transfer.compose import TABLE_OF, Composer
@@ -224,7 +225,8 @@ def _donors(teacher: Teacher, method: str, tensor_parallel_size: int) -> list[Sa
 
 def _quick(teacher: Teacher, samples: Sequence[Sample]) -> list[Sample]:
     """Those on a host nearly as quick as the quickest; all, if none is."""
-    quickest = min((s.profile.host for s in teacher.samples), key=own_ms)
+    hosts = [s.profile.host for s in teacher.samples]
+    quickest = min(hosts, key=lambda h: own_ms(h.schedule_ms, h.update_ms))
     quick = [s for s in samples if slower_than(s.profile.host, quickest) < _AS_QUICK]
     return quick or list(samples)
 
