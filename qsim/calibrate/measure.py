@@ -436,6 +436,7 @@ def _describe(
         "num_gpu_blocks": facts.num_gpu_blocks,
         "kv_cache_gib": facts.kv_cache_gib,
         "weights_gib": facts.weights_gib,
+        **({"memory_gib": dict(facts.memory_gib)} if facts.memory_gib else {}),
         "catalogue_weight_bytes": weight_bytes(
             job.method, job.model.architecture, job.tensor_parallel_size
         ),

@@ -50,6 +50,14 @@ _REASONS: tuple[tuple[str, str], ...] = (
 )
 
 
+_MEMORY: tuple[tuple[str, str], ...] = (
+    ("consumed", r"Actual usage is ([\d.]+) GiB for consumed memory"),
+    ("peak_activation", r"([\d.]+) GiB for peak activation"),
+    ("cuda_graph", r"CUDA graph pool memory: ([\d.]+) GiB \(actual\)"),
+    ("cuda_graph_estimate", r"CUDA graph pool memory: .{0,40}?([\d.]+) GiB \(estimated\)"),
+)
+
+
 @dataclass(frozen=True)
 class ServerFacts:
     """What a running server says about itself; None where it does not."""
@@ -62,6 +70,10 @@ class ServerFacts:
     graph_sizes: tuple[int, ...]
     vllm_version: str
     start_s: float
+    #: GiB of the GPU's memory that do not go to the KV cache, as the log tells: ``consumed``
+    #: (weights and what is not PyTorch's), ``peak_activation`` (with what is reserved for CUDA
+    #: graphs), ``cuda_graph`` (as captured) and ``cuda_graph_estimate`` (as reserved)
+    memory_gib: Mapping[str, float] = field(default_factory=dict)
 
 
 def serve_command(given: str | None) -> list[str]:
@@ -210,7 +222,7 @@ class Server:
         labels = dict(re.findall(r'(\w+)="([^"]*)"', info[1])) if info else {}
         block_size = int(labels["block_size"]) if labels.get("block_size", "").isdigit() else 16
         blocks = labels.get("num_gpu_blocks", "")
-        tokens = re.findall(r"GPU KV cache size: ([\d,]+) tokens", log)
+        tokens = re.findall(r"KV cache size: ([\d,]+) tokens", log)
         if blocks.isdigit():
             num_gpu_blocks = int(blocks)
         elif tokens:
@@ -232,6 +244,7 @@ class Server:
             graph_sizes=tuple(sorted(int(x) for x in sizes[-1].split(","))) if sizes else (),
             vllm_version=version[1] if version else "",
             start_s=self._healthy,
+            memory_gib={k: v for k, p in _MEMORY if (v := _last_number(p, log)) is not None},
         )
 
     def log_text(self) -> str:

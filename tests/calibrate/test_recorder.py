@@ -230,6 +230,45 @@ def test_which_process_is_patched(tmp_path: Path, name: str, tp: int, patched: s
     assert all(n["hooks"]["status"] == "ok" for n in notes)
 
 
+LOADING = """
+import multiprocessing, sys
+sys.path.insert(0, {fakes!r})
+multiprocessing.current_process().name = "VllmWorker-0"
+import qsim_vllm_recorder
+filled = []
+def fill(layer, torch, bits):
+    filled.append((layer.name, bits, layer.initialized))
+qsim_vllm_recorder.fill_dummy = fill
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+load_general_plugins()
+from types import SimpleNamespace
+from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
+layers = [SimpleNamespace(name=n) for n in "ab"]
+DummyModelLoader().load_weights(SimpleNamespace(modules=lambda: layers), None)
+print(filled)
+"""
+
+
+@pytest.mark.parametrize("version", ["0.24.0", "0.30.0", "0.31.0", "0.33.0"])
+def test_dummy_weights_are_drawn_once_and_last_in_every_version(
+    tmp_path: Path, version: str
+) -> None:
+    env = install(
+        tmp_path,
+        stub_environment(FAKE_VLLM_VERSION=version),
+        tensor_parallel_size=2,
+        random_dummy_bits=True,
+        weight_bits=4,
+    )
+    code = LOADING.format(fakes=str(FAKES))
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "[('a', 4, True), ('b', 4, True)]", done.stderr
+    (notes,) = (json.loads(p.read_text()) for p in (tmp_path / "rows").glob("hooks-*.json"))
+    assert notes["hooks"]["DummyModelLoader.load_weights"] == "ok"
+    assert notes["hooks"]["status"] == "ok"
+
+
 def test_install_keeps_the_environment(tmp_path: Path) -> None:
     env = install(tmp_path, {"PYTHONPATH": "/a", "VLLM_PLUGINS": "mine", "X": "1"})
     assert env["PYTHONPATH"].endswith(":/a")

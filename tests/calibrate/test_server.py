@@ -54,6 +54,9 @@ def test_start_health_facts_stop(started: Start, tmp_path: Path) -> None:
     assert (facts.num_gpu_blocks, facts.block_size) == (20001, 16)
     assert facts.weights_gib == 14.96
     assert facts.kv_cache_gib == 39.06
+    assert facts.memory_gib == {
+        "consumed": 15.2, "peak_activation": 1.85, "cuda_graph": 0.51, "cuda_graph_estimate": 0.62,
+    }  # fmt: skip
     assert facts.max_num_batched_tokens == 8192
     assert facts.graph_sizes == (1, 2, 4)
     assert facts.vllm_version == "0.24.0"

@@ -395,22 +395,27 @@ def _fill_scale(name: str, tensor: Any) -> None:
 
 
 def _patch_dummy_loader(note: Function) -> None:
+    """Fill the weights again behind ``DummyModelLoader.load_weights``, which 0.24 to 0.33 have.
+
+    Whatever a version calls inside (until 0.30 a function for a model, then one for a tensor), the
+    weights are not yet in their kernels' layout when it returns.
+    """
     import torch  # type: ignore[import-not-found,unused-ignore]
 
-    utils = import_module("vllm.model_executor.model_loader.weight_utils")
-    loader = import_module("vllm.model_executor.model_loader.dummy_loader")
-    inner = utils.initialize_dummy_weights
+    loader = import_module("vllm.model_executor.model_loader.dummy_loader").DummyModelLoader
     bits = int(os.environ.get("QSIM_DUMMY_WEIGHT_BITS", "0"))
 
-    def initialize_dummy_weights(model: Any, *args: Any, **kwargs: Any) -> Any:
-        result = inner(model, *args, **kwargs)
-        with torch.no_grad():
-            fill_dummy(model, torch, bits)
-        return result
+    def wrap_load_weights(inner: Function) -> Function:
+        def load_weights(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+            result = inner(self, model, *args, **kwargs)
+            with torch.no_grad():
+                for layer in model.modules():
+                    fill_dummy(layer, torch, bits)
+            return result
 
-    utils.initialize_dummy_weights = initialize_dummy_weights  # type: ignore[attr-defined]
-    loader.initialize_dummy_weights = initialize_dummy_weights  # type: ignore[attr-defined]
-    note("dummy_bits", "ok")
+        return load_weights
+
+    _patch(loader, "load_weights", wrap_load_weights, note)
 
 
 class Notes:

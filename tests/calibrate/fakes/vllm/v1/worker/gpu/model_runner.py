@@ -8,7 +8,7 @@ class CUDAGraphMode(Enum):
     FULL = 2
 
 
-def dispatch_cg_and_sync_dp(num_reqs, num_tokens):
+def dispatch_cg_and_sync_dp(cudagraph_manager, num_reqs, num_tokens, *args, **kwargs):
     if num_tokens > 512:
         mode = CUDAGraphMode.NONE
     else:
@@ -22,5 +22,5 @@ class GPUModelRunner:
     def execute_model(self, scheduler_output):
         tokens = scheduler_output.total_num_scheduled_tokens
         requests = len(scheduler_output.num_scheduled_tokens)
-        dispatch_cg_and_sync_dp(requests, tokens)
+        dispatch_cg_and_sync_dp(None, requests, tokens, None, 1, 0, need_eager=False)
         self.step_s = 1e-3 * (0.5 + 0.004 * requests + 0.001 * tokens)
