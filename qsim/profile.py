@@ -25,17 +25,32 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from types import UnionType
-from typing import Any, get_type_hints
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from qsim.bounds import (
+    MAX_BATCHED_TOKENS,
+    MAX_BLOCK_SIZE,
+    MAX_BLOCKS,
+    MAX_MODEL_LEN,
+    MAX_SEQS,
+    MAX_TENSOR_PARALLEL,
+    Closed,
+    Items,
+    Line,
+    Ms,
+    Name,
+    Number,
+    PlainObject,
+    Positive,
+    Text,
+    Whole,
+)
 from qsim.errors import ProfileError
 from qsim.files import write_text
-from qsim.profile_check import check
 
 __all__ = [
     "SCHEMA",
@@ -56,46 +71,60 @@ __all__ = [
 ]
 
 SCHEMA = "qsim-profile/1"
+#: largest profile file, bytes; the shipped ones have 9,000
+MAX_FILE = 4 << 20
+
+Watts = Annotated[float, Number(0.0, 1e6)]
+Joules = Annotated[float, Number(0.0, 1e4)]
+Share = Annotated[float, Number(0.0, 1e3)]
+#: numbers of tokens or requests, ascending
+Sizes = Annotated[list[Annotated[int, Whole(0, MAX_MODEL_LEN)]], Items(10_000)]
+Times = Annotated[list[Ms], Items(10_000)]
+PositiveTimes = Annotated[list[Positive], Items(10_000)]
+#: [constant, per request or per 1000 tokens]
+Pair = Annotated[list[Ms], Items(2, 2)]
+Word = Annotated[str, Text(200)]
+Notes = Annotated[list[Line], Items(1000)]
 
 
 @dataclass(frozen=True)
-class Identity:
+class Identity(Closed):
     """What was measured, with what."""
 
-    gpu: str
-    model: str
-    method: str
-    tensor_parallel_size: int = 1
+    gpu: Name
+    model: Name
+    method: Name
+    tensor_parallel_size: Annotated[int, Whole(1, MAX_TENSOR_PARALLEL)] = 1
     #: "measured", or "transferred" from other measurements
-    source: str = "measured"
-    vllm_version: str = ""
-    driver: str = ""
-    host: str = ""
-    date: str = ""
+    source: Word = "measured"
+    vllm_version: Word = ""
+    driver: Word = ""
+    host: Word = ""
+    date: Word = ""
     #: numbers of the model's config.json (hidden_size, num_hidden_layers, ...)
-    architecture: dict[str, Any] = field(default_factory=dict)
+    architecture: PlainObject = field(default_factory=dict)
     #: arguments of ``vllm serve`` that select the method, e.g. ["--quantization", "fp8"]
-    vllm_args: list[str] = field(default_factory=list)
+    vllm_args: Annotated[list[Word], Items(64)] = field(default_factory=list)
     #: the names of the recordings that were fitted
-    recordings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    recordings: Notes = field(default_factory=list)
+    notes: Notes = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class EngineDefaults:
+class EngineDefaults(Closed):
     """vLLM's settings on this server; a scenario may override each."""
 
-    max_num_seqs: int = 1024
-    max_num_batched_tokens: int = 8192
-    max_model_len: int = 131072
+    max_num_seqs: Annotated[int, Whole(1, MAX_SEQS)] = 1024
+    max_num_batched_tokens: Annotated[int, Whole(1, MAX_BATCHED_TOKENS)] = 8192
+    max_model_len: Annotated[int, Whole(2, MAX_MODEL_LEN)] = 131072
     enable_prefix_caching: bool = True
     async_scheduling: bool = True
-    long_prefill_token_threshold: int = 0
-    scheduling_policy: str = "fcfs"
+    long_prefill_token_threshold: Annotated[int, Whole(0, MAX_MODEL_LEN)] = 0
+    scheduling_policy: Word = "fcfs"
 
 
 @dataclass(frozen=True)
-class DecodeSpan:
+class DecodeSpan(Closed):
     """GPU span of a step of decodes only, under a full CUDA graph.
 
     ``rows`` are batch sizes in ascending order; values in between are interpolated linearly, and
@@ -103,14 +132,14 @@ class DecodeSpan:
     ``context_knots_tokens[j]`` and the next knot at ``rows[i]``; the first knot is 0.
     """
 
-    rows: list[int]
-    base_ms: list[float]
-    context_knots_tokens: list[int]
-    ms_per_context_token: list[list[float]]
+    rows: Sizes
+    base_ms: PositiveTimes
+    context_knots_tokens: Sizes
+    ms_per_context_token: Annotated[list[Times], Items(1000)]
 
 
 @dataclass(frozen=True)
-class MixedSpan:
+class MixedSpan(Closed):
     """GPU span of a step with at least one prefill chunk.
 
     ``tokens`` are step sizes in ascending order (prefill and decode tokens together); ``base_ms``
@@ -118,31 +147,31 @@ class MixedSpan:
     Two neighbouring sizes may describe a jump (a tile edge).
     """
 
-    tokens: list[int]
-    base_ms: list[float]
-    ms_per_decode_context_token: float
-    ms_per_pair: float
-    ms_per_chunk: float
-    ms_per_decode: float
+    tokens: Sizes
+    base_ms: PositiveTimes
+    ms_per_decode_context_token: Ms
+    ms_per_pair: Ms
+    ms_per_chunk: Ms
+    ms_per_decode: Ms
 
 
 @dataclass(frozen=True)
-class Throttle:
+class Throttle(Closed):
     """How much longer steps take when power capping lowers the clock."""
 
-    start_w: float
-    full_w: float
-    decode: float
-    piecewise: float
-    eager: float
+    start_w: Watts
+    full_w: Watts
+    decode: Share
+    piecewise: Share
+    eager: Share
 
 
 @dataclass(frozen=True)
-class Latency:
+class Latency(Closed):
     """GPU spans by execution mode."""
 
     #: captured CUDA-graph sizes, ascending
-    graph_sizes: list[int]
+    graph_sizes: Sizes
     decode: DecodeSpan
     piecewise: MixedSpan
     eager: MixedSpan
@@ -159,7 +188,7 @@ def held_shares(
 
 
 @dataclass(frozen=True)
-class HostTimes:
+class HostTimes(Closed):
     """Times on the engine's host thread; pairs are [constant, per running request] in ms.
 
     A step is scheduled (``schedule_ms``), launched (``launch_*_ms``: execute_model and
@@ -175,17 +204,17 @@ class HostTimes:
     done all of the step but what the queue holds: :meth:`held`.
     """
 
-    schedule_ms: list[float]
-    update_ms: list[float]
-    launch_decode_ms: list[float]
-    launch_piecewise_ms: list[float]
-    launch_eager_ms: list[float]
-    result_ms: float = 0.06
-    turn_ms: float = 0.045
-    gpu_gap_ms: float = 0.003
-    idle_sleep_ms: float = 1.0
-    wake_ms: float = 0.0
-    launch_eager_queue: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    schedule_ms: Pair
+    update_ms: Pair
+    launch_decode_ms: Pair
+    launch_piecewise_ms: Pair
+    launch_eager_ms: Pair
+    result_ms: Ms = 0.06
+    turn_ms: Ms = 0.045
+    gpu_gap_ms: Ms = 0.003
+    idle_sleep_ms: Ms = 1.0
+    wake_ms: Ms = 0.0
+    launch_eager_queue: Pair = field(default_factory=lambda: [0.0, 0.0])
 
     def held(self, tokens: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Shares of its GPU span for which the launch of a step without a graph is held."""
@@ -193,7 +222,7 @@ class HostTimes:
 
 
 @dataclass(frozen=True)
-class FrontEnd:
+class FrontEnd(Closed):
     """From the client to the engine and back, in ms.
 
     A request reaches the engine's queue ``receive_ms + receive_ms_per_1k_prompt_tokens * P/1000``
@@ -203,18 +232,18 @@ class FrontEnd:
     the requests in that engine step.
     """
 
-    receive_ms: float
-    receive_ms_per_1k_prompt_tokens: float
-    receive_serial_ms: float
-    first_token_ms: float
-    first_token_ms_per_1k_prompt_tokens: float
-    first_token_ms_per_running: float
-    last_token_ms: float
-    last_token_ms_per_running: float
+    receive_ms: Ms
+    receive_ms_per_1k_prompt_tokens: Ms
+    receive_serial_ms: Ms
+    first_token_ms: Ms
+    first_token_ms_per_1k_prompt_tokens: Ms
+    first_token_ms_per_running: Ms
+    last_token_ms: Ms
+    last_token_ms_per_running: Ms
 
 
 @dataclass(frozen=True)
-class MeasuredHost:
+class MeasuredHost(Closed):
     """What was measured, of a profile whose host and front end were put on another machine.
 
     Quantization methods can only be compared on one host. ``like`` is the profile whose machine
@@ -222,41 +251,41 @@ class MeasuredHost:
     the machine that was measured, where the engine took ``slower`` times as long for its own work.
     """
 
-    like: str
-    slower: float
+    like: Line
+    slower: Positive
     host: HostTimes
     frontend: FrontEnd
 
 
 @dataclass(frozen=True)
-class Power:
+class Power(Closed):
     """Energy model of the GPUs of one server (all of them together)."""
 
-    idle_w: float
-    busy_w: float
-    j_per_prefill_token: float
-    j_per_decode_token: float
-    j_per_context_token: float
-    j_per_pair: float
+    idle_w: Watts
+    busy_w: Watts
+    j_per_prefill_token: Joules
+    j_per_decode_token: Joules
+    j_per_context_token: Joules
+    j_per_pair: Joules
     #: mean power over about ``tau_s`` cannot exceed this
-    cap_w: float
+    cap_w: Watts
     #: time constant of the trailing mean power that drives throttling, s
-    tau_s: float = 0.5
+    tau_s: Annotated[float, Number(above=0.0, most=3600.0)] = 0.5
 
 
 @dataclass(frozen=True)
-class Memory:
+class Memory(Closed):
     """What fits: KV blocks were measured under the settings in ``measured_with``."""
 
-    num_gpu_blocks: int
-    block_size: int
-    kv_bytes_per_token: int
-    weight_bytes: int
-    measured_with: dict[str, Any] = field(default_factory=dict)
+    num_gpu_blocks: Annotated[int, Whole(2, MAX_BLOCKS)]
+    block_size: Annotated[int, Whole(1, MAX_BLOCK_SIZE)]
+    kv_bytes_per_token: Annotated[int, Whole(1, 1 << 40)]
+    weight_bytes: Annotated[int, Whole(0, 1 << 50)]
+    measured_with: PlainObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Transfer:
+class Transfer(Closed):
     """What a profile was made of that was not measured on its own GPU and model.
 
     Its ``fit_error`` holds the same estimate under the keys of a measured profile
@@ -264,20 +293,20 @@ class Transfer:
     """
 
     #: ids of the measured profiles that it was learnt from
-    profiles: list[str]
+    profiles: Notes
     #: the kernel tables, e.g. "aiconfigurator-core 0.12.0: h100_sxm/gemm/vllm/0.24.0"
-    tables: list[str]
+    tables: Notes
     #: estimated error in percent by quantity: "decode", "prefill" (GPU spans of steps), "power",
     #: "kv_tokens"
-    error_percent: dict[str, float]
+    error_percent: Annotated[dict[Line, Annotated[float, Number(0.0, 1e6)]], Items(100, 1)]
     #: where these estimates come from
-    error_from: str = ""
+    error_from: Line = ""
     #: how each part was carried over
-    rules: list[str] = field(default_factory=list)
+    rules: Notes = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Profile:
+class Profile(Closed):
     """One calibrated server configuration. See the module's docstring for the model."""
 
     identity: Identity
@@ -288,11 +317,11 @@ class Profile:
     power: Power
     memory: Memory
     #: recovery per task with its source; None until measured or looked up
-    quality: dict[str, Any] | None = None
+    quality: PlainObject | None = None
     #: error on phases that were not used in the fit
-    fit_error: dict[str, Any] = field(default_factory=dict)
+    fit_error: PlainObject = field(default_factory=dict)
     #: what was measured: outside it the numbers are extrapolations
-    measured_range: dict[str, Any] = field(default_factory=dict)
+    measured_range: PlainObject = field(default_factory=dict)
     #: of a transferred profile only
     transfer: Transfer | None = None
     #: of a profile only whose host and front end are those of another machine
@@ -346,7 +375,10 @@ class Profile:
                 f"{where}: schema is {schema!r}; this version of qsim reads {SCHEMA!r}"
             )
         body = {k: v for k, v in data.items() if k not in ("schema", "id")}
-        profile: Profile = _build(cls, body, where)
+        from qsim.edge import build
+        from qsim.profile_check import check
+
+        profile = build(cls, body, where, ProfileError)
         check(profile, where)
         return profile
 
@@ -359,84 +391,6 @@ class Profile:
         ProfileError
             If the file cannot be read, is not JSON or has a wrong field.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            raise ProfileError(f"cannot read profile {os.fspath(path)!r}: {e}") from e
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as e:
-            raise ProfileError(f"{os.fspath(path)}: not JSON: {e}") from e
-        return cls.from_dict(data, os.fspath(path))
+        from qsim.documents import read_json
 
-
-_NESTED: dict[str, Any] = {
-    c.__name__: c
-    for c in (
-        Identity,
-        EngineDefaults,
-        DecodeSpan,
-        MixedSpan,
-        Throttle,
-        Latency,
-        HostTimes,
-        FrontEnd,
-        MeasuredHost,
-        Power,
-        Memory,
-        Transfer,
-    )
-}
-
-
-def _build(cls: Any, data: Mapping[str, Any], where: str) -> Any:
-    """Construct dataclass ``cls`` from ``data``, checking names and types."""
-    hints = get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}
-    unknown = sorted(set(data) - set(known))
-    if unknown:
-        raise ProfileError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(known)}")
-    values: dict[str, Any] = {}
-    for name, f in known.items():
-        here = f"{where}: {name}"
-        if name not in data:
-            if f.default is f.default_factory:  # both MISSING: the field is required
-                raise ProfileError(f"{here} is missing")
-            continue
-        values[name] = _coerce(hints[name], data[name], here)
-    return cls(**values)
-
-
-def _coerce(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(hint, UnionType):  # "X | None"
-        if value is None:
-            return None
-        hint = next(a for a in hint.__args__ if a is not type(None))
-    nested = _NESTED.get(getattr(hint, "__name__", ""))
-    if nested is not None:
-        if not isinstance(value, Mapping):
-            raise ProfileError(f"{where} is {value!r}; must be an object")
-        return _build(nested, value, where)
-    if hint is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ProfileError(f"{where} is {value!r}; must be a number")
-        return float(value)
-    if hint is int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ProfileError(f"{where} is {value!r}; must be a whole number")
-        return value
-    if hint is bool or hint is str:
-        if not isinstance(value, hint):
-            raise ProfileError(f"{where} is {value!r}; must be {hint.__name__}")
-        return value
-    origin = getattr(hint, "__origin__", None)
-    if origin is list:
-        if not isinstance(value, list):
-            raise ProfileError(f"{where} is {value!r}; must be a list")
-        item = hint.__args__[0]
-        return [_coerce(item, v, f"{where}[{i}]") for i, v in enumerate(value)]
-    if not isinstance(value, dict):
-        raise ProfileError(f"{where} is {value!r}; must be an object")
-    if hint.__args__[1] is float:
-        return {k: _coerce(float, v, f"{where}.{k}") for k, v in value.items()}
-    return value
+        return cls.from_dict(read_json(path, ProfileError, most=MAX_FILE), os.fspath(path))

@@ -1,21 +1,76 @@
-"""What the types of a profile's fields do not say: lengths, signs, orders."""
+"""What the types of a profile's fields do not say: orders, equal lengths, nested data."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import BaseModel, ConfigDict
+
+from qsim.bounds import Count, Items, Line, Percent, Plain, check_name
+from qsim.edge import build
 from qsim.errors import ProfileError
 
 if TYPE_CHECKING:
-    from qsim.profile import FrontEnd, HostTimes, MixedSpan, Profile
+    from qsim.profile import MixedSpan, Profile
 
-__all__ = ["check"]
+__all__ = ["VLLM_ARGS", "check"]
+
+#: options of ``vllm serve`` that a profile may ask for: those that decide how a model is computed.
+#: A profile may be anybody's, and options such as --trust-remote-code or --middleware run code.
+VLLM_ARGS = (
+    "--dtype",
+    "--quantization",
+    "--kv-cache-dtype",
+    "--enforce-eager",
+    "--enable-expert-parallel",
+    "--all2all-backend",
+    "--attention-backend",
+    "--gpu-memory-utilization",
+    "--block-size",
+    "--max-num-partial-prefills",
+    "--no-enable-chunked-prefill",
+    "--disable-custom-all-reduce",
+)
+
+
+class _FitError(BaseModel):
+    """Errors in percent; what else is stated is left alone."""
+
+    model_config = ConfigDict(extra="allow")
+
+    unit: Line = ""
+    how: Line = ""
+    worst_mean: Percent | None = None
+    worst_median: Percent | None = None
+    worst_p99: Percent | None = None
+    worst_energy: Percent | None = None
+    #: load -> recording -> metric
+    phases: dict[Line, dict[Line, dict[Line, Percent | None]]] | None = None
+
+
+_Range = Annotated[list[Count], Items(2, 2)]
+
+
+class _MeasuredRange(BaseModel):
+    """[smallest, largest] of what was measured; what else is stated is left alone."""
+
+    model_config = ConfigDict(extra="allow")
+
+    decode_rows: _Range | None = None
+    decode_context_tokens: _Range | None = None
+    step_tokens: _Range | None = None
+    decode_steps: Count | None = None
+    mixed_steps: Count | None = None
+
+
+class _Parts(BaseModel):
+    fit_error: _FitError
+    measured_range: _MeasuredRange
 
 
 def check(p: Profile, where: str) -> None:
-    """Check a profile that was built from JSON.
+    """Check a profile whose fields have the right types.
 
     Raises
     ------
@@ -25,18 +80,12 @@ def check(p: Profile, where: str) -> None:
 
     def need(ok: bool, name: str, value: object, rule: str) -> None:
         if not ok:
-            raise ProfileError(f"{where}: {name} is {value!r}; must be {rule}")
+            raise ProfileError(f"{where}: {name} is {value!r:.300}; must be {rule}")
 
     def ascending(name: str, values: list[int], first: int | None = None) -> None:
         need(len(values) > 0, name, values, "a non-empty list")
         need(all(b > a for a, b in itertools.pairwise(values)), name, values, "ascending")
         need(first is None or values[0] == first, name, values, f"a list beginning with {first}")
-
-    def positive(name: str, values: list[float]) -> None:
-        need(all(0 < v < float("inf") for v in values), name, values, "finite and > 0")
-
-    def not_negative(name: str, values: list[float]) -> None:
-        need(all(0 <= v < float("inf") for v in values), name, values, "finite and >= 0")
 
     lat = p.latency
     ascending("latency.graph_sizes", lat.graph_sizes)
@@ -45,40 +94,18 @@ def check(p: Profile, where: str) -> None:
     ascending("latency.decode.context_knots_tokens", lat.decode.context_knots_tokens, 0)
     n = len(lat.decode.rows)
     need(len(lat.decode.base_ms) == n, "latency.decode.base_ms", lat.decode.base_ms, f"{n} values")
-    positive("latency.decode.base_ms", lat.decode.base_ms)
     slopes = lat.decode.ms_per_context_token
     knots = len(lat.decode.context_knots_tokens)
     need(len(slopes) == knots, "latency.decode.ms_per_context_token", slopes, f"{knots} lists")
     for j, s in enumerate(slopes):
         need(len(s) == n, f"latency.decode.ms_per_context_token[{j}]", s, f"{n} values")
-        not_negative(f"latency.decode.ms_per_context_token[{j}]", s)
     for mode in ("piecewise", "eager"):
         mixed: MixedSpan = getattr(lat, mode)
         ascending(f"latency.{mode}.tokens", mixed.tokens)
         k = len(mixed.tokens)
         need(len(mixed.base_ms) == k, f"latency.{mode}.base_ms", mixed.base_ms, f"{k} values")
-        positive(f"latency.{mode}.base_ms", mixed.base_ms)
-        for name in ("ms_per_decode_context_token", "ms_per_pair", "ms_per_chunk", "ms_per_decode"):
-            not_negative(f"latency.{mode}.{name}", [getattr(mixed, name)])
     t = lat.throttle
-    need(t.full_w > t.start_w >= 0, "latency.throttle.full_w", t.full_w, f"> start_w {t.start_w}")
-    not_negative("latency.throttle", [t.decode, t.piecewise, t.eager])
-    machines: list[tuple[str, HostTimes, FrontEnd]] = [("", p.host, p.frontend)]
-    if p.measured_host is not None:
-        m = p.measured_host
-        machines.append(("measured_host.", m.host, m.frontend))
-        positive("measured_host.slower", [m.slower])
-    for prefix, host, frontend in machines:
-        for f in fields(p.host):
-            v = getattr(host, f.name)
-            if isinstance(v, list):
-                need(len(v) == 2, f"{prefix}host.{f.name}", v, "[constant, per request or 1k]")
-            not_negative(f"{prefix}host.{f.name}", v if isinstance(v, list) else [v])
-        for f in fields(p.frontend):
-            not_negative(f"{prefix}frontend.{f.name}", [getattr(frontend, f.name)])
-    for f in fields(p.power):
-        not_negative(f"power.{f.name}", [getattr(p.power, f.name)])
-    need(p.power.tau_s > 0, "power.tau_s", p.power.tau_s, "> 0")
+    need(t.full_w > t.start_w, "latency.throttle.full_w", t.full_w, f"> start_w {t.start_w}")
     need(p.power.cap_w > p.power.idle_w, "power.cap_w", p.power.cap_w, "> power.idle_w")
     source = p.identity.source
     need(
@@ -87,26 +114,36 @@ def check(p: Profile, where: str) -> None:
         source,
         "'measured', or 'transferred' with a transfer object",
     )
-    if p.transfer is not None:
-        errors = p.transfer.error_percent
-        need(len(errors) > 0, "transfer.error_percent", errors, "errors by quantity, not empty")
-        not_negative("transfer.error_percent", list(errors.values()))
-    m2 = p.memory
-    need(m2.num_gpu_blocks >= 2, "memory.num_gpu_blocks", m2.num_gpu_blocks, ">= 2")
-    need(m2.block_size >= 1, "memory.block_size", m2.block_size, ">= 1")
-    need(m2.kv_bytes_per_token >= 1, "memory.kv_bytes_per_token", m2.kv_bytes_per_token, ">= 1")
-    e = p.engine
-    need(e.max_num_seqs >= 1, "engine.max_num_seqs", e.max_num_seqs, ">= 1")
-    need(
-        e.max_num_batched_tokens >= 1,
-        "engine.max_num_batched_tokens",
-        e.max_num_batched_tokens,
-        ">= 1",
-    )
-    need(e.max_model_len >= 2, "engine.max_model_len", e.max_model_len, ">= 2")
-    need(
-        e.scheduling_policy in ("fcfs", "priority"),
-        "engine.scheduling_policy",
-        e.scheduling_policy,
-        "'fcfs' or 'priority'",
-    )
+    policy = p.engine.scheduling_policy
+    need(policy in ("fcfs", "priority"), "engine.scheduling_policy", policy, "'fcfs' or 'priority'")
+    for word in p.identity.vllm_args:
+        option = word.partition("=")[0]
+        need(
+            not word.startswith("-") or option in VLLM_ARGS,
+            "identity.vllm_args",
+            p.identity.vllm_args,
+            f"options that decide how the model is computed: {', '.join(VLLM_ARGS)}",
+        )
+    _check_like(p, where)
+    if p.fit_error or p.measured_range:
+        parts: dict[str, Any] = {"fit_error": p.fit_error, "measured_range": p.measured_range}
+        build(_Parts, parts, where, ProfileError)
+    if p.quality is not None:
+        _check_quality(p.quality, where)
+
+
+def _check_like(p: Profile, where: str) -> None:
+    """The ids of other profiles that it names."""
+    ids = [("transfer.profiles", i) for i in p.transfer.profiles] if p.transfer else []
+    if p.measured_host is not None:
+        ids.append(("measured_host.like", p.measured_host.like))
+    for field, text in ids:
+        for part in text.split("/"):
+            check_name(f"{where}: {field}", part, ProfileError)
+
+
+def _check_quality(quality: dict[str, Any], where: str) -> None:
+    try:
+        Plain(depth=8).check(quality)
+    except ValueError as e:
+        raise ProfileError(f"{where}: quality {e}") from None

@@ -64,10 +64,16 @@ def test_it_is_shown(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"transfer": None}, "identity.source is 'transferred'; must be 'measured'"),
-        ({"transfer": {"error_percent": {"decode": -1.0}}}, "must be finite and >= 0"),
-        ({"transfer": {"error_percent": {}}}, "must be errors by quantity, not empty"),
+        (
+            {"transfer": {"error_percent": {"decode": -1.0}}},
+            "decode is -1.0; must be a number, finite and >= 0",
+        ),
+        (
+            {"transfer": {"error_percent": {}}},
+            r"transfer.error_percent is \{\}; must be an object of 1 to",
+        ),
         ({"transfer": {"error_percent": {"decode": "7"}}}, "error_percent.decode is '7'; must be"),
-        ({"transfer": {"tables": "gemm"}}, "transfer: tables is 'gemm'; must be a list"),
+        ({"transfer": {"tables": "gemm"}}, r"transfer\.tables is 'gemm'; must be a list"),
         ({"transfer": []}, r"transfer is \[\]; must be an object"),
     ],
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from qsim.documents import read_json
 from qsim.errors import ProfileError
 from qsim.profile import Profile
 
@@ -20,6 +22,9 @@ __all__ = [
     "transfer_note",
 ]
 
+#: of a shipped profile
+_ID = re.compile(r"[a-z0-9_.+-]+(/[a-z0-9_.+-]+){2,3}", re.ASCII)
+
 
 @dataclass(frozen=True)
 class ProfileEntry:
@@ -31,7 +36,7 @@ class ProfileEntry:
     @property
     def transferred(self) -> bool:
         """Whether it was carried over from other measurements (read from the file)."""
-        identity = json.loads(self.path.read_text(encoding="utf-8"))["identity"]
+        identity = read_json(self.path, ProfileError)["identity"]
         return bool(identity["source"] == "transferred")
 
     @property
@@ -79,12 +84,13 @@ def load_profile(id_or_path: str | os.PathLike[str]) -> Profile:
     text = os.fspath(id_or_path)
     if text.endswith(".json") or not isinstance(id_or_path, str):
         return Profile.load(text)
+    shipped = Path(__file__).parent / f"{text}.json"
+    if ".." not in text and _ID.fullmatch(text) and shipped.is_file():
+        return Profile.load(shipped)
+    with suppress(ValueError):  # a zero byte in the name
+        if Path(text).is_file():
+            return Profile.load(text)
     entries = {e.id: e for e in list_profiles()}
-    entry = entries.get(text)
-    if entry is not None:
-        return Profile.load(entry.path)
-    if Path(text).is_file():
-        return Profile.load(text)
     raise ProfileError(
         f"unknown profile {text!r}; {_nearest(text, list(entries))}"
         "'qsim profiles' lists them all; a profile of your own is given as a path to its .json file"

@@ -1,0 +1,300 @@
+"""JSON and YAML from outside, read with bounds: size, nesting, digits, repeated keys.
+
+Every document that qsim reads goes through here. JSON is that of RFC 8259: no NaN, no infinities.
+YAML is the core schema of YAML 1.2, with neither aliases nor tags: ``010`` is ten, ``1:30``,
+``yes`` and ``2026-01-01`` are texts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from qsim.bounds import shown
+from qsim.errors import InputError, ScenarioError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["parse_json", "parse_yaml", "plain_scalar", "read_json", "read_text", "read_yaml"]
+
+#: largest document, bytes
+MAX_JSON = 16 << 20
+MAX_YAML = 256 << 10
+#: deepest nesting of lists and objects
+MAX_DEPTH = 32
+#: longest whole number, digits; 64 bits have 20
+MAX_DIGITS = 25
+
+Error = type[InputError]
+
+
+class _BoundError(ValueError):
+    """A document that breaks a bound."""
+
+
+def read_text(
+    path: str | os.PathLike[str], error: Error = ScenarioError, *, most: int = MAX_JSON
+) -> str:
+    """A file of UTF-8 text, with or without a byte-order mark.
+
+    Parameters
+    ----------
+    path : str or path
+    error : type
+        Class of the error.
+    most : int
+        Largest size, bytes.
+
+    Raises
+    ------
+    InputError
+        (of the class ``error``) if it cannot be read, is larger, or is not UTF-8.
+    """
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as f:
+            data = f.read(most + 1)
+    except ValueError as e:  # a zero byte in the name
+        raise error(f"cannot read {name!r}: {e}") from None
+    except OSError as e:
+        raise error(f"cannot read {name!r}: {e.strerror or e}") from None
+    if len(data) > most:
+        raise error(f"{name}: is larger than {_size(most)}, the most that is read of such a file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise error(f"{name}: is not UTF-8 (byte {e.start} is {data[e.start]:#04x})") from None
+
+
+def read_json(
+    path: str | os.PathLike[str], error: Error = ScenarioError, *, most: int = MAX_JSON
+) -> Any:
+    """The data of a JSON file; see :func:`parse_json`."""
+    return parse_json(read_text(path, error, most=most), os.fspath(path), error, most=most)
+
+
+def read_yaml(path: str | os.PathLike[str], error: Error = ScenarioError) -> Any:
+    """The data of a YAML file; see :func:`parse_yaml`."""
+    return parse_yaml(read_text(path, error, most=MAX_YAML), os.fspath(path), error)
+
+
+def parse_json(text: str, where: str, error: Error = ScenarioError, *, most: int = MAX_JSON) -> Any:
+    """JSON as plain data.
+
+    Parameters
+    ----------
+    text : str
+    where : str
+        The file, which begins an error.
+    error : type
+        Class of the error.
+    most : int
+        Longest text.
+
+    Raises
+    ------
+    InputError
+        (of the class ``error``) if it is not JSON, repeats a key in an object, holds a number that
+        is not finite or has more than 25 digits, or is nested deeper than 32.
+    """
+    if len(text) > most:
+        raise error(f"{where}: is larger than {_size(most)}, the most that is read of such a file")
+    try:
+        data = _DECODER.decode(text)
+        _check_depth(data)
+        if ("\\u" in text or not text.isascii()) and _SURROGATE.search(
+            text
+        ):  # half of a pair cannot be written out again
+            json.dumps(data, ensure_ascii=False).encode("utf-8")
+    except _BoundError as e:
+        raise error(f"{where}: {e}") from None
+    except json.JSONDecodeError as e:
+        raise error(f"{where}: not JSON: {e}") from None
+    except UnicodeEncodeError:
+        raise error(f"{where}: holds a character that is half of a surrogate pair") from None
+    except RecursionError:
+        raise error(f"{where}: is nested deeper than {MAX_DEPTH}") from None
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _BoundError(f"the key {shown(key)} comes twice in one object")
+            seen.add(key)
+    return data
+
+
+def _whole(text: str) -> int:
+    digits = len(text.lstrip("+-"))
+    if digits > MAX_DIGITS:
+        raise _BoundError(f"holds a whole number of {digits} digits; at most {MAX_DIGITS} are read")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _BoundError(f"holds the number {shown(text)}, which is too large")
+    return value
+
+
+def _constant(text: str) -> NoReturn:
+    raise _BoundError(f"holds {text}; numbers must be finite")
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_whole, parse_float=_number, parse_constant=_constant
+)
+
+
+def _check_depth(data: Any) -> None:
+    level = [data] if isinstance(data, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        if not level:
+            return
+        level = [
+            member
+            for part in level
+            for member in (part.values() if isinstance(part, dict) else part)
+            if isinstance(member, dict | list)
+        ]
+    if level:
+        raise _BoundError(f"is nested deeper than {MAX_DEPTH}")
+
+
+_INT = re.compile(r"[-+]?[0-9]+")
+_OCTAL = re.compile(r"0o[0-7]+")
+_HEX = re.compile(r"0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_WORDS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+
+
+def plain_scalar(text: str) -> Any:
+    """What an unquoted scalar means in the core schema of YAML 1.2 (section 10.3.2).
+
+    Raises
+    ------
+    ValueError
+        For a number that is not finite or too long.
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        return _whole(text)
+    if len(text) <= MAX_DIGITS:
+        if _OCTAL.fullmatch(text):
+            return int(text[2:], 8)
+        if _HEX.fullmatch(text):
+            return int(text[2:], 16)
+    if _FLOAT.fullmatch(text):
+        return _number(text)
+    if _NOT_FINITE.fullmatch(text):
+        raise _BoundError(f"holds {text}; numbers must be finite")
+    return text
+
+
+def parse_yaml(text: str, where: str, error: Error = ScenarioError) -> Any:
+    """YAML as plain data; None for an empty document.
+
+    Parameters
+    ----------
+    text : str
+    where : str
+        The file, which begins an error.
+    error : type
+        Class of the error.
+
+    Raises
+    ------
+    InputError
+        (of the class ``error``) if it is not YAML, repeats a key, has aliases, tags, more than one
+        document or a key that is not a text, or breaks a bound of :func:`parse_json`.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    if len(text) > MAX_YAML:
+        raise error(f"{where}: is larger than {_size(MAX_YAML)}")
+    try:
+        return _compose(iter(YAML(typ="safe", pure=True).parse(text)))
+    except _BoundError as e:
+        raise error(f"{where}: {e}") from None
+    except YAMLError as e:
+        raise error(f"{where}: not YAML: {' '.join(str(e).split())[:300]}") from None
+    except (ValueError, RecursionError, IndexError, TypeError, AttributeError) as e:
+        # what the library's scanner raises on some malformed texts
+        raise error(f"{where}: not YAML: {' '.join(str(e).split())[:300]}") from None
+
+
+def _compose(events: Iterator[Any]) -> Any:
+    from ruamel.yaml import events as kinds
+
+    root: list[Any] = []
+    # containers that are open: the values, and of a mapping the key that waits for its value
+    open_: list[Any] = [root]
+    keys: list[Any] = [None]
+    documents = 0
+    for event in events:
+        line = event.start_mark.line + 1
+        if isinstance(event, kinds.DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                raise _BoundError(f"line {line}: a second document begins; there must be one")
+            continue
+        if isinstance(event, kinds.AliasEvent):
+            raise _BoundError(
+                f"line {line}: has an alias (*{shown(event.anchor)[1:-1]}); write it out"
+            )
+        if isinstance(event, kinds.MappingEndEvent | kinds.SequenceEndEvent):
+            open_.pop()
+            keys.pop()
+            continue
+        if not isinstance(event, kinds.NodeEvent):
+            continue
+        if getattr(event, "tag", None) is not None:
+            raise _BoundError(f"line {line}: has a tag; write plain values")
+        if isinstance(event, kinds.ScalarEvent):
+            plain = bool(event.implicit[0])
+            try:
+                value = plain_scalar(event.value) if plain else event.value
+            except _BoundError as e:
+                raise _BoundError(f"line {line}: {e}") from None
+        else:
+            value = {} if isinstance(event, kinds.MappingStartEvent) else []
+        parent, key = open_[-1], keys[-1]
+        if isinstance(parent, list):
+            parent.append(value)
+        elif key is None:
+            if not isinstance(value, str):
+                raise _BoundError(f"line {line}: the key {shown(value)} is not a text")
+            if value in parent:
+                raise _BoundError(f"line {line}: the key {shown(value)} comes twice")
+            keys[-1] = value
+            continue
+        else:
+            parent[key] = value
+            keys[-1] = None
+        if isinstance(value, dict | list):
+            if len(open_) > MAX_DEPTH:
+                raise _BoundError(f"line {line}: is nested deeper than {MAX_DEPTH}")
+            open_.append(value)
+            keys.append(None)
+    return root[0] if root else None
+
+
+def _size(size: int) -> str:
+    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
