@@ -52,5 +52,5 @@ compiled: $(VENV)/.stamp-dev
 	QSIM_COMPILE=1 $(BIN)/python setup.py --quiet build_ext --inplace
 
 clean:
-	rm -f qsim/sim/*.so
+	find qsim/sim -name "*.so" -delete
 	rm -rf $(VENV) demo-out build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -6,6 +6,7 @@ instead if the environment sets QSIM_PURE=1, or if a source tree holds newer one
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib.machinery import FileFinder, ModuleSpec, SourceFileLoader
 from pathlib import Path
 
@@ -15,12 +16,15 @@ __all__: list[str] = []
 class _Sources:
     """Finds this package's modules among its sources only."""
 
-    _finder = FileFinder(str(Path(__file__).parent), (SourceFileLoader, [".py"]))
-
-    @classmethod
-    def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: object = None
+    ) -> ModuleSpec | None:
         """As importlib wants it."""
-        return cls._finder.find_spec(name) if name.startswith("qsim.sim.") else None
+        if not name.startswith("qsim.sim."):
+            return None
+        specs = (FileFinder(p, (SourceFileLoader, [".py"])).find_spec(name) for p in path or ())
+        return next((spec for spec in specs if spec is not None), None)
 
 
 def _outdated() -> bool:
@@ -28,9 +32,9 @@ def _outdated() -> bool:
     folder = Path(__file__).parent
     if not (folder.parents[1] / "pyproject.toml").exists():
         return False
-    for compiled in folder.iterdir():
+    for compiled in folder.rglob("*"):
         if compiled.suffix in (".so", ".pyd"):
-            source = folder / f"{compiled.name.partition('.')[0]}.py"
+            source = compiled.with_name(f"{compiled.name.partition('.')[0]}.py")
             if source.exists() and compiled.stat().st_mtime < source.stat().st_mtime:
                 return True
     return False

@@ -14,7 +14,7 @@ import qsim.sim
 from qsim.sim import express
 
 FOLDER = Path(qsim.sim.__file__).parent
-COMPILED = [p for p in FOLDER.glob("*.so") if not p.name.startswith("inner")]
+COMPILED = [p for p in FOLDER.rglob("*.so") if not p.name.startswith("inner")]
 
 
 def file_of_express(root: Path, **environment: str) -> str:
