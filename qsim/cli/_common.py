@@ -31,6 +31,7 @@ __all__ = [
     "router_option",
     "run_options",
     "slo_option",
+    "tell_reading",
     "to_json",
     "trace_from",
     "trace_options",
@@ -115,12 +116,19 @@ def load_shaped(
     from qsim.traces import load_trace, shape
 
     loaded = load_trace(trace, format=format, sort=bool(sort), seed=seed)
-    skipped = loaded.meta.get("skipped") or {}
+    tell_reading(loaded.name, loaded.meta)
+    return shape(loaded, start, end, speed, head)
+
+
+def tell_reading(name: str, meta: Mapping[str, Any]) -> None:
+    """Say on stderr how a file was understood, and what was left out of it."""
+    for text in meta.get("notes") or ():
+        note(f"{name}: {text}")
+    skipped = meta.get("skipped") or {}
     if isinstance(skipped, Mapping):
         for rule, count in skipped.items():
             if count:
-                note(f"{loaded.name}: {count} rows skipped ({rule})")
-    return shape(loaded, start, end, speed, head)
+                note(f"{name}: {count} rows skipped ({rule})")
 
 
 def trace_from(given: Mapping[str, Any]) -> Trace:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from qsim.cli._common import fleet_from, note
+from qsim.cli._common import fleet_from, note, tell_reading
 from qsim.cli._progress import progress_bar
 from qsim.errors import ScenarioError
 
@@ -75,9 +75,7 @@ def run_streamed(given: Mapping[str, Any], profile: Profile) -> tuple[StreamResu
             rows=rows,
             progress=progress,
         )
-    for rule, count in trace.skipped.items():
-        if count:
-            note(f"{trace.name}: {count} rows skipped ({rule})")
+    tell_reading(trace.name, trace.meta)
     asked = "" if given["stream"] else " because it is large (--no-stream holds it in memory)"
     note(
         f"{trace.name} was streamed{asked}: percentiles are within {RELATIVE_ERROR:.4%} of the "

@@ -23,6 +23,7 @@ from itertools import pairwise
 from typing import Any
 
 from qsim.optimize.fleet_task import FleetTask
+from qsim.sim.clock import clock_origin_s
 from qsim.sim.config import EngineConfig
 from qsim.sim.steplog import Step
 from qsim.sim.timing import PS_PER_S, Timing
@@ -107,7 +108,8 @@ def time_shares(task: FleetTask) -> TimeShares:
     by_replica: dict[int, list[Step]] = defaultdict(list)
     for step in steps:
         by_replica[step.replica].append(step)
-    begin = round(float(trace.arrival_s[0]) * PS_PER_S)
+    first_s = float(trace.arrival_s[0])
+    begin = round((first_s - clock_origin_s(first_s)) * PS_PER_S)
     end = begin + round(result.duration_s * PS_PER_S)
     prompt = float(trace.prompt_tokens.mean())
     time = dict.fromkeys(ACCOUNTS, 0)

@@ -49,11 +49,12 @@ class Resample:
         return min(max(self.trace.duration_s / _STRETCHES, _SHORTEST_S), _LONGEST_S)
 
     def draw(self, seed: int) -> Trace:
-        """The same trace for the same seed; of a trace below two stretches itself."""
+        """The same trace for the same seed; of a trace below two stretches, or one whose later
+        turns wait for answers, itself."""
         trace, length = self.trace, self.stretch_s
         first, duration_s = float(trace.arrival_s[0]), trace.duration_s
         count = math.ceil(duration_s / length)
-        if count < 2:
+        if count < 2 or trace.turns is not None:
             return trace
         rng = np.random.default_rng([seed, len(trace)])
         begins = np.arange(count) * length
@@ -82,6 +83,8 @@ class Resample:
 
     def text(self) -> str:
         """How, for people."""
+        if self.trace.turns is not None:
+            return "the trace as it is: its sessions cannot be put together anew"
         return (
             f"stretches of {self.stretch_s:.3g} s of the trace in the place of others at most "
             f"{_REACH * self.stretch_s:.3g} s away"

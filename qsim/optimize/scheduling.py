@@ -25,6 +25,7 @@ from qsim.optimize.study import StudySettings
 from qsim.optimize.weigh import quality_goal
 from qsim.profile import Profile
 from qsim.sim.config import EngineOptions
+from qsim.sim.dynamic import waits_for_answers
 from qsim.sim.lifecycle import Lifecycle, ServerPool
 from qsim.sim.slo import Slo, parse_slos
 from qsim.traces.trace import Trace
@@ -132,6 +133,8 @@ def schedule(
     """
     limits = parse_slos(slos)
     _check(limits, objective, policies, forecast, grid, max_replicas, max_gpus, owned_gpus)
+    if trace.turns is not None:
+        raise waits_for_answers(trace)
     window_s = parse_window(window)
     if forecast == "day-before" and DAY_S % window_s:
         raise ScenarioError(

@@ -102,7 +102,8 @@ def _floor(task: FleetTask) -> Generator[Step, FleetOutcome, tuple[str, Shortfal
         + float(trace.output_tokens.max()) * 3 * task.profile.latency.decode.base_ms[0]
     )
     gap_s = 60.0 + longest_ms / 1000
-    alone = replace(trace, arrival_s=np.arange(len(trace), dtype=np.float64) * gap_s)
+    apart_s = np.arange(len(trace), dtype=np.float64) * gap_s
+    alone = replace(trace, arrival_s=apart_s, turns=None)
     outcome = yield replace(task, trace=alone, replicas=1), 3
     slowest = outcome.quantiles["e2el_ms"]
     if outcome.met or (slowest and slowest[-1] / 1000 >= gap_s):  # they were not alone after all

@@ -13,6 +13,7 @@ from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.finished import Finished, joined, request_columns
 from qsim.sim.fleet import Fleet
 from qsim.sim.result import Gaps, SimulationResult
+from qsim.sim.sessions import in_order_of_arrival
 from qsim.sim.steplog import Step
 from qsim.sim.timing import PS_PER_S
 from qsim.traces.trace import Trace
@@ -89,7 +90,7 @@ def simulate(
         gaps.pack(fleet.gaps)
 
     # in parts, so that the fleet's columns are those of the requests that are in it
-    parts = _parts(run, output)
+    parts = _parts(run, output, _PART if run.turns is None else n)
     fleet = Fleet(
         *next(parts),
         setup,
@@ -102,10 +103,16 @@ def simulate(
     )
     fleet.run()
     notes += beyond_measured(setup, max(r.peak_running for r in fleet.replicas))
+    if step_log and fleet.origin_s:
+        notes.append(f"times of steps count from {fleet.origin_s:,.0f} s of the trace on")
     if progress is not None:
         progress(1.0)
     finished = joined(had)
     had.clear()
+    if trace.turns is not None:
+        trace, output, admissible, finished = in_order_of_arrival(
+            trace, output, admissible, finished, fleet.origin_s
+        )
     requests = np.bincount(finished.replica, minlength=replicas)
     return SimulationResult(
         **request_columns(trace, output, admissible, finished),
@@ -113,7 +120,7 @@ def simulate(
         itl=gaps,
         duration_s=(fleet.end_ps - int(finished.arrival_ps[0])) / PS_PER_S,
         replica_stats=replica_stats(fleet, requests, setup.config),
-        timeline=fleet.timeline.columns(fleet.end_ps, replicas),
+        timeline=fleet.timeline.columns(fleet.end_ps, replicas, fleet.origin_s),
         gpus=setup.gpus,
         scenario=setup.scenario(trace.name, len(trace)),
         truncated=admission.truncated,
@@ -122,11 +129,11 @@ def simulate(
 
 
 def _parts(
-    trace: Trace, output: np.ndarray[Any, np.dtype[np.int64]]
+    trace: Trace, output: np.ndarray[Any, np.dtype[np.int64]], size: int
 ) -> Iterator[tuple[Trace, list[int]]]:
     n = len(trace)
-    for begin in range(0, n, _PART):
-        end = min(begin + _PART, n)
+    for begin in range(0, n, size):
+        end = min(begin + size, n)
         part = trace if end - begin == n else trace.take(np.arange(begin, end))
         yield part, output[begin:end].tolist()
 

@@ -20,7 +20,7 @@ from qsim.sim.slo import Slo
 from qsim.sim.timing import PS_PER_S
 from qsim.traces.trace import Trace
 
-__all__ = ["DynamicResult", "PoolOutcome", "simulate_dynamic"]
+__all__ = ["DynamicResult", "PoolOutcome", "simulate_dynamic", "waits_for_answers"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -182,12 +182,15 @@ def simulate_dynamic(
     Raises
     ------
     ScenarioError
-        If there is no pool, or an option or a decision of the policy is not allowed.
+        If there is no pool, or an option or a decision of the policy is not allowed; or the trace
+        has sessions whose turns wait for answers.
     TraceError
         If a prompt is too long and ``too_long`` is "error".
     """
     if not pools:
         raise ScenarioError("no pool is given; a fleet needs at least one")
+    if trace.turns is not None:
+        raise waits_for_answers(trace)
     if not bin_s > 0:
         raise ScenarioError(f"bin_s is {bin_s!r}; must be > 0")
     longest = min(p.options.resolve(p.profile).max_model_len for p in pools)
@@ -210,6 +213,15 @@ def simulate_dynamic(
     )
     fleet.run()
     return _collect(fleet, trace, output, admissible, bin_s, keep_gaps)
+
+
+def waits_for_answers(trace: Trace) -> ScenarioError:
+    """What to raise for a trace with sessions whose turns wait for answers."""
+    return ScenarioError(
+        f"{trace.name}: later turns of its sessions wait for answers, which is not simulated for "
+        "servers that come and go; give :turns=open after the path to let each turn come its "
+        "delay after the turn before it, as if answers took no time"
+    )
 
 
 def _collect(

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import simpy
 
 from qsim.errors import ScenarioError
+from qsim.sim.clock import MOST_S, arrivals_ps, within_clock
 from qsim.sim.energy import PowerMeter
 from qsim.sim.engine import Replica
 from qsim.sim.events import ARRIVAL, REFRESH, At, Timers
@@ -100,7 +101,8 @@ class DynamicFleet:
         self.env = simpy.Environment(initial_time=0)
         self._timers = Timers(self.env, self._call)
         self._horizon_ps = 0
-        self.arrival_ps = _integers(np.rint(trace.arrival_s * PS_PER_S))
+        self._name = trace.name
+        self.arrival_ps = arrivals_ps(trace.name, trace.arrival_s)
         self._prompt = _integers(trace.prompt_tokens)
         self._output = array("q", output_tokens)
         self._hash_ids = trace.hash_ids
@@ -133,6 +135,8 @@ class DynamicFleet:
         self._period_ps = round(policy.period_s * PS_PER_S)
         if self._period_ps < 1:
             raise ScenarioError(f"period_s is {policy.period_s!r}; must be > 0")
+        if not end_s <= MOST_S:
+            raise ScenarioError(f"end_s is {end_s!r}; must be at most {MOST_S:,.0f} s (104 days)")
         self._end_ps = round(end_s * PS_PER_S)
         ticks = max(self._end_ps, self.arrival_ps[-1]) // self._period_ps + 2
         self._history = np.zeros(ticks, np.int64)
@@ -163,7 +167,7 @@ class DynamicFleet:
                 self._turn_on(seat, 0)
         self._plan_tick()
         self._schedule_arrival()
-        with _rare_collections():
+        with _rare_collections(), within_clock(self._name):
             self.env.run()
         self.answered = self._collected()
         self.end_ps = max(self._end_ps, int(self.answered.last_token_ps.max()))

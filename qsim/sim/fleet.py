@@ -15,6 +15,7 @@ import simpy
 
 from qsim.sim.admission import Setup
 from qsim.sim.alarms import Alarms
+from qsim.sim.clock import arrivals_ps, clock_origin_s, within_clock
 from qsim.sim.energy import PowerMeter
 from qsim.sim.engine import Replica
 from qsim.sim.events import ARRIVAL, REFRESH, At, Timers
@@ -23,6 +24,7 @@ from qsim.sim.frontend import FREE, client_times, receive_ps
 from qsim.sim.kv_cache import prompt_block_ids
 from qsim.sim.router import make_router
 from qsim.sim.scheduler import Request
+from qsim.sim.sessions import followers
 from qsim.sim.steplog import Step
 from qsim.sim.timeline import Timeline
 from qsim.sim.timing import PS_PER_MS, PS_PER_S, Timing
@@ -64,6 +66,8 @@ class Fleet:
 
     Attributes
     ----------
+    origin_s : float
+        The trace's time at which the clock of the run is 0.
     end_ps : int
         When the last client has the last token.
     gaps : array of int64
@@ -110,16 +114,21 @@ class Fleet:
         self._free: list[tuple[int, int]] = []  # beginning and size of what may be used again
         # the next request, where its part begins and ends, and how many requests were before it
         self._begin = self._next = self._end = self._before = 0
+        self._name = trace.name
+        self.origin_s = clock_origin_s(float(trace.arrival_s[0]))
         self._take(trace, output_tokens)
 
         timing = Timing(profile, config)
         first_ps, last_ps = (
             (self.arrival_ps[0], self.arrival_ps[-1])
             if span_s is None
-            else (int(np.rint(s * PS_PER_S)) for s in span_s)
+            else (int(np.rint((s - self.origin_s) * PS_PER_S)) for s in span_s)
         )
         self.timeline = Timeline(first_ps, last_ps, replicas, config.num_gpu_blocks - 1)
-        self._jump = jump and step_log is None
+        # later turns of sessions need every answer at its time, so the engines step one by one
+        self._followers = {} if trace.turns is None else followers(trace.turns)
+        self._follow_at: Callable[[int, int], None] | None = None
+        self._jump = jump and step_log is None and not self._followers
         self.replicas = [
             Replica(
                 i,
@@ -150,14 +159,14 @@ class Fleet:
         start = self.arrival_ps[0]
         for replica in self.replicas:
             replica.meter.start(start)
-        with _rare_collections():
+        with _rare_collections(), within_clock(self._name):
             if self._jump:
                 self._drive()
             else:
                 self._drive_by_events()
-        self._settle()
-        for replica in self.replicas:
-            replica.look(self.end_ps)
+            self._settle()
+            for replica in self.replicas:
+                replica.look(self.end_ps)
 
     # ------------------------------------------------------------------ parts of the trace
 
@@ -174,7 +183,7 @@ class Fleet:
             self._free.remove(room)
         begin, size = room
         part = slice(begin, begin + n)
-        self.arrival_ps[part] = _integers(np.rint(trace.arrival_s * PS_PER_S))
+        self.arrival_ps[part] = arrivals_ps(trace.name, trace.arrival_s, self.origin_s)
         self._prompt[part] = _integers(trace.prompt_tokens)
         self._output[part] = array("q", output_tokens)
         self._receive_ps[part] = _integers(receive_ps(self._frontend, trace.prompt_tokens))
@@ -283,6 +292,16 @@ class Fleet:
             if self._refresh_ps != planned:
                 plan(self._refresh_ps, REFRESH, refresh)
 
+        def follow(i: int) -> None:
+            planned = self._refresh_ps
+            self._send(i, self.arrival_ps[i])
+            if self._refresh_ps != planned:
+                plan(self._refresh_ps, REFRESH, refresh)
+
+        def follow_at(i: int, time: int) -> None:
+            self.arrival_ps[i] = time
+            plan(time, ARRIVAL, lambda _event: follow(i))
+
         def refresh(_event: simpy.Event) -> None:
             self._on_refresh()
             if self._refresh_ps < _NEVER:
@@ -291,7 +310,14 @@ class Fleet:
         def plan(time: int, priority: int, call: Callable[[simpy.Event], None]) -> None:
             At(env, time - int(env.now), priority).callbacks.append(call)
 
-        plan(self.arrival_ps[self._next], ARRIVAL, arrive)
+        if self._followers:
+            self._follow_at = follow_at
+            waiting = {i for found in self._followers.values() for i, _ in found}
+            for i in range(self._next, self._end):
+                if i not in waiting:
+                    follow_at(i, self.arrival_ps[i])
+        else:
+            plan(self.arrival_ps[self._next], ARRIVAL, arrive)
         env.run()
 
     def _one_turn(self, i: int) -> int:
@@ -304,28 +330,32 @@ class Fleet:
         i, end = self._next, self._end
         now = arrival[i]
         while i < end and arrival[i] == now:
-            if self._refresh is not None and self._refresh_ps == _NEVER:
-                self._plan_refresh(now)
-            target = self._router.choose(i, now)
-            prompt, output = self._prompt[i], self._output[i]
-            self._replica[i] = target
-            self.outstanding_requests[target] += 1
-            self.outstanding_tokens[target] += prompt + output
-            request = Request(i, prompt, output, block_ids=self._block_ids(i, prompt))
-            ready = self._ready(i, target, now)
-            self._ready_ps[target] = ready
+            self._next = i + 1
+            self._send(i, now)
             i += 1
-            self._next = i
-            replica = self.replicas[target]
-            replica.hand_in(request, ready, now)
-            if self._timers is not None:
-                self._timers.set(target, replica.call_ps())
-            elif len(self.replicas) > 1:  # else the router need not know who has finished
-                self._alarms.set(target, replica.call_ps())
             if self._progress is not None and i % 256 == 1:
                 self._progress(self._before + i - self._begin)
             if i == end and self._take_more():
                 i, end = self._next, self._end
+
+    def _send(self, i: int, now: int) -> None:
+        """Hand a request to the replica that the router chooses."""
+        if self._refresh is not None and self._refresh_ps == _NEVER:
+            self._plan_refresh(now)
+        target = self._router.choose(i, now)
+        prompt, output = self._prompt[i], self._output[i]
+        self._replica[i] = target
+        self.outstanding_requests[target] += 1
+        self.outstanding_tokens[target] += prompt + output
+        request = Request(i, prompt, output, block_ids=self._block_ids(i, prompt))
+        ready = self._ready(i, target, now)
+        self._ready_ps[target] = ready
+        replica = self.replicas[target]
+        replica.hand_in(request, ready, now)
+        if self._timers is not None:
+            self._timers.set(target, replica.call_ps())
+        elif len(self.replicas) > 1:  # else the router need not know who has finished
+            self._alarms.set(target, replica.call_ps())
 
     def _plan_refresh(self, now: int) -> None:
         """Let the router see the queues at the next multiple of its period."""
@@ -380,6 +410,17 @@ class Fleet:
         self.outstanding_tokens[target] -= self._prompt[i] + self._output[i]
         if self._freed is not None:
             self._freed(target)
+        if self._follow_at is not None and i in self._followers:
+            # the client answers what it has, which is a little later than the engine's token
+            _, last_token_ps = client_times(
+                self._frontend,
+                *(np.array([v], np.int64) for v in (
+                    self._prompt[i], self._output[i], self._first_ps[i], self._first_rows[i],
+                    time_ps, rows,
+                )),
+            )  # fmt: skip
+            for follower, delay_ps in self._followers[i]:
+                self._follow_at(follower, int(last_token_ps[0]) + delay_ps)
 
 
 @contextmanager

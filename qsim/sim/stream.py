@@ -138,7 +138,7 @@ def simulate_stream(
         counts={**sums.counts, "truncated": feed.admission.truncated},
         duration_s=(fleet.end_ps - sums.begin_ps) / PS_PER_S,
         replica_stats=replica_stats(fleet, sums.requests, setup.config),
-        timeline=fleet.timeline.columns(fleet.end_ps, replicas),
+        timeline=fleet.timeline.columns(fleet.end_ps, replicas, fleet.origin_s),
         gpus=setup.gpus,
         scenario=setup.scenario(feed.name, feed.taken),
         notes=notes,

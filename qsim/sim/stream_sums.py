@@ -85,6 +85,11 @@ class Feed(Iterator[tuple[Trace, list[int]]]):
 
     def _check(self, part: Trace) -> None:
         self.name = part.name
+        if part.turns is not None:
+            raise TraceError(
+                f"{part.name}: later turns of its sessions wait for answers, so it is simulated as "
+                "a whole: give --no-stream"
+            )
         begin_s = float(part.arrival_s[0])
         if begin_s < self._last_s:
             raise TraceError(

@@ -125,8 +125,11 @@ class Timeline:
         pairs = self._sums[:, ::2] + self._sums[:, 1::2]
         self._sums = np.concatenate([pairs, np.zeros_like(pairs)], axis=1)
 
-    def columns(self, end_ps: int, replicas: int) -> dict[str, FloatArray]:
-        """Bin centres (s) with mean power (W), running, waiting (fleet sums), KV usage (mean)."""
+    def columns(self, end_ps: int, replicas: int, origin_s: float = 0.0) -> dict[str, FloatArray]:
+        """Bin centres (s) with mean power (W), running, waiting (fleet sums), KV usage (mean).
+
+        The centres are on the trace's clock, which is at ``origin_s`` when the run's is at 0.
+        """
         self._settle()
         bins = self._last_bin + 1
         energy, running, waiting, kv_usage = self._sums[:, :bins]
@@ -134,7 +137,7 @@ class Timeline:
         width = np.minimum(float(self._width_ps), np.maximum(end_ps - left, 1.0))
         keep = left < end_ps
         return {
-            "t_s": ((left + width / 2) / PS_PER_S)[keep],
+            "t_s": ((left + width / 2) / PS_PER_S)[keep] + origin_s,
             "power_w": (energy / (width / PS_PER_S))[keep],
             "running": (running / width)[keep],
             "waiting": (waiting / width)[keep],

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qsim.traces.load import iter_preset, load_trace, shape
     from qsim.traces.statistics import trace_statistics
-    from qsim.traces.trace import HashIds, Trace, merge
+    from qsim.traces.trace import HashIds, Trace, Turns, merge
     from qsim.traces.write import write_trace
 
 _WHERE = {
     "HashIds": "trace",
     "Trace": "trace",
+    "Turns": "trace",
     "iter_preset": "load",
     "load_trace": "load",
     "merge": "trace",
@@ -35,6 +36,7 @@ _WHERE = {
 __all__ = [
     "HashIds",
     "Trace",
+    "Turns",
     "iter_preset",
     "load_trace",
     "merge",

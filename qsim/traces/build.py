@@ -11,13 +11,27 @@ import numpy.typing as npt
 
 from qsim.errors import TraceError
 from qsim.traces.source import Source
-from qsim.traces.trace import HashIds, Trace
+from qsim.traces.trace import HashIds, Trace, Turns
 
-__all__ = ["Reading", "TraceBuilder", "read_parts", "read_whole"]
+__all__ = ["UNIX_FROM_S", "Reading", "TraceBuilder", "read_parts", "read_whole", "unix_ticks_per_s"]
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+
+#: a trace that begins so late is on the clock of a computer: 1973 and later
+UNIX_FROM_S = 1e8
+#: numbers that are taken for Unix times in s even where a format has ms: of 2001 to 2049
+_UNIX_S = (1e9, 2.5e9)
+UNITS = {1: "s", 1000: "ms", 10**6: "us", 10**9: "ns"}
+
+
+def unix_ticks_per_s(stamp: float) -> int:
+    """The unit of a Unix time by its size: in s it would be past the year 5138."""
+    for ticks, end in ((1, 1e11), (1000, 1e14), (10**6, 1e17)):
+        if stamp < end:
+            return ticks
+    return 10**9
 
 
 class TraceBuilder:
@@ -32,10 +46,15 @@ class TraceBuilder:
     sort : bool
         Put the requests in order of arrival instead of refusing a file that is not.
     absolute : bool
-        The times are of a clock (dates, ``perf_counter``): count them from the earliest.
+        The times are of a clock (dates, ``perf_counter``): count them from the earliest. Without
+        it that is done with times which can only be those of a clock: negative ones, and Unix
+        times (from 3 years on).
     ticks_per_s : int
         The unit of the times given to ``add``. Whole ticks are kept as integers to the end, so
         that nothing is lost when a large clock value is subtracted.
+    guess_unit : bool
+        Let Unix times in ms, us or ns, where ``ticks_per_s`` would make them the far future, tell
+        their own unit.
     """
 
     def __init__(
@@ -46,17 +65,22 @@ class TraceBuilder:
         sort: bool,
         absolute: bool = False,
         ticks_per_s: int = 1,
+        guess_unit: bool = False,
     ) -> None:
         self._source = source
         self._format = format
         self._sort = sort
         self._absolute = absolute
         self._ticks_per_s = ticks_per_s
+        self._guess_unit = guess_unit
         self._times: list[npt.NDArray[Any]] = []
         self._prompt: list[IntArray] = []
         self._output: list[IntArray] = []
         self._hash_values = array("q")
         self._hash_lengths = array("q")
+        # later turns of sessions: the row, the row that it waits for, how long after its answer
+        self._turns: list[tuple[int, int, float]] = []
+        self._has_sessions = False
         self._last: Any = None
         self._rows = 0
         self._origin: Any = None  # of the clock, once a part was taken
@@ -65,6 +89,8 @@ class TraceBuilder:
         #: what an error about an empty trace should add
         self.hint: Callable[[], str] = str
         self.skipped: dict[str, int] = {}
+        #: how the file was understood, where a reader of the answer should know
+        self.notes: list[str] = []
 
     def skip(self, reason: str, count: int = 1) -> None:
         """Count rows that a rule of the format leaves out."""
@@ -84,6 +110,8 @@ class TraceBuilder:
         """Append requests; ``line`` and ``column`` say where their times stand."""
         if len(times) == 0:
             return
+        if self._rows == 0 and self._last is None and self._guess_unit:
+            self._settle_unit(float(times[0]), column)
         if not self._sort:
             self._check_times(line, times, column, place)
             self._last = times[-1]
@@ -92,9 +120,34 @@ class TraceBuilder:
         self._output.append(output_tokens)
         self._rows += len(times)
 
+    def add_turn(self, row: int, previous: int | None, delay: float) -> None:
+        """Say which row a row waits for, both counted from 0, and how long after its answer.
+
+        Sessions stand in a file one after the other, so its rows are then sorted by arrival;
+        ``previous`` may be None for that alone.
+        """
+        self._sort = self._has_sessions = True
+        if previous is not None:
+            self._turns.append((row, previous, delay))
+
+    def _settle_unit(self, first: float, column: str) -> None:
+        """Numbers of the size of a Unix time tell their unit, whatever the format's own is."""
+        if _UNIX_S[0] <= first < _UNIX_S[1]:
+            ticks = 1
+        elif first / self._ticks_per_s >= 1e11:
+            ticks = unix_ticks_per_s(first)
+        else:
+            return
+        if ticks != self._ticks_per_s:
+            self.notes.append(
+                f"{column} begins at {first:.0f}: read as Unix time in {UNITS[ticks]}, not as "
+                f"{UNITS[self._ticks_per_s]} from a start of its own"
+            )
+            self._ticks_per_s = ticks
+
     def add_hash_ids(self, ids: list[int]) -> None:
         """Append the prefix-block ids of one request, in the order of ``add``."""
-        self._hash_values.extend(ids)
+        self._hash_values.extend(array("q", ids))  # all of them or, on an error, none
         self._hash_lengths.append(len(ids))
 
     def _check_times(
@@ -136,6 +189,11 @@ class TraceBuilder:
 
         None if nothing was. Not for traces that are to be sorted.
         """
+        if self._rows and self._has_sessions:
+            raise TraceError(
+                f"{self._source.path}: a session's next turn follows the one before it, wherever "
+                "both stand in the file, so it cannot be taken part by part: give --no-stream"
+            )
         return self._trace("", {}) if self._rows else None
 
     def nothing(self) -> TraceError:
@@ -155,6 +213,12 @@ class TraceBuilder:
         self._prompt.clear()
         output = np.concatenate(self._output)
         self._output.clear()
+        turns = None
+        if self._turns:
+            turns = Turns(np.full(self._rows, -1, np.int64), np.zeros(self._rows))
+            rows, previous, delays = zip(*self._turns, strict=True)
+            turns.previous[list(rows)] = previous
+            turns.delay_s[list(rows)] = np.array(delays) / self._ticks_per_s
         hash_ids = None
         if self.block_tokens:
             offsets = np.zeros(self._rows + 1, dtype=np.int64)
@@ -167,8 +231,10 @@ class TraceBuilder:
             order = np.argsort(times, kind="stable")
             times, prompt, output = times[order], prompt[order], output[order]
             hash_ids = None if hash_ids is None else hash_ids.take(order)
+            turns = None if turns is None else turns.take(order)
         if self._origin is None:
-            self._origin = times[0] if self._absolute or times[0] < 0 else 0
+            far = times[0] / self._ticks_per_s >= UNIX_FROM_S
+            self._origin = times[0] if self._absolute or times[0] < 0 or far else 0
         if self._origin:
             times = times - self._origin
         return Trace(
@@ -176,8 +242,14 @@ class TraceBuilder:
             prompt_tokens=prompt,
             output_tokens=output,
             hash_ids=hash_ids,
+            turns=turns,
             name=name or self._source.name,
-            meta={"format": self._format, "skipped": dict(self.skipped), **meta},
+            meta={
+                "format": self._format,
+                "skipped": dict(self.skipped),
+                **({"notes": list(self.notes)} if self.notes else {}),
+                **meta,
+            },
         )
 
 

@@ -59,19 +59,24 @@ class TraceParts:
     ----------
     name : str
         As ``Trace.name``.
-    skipped : dict
-        How many rows each rule of the format left out so far.
+    meta : dict
+        As ``Trace.meta``, of what was read so far.
     """
 
     def __init__(self, name: str, parts: Iterator[Trace], share: Callable[[int], float]) -> None:
         self.name = name
-        self.skipped: dict[str, int] = {}
+        self.meta: dict[str, Any] = {}
         self._parts = parts
         self._share = share
 
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many rows each rule of the format left out so far."""
+        return dict(self.meta.get("skipped") or {})
+
     def __iter__(self) -> Iterator[Trace]:
         for part in self._parts:
-            self.skipped = dict(part.meta.get("skipped") or {})
+            self.meta = part.meta
             yield part
 
     def share(self, requests: int) -> float:

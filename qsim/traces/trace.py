@@ -11,10 +11,14 @@ import numpy.typing as npt
 
 from qsim.errors import TraceError
 
-__all__ = ["HashIds", "Trace", "merge"]
+__all__ = ["MOST_ARRIVAL_S", "MOST_TOKENS", "HashIds", "Trace", "Turns", "merge"]
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+
+#: 300 years; and a length that no model has: sums over billions of requests fit into 64 bits
+MOST_ARRIVAL_S = 1e10
+MOST_TOKENS = 1_000_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,17 +59,38 @@ class HashIds:
 
 
 @dataclass(frozen=True, eq=False)
+class Turns:
+    """Which requests wait for the answer to another: the later turns of sessions.
+
+    Request ``i`` with ``previous[i] >= 0`` is sent ``delay_s[i]`` after the last token of the
+    answer to that request; the others (-1) are sent at their ``arrival_s``. Where the time of an
+    answer is not known, ``arrival_s`` of a later turn counts as if answers took no time.
+    """
+
+    previous: IntArray
+    delay_s: FloatArray
+
+    def take(self, index: IntArray) -> Turns:
+        """Those of the requests in ``index``; a turn without its previous one waits for none."""
+        place = np.full(len(self.previous) + 1, -1, np.int64)  # the last: of none, -1
+        place[index] = np.arange(len(index))
+        return Turns(place[self.previous[index]], self.delay_s[index])
+
+
+@dataclass(frozen=True, eq=False)
 class Trace:
     """Requests in order of arrival.
 
     Attributes
     ----------
     arrival_s : float64 array, shape (n,)
-        Seconds from the start of the trace; finite, >= 0 and never decreasing.
+        Seconds from the start of the trace; >= 0, at most 1e10 and never decreasing.
     prompt_tokens, output_tokens : int64 arrays, shape (n,)
-        Lengths in tokens, each >= 1.
+        Lengths in tokens, each >= 1 and at most 1e9.
     hash_ids : HashIds, optional
         Prefix-block ids, where the trace has them.
+    turns : Turns, optional
+        Which requests wait for answers, where the trace has sessions.
     name : str
         Where it comes from (a file name or a preset), for reports.
     meta : dict
@@ -83,6 +108,7 @@ class Trace:
     hash_ids: HashIds | None = None
     name: str = "trace"
     meta: dict[str, Any] = field(default_factory=dict)
+    turns: Turns | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arrival_s", np.ascontiguousarray(self.arrival_s, np.float64))
@@ -101,15 +127,23 @@ class Trace:
             raise TraceError(
                 f"{self.name}: hash_ids has {len(self.hash_ids)} rows, arrival_s has {n}"
             )
+        if self.turns is not None:
+            after = self.turns.previous
+            if len(after) != n or len(self.turns.delay_s) != n:
+                raise TraceError(f"{self.name}: turns has {len(after)} rows, arrival_s has {n}")
+            if (after >= np.arange(n)).any() or (after < -1).any():
+                raise TraceError(f"{self.name}: a turn waits for a request that is not before it")
+            if not (self.turns.delay_s >= 0).all():
+                raise TraceError(f"{self.name}: a turn's delay_s is not >= 0")
         self._check_values()
 
     def _check_values(self) -> None:
-        bad = ~np.isfinite(self.arrival_s) | (self.arrival_s < 0)
+        bad = ~((self.arrival_s >= 0) & (self.arrival_s <= MOST_ARRIVAL_S))
         if bad.any():
             i = int(np.argmax(bad))
             raise TraceError(
-                f"{self.name}: arrival_s of request {i} is {self.arrival_s[i]!r}; "
-                "arrival times must be finite and >= 0"
+                f"{self.name}: arrival_s of request {i} is {float(self.arrival_s[i])!r}; "
+                f"arrival times must be finite and >= 0, and at most {MOST_ARRIVAL_S:.0e} s"
             )
         down = np.diff(self.arrival_s) < 0
         if down.any():
@@ -120,10 +154,12 @@ class Trace:
             )
         for column in ("prompt_tokens", "output_tokens"):
             values = getattr(self, column)
-            if (values < 1).any():
-                i = int(np.argmax(values < 1))
+            wrong = (values < 1) | (values > MOST_TOKENS)
+            if wrong.any():
+                i = int(np.argmax(wrong))
                 raise TraceError(
-                    f"{self.name}: {column} of request {i} is {int(values[i])}; must be >= 1"
+                    f"{self.name}: {column} of request {i} is {int(values[i])}; must be >= 1 and "
+                    f"at most {MOST_TOKENS:,}"
                 )
 
     def __len__(self) -> int:
@@ -142,6 +178,7 @@ class Trace:
             prompt_tokens=self.prompt_tokens[index],
             output_tokens=self.output_tokens[index],
             hash_ids=None if self.hash_ids is None else self.hash_ids.take(index),
+            turns=None if self.turns is None else self.turns.take(index),
         )
 
     def head(self, n: int) -> Trace:
@@ -190,14 +227,31 @@ def merge(traces: Sequence[Trace], name: str = "merged") -> Trace:
             sizes = sorted({h.block_tokens for h in with_ids})
             raise TraceError(f"merge: prefix blocks of different sizes {sizes}; must be one size")
         hash_ids = _joined_ids(traces, block_tokens).take(order)
+    turns = _joined_turns(traces)
     return Trace(
         arrival_s=arrival[order],
         prompt_tokens=np.concatenate([t.prompt_tokens for t in traces])[order],
         output_tokens=np.concatenate([t.output_tokens for t in traces])[order],
         hash_ids=hash_ids,
+        turns=None if turns is None else turns.take(order),
         name=name,
         meta={"merged": [t.name for t in traces]},
     )
+
+
+def _joined_turns(traces: Sequence[Trace]) -> Turns | None:
+    """The turns of all traces one after the other; None if none has any."""
+    if all(t.turns is None for t in traces):
+        return None
+    previous: list[IntArray] = []
+    delay: list[FloatArray] = []
+    before = 0
+    for t in traces:
+        own = t.turns or Turns(np.full(len(t), -1), np.zeros(len(t)))
+        previous.append(np.where(own.previous >= 0, own.previous + before, -1))
+        delay.append(own.delay_s)
+        before += len(t)
+    return Turns(np.concatenate(previous), np.concatenate(delay))
 
 
 def _joined_ids(traces: Sequence[Trace], block_tokens: int) -> HashIds:

@@ -19,13 +19,16 @@ def traces(draw: st.DrawFn, with_ids: bool | None = None, block_tokens: int = 51
     sized = {"min_size": n, "max_size": n}
     if with_ids is None:
         with_ids = draw(st.booleans())
+    prompts = draw(st.lists(TOKENS, **sized))
     ids = None
     if with_ids:
         one = st.lists(st.integers(0, 40), max_size=6)
-        ids = HashIds.from_lists(draw(st.lists(one, **sized)), block_tokens)
+        lists = draw(st.lists(one, **sized))
+        lists = [x[: -(-p // block_tokens)] for x, p in zip(lists, prompts, strict=True)]
+        ids = HashIds.from_lists(lists, block_tokens)
     return Trace(
         np.array(times),
-        np.array(draw(st.lists(TOKENS, **sized))),
+        np.array(prompts),
         np.array(draw(st.lists(TOKENS, **sized))),
         hash_ids=ids,
     )

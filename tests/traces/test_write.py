@@ -51,9 +51,11 @@ def test_mooncake_gives_back_all_but_fractions_of_a_millisecond(
 ) -> None:
     if trace.hash_ids is not None and len(trace.hash_ids.values) == 0:
         return  # a file without any id reads back as a trace without ids
+    if trace.arrival_s[0] >= 1e6:
+        return  # milliseconds that read as seconds of a Unix time
     path = scratch / "t.jsonl.gz"
     write_trace(trace, path)
-    back = load_trace(path)
+    back = load_trace(f"{path}:block=512")
     assert np.abs(back.arrival_s - trace.arrival_s).max() <= 0.5e-3 + 1e-9
     assert back.hash_ids is not None
     assert trace.hash_ids is not None

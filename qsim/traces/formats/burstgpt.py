@@ -47,7 +47,7 @@ def reading(source: Source, options: ReadOptions) -> Reading:
             (column,) = columns_of(source, names, (column_name,))
             filters.append((key, column, options.params[key].lower()))
     seen: dict[str, set[str]] = {key: set() for key, _, _ in filters}
-    builder = TraceBuilder(source, "burstgpt", sort=options.sort, absolute=True)
+    builder = TraceBuilder(source, "burstgpt", sort=options.sort, absolute=True, guess_unit=True)
     builder.hint = lambda: "; ".join(f"{key} is one of {sorted(seen[key])}" for key in seen)
     columns = when, request, response
     return builder, _steps(source, options, builder, columns, filters, seen)

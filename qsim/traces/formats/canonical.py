@@ -61,7 +61,7 @@ def read(source: Source, options: ReadOptions) -> Trace:
 
 def reading(source: Source, options: ReadOptions) -> Reading:
     """The same, a block of the file at a time."""
-    builder = TraceBuilder(source, "canonical", sort=options.sort)
+    builder = TraceBuilder(source, "canonical", sort=options.sort, guess_unit=True)
     if source.head.startswith(_PARQUET_MAGIC):
         return builder, _parquet_steps(source, builder)
     return builder, _steps(source, builder)

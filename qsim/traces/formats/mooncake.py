@@ -1,20 +1,25 @@
 """JSON lines with prefix-block ids: Mooncake, Qwen-Bailian, and vLLM's ``timed_trace``.
 
 All three have ``input_length``, ``output_length``, ``hash_ids`` and ``timestamp``; they differ in
-the unit of the time and in the tokens that an id stands for.
+the unit of the time and in the tokens that an id stands for. A row with a ``session_id`` and
+without a ``timestamp`` is the next turn of that session: it is sent ``delay`` ms after the answer
+to the turn before it, as NVIDIA AIPerf sends it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
 from qsim.errors import TraceError
+from qsim.traces.block_size import fitting_block_tokens, most_ids
 from qsim.traces.build import Reading, TraceBuilder, read_whole
 from qsim.traces.formats.options import ReadOptions
+from qsim.traces.prefix_id import prefix_id
 from qsim.traces.source import Source
 from qsim.traces.trace import Trace
 
@@ -36,7 +41,13 @@ __all__ = [
 WHAT = "JSON lines with timestamp (ms), input_length, output_length, hash_ids (512-token blocks)"
 WHAT_BAILIAN = "JSON lines as Mooncake's, with chat_id, times in s and 16-token blocks"
 WHAT_TIMED = "vLLM bench's timed_trace: JSON lines as Mooncake's, times in s (only when asked for)"
-PARAMS = {"block": "prompt tokens that a hash id stands for"}
+PARAMS = {
+    "block": "prompt tokens that a hash id stands for",
+    "unit": "of the timestamps: s, ms, us or ns",
+    "turns": "wait, the default: a session's next turn waits for the answer before it; open: it "
+    "comes its delay after the turn before it, as if answers took no time",
+}
+_UNITS = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
 _LENGTHS = ("input_length", "output_length")
 
 
@@ -95,55 +106,177 @@ def reading_timed(source: Source, options: ReadOptions) -> Reading:
 def _reading(
     source: Source, options: ReadOptions, format: str, *, ticks_per_s: int, block_tokens: int
 ) -> Reading:
-    if "block" in options.params:
-        text = options.params["block"]
-        if not text.isdigit() or int(text) < 1:
+    params = options.params
+    given = None
+    if "block" in params:
+        text = params["block"]
+        if not text.isdecimal() or not 1 <= int(text) <= 2**31:
             raise TraceError(f"{source.path}: block is {text!r}; must be a whole number >= 1")
-        block_tokens = int(text)
-    builder = TraceBuilder(source, format, sort=options.sort, ticks_per_s=ticks_per_s)
-    return builder, _steps(source, builder, block_tokens)
-
-
-def _steps(source: Source, builder: TraceBuilder, block_tokens: int) -> Iterator[None]:
-    number = 0
-    for block in source.blocks():
-        lines: list[int] = []
-        times: list[float] = []
-        prompts: list[int] = []
-        outputs: list[int] = []
-        for line in block.split(b"\n"):
-            number += 1
-            if not line.strip():
-                continue
-            row = _object(source, number, line)
-            time, ids = row.get("timestamp"), row.get("hash_ids", [])
-            if isinstance(time, bool) or not isinstance(time, int | float):
-                _fail(source, number, row, "timestamp", "a number")
-            prompt, output = (_length(source, number, row, key) for key in _LENGTHS)
-            if prompt == 0 or output == 0:
-                builder.skip("no prompt token" if prompt == 0 else "no output token")
-                continue
-            if not isinstance(ids, list):
-                _fail(source, number, row, "hash_ids", "a list of whole numbers")
-            try:
-                builder.add_hash_ids(ids)
-            except (TypeError, OverflowError):
-                _fail(source, number, row, "hash_ids", "a list of 64-bit whole numbers")
-            if ids:
-                builder.block_tokens = block_tokens
-            lines.append(number)
-            times.append(time)
-            prompts.append(prompt)
-            outputs.append(output)
-        number -= block.endswith(b"\n")
-        builder.add(
-            np.array(lines, np.int64),
-            np.array(times),
-            np.array(prompts, np.int64),
-            np.array(outputs, np.int64),
-            column="timestamp",
+        given = int(text)
+    if params.get("turns", "wait") not in ("wait", "open"):
+        raise TraceError(
+            f"{source.path}: turns is {params['turns']!r}; must be wait (a session's next turn "
+            "waits for the answer before it) or open (as if answers took no time)"
         )
-        yield
+    if "unit" in params:
+        if params["unit"] not in _UNITS:
+            raise TraceError(
+                f"{source.path}: unit is {params['unit']!r}; must be one of {', '.join(_UNITS)}"
+            )
+        ticks_per_s = _UNITS[params["unit"]]
+    builder = TraceBuilder(
+        source, format, sort=options.sort, ticks_per_s=ticks_per_s, guess_unit="unit" not in params
+    )
+    lines = _Lines(source, builder, block_tokens, given, params.get("turns") == "open")
+    lines.question_ms = ticks_per_s == 1000 and "unit" not in params
+    return builder, lines.steps()
+
+
+@dataclass
+class _Session:
+    """Where a session is: its latest request in the file, and the earliest time of the next."""
+
+    row: int
+    at: float
+
+
+class _Lines:
+    """Reads the lines of one file; knows its sessions, and settles the block size."""
+
+    def __init__(
+        self, source: Source, builder: TraceBuilder, stated: int, given: int | None, open_: bool
+    ) -> None:
+        self._source = source
+        self._builder = builder
+        self._stated = stated
+        self._block_tokens = given
+        self._given = given is not None
+        self._open = open_
+        self._sessions: dict[Any, _Session] = {}
+        self._rows = 0
+        #: whether milliseconds may be an error
+        self.question_ms = False
+
+    def steps(self) -> Iterator[None]:
+        """Read a block of the file at a time."""
+        source, builder = self._source, self._builder
+        number = 0
+        for block in source.blocks():
+            lines: list[int] = []
+            times: list[float] = []
+            prompts: list[int] = []
+            outputs: list[int] = []
+            counts: list[int] = []
+            for line in block.split(b"\n"):
+                number += 1
+                if not line.strip():
+                    continue
+                row = _object(source, number, line)
+                prompt, output = (_length(source, number, row, key) for key in _LENGTHS)
+                if prompt == 0 or output == 0:
+                    builder.skip("no prompt token" if prompt == 0 else "no output token")
+                    continue
+                times.append(self._time(number, row))
+                counts.append(self._add_ids(number, row))
+                self._rows += 1
+                lines.append(number)
+                prompts.append(prompt)
+                outputs.append(output)
+            number -= block.endswith(b"\n")
+            if any(counts):
+                self._settle_block(lines, prompts, counts)
+            if self.question_ms and len(times) > 1:
+                self._question(times)
+            builder.add(
+                np.array(lines, np.int64),
+                np.array(times),
+                np.array(prompts, np.int64),
+                np.array(outputs, np.int64),
+                column="timestamp",
+            )
+            yield
+
+    def _time(self, number: int, row: dict[str, Any]) -> float:
+        """When a request is sent; of a later turn the earliest time that can be."""
+        source, builder = self._source, self._builder
+        time: Any = row.get("timestamp")
+        session = row.get("session_id")
+        before = None if session is None else self._sessions.get(_key(session))
+        if time is None and before is not None:
+            delay = row.get("delay")
+            delay = 0 if delay is None else delay
+            if not _is_number(delay) or delay < 0:
+                _fail(source, number, row, "delay", "a number of milliseconds >= 0")
+            time = before.at + delay
+            builder.add_turn(self._rows, None if self._open else before.row, float(delay))
+        else:
+            if not _is_number(time):
+                hint = " (or a session_id and delay, after a row of that session)"
+                _fail(source, number, row, "timestamp", "a number" + hint)
+            if row.get("delay") and before is not None and not self._told_delay:
+                self._told_delay = True
+                builder.notes.append(
+                    "rows with a timestamp and a delay are sent at their timestamp"
+                )
+        if session is not None:
+            self._sessions[_key(session)] = _Session(self._rows, time)
+        return time  # type: ignore[no-any-return]  # as it stands: whole or not
+
+    _told_delay = False
+
+    def _add_ids(self, number: int, row: dict[str, Any]) -> int:
+        ids = row.get("hash_ids")
+        ids = [] if ids is None else ids
+        if not isinstance(ids, list):
+            _fail(self._source, number, row, "hash_ids", "a list of ids")
+        try:
+            self._builder.add_hash_ids(ids)
+        except (TypeError, OverflowError):
+            try:
+                self._builder.add_hash_ids([prefix_id(i) for i in ids])
+            except TypeError:
+                _fail(self._source, number, row, "hash_ids", "a list of whole numbers or texts")
+        return len(ids)
+
+    def _settle_block(self, lines: list[int], prompts: list[int], counts: list[int]) -> None:
+        pairs = [(p, n) for p, n in zip(prompts, counts, strict=True) if n]
+        if self._block_tokens is None:
+            found = fitting_block_tokens([p for p, _ in pairs], [n for _, n in pairs], self._stated)
+            if found is not None and found != self._stated:
+                self._builder.notes.append(
+                    f"a hash id stands for {found} prompt tokens, as the lengths of the prompts "
+                    f"show (this format's own size is {self._stated}; :block=N says otherwise)"
+                )
+            self._block_tokens = self._stated if found is None else found
+        size = self._block_tokens
+        self._builder.block_tokens = size
+        for line, prompt, n in zip(lines, prompts, counts, strict=True):
+            if n > most_ids(prompt, size):
+                what = "given as" if self._given else "taken to be"
+                raise TraceError(
+                    f"{self._source.path}, line {line}, column 'hash_ids': {n} ids for "
+                    f"{prompt} prompt tokens, more than one for each {size}; the block size is "
+                    f"{what} {size}: give the right one with :block=N after the path"
+                )
+
+    def _question(self, times: list[float]) -> None:
+        self.question_ms = False
+        span_s = (max(times) - min(times)) / 1000
+        rate = len(times) / span_s if span_s > 0 else 0.0
+        fractions = any(type(t) is float and not t.is_integer() for t in times)
+        if rate > 100 and (fractions or (len(times) > 3 and rate > 500)):
+            self._builder.notes.append(
+                f"timestamps are read as milliseconds, which makes {rate:,.0f} requests/s; they "
+                "look like seconds: if they are, give :unit=s after the path"
+            )
+
+
+def _key(session: Any) -> Any:
+    return session if isinstance(session, str | int) else json.dumps(session, sort_keys=True)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _object(source: Source, number: int, text: bytes) -> dict[str, Any]:

@@ -38,9 +38,11 @@ PARAMS = {
     "scale": "multiplies all rates",
     "start": "seconds after the first window to begin at",
     "duration": "seconds to draw",
+    "window": "seconds that a window lasts; 600, as published, unless the starts tell otherwise",
 }
 _TABLE = ("model", "client", "t_s", "rate_rps", "pattern", "shape")
 _PATTERNS = ("Gamma", "Weibull")
+WINDOW_S = 600.0
 #: Refuse to draw more than this: the busiest models have thousands of requests a second.
 MAX_REQUESTS = 50_000_000
 
@@ -90,15 +92,17 @@ def read(source: Source, options: ReadOptions) -> Trace:
     """
     numbers = {key: _parameter(source, options.params, key) for key in PARAMS if key != "model"}
     model, windows = _windows(source, options.params.get("model"))
-    if not windows:
+    if not any(w.rate_rps > 0 for w in windows):
         raise TraceError(f"{source.path}: no request in it; no window has a rate above 0")
     starts = np.unique([w.start_s for w in windows])
-    step_s = float(np.diff(starts).min()) if len(starts) > 1 else 600.0
+    step_s, notes = _width_s(starts, numbers["window"])
     low = float(starts[0]) + (numbers["start"] or 0.0)
     high = float(starts[-1]) + step_s
     if numbers["duration"] is not None:
         high = min(high, low + numbers["duration"])
-    inside = [w for w in windows if w.start_s + step_s > low and w.start_s < high]
+    inside = [
+        w for w in windows if w.rate_rps > 0 and w.start_s + step_s > low and w.start_s < high
+    ]
     expected = sum(
         w.rate_rps * (min(w.start_s + step_s, high) - max(w.start_s, low)) for w in inside
     )
@@ -116,7 +120,26 @@ def read(source: Source, options: ReadOptions) -> Trace:
             "take a part with duration=SECONDS, or less traffic with rate= or scale="
         )
     lengths = lengths_for(source, model, options.params.get("lengths"))
-    return _draw(source, options, inside, (low, high, step_s, factor), lengths)
+    return _draw(source, options, inside, (low, high, step_s, factor), lengths, notes)
+
+
+def _width_s(starts: FloatArray, given: float | None) -> tuple[float, list[str]]:
+    """How long a window is, and what to say of it.
+
+    ServeGen's windows are of 600 s. Starts that are further apart have silence in between, which
+    need not have a row.
+    """
+    if given is not None:
+        return given, []
+    apart = np.diff(starts)
+    if len(apart) == 0 or not (apart % WINDOW_S == 0).all():
+        return (float(apart.min()) if len(apart) else WINDOW_S), []
+    if apart.min() == WINDOW_S:
+        return WINDOW_S, []
+    return WINDOW_S, [
+        f"windows begin {apart.min():g} s apart at least; they are taken to last {WINDOW_S:g} s "
+        "as ServeGen's do, with silence in between; :window=SECONDS after the path says otherwise"
+    ]
 
 
 def _draw(
@@ -125,6 +148,7 @@ def _draw(
     windows: list[Window],
     span: tuple[float, float, float, float],
     lengths: LengthSource,
+    notes: list[str],
 ) -> Trace:
     low, high, step_s, factor = span
     seeds = np.random.SeedSequence(options.seed).spawn(2)
@@ -138,6 +162,7 @@ def _draw(
         prompts.append(prompt[keep])
         outputs.append(output[keep])
     builder = TraceBuilder(source, "servegen", sort=True)
+    builder.notes += notes
     arrival = np.concatenate(times)
     builder.add(
         np.arange(1, len(arrival) + 1),
@@ -240,7 +265,10 @@ def _client_windows(
     for i in range(len(rows)):
         if rates[i] < 0:
             rows.fail(i, rate, float(rates[i]), "a rate >= 0")
-        if rates[i] == 0:
+        if rates[i] == 0:  # silent: it has no distribution, but its place in time counts
+            yield Window(
+                clients if isinstance(clients, str) else clients[i], float(starts[i]), 0.0, "", 1.0
+            )
             continue
         if not _pattern(patterns[i]):
             rows.fail(i, pattern, patterns[i], "Gamma, Weibull or empty")

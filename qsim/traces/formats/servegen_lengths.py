@@ -126,14 +126,22 @@ def _read_dataset(
         ) from None
     starts, tables = [], []
     for start, fields in windows:
-        if not fields:
-            continue
+        if not fields or not any(_pairs(value) for value in fields.values()):
+            continue  # nobody sent anything
         prompt = _histogram(source, start, fields, _PROMPT_FIELDS)
         tables.append((prompt, _histogram(source, start, fields, _OUTPUT_FIELDS)))
         starts.append(start)
     if not tables:
         raise TraceError(f"{source.path}: no window with length histograms")
     return np.array(starts), tables
+
+
+def _pairs(value: Any) -> Any:
+    """A histogram, which is a text in the published files; the text itself if it is none."""
+    try:
+        return ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value
 
 
 def _histogram(source: Source, start: float, fields: Any, names: tuple[str, ...]) -> _Histogram:
@@ -143,7 +151,7 @@ def _histogram(source: Source, start: float, fields: Any, names: tuple[str, ...]
         raise TraceError(f"{where}: none of {', '.join(names)} among its fields {sorted(fields)}")
     value = fields[key]
     try:
-        pairs = ast.literal_eval(value) if isinstance(value, str) else value
+        pairs = _pairs(value)
         items = sorted((round(float(t)), float(prob)) for t, prob in pairs.items())
         probability = np.array([prob for _, prob in items])
         if not (len(items) and (probability >= 0).all() and probability.sum() > 0):

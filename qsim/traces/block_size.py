@@ -1,0 +1,62 @@
+"""How many prompt tokens a prefix id stands for, told from the lengths of the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["fitting_block_tokens", "most_ids"]
+
+#: block sizes of engines and of published traces
+_COMMON = (512, 16, 32, 64, 128, 256, 1024, 8, 2048, 4096)
+
+
+def most_ids(prompt_tokens: int, block_tokens: int) -> int:
+    """Ids that a prompt can have: one a block, the last block may be partly filled."""
+    return -(-prompt_tokens // block_tokens)
+
+
+def fitting_block_tokens(
+    prompt_tokens: Sequence[int], ids: Sequence[int], stated: int
+) -> int | None:
+    """The block size that the numbers of ids tell.
+
+    Parameters
+    ----------
+    prompt_tokens, ids : sequences of int
+        Of the requests that have ids: the length of the prompt, and how many ids it has, >= 1.
+    stated : int
+        The size that the format has by default.
+
+    Returns
+    -------
+    int or None
+        ``stated`` if no prompt contradicts it by having another number of ids than one a full
+        block, or one a begun block. Else the only size that fits all of them in this sense;
+        ``stated`` again if no size does but no prompt has too many ids; None if it is proved
+        wrong and there is no other, or several.
+    """
+    pairs = sorted(set(zip(prompt_tokens, ids, strict=True)))
+    if _begun(pairs, stated) or _full(pairs, stated):
+        return stated
+    for fits in (_begun, _full):
+        sizes = [size for size in _COMMON if fits(pairs, size)]
+        if len(sizes) == 1:
+            return sizes[0]
+    sizes = _any_size(pairs)
+    if len(sizes) == 1:
+        return sizes[0]
+    return stated if all(n <= most_ids(tokens, stated) for tokens, n in pairs) else None
+
+
+def _begun(pairs: Sequence[tuple[int, int]], size: int) -> bool:
+    return all(n == -(-tokens // size) for tokens, n in pairs)
+
+
+def _full(pairs: Sequence[tuple[int, int]], size: int) -> bool:
+    return all(n == tokens // size for tokens, n in pairs)
+
+
+def _any_size(pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """The first two of the sizes of which each prompt has one id a begun block."""
+    low = max(-(-tokens // n) for tokens, n in pairs)
+    return [size for size in (low, low + 1) if _begun(pairs, size)]
