@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from qsim import __version__
+from qsim.cli._command import Group
 from qsim.errors import QsimError
 
 __all__ = ["COMMANDS", "main"]
@@ -57,7 +58,7 @@ def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
     ctx.exit(exit_code)
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group that knows its subcommands by name and imports the one that is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qsim.cli._command import Group
+
 if TYPE_CHECKING:
     from qsim.calibrate.recording import Recording
     from qsim.profile import HostTimes, Profile
@@ -26,7 +28,7 @@ _OTHERS = {
 }
 
 
-class _Group(click.Group):
+class _Group(Group):
     """A group with commands that live elsewhere."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
+from qsim.cli._command import Command
+
 __all__ = ["agreement"]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument(
     "recordings", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False)
 )

@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
+from qsim.cli._command import Command
 from qsim.errors import ScenarioError
 
 __all__ = ["quality"]
 
 
-@click.command("quality")
+@click.command("quality", cls=Command)
 @click.option("--base-url", required=True, metavar="URL", help="The server, http://host:8000.")
 @click.option("--model", required=True, metavar="NAME", help="The name it is served under.")
 @click.option("--tasks", required=True, metavar="A,B", help="Tasks; 'qsim quality --list-tasks'.")

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qsim.cli._command import Command
+
 if TYPE_CHECKING:
     from qsim.calibrate.workload import HoldoutTrace
 
 __all__ = ["run"]
 
 
-@click.command("run")
+@click.command("run", cls=Command)
 @click.option(
     "--model",
     required=True,

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qsim.cli._command import Command
+
 if TYPE_CHECKING:
     from qsim.calibrate.measured import MeasuredRow
 
 __all__ = ["table"]
 
 
-@click.command("table")
+@click.command("table", cls=Command)
 @click.argument("recordings", nargs=-1, required=True, metavar="RECORDING...")
 @click.option(
     "--phase",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qsim.cli._command import Command
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["transfer"]
 
 
-@click.command("transfer")
+@click.command("transfer", cls=Command)
 @click.option("--to", "gpu", metavar="GPU", help="a100_sxm, h100_sxm or h200_sxm.")
 @click.option(
     "--model",

@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
+from qsim.cli._command import Command
+
 __all__ = ["methods"]
 
 
-@click.command("methods")
+@click.command("methods", cls=Command)
 @click.option("--gpu", metavar="ID", default="h200_sxm", show_default=True,
               help="h200_sxm, h100_sxm or a100_sxm.")  # fmt: skip
 @click.option("--model", metavar="NAME|DIR|HF-ID", help="Adds weight and KV bytes, and what fits.")

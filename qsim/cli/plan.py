@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qsim.cli._command import Command
 from qsim.cli._common import (
     engine_from,
     engine_options,
@@ -39,7 +40,7 @@ _SAME = ("gpus", "methods", "profiles", "slos", "objective", "provider", "goodpu
 
 
 @shared_options
-@click.command()
+@click.command(cls=Command)
 @trace_options
 @click.option("--peak-hour", is_flag=True, default=None,
               help="Plan for the busiest hour of TRACE, by requests.")  # fmt: skip

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from qsim.cli._command import Command
 from qsim.cli._common import write_json
 from qsim.errors import ScenarioError
 
 __all__ = ["prices"]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--gpu", "gpus", multiple=True, metavar="ID", help="Only this GPU; repeatable.")
 @click.option("--provider", metavar="CLASS", help="Only this class of provider.")
 @click.option("--carbon", is_flag=True, help="Show the grids' gCO2e per kWh instead.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from qsim.cli._command import Group
 from qsim.cli._common import write_json
 from qsim.profile import Profile
 from qsim.profiles import list_profiles, load_profile, stated_errors
@@ -14,7 +15,7 @@ from qsim.profiles import list_profiles, load_profile, stated_errors
 __all__ = ["group"]
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @click.pass_context
 def group(ctx: click.Context) -> None:
     """List and show the profiles that come with qsim."""

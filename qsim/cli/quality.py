@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qsim.cli._command import Command
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -17,7 +19,7 @@ __all__ = ["quality"]
 _COLUMNS = ("knowledge", "maths", "code", "reasoning", "chat", "commonsense")
 
 
-@click.command("quality")
+@click.command("quality", cls=Command)
 @click.argument("model", default="llama-3.1-8b", metavar="[MODEL]")
 @click.option("--tasks", metavar="MIX", help="Shares of tasks or families, gsm8k:0.3,mmlu:0.7; "
               "by default mmlu, gsm8k, humaneval, ifeval and arc-c in equal shares.")  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from qsim.cli._command import Command
 from qsim.cli._common import (
     engine_from,
     engine_options,
@@ -32,7 +33,7 @@ _LIFECYCLE = ("start_s", "start_w", "stop_s", "wake_s", "sleep_w")
 
 
 @shared_options
-@click.command()
+@click.command(cls=Command)
 @trace_options
 @candidate_options("One more candidate; repeatable.")
 @slo_option

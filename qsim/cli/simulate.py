@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.checks import check_ending
+from qsim.cli._command import Command
 from qsim.cli._common import (
     engine_options,
     fleet_from,
@@ -35,7 +36,7 @@ __all__ = ["simulate"]
 
 
 @shared_options
-@click.command()
+@click.command(cls=Command)
 @trace_options
 @click.option(
     "--profile", required=True, metavar="ID|FILE", help="A shipped profile's id, or a file."

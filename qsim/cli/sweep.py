@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from qsim.checks import check_ending
+from qsim.cli._command import Command
 from qsim.cli._common import (
     SHAPE,
     engine_from,
@@ -30,7 +31,7 @@ __all__ = ["sweep"]
 _BASE = ("trace", *SHAPE, "profile", "growth", "replicas", "router", "seed", "too_long")
 
 
-class _SweepCommand(click.Command):
+class _SweepCommand(Command):
     """Takes a scenario file in the place of TRACE."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

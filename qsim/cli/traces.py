@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qsim.cli._command import Group
 from qsim.cli._common import load_shaped, note, option_group, to_json, trace_options
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _TO = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def group() -> None:
     """Describe, convert and synthesise request traces.
 

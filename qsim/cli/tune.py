@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from qsim.cli._command import Command
 from qsim.cli._common import (
     SHAPE,
     engine_from,
@@ -34,7 +35,7 @@ _SAME = ("slos", "constraints", "search", "fix", "gpus", "methods", "profiles", 
 
 
 @shared_options
-@click.command()
+@click.command(cls=Command)
 @trace_options
 @click.option("--peak-hour", is_flag=True, default=None,
               help="Tune for the busiest hour of TRACE, by requests.")  # fmt: skip

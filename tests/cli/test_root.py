@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ import pytest
 from qsim import __version__
 from qsim.cli import main
 from qsim.cli._root import COMMANDS
-from tests.cli.helpers import qsim
+from tests.cli.helpers import fails, qsim
 
 
 def python(code: str, *args: object) -> list[str]:
@@ -29,6 +30,40 @@ def test_every_command_exists_and_has_help(name: str) -> None:
     result = qsim(name, "--help")
     assert result.exit_code == 0, result.output
     assert "Usage:" in result.stdout
+
+
+def leaves(command: click.Command, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """All commands below ``command``, and groups, with the words that lead there."""
+    yield path, command
+    if isinstance(command, click.Group):
+        ctx = click.Context(command)
+        for name in command.list_commands(ctx):
+            below = command.get_command(ctx, name)
+            assert below
+            yield from leaves(below, *path, name)
+
+
+def test_a_repeated_option_is_an_error_in_every_command() -> None:
+    tried = 0
+    for path, command in leaves(main):
+        for param in command.params:
+            if not isinstance(param, click.Option) or param.multiple or param.is_eager:
+                continue
+            first, second = param.opts[-1], (param.secondary_opts or param.opts)[0]
+            words = [first, second] if param.is_flag else [first, "1", f"{second}=2"]
+            result = qsim(*path, *words)
+            assert result.exit_code == 2, (path, words)
+            assert f"is given 2 times ({first}" in result.stderr, (path, words, result.stderr)
+            assert result.stdout == ""
+            tried += 1
+    assert tried > 150
+
+
+def test_options_of_several_values_may_be_repeated(trace: Path, profile: Path) -> None:
+    fails(qsim("simulate", trace, "--profile", "A", "--profile", "B"), 2,
+          "--profile is given 2 times (--profile A, --profile B)")  # fmt: skip
+    slos = ("--slo", "ttft:p99:500", "--slo", "tpot:p99:25")
+    assert qsim("simulate", trace, "--profile", profile, *slos).exit_code == 0
 
 
 def test_help_lists_all_commands_and_imports_none() -> None:
@@ -106,7 +141,7 @@ def test_ctrl_c_leaves_nothing_behind(
         process.stderr.readline()  # the bar at 0%: before the first simulation
     process.stderr.readline()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to workers too
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert "Interrupted" in errors

@@ -1,0 +1,53 @@
+"""Commands that refuse an option that is given twice, where click takes the last one silently."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import click
+
+__all__ = ["Command", "Group"]
+
+
+def _refuse_repeated(command: click.Command, ctx: click.Context, args: list[str]) -> None:
+    """Usage error for options of one value, or flags, that ``args`` holds more than once."""
+    _, _, order = command.make_parser(ctx).parse_args(args=list(args))
+    for param, times in Counter(order).items():
+        if not isinstance(param, click.Option) or times == 1:
+            continue
+        if param.multiple or param.count or (not param.expose_value and param.is_flag):
+            continue  # --help and --version answer once
+        names = {*param.opts, *param.secondary_opts}
+        given = [
+            " ".join(args[i : i + (1 if param.is_flag or "=" in word else 2)])
+            for i, word in enumerate(args)
+            if word.partition("=")[0] in names
+        ]
+        name = max(param.opts, key=len)
+        why = "" if param.is_flag else "it takes one value: "
+        raise click.UsageError(
+            f"{name} is given {times} times ({', '.join(given)}); {why}give it once", ctx
+        )
+
+
+class Command(click.Command):
+    """A command whose single options may be given once."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, after a look for repeated options."""
+        if not ctx.resilient_parsing:
+            _refuse_repeated(self, ctx, args)
+        return super().parse_args(ctx, args)
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+    group_class = type  # this one
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, after a look for repeated options."""
+        if args and not ctx.resilient_parsing:
+            _refuse_repeated(self, ctx, args)
+        return super().parse_args(ctx, args)
