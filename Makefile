@@ -6,11 +6,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test check compiled clean
+# One process a core, up to eight. A module's tests stay together, because they share what is costly
+# to make: a fit, a campaign, a cluster.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadscope
+
+.PHONY: help demo test quick check compiled clean
 
 help:
 	@echo "make demo   a capacity plan with the shipped profiles; pictures in demo-out/"
 	@echo "make test   all tests"
+	@echo "make quick  all tests but the slow ones"
 	@echo "make check  ruff, mypy and all tests, as .ci/run does"
 	@echo "make compiled   compiles the simulator's inner loop in place (needs a C compiler)"
 	@echo "make clean  remove .venv, caches and demo-out/"
@@ -41,7 +46,10 @@ demo: $(VENV)/.stamp-report
 	@echo "picture demo-out/plan.png, report demo-out/plan.html, figures demo-out/plan.json"
 
 test: $(VENV)/.stamp-dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+quick: $(VENV)/.stamp-dev
+	$(PYTEST) -m 'not slow'
 
 check:
 	.ci/run

@@ -7,6 +7,7 @@ alone. To look for new counter-examples: ``HYPOTHESIS_PROFILE=explore make test`
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import settings
 
@@ -14,3 +15,8 @@ from hypothesis import settings
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+# A script's background jobs (``nohup make test &``) start with Ctrl-C ignored, and so would all
+# that they start: the tests that send it need what a terminal's processes have.
+if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -13,6 +13,7 @@ ROOT = DOCS.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_quickstart_runs_block_by_block(capsys: pytest.CaptureFixture[str]) -> None:
     text = (DOCS / "quickstart.md").read_text(encoding="utf-8")
     blocks = list(BLOCK.finditer(text))

@@ -3,13 +3,15 @@
     python stub_server.py serve MODEL --port N [vLLM's other options are ignored]
 
 STUB_MODE makes it fail in the ways a real server does, STUB_MODE_QUANTIZED does so for quantized
-models only. It loads vLLM's general plugins, so the step recorder runs inside it, on the classes
-in ``fakes``.
+models only; "crash-later" crashes after 20 steps or, where STUB_CRASH_PROMPT is set, in the step
+after a prompt of that many tokens came, once the recorder has written what was before. It loads
+vLLM's general plugins, so the step recorder runs inside it, on the classes in ``fakes``.
 """
 
 import argparse
 import asyncio
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -63,10 +65,16 @@ class Engine:
         self.queues = {}
         self.wake = asyncio.Event()
         self.steps = 0
+        self.crash_prompt = int(os.environ.get("STUB_CRASH_PROMPT", "-1"))
+        self.last_step = math.inf
+        if mode == "crash-later" and self.crash_prompt < 0:
+            self.last_step = 20
 
     def add(self, prompt, output):
         from vllm.v1.core.sched.scheduler import Request
 
+        if prompt == self.crash_prompt:
+            self.last_step = self.steps
         name = f"r{len(self.queues)}"
         self.queues[name] = asyncio.Queue()
         self.scheduler.waiting.append(Request(name, prompt, output))
@@ -85,9 +93,9 @@ class Engine:
             result = self.executor.sample_tokens(None, non_block=True)
             await asyncio.sleep(max(0.0, torch.cuda.busy_until() - time.perf_counter()))
             self.steps += 1
-            if self.mode == "crash-later" and self.steps > int(
-                os.environ.get("STUB_CRASH_STEP", "20")
-            ):
+            if self.steps > self.last_step:
+                if self.crash_prompt >= 0:
+                    time.sleep(2.0)  # the recorder writes every 0.2 s
                 print("RuntimeError: CUDA error: an illegal memory access", flush=True)
                 os._exit(1)
             for name, finished in self.scheduler.update_from_output(output, result):

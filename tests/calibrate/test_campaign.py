@@ -33,12 +33,13 @@ def run(tmp_path: Path, *args: str) -> tuple[int, str]:
             "--calibrate", shlex.join([sys.executable, str(HERE / "drive.py"), "run"]),
             "--more=--serve-command", f"--more={shlex.join(STUB)}", *args,
         ],
-        env=stub_environment(**{MARK: str(out)}), capture_output=True, text=True, timeout=120,
+        env=stub_environment(**{MARK: str(out)}), capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert none_left(str(out)) == []
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_whole_is_in_the_archive(tmp_path: Path) -> None:
     servers = ["llama-3.1-8b:bf16", "llama-3.1-8b:fp8-w8a8", "qwen2.5-14b:bf16"]
     code, text = run(tmp_path, "--seconds", "1000", servers[0], servers[1])
@@ -95,6 +96,7 @@ def test_a_bad_server_is_told(script: ModuleType, capsys: pytest.CaptureFixture[
     assert "'m:bf16:tp' is not MODEL:METHOD" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_servers_to_check_and_to_fit_get_their_own_options(tmp_path: Path) -> None:
     code, text = run(
         tmp_path, "llama-3.1-8b:bf16:check", "llama-3.1-8b:fp8-w8a8",
@@ -119,6 +121,7 @@ def test_a_share_of_the_time_for_the_loads(script: ModuleType) -> None:
     assert 0.5 * half.budget_s < whole.expected_s - half.expected_s < half.budget_s
 
 
+@pytest.mark.slow
 def test_a_server_that_starts_ahead_waits_for_its_turn(tmp_path: Path) -> None:
     servers = ["llama-3.1-8b:bf16", "llama-3.1-8b:fp8-w8a8", "llama-3.1-8b:int8-w8a8"]
     code, text = run(tmp_path, "--gpus", "0", "--ahead", *servers)

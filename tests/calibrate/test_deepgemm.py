@@ -57,7 +57,7 @@ def run(tmp_path: Path, *args: str, **env: str) -> tuple[subprocess.CompletedPro
         env={**os.environ, "PYTHONPATH": path, "CALLS": str(calls), **env},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     lines = calls.read_text().splitlines() if calls.exists() else []
     assert len(lines) == len(set(lines))  # nothing twice

@@ -164,6 +164,7 @@ def test_requests_are_matched_to_their_steps(recorded: Recording) -> None:
     assert late_ms[many] == pytest.approx(expected[many], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_phases_can_be_left_out(recorded: Recording) -> None:
     result = fit([recorded], exclude_phases=["val_mix"], held_out=False)
     i = recorded.phase_index("val_mix")
@@ -171,6 +172,7 @@ def test_phases_can_be_left_out(recorded: Recording) -> None:
     assert recorded.phase_index("warm") not in set(result.table.group)
 
 
+@pytest.mark.slow
 def test_pooling(recorded: Recording) -> None:
     """Two recordings of one server count twice and change nothing."""
     twice = fit([recorded, recorded], held_out=False, forms={1: "smooth", 2: "smooth"})

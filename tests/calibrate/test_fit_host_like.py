@@ -89,6 +89,7 @@ def test_what_cannot_lend_its_host(slow: Profile) -> None:
         with_host_like(slow, two)
 
 
+@pytest.mark.slow
 def test_the_command(recording_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.json"
     like = "h200_sxm/llama-3.1-8b/fp8-w8a8"

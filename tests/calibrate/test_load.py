@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ def serve(folder: Path, **environment: str) -> Server:
     env = stub_environment(STUB_START_S="0", **environment)
     server = Server([*STUB, str(folder)], env, folder / "server.log")
     server.start()
-    server.wait_healthy(20.0)
+    server.wait_healthy(120.0)
     return server
 
 
@@ -37,23 +39,23 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadClient]:
     server.stop()
 
 
-def send(client: LoadClient, *streams: dict[str, Any], timeout_s: float = 30.0) -> LoadResult:
+def send(client: LoadClient, *streams: dict[str, Any], timeout_s: float = 120.0) -> LoadResult:
     return client.run({"label": "test", "streams": streams}, timeout_s, lambda: None)
 
 
 def test_an_open_load_is_sent_at_its_times(client: LoadClient) -> None:
     at_s = [0.0, 0.0, 0.05, 0.2]
+    asked_s = time.perf_counter()  # one clock for all processes; how late a busy machine is, varies
     result = send(client, {"at_s": at_s, "prompt": [5, 900, 30, 1], "output": [7, 1, 40, 2]})
     assert [r.request_id for r in result.requests] == [0, 1, 2, 3]
     assert [r.prompt_tokens for r in result.requests] == [5, 900, 30, 1]
     assert [r.output_tokens for r in result.requests] == [7, 1, 40, 2]
-    first = result.requests[0].sent_s
     for r, at in zip(result.requests, at_s, strict=True):
-        assert r.sent_s - first >= at - 1e-3
+        assert r.sent_s >= asked_s + at - 2e-6  # microseconds are kept
         assert r.sent_s < r.first_token_s <= r.last_token_s
-        assert 0 <= r.max_gap_s <= r.last_token_s - r.first_token_s + 2e-6  # microseconds are kept
-        if r.output_tokens in (1, 40):  # a few tokens may arrive in one read
-            assert (r.first_token_s == r.last_token_s) == (r.output_tokens == 1)
+        assert 0 <= r.max_gap_s <= r.last_token_s - r.first_token_s + 2e-6
+        if r.output_tokens == 1:  # several may arrive in one read
+            assert r.first_token_s == r.last_token_s
     assert result.start_s == min(r.sent_s for r in result.requests)
     assert result.end_s == max(r.last_token_s for r in result.requests)
 
@@ -76,15 +78,16 @@ def test_a_closed_load_keeps_its_concurrency(client: LoadClient) -> None:
 def test_streams_run_at_the_same_time_and_end_by_time(client: LoadClient) -> None:
     result = send(
         client,
-        {"at_s": [0.0], "prompt": [10], "output": [400]},
-        {"concurrency": 1, "delay_s": 0.05, "duration_s": 0.2, "prompt": [50] * 900,
-         "output": [1] * 900},
+        {"at_s": [0.0], "prompt": [10], "output": [3000]},
+        {"concurrency": 1, "delay_s": 0.05, "duration_s": 1.0, "prompt": [50] * 9000,
+         "output": [1] * 9000},
     )  # fmt: skip
     long, *short = result.requests
-    assert 3 < len(short) < 900
+    assert 1 < len(short) < 9000
     assert long.sent_s < short[0].sent_s
     assert short[0].last_token_s < long.last_token_s
-    assert max(r.sent_s for r in short) < result.start_s + 0.25
+    # each but the last was answered before the end: otherwise none would have been sent after it
+    assert all(r.last_token_s < result.start_s + 1.0 for r in short[:-1])
 
 
 def test_loads_repeat_with_their_seed() -> None:
@@ -181,6 +184,27 @@ def test_tokens_are_counted_however_the_answer_is_cut(tokens: int, cuts: list[in
     asyncio.run(receive())
     assert (job.received_tokens, job.error) == (tokens, "")
     assert 0 < job.first_token_s <= job.last_token_s
+
+
+def test_tokens_have_the_time_of_their_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four reads at 1, 2, 4 and 7 s; the first holds the head alone."""
+    clock = itertools.chain([0.0, 0.0, 1.0, 2.0, 4.0, 7.0], itertools.repeat(9.0))
+    monkeypatch.setattr("qsim.calibrate.client.now", lambda: next(clock))
+    job = Job(0, 1, 4)
+    data = answer(4, 4)
+    head = data.index(b"\r\n\r\n") + 4
+    second, third = (data.index(f'"t{i}"'.encode()) - 30 for i in (1, 3))
+
+    async def receive() -> None:
+        connection = _Connection()
+        connection.job, connection.done = job, asyncio.get_running_loop().create_future()
+        next(clock)
+        for begin, end in itertools.pairwise([0, head, second, third, len(data)]):
+            connection.data_received(data[begin:end])
+
+    asyncio.run(receive())
+    assert (job.first_token_s, job.last_token_s, job.max_gap_s) == (2.0, 7.0, 3.0)
+    assert job.received_tokens == 4
 
 
 def test_an_answer_with_too_few_tokens_is_an_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -38,27 +39,32 @@ def test_the_gpus_of_a_host(nvml: pytest.MonkeyPatch) -> None:
     assert Nvml().driver() == "580.0"
 
 
-def sample(gpus: list[int], path: Path, seconds: float) -> list[float]:
-    sampler = PowerSampler(gpus, path, interval_s=0.01)
+def sample(gpus: list[int], path: Path, count: int) -> tuple[float, float]:
+    """At least ``count`` readings; when sampling began and ended."""
     begin_s = time.perf_counter()
-    time.sleep(seconds)
+    sampler = PowerSampler(gpus, path, interval_s=0.01)
+    while len(read_samples(path) if path.exists() else []) < count:
+        time.sleep(0.05)
     sampler.stop()
-    return [begin_s, time.perf_counter()]
+    return begin_s, time.perf_counter()
 
 
 def test_several_gpus_are_summed(nvml: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    begin_s, end_s = sample([0, 1], tmp_path / "both.csv", 0.3)
-    sample([1], tmp_path / "one.csv", 0.1)
+    begin_s, end_s = sample([0, 1], tmp_path / "both.csv", 60)
+    sample([1], tmp_path / "one.csv", 1)
     both, one = read_samples(tmp_path / "both.csv"), read_samples(tmp_path / "one.csv")
-    assert len(both) > 10
     assert all(a.t_s < b.t_s for a, b in pairwise(both))
-    assert begin_s - 0.5 < both[0].t_s < both[-1].t_s < end_s  # the clock of this process
+    assert begin_s < both[0].t_s < both[-1].t_s < end_s  # the clock of this process
     assert {(s.power_avg_mw, s.power_instant_mw) for s in both} == {(200_000, 200_000)}
     assert {(s.power_avg_mw, s.power_instant_mw) for s in one} == {(100_000, 100_000)}
     assert {(s.sm_clock_mhz, s.temperature_c) for s in both} == {(1979, 41)}  # slowest, hottest
-    # two GPUs of 100 W
-    watts = (both[-1].energy_mj - both[0].energy_mj) / 1e3 / (both[-1].t_s - both[0].t_s)
-    assert watts == pytest.approx(200.0, rel=0.02)
+    # two GPUs of 100 W; a busy machine may part a reading from its time, but not most of them
+    half = len(both) // 2
+    watts = [
+        (b.energy_mj - a.energy_mj) / 1e3 / (b.t_s - a.t_s)
+        for a, b in zip(both[:half], both[half:], strict=False)
+    ]
+    assert statistics.median(watts) == pytest.approx(200.0, rel=0.02)
 
 
 def test_half_a_line_at_the_end_is_left_out(tmp_path: Path) -> None:

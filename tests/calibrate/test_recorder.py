@@ -106,7 +106,7 @@ class Rig:
     def gpu(self, worker: Any, step: Any) -> None:
         self.workers[worker.rank].seen_mode("FULL", 8)
         Event.clock_ms += 5.0 if worker.rank == 0 else 3.0
-        time.sleep(0.001)
+        time.sleep(0.02)
 
     def send(self, step: Any) -> None:
         for execute, worker in self.executes:  # over a message queue: pickled
@@ -156,8 +156,12 @@ def test_both_sides_of_a_step_are_joined_across_processes(tmp_path: Path) -> Non
                  r.sample_start_s, r.sample_end_s, r.update_s, r.update_end_s]  # fmt: skip
         assert order == sorted(order)
         assert (r.running, r.waiting, r.kv_usage) == (1, 1, 0.5)
-        assert 0 < r.own_s < 1e-2
-        assert 0 < r.worker_own_s < 1e-2
+        assert r.own_s > 0
+        assert r.worker_own_s > 0
+    # what is wrapped (20 ms in the worker, twice as much in the engine) is none of the recorder's
+    # own; one of the steps may be interrupted by other processes
+    assert min(r.own_s for r in rows) < 0.02
+    assert min(r.worker_own_s for r in rows) < 0.02
     assert rows[0].update_s > rows[1].sample_end_s
     (rank_1,) = tmp_path.glob("worker-1-*.bin")
     assert rank_1.read_bytes() == plugin.WORKER_MAGIC  # rank 0 speaks for all

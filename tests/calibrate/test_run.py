@@ -43,7 +43,7 @@ def run(out: Path, methods: str, *more: str, **environment: str) -> Result:
     """Run a campaign of short loads: exit code, JSON from stdout, stderr."""
     env = stub_environment(**{MARK: str(out)}, **environment)
     done = subprocess.run(
-        command(out, methods, *more), env=env, capture_output=True, text=True, timeout=60
+        command(out, methods, *more), env=env, capture_output=True, text=True, timeout=600
     )
     assert none_left(str(out)) == []
     assert "Traceback" not in done.stderr
@@ -132,9 +132,13 @@ def test_times_are_on_one_clock(recording: Recording) -> None:
 
 
 def test_power_and_energy(recording: Recording) -> None:
+    power = recording.power
     for phase in recording.phases:
-        # a GPU of 100 W
-        assert phase.energy_j == pytest.approx(100 * (phase.end_s - phase.start_s), rel=0.01)
+        counter_j = np.interp([phase.start_s, phase.end_s], power.t_s, power.energy_j)
+        assert phase.energy_j == pytest.approx(counter_j[1] - counter_j[0], abs=2e-3)
+    # a GPU of 100 W; a busy machine may part a reading of the counter from its time
+    slopes_w = np.diff(power.energy_j)[1:] / np.diff(power.t_s)[1:]
+    assert np.median(slopes_w) == pytest.approx(100, rel=0.05)
     assert set(recording.power.power_instant_w) == {100.0}
 
 
@@ -275,7 +279,7 @@ def test_a_crash_under_load_keeps_what_was_measured_apart(tmp_path: Path) -> Non
     )
     assert [p.name for p in out.iterdir() if p.is_dir()] == []
     # a crash in the last load: the others are not lost, but this is no recording of the campaign
-    more = {"STUB_MODE": "crash-later", "STUB_CRASH_STEP": "105"}
+    more = {"STUB_MODE": "crash-later", "STUB_CRASH_PROMPT": "300"}
     code, result, _ = run(out, "bf16", "--gpus", "0", **more)
     partial = out / "llama-3.1-8b--bf16.partial"
     assert str(partial) in result["failed"]["llama-3.1-8b--bf16"]
@@ -317,7 +321,7 @@ def test_ctrl_c_leaves_nothing_behind(
         assert line, seen
         seen += line
     os.killpg(process.pid, number)  # as a terminal does
-    stdout, stderr = process.communicate(timeout=40)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "add --resume to go on" in stderr
     assert stdout == ""
@@ -544,7 +548,6 @@ def test_dry_run_with_tensor_parallelism() -> None:
         (["--methods", "bf16", "--gpus", "0,0"], ("gpus is 0,0; each GPU may be named once",)),
         (["--methods", "bf16", "--gpus", "0", "--tensor-parallel-size", "2"],
          ("tensor_parallel_size is 2; must be at most the number of GPUs, 1",)),
-        (["--methods", "bf16", "--gpu-type", "h300"], ("gpu is 'h300'",)),
         (["--methods", "bf16", "--server-env", "X"], ("server_env is 'X'; must be NAME=VALUE",)),
         (["--methods", "bf16", "--model-id", "a/b"], ("model_id is 'a/b'; must be of a-z",)),
         (["--methods", "bf16", "--holdout-trace", "no.csv"], ("no.csv",)),
@@ -556,6 +559,11 @@ def test_dry_run_with_tensor_parallelism() -> None:
 )  # fmt: skip
 def test_wrong_options(more: list[str], words: tuple[str, ...]) -> None:
     fails(qsim(*PLAN, "--dummy-weights", "--dry-run", *more), 2, *words)
+
+
+def test_an_unknown_gpu() -> None:
+    odd = [w if w != "h200_sxm" else "h300" for w in PLAN]
+    fails(qsim(*odd, "--methods", "bf16", "--dummy-weights", "--dry-run"), 2, "gpu is 'h300'")
 
 
 def test_nothing_left_to_measure(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def cells(out: str, recording: str, load: str) -> list[str]:
     return [c.strip() for c in row.split("|")[3:-1]]
 
 
+@pytest.mark.slow
 def test_every_load_of_both_recordings(
     script: ModuleType,
     recording_folder: Path,

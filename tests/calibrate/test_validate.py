@@ -207,6 +207,7 @@ def test_what_the_host_did_is_told(recorded: Recording, fitted: FitResult) -> No
     assert c.launches_differ
 
 
+@pytest.mark.slow
 def test_only_who_takes_part_is_fitted_again(recorded: Recording, plain_folder: Path) -> None:
     """Servers with the phase, and those of the model that lend their host times to one of them."""
     phases = tuple(replace(p, label=f"my_{p.label}") for p in recorded.phases)

@@ -40,6 +40,7 @@ def test_the_table_has_the_front_and_the_picked_point(tune: list[object]) -> Non
     assert "importance of the decisions" in result.stdout
 
 
+@pytest.mark.slow
 def test_csv_json_and_picture_agree(tune: list[object], tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = qsim(
@@ -136,6 +137,7 @@ def test_wrong_options_end_with_2(tune: list[object], tmp_path: Path) -> None:
     fails(qsim(*tune, "--picture", tmp_path / "x.gif"), 2, "--picture")
 
 
+@pytest.mark.slow
 def test_a_scenario_holds_the_tuning(tune: list[object], tmp_path: Path) -> None:
     saved = tmp_path / "tune.yaml"
     more = ["--sampler", "tpe", "--fix", "max_num_seqs=64", "--constraint", "gpus<=2"]
@@ -149,6 +151,7 @@ def test_a_scenario_holds_the_tuning(tune: list[object], tmp_path: Path) -> None
     assert again.stdout == first.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_study_that_goes_on(tune: list[object], tmp_path: Path) -> None:
     words = [str(w) for w in tune if w != "--no-progress"]
     words[words.index("--jobs") + 1] = "2"
@@ -164,7 +167,7 @@ def test_ctrl_c_leaves_a_study_that_goes_on(tune: list[object], tmp_path: Path) 
         if " of 60 trials" in line:
             os.killpg(process.pid, signal.SIGINT)
             break
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, (out, err)
     assert out == ""
     assert "go on with the same command and --resume" in err

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 
 import pytest
@@ -13,3 +14,9 @@ def dask_address() -> Iterator[str]:
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
     ) as cluster:
         yield str(cluster.scheduler_address)
+
+
+@pytest.fixture
+def others() -> set[object]:
+    """Processes that are none of the test's own: the cluster that tests share may run."""
+    return set(multiprocessing.active_children())

@@ -26,17 +26,15 @@ def test_one_job_runs_here() -> None:
         assert isinstance(executor.submit(math.sqrt, -1).exception(), ValueError)
 
 
-def test_more_jobs_run_elsewhere_and_no_more_than_asked() -> None:
+def test_more_jobs_run_elsewhere_and_no_more_than_asked(others: set[object]) -> None:
     with open_executor(4, at_most=1) as executor:
         assert isinstance(executor, SerialExecutor)
     with open_executor(2, at_most=5) as executor:
         assert executor.submit(os.getpid).result() != os.getpid()
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= others
 
 
-def test_leaving_by_an_exception_kills_what_runs() -> None:
-    before = set(multiprocessing.active_children())
-
+def test_leaving_by_an_exception_kills_what_runs(others: set[object]) -> None:
     def interrupted() -> None:
         with open_executor(2) as executor:
             executor.submit(math.factorial, 3).result()
@@ -45,8 +43,8 @@ def test_leaving_by_an_exception_kills_what_runs() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    for child in set(multiprocessing.active_children()) - before:
-        child.join(timeout=20)
+    for child in set(multiprocessing.active_children()) - others:
+        child.join(timeout=120)
         assert not child.is_alive()
 
 
@@ -91,11 +89,11 @@ def size_of(thing: Weighed, twice: dict[str, Weighed]) -> tuple[int, bool]:
     return len(thing.data), twice["again"] is thing
 
 
-def test_a_killed_worker_costs_only_its_task(tmp_path: Path) -> None:
+def test_a_killed_worker_costs_only_its_task(tmp_path: Path, others: set[object]) -> None:
     with open_executor(2) as executor:
         futures = [executor.submit(die_once, tmp_path / str(i % 3), i) for i in range(8)]
         assert [f.result() for f in futures] == list(range(8))
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= others
 
 
 def test_a_worker_killed_while_idle_is_replaced() -> None:
@@ -152,7 +150,7 @@ def test_what_waits_is_not_run_after_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_plan_survives_the_death_of_all_its_workers() -> None:
+def test_a_plan_survives_the_death_of_all_its_workers(others: set[object]) -> None:
     trace = Trace(np.arange(60) / 30.0, np.full(60, 300), np.full(60, 40), name="even")
     profiles = [make_profile(method=m, decode_ms=d) for m, d in (("bf16", 6), ("fp8-w8a8", 4))]
     slos = ["tpot:p99:8", "ttft:p99:100"]
@@ -160,8 +158,8 @@ def test_a_plan_survives_the_death_of_all_its_workers() -> None:
 
     def kill(share: float, name: str) -> None:
         if not killed:
-            for child in multiprocessing.active_children():
-                assert child.pid
+            for child in set(multiprocessing.active_children()) - others:
+                assert isinstance(child.pid, int)
                 killed.append(child.pid)
                 os.kill(child.pid, signal.SIGKILL)
 

@@ -150,6 +150,7 @@ def test_an_infeasible_start_does_not_end_the_search() -> None:
     assert found.options.max_num_seqs != 1
 
 
+@pytest.mark.slow
 def test_budgets_hold_in_a_search_too() -> None:
     free = toy(study=StudySettings("grid")).best
     assert free is not None
@@ -205,6 +206,7 @@ def test_profiles_below_the_quality_floor_are_not_searched() -> None:
     assert replace(answer.candidates[-1]).method == "awq-w4a16"
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_gives_the_same_plan(dask_address: str) -> None:
     wanted = DetailWanted(replications=3, sensitivity=True, bottlenecks=True)
     here, there = (

@@ -21,6 +21,7 @@ def day(n: int = 4000, duration_s: float = 1000.0) -> Trace:
 
 
 @given(st.integers(0, 1000))
+@pytest.mark.slow
 def test_rows_stay_whole_and_the_course_of_the_day_stays(seed: int) -> None:
     trace = day()
     other = Resample(trace).draw(seed)

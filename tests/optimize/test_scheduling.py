@@ -61,6 +61,7 @@ def varied() -> Schedule:
     return solve(traffic(RATES), profiles=(SLOW, FAST), policies=POLICIES, trials=2, max_replicas=6)
 
 
+@pytest.mark.slow
 def test_every_policy_is_run_under_the_same_slos_and_the_timetable_is_the_cheapest() -> None:
     found = varied()
     names = [r.name for r in found.results]
@@ -127,6 +128,7 @@ def test_constant_traffic_gives_the_static_plan() -> None:
     assert found.best.value <= static.value * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_a_quality_floor_is_held_by_the_requests_as_routed() -> None:
     free = varied()
     assert free.best.quality is not None
@@ -139,6 +141,7 @@ def test_a_quality_floor_is_held_by_the_requests_as_routed() -> None:
     assert any(row[0] for row in held.counts)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_says_what_binds() -> None:
     trace = traffic(RATES)
     with pytest.raises(InfeasibleError, match=r"window 240-360 s .*ttft:p90:400|too few"):
@@ -181,6 +184,7 @@ def test_carbon_counts_each_window_with_its_own_intensity() -> None:
     assert found.best.value == found.best.totals["gco2e"]
 
 
+@pytest.mark.slow
 def test_owned_gpus_are_paid_for_and_draw_power_when_off() -> None:
     trace = traffic([1.0, 4.0])
     free = solve(trace)
@@ -194,6 +198,7 @@ def test_owned_gpus_are_paid_for_and_draw_power_when_off() -> None:
     assert energy > (free.best.totals["energy_j"] or 0.0)
 
 
+@pytest.mark.slow
 def test_a_plan_from_the_day_before_is_run_on_the_next() -> None:
     one = traffic([1.0, 5.0])
     day = np.concatenate([one.arrival_s, one.arrival_s + 86_400.0])
@@ -207,6 +212,7 @@ def test_a_plan_from_the_day_before_is_run_on_the_next() -> None:
     assert len(found.counts) == found.problem.windows == 2
 
 
+@pytest.mark.slow
 def test_the_same_in_two_processes_and_after_an_interruption(tmp_path: object) -> None:
     trace = traffic([1.0, 4.0])
     where = f"{tmp_path}/study.log"

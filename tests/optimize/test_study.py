@@ -100,6 +100,7 @@ JOURNAL, SQLITE = "{}/study.journal", "sqlite:///{}/study.db"
         ("nsga2", SQLITE, 61),
     ],
 )
+@pytest.mark.slow
 def test_an_interrupted_study_goes_on_as_if_nothing_had_happened(
     sampler: str, storage: str, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ SHOWN = re.findall(r"```console\n\$ qsim (.+)\n((?:.*\n)*?)```", PAGE)
 
 
 @pytest.mark.parametrize(("command", "output"), SHOWN, ids=[c for c, _ in SHOWN])
+@pytest.mark.slow
 def test_tables_are_what_the_command_prints(command: str, output: str) -> None:
     assert qsim(*shlex.split(command)).stdout == output
 

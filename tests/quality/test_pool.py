@@ -130,6 +130,7 @@ def test_a_shift_of_all_numbers_moves_the_prediction_with_them(rows: list[Row], 
     assert by * (shifted[0] - mean[0]) >= -1e-6
 
 
+@pytest.mark.slow
 def test_the_shipped_components_are_a_maximum() -> None:
     c = components()
     assert set(c.shares) == set(SHARES)
@@ -149,6 +150,7 @@ def test_the_shipped_components_are_a_maximum() -> None:
             assert likelihood(replace(c, residual=other)) < best, name
 
 
+@pytest.mark.slow
 def test_models_left_out_fall_inside_their_intervals() -> None:
     """The 90% intervals hold for models that the table has no number of."""
     pairs = left_out(recovery_table(), components(), {"gptq-w4a16", "awq-w4a16", "int8-w8a8",
@@ -179,6 +181,7 @@ def test_the_offset_of_bracketed_formats_follows_its_rule() -> None:
         assert KIN[method][worse] == pytest.approx(np.mean(gaps) / math.sqrt(6), rel=0.25)
 
 
+@pytest.mark.slow
 def test_fewer_bits_lose_more() -> None:
     tasks = ["mmlu", "gsm8k", "humaneval", "ifeval", "arc-c"]
     mean = {

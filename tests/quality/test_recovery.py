@@ -46,6 +46,7 @@ def test_published_is_shrunk_towards_relatives_and_says_what_was_published() -> 
     assert r.low_pct < 99.7 < r.high_pct
 
 
+@pytest.mark.slow
 def test_the_interval_reaches_what_was_published() -> None:
     (task,) = recovery("qwen2-0.5b", "gptq-w8a16", {"mmlu": 1}).tasks
     assert task.published_pct == (93.93,)  # far from all other 8-bit numbers

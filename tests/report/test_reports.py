@@ -121,6 +121,7 @@ def test_plan_report(tmp_path: Path, answer: Plan, nothing: Plan) -> None:
 
 
 @pytest.mark.parametrize("ending", [".png", ".svg", ".pdf"])
+@pytest.mark.slow
 def test_pictures_are_whole_and_the_same_each_time(
     tmp_path: Path, answer: Plan, ending: str
 ) -> None:

@@ -28,6 +28,7 @@ entries = st.lists(
 
 
 @given(entries, st.lists(st.floats(0, 100), min_size=1, max_size=4), st.integers(0, 3))
+@pytest.mark.slow
 def test_statistics_are_those_of_every_single_gap(table, qs, size):
     gaps = Gaps(np.array(table, np.int64).ravel())
     assume(gaps.total)

@@ -16,6 +16,7 @@ ABORTS = st.dictionaries(st.integers(0, 60), st.lists(st.integers(0, 13), max_si
 
 @settings(max_examples=300, deadline=None)
 @given(scenarios(decode_heavy=True) | scenarios(tight=True), st.just({}) | ABORTS, st.data())
+@pytest.mark.slow
 def test_jump_equals_single_steps(
     scenario: Scenario, aborts: dict[int, list[int]], data: st.DataObject
 ) -> None:
