@@ -9,6 +9,7 @@ from typing import Any
 from qsim.checks import whole
 from qsim.errors import ScenarioError
 from qsim.profile import Profile
+from qsim.sim.versions import DEFAULT_VERSION, require, rules_of
 
 __all__ = ["ENGINE", "EngineConfig", "EngineOptions"]
 
@@ -17,7 +18,8 @@ __all__ = ["ENGINE", "EngineConfig", "EngineOptions"]
 class EngineConfig:
     """The complete settings of one engine: what the scheduler's rules depend on.
 
-    ``num_gpu_blocks`` counts the null block, so one block fewer is usable.
+    ``num_gpu_blocks`` counts the null block, so one block fewer is usable. ``vllm_version`` is the
+    release whose rules hold (versions.py).
     """
 
     max_num_seqs: int = 1024
@@ -29,8 +31,14 @@ class EngineConfig:
     async_scheduling: bool = True
     long_prefill_token_threshold: int = 0
     scheduling_policy: str = "fcfs"
+    #: of these seats as many may be taken; None: all
+    max_num_active_seqs: int | None = None
+    #: raise the threshold to a fair share of the budget
+    long_prefill_token_threshold_adaptive: bool = False
+    vllm_version: str = DEFAULT_VERSION
 
     def __post_init__(self) -> None:
+        rules_of(self.vllm_version)
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
             whole(name, getattr(self, name), 1)
         whole("max_model_len", self.max_model_len, 2)
@@ -40,6 +48,23 @@ class EngineConfig:
             raise ScenarioError(
                 f"scheduling_policy is {self.scheduling_policy!r}; must be 'fcfs' or 'priority'"
             )
+        active = self.max_num_active_seqs
+        if active is not None:
+            whole("max_num_active_seqs", active, 1)
+            require(self.vllm_version, "max_num_active_seqs", "max_num_active_seqs", active)
+            if active > self.max_num_seqs:
+                raise ScenarioError(
+                    f"max_num_active_seqs is {active}; must be <= max_num_seqs {self.max_num_seqs}"
+                )
+        if self.long_prefill_token_threshold_adaptive:
+            name = "long_prefill_token_threshold_adaptive"
+            require(self.vllm_version, name, name, True)
+
+    @property
+    def seats(self) -> int:
+        """Requests that may run at a time."""
+        active = self.max_num_active_seqs
+        return self.max_num_seqs if active is None else active
 
 
 @dataclass(frozen=True)

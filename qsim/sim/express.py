@@ -163,7 +163,7 @@ class Express:
         group, kv = scheduler._group, scheduler._kv
         running, waiting = scheduler._running, scheduler._waiting
         config = scheduler.config
-        seats, budget = config.max_num_seqs, config.max_num_batched_tokens
+        seats, budget = scheduler._seats, config.max_num_batched_tokens
         size = config.block_size
         caching = kv.caching
         members, leaving, ends = group.members, group.leaving, group._ends

@@ -18,6 +18,7 @@ from qsim.sim.batch import Batch
 from qsim.sim.config import EngineConfig
 from qsim.sim.request import Request
 from qsim.sim.scheduler import Scheduler
+from qsim.sim.versions import DEFAULT_VERSION, newer_than_known, parse_version
 
 __all__ = ["Arrival", "Scenario", "load_scenario", "parse_scenario", "replay"]
 
@@ -30,6 +31,11 @@ _CONFIG_FIELDS = {
     "long_prefill_token_threshold": 0,
 }
 _CONFIG_FLAGS = ("async_scheduling", "enable_prefix_caching")
+_CONFIG_OPTIONAL = (
+    "vllm_version",
+    "max_num_active_seqs",
+    "long_prefill_token_threshold_adaptive",
+)
 _ARRIVAL_FIELDS = ("turn", "id", "prompt_tokens", "output_tokens", "priority", "hash_ids")
 
 
@@ -114,7 +120,7 @@ def parse_scenario(data: object) -> Scenario:
 
 def _parse_config(data: object) -> EngineConfig:
     names = (*_CONFIG_FIELDS, *_CONFIG_FLAGS, "policy")
-    raw = _object("config", data, names, names)
+    raw = _object("config", data, (*names, *_CONFIG_OPTIONAL), names)
     values: dict[str, Any] = {
         name: _whole(f"config.{name}", raw[name], least) for name, least in _CONFIG_FIELDS.items()
     }
@@ -126,7 +132,23 @@ def _parse_config(data: object) -> EngineConfig:
         raise ScenarioError(
             f"config.policy is {_short(raw['policy'])}; must be 'fcfs' or 'priority'"
         )
-    return EngineConfig(scheduling_policy=raw["policy"], **values)
+    version = raw.get("vllm_version", DEFAULT_VERSION)
+    parse_version(version, "config.vllm_version")
+    adaptive = raw.get("long_prefill_token_threshold_adaptive", False)
+    if not isinstance(adaptive, bool):
+        raise ScenarioError(
+            f"config.long_prefill_token_threshold_adaptive is {adaptive!r}; must be true or false"
+        )
+    try:
+        return EngineConfig(
+            scheduling_policy=raw["policy"],
+            vllm_version=version,
+            max_num_active_seqs=raw.get("max_num_active_seqs"),
+            long_prefill_token_threshold_adaptive=adaptive,
+            **values,
+        )
+    except ScenarioError as error:
+        raise ScenarioError(f"config.{error}") from error
 
 
 def _parse_arrival(where: str, data: object, config: EngineConfig) -> Arrival:
@@ -259,10 +281,14 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m qsim.sim.replay SCENARIO.json", file=sys.stderr)
         return 2
     try:
-        steps = replay(load_scenario(arguments[0]))
+        scenario = load_scenario(arguments[0])
+        steps = replay(scenario)
     except QsimError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    remark = newer_than_known(scenario.config.vllm_version)
+    if remark:
+        print(f"Note: {remark}", file=sys.stderr)
     records = ",\n".join(json.dumps(step) for step in steps)
     print(f'{{"steps": [\n{records}\n]}}')
     return 0

@@ -1,4 +1,7 @@
-"""vLLM 0.24's scheduling rules, request by request: who is served, admitted and preempted."""
+"""vLLM's scheduling rules, request by request: who is served, admitted and preempted.
+
+Rules that differ between releases of vLLM have their names in versions.py.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from qsim.sim.batch import Batch
 from qsim.sim.config import EngineConfig
 from qsim.sim.kv_cache import KVCache
 from qsim.sim.request import FINISHED, RUNNING, WAITING, Request
+from qsim.sim.versions import rules_of
 from qsim.sim.waiting import FcfsQueue, PriorityQueue
 
 __all__ = ["Rules"]
@@ -19,12 +23,20 @@ class Rules:
     """
 
     __slots__ = (
+        "_adaptive",
         "_admissions",
         "_arrivals",
         "_blocked_at",
+        "_by_priority",
+        "_cap",
         "_handover",
         "_kv",
+        "_lone_uncapped",
         "_running",
+        "_scan_follows_victim",
+        "_seats",
+        "_survives_self_preemption",
+        "_threshold",
         "_waiting",
         "config",
         "outstanding_tokens",
@@ -32,12 +44,21 @@ class Rules:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
+        rules = rules_of(config.vllm_version)
+        self._lone_uncapped = rules.lone_request_uncapped
+        self._scan_follows_victim = rules.scan_follows_victim
+        self._survives_self_preemption = rules.pass_survives_self_preemption
+        self._seats = config.seats
+        self._threshold = config.long_prefill_token_threshold
+        self._adaptive = config.long_prefill_token_threshold_adaptive
+        self._cap = self._threshold  # the longest chunk in the present schedule call; 0: no limit
         self.outstanding_tokens = 0
         self._kv = KVCache(config.num_gpu_blocks, config.block_size, config.enable_prefix_caching)
         # In order of admission. A dict, for removal in O(1); its values mean nothing.
         self._running: dict[Request, None] = {}
+        self._by_priority = config.scheduling_policy == "priority"
         self._waiting: FcfsQueue | PriorityQueue = (
-            PriorityQueue() if config.scheduling_policy == "priority" else FcfsQueue()
+            PriorityQueue() if self._by_priority else FcfsQueue()
         )
         self._arrivals = 0
         self._admissions = 0
@@ -80,7 +101,7 @@ class Rules:
                 f"{prompt_tokens // config.block_size}, the full blocks of its {prompt_tokens} "
                 f"prompt tokens"
             )
-        if config.scheduling_policy == "priority":
+        if self._by_priority:
             self._blocked_at = -1  # it may be the new head
         request.limit = limit
         request.arrival = self._arrivals
@@ -118,11 +139,25 @@ class Rules:
 
     # ------------------------------------------------------------------------------ passes
 
+    def _set_cap(self) -> None:
+        """Settle the longest chunk of this schedule call, before anybody is served."""
+        cap = self._threshold
+        if cap:
+            eligible = len(self._running) + self._waiting.count
+            if eligible <= 1 and self._lone_uncapped:
+                cap = 0  # there is nobody whose share it could take
+            elif self._adaptive:
+                share = self.config.max_num_batched_tokens // eligible
+                if share > cap:
+                    cap = share
+        self._cap = cap
+
     def _schedule_running(self, batch: Batch) -> int:
         """Serve the running requests in order; return what is left of the budget."""
         config = self.config
         budget = config.max_num_batched_tokens
-        threshold = config.long_prefill_token_threshold
+        threshold = self._cap
+        follows_victim = self._scan_follows_victim
         block_size = config.block_size
         kv = self._kv
         order = list(self._running)
@@ -139,20 +174,27 @@ class Rules:
             if n > budget:
                 n = budget
             need = -(-(computed + n) // block_size) - request.blocks
+            preempted_itself = False
             while need > kv.free:
                 victim = self._pick_victim(order)
                 if victim is not order[-1]:
-                    # The scan goes back only for a victim that was served in this step. For one
-                    # that was passed over, the request after this one loses its turn.
+                    # Without ``follows_victim`` the scan goes back only for a victim that was
+                    # served in this step. For one that was passed over, the request after this
+                    # one loses its turn.
                     served = self._withdraw(batch, victim)
-                    if served:
-                        budget += served
+                    budget += served
+                    if served or (follows_victim and order.index(victim) < i):
                         i -= 1
                 order.remove(victim)
                 self._preempt(victim)
                 batch.preempted.append(victim)
                 if victim is request:
-                    return budget
+                    preempted_itself = True
+                    break
+            if preempted_itself:
+                if self._by_priority and self._survives_self_preemption:
+                    continue  # the next request stands in its place
+                return budget
             if need > 0:
                 kv.take(need)
                 request.blocks += need
@@ -164,8 +206,8 @@ class Rules:
     def _schedule_waiting(self, batch: Batch, budget: int) -> None:
         """Admit from the head of the waiting queue while seats, budget and blocks allow."""
         config = self.config
-        threshold = config.long_prefill_token_threshold
-        seats = config.max_num_seqs
+        threshold = self._cap
+        seats = self._seats
         kv = self._kv
         running = self._running
         waiting = self._waiting
@@ -251,7 +293,7 @@ class Rules:
         return n
 
     def _pick_victim(self, order: list[Request]) -> Request:
-        if self.config.scheduling_policy == "priority":
+        if self._by_priority:
             return max(order, key=lambda request: (request.priority, request.arrival))
         return order[-1]
 

@@ -1,4 +1,4 @@
-"""vLLM 0.24's V1 scheduler as a state machine without a clock.
+"""vLLM's V1 scheduler as a state machine without a clock.
 
 ``schedule()`` chooses the next batch, ``update(batch)`` applies its result; whoever calls them
 decides how long things take. Asynchronous scheduling needs no rule of its own here: it is the
@@ -95,6 +95,8 @@ class Scheduler(Rules):
         """Choose what the next step computes, and take the blocks that it needs."""
         self._handover = False
         self._horizon = 0
+        if self._threshold:
+            self._set_cap()
         group = self._group
         plain = not ((self._grouped or self._regroup()) and self._fits_group())
         if plain and self._grouped:
@@ -144,7 +146,7 @@ class Scheduler(Rules):
 
     def _tokens_for(self, request: Request, budget: int) -> int:
         n = request.target - request.computed
-        threshold = self.config.long_prefill_token_threshold
+        threshold = self._cap
         if 0 < threshold < n:
             n = threshold
         return n if n < budget else budget
@@ -321,7 +323,7 @@ class Scheduler(Rules):
             return 0
         kv = self._kv
         # While blocks are only taken, a head of line that does not fit never will.
-        room = members < config.max_num_seqs and members < budget
+        room = members < self._seats and members < budget
         if room and self._waiting.count and not self._head_is_blocked():
             return 0
         turns = group.steps_to_end()

@@ -1,5 +1,7 @@
 """The scheduling rules written out with no thought of speed, to compare the scheduler with.
 
+Those of vLLM's ``Scheduler.schedule`` from release to release, of which ``self.version`` is one.
+
 Every physical block is an object with a number and a user count, the free queue is a list, a hash
 is the whole content of a block's prefix, and every request is visited in every step.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from qsim.sim.replay import Arrival, Scenario
+from qsim.sim.versions import parse_version
 
 
 class Block:
@@ -91,6 +94,7 @@ class Job:
 class ReferenceScheduler:
     def __init__(self, scenario: Scenario) -> None:
         self.config = scenario.config
+        self.version = parse_version(scenario.config.vllm_version)[:2]
         self.pool = Pool(self.config.num_gpu_blocks)
         self.waiting: list[Job] = []
         self.running: list[Job] = []
@@ -142,14 +146,22 @@ class ReferenceScheduler:
         self._register(job, min(job.computed + n, job.tokens))
         return True
 
-    def _chunk(self, n: int, budget: int) -> int:
+    def _threshold(self) -> int:
         threshold = self.config.long_prefill_token_threshold
-        return min(n, threshold or n, budget)
+        if self.version >= (0, 31):
+            eligible = len(self.running) + len(self.waiting)
+            if eligible <= 1:
+                return 0
+            if threshold and self.config.long_prefill_token_threshold_adaptive:
+                return max(threshold, self.config.max_num_batched_tokens // eligible)
+        return threshold
 
     def schedule(self) -> dict[str, Any]:
         self.handover = False
         self.steps += 1
         budget = self.config.max_num_batched_tokens
+        threshold = self._threshold()
+        active = self.config.max_num_active_seqs or self.config.max_num_seqs
         scheduled: list[tuple[Job, int, int]] = []
         preempted: list[Job] = []
         i = 0
@@ -159,7 +171,8 @@ class ReferenceScheduler:
             if job.placeholders and job.computed + 2 - job.placeholders >= last:
                 i += 1
                 continue
-            n = self._chunk(job.tokens + job.placeholders - job.computed, budget)
+            n = job.tokens + job.placeholders - job.computed
+            n = min(n, threshold or n, budget)
             n = min(n, self.config.max_model_len - job.computed - 1)
             if n == 0:
                 i += 1
@@ -169,12 +182,16 @@ class ReferenceScheduler:
                     victim = max(self.running, key=lambda job: job.key)
                 else:
                     victim = self.running[-1]
-                self.running.remove(victim)
+                position = self.running.index(victim)
+                del self.running[position]
+                if self.version >= (0, 28) and position < i:
+                    i -= 1
                 for item in scheduled:
                     if item[0] is victim:
                         scheduled.remove(item)
                         budget += item[1]
-                        i -= 1
+                        if self.version < (0, 28):
+                            i -= 1
                         break
                 self._release(victim)
                 victim.computed = 0
@@ -185,6 +202,8 @@ class ReferenceScheduler:
                 if victim is job:
                     break
             if not fits:
+                if self.version >= (0, 33) and self.config.scheduling_policy == "priority":
+                    continue
                 break
             scheduled.append((job, n, job.computed))
             budget -= n
@@ -194,7 +213,7 @@ class ReferenceScheduler:
             not preempted
             and self.waiting
             and budget > 0
-            and len(self.running) < self.config.max_num_seqs
+            and len(self.running) < active
         ):
             job = self.waiting[0]
             hits: list[Block] = []
@@ -214,7 +233,8 @@ class ReferenceScheduler:
             job.computed = len(hits) * job.block_size
             if job.cached_tokens is None:
                 job.cached_tokens = job.computed
-            n = self._chunk(job.tokens - job.computed, budget)
+            n = job.tokens - job.computed
+            n = min(n, threshold or n, budget)
             assert self._allocate(job, n)
             self.waiting.pop(0)
             self.running.append(job)

@@ -16,7 +16,10 @@ from qsim.sim.prefix_tree import PrefixNode, Run
 from qsim.sim.replay import Arrival, Scenario
 from qsim.sim.request import Request
 from qsim.sim.scheduler import Scheduler
+from qsim.sim.versions import rules_of
 
+#: one of each set of scheduling rules
+VERSIONS = ("0.24", "0.24", "0.28.0", "0.31.1", "0.33.0", "0.33.0")
 PREFIXES = ((1, 2, 3, 4), (1, 2, 5, 6), (7, 8, 9), (7,), (2, 1))
 
 
@@ -31,8 +34,19 @@ def scenarios(draw: st.DrawFn, *, decode_heavy: bool = False, tight: bool = Fals
     longest = max(longest, 2)
     least = -(-longest // block_size) + 1
     policy = draw(st.sampled_from(["fcfs", "priority"] if tight else ["fcfs", "fcfs", "priority"]))
+    version = draw(st.sampled_from(VERSIONS))
+    seats = draw(st.sampled_from([8, 16] if tight else [1, 3, 8, 16]))
+    threshold = draw(st.sampled_from([0, 0, 0, 2, block_size + 1]))
+    new = rules_of(version)
     config = EngineConfig(
-        max_num_seqs=draw(st.sampled_from([8, 16] if tight else [1, 3, 8, 16])),
+        vllm_version=version,
+        max_num_seqs=seats,
+        max_num_active_seqs=(
+            draw(st.none() | st.integers(1, seats)) if new.max_num_active_seqs else None
+        ),
+        long_prefill_token_threshold_adaptive=(
+            new.long_prefill_token_threshold_adaptive and threshold > 0 and draw(st.booleans())
+        ),
         max_num_batched_tokens=draw(
             st.sampled_from([3, 5, 9, 500] if tight else [3, block_size, 2 * longest, 500])
         ),
@@ -41,7 +55,7 @@ def scenarios(draw: st.DrawFn, *, decode_heavy: bool = False, tight: bool = Fals
         num_gpu_blocks=least + draw(st.sampled_from([1, 2, 4] if tight else [0, 1, 5, 20, 200])),
         enable_prefix_caching=draw(st.booleans()),
         async_scheduling=draw(st.booleans()),
-        long_prefill_token_threshold=draw(st.sampled_from([0, 0, 0, 2, block_size + 1])),
+        long_prefill_token_threshold=threshold,
         scheduling_policy=policy,
     )
     gaps = [0, 0, 0, 1, 2, 9]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,31 +12,65 @@ from typing import Any
 import pytest
 
 from qsim.errors import ScenarioError
-from qsim.sim.replay import load_scenario, main, parse_scenario, replay
+from qsim.sim.replay import Scenario, load_scenario, main, parse_scenario, replay
 
 OURS = Path(__file__).parent / "golden"
-# Recordings of the real scheduler: an optional folder of developers, beside the checkout.
-REAL = Path(__file__).parents[3] / "shared" / "golden" / "dev"
-FILES = sorted(OURS.glob("*.json")) + sorted(REAL.glob("*.json"))
+# Recordings of the real scheduler: optional folders of developers, beside the checkout. The
+# scenarios do not name the version that ran them.
+SHARED = Path(__file__).parents[3] / "shared" / "golden"
+REAL = {"0.24.0": SHARED / "dev", "0.33.0": SHARED / "vllm-0.33"}
+FILES = [(None, path) for path in sorted(OURS.glob("*.json"))] + [
+    (version, path) for version, folder in REAL.items() for path in sorted(folder.glob("*.json"))
+]
+IDS = [path.stem if version is None else f"{version}-{path.stem}" for version, path in FILES]
+every_recording = pytest.mark.parametrize(("version", "path"), FILES, ids=IDS)
 
 
-def check(path: Path) -> None:
+def load(path: Path, version: str | None) -> Scenario:
+    """A recorded scenario, with the version that ran it if it does not name one itself."""
+    scenario = load_scenario(path)
+    if version is not None:
+        config = dataclasses.replace(scenario.config, vllm_version=version)
+        scenario = dataclasses.replace(scenario, config=config)
+    return scenario
+
+
+def check(scenario: Scenario, path: Path) -> None:
     expected = json.loads(path.read_text())["expected"]["steps"]
-    steps = replay(load_scenario(path))
+    steps = replay(scenario)
     for record, wanted in zip(steps, expected, strict=False):
         assert record == wanted
     assert len(steps) == len(expected)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_schedule_is_reproduced(path: Path) -> None:
-    check(path)
+@every_recording
+def test_schedule_is_reproduced(version: str | None, path: Path) -> None:
+    check(load(path, version), path)
 
 
-def test_recordings_of_the_real_scheduler_are_there() -> None:
-    if not REAL.is_dir():
-        pytest.skip(f"no recordings of the real scheduler in {REAL}: checked against our own only")
-    assert len(list(REAL.glob("*.json"))) >= 33
+def test_versions_differ_in_recordings() -> None:
+    # else the recordings of the newer one would prove nothing about its rules
+    folder = REAL["0.33.0"]
+    if not folder.is_dir():
+        pytest.skip(f"no recordings of the real scheduler in {folder}")
+    differing = [
+        path.stem
+        for path in sorted(folder.glob("*.json"))
+        if replay(load(path, "0.24.0")) != replay(load(path, "0.33.0"))
+    ]
+    assert differing == [
+        "g3_priority_shift_async",
+        "g4_priority_cached_victim_sync",
+        "g5_priority_async",
+    ]
+
+
+@pytest.mark.parametrize("version", REAL)
+def test_recordings_of_the_real_scheduler_are_there(version: str) -> None:
+    folder = REAL[version]
+    if not folder.is_dir():
+        pytest.skip(f"no recordings of the real scheduler in {folder}: ours only")
+    assert len(list(folder.glob("*.json"))) >= 33
 
 
 def test_our_recordings_are_there() -> None:
@@ -110,6 +145,9 @@ def test_command_needs_one_argument(capsys: pytest.CaptureFixture[str]) -> None:
         ("config", "async_scheduling", 1, "config.async_scheduling is 1; must be true or false"),
         ("config", "policy", "lifo", "config.policy is 'lifo'; must be 'fcfs' or 'priority'"),
         ("config", "watermark", 0.1, "config has the unknown field 'watermark'"),
+        ("config", "vllm_version", 0.33, "config.vllm_version is 0.33; must be a version of vLLM"),
+        ("config", "vllm_version", "0.23.1", "config.vllm_version is '0.23.1'; must be 0.24 or "),
+        ("config", "max_num_active_seqs", 2, "config.max_num_active_seqs is 2; vLLM 0.24 has no"),
         ("arrival", "turn", -1, r"arrivals\[3\].turn is -1; must be a whole number >= 0"),
         ("arrival", "turn", 0, r"arrivals\[3\].turn is 0; must be >= \d+, the turn of"),
         ("arrival", "id", 5, r"arrivals\[3\].id is 5; must be a string"),
@@ -136,6 +174,21 @@ def test_a_bad_field_is_named(
     places[where][field] = value
     with pytest.raises(ScenarioError, match=message):
         parse_scenario(scenario)
+
+
+def test_a_newer_version_has_the_newest_rules_and_a_remark(
+    scenario: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = []
+    for version in ("0.33.0", "0.41.2"):
+        scenario["config"]["vllm_version"] = version
+        path = tmp_path / f"{version}.json"
+        path.write_text(json.dumps(scenario))
+        assert main([str(path)]) == 0
+        printed.append(capsys.readouterr())
+    assert printed[0].out == printed[1].out
+    assert printed[0].err == ""
+    assert "Note: vLLM 0.41.2 is newer than 0.33" in printed[1].err
 
 
 def test_a_missing_field_is_named(scenario: dict[str, Any]) -> None:

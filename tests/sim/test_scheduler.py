@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from qsim.errors import ScenarioError
 from qsim.sim.config import EngineConfig
-from qsim.sim.replay import Arrival, Scenario, load_scenario
+from qsim.sim.replay import Arrival, Scenario
 from qsim.sim.request import Request
 from qsim.sim.scheduler import Scheduler
 from tests.sim.reference import Job, ReferenceScheduler
 from tests.sim.scenarios import Driver, by_block, ratio_of, scenarios
-from tests.sim.test_golden import FILES
+from tests.sim.test_golden import every_recording, load
 
 ABORTS = st.dictionaries(st.integers(0, 40), st.lists(st.integers(0, 13), max_size=3), max_size=4)
 
@@ -144,9 +144,11 @@ def test_abort_of_a_head_that_does_not_fit_lets_the_next_in() -> None:
     compare_with_reference(scenario, {3: [1]})
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_rules_written_out_give_the_recorded_schedules(path: Path) -> None:
-    compare_with_reference(load_scenario(path), {})
+@every_recording
+def test_the_rules_written_out_give_the_recorded_schedules(
+    version: str | None, path: Path
+) -> None:
+    compare_with_reference(load(path, version), {})
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,0 +1,134 @@
+"""The rules that differ between releases of vLLM: who has which, and what each does."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from qsim.errors import ScenarioError
+from qsim.sim.config import EngineConfig
+from qsim.sim.replay import Arrival, Scenario
+from qsim.sim.versions import NEWEST, OLDEST, VersionRules, newer_than_known, parse_version, rules_of
+from tests.sim.scenarios import Driver
+from tests.sim.test_scheduler import compare_with_reference
+
+
+@pytest.mark.parametrize(
+    ("text", "release"),
+    [
+        ("0.24", (0, 24, 0)),
+        ("0.24.0", (0, 24, 0)),
+        ("v0.33.1", (0, 33, 1)),
+        ("0.33.0rc2", (0, 33, 0)),
+        ("0.33.1.dev12+g1a2b3c.cu130", (0, 33, 1)),
+        ("0.29.0.post1", (0, 29, 0)),
+        ("1.0.0", (1, 0, 0)),
+    ],
+)
+def test_versions_are_read(text: str, release: tuple[int, int, int]) -> None:
+    assert parse_version(text) == release
+
+
+@pytest.mark.parametrize("text", ["", "33", "0.33.x", "latest", "0.24.0.1", "0.-1", None, 0.33])
+def test_what_is_no_version_is_refused(text: object) -> None:
+    with pytest.raises(ScenarioError, match="must be a version of vLLM"):
+        parse_version(text)  # type: ignore[arg-type]
+
+
+def test_older_versions_are_refused() -> None:
+    with pytest.raises(ScenarioError, match=r"vllm_version is '0.9.2'; must be 0.24 or newer"):
+        rules_of("0.9.2")
+
+
+def has(version: str) -> set[str]:
+    rules = rules_of(version)
+    return {f.name for f in fields(VersionRules) if getattr(rules, f.name)}
+
+
+def test_rules_come_one_after_the_other_and_stay() -> None:
+    assert has("0.24.3") == set()
+    assert has("0.25") == has("0.26.1") == {"balancer_rotates"}
+    before: set[str] = set()
+    for minor in range(OLDEST[1], NEWEST[1] + 1):
+        now = has(f"0.{minor}.0")
+        assert before <= now
+        before = now
+    assert before == {f.name for f in fields(VersionRules)}
+    assert has("0.33.0") - has("0.32.9") == {"pass_survives_self_preemption"}
+    assert has("0.31") - has("0.30") == {
+        "lone_request_uncapped",
+        "max_num_active_seqs",
+        "long_prefill_token_threshold_adaptive",
+    }
+
+
+def test_newer_versions_have_the_newest_rules_and_a_remark() -> None:
+    assert rules_of("0.34") == rules_of("1.2.0") == rules_of("0.33.7")
+    assert newer_than_known("0.33.7") is None
+    assert "vLLM 0.34 is newer than 0.33" in str(newer_than_known("0.34"))
+
+
+def items(version: str, arrivals: list[Arrival], **settings: object) -> list[object]:
+    config = EngineConfig(vllm_version=version, **settings)  # type: ignore[arg-type]
+    scenario = Scenario("directed", config, tuple(arrivals))
+    compare_with_reference(scenario, {})
+    return [(turn.items, turn.preempted) for turn in Driver(scenario).turns()]
+
+
+def chunks(version: str, prompts: list[int], **settings: object) -> list[list[int]]:
+    arrivals = [Arrival(0, f"r{i}", prompt, 1) for i, prompt in enumerate(prompts)]
+    settings = {"num_gpu_blocks": 65, "max_model_len": 512, **settings}
+    steps = items(version, arrivals, max_num_batched_tokens=128, async_scheduling=False, **settings)
+    return [[n for _, n, _ in served] for served, _ in steps if served]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("0.24", [32, 32, 32, 4]), ("0.30.2", [32, 32, 32, 4]), ("0.31", [100]), ("0.33.0", [100])],
+)
+def test_a_lone_request_escapes_the_threshold(version: str, expected: list[int]) -> None:
+    steps = chunks(version, [100], long_prefill_token_threshold=32)
+    assert steps == [[n] for n in expected]
+
+
+def test_two_requests_are_capped_until_one_of_them_is_left() -> None:
+    steps = chunks("0.33.0", [100, 20], long_prefill_token_threshold=32)
+    assert steps == [[32, 20], [68]]  # the second has finished when step 2 is scheduled
+
+
+def test_an_adaptive_threshold_is_a_fair_share_of_the_budget() -> None:
+    settings = {"long_prefill_token_threshold": 8, "long_prefill_token_threshold_adaptive": True}
+    assert chunks("0.33.0", [90, 90, 90], **settings)[0] == [42, 42, 42]
+    assert chunks("0.33.0", [90, 90, 90], long_prefill_token_threshold=8)[0] == [8, 8, 8]
+    with pytest.raises(ScenarioError, match="vLLM 0.30 has no such option, 0.31 brought it"):
+        chunks("0.30", [90], **settings)
+
+
+def test_fewer_seats_may_be_taken_than_there_are() -> None:
+    assert chunks("0.31", [5, 5, 5], max_num_seqs=4, max_num_active_seqs=2) == [[5, 5], [5]]
+    with pytest.raises(ScenarioError, match="max_num_active_seqs is 5; must be <= max_num_seqs 4"):
+        EngineConfig(vllm_version="0.31", max_num_seqs=4, max_num_active_seqs=5)
+    with pytest.raises(ScenarioError, match="must be a whole number >= 1"):
+        EngineConfig(vllm_version="0.31", max_num_active_seqs=0)
+
+
+@pytest.mark.parametrize("version", ["0.24", "0.32.0", "0.33.0"])
+def test_who_preempts_itself_ends_the_pass_or_not(version: str) -> None:
+    arrivals = [
+        Arrival(0, "low", 46, 5, priority=2),
+        Arrival(1, "x", 31, 4),
+        Arrival(1, "y", 30, 4),
+    ]
+    steps = items(
+        version,
+        arrivals,
+        num_gpu_blocks=8,
+        max_model_len=112,
+        max_num_batched_tokens=128,
+        async_scheduling=False,
+        scheduling_policy="priority",
+    )
+    served, preempted = steps[3]  # type: ignore[misc]
+    assert preempted == (0,)
+    assert [index for index, _, _ in served] == ([1, 2] if version == "0.33.0" else [])
