@@ -209,12 +209,7 @@ class ReferenceScheduler:
             budget -= n
             i += 1
         self._sort_waiting()
-        while (
-            not preempted
-            and self.waiting
-            and budget > 0
-            and len(self.running) < active
-        ):
+        while not preempted and self.waiting and budget > 0 and len(self.running) < active:
             job = self.waiting[0]
             hits: list[Block] = []
             if self.config.enable_prefix_caching:

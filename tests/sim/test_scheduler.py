@@ -145,9 +145,7 @@ def test_abort_of_a_head_that_does_not_fit_lets_the_next_in() -> None:
 
 
 @every_recording
-def test_the_rules_written_out_give_the_recorded_schedules(
-    version: str | None, path: Path
-) -> None:
+def test_the_rules_written_out_give_the_recorded_schedules(version: str | None, path: Path) -> None:
     compare_with_reference(load(path, version), {})
 
 

@@ -9,7 +9,14 @@ import pytest
 from qsim.errors import ScenarioError
 from qsim.sim.config import EngineConfig
 from qsim.sim.replay import Arrival, Scenario
-from qsim.sim.versions import NEWEST, OLDEST, VersionRules, newer_than_known, parse_version, rules_of
+from qsim.sim.versions import (
+    NEWEST,
+    OLDEST,
+    VersionRules,
+    newer_than_known,
+    parse_version,
+    rules_of,
+)
 from tests.sim.scenarios import Driver
 from tests.sim.test_scheduler import compare_with_reference
 
