@@ -1,17 +1,15 @@
-"""What a campaign of measurements shows on the terminal, and how it is interrupted."""
+"""What a campaign of measurements shows on the terminal, and says when it is interrupted."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import click
+from qsim.cli._progress import draw
 
 __all__ = ["campaign_progress", "interruptible"]
 
@@ -36,7 +34,7 @@ def campaign_progress() -> Iterator[Callable[[tuple[int, ...], str, str, float],
             left = f"{int(left_s) // 60}:{int(left_s) % 60:02d} left"
             if what.startswith(("complete", "failed")):
                 gpus = ",".join(map(str, group))
-                click.echo(f"{chr(13) if terminal else ''}GPU {gpus}: {name} {what}", err=True)
+                draw(f"{chr(13) if terminal else ''}GPU {gpus}: {name} {what}\n")
             elif terminal:
                 filled = round(20 * most_s)
                 bar = "#" * filled + "-" * (20 - filled)
@@ -46,28 +44,21 @@ def campaign_progress() -> Iterator[Callable[[tuple[int, ...], str, str, float],
                 )
                 width = os.get_terminal_size(sys.stderr.fileno()).columns
                 line = f"[{bar}] {most_s:4.0%} {left} | {work}"
-                click.echo(f"\r\x1b[K{line[: width - 1]}", nl=False, err=True)
+                draw(f"\r\x1b[K{line[: width - 1]}")
             elif changed:
                 gpus = ",".join(map(str, group))
-                click.echo(f"{elapsed_s:6.1f} s  GPU {gpus}: {name} {what} ({left})", err=True)
+                draw(f"{elapsed_s:6.1f} s  GPU {gpus}: {name} {what} ({left})\n")
 
     yield report
     if terminal:
-        click.echo("", err=True)
+        draw("\n")
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM ends a campaign as Ctrl-C does: no server stays behind. Says how to go on."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    """Tell who interrupts a campaign how to go on."""
     try:
         yield
     except KeyboardInterrupt:
-        click.echo("\nComplete recordings are kept: add --resume to go on.", err=True)
+        draw("\nComplete recordings are kept: add --resume to go on.\n")
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)

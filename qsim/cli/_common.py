@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -254,8 +255,9 @@ def one_to_stdout(
 
 
 def note(text: str) -> None:
-    """A remark on stderr."""
-    click.echo(f"Note: {text}", err=True)
+    """A remark on stderr; lost if that is closed."""
+    with suppress(OSError):
+        click.echo(f"Note: {text}", err=True)
 
 
 def need_matplotlib(option: str, path: str | None, endings: tuple[str, ...] = PICTURES) -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import click
 
 from qsim.cli._common import note
 
-__all__ = ["progress_bar", "resumable"]
+__all__ = ["draw", "progress_bar", "resumable"]
 
 _WIDTH = 30
+
+
+def draw(text: str) -> None:
+    """Write on stderr as it is, if that can still be done."""
+    with suppress(OSError):  # no work is to be lost for a bar, if the terminal is gone
+        click.echo(text, nl=False, err=True)
 
 
 class _Bar:
@@ -26,7 +32,7 @@ class _Bar:
         self._tenths = 0
         self._drawn_s = 0.0
         self._begin_s = time.monotonic()
-        click.echo(self._line("") + ("" if self._terminal else "\n"), nl=False, err=True)
+        draw(self._line("") + ("" if self._terminal else "\n"))
 
     def update(self, share: float, text: str = "") -> None:
         """Show ``share`` in [0, 1]; it never goes back."""
@@ -35,15 +41,15 @@ class _Bar:
         if self._terminal:
             if now_s - self._drawn_s >= 0.05 or self._share >= 1:
                 self._drawn_s = now_s
-                click.echo(f"\r\x1b[K{self._line(text)}", nl=False, err=True)
+                draw(f"\r\x1b[K{self._line(text)}")
         elif int(self._share * 10) > self._tenths:
             self._tenths = int(self._share * 10)
-            click.echo(self._line(text), err=True)
+            draw(self._line(text) + "\n")
 
     def finish(self) -> None:
         """Leave a clean line behind."""
         if self._terminal:
-            click.echo("\r\x1b[K", nl=False, err=True)
+            draw("\r\x1b[K")
 
     def _line(self, text: str) -> str:
         filled = round(self._share * _WIDTH)
@@ -77,6 +83,6 @@ def resumable(kept: str | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if kept is not None:
-            click.echo("", err=True)
+            draw("\n")
             note(f"{kept}; go on with the same command and --resume")
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ import click
 from qsim import __version__
 from qsim.cli._command import Group
 from qsim.errors import QsimError
+from qsim.interrupts import ended_by_signals
 
 __all__ = ["COMMANDS", "main"]
 
@@ -54,7 +56,8 @@ _NO_BLAS = ("simulate", "plan")
 
 def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
     """Say what went wrong on one line and end."""
-    click.echo(f"Error: {' '.join(message.splitlines())}", err=True)
+    with suppress(OSError):  # stderr may be a terminal that is gone
+        click.echo(f"Error: {' '.join(message.splitlines())}", err=True)
     ctx.exit(exit_code)
 
 
@@ -96,7 +99,8 @@ class LazyGroup(Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand; turn what may go wrong into one line and an exit code."""
         try:
-            return super().invoke(ctx)
+            with ended_by_signals():
+                return super().invoke(ctx)
         except QsimError as e:
             _fail(ctx, str(e), e.exit_code)
         except KeyboardInterrupt:
@@ -109,7 +113,8 @@ class LazyGroup(Group):
 
 
 def _interrupted(ctx: click.Context) -> NoReturn:
-    click.echo("\nInterrupted.", err=True)
+    with suppress(OSError):
+        click.echo("\nInterrupted.", err=True)
     ctx.exit(130)
 
 
@@ -125,5 +130,6 @@ def main() -> None:
     qsim simulate TRACE --profile h200_sxm/llama-3.1-8b/fp8-w8a8 --replicas 2
 
     Exit codes: 0 done, 2 bad input, 3 no fleet meets the SLOs (or --fail-on-slo),
-    4 calibration failed, 5 an optional package is missing, 130 interrupted.
+    4 calibration failed, 5 an optional package is missing, 130 interrupted (by Ctrl-C, SIGTERM
+    or SIGHUP alike).
     """

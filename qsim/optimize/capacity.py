@@ -18,7 +18,9 @@ from qsim.optimize.plan_run import PlanRun
 from qsim.optimize.plan_search import search_space
 from qsim.optimize.prices import DEFAULT_CLASS
 from qsim.optimize.searches import Progress, part_of
+from qsim.optimize.storage import held_study
 from qsim.optimize.study import StudySettings
+from qsim.optimize.study_open import check_study
 from qsim.optimize.weigh import carbon_of, quality_goal
 from qsim.profile import Profile
 from qsim.sim.config import EngineOptions
@@ -180,7 +182,9 @@ def plan(
     wanted = detail or DetailWanted()
     shares = _shares(bool(space), headroom, bool(wanted))
     many = None if space or wanted else len(chosen)
-    with open_executor(jobs, at_most=many, dask=dask) as executor:
+    study = study or StudySettings("tpe", trials=60, seed=seed)
+    with held_study(study.storage), open_executor(jobs, at_most=many, dask=dask) as executor:
+        check_study(study.storage, study.name, study.resume)
         executor.share(trace)
         for profile in chosen:
             executor.share(profile)
@@ -188,7 +192,6 @@ def plan(
         candidates = run.fleets(part_of(progress, 0.0, shares[0]))
         report, spare, told = None, None, None
         if space is not None:
-            study = study or StudySettings("tpe", trials=60, seed=seed)
             between = part_of(progress, shares[0], shares[1])
             candidates, report = run.settings(space, study, candidates, between)
         runs: tuple[Replication, ...] = ()

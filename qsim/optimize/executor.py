@@ -8,14 +8,22 @@ dies costs the time of the task that it was at: another one does it again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from qsim.checks import whole
 
-__all__ = ["MAX_DEATHS", "SerialExecutor", "TaskExecutor", "available_cores", "open_executor"]
+__all__ = [
+    "MAX_DEATHS",
+    "LaterExecutor",
+    "SerialExecutor",
+    "TaskExecutor",
+    "available_cores",
+    "open_executor",
+]
 
 T = TypeVar("T")
 
@@ -38,9 +46,13 @@ class TaskExecutor(Executor):
     ----------
     width : int
         Tasks that run at a time, as far as it is known; 1 otherwise.
+    window : int
+        Tasks that it makes sense to have under way: enough to keep it busy, and no more than
+        needed, so that each result is at hand as soon as it is there.
     """
 
     width: int = 1
+    window: int = 1
 
     def share(self, value: T) -> T:
         """Announce that many tasks will hold this very object; returns it.
@@ -65,6 +77,47 @@ class SerialExecutor(TaskExecutor):
         except Exception as e:
             future.set_exception(e)
         return future
+
+
+class LaterExecutor(TaskExecutor):
+    """Takes tasks in at once and starts them when there is room for them."""
+
+    def __init__(self) -> None:
+        self._calls: dict[Future[Any], Callable[[TaskExecutor], Future[Any]]] = {}
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Remember ``fn(*args, **kwargs)``."""
+        future: Future[Any] = Future()
+        self._calls[future] = lambda executor: executor.submit(fn, *args, **kwargs)
+        return future
+
+    def finished(
+        self, executor: TaskExecutor, futures: Sequence[Future[Any]]
+    ) -> Iterator[Future[Any]]:
+        """Run the tasks, and yield each future as soon as it is done."""
+        left = deque(futures)
+        running: dict[Future[Any], tuple[int, Future[Any]]] = {}
+        begun = 0
+        while left or running:
+            while left and len(running) < executor.window:
+                future = left.popleft()
+                call = self._calls.pop(future, None)
+                if call is None:  # one that was refused, and not submitted
+                    yield future
+                    continue
+                running[call(executor)] = (begun, future)
+                begun += 1
+            if not running:
+                continue
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for inner in sorted(done, key=lambda f: running[f][0]):
+                _, future = running.pop(inner)
+                error = inner.exception()
+                if error is not None:
+                    future.set_exception(error)
+                else:
+                    future.set_result(inner.result())
+                yield future
 
 
 @contextmanager

@@ -38,6 +38,8 @@ class DaskExecutor(TaskExecutor):
         ``tcp://host:8786``, or a scheduler file that ends in ``.json``.
     """
 
+    window = 64  # how many workers a cluster has changes
+
     def __init__(self, address: str) -> None:
         try:
             import distributed

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
 import signal
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
 from qsim.errors import QsimError
+from qsim.files import remove_stale, temporary_prefix
+from qsim.interrupts import uninterrupted
 from qsim.optimize.executor import MAX_DEATHS, TaskExecutor
 from qsim.optimize.shared import Shelf, run_from_folder
 
@@ -34,11 +41,13 @@ class LocalExecutor(TaskExecutor):
     """``jobs`` processes with a queue before them.
 
     Each process is a pool of its own, so that when one dies it is known which task it was at:
-    that task goes back to the head of the queue and nothing else is lost.
+    that task goes back to the head of the queue and nothing else is lost. When this process dies,
+    in whatever way, each of them ends, and they remove the folder of the shared values.
     """
 
     def __init__(self, jobs: int) -> None:
         self._jobs = self.width = jobs
+        self.window = 2 * jobs
         self._lock = threading.RLock()
         self._queue: deque[_Task] = deque()
         self._idle: list[ProcessPoolExecutor] = []
@@ -46,12 +55,15 @@ class LocalExecutor(TaskExecutor):
         self._settled = threading.Condition(self._lock)
         self._closed = False
         self._shelf = Shelf()
-        self._folder = tempfile.TemporaryDirectory(prefix="qsim-")
+        remove_stale(tempfile.gettempdir())  # of processes that were killed with all their workers
+        self._folder = tempfile.TemporaryDirectory(
+            prefix=temporary_prefix(), ignore_cleanup_errors=True
+        )
         self._children_before = {p.pid for p in multiprocessing.active_children()}
 
     def share(self, value: T) -> T:
         """As :meth:`TaskExecutor.share`; the value lies in a temporary file, and is read once."""
-        with self._lock:
+        with uninterrupted(), self._lock:
             path = Path(self._folder.name, self._shelf.put(value))
             data = self._shelf.pickled.pop(path.name, None)
             if data is not None and not path.exists():
@@ -61,7 +73,7 @@ class LocalExecutor(TaskExecutor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Queue ``fn(*args, **kwargs)``; the future's error is a QsimError if its workers die."""
         future: Future[Any] = Future()
-        with self._lock:
+        with uninterrupted(), self._lock:
             if self._closed:
                 raise RuntimeError("the executor is closed")
             self._queue.append(_Task(self._shelf.pack((fn, args, kwargs))[0], future))
@@ -116,7 +128,11 @@ class LocalExecutor(TaskExecutor):
     def _start(self) -> ProcessPoolExecutor:
         # spawn, not fork: the same on every platform, and safe when the caller has threads
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(1, mp_context=context, initializer=_ignore_interrupt)
+        with _shielded():
+            resource_tracker.ensure_running()  # a process, too; it is started with the first queue
+        pool = ProcessPoolExecutor(
+            1, mp_context=context, initializer=_begin, initargs=(self._folder.name,)
+        )
         self._pools.add(pool)
         return pool
 
@@ -154,20 +170,44 @@ class LocalExecutor(TaskExecutor):
 
 
 def _submit(pool: ProcessPoolExecutor, fn: Callable[..., Any], *args: Any) -> Future[Any]:
-    """Submit such that Ctrl-C does not reach the process: it is for this one, which then ends it.
+    """Submit; the process may be started here."""
+    with _shielded():
+        return pool.submit(fn, *args)
 
-    The process is started here and inherits the thread's signal mask, so that there is no moment
-    at which it could answer Ctrl-C with a traceback.
+
+@contextmanager
+def _shielded() -> Iterator[None]:
+    """What a terminal sends to all its processes does not reach those that are started here.
+
+    Ctrl-C and the end of a terminal are for this process, which then ends the others. They inherit
+    the thread's signal mask, so that there is no moment at which they could answer Ctrl-C with a
+    traceback.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
-        return pool.submit(fn, *args)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
-        return pool.submit(fn, *args)
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _ignore_interrupt() -> None:
-    """The same for systems without signal masks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin(folder: str) -> None:
+    """Run in a new process: Ctrl-C is not for it, and it ends when its parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems without signal masks
+    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
+
+
+def _end_with_parent(folder: str) -> None:
+    """Wait for the parent's end; then remove what it can no longer remove, and end.
+
+    Not PR_SET_PDEATHSIG: it is sent when the *thread* ends that started the process, which here is
+    often one of a pool whose process died.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    multiprocessing.connection.wait([parent.sentinel])
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)

@@ -102,10 +102,13 @@ class SettingOutcome:
     """The candidate, and how many simulations it took.
 
     An infeasible candidate's outcome is the fleet of ``cap`` replicas, if it was given up there.
+    ``cap`` and ``bound_j`` are those of the task.
     """
 
     candidate: Candidate
     simulations: int
+    cap: int | None = None
+    bound_j: float | None = None
 
 
 def solve_setting(job: SettingTask) -> SettingOutcome:
@@ -128,10 +131,10 @@ def solve_setting(job: SettingTask) -> SettingOutcome:
         last = done[max(done)]
         text = f"{last.binding.sentence()} with {last.replicas} replicas: more would not be best"
         lost = replace(job.blank, reason=text, outcome=last)
-        return SettingOutcome(lost, len(done))
+        return SettingOutcome(lost, len(done), job.cap, job.bound_j)
     evaluations = tuple(done[n] for n in sorted(done))
     found = replace(job.blank, feasible=True, outcome=done[best], evaluations=evaluations)
-    return SettingOutcome(found, len(done))
+    return SettingOutcome(found, len(done), job.cap, job.bound_j)
 
 
 def _below(cap: int, guess: int, met: Callable[[int], bool]) -> int | None:
@@ -233,7 +236,6 @@ class PlanProblem:
     budget: Budget
     incumbent: float = math.inf
     found: dict[Hashable, Candidate] = field(default_factory=dict)
-    simulations: int = 0
 
     @property
     def objectives(self) -> Sequence[Objective]:
@@ -299,10 +301,15 @@ class PlanProblem:
 
     def judge(self, params: Params, outcome: SettingOutcome) -> Judgement:
         """The worth of the smallest fleet, or how far the largest one that is worth it missed."""
-        self.simulations += outcome.simulations
         c = outcome.candidate
+        # what it takes to find the same candidate again after an interruption
+        figures: dict[str, Any] = {
+            "simulations": outcome.simulations,
+            "cap": outcome.cap,
+            "bound_j": outcome.bound_j,
+        }
         if c.outcome is None:
-            return Judgement(None, reason=c.reason)
+            return Judgement(None, figures=figures, reason=c.reason)
         as_if = c if c.feasible else replace(c, feasible=True)
         worth = as_if.worth(self.objective)
         violations = {"slo": min(max(c.outcome.binding.ratio - 1, 0.0), _MOST_VIOLATION)}
@@ -311,7 +318,7 @@ class PlanProblem:
         if self.budget:
             over = self.budget.overruns(as_if, c.outcome)
             violations["budget"] = max((s.excess for s, _ in over), default=0.0)
-        figures = {"replicas": c.outcome.replicas, "simulations": outcome.simulations}
+        figures["replicas"] = c.outcome.replicas
         judgement = Judgement((worth,), violations, figures, "" if c.feasible else c.reason)
         if all(v <= 0 for v in violations.values()):
             self.found[self.key(params)] = c
@@ -340,10 +347,9 @@ class PlanProblem:
                 continue
             if key not in self.found:
                 blank, task = self._setting(r.params)
-                job = SettingTask(task, blank, r.figures["replicas"], self.max_replicas)
-                solved = solve_setting(job)
-                self.simulations += solved.simulations
-                self.found[key] = solved.candidate
+                cap = r.figures.get("cap", r.figures["replicas"])
+                job = SettingTask(task, blank, cap, self.max_replicas, r.figures.get("bound_j"))
+                self.found[key] = solve_setting(job).candidate
             chosen[key] = self.found[key]
         return list(chosen.values())
 
@@ -377,5 +383,6 @@ def run_search(
     best = {c.profile: c for c in known}
     for c in problem.candidates(records):
         best[c.profile] = min(best[c.profile], c, key=lambda b: b.rank(problem.objective))
-    report = SearchReport(problem.space, settings.sampler, tuple(records), problem.simulations)
+    once = {problem.key(r.params): r.figures.get("simulations", 0) for r in records}
+    report = SearchReport(problem.space, settings.sampler, tuple(records), sum(once.values()))
     return [best[c.profile] for c in known], report

@@ -21,7 +21,9 @@ from qsim.optimize.schedule_policies import Bench, smallest_static
 from qsim.optimize.schedule_problem import OBJECTIVES, PoolChoice, ScheduleProblem, parse_window
 from qsim.optimize.schedule_result import PolicyResult, Schedule
 from qsim.optimize.schedule_search import OPTIMISM, Proposal, WindowSearch
+from qsim.optimize.storage import held_study
 from qsim.optimize.study import StudySettings
+from qsim.optimize.study_open import check_study
 from qsim.optimize.weigh import quality_goal
 from qsim.profile import Profile
 from qsim.sim.config import EngineOptions
@@ -165,7 +167,8 @@ def schedule(
         choose_profiles(model, gpus, methods, profiles), goal, prices, provider, options,
         lifecycle or Lifecycle(), objective,
     )  # fmt: skip
-    with open_executor(jobs, dask=dask) as executor:
+    with held_study(study), open_executor(jobs, dask=dask) as executor:
+        check_study(study, settings.name, resume)
         executor.share(plan_trace)
         executor.share(serve_trace)
         tell = _Teller(progress, 3 + len(policies))

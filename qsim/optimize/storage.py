@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
-import signal
-import threading
+import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from qsim.errors import ScenarioError
+from qsim.optimize.journal import held
 
-__all__ = ["open_storage", "quiet_optuna", "uninterrupted"]
+__all__ = ["held_study", "is_file", "open_storage", "quiet_optuna"]
 
 
 def open_storage(where: str | os.PathLike[str] | None) -> Any:
@@ -30,7 +33,9 @@ def open_storage(where: str | os.PathLike[str] | None) -> Any:
         If it cannot be opened, with Optuna's reason.
     """
     from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
+    from optuna.storages.journal import JournalRedisBackend
+
+    from qsim.optimize.storage_journal import CheckedJournal
 
     if where is None:
         return InMemoryStorage()
@@ -40,11 +45,7 @@ def open_storage(where: str | os.PathLike[str] | None) -> Any:
             return JournalStorage(JournalRedisBackend(text))
         if "://" in text:
             return RDBStorage(text)
-        path = Path(text)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _check_journal(path)
-        return JournalStorage(JournalFileBackend(text))
+        return JournalStorage(CheckedJournal(Path(text)))
     except ScenarioError:
         raise
     except Exception as e:  # sqlalchemy's, redis', the driver's, the file system's
@@ -55,17 +56,67 @@ def open_storage(where: str | os.PathLike[str] | None) -> Any:
         ) from e
 
 
-def _check_journal(path: Path) -> None:
-    """Refuse a file that is no journal; cut off a last line that was not written to its end."""
-    data = path.read_bytes()
-    if data and not data.startswith(b'{"op_code"'):
-        raise ScenarioError(
-            f"study is {str(path)!r}: this file is no Optuna journal; give another path, or a "
-            "storage URL such as sqlite:///studies.db"
-        )
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        os.truncate(path, whole)
+def is_file(where: str | os.PathLike[str] | None) -> bool:
+    """Whether a study's place is a journal file, and not a URL or memory."""
+    return where is not None and "://" not in os.fspath(where)
+
+
+@contextmanager
+def held_study(where: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Keep the studies in ``where`` to oneself for the time of a ``with`` block.
+
+    A journal file is locked, for all who share the file system. For a database the name is taken
+    on this machine; a process of another machine is noticed when it adds a trial.
+
+    Raises
+    ------
+    ScenarioError
+        If another process works with them, or the file cannot be written to.
+    """
+    if where is None:
+        yield
+        return
+    text = os.fspath(where)
+    what = f"study {text!r}"
+    with ExitStack() as stack:
+        if is_file(text):
+            path = Path(text)
+            try:
+                stack.enter_context(held(path, what))
+            except OSError as e:
+                raise ScenarioError(
+                    f"{what}: {e.strerror or e} ({e.filename}); give the path of a journal file "
+                    "that can be written to"
+                ) from e
+            stack.callback(_remove_empty, path)
+        else:
+            stack.enter_context(_name_held(text, what))
+        yield
+
+
+def _remove_empty(path: Path) -> None:
+    with suppress(OSError):
+        if not path.stat().st_size:
+            path.unlink()
+
+
+@contextmanager
+def _name_held(url: str, what: str) -> Iterator[None]:
+    """Take a name that the kernel gives back when this process ends (Linux's abstract sockets)."""
+    if sys.platform != "linux":
+        yield
+        return
+    name = hashlib.sha256(url.encode()).hexdigest()[:32]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as taken:
+        try:
+            taken.bind(f"\0qsim-study-{name}")
+        except OSError as e:
+            if e.errno != errno.EADDRINUSE:
+                raise
+            raise ScenarioError(
+                f"{what} is in use by another process; wait until that ends, or give another place"
+            ) from None
+        yield
 
 
 @contextmanager
@@ -79,24 +130,3 @@ def quiet_optuna() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(level)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Put Ctrl-C off until the end of a ``with`` block.
-
-    A storage may be left locked, or answer with an error of its own, when it is interrupted in the
-    middle of an operation.
-    """
-    usual = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(usual):
-        yield
-        return
-    came: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
-        if came:
-            usual(*came[-1])

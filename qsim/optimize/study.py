@@ -1,5 +1,4 @@
-"""Studies: Optuna asks in batches of a fixed size, any executor measures, and results are told in
-order.
+"""Studies: Optuna asks in batches of a fixed size, any executor measures, results are told at once.
 
 What a trial is depends on the seed, its number and what had been told when its batch began, and on
 nothing else. So one process, many, and a Dask cluster give the same study, and one that was
@@ -8,9 +7,7 @@ interrupted goes on as if it had not been.
 
 from __future__ import annotations
 
-import json
 import math
-import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -20,16 +17,25 @@ import numpy as np
 
 from qsim.checks import whole
 from qsim.errors import QsimError, ScenarioError
-from qsim.optimize.executor import TaskExecutor
+from qsim.interrupts import uninterrupted
+from qsim.optimize.executor import LaterExecutor, TaskExecutor
 from qsim.optimize.space import Space
-from qsim.optimize.storage import open_storage, quiet_optuna, uninterrupted
+from qsim.optimize.storage import quiet_optuna
+from qsim.optimize.study_open import open_study
 
-__all__ = ["SAMPLERS", "Judgement", "Objective", "Problem", "Record", "StudySettings", "run_study"]
+__all__ = [
+    "SAMPLERS",
+    "Judgement",
+    "Objective",
+    "Problem",
+    "Record",
+    "StudyInterrupted",
+    "StudySettings",
+    "StudyStoppedError",
+    "run_study",
+]
 
 SAMPLERS = ("nsga2", "tpe", "random", "grid")
-
-#: key of the study's user attribute that holds what it was begun with
-_SETTINGS = "qsim"
 
 #: share of a batch that is proposed, where a study has proposals
 PROPOSED = 0.4
@@ -73,8 +79,9 @@ class Judgement:
 class Problem(Protocol):
     """What a study searches.
 
-    One that learns from what was judged may have ``recall(params, judgement)``: it is called for
-    every trial of an earlier run, in order, before the first new one.
+    All trials of a batch are submitted before the first of them is judged. A problem that learns
+    from what was judged may have ``recall(params, judgement)``: it is called for every trial of an
+    earlier run, before the first new one of another batch.
     """
 
     @property
@@ -163,6 +170,29 @@ class StudySettings:
             raise ScenarioError("resume needs the study to go on with (--study FILE or URL)")
 
 
+class StudyInterrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of a study.
+
+    Attributes
+    ----------
+    records : list of Record
+        The trials that were finished, at least one.
+    study : optuna.Study
+    """
+
+    def __init__(self, records: list[Record], study: Any) -> None:
+        super().__init__()
+        self.records, self.study = records, study
+
+
+class StudyStoppedError(QsimError):
+    """A study cannot go on: its storage or its workers fail; with what was finished until then."""
+
+    def __init__(self, reason: str, records: list[Record], study: Any) -> None:
+        super().__init__(reason)
+        self.records, self.study = records, study
+
+
 def run_study(
     problem: Problem,
     settings: StudySettings,
@@ -197,7 +227,9 @@ def run_study(
     ------
     ScenarioError
         If the study exists already and is not to be resumed, or was begun with other settings, or
-        the space cannot be enumerated for ``grid``.
+        another process works on it, or the space cannot be enumerated for ``grid``.
+    StudyInterrupted, StudyStoppedError
+        If it ends early after at least one trial.
     """
     points = [dict(p) for p in designed]
     trials = settings.trials
@@ -207,12 +239,38 @@ def run_study(
     with quiet_optuna():
         run = _Run(problem, settings, executor, points[:trials], dict(identity or {}))
         run.propose = propose if settings.sampler in ("nsga2", "tpe") else None
-        while run.told < trials:
-            begun = run.told
-            for told in run.batch(min(begun + settings.batch - begun % settings.batch, trials)):
-                if progress is not None:
-                    progress(told / trials, f"{told} of {trials} trials")
+        try:
+            while run.told < trials:
+                begun = run.told
+                for told in run.batch(min(begun + settings.batch - begun % settings.batch, trials)):
+                    if progress is not None:
+                        progress(told / trials, f"{told} of {trials} trials")
+        except KeyboardInterrupt as e:
+            with uninterrupted():
+                finished = run.records(trials)
+            if not finished:
+                raise
+            raise StudyInterrupted(finished, run.study) from e
+        except Exception as e:
+            reason = _of_the_machinery(e, settings)
+            finished = run.records(trials) if reason else []
+            if not finished:
+                raise
+            raise StudyStoppedError(reason, finished, run.study) from e
         return run.records(trials), run.study
+
+
+def _of_the_machinery(error: Exception, settings: StudySettings) -> str:
+    """What to say of an error of the storage or the workers; "" for one of the program."""
+    if isinstance(error, QsimError):
+        return str(error)
+    if isinstance(error, OSError) or type(error).__module__.split(".")[0] in (
+        "sqlalchemy",
+        "redis",
+    ):
+        text = error.strerror if isinstance(error, OSError) else str(error)
+        return f"study {settings.storage!r} can no longer be kept: {' '.join(str(text).split())}"
+    return ""
 
 
 class _Run:
@@ -228,42 +286,77 @@ class _Run:
         self.points = points
         self.space = problem.space.distributions()
         with uninterrupted():
-            self.study = _open_study(problem, settings, identity)
+            self.study = open_study(problem, settings, identity)
         self.known: dict[Hashable, Judgement] = {}
         self.propose: Propose | None = None
-        self.told = 0
-        for trial in self.study.get_trials(deepcopy=False):
-            if not trial.state.is_finished():
-                break
+        #: numbers of the trials that are finished; in the batch under way there may be gaps
+        self.finished: set[int] = set()
+        #: those of the batch under way: a problem is to know of them when the others have begun
+        self._late: list[tuple[Params, Judgement]] = []
+        stored = self.study.get_trials(deepcopy=False)
+        ended = [t for t in stored if t.state.is_finished()]
+        self.finished.update(t.number for t in ended)
+        begin = self._batch_begin(self.told)
+        for trial in ended:
             judgement = _judgement(trial)
             self.known.setdefault(problem.key(trial.params), judgement)
-            recall = getattr(problem, "recall", None)
-            if recall is not None:
-                recall(trial.params, judgement)
-            self.told += 1
+            if trial.number < begin:
+                self._recall(trial.params, judgement)
+            else:
+                self._late.append((trial.params, judgement))
+
+    @property
+    def told(self) -> int:
+        """How many trials from the first on are finished, without a gap."""
+        count = 0
+        while count in self.finished:
+            count += 1
+        return count
+
+    def _batch_begin(self, number: int) -> int:
+        return number - number % self.settings.batch
+
+    def _recall(self, params: Params, judgement: Judgement) -> None:
+        recall = getattr(self.problem, "recall", None)
+        if recall is not None:
+            recall(params, judgement)
 
     def batch(self, end: int) -> Iterator[int]:
-        """Ask for the trials up to number ``end``, measure them, and tell them in order.
+        """Ask for the trials up to number ``end``, measure them, and tell each once it is measured.
 
-        Yields how many trials of the study are told, after each.
+        What a trial is does not depend on the others of its batch, so the order of telling does
+        not matter. Yields how many trials of the study are finished, after each.
         """
         fixed = self._fixed(end)
         trials = []
         for number in range(self.told, end):
-            with uninterrupted():
-                trials.append(self._ask(number, fixed.get(number)))
+            if number not in self.finished:
+                with uninterrupted():
+                    trials.append(self._ask(number, fixed.get(number)))
+        later = LaterExecutor()
         begun: dict[Hashable, Future[Any]] = {}
+        same: dict[Hashable, list[Any]] = {}
         for trial in trials:
             key = self.problem.key(trial.params)
+            same.setdefault(key, []).append(trial)
             if key not in self.known and key not in begun:
-                begun[key] = self.problem.submit(self.executor, trial.params)
+                begun[key] = self.problem.submit(later, trial.params)
+        for params, judgement in self._late:
+            self._recall(params, judgement)
+        self._late.clear()
+        for key in [k for k in same if k in self.known]:
+            yield from self._tell_all(same.pop(key), self.known[key])
+        keys = {future: key for key, future in begun.items()}
+        for future in later.finished(self.executor, list(keys)):
+            key = keys[future]
+            self.known[key] = self._judge(same[key][0].params, future)
+            yield from self._tell_all(same.pop(key), self.known[key])
+
+    def _tell_all(self, trials: Sequence[Any], judgement: Judgement) -> Iterator[int]:
         for trial in trials:
-            key = self.problem.key(trial.params)
-            if key not in self.known:
-                self.known[key] = self._judge(trial.params, begun[key])
             with uninterrupted():
-                self._tell(trial, self.known[key])
-            yield self.told
+                self._tell(trial, judgement)
+            yield len(self.finished)
 
     def _fixed(self, end: int) -> dict[int, Params]:
         """Parameters by number of the trials before ``end`` that no sampler is asked for."""
@@ -295,6 +388,11 @@ class _Run:
             if fixed is not None and not waiting:
                 self.study.enqueue_trial(fixed)
             trial = self.study.ask()
+        if trial.number != number:
+            raise ScenarioError(
+                f"study {self.settings.name!r} in {self.settings.storage!r} gets trials of another "
+                "process, too; wait until that ends, and go on with --resume"
+            )
         _ = trial.relative_params  # drawn now, also if the first parameters are there already
         for i, (name, distribution) in enumerate(self.space.items(), 1):
             self.study.sampler = self._sampler(number, i)
@@ -328,6 +426,17 @@ class _Run:
         return judgement
 
     def _tell(self, trial: Any, judgement: Judgement) -> None:
+        import optuna
+
+        try:
+            self._store(trial, judgement)
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            stored = self.study.get_trials(deepcopy=False)[trial.number]
+            if not stored.state.is_finished():  # by another process, with the same result
+                raise
+        self.finished.add(trial.number)
+
+    def _store(self, trial: Any, judgement: Judgement) -> None:
         from optuna.trial import TrialState
 
         trial.set_user_attr("figures", dict(judgement.figures))
@@ -341,12 +450,13 @@ class _Run:
             self.study.tell(trial, state=TrialState.FAIL)
         else:
             self.study.tell(trial, list(judgement.values))
-        self.told += 1
 
     def records(self, trials: int) -> list[Record]:
-        """The first ``trials`` trials, as they are stored."""
+        """The finished ones of the first ``trials`` trials, as they are stored."""
         found = []
         for trial in self.study.get_trials(deepcopy=False)[:trials]:
+            if trial.number not in self.finished:
+                continue
             j = _judgement(trial)
             found.append(
                 Record(
@@ -369,48 +479,3 @@ def _judgement(trial: Any) -> Judgement:
     return Judgement(
         values, dict(trial.constraints), attrs.get("figures", {}), attrs.get("reason", "")
     )
-
-
-def _open_study(problem: Problem, settings: StudySettings, identity: dict[str, Any]) -> Any:
-    import optuna
-
-    storage = open_storage(settings.storage)
-    directions: Any = ["maximize" if o.maximize else "minimize" for o in problem.objectives]
-    wanted = {
-        "sampler": settings.sampler,
-        "seed": settings.seed,
-        "batch": settings.batch,
-        "population": settings.population if settings.sampler == "nsga2" else None,
-        "objectives": [
-            f"{d} {o.name}" for d, o in zip(directions, problem.objectives, strict=True)
-        ],
-        "space": problem.space.to_dict(),
-        **identity,
-    }
-    wanted = json.loads(json.dumps(wanted))  # as it will come back
-    exists = settings.name in optuna.get_all_study_names(storage)
-    where = f"study {settings.name!r} in {settings.storage!r}"
-    if exists and not settings.resume:
-        raise ScenarioError(
-            f"{where} exists already; go on with it (--resume), give it another name "
-            "(--study-name) or another place (--study)"
-        )
-    study = optuna.create_study(
-        storage=storage, study_name=settings.name, directions=directions, load_if_exists=True
-    )
-    begun = study.user_attrs.get(_SETTINGS)
-    if begun is None:
-        if len(study.get_trials(deepcopy=False)):
-            raise ScenarioError(f"{where} was not made by qsim; give another name (--study-name)")
-        with warnings.catch_warnings():  # experimental; only a dashboard reads it
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.set_metric_names([o.name for o in problem.objectives])
-        study.set_user_attr(_SETTINGS, wanted)
-    elif begun != wanted:
-        differ = [k for k in {**begun, **wanted} if begun.get(k) != wanted.get(k)]
-        k = differ[0]
-        raise ScenarioError(
-            f"{where} was begun with another {', '.join(differ)}: {k} was {begun.get(k)!r} and is "
-            f"now {wanted.get(k)!r}; resume it as it was begun, or begin another (--study-name)"
-        )
-    return study

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ import numpy as np
 from qsim import __version__
 from qsim.checks import whole
 from qsim.errors import InputError, ScenarioError
+from qsim.interrupts import uninterrupted
 from qsim.optimize.executor import TaskExecutor, open_executor
 from qsim.optimize.fleet_task import FleetTask
+from qsim.optimize.journal import JournalEnd, append_lines, held, read_lines
 from qsim.optimize.measures import Worth, measure_fleet
 from qsim.optimize.prices import DEFAULT_CLASS, price_of
 from qsim.optimize.space import Space
@@ -28,9 +30,6 @@ from qsim.sim.slo import Slo, parse_slos
 from qsim.traces.trace import Trace
 
 __all__ = ["Row", "SweepResult", "latin_hypercube", "sweep"]
-
-#: tasks under way at a time: enough to keep many workers busy, few enough for the traces in memory
-_WINDOW = 64
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,8 @@ class SweepResult:
 
     rows: tuple[Row, ...]
     settings: Mapping[str, Any]
+    #: what to know of how it went, such as a journal that could not be written
+    notes: tuple[str, ...] = ()
 
     def to_rows(self) -> list[dict[str, Any]]:
         """Flat rows with the same columns in the same order."""
@@ -126,16 +127,17 @@ def sweep(
     seed : int
         Of the Latin hypercube; and of the runs unless ``seed`` is in ``base`` or varied.
     journal : path, optional
-        Finished runs are kept here, a line each, so that a sweep can be resumed.
+        Each finished run is kept here at once, a line each, so that a sweep can be resumed.
     resume : bool
-        Take finished runs from ``journal``.
+        Take finished runs from ``journal``; without it there must be none in it.
     jobs, dask
         As for :func:`qsim.plan`; the rows do not depend on them.
 
     Raises
     ------
     ScenarioError
-        If a name is unknown, nothing is varied, or every run fails for the same reason.
+        If a name is unknown, nothing is varied, or every run fails for the same reason; if the
+        journal is damaged, in use by another process, or holds runs and is not to be resumed.
     """
     space = Space(parse_search(over, "--grid"))
     limits = parse_slos(slos)
@@ -143,18 +145,21 @@ def sweep(
     carbon = carbon_of(region, pue, "")
     scenarios = Scenarios({"seed": seed, **base}, tuple(space.decisions))
     points = list(space.grid()) if lhs is None else latin_hypercube(space, lhs, seed)
-    kept = _Journal(journal, resume)
     done: dict[int, Row] = {}
-    with open_executor(jobs, at_most=len(points), dask=dask) as executor:
+    with (
+        _open_journal(journal, resume) as kept,
+        open_executor(jobs, at_most=len(points), dask=dask) as executor,
+    ):
         runner = _Runner(executor, scenarios, limits, kept, prices, provider, goal, carbon)
         for row in runner.run(points):
             done[row.number] = row
             if progress is not None:
                 progress(len(done) / len(points), f"{len(done)} of {len(points)} runs")
-    rows = tuple(done[i] for i in range(len(points)))
-    reasons = {r.error for r in rows}
-    if len(reasons) == 1 and (reason := reasons.pop()):
-        raise ScenarioError(f"every one of {len(rows)} runs failed: {reason}")
+        rows = tuple(done[i] for i in range(len(points)))
+        reasons = {r.error for r in rows}
+        if len(reasons) == 1 and (reason := reasons.pop()):
+            kept.discard()
+            raise ScenarioError(f"every one of {len(rows)} runs failed: {reason}")
     settings = {
         "over": space.to_dict(),
         "design": "grid" if lhs is None else f"Latin hypercube of {lhs} points, seed {seed}",
@@ -162,7 +167,7 @@ def sweep(
         "slos": [str(s) for s in limits],
         "qsim_version": __version__,
     }
-    return SweepResult(rows, settings)
+    return SweepResult(rows, settings, (kept.failure,) if kept.failure else ())
 
 
 class _Runner:
@@ -190,7 +195,7 @@ class _Runner:
         running: dict[Future[Any], tuple[int, dict[str, Any], FleetTask, str]] = {}
         more = True
         while more or running:
-            while more and len(running) < _WINDOW:
+            while more and len(running) < self.executor.window:
                 following = next(left, None)
                 if following is None:
                     more = False
@@ -268,32 +273,58 @@ class _Runner:
 
 
 class _Journal:
-    """Finished rows, a JSON object a line."""
+    """Finished rows, each kept as soon as it is there."""
 
-    def __init__(self, path: str | Path | None, resume: bool) -> None:
-        self.path = None if path is None else Path(path)
+    def __init__(self, path: Path | None, resume: bool) -> None:
+        self.path = path
         self.rows: dict[str, dict[str, Any]] = {}
-        if self.path is None:
-            if resume:
-                raise ScenarioError("resume needs the journal of the sweep that was interrupted")
+        self.end = JournalEnd()
+        #: why rows are no longer kept
+        self.failure = ""
+        if path is None or not path.stat().st_size:
             return
-        if resume and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").split("\n")
-            for line in lines[:-1]:  # what is after the last line break was not written to its end
-                try:
-                    row = json.loads(line)
-                    self.rows[row["key"]] = row
-                except (ValueError, KeyError, TypeError) as e:
-                    raise ScenarioError(f"{self.path} is no journal of a sweep: {e}") from e
-            if lines[-1]:
-                self.path.write_text("\n".join([*lines[:-1], ""]), encoding="utf-8")
-        else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("", encoding="utf-8")
+        lines, self.end = read_lines(path, f"the journal {path}")
+        if lines and not resume:
+            raise ScenarioError(
+                f"{path} holds {len(lines)} finished runs of a sweep that was interrupted: go on "
+                "with it (--resume), give another path (--out), or remove it to begin anew"
+            )
+        for number, row in enumerate(lines, 1):
+            key, error, figures = (row.get(k) for k in ("key", "error", "figures"))
+            if not (isinstance(key, str) and isinstance(error, str) and isinstance(figures, dict)):
+                raise ScenarioError(f"{path} is no journal of a sweep: see line {number}")
+            self.rows[key] = row
 
     def add(self, key: str, row: Row) -> None:
-        """Append a row."""
+        """Append a row; if that fails, the sweep goes on without a journal."""
+        if self.path is None or self.failure:
+            return
+        data = {"key": key, "error": row.error, "figures": dict(row.figures)}
+        try:
+            with uninterrupted():
+                self.end = append_lines(self.path, self.end, [data])
+        except OSError as e:
+            self.failure = f"{e.filename}: {e.strerror}; runs after that were not kept"
+
+    def discard(self) -> None:
+        """Nothing in it is worth going on from."""
         if self.path is not None:
-            data = {"key": key, "error": row.error, "figures": dict(row.figures)}
-            with self.path.open("a", encoding="utf-8") as f:
-                f.write(json.dumps(data, ensure_ascii=False) + "\n")
+            self.path.write_bytes(b"")
+
+
+@contextmanager
+def _open_journal(path: str | Path | None, resume: bool) -> Iterator[_Journal]:
+    """The journal, held for as long as the sweep runs; one without a row is not left behind."""
+    if path is None:
+        if resume:
+            raise ScenarioError("resume needs the journal of the sweep that was interrupted")
+        yield _Journal(None, resume)
+        return
+    path = Path(path)
+    with held(path, f"the journal {path}"):
+        try:
+            yield _Journal(path, resume)
+        finally:
+            with suppress(OSError):
+                if not path.stat().st_size:
+                    path.unlink()

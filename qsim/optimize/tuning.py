@@ -25,6 +25,7 @@ from qsim.optimize.measures import (
 from qsim.optimize.pareto import front_mask
 from qsim.optimize.prices import DEFAULT_CLASS, price_of
 from qsim.optimize.space import Space
+from qsim.optimize.storage import held_study
 from qsim.optimize.study import Judgement, Objective, Params, Record, StudySettings, run_study
 from qsim.optimize.tune_arguments import parse_fix, parse_limits, parse_objectives, parse_search
 from qsim.optimize.tune_result import Limit, TuneResult
@@ -281,7 +282,7 @@ def tune(
         "too_long": too_long,
         "worth": repr((sorted(price.items()), carbon, goal)),
     }
-    with open_executor(jobs, at_most=batch, dask=dask) as executor:
+    with held_study(study), open_executor(jobs, at_most=batch, dask=dask) as executor:
         executor.share(trace)
         for choice in spaces.choices.values():
             executor.share(choice.profile)

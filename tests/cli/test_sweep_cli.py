@@ -62,7 +62,6 @@ def test_ctrl_c_and_resume(
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "measure_fleet", interrupted)
-        patch.setattr(module, "_WINDOW", 1)
         result = qsim(*command)
     assert result.exit_code == 130
     assert "--resume" in result.stderr

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -15,11 +17,22 @@ import optuna
 import pytest
 
 from qsim.errors import QsimError, ScenarioError
+from qsim.interrupts import ended_by_signals
+from qsim.optimize import storage_journal
 from qsim.optimize.executor import SerialExecutor, TaskExecutor, open_executor
 from qsim.optimize.pareto import hypervolume
 from qsim.optimize.space import Choices, Range, Space
 from qsim.optimize.storage import open_storage
-from qsim.optimize.study import Judgement, Objective, Record, StudySettings, run_study
+from qsim.optimize.storage_journal import CheckedJournal
+from qsim.optimize.study import (
+    Judgement,
+    Objective,
+    Record,
+    StudyInterrupted,
+    StudySettings,
+    StudyStoppedError,
+    run_study,
+)
 
 SPACE = Space(
     {
@@ -123,30 +136,29 @@ def test_an_interrupted_study_goes_on_as_if_nothing_had_happened(
     assert study(replace(kept, resume=True), designed=designed) == expected
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_waits_for_the_end_of_a_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from optuna.storages.journal import JournalFileSymlinkLock
-
     settings = StudySettings(trials=8, batch=4, population=4)
     kept = replace(settings, storage=str(tmp_path / "study.journal"))
-    acquire, calls = JournalFileSymlinkLock.acquire, [0]
+    append, calls = CheckedJournal.append_logs, [0]
 
-    def interrupted(self: Any) -> bool:
+    def interrupted(self: Any, logs: Any) -> None:
         calls[0] += 1
         if calls[0] == 12:
-            os.kill(os.getpid(), signal.SIGINT)
-        return acquire(self)
+            os.kill(os.getpid(), number)
+        append(self, logs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(JournalFileSymlinkLock, "acquire", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(CheckedJournal, "append_logs", interrupted)
+        with pytest.raises(KeyboardInterrupt), ended_by_signals():
             study(kept)
     stored = optuna.load_study(study_name="qsim", storage=open_storage(kept.storage)).trials
     assert stored
     assert all(len(t.params) == 4 for t in stored), "each is stored to its end"
-    assert not list(tmp_path.glob("*.lock"))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [p.name for p in tmp_path.iterdir()] == ["study.journal"]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert study(replace(kept, resume=True)) == study(settings)
 
 
@@ -167,6 +179,106 @@ def test_interrupted_between_two_results(told: int, tmp_path: Path) -> None:
     # more trials of a finished study: the ones before stay
     longer = study(replace(kept, resume=True, trials=30))
     assert longer == study(replace(settings, trials=30))[:24] + longer[24:]
+
+
+class Slow(Toy):
+    """The first trial of each batch ends last."""
+
+    def submit(self, executor: TaskExecutor, params: dict[str, Any]) -> Future[Any]:
+        first = len(self.submitted) % 5 == 0
+        self.submitted.append(params)
+        return executor.submit(later if first else measured, **params)
+
+
+def later(**params: Any) -> float:
+    time.sleep(1.0)
+    return measured(**params)
+
+
+def test_each_trial_is_kept_as_soon_as_it_is_measured(tmp_path: Path) -> None:
+    """Also when an earlier one is not, and after an interruption that leaves such a gap."""
+    settings = StudySettings(trials=15, seed=1, batch=5, population=6)
+    kept = replace(settings, storage=str(tmp_path / "study.journal"))
+    finished: list[list[int]] = []
+
+    def look(share: float, text: str) -> None:
+        trials = optuna.load_study(study_name="qsim", storage=open_storage(kept.storage)).trials
+        finished.append([t.number for t in trials if t.state.is_finished()])
+        assert len(finished[-1]) == int(text.split()[0])
+        if text.startswith("8 of"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(StudyInterrupted) as e:
+        study(kept, jobs=2, problem=Slow(), progress=look)
+    assert len(e.value.records) == 8
+    assert 5 not in finished[-1], "it was under way"
+    whole = study(settings)
+    assert e.value.records == [whole[n] for n in finished[-1]]
+    problem = Toy()
+    assert study(replace(kept, resume=True), problem=problem) == whole
+    assert len(problem.submitted) <= 15 - 8
+
+
+def test_a_full_disk_ends_a_study_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = StudySettings(trials=15, seed=1, batch=5, population=6)
+    kept = replace(settings, storage=str(tmp_path / "study.journal"))
+    append, left = storage_journal.append_lines, [80]
+
+    def full(path: Path, *args: Any, **more: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return append(path, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage_journal, "append_lines", full)
+        with pytest.raises(StudyStoppedError, match="can no longer be kept: No space left") as e:
+            study(kept)
+    whole = study(settings)
+    assert 0 < len(e.value.records) < 15
+    assert e.value.records == whole[: len(e.value.records)]
+    assert study(replace(kept, resume=True)) == whole
+
+
+def test_trials_of_another_process_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = StudySettings(trials=15, batch=5, storage=f"sqlite:///{tmp_path}/study.db")
+    ask, calls = optuna.Study.ask, [0]
+
+    def intruded(self: Any, *args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 8:
+            ask(self)
+        return ask(self, *args)
+
+    monkeypatch.setattr(optuna.Study, "ask", intruded)
+    with pytest.raises(QsimError, match="gets trials of another process"):
+        study(settings)
+
+
+def test_a_trial_that_another_process_has_finished_is_taken(tmp_path: Path) -> None:
+    settings = StudySettings(trials=10, batch=5, storage=f"sqlite:///{tmp_path}/study.db")
+    whole = study(replace(settings, storage=None))
+
+    def other(share: float, text: str) -> None:
+        if text.startswith("6 of"):
+            there = optuna.load_study(study_name="qsim", storage=settings.storage)
+            there.tell(7, list(whole[7].values or ()))
+
+    assert [r.values for r in study(settings, progress=other)] == [r.values for r in whole]
+
+
+def test_a_damaged_journal_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "study.journal"
+    settings = StudySettings(trials=7, batch=3, storage=str(path))
+    study(settings)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:20] + lines[21:]))
+    with pytest.raises(ScenarioError, match="is damaged: line 21"):
+        study(replace(settings, resume=True))
 
 
 def test_what_is_known_is_not_measured_again() -> None:

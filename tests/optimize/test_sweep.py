@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -86,7 +87,6 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         if text.startswith("5 of"):
             raise Stop
 
-    monkeypatch.setattr(module, "_WINDOW", 1)
     with pytest.raises(Stop):
         run(journal=journal, progress=stop)
     torn = journal.read_bytes()[:-20]
@@ -103,9 +103,52 @@ def test_an_interrupted_sweep_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(measured) == 8 - 4, "the run whose line was torn is done again"
     assert run(journal=journal, resume=True) == expected
     assert len(measured) == 4
+    with pytest.raises(ScenarioError, match=r"holds 8 finished runs .*--resume"):
+        run(journal=journal)
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:2] + lines[3:]))
+    with pytest.raises(ScenarioError, match="damaged: line 3"):
+        run(journal=journal, resume=True)
+    journal.write_text("".join(lines))
     # other traffic is another run
     sweep(base() | {"seed": 1}, OVER, slos=["ttft:p99:500"], journal=journal, resume=True)
     assert len(measured) == 12
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_each_run_is_kept_as_soon_as_it_is_finished(tmp_path: Path, jobs: int) -> None:
+    journal = tmp_path / "rows.jsonl"
+
+    def look(share: float, text: str) -> None:
+        assert len(journal.read_text().splitlines()) == int(text.split()[0])
+
+    assert run(journal=journal, jobs=jobs, progress=look) == run()
+
+
+def test_a_journal_that_cannot_be_written_does_not_end_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, left = module.append_lines, [3]
+
+    def full(path: Path, *args: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return append(path, *args)
+
+    expected, journal = run(), tmp_path / "rows.jsonl"
+    monkeypatch.setattr(module, "append_lines", full)
+    found = run(journal=journal)
+    assert found.rows == expected.rows
+    assert found.notes == (f"{journal}: No space left on device; runs after that were not kept",)
+    assert len(journal.read_text().splitlines()) == 3
+
+
+def test_a_sweep_of_failures_leaves_no_journal(tmp_path: Path) -> None:
+    journal = tmp_path / "rows.jsonl"
+    with pytest.raises(ScenarioError, match="every one of 2 runs failed"):
+        sweep(base(), {"num_gpu_blocks_override": [4], "seed": [0, 1]}, journal=journal)
+    assert not journal.exists()
 
 
 def test_a_latin_hypercube_has_each_stratum_once() -> None:

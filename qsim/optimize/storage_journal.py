@@ -1,0 +1,55 @@
+"""Optuna's journal of a study in a file whose lines have checksums."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from optuna.storages.journal import BaseJournalBackend
+
+from qsim.errors import ScenarioError
+from qsim.optimize.journal import JournalEnd, append_lines, read_lines
+
+__all__ = ["CheckedJournal"]
+
+
+class CheckedJournal(BaseJournalBackend):
+    """The lines of Optuna's ``JournalFileBackend``, which reads them, each with a checksum.
+
+    It is for one process at a time: see :func:`qsim.optimize.storage.held_study`.
+
+    Parameters
+    ----------
+    path : Path
+        Made if there is none.
+
+    Raises
+    ------
+    ScenarioError
+        If the file is no journal, or is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        what = f"study {str(path)!r}"
+        with path.open("ab+") as f:  # made, and found to be writable
+            f.seek(0)
+            begin = f.read(32)
+        if begin and not begin.startswith(b'{"op_code"'):
+            raise ScenarioError(
+                f"{what}: this file is no Optuna journal; give another path, or a storage URL "
+                "such as sqlite:///studies.db"
+            )
+        self._lines, self._end = read_lines(path, what) if begin else ([], JournalEnd())
+
+    def read_logs(self, log_number_from: int) -> Iterable[dict[str, Any]]:
+        """The lines from one on."""
+        return self._lines[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Add lines; they are on disk when this returns."""
+        self._end = append_lines(self._path, self._end, logs, sync=True)
+        self._lines.extend(json.loads(json.dumps(log)) for log in logs)  # as they would be read
