@@ -4,45 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qsim.checks import is_number, whole
 from qsim.errors import ScenarioError
+from qsim.optimize.candidate import Candidate, Shortfall
+from qsim.optimize.fleet_outcome import FleetOutcome
 
-if TYPE_CHECKING:
-    from qsim.optimize.plan_result import Candidate, FleetOutcome
-
-__all__ = ["Budget", "Shortfall", "budget_of"]
-
-
-@dataclass(frozen=True)
-class Shortfall:
-    """The constraint that makes a candidate infeasible, and by how much.
-
-    Attributes
-    ----------
-    constraint : str
-        The SLO as text, or the name of the option (``max_gpus``, ``min_quality``, ...).
-    value, limit : float
-        In the unit of the constraint.
-    excess : float
-        How far the value is beyond the limit, as a share of the limit.
-    """
-
-    constraint: str
-    value: float
-    limit: float
-    excess: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        excess = self.excess if math.isfinite(self.excess) else None
-        return {
-            "constraint": self.constraint,
-            "value": self.value,
-            "limit": self.limit,
-            "excess": excess,
-        }
+__all__ = ["Budget", "budget_of"]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qsim.errors import ScenarioError
-from qsim.optimize.budget import Shortfall
-from qsim.optimize.plan_result import Candidate
+from qsim.optimize.candidate import Candidate, Shortfall
 from qsim.optimize.prices import DEFAULT_CLASS, price_of
 from qsim.optimize.weigh import Carbon, QualityGoal
 from qsim.profile import Profile

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from qsim.checks import whole
 from qsim.errors import ScenarioError
 from qsim.optimize.budget import budget_of
+from qsim.optimize.candidate import OBJECTIVES, Candidate
 from qsim.optimize.candidates import Choice, blank_candidate, choose_profiles
 from qsim.optimize.confidence import Replication
 from qsim.optimize.executor import open_executor
 from qsim.optimize.fleet_task import FleetTask, describe
 from qsim.optimize.forecast import forecast
 from qsim.optimize.plan_detail import DetailWanted
-from qsim.optimize.plan_result import OBJECTIVES, Candidate, Plan
+from qsim.optimize.plan_result import Plan
 from qsim.optimize.plan_run import PlanRun
 from qsim.optimize.plan_search import search_space
 from qsim.optimize.prices import DEFAULT_CLASS

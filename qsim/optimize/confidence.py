@@ -11,9 +11,9 @@ import numpy as np
 
 from qsim.checks import whole
 from qsim.errors import TraceError
+from qsim.optimize.fleet_outcome import FleetOutcome
 from qsim.optimize.fleet_task import FleetTask, run_fleet
 from qsim.optimize.perturb import scaled_memory, scaled_times, stated_kv_sigma, stated_sigma
-from qsim.optimize.plan_result import FleetOutcome
 from qsim.optimize.redraw import Redraw
 
 __all__ = ["Confidence", "Replication", "replicate"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qsim.errors import InfeasibleError
-from qsim.optimize.plan_result import Candidate
+from qsim.optimize.candidate import Candidate
 from qsim.profile import Profile
 from qsim.sim.config import EngineConfig, EngineOptions
 

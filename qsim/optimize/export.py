@@ -10,9 +10,10 @@ from typing import Any
 
 from qsim.errors import InfeasibleError, ScenarioError
 from qsim.files import write_text
+from qsim.optimize.candidate import Candidate
 from qsim.optimize.deployment import Pool, pool_of
 from qsim.optimize.kubernetes import manifests, to_yaml
-from qsim.optimize.plan_result import Candidate, Plan
+from qsim.optimize.plan_result import Plan
 from qsim.optimize.serve import GPUS_PER_HOST, serve_script
 from qsim.sim.slo import Slo
 from qsim.traces.parts import is_large

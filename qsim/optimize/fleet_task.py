@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qsim.optimize.plan_result import FleetOutcome
+from qsim.optimize.fleet_outcome import FleetOutcome
 from qsim.profile import Profile
 from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.goodput import Goodput

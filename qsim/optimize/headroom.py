@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qsim.optimize.executor import TaskExecutor
+from qsim.optimize.fleet_outcome import FleetOutcome
 from qsim.optimize.fleet_task import FleetTask, offered_load, run_fleet
-from qsim.optimize.plan_result import FleetOutcome
 from qsim.sim.slo import Slo, SloOutcome
 
 __all__ = ["MOST", "PRECISION", "Headroom", "find_headroom", "headroom_search"]

@@ -11,8 +11,8 @@ from qsim.checks import is_number, whole
 from qsim.errors import ScenarioError
 from qsim.optimize.bottleneck import TimeShares, time_shares
 from qsim.optimize.confidence import Confidence, Replication, replicate
+from qsim.optimize.fleet_outcome import FleetOutcome
 from qsim.optimize.fleet_task import FleetTask
-from qsim.optimize.plan_result import FleetOutcome
 from qsim.optimize.redraw import Redraw, Resample
 from qsim.optimize.sensitivity import Sensitivity, fleet_sensitivity
 from qsim.optimize.what_if import WhatIf, changes_of, what_if

@@ -2,226 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qsim.errors import InfeasibleError
-from qsim.optimize.budget import Budget, Shortfall
+from qsim.optimize.budget import Budget
+from qsim.optimize.candidate import Candidate, deciding_order
 from qsim.optimize.forecast import Forecast
-from qsim.optimize.prices import Price
+from qsim.optimize.losers import lost
+from qsim.optimize.serve import serve_command
 from qsim.optimize.weigh import Carbon, QualityGoal
-from qsim.sim.config import EngineConfig, EngineOptions
-from qsim.sim.goodput import Goodput, GoodputOutcome
-from qsim.sim.slo import Slo, SloOutcome
+from qsim.sim.goodput import Goodput
+from qsim.sim.slo import Slo
 
 if TYPE_CHECKING:
     from qsim.optimize.headroom import Headroom
     from qsim.optimize.plan_detail import Detail
     from qsim.optimize.plan_search import SearchReport
-    from qsim.quality.recovery import Recovery
 
-__all__ = ["OBJECTIVES", "Candidate", "FleetOutcome", "Plan", "Tie", "deciding_order"]
-
-OBJECTIVES = ("cost", "energy", "gpus", "carbon")
-#: of fleets with the same objective these decide, in this order, and at last the profile's id;
-#: carbon is not among them: with one grid for all it orders fleets as energy does
-_TIE_BREAKERS = ("cost", "energy", "gpus")
-
-
-@dataclass(frozen=True)
-class FleetOutcome:
-    """One simulated fleet.
-
-    Attributes
-    ----------
-    replicas : int
-    summary : dict
-        ``SimulationResult.summary()``.
-    slos : tuple of SloOutcome
-    attainment : float or None
-        Share of requests within every limit.
-    quantiles : dict
-        Per latency (``ttft_ms``, ...) its values at the quantiles 0, 0.01, ..., 1; for pictures.
-    goodput : GoodputOutcome or None
-        Where a share of good requests is asked for.
-    peak_power_w : float or None
-        Highest mean power of the fleet over a four-hundredth of the trace, or 0.1 s if that is
-        longer.
-    """
-
-    replicas: int
-    summary: Mapping[str, Any]
-    slos: tuple[SloOutcome, ...]
-    attainment: float | None
-    quantiles: Mapping[str, list[float]]
-    goodput: GoodputOutcome | None = None
-    peak_power_w: float | None = None
-
-    @property
-    def goals(self) -> tuple[SloOutcome | GoodputOutcome, ...]:
-        """Every SLO, and the goodput if it is asked for."""
-        return self.slos if self.goodput is None else (*self.slos, self.goodput)
-
-    @property
-    def met(self) -> bool:
-        """Whether every SLO is met, and the goodput."""
-        return all(g.met for g in self.goals)
-
-    @property
-    def binding(self) -> SloOutcome | GoodputOutcome:
-        """The goal that is nearest to its limit, or farthest above it."""
-        return max(self.goals, key=lambda g: g.ratio)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: the fleet's size, whether it suffices, and the value of each SLO."""
-        return {
-            "replicas": self.replicas,
-            "met": self.met,
-            "values_ms": {str(s.slo): s.to_dict()["value_ms"] for s in self.slos},
-            **({"goodput": self.goodput.share} if self.goodput else {}),
-        }
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """The smallest fleet of one profile that meets the SLOs, or why there is none.
-
-    ``outcome`` is the simulation of that fleet; for an infeasible candidate the largest fleet
-    tried, if any was. ``evaluations`` are all fleets that were simulated, by size.
-    """
-
-    profile: str
-    gpu: str
-    model: str
-    method: str
-    tensor_parallel_size: int
-    vllm_args: tuple[str, ...] = ()
-    vllm_version: str = ""
-    #: what to know before relying on a profile that was not measured; "" for a measured one
-    note: str = ""
-    #: id or path that the profile is read from; None for one that was given as an object
-    source: str | None = None
-    engine: EngineConfig | None = None
-    options: EngineOptions = field(default_factory=EngineOptions)
-    #: "" for that of the plan
-    router: str = ""
-    price: Price | None = None
-    #: the profile's stated errors on loads that were not fitted, in percent
-    error_percent: Mapping[str, float] = field(default_factory=dict)
-    #: recovery on the plan's task mix; None for a method that is not in the catalogue
-    quality: Recovery | None = None
-    carbon: Carbon | None = None
-    feasible: bool = False
-    reason: str = ""
-    #: what makes it infeasible, in numbers; None if it is feasible or numbers do not say it
-    shortfall: Shortfall | None = None
-    #: the smallest fleet that met the SLOs, if it grew from there for confidence
-    grown_from: int | None = None
-    outcome: FleetOutcome | None = None
-    evaluations: tuple[FleetOutcome, ...] = ()
-
-    @property
-    def replicas(self) -> int | None:
-        """The fleet's size; None if infeasible."""
-        return self.outcome.replicas if self.feasible and self.outcome else None
-
-    @property
-    def gpus(self) -> int | None:
-        """GPUs of the fleet: replicas times the tensor-parallel size."""
-        return None if self.replicas is None else self.replicas * self.tensor_parallel_size
-
-    @property
-    def usd_per_hour(self) -> float | None:
-        """Rent of the fleet; None if infeasible or without a price."""
-        if self.gpus is None or self.price is None:
-            return None
-        return round(self.gpus * self.price.usd_per_hour, 6)
-
-    def metric(self, key: str) -> float | None:
-        """A number of the fleet's summary; None if infeasible."""
-        if not self.feasible or self.outcome is None:
-            return None
-        value = self.outcome.summary.get(key)
-        return None if value is None else float(value)
-
-    @property
-    def gco2e(self) -> float | None:
-        """Grams of CO2 equivalent of the run's energy; None if infeasible or without a region."""
-        energy_j = self.metric("energy_j")
-        return None if self.carbon is None or energy_j is None else self.carbon.gco2e(energy_j)
-
-    @property
-    def gco2e_per_hour(self) -> float | None:
-        """Grams of CO2 equivalent for an hour of this load."""
-        return _ratio(self.gco2e, self.metric("duration"), 3600)
-
-    @property
-    def gco2e_per_1k_output_tokens(self) -> float | None:
-        """Grams of CO2 equivalent for 1000 output tokens."""
-        return _ratio(self.gco2e, self.metric("total_output_tokens"), 1000)
-
-    def worth(self, objective: str) -> float:
-        """What an objective is decided by, less is better; inf where it is not known."""
-        value = {
-            "cost": self.usd_per_hour,
-            "energy": self.metric("energy_j"),
-            "gpus": self.gpus,
-            "carbon": self.gco2e,
-        }[objective]
-        return math.inf if value is None else float(value)
-
-    def rank(self, objective: str) -> tuple[float | str, ...]:
-        """Sort key: feasible first, then by :func:`deciding_order`, at last by the id."""
-        key = [self.worth(o) for o in deciding_order(objective)]
-        return (float(not self.feasible), *key, self.profile)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; latencies and throughputs under the summary's names."""
-        outcome = self.outcome
-        duration_s = self.metric("duration")
-        usd = self.usd_per_hour
-        data: dict[str, Any] = {
-            "profile": self.profile,
-            "gpu": self.gpu,
-            "model": self.model,
-            "method": self.method,
-            "tensor_parallel_size": self.tensor_parallel_size,
-            "feasible": self.feasible,
-            "options": self.options.to_dict(),
-            **({"router": self.router} if self.router else {}),
-            "reason": self.reason or None,
-            "shortfall": None if self.shortfall is None else self.shortfall.to_dict(),
-            "replicas": self.replicas,
-            "grown_from": self.grown_from,
-            "gpus": self.gpus,
-            "note": self.note or None,
-            "profile_error_percent": dict(self.error_percent),
-            "quality": None if self.quality is None else self.quality.to_dict(),
-            "usd_per_hour": usd,
-            "cost_usd": None if usd is None or duration_s is None else usd * duration_s / 3600,
-            "gco2e": self.gco2e,
-            "gco2e_per_hour": self.gco2e_per_hour,
-            "gco2e_per_1k_output_tokens": self.gco2e_per_1k_output_tokens,
-            "attainment": outcome.attainment if self.feasible and outcome else None,
-            "slos": [s.to_dict() for s in outcome.slos] if outcome else [],
-            "goodput": outcome.goodput.to_dict() if outcome and outcome.goodput else None,
-            "peak_power_w": outcome.peak_power_w if self.feasible and outcome else None,
-        }
-        if self.feasible and outcome:
-            data.update((k, v) for k, v in outcome.summary.items() if _wanted(k))
-        data["evaluations"] = [e.to_dict() for e in self.evaluations]
-        return data
-
-
-def deciding_order(objective: str) -> tuple[str, ...]:
-    """What decides among fleets, first to last; the profile's id comes after these."""
-    return (objective, *(o for o in _TIE_BREAKERS if o != objective))
-
-
-def _ratio(value: float | None, by: float | None, scale: float) -> float | None:
-    return None if value is None or not by else value / by * scale
+__all__ = ["Plan", "Tie"]
 
 
 @dataclass(frozen=True)
@@ -233,17 +33,6 @@ class Tie:
 
     profiles: tuple[str, ...]
     decided_by: str
-
-
-def _wanted(key: str) -> bool:
-    """Which keys of a summary a plan repeats."""
-    return key.endswith(("_ms", "_throughput", "_j", "_w")) or key in (
-        "completed",
-        "failed",
-        "duration",
-        "joules_per_output_token",
-        "preemptions",
-    )
 
 
 @dataclass(frozen=True)
@@ -324,8 +113,6 @@ class Plan:
         InfeasibleError
             If that candidate, or every one, is infeasible.
         """
-        from qsim.optimize.serve import serve_command
-
         chosen = candidate or self.best
         if chosen is None:
             raise InfeasibleError("no candidate of this plan meets the SLOs: nothing to serve")
@@ -334,7 +121,6 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         from qsim import __version__
-        from qsim.optimize.losers import lost
 
         prices = {c.price.gpu: c.price.to_dict() for c in self.candidates if c.price}
         return {
@@ -363,7 +149,7 @@ class Plan:
             "candidates": [
                 {
                     **c.to_dict(),
-                    "lost": lost(self, c),
+                    "lost": lost(self.best, self.objective, c),
                     "serve_command": self.serve_command(c) if c.feasible else None,
                 }
                 for c in self.candidates

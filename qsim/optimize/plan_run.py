@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qsim.optimize.budget import Budget, Shortfall
+from qsim.optimize.budget import Budget
+from qsim.optimize.candidate import Candidate, Shortfall
 from qsim.optimize.candidates import Choice
 from qsim.optimize.confidence import Replication, replicate
 from qsim.optimize.executor import TaskExecutor
 from qsim.optimize.fleet_task import FleetTask, run_fleet
 from qsim.optimize.headroom import Headroom, find_headroom
 from qsim.optimize.plan_detail import Detail, DetailWanted, plan_detail
-from qsim.optimize.plan_result import Candidate
 from qsim.optimize.plan_search import PlanProblem, SearchReport, run_search
 from qsim.optimize.redraw import Resample
 from qsim.optimize.searches import Progress, drive, search_candidate

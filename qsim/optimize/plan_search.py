@@ -18,11 +18,12 @@ from typing import Any
 
 from qsim.errors import ScenarioError
 from qsim.optimize.budget import Budget
+from qsim.optimize.candidate import Candidate
 from qsim.optimize.candidates import Choice
 from qsim.optimize.executor import TaskExecutor
+from qsim.optimize.fleet_outcome import FleetOutcome
 from qsim.optimize.fleet_search import smallest_fleet
 from qsim.optimize.fleet_task import FleetTask, offered_load, run_fleet
-from qsim.optimize.plan_result import Candidate, FleetOutcome
 from qsim.optimize.searches import search_candidate
 from qsim.optimize.space import Choices, Decision, Space, parse_decision
 from qsim.optimize.study import Judgement, Objective, Params, Record, StudySettings, run_study

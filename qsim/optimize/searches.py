@@ -10,10 +10,11 @@ from dataclasses import replace
 import numpy as np
 
 from qsim.errors import TraceError
-from qsim.optimize.budget import Budget, Shortfall
+from qsim.optimize.budget import Budget
+from qsim.optimize.candidate import Candidate, Shortfall
+from qsim.optimize.fleet_outcome import FleetOutcome
 from qsim.optimize.fleet_search import probes_left, smallest_fleet
 from qsim.optimize.fleet_task import FleetTask, offered_load, run_fleet
-from qsim.optimize.plan_result import Candidate, FleetOutcome
 from qsim.sim.goodput import GoodputOutcome
 from qsim.sim.slo import SloOutcome
 

@@ -7,9 +7,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qsim.optimize.fleet_outcome import FleetOutcome
 from qsim.optimize.fleet_search import smallest_fleet
 from qsim.optimize.fleet_task import FleetTask, run_fleet
-from qsim.optimize.plan_result import FleetOutcome
 from qsim.sim.slo import Slo, SloOutcome
 
 __all__ = ["FACTORS", "Sensitivity", "fleet_sensitivity"]

@@ -8,7 +8,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from qsim.errors import InfeasibleError, ScenarioError
-from qsim.optimize.plan_result import Candidate
+from qsim.optimize.candidate import Candidate
 from qsim.sim.config import EngineConfig
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qsim.errors import QsimError, ScenarioError
+from qsim.optimize.fleet_outcome import FleetOutcome
 from qsim.optimize.fleet_task import FleetTask, run_fleet
 from qsim.optimize.perturb import scaled_host, without_power_cap
-from qsim.optimize.plan_result import FleetOutcome
 
 __all__ = ["Change", "WhatIf", "changes_of", "what_if"]
 

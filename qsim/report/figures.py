@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from qsim.optimize.plan_result import Candidate, Plan
+    from qsim.optimize.candidate import Candidate
+    from qsim.optimize.plan_result import Plan
     from qsim.sim.result import SimulationResult
     from qsim.sim.slo import Slo
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qsim.optimize.losers import lost_text
+from qsim.optimize.losers import lost
 
 if TYPE_CHECKING:
+    from qsim.optimize.candidate import Candidate
     from qsim.optimize.plan_result import Plan
     from qsim.optimize.sensitivity import Sensitivity
 
-__all__ = ["detail_lines"]
+__all__ = ["detail_lines", "lost_text"]
+
+_WORDS = {
+    "cost": "the cost",
+    "energy": "the energy",
+    "gpus": "the GPUs",
+    "carbon": "the carbon",
+}
 
 #: candidates that are told why they lost; the nearest ones
 _MOST_LOSERS = 8
@@ -39,6 +47,23 @@ def detail_lines(plan: Plan) -> list[str]:
     if detail.changes is not None:
         lines += detail.changes.text()
     return lines
+
+
+def lost_text(plan: Plan, candidate: Candidate) -> str:
+    """Why a candidate is not the best; "" where there is nothing to say."""
+    found = lost(plan.best, plan.objective, candidate)
+    if found is None:
+        return ""
+    several = len({(c.gpu, c.model, c.tensor_parallel_size) for c in plan.candidates}) > 1
+    ratio, name = found["ratio"], candidate.profile if several else candidate.method
+    if ratio is None or abs(ratio - 1) < 5e-5:
+        text = f"{name}: equal in {plan.objective}"
+    else:
+        text = f"{name}: {ratio:.3g} times {_WORDS[plan.objective]}"
+    if found["one_less"] is not None:
+        n = candidate.grown_from or candidate.replicas or 0
+        text += f"; with {n - 1} replica{'s' if n != 2 else ''} {found['one_less']}"
+    return text
 
 
 def _sensitivity(found: tuple[Sensitivity, ...]) -> list[str]:

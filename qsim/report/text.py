@@ -11,7 +11,8 @@ from qsim.profiles import stated_errors
 from qsim.report.tables import WIDTH, fill, number, table
 
 if TYPE_CHECKING:
-    from qsim.optimize.plan_result import Candidate, Plan
+    from qsim.optimize.candidate import Candidate
+    from qsim.optimize.plan_result import Plan
     from qsim.optimize.prices import Price
     from qsim.profile import Profile
     from qsim.sim.slo import SloOutcome
@@ -163,7 +164,7 @@ def tie_remarks(plan: Plan) -> list[str]:
     """What decided, where several fleets share the best one's objective."""
     if plan.tie is None:
         return []
-    from qsim.optimize.plan_result import deciding_order
+    from qsim.optimize.candidate import deciding_order
 
     names = {"cost": "cost", "energy": "energy", "gpus": "the number of GPUs",
              "carbon": "carbon", "name": "the profile's name"}  # fmt: skip

@@ -11,9 +11,10 @@ from qsim.optimize.busiest import busiest_requests
 from qsim.optimize.capacity import plan
 from qsim.optimize.executor import SerialExecutor
 from qsim.optimize.fleet_task import FleetTask
-from qsim.optimize.losers import lost, lost_text
+from qsim.optimize.losers import lost
 from qsim.optimize.what_if import changes_of, what_if
 from qsim.profile import Profile
+from qsim.report.plan_detail import lost_text
 from qsim.sim.api import simulate
 from qsim.sim.config import EngineOptions
 from qsim.sim.slo import Slo
@@ -145,8 +146,8 @@ def test_losers_say_by_how_much_and_why_they_are_not_smaller() -> None:
     best, second = answer.candidates
     assert second.feasible
     assert (second.replicas or 0) > (best.replicas or 0)
-    assert lost(answer, best) is None
-    found = lost(answer, second)
+    assert lost(answer.best, answer.objective, best) is None
+    found = lost(answer.best, answer.objective, second)
     assert found is not None
     assert found["ratio"] == (second.replicas or 0) / (best.replicas or 1)
     fewer = simulate(traffic(), made[1], replicas=(second.replicas or 0) - 1)

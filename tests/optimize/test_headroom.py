@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from qsim.optimize.capacity import plan
 from qsim.optimize.executor import SerialExecutor
+from qsim.optimize.fleet_outcome import FleetOutcome
 from qsim.optimize.fleet_task import FleetTask
 from qsim.optimize.headroom import MOST, Headroom, find_headroom, headroom_search
-from qsim.optimize.plan_result import FleetOutcome, Plan
+from qsim.optimize.plan_result import Plan
 from qsim.report.text import plan_text
 from qsim.sim.api import simulate
 from qsim.sim.config import EngineOptions

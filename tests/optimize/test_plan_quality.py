@@ -10,8 +10,8 @@ import pytest
 from qsim.errors import ScenarioError
 from qsim.optimize import headroom, searches
 from qsim.optimize.capacity import plan
+from qsim.optimize.fleet_outcome import FleetOutcome
 from qsim.optimize.fleet_task import FleetTask
-from qsim.optimize.plan_result import FleetOutcome
 from qsim.profile import Profile
 from qsim.quality.recovery import recovery
 from qsim.quality.tasks import DEFAULT_MIX

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from qsim.errors import InfeasibleError
-from qsim.optimize.plan_result import Candidate, FleetOutcome
+from qsim.optimize.candidate import Candidate
+from qsim.optimize.fleet_outcome import FleetOutcome
 from qsim.optimize.serve import checkpoint, serve_command
 from qsim.sim.config import EngineConfig, EngineOptions
 
