@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from qsim.errors import QsimError
 from qsim.optimize.measures import Measure
-from qsim.optimize.tune_result import Importance
 
-__all__ = ["importances"]
+__all__ = ["Importance", "importances"]
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much of an objective's variation each decision explains; or why that is not known."""
+
+    objective: str
+    shares: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
 
 
 def _value(objective: int, trial: Any) -> float:

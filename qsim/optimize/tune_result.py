@@ -13,6 +13,7 @@ from qsim.errors import InfeasibleError, ScenarioError
 from qsim.optimize.candidates import Choice
 from qsim.optimize.deployment import Pool
 from qsim.optimize.expressions import Comparison, Pick, parse_pick
+from qsim.optimize.importance import Importance, importances
 from qsim.optimize.measures import ALIASES, Measure, find_measure
 from qsim.optimize.pareto import front_mask, knee
 from qsim.optimize.prices import Price
@@ -21,7 +22,7 @@ from qsim.optimize.weigh import Carbon, QualityGoal
 from qsim.profiles import transfer_note
 from qsim.sim.config import EngineOptions
 
-__all__ = ["Importance", "Limit", "TuneResult"]
+__all__ = ["Limit", "TuneResult"]
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,6 @@ class Limit:
 
     def __str__(self) -> str:
         return f"{self.measure.name}{self.op}{self.value:.15g}"
-
-
-@dataclass(frozen=True)
-class Importance:
-    """How much of an objective's variation each decision explains; or why that is not known."""
-
-    objective: str
-    shares: Mapping[str, float] = field(default_factory=dict)
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,8 +84,6 @@ class TuneResult:
     @cached_property
     def importances(self) -> tuple[Importance, ...]:
         """What each decision explains of each objective."""
-        from qsim.optimize.importance import importances
-
         return importances(self.study, self.objectives, int(self.settings["seed"]))
 
     @property
