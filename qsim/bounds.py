@@ -14,13 +14,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from qsim.errors import InputError, ScenarioError
+from qsim.errors import QsimError, ScenarioError
 
 __all__ = [
     "MAX_BATCHED_TOKENS",
     "MAX_BLOCKS",
     "MAX_BLOCK_SIZE",
+    "MAX_GPUS",
+    "MAX_JOBS",
     "MAX_MODEL_LEN",
+    "MAX_REPLICAS",
+    "MAX_REQUESTS",
+    "MAX_RUNS",
+    "MAX_SEED",
     "MAX_SEQS",
     "MAX_TENSOR_PARALLEL",
     "Closed",
@@ -37,6 +43,7 @@ __all__ = [
     "Text",
     "Whole",
     "check_name",
+    "printable",
     "shown",
 ]
 
@@ -47,6 +54,16 @@ MAX_MODEL_LEN = 1 << 30
 MAX_BLOCKS = 1 << 31
 MAX_BLOCK_SIZE = 1 << 16
 MAX_TENSOR_PARALLEL = 1024
+#: servers of one fleet
+MAX_REPLICAS = 10_000
+MAX_SEED = (1 << 64) - 1
+#: GPUs of one fleet
+MAX_GPUS = 1_000_000
+#: runs of one study or sweep, points of one grid
+MAX_RUNS = 1_000_000
+MAX_JOBS = 1024
+#: requests of one draw
+MAX_REQUESTS = 1_000_000_000
 #: longest time of one part of a step, ms
 MAX_MS = 1e7
 #: longest name of a GPU, model or method
@@ -73,7 +90,14 @@ def shown(value: object, longest: int = 60) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
-def check_name(what: str, value: object, error: type[InputError] = ScenarioError) -> str:
+def printable(text: str) -> str:
+    """A text for a terminal: control characters, and marks of direction, as escapes."""
+    if _PRINTABLE.fullmatch(text):
+        return text
+    return "".join(c if _PRINTABLE.fullmatch(c) else repr(c)[1:-1] for c in text)
+
+
+def check_name(what: str, value: object, error: type[QsimError] = ScenarioError) -> str:
     """Check a name of a GPU, a model or a quantization method, and return it.
 
     Such names become parts of paths, of commands in a shell, of Kubernetes names and of labels in
@@ -81,7 +105,7 @@ def check_name(what: str, value: object, error: type[InputError] = ScenarioError
 
     Raises
     ------
-    InputError
+    QsimError
         (of the class ``error``) if it is anything but lower-case letters, digits and ``. _ + -``,
         begins with another character than a letter or a digit, holds ``..`` or is longer than 100.
     """
@@ -150,6 +174,11 @@ class Text:
         """In the words of an error."""
         least = f"{self.shortest} to " if self.shortest else "at most "
         return f"a text of {least}{self.longest} characters, without control characters"
+
+    def allows(self, text: str) -> bool:
+        """Whether ``text`` is one."""
+        good = self.shortest <= len(text) <= self.longest
+        return good and _PRINTABLE.fullmatch(text) is not None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         return {

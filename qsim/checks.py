@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeGuard
 
+from qsim.bounds import shown
 from qsim.errors import MissingExtraError, ScenarioError
 
-__all__ = ["check_ending", "is_number", "near_names", "whole"]
+__all__ = ["check_ending", "finite", "is_number", "near_names", "whole"]
+
+#: largest whole number that a double holds exactly, and its neighbours
+MAX_WHOLE = 1 << 53
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
@@ -15,16 +19,41 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def whole(name: str, value: object, least: int = 1) -> None:
+def whole(name: str, value: object, least: int = 1, most: int = MAX_WHOLE) -> None:
     """Check a whole number.
 
     Raises
     ------
     ScenarioError
-        If it is none, or less than ``least``.
+        If it is none, less than ``least`` or more than ``most``.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ScenarioError(f"{name} is {value!r}; must be a whole number >= {least}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        above = value >= least if isinstance(value, int) and not isinstance(value, bool) else False
+        limit = f" and <= {most}" if above else ""
+        raise ScenarioError(f"{name} is {shown(value)}; must be a whole number >= {least}{limit}")
+
+
+def finite(
+    name: str, value: object, least: float = 0.0, most: float = 1e18, *, above: bool = False
+) -> None:
+    """Check a number.
+
+    Parameters
+    ----------
+    above : bool
+        Whether ``least`` itself is refused.
+
+    Raises
+    ------
+    ScenarioError
+        If it is none, not finite, less than ``least`` or more than ``most``.
+    """
+    good = is_number(value) and least <= value <= most and not (above and value == least)
+    if not good:
+        sign = ">" if above else ">="
+        raise ScenarioError(
+            f"{name} is {shown(value)}; must be a finite number {sign} {least:g}, at most {most:g}"
+        )
 
 
 def near_names(name: str, known: Iterable[str]) -> str:

@@ -14,12 +14,20 @@ import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from qsim.bounds import shown
-from qsim.errors import InputError, ScenarioError
+from qsim.errors import QsimError, ScenarioError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["parse_json", "parse_yaml", "plain_scalar", "read_json", "read_text", "read_yaml"]
+__all__ = [
+    "parse_json",
+    "parse_yaml",
+    "plain_scalar",
+    "read_json",
+    "read_text",
+    "read_yaml",
+    "to_yaml",
+]
 
 #: largest document, bytes
 MAX_JSON = 16 << 20
@@ -29,7 +37,7 @@ MAX_DEPTH = 32
 #: longest whole number, digits; 64 bits have 20
 MAX_DIGITS = 25
 
-Error = type[InputError]
+Error = type[QsimError]
 
 
 class _BoundError(ValueError):
@@ -51,7 +59,7 @@ def read_text(
 
     Raises
     ------
-    InputError
+    QsimError
         (of the class ``error``) if it cannot be read, is larger, or is not UTF-8.
     """
     name = os.fspath(path)
@@ -59,9 +67,9 @@ def read_text(
         with open(path, "rb") as f:
             data = f.read(most + 1)
     except ValueError as e:  # a zero byte in the name
-        raise error(f"cannot read {name!r}: {e}") from None
+        raise error(f"cannot read {shown(name)}: {e}") from None
     except OSError as e:
-        raise error(f"cannot read {name!r}: {e.strerror or e}") from None
+        raise error(f"cannot read {name}: {e.strerror or e}") from None
     if len(data) > most:
         raise error(f"{name}: is larger than {_size(most)}, the most that is read of such a file")
     try:
@@ -97,7 +105,7 @@ def parse_json(text: str, where: str, error: Error = ScenarioError, *, most: int
 
     Raises
     ------
-    InputError
+    QsimError
         (of the class ``error``) if it is not JSON, repeats a key in an object, holds a number that
         is not finite or has more than 25 digits, or is nested deeper than 32.
     """
@@ -220,7 +228,7 @@ def parse_yaml(text: str, where: str, error: Error = ScenarioError) -> Any:
 
     Raises
     ------
-    InputError
+    QsimError
         (of the class ``error``) if it is not YAML, repeats a key, has aliases, tags, more than one
         document or a key that is not a text, or breaks a bound of :func:`parse_json`.
     """
@@ -294,6 +302,33 @@ def _compose(events: Iterator[Any]) -> Any:
             open_.append(value)
             keys.append(None)
     return root[0] if root else None
+
+
+def to_yaml(data: Any, *, several: bool = False) -> str:
+    """Plain data as YAML that reads the same under YAML 1.1 and 1.2.
+
+    A text that either would take for a number or a word of its own is quoted. With ``several``,
+    ``data`` is a list of documents.
+    """
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: Any, value: str) -> Any:
+        try:
+            style = None if plain_scalar(value) == value else "'"
+        except _BoundError:
+            style = "'"
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
+    Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]
+    if several:
+        return str(
+            yaml.dump_all(data, Dumper=Dumper, sort_keys=False, explicit_start=True, width=1000)
+        )
+    return str(yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
 
 def _size(size: int) -> str:

@@ -16,14 +16,14 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, g
 from pydantic import TypeAdapter, ValidationError
 
 from qsim.bounds import shown
-from qsim.errors import InputError
+from qsim.errors import QsimError
 
 __all__ = ["build"]
 
 T = TypeVar("T")
 
 
-def build(cls: type[T], data: object, where: str, error: type[InputError]) -> T:
+def build(cls: type[T], data: object, where: str, error: type[QsimError]) -> T:
     """``data`` as a ``cls``.
 
     Parameters
@@ -39,7 +39,7 @@ def build(cls: type[T], data: object, where: str, error: type[InputError]) -> T:
 
     Raises
     ------
-    InputError
+    QsimError
         (of the class ``error``) naming the field, its value and what is allowed.
     """
     try:

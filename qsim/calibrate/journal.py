@@ -18,6 +18,7 @@ from qsim.calibrate.power import read_samples
 from qsim.calibrate.recorder import read_steps
 from qsim.calibrate.tidy import Measured, write_recording
 from qsim.calibrate.workload import Phase
+from qsim.documents import parse_json, read_json
 from qsim.errors import CalibrationError
 from qsim.files import write_text
 
@@ -25,6 +26,8 @@ __all__ = ["LEAST_LOADS", "Journal", "salvage"]
 
 #: fewer loads than this are not worth keeping
 LEAST_LOADS = 4
+#: of a load with all its requests, characters
+_LONGEST_LINE = 256 << 20
 
 
 class Journal:
@@ -58,8 +61,8 @@ def _loads(path: Path) -> list[Measured]:
     loads = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            data = json.loads(line)
-        except json.JSONDecodeError:  # the last one, half-written
+            data = parse_json(line, path.name, CalibrationError, most=_LONGEST_LINE)
+        except CalibrationError:  # the last one, half-written
             break
         result = data.get("result")
         if result is not None:
@@ -86,7 +89,7 @@ def salvage(work: Path, target: Path) -> int:
         power readings are missing, and nothing was written.
     """
     try:
-        server = json.loads((work / "server.json").read_text(encoding="utf-8"))
+        server = read_json(work / "server.json", CalibrationError)
         loads = _loads(work / "loads.jsonl")
         if len(loads) < LEAST_LOADS:
             return 0

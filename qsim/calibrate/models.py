@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qsim.bounds import Plain, check_name, shown
+from qsim.documents import read_json
 from qsim.errors import MissingExtraError, ScenarioError
+
+#: largest numbers of an architecture; those of public models are a tenth of them at most
+_MOST_SIZE = 1 << 20
+_MOST = {"num_hidden_layers": 10_000, "vocab_size": 1 << 23, "max_position_embeddings": 1 << 30}
 
 __all__ = ["ARCHITECTURES", "Architecture", "Model", "load_model", "write_dummy"]
 
@@ -47,8 +54,11 @@ class Architecture:
             value = config.get(name, default)
             if value is None and default is not None:
                 value = default
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ScenarioError(f"{where}: {name} is {value!r}; must be a whole number >= 1")
+            most = _MOST.get(name, _MOST_SIZE)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ScenarioError(
+                    f"{where}: {name} is {shown(value)}; must be a whole number >= 1 and <= {most}"
+                )
             return value
 
         heads = number("num_attention_heads")
@@ -204,8 +214,10 @@ def load_model(name: str, *, dummy_weights: bool = False) -> Model:
     if path.is_dir() or path.name == "config.json":
         folder = path.parent if path.name == "config.json" else path
         config = _read(folder / "config.json")
+        id_ = _folder_id(folder.resolve())
+        check_name(f"the model's folder {os.fspath(folder)!r}: its name", id_)
         return Model(
-            _folder_id(folder.resolve()),
+            id_,
             config,
             Architecture.from_config(config, str(folder / "config.json")),
             None if dummy_weights else str(folder.resolve()),
@@ -215,9 +227,10 @@ def load_model(name: str, *, dummy_weights: bool = False) -> Model:
             f"model is {name!r}; must be one of {', '.join(ARCHITECTURES)}, a folder with a "
             "config.json, or a Hugging Face id (org/name)"
         )
+    id_ = check_name("the part of model behind the '/'", name.split("/")[1].lower())
     config = _read(_download(name))
     return Model(
-        name.split("/")[1].lower(),
+        id_,
         config,
         Architecture.from_config(config, f"{name}/config.json"),
         None if dummy_weights else name,
@@ -245,14 +258,13 @@ def _download(name: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise ScenarioError(f"cannot read {path}: {e.strerror or e}") from e
-    except ValueError as e:
-        raise ScenarioError(f"{path}: not JSON: {e}") from e
+    data = read_json(path)
     if not isinstance(data, dict):
         raise ScenarioError(f"{path}: must hold a JSON object")
+    try:
+        Plain().check(data)
+    except ValueError as e:
+        raise ScenarioError(f"{path}: {e}") from None
     return data
 
 

@@ -14,23 +14,20 @@ launch times, the GPU span and the readings that a board may lack can be empty.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from qsim.bounds import Text, shown
 from qsim.calibrate.recording_data import (
     FIT,
     HOLDOUT,
     SKIP,
-    USES,
     Phase,
     PowerSamples,
     Recording,
@@ -38,7 +35,9 @@ from qsim.calibrate.recording_data import (
     Server,
     Steps,
 )
+from qsim.documents import read_json
 from qsim.errors import RecordingError
+from qsim.tables import csv_lines
 
 __all__ = [
     "FIT",
@@ -68,6 +67,7 @@ def read_recording(path: str | os.PathLike[str]) -> Recording:
         raise RecordingError(
             f"{os.fspath(path)!r} is not a folder: give the folder that holds server.json"
         )
+    _check_folder_name(folder.resolve().name)
     server = _server(folder / "server.json")
     phases = _phases(folder / "phases.json")
     index = {p.label: i for i, p in enumerate(phases)}
@@ -81,6 +81,13 @@ def read_recording(path: str | os.PathLike[str]) -> Recording:
     )
 
 
+def _check_folder_name(name: str) -> None:
+    """It goes into profiles and reports."""
+    if not Text(200).allows(name):
+        raise RecordingError(f"the recording's folder is named {shown(name)}; must be a "
+                             f"{Text(200).rule.removeprefix('a ')}")  # fmt: skip
+
+
 def default_use(label: str) -> str:
     """How a phase is used when ``phases.json`` does not say."""
     if label.startswith("warm"):
@@ -88,119 +95,80 @@ def default_use(label: str) -> str:
     return HOLDOUT if label.startswith("val_") or label == "mixhi" else FIT
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise RecordingError(f"cannot read {path}: {e.strerror or e}") from e
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise RecordingError(f"{path}: not JSON: {e}") from e
-
-
-def _member(data: Mapping[str, Any], name: str, kind: type, where: str, *default: Any) -> Any:
-    """``data[name]`` if it is a ``kind``; bool is no int, and an int is a float."""
-    if name not in data and not default:
-        raise RecordingError(f"{where}: {name!r} is missing")
-    value: Any = data.get(name, *default)
-    if default and value == default[0]:
-        return value
-    if kind is float:
-        good = isinstance(value, int | float) and math.isfinite(value)
-    else:
-        good = isinstance(value, kind)
-    if not good or (isinstance(value, bool) and kind is not bool):
-        raise RecordingError(f"{where}: {name} is {value!r}; must be {_KINDS[kind]}")
-    return float(value) if kind is float else value
-
-
-_KINDS: dict[type, str] = {
-    int: "a whole number",
-    float: "a finite number",
-    str: "text",
-    bool: "true or false",
-    dict: "an object",
-    list: "a list",
-}
-
-
 def _server(path: Path) -> Server:
-    data = _json(path)
-    if not isinstance(data, Mapping):
+    from qsim.calibrate.recording_schema import ServerFile, ServerRest
+    from qsim.edge import build
+
+    data = read_json(path, RecordingError)
+    if not isinstance(data, dict):
         raise RecordingError(f"{path}: must hold an object, got {type(data).__name__}")
     at = str(path)
-
-    def text(name: str, *default: str) -> str:
-        return str(_member(data, name, str, at, *default))
-
-    def count(name: str, least: int, *default: int) -> int:
-        value = int(_member(data, name, int, at, *default))
-        if value < least:
-            raise RecordingError(f"{at}: {name} is {value}; must be >= {least}")
-        return value
-
-    quantization = data.get("quantization_config")
-    if quantization is not None and not isinstance(quantization, dict):
-        raise RecordingError(
-            f"{at}: quantization_config is {quantization!r}; must be an object or null"
-        )
+    if "model_config" not in data:
+        raise RecordingError(f"{at}: model_config is missing")
+    rest = {k: v for k, v in data.items() if k != "model_config"}
+    known = build(ServerFile, rest, at, RecordingError)
+    build(ServerRest, {"config": data["model_config"], "whole": rest}, at, RecordingError)
     return Server(
-        gpu=text("gpu"),
-        model=text("model"),
-        method=text("method"),
-        vllm_version=text("vllm_version"),
-        driver=text("driver", ""),
-        host=text("host", ""),
-        tensor_parallel=count("tensor_parallel", 1, 1),
-        model_config=_member(data, "model_config", dict, at),
-        quantization_config=quantization,
-        server_flags=tuple(str(x) for x in _member(data, "server_flags", list, at, [])),
-        prefix_caching=bool(_member(data, "prefix_caching", bool, at, False)),
-        kv_cache_dtype=text("kv_cache_dtype", "auto"),
-        max_model_len=count("max_model_len", 2),
-        max_num_batched_tokens=count("max_num_batched_tokens", 1),
-        block_size=count("block_size", 1),
-        num_gpu_blocks=count("num_gpu_blocks", 2),
-        raw=dict(data),
+        gpu=known.gpu,
+        model=known.model,
+        method=known.method,
+        vllm_version=known.vllm_version,
+        driver=known.driver,
+        host=known.host,
+        tensor_parallel=known.tensor_parallel,
+        model_config=data["model_config"],
+        quantization_config=known.quantization_config,
+        server_flags=tuple(known.server_flags),
+        prefix_caching=known.prefix_caching,
+        kv_cache_dtype=known.kv_cache_dtype,
+        max_model_len=known.max_model_len,
+        max_num_batched_tokens=known.max_num_batched_tokens,
+        block_size=known.block_size,
+        num_gpu_blocks=known.num_gpu_blocks,
+        raw=data,
     )
 
 
 def _phases(path: Path) -> tuple[Phase, ...]:
-    data = _json(path)
+    from qsim.calibrate.recording_schema import PhaseItem
+    from qsim.edge import build
+
+    data = read_json(path, RecordingError)
     if not isinstance(data, list) or not data:
-        raise RecordingError(f"{path}: must hold a list of phases, got {data!r:.40}")
+        raise RecordingError(f"{path}: must hold a list of phases, got {shown(data, 40)}")
+    if len(data) > _MOST_PHASES:
+        raise RecordingError(f"{path}: has {len(data)} phases; at most {_MOST_PHASES} are read")
     phases: list[Phase] = []
     seen: set[str] = set()
-    for i, item in enumerate(data):
-        at = f"{path}: phase {i}"
-        if not isinstance(item, Mapping):
-            raise RecordingError(f"{at} is {item!r:.40}; must be an object")
-        label = str(_member(item, "label", str, at))
-        if label in seen:
-            raise RecordingError(f"{at}: label {label!r} was used before; labels must differ")
-        seen.add(label)
-        at = f"{at} ({label})"
-        use = str(_member(item, "use", str, at, default_use(label)))
-        if use not in USES:
-            raise RecordingError(f"{at}: use is {use!r}; must be one of {', '.join(USES)}")
-        start_s = float(_member(item, "start_s", float, at))
-        end_s = float(_member(item, "end_s", float, at))
-        if end_s < start_s:
-            raise RecordingError(f"{at}: end_s is {end_s}; must be >= start_s {start_s}")
-        energy_j = item.get("energy_j")
+    for i, given in enumerate(data):
+        label = given.get("label") if isinstance(given, dict) else None
+        at = f"{path}: phase {i}" + (f" ({shown(label)[1:-1]})" if isinstance(label, str) else "")
+        item = build(PhaseItem, given, at, RecordingError)
+        if item.label in seen:
+            raise RecordingError(f"{at}: label {item.label!r} was used before; labels must differ")
+        seen.add(item.label)
+        if item.end_s < item.start_s:
+            raise RecordingError(f"{at}: end_s is {item.end_s}; must be >= start_s {item.start_s}")
         phases.append(
             Phase(
-                label=label,
-                what=str(_member(item, "what", str, at, "")),
-                load=str(_member(item, "load", str, at, "")),
-                start_s=start_s,
-                end_s=end_s,
-                energy_j=math.nan
-                if energy_j is None
-                else float(_member(item, "energy_j", float, at)),
-                use=use,
+                label=item.label,
+                what=item.what,
+                load=item.load,
+                start_s=item.start_s,
+                end_s=item.end_s,
+                energy_j=math.nan if item.energy_j is None else item.energy_j,
+                use=item.use or default_use(item.label),
             )
         )
     return tuple(phases)
+
+
+_MOST_PHASES = 10_000
+#: largest number in a cell: energy counters are in mJ
+_MOST = 1e18
+_MOST_WHOLE = 1 << 53
+_COUNT = re.compile(r"[0-9]{1,12}")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 
 
 @dataclass(frozen=True)
@@ -213,7 +181,7 @@ class _Row:
 
     def fail(self, column: str, rule: str) -> RecordingError:
         return RecordingError(
-            f"{self.path}: line {self.line}, column {column!r}: {self.cells[column]!r} {rule}"
+            f"{self.path}: line {self.line}, column {column!r}: {shown(self.cells[column])} {rule}"
         )
 
     def number(self, column: str, *, optional: bool = False) -> float:
@@ -226,15 +194,19 @@ class _Row:
             raise self.fail(column, "is not a number") from None
         if not math.isfinite(value):
             raise self.fail(column, "is not a finite number")
+        if abs(value) > _MOST:
+            raise self.fail(column, f"must be within {_MOST:g}")
         return value
 
     def whole(self, column: str, least: int = 0) -> int:
-        try:
-            value = int(self.cells[column])
-        except ValueError:
-            raise self.fail(column, "is not a whole number") from None
+        text = self.cells[column]
+        if not _WHOLE.fullmatch(text):
+            raise self.fail(column, "is not a whole number")
+        value = int(text)
         if value < least:
             raise self.fail(column, f"must be >= {least}")
+        if value > _MOST_WHOLE:
+            raise self.fail(column, f"must be <= {_MOST_WHOLE}")
         return value
 
     def phase(self, index: Mapping[str, int]) -> int:
@@ -245,29 +217,24 @@ class _Row:
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[_Row]:
-    try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as f:
-            reader = csv.reader(f)
-            header = next(reader, None)
-            if header is None:
-                raise RecordingError(f"{path}: the file is empty; line 1 must name the columns")
+    header: list[str] | None = None
+    for line, cells in csv_lines(path, RecordingError):
+        if header is None:
+            header = cells
             missing = [c for c in columns if c not in header]
             if missing:
                 raise RecordingError(
                     f"{path}: line 1: column {missing[0]!r} is missing; "
                     f"it must have {', '.join(columns)}"
                 )
-            for cells in reader:
-                if len(cells) != len(header):
-                    raise RecordingError(
-                        f"{path}: line {reader.line_num}: {len(cells)} fields; "
-                        f"the header has {len(header)}"
-                    )
-                yield _Row(path, reader.line_num, dict(zip(header, cells, strict=True)))
-    except FileNotFoundError as e:
-        raise RecordingError(f"cannot read {path}: no such file") from e
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as e:
-        raise RecordingError(f"cannot read {path}: {e}") from e
+            continue
+        if len(cells) != len(header):
+            raise RecordingError(
+                f"{path}: line {line}: {len(cells)} fields; the header has {len(header)}"
+            )
+        yield _Row(path, line, dict(zip(header, cells, strict=True)))
+    if header is None:
+        raise RecordingError(f"{path}: the file is empty; line 1 must name the columns")
 
 
 _STEP_TIMES = (
@@ -300,9 +267,10 @@ def _chunks(row: _Row) -> tuple[tuple[int, int], ...]:
     out = []
     for part in text.split(";"):
         new, _, computed = part.partition("@")
-        if not (new.isdecimal() and computed.isdecimal() and int(new) > 0):
+        if not (_COUNT.fullmatch(new) and _COUNT.fullmatch(computed) and int(new) > 0):
             raise row.fail(
-                "prefill_chunks", f"has {part!r}; must be new@computed, as in 512@0, joined by ';'"
+                "prefill_chunks",
+                f"has {shown(part)}; must be new@computed, as in 512@0, joined by ';'",
             )
         out.append((int(new), int(computed)))
     return tuple(out)

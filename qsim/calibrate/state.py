@@ -7,6 +7,8 @@ import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from qsim.documents import read_json
+from qsim.errors import ScenarioError
 from qsim.files import write_text
 
 __all__ = ["COMPLETE", "FAILED", "REFUSED", "CampaignState", "JobState", "is_complete"]
@@ -33,9 +35,9 @@ class CampaignState:
         self._lock = threading.Lock()
         self.jobs: dict[str, JobState] = {}
         try:
-            data = json.loads(self.path.read_text(encoding="utf-8"))
+            data = read_json(self.path)
             self.jobs = {k: JobState(**v) for k, v in data["jobs"].items()}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ScenarioError, KeyError, TypeError, AttributeError):
             self.jobs = {}  # no campaign yet, or one of another version: folders tell what is done
 
     def record(self, name: str, state: JobState) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from qsim import __version__
+from qsim.bounds import printable
 from qsim.cli._command import Group
 from qsim.errors import QsimError
 from qsim.interrupts import ended_by_signals
@@ -57,7 +58,7 @@ _NO_BLAS = ("simulate", "plan")
 def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
     """Say what went wrong on one line and end."""
     with suppress(OSError):  # stderr may be a terminal that is gone
-        click.echo(f"Error: {' '.join(message.splitlines())}", err=True)
+        click.echo(f"Error: {printable(' '.join(message.split()))}", err=True)
     ctx.exit(exit_code)
 
 

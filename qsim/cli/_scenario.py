@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
+from qsim.bounds import shown
 from qsim.cli._common import write_json
+from qsim.documents import read_yaml, to_yaml
 from qsim.errors import ScenarioError
 from qsim.files import write_text
 
@@ -71,10 +73,10 @@ def save_scenario(ctx: click.Context) -> None:
     path = ctx.params["save_scenario"]
     if not path:
         return
-    import yaml
-
-    text = yaml.safe_dump(resolved_scenario(ctx), sort_keys=False, allow_unicode=True)
-    write_text(path, f"# qsim {ctx.command.name} --scenario {Path(path).name}\n{text}")
+    text = to_yaml(resolved_scenario(ctx))
+    write_text(
+        path, f"# qsim {ctx.command.name} --scenario {' '.join(Path(path).name.split())}\n{text}"
+    )
 
 
 def write_outputs(ctx: click.Context, data: Callable[[], Mapping[str, Any]]) -> None:
@@ -100,14 +102,7 @@ def _load(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
     """Make the values of the file the defaults of the other options."""
     if path is None:
         return
-    import yaml
-
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as e:
-        raise ScenarioError(f"cannot read scenario {path}: {e}") from e
-    except yaml.YAMLError as e:
-        raise ScenarioError(f"{path}: not YAML: {' '.join(str(e).split())}") from e
+    data = read_yaml(path)
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -126,7 +121,7 @@ def _load(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
                 if near
                 else f"known: {', '.join(known)}"
             )
-            raise ScenarioError(f"{path}: unknown key {key!r}; {hint}")
+            raise ScenarioError(f"{path}: unknown key {shown(key)}; {hint}")
         if value is not None:
             defaults[option.name or ""] = _texts(option, value, f"{path}: {key}")
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
@@ -146,7 +141,7 @@ def _text(value: Any, where: str) -> str:
         return "true" if value else "false"
     if isinstance(value, str | int | float):
         return str(value)
-    raise ScenarioError(f"{where} is {value!r}; must be text, a number, true or false")
+    raise ScenarioError(f"{where} is {shown(value)}; must be text, a number, true or false")
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from qsim.bounds import MAX_GPUS
 from qsim.checks import is_number, whole
 from qsim.errors import ScenarioError
 from qsim.optimize.candidate import Candidate, Shortfall
@@ -92,7 +93,7 @@ def budget_of(
         If one is not a finite number > 0 (GPUs: a whole number >= 1).
     """
     if max_gpus is not None:
-        whole("max_gpus", max_gpus)
+        whole("max_gpus", max_gpus, 1, MAX_GPUS)
     for name, value in (
         ("max_usd_per_hour", max_usd_per_hour),
         ("max_power_kw", max_power_kw),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from qsim.bounds import MAX_REPLICAS
 from qsim.checks import whole
 from qsim.errors import ScenarioError
 from qsim.optimize.budget import budget_of
@@ -156,7 +157,7 @@ def plan(
     budget = budget_of(max_gpus, max_usd_per_hour, max_power_kw, max_peak_power_kw)
     if objective not in OBJECTIVES:
         raise ScenarioError(f"objective is {objective!r}; must be one of {', '.join(OBJECTIVES)}")
-    whole("max_replicas", max_replicas)
+    whole("max_replicas", max_replicas, 1, MAX_REPLICAS)
     options = options or EngineOptions()
     goal = quality_goal(tasks, min_quality)
     carbon = carbon_of(region, pue, objective)

@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
+from qsim.bounds import shown
 from qsim.checks import is_number
 from qsim.errors import ScenarioError
+from qsim.tables import csv_lines
 
 __all__ = [
     "DEFAULT_PUE",
@@ -39,6 +40,11 @@ __all__ = [
 DEFAULT_PUE = 1.0
 J_PER_KWH = 3.6e6
 HOUR_S = 3600.0
+#: coal is at 1,000
+MAX_GCO2E_PER_KWH = 1e5
+MAX_PUE = 100.0
+#: a hundred years
+_MOST_HOURS = 876_600
 
 
 @dataclass(frozen=True)
@@ -84,10 +90,10 @@ class CarbonSeries:
         if not self.hourly:
             raise ScenarioError(f"carbon series {self.source}: has no hours")
         for i, v in enumerate(self.hourly):
-            if not is_number(v) or not 0 <= v < math.inf:
+            if not is_number(v) or not 0 <= v <= MAX_GCO2E_PER_KWH:
                 raise ScenarioError(
                     f"carbon series {self.source}: hour {i} is {v!r} gCO2e/kWh; must be a finite "
-                    "number >= 0"
+                    f"number >= 0, at most {MAX_GCO2E_PER_KWH:g}"
                 )
 
     def at(self, time_s: float) -> float:
@@ -159,9 +165,10 @@ def grid_intensity(region: str | float) -> GridIntensity:
     """
     number = _number(region)
     if number is not None:
-        if not 0 <= number < math.inf:
+        if not 0 <= number <= MAX_GCO2E_PER_KWH:
             raise ScenarioError(
-                f"carbon intensity is {region!r} gCO2e/kWh; must be a finite number >= 0"
+                f"carbon intensity is {region!r} gCO2e/kWh; must be a finite number >= 0, at most "
+                f"{MAX_GCO2E_PER_KWH:g}"
             )
         return GridIntensity("given", "given", number, 0, "given", "given")
     wanted = str(region).strip().lower()
@@ -202,16 +209,13 @@ def load_carbon_series(path: str | os.PathLike[str]) -> CarbonSeries:
         If the file cannot be read, or a line is wrong (it is named).
     """
     where = f"carbon series {os.fspath(path)!r}"
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise ScenarioError(f"cannot read {where}: {e}") from e
-    rows = list(csv.reader(lines))
-    if not rows or [c.strip() for c in rows[0]] != ["hour", "gco2e_per_kwh"]:
-        got = ",".join(rows[0]) if rows else "nothing"
-        raise ScenarioError(f"{where}: the header is {got!r}; must be 'hour,gco2e_per_kwh'")
+    rows = csv_lines(path, ScenarioError, most_rows=_MOST_HOURS)
+    header = next(rows, (1, ["nothing"]))[1]
+    if [c.strip() for c in header] != ["hour", "gco2e_per_kwh"]:
+        got = shown(",".join(header))
+        raise ScenarioError(f"{where}: the header is {got}; must be 'hour,gco2e_per_kwh'")
     values: list[float] = []
-    for line, row in enumerate(rows[1:], start=2):
+    for line, row in rows:
         if not any(c.strip() for c in row):
             continue
         if len(row) != 2:
@@ -219,13 +223,14 @@ def load_carbon_series(path: str | os.PathLike[str]) -> CarbonSeries:
         hour, value = (c.strip() for c in row)
         if hour != str(len(values)):
             raise ScenarioError(
-                f"{where}, line {line}: hour is {hour!r}; must be {len(values)}: hours count from "
-                "0 without gaps"
+                f"{where}, line {line}: hour is {shown(hour)}; must be {len(values)}: hours count "
+                "from 0 without gaps"
             )
         number = _number(value)
-        if number is None or not 0 <= number < math.inf:
+        if number is None or not 0 <= number <= MAX_GCO2E_PER_KWH:
             raise ScenarioError(
-                f"{where}, line {line}: gco2e_per_kwh is {value!r}; must be a finite number >= 0"
+                f"{where}, line {line}: gco2e_per_kwh is {shown(value)}; must be a finite number "
+                f">= 0, at most {MAX_GCO2E_PER_KWH:g}"
             )
         values.append(number)
     if not values:
@@ -240,8 +245,8 @@ def _resolve(grid: Grid) -> GridIntensity | CarbonSeries:
 def _check(energy_j: float, pue: float) -> None:
     if not 0 <= energy_j < math.inf:
         raise ScenarioError(f"energy is {energy_j!r} J; must be a finite number >= 0")
-    if not 1 <= pue < math.inf:
-        raise ScenarioError(f"pue is {pue!r}; must be a finite number >= 1")
+    if not 1 <= pue <= MAX_PUE:
+        raise ScenarioError(f"pue is {pue!r}; must be a finite number >= 1, at most {MAX_PUE:g}")
 
 
 def gco2e(

@@ -16,6 +16,9 @@ from qsim.optimize.fleet_task import FleetTask, run_fleet
 from qsim.optimize.perturb import scaled_memory, scaled_times, stated_kv_sigma, stated_sigma
 from qsim.optimize.redraw import Redraw
 
+#: runs of one fleet with other draws
+MAX_REPLICATIONS = 10_000
+
 __all__ = ["Confidence", "Replication", "replicate"]
 
 #: a value over its limit in a run that could not serve its traffic at all
@@ -181,7 +184,7 @@ def replicate(
     ScenarioError
         If ``count`` is not a whole number >= 1.
     """
-    whole("replications", count)
+    whole("replications", count, 1, MAX_REPLICATIONS)
     sigma, kv_sigma = stated_sigma(task.profile), stated_kv_sigma(task.profile)
     errors = np.random.default_rng([task.seed, count]).normal(0.0, 1.0, (2, count))
     jobs = [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qsim.errors import InfeasibleError
@@ -10,7 +12,7 @@ from qsim.optimize.candidate import Candidate
 from qsim.profile import Profile
 from qsim.sim.config import EngineConfig, EngineOptions
 
-__all__ = ["STARTUP_S", "Pool", "pool_of"]
+__all__ = ["STARTUP_S", "Pool", "distinct", "pool_of"]
 
 #: seconds from `vllm serve` to its first answer on /health: the largest of the starts measured on
 #: an H200 (50-105 s, weights on a local disk or drawn); loading over a network is not in it
@@ -36,6 +38,8 @@ class Pool:
         The router that was simulated.
     startup_s : float
         From the start of a server until it answers.
+    suffix : str
+        Behind the name, where the pools of one export would share it: see :func:`distinct`.
     """
 
     profile: str
@@ -52,6 +56,7 @@ class Pool:
     max_replicas: int | None = None
     waiting: int | None = None
     startup_s: float = STARTUP_S
+    suffix: str = ""
 
     @classmethod
     def of(
@@ -81,11 +86,55 @@ class Pool:
 
     @property
     def name(self) -> str:
-        """A name for files and Kubernetes: lower case, digits and ``-``, at most 50 characters."""
+        """A name for files and Kubernetes: lower case, digits and ``-``, at most 50 characters.
+
+        One that had to be cut ends in a hash of what it stands for.
+        """
         text = f"{self.model}-{self.method}-{self.gpu.split('_')[0]}".lower()
         if self.tensor_parallel_size > 1:
             text += f"-tp{self.tensor_parallel_size}"
-        return "".join(c if c.isalnum() else "-" for c in text)[:50].strip("-")
+        name = "".join(c if c.isascii() and c.isalnum() else "-" for c in text).strip("-")
+        if not name[:1].isalpha():  # a Service's name begins with a letter
+            name = f"vllm-{name}"
+        if len(name) + len(self.suffix) <= _LONGEST:
+            return name + self.suffix
+        return _cut(name, self.suffix or f"-{_digest(self.profile)}")
+
+
+_LONGEST = 50
+
+
+def _cut(name: str, end: str) -> str:
+    return name[: _LONGEST - len(end)].rstrip("-") + end
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def distinct(pools: Sequence[Pool]) -> list[Pool]:
+    """The pools, each with a name of its own.
+
+    Those that would share one (``a.b`` and ``a-b``, or one profile with two settings) get a hash
+    of what they are behind it.
+    """
+    names = [p.name for p in pools]
+    if len(set(names)) == len(names):
+        return list(pools)
+    found: list[Pool] = []
+    taken: set[str] = set()
+    for pool in pools:
+        if names.count(pool.name) > 1:
+            what = f"{pool.profile} {pool.options} {pool.vllm_args}"
+            own = replace(pool, suffix=f"-{_digest(what)}")
+            count = 1
+            while own.name in taken:
+                count += 1
+                own = replace(pool, suffix=f"-{_digest(what)}-{count}")
+            pool = own
+        taken.add(pool.name)
+        found.append(pool)
+    return found
 
 
 def pool_of(candidate: Candidate, router: str = "least-requests") -> Pool:

@@ -14,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from qsim.bounds import MAX_JOBS
 from qsim.checks import whole
 
 __all__ = [
@@ -148,7 +149,7 @@ def open_executor(
     QsimError
         From a task that cost :data:`MAX_DEATHS` workers their lives, say for lack of memory.
     """
-    whole("jobs", jobs)
+    whole("jobs", jobs, 1, MAX_JOBS)
     executor = _executor(jobs if at_most is None else max(1, min(jobs, at_most)), dask)
     try:
         yield executor

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qsim.documents import to_yaml as to_yaml_text
 from qsim.errors import InfeasibleError, ScenarioError
 from qsim.files import write_text
 from qsim.optimize.candidate import Candidate
@@ -159,8 +160,6 @@ def _scenario(
     trace_options: Mapping[str, Any] | None,
     profile: Any,
 ) -> str | None:
-    import yaml
-
     target = None if path is None else _inside(path, "scenario.yaml")
     beside = None if target is None else target.with_suffix("")
     options = _shaped(plan, trace_options)
@@ -188,9 +187,9 @@ def _scenario(
     read = {k: options[k] for k in _TRACE_KEYS if options.get(k) is not None}
     pool = pool_of(chosen, plan.router_of(chosen))
     scenario = pool_scenario(pool, read, source, plan.slos, plan.settings)
-    text = yaml.safe_dump(scenario, sort_keys=False, allow_unicode=True)
+    text = to_yaml_text(scenario)
     name = "FILE.yaml" if target is None else str(target)
-    text = f"# qsim simulate --scenario {name}\n{text}"
+    text = f"# qsim simulate --scenario {' '.join(name.split())}\n{text}"
     if target is None:
         return text
     write_text(target, text)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qsim.bounds import shown
 from qsim.errors import ScenarioError
 
 __all__ = ["All", "Any_", "Comparison", "Condition", "Not", "Pick", "parse_condition", "parse_pick"]
@@ -21,6 +22,8 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
+#: characters, and levels of brackets, of one condition; its largest number
+_LONGEST, _DEEPEST, _LARGEST = 2000, 20, 1e18
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "==": "==", "!=": "!="}
 
 Figures = Mapping[str, Any]
@@ -149,8 +152,14 @@ class _Parser:
         self.text, self.what = text, what
         self.tokens = list(self._tokens())
         self.at = 0
+        self.depth = 0
 
     def _tokens(self) -> Iterator[tuple[str, str]]:
+        if len(self.text) > _LONGEST:
+            raise ScenarioError(
+                f"{self.what} {shown(self.text)} has {len(self.text)} characters; must have at "
+                f"most {_LONGEST}"
+            )
         position = 0
         text = self.text.rstrip()
         while position < len(text):
@@ -163,7 +172,7 @@ class _Parser:
 
     def error(self, reason: str) -> ScenarioError:
         return ScenarioError(
-            f"{self.what} {self.text!r}: {reason}; write for example "
+            f"{self.what} {shown(self.text, 200)}: {reason}; write for example "
             '"quality>=98 and p99_ttft_ms<=500"'
         )
 
@@ -195,17 +204,21 @@ class _Parser:
         return parts[0] if len(parts) == 1 else All(tuple(parts))
 
     def one(self) -> Condition:
-        if self.peek("not"):
-            self.take()
-            return Not(self.one())
-        if self.peek("("):
-            self.take()
+        if not self.peek("not", "("):
+            return self.comparison()
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise self.error(f"brackets and not are nested deeper than {_DEEPEST}")
+        inner: Condition
+        if self.take()[1] == "(":
             inner = self.either()
             if not self.peek(")"):
                 raise self.error("a bracket is not closed")
             self.take()
-            return inner
-        return self.comparison()
+        else:
+            inner = Not(self.one())
+        self.depth -= 1
+        return inner
 
     def comparison(self) -> Comparison:
         left, op, right = self.take(), self.take(), self.take()
@@ -219,6 +232,8 @@ class _Parser:
         value: float | str = right[1].strip("\"'")
         if right[0] == "number":
             value = float(right[1])
+            if abs(value) > _LARGEST:
+                raise self.error(f"{shown(right[1])} is too large; numbers go to {_LARGEST:g}")
         elif sign not in ("==", "!="):
             raise self.error(f"{right[1]!r} is no number")
         return Comparison(left[1], sign, value)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from qsim.documents import to_yaml as yaml_text
 from qsim.errors import ScenarioError
-from qsim.optimize.deployment import Pool
+from qsim.optimize.deployment import Pool, distinct
 from qsim.optimize.serve import serve_words
 
 __all__ = ["AUTOSCALERS", "STARTUP_FACTOR", "manifests", "to_yaml"]
@@ -69,7 +70,7 @@ def manifests(
             f"autoscaler is {autoscaler!r}; must be one of {', '.join(AUTOSCALERS)}"
         )
     found: list[Manifest] = []
-    for pool in pools if isinstance(pools, list) else [pools]:
+    for pool in distinct(pools if isinstance(pools, list) else [pools]):
         found += [_deployment(pool, image), _service(pool)]
         if autoscaler == "hpa":
             found.append(_hpa(pool))
@@ -83,10 +84,7 @@ def manifests(
 
 def to_yaml(objects: list[Manifest]) -> str:
     """The objects as one YAML stream for ``kubectl apply -f``."""
-    import yaml
-
-    text: str = yaml.safe_dump_all(objects, sort_keys=False, explicit_start=True, width=1000)
-    return text
+    return yaml_text(objects, several=True)
 
 
 def _labels(pool: Pool) -> dict[str, str]:

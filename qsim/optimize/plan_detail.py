@@ -10,7 +10,7 @@ from typing import Any
 from qsim.checks import is_number, whole
 from qsim.errors import ScenarioError
 from qsim.optimize.bottleneck import TimeShares, time_shares
-from qsim.optimize.confidence import Confidence, Replication, replicate
+from qsim.optimize.confidence import MAX_REPLICATIONS, Confidence, Replication, replicate
 from qsim.optimize.fleet_outcome import FleetOutcome
 from qsim.optimize.fleet_task import FleetTask
 from qsim.optimize.redraw import Redraw, Resample
@@ -48,7 +48,7 @@ class DetailWanted:
 
     def __post_init__(self) -> None:
         n, share = self.replications, self.min_confidence
-        whole("replications", n, 0)
+        whole("replications", n, 0, MAX_REPLICATIONS)
         if share is None:
             return
         if not is_number(share) or not 0 < share <= 1:

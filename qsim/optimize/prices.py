@@ -17,17 +17,21 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
+from qsim.bounds import check_name, shown
 from qsim.checks import is_number
 from qsim.errors import ScenarioError
+from qsim.tables import csv_lines
 
 __all__ = ["DEFAULT_CLASS", "PROVIDERS", "Price", "load_prices", "price_of", "price_table"]
 
 #: classes of provider: the big clouds, GPU clouds, and marketplaces of small ones
 PROVIDERS = ("hyperscaler", "specialty", "longtail")
 DEFAULT_CLASS = "specialty"
+#: largest price of one GPU
+MAX_USD_PER_HOUR = 1e6
+_MOST_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,10 @@ def price_of(
         )
     if own and gpu in own:
         usd = own[gpu]
-        if not is_number(usd) or not 0 <= usd < math.inf:
+        if not is_number(usd) or not 0 <= usd <= MAX_USD_PER_HOUR:
             raise ScenarioError(
-                f"price of {gpu} is {usd!r} USD per hour; must be a finite number >= 0"
+                f"price of {gpu} is {usd!r} USD per hour; must be a finite number >= 0, at most "
+                f"{MAX_USD_PER_HOUR:g}"
             )
         return Price(gpu, float(usd), "given")
     for row in price_table():
@@ -131,28 +136,31 @@ def load_prices(path: str | os.PathLike[str]) -> dict[str, float]:
         If the file cannot be read, a column is missing, or a line is wrong (it is named).
     """
     where = f"prices {os.fspath(path)!r}"
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise ScenarioError(f"cannot read {where}: {e}") from e
-    rows = csv.DictReader(lines)
-    header = [name.strip() for name in rows.fieldnames or ()]
-    if not {"gpu", "usd_per_hour"} <= set(header):
+    rows = csv_lines(path, ScenarioError, most_rows=_MOST_ROWS)
+    header = [name.strip() for name in next(rows, (1, []))[1]]
+    if not {"gpu", "usd_per_hour"} <= set(header) or len(set(header)) < len(header):
         raise ScenarioError(
-            f"{where}: the header is {','.join(header)!r}; it must have gpu and usd_per_hour"
+            f"{where}: the header is {shown(','.join(header))}; it must have gpu and usd_per_hour, "
+            "and each name once"
         )
-    rows.fieldnames = header
     prices: dict[str, float] = {}
-    for line, row in enumerate(rows, start=2):
-        gpu, text = (row["gpu"] or "").strip(), (row["usd_per_hour"] or "").strip()
+    for line, cells in rows:
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(header):
+            raise ScenarioError(
+                f"{where}, line {line}: {len(cells)} columns; the header has {len(header)}"
+            )
+        row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+        gpu, text = check_name(f"{where}, line {line}: gpu", row["gpu"]), row["usd_per_hour"]
         try:
             usd = float(text)
         except ValueError:
             usd = math.nan
-        if not gpu or gpu in prices or not 0 <= usd < math.inf:
+        if gpu in prices or not 0 <= usd <= MAX_USD_PER_HOUR:
             raise ScenarioError(
-                f"{where}, line {line}: gpu is {gpu!r}, usd_per_hour is {text!r}; must be a GPU, "
-                "each once, and a finite number >= 0"
+                f"{where}, line {line}: gpu is {gpu!r}, usd_per_hour is {shown(text)}; must be a "
+                f"GPU, each once, and a finite number >= 0, at most {MAX_USD_PER_HOUR:g}"
             )
         prices[gpu] = usd
     return prices

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qsim.errors import ScenarioError
-from qsim.optimize.deployment import Pool
+from qsim.optimize.deployment import Pool, distinct
 from qsim.optimize.export import Export, _put, parse_export
 from qsim.optimize.kubernetes import manifests, to_yaml
 from qsim.optimize.schedule_problem import PoolChoice
@@ -47,26 +47,30 @@ def export_schedule(
     if export.kind == "csv":
         table = found.to_csv()
         return _put(export.path, table, {"schedule.csv": table})
+    columns = {k: [row[k] for row in found.counts] for k in range(len(found.choices))}
+    used = [k for k, column in columns.items() if any(column)]
+    servers = distinct([_servers(found.choices[k], columns[k]) for k in used])
     objects: list[dict[str, Any]] = []
-    for k, choice in enumerate(found.choices):
-        column = [row[k] for row in found.counts]
-        if any(column):
-            objects += _pool_objects(found, choice, column, week_day, timezone)
+    for k, pool in zip(used, servers, strict=True):
+        objects += _pool_objects(found, pool, columns[k], week_day, timezone)
     files = {f"{o['metadata']['name']}-{o['kind'].lower()}.yaml": to_yaml([o]) for o in objects}
     return _put(export.path, to_yaml(objects), files)
 
 
-def _pool_objects(
-    found: Schedule, choice: PoolChoice, column: list[int], week_day: int, timezone: str
-) -> list[dict[str, Any]]:
+def _servers(choice: PoolChoice, column: list[int]) -> Pool:
     pool = choice.pool
-    servers = Pool.of(
+    return Pool.of(
         pool.profile,
         pool.options,
         max(1, column[0]),
         max_replicas=max(column),
         startup_s=pool.lifecycle.start_s,
     )
+
+
+def _pool_objects(
+    found: Schedule, servers: Pool, column: list[int], week_day: int, timezone: str
+) -> list[dict[str, Any]]:
     deployment, *others = manifests(servers, "none")
     triggers = cron_triggers(column, found.problem.window_s, found.lead_s, week_day, timezone)
     scaled = {

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.bounds import MAX_GPUS, MAX_REPLICAS
 from qsim.checks import whole
 from qsim.errors import InfeasibleError, ScenarioError
 from qsim.optimize.candidates import choose_profiles
@@ -204,13 +205,13 @@ def _check(
             "objective carbon needs a grid: an hourly series (--carbon-series) or a region "
             "(--region)"
         )
-    for name, number in (
-        ("max_replicas", max_replicas),
-        ("max_gpus", max_gpus),
-        ("owned_gpus", owned_gpus),
+    for name, number, most in (
+        ("max_replicas", max_replicas, MAX_REPLICAS),
+        ("max_gpus", max_gpus, MAX_GPUS),
+        ("owned_gpus", owned_gpus, MAX_GPUS),
     ):
         if number is not None:
-            whole(name, number)
+            whole(name, number, 1, most)
 
 
 def _split(trace: Trace, forecast: str) -> tuple[Trace, Trace]:

@@ -120,7 +120,8 @@ def serve_script(
     lines = ["#!/bin/sh"]
     for pool in pools:
         servers = f"{pool.replicas} server{'s' if pool.replicas != 1 else ''}"
-        lines.append(f"# {servers} as simulated with {pool.profile}, behind a {pool.router} router")
+        what = f"{servers} as simulated with {pool.profile}, behind a {pool.router} router"
+        lines.append(f"# {' '.join(what.split())}")  # a line break would end the comment
     if len(hosts) == 1:
         lines += hosts[0]
     else:

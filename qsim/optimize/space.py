@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qsim.checks import is_number
+from qsim.bounds import shown
+from qsim.checks import MAX_WHOLE, is_number
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["Choices", "Decision", "Range", "Space", "parse_decision"]
 
 Value = str | int | float | bool | None
+
+#: values of one decision that are enumerated
+MAX_VALUES = 100_000
+#: characters of one option
+MAX_TEXT = 100_000
+_INT = re.compile(r"[+-]?[0-9]{1,30}")
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,10 @@ class Choices:
     def at(self, share: float) -> Value:
         """The value at ``share`` in [0, 1) of the way, for designs such as a Latin hypercube."""
         return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
+
+    def size(self) -> int | None:
+        """Number of values."""
+        return len(self.values)
 
     def distribution(self) -> BaseDistribution:
         """As Optuna has it."""
@@ -77,6 +89,8 @@ class Range:
             raise ScenarioError(f"{text}: the step must be above 0")
         if self.step is not None and self.whole and not isinstance(self.step, int):
             raise ScenarioError(f"{text}: the step of whole numbers must be a whole number")
+        if max(abs(self.low), abs(self.high)) > MAX_WHOLE:
+            raise ScenarioError(f"{text}: must lie within {MAX_WHOLE}")
 
     @property
     def whole(self) -> bool:
@@ -97,19 +111,35 @@ class Range:
                 f"range {self} cannot be enumerated; a grid takes choices (64,128,256), a step "
                 "(0:100:20) or a factor (64:1024:x2)"
             )
-        count = math.floor((self.high - self.low) / step + 1e-9) + 1
+        count = self.count(step)
+        if count > MAX_VALUES:
+            raise ScenarioError(
+                f"range {self} has {count:.3g} values; at most {MAX_VALUES} are enumerated: give "
+                "a larger step or choices"
+            )
         return tuple(self.low + i * step for i in range(count))
+
+    def count(self, step: float) -> int:
+        """Number of values that are ``step`` apart."""
+        return math.floor((self.high - self.low) / step + 1e-9) + 1
 
     def at(self, share: float) -> Value:
         """The value at ``share`` in [0, 1) of the way, for designs such as a Latin hypercube."""
         if self.step is not None or (self.whole and not self.log):
-            values = self.grid()
-            return values[min(int(share * len(values)), len(values) - 1)]
+            step = 1 if self.step is None else self.step
+            count = self.count(step)
+            return self.low + min(int(share * count), count - 1) * step
         if self.log:
             low, high = math.log(self.low), math.log(self.high)
             value = math.exp(low + share * (high - low))
             return min(self.high, max(self.low, round(value) if self.whole else value))
         return self.low + share * (self.high - self.low)
+
+    def size(self) -> int | None:
+        """Number of values; None if it cannot be enumerated."""
+        if self.step is None and (self.log or not self.whole):
+            return None
+        return self.count(1 if self.step is None else self.step)
 
     def distribution(self) -> BaseDistribution:
         """As Optuna has it; steps of a fraction as choices, which rounding cannot shift."""
@@ -147,10 +177,8 @@ class Space:
 
     def size(self) -> int | None:
         """Number of combinations; None if a range cannot be enumerated."""
-        try:
-            return math.prod(len(d.grid()) for d in self.decisions.values())
-        except ScenarioError:
-            return None
+        sizes = [d.size() for d in self.decisions.values()]
+        return None if None in sizes else math.prod(s for s in sizes if s is not None)
 
     def grid(self) -> Iterator[dict[str, Value]]:
         """Every combination, the last decision varying fastest.
@@ -208,6 +236,10 @@ def parse_decision(text: str, option: str = "--search") -> tuple[str, Decision]:
     ScenarioError
         Naming what is wrong and how it is written.
     """
+    if len(str(text)) > MAX_TEXT:
+        raise ScenarioError(
+            f"{option} {shown(text)} has {len(str(text))} characters; must have at most {MAX_TEXT}"
+        )
     name, equals, values = str(text).partition("=")
     name, values = name.strip().lstrip("-").replace("-", "_"), values.strip()
     if not (name and equals and values):
@@ -245,6 +277,10 @@ def _range(text: str) -> Decision | None:
 
 def _powers(low: float, high: float, factor: float) -> Iterator[Value]:
     value = low
+    if high > 0 and math.log(max(high, low) / low) > MAX_VALUES * math.log(factor):
+        raise ScenarioError(
+            f"factor {factor!r} gives more than {MAX_VALUES} values from {low} to {high}"
+        )
     while value <= high * (1 + 1e-12):
         yield round(value) if isinstance(low, int) else value
         value *= factor
@@ -260,10 +296,11 @@ def _value(text: str) -> Value:
     if len(text) > 1 and text[-1] in "kmKM" and text[-2].isdigit():
         scale = {"k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}[text[-1]]
     digits = text[:-1] if scale > 1 else text
-    try:
-        return int(digits) * scale
-    except ValueError:
-        pass
+    if _INT.fullmatch(digits):
+        whole = int(digits) * scale
+        if abs(whole) > MAX_WHOLE:
+            raise ScenarioError(f"{shown(text)} is too large; whole numbers go to {MAX_WHOLE}")
+        return whole
     try:
         number = float(digits) * scale
     except ValueError:

@@ -14,6 +14,7 @@ from typing import Any
 
 from qsim.errors import ScenarioError
 from qsim.optimize.journal import held
+from qsim.optimize.storage_url import shown_storage, without_password
 
 __all__ = ["held_study", "is_file", "open_storage", "quiet_optuna"]
 
@@ -49,11 +50,12 @@ def open_storage(where: str | os.PathLike[str] | None) -> Any:
     except ScenarioError:
         raise
     except Exception as e:  # sqlalchemy's, redis', the driver's, the file system's
-        reason = " ".join(str(e).split())
+        reason = without_password(" ".join(str(e).split()), text)
         raise ScenarioError(
-            f"study is {text!r}: cannot be opened ({type(e).__name__}: {reason[:300]}); give the "
-            "path of a journal file, or a storage URL of Optuna such as sqlite:///studies.db"
-        ) from e
+            f"study is {shown_storage(text)!r}: cannot be opened ({type(e).__name__}: "
+            f"{reason[:300]}); give the path of a journal file, or a storage URL of Optuna such as "
+            "sqlite:///studies.db"
+        ) from None  # the cause may hold the password
 
 
 def is_file(where: str | os.PathLike[str] | None) -> bool:
@@ -77,7 +79,7 @@ def held_study(where: str | os.PathLike[str] | None) -> Iterator[None]:
         yield
         return
     text = os.fspath(where)
-    what = f"study {text!r}"
+    what = f"study {shown_storage(text)!r}"
     with ExitStack() as stack:
         if is_file(text):
             path = Path(text)

@@ -15,12 +15,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qsim.bounds import MAX_RUNS
 from qsim.checks import whole
 from qsim.errors import QsimError, ScenarioError
 from qsim.interrupts import uninterrupted
 from qsim.optimize.executor import LaterExecutor, TaskExecutor
 from qsim.optimize.space import Space
 from qsim.optimize.storage import quiet_optuna
+from qsim.optimize.storage_url import shown_storage, without_password
 from qsim.optimize.study_open import open_study
 
 __all__ = [
@@ -41,6 +43,9 @@ SAMPLERS = ("nsga2", "tpe", "random", "grid")
 PROPOSED = 0.4
 #: share of a batch that is left to the sampler at least
 SAMPLED = 0.2
+
+#: NumPy's legacy generator, which samplers of Optuna use, takes no more
+_MAX_SEED = (1 << 32) - 1
 
 Params = dict[str, Any]
 
@@ -164,8 +169,10 @@ class StudySettings:
             raise ScenarioError(
                 f"sampler is {self.sampler!r}; must be one of {', '.join(SAMPLERS)}"
             )
-        for name, least in (("trials", 1), ("batch", 1), ("population", 2), ("seed", 0)):
-            whole(name, getattr(self, name), least)
+        whole("trials", self.trials, 1, MAX_RUNS)
+        whole("batch", self.batch, 1, 10_000)
+        whole("population", self.population, 2, 100_000)
+        whole("seed", self.seed, 0, _MAX_SEED)
         if self.resume and self.storage is None:
             raise ScenarioError("resume needs the study to go on with (--study FILE or URL)")
 
@@ -269,7 +276,9 @@ def _of_the_machinery(error: Exception, settings: StudySettings) -> str:
         "redis",
     ):
         text = error.strerror if isinstance(error, OSError) else str(error)
-        return f"study {settings.storage!r} can no longer be kept: {' '.join(str(text).split())}"
+        where = settings.storage or ""
+        reason = without_password(" ".join(str(text).split()), where)
+        return f"study {shown_storage(where)!r} can no longer be kept: {reason}"
     return ""
 
 
@@ -390,7 +399,8 @@ class _Run:
             trial = self.study.ask()
         if trial.number != number:
             raise ScenarioError(
-                f"study {self.settings.name!r} in {self.settings.storage!r} gets trials of another "
+                f"study {self.settings.name!r} in "
+                f"{shown_storage(self.settings.storage)!r} gets trials of another "
                 "process, too; wait until that ends, and go on with --resume"
             )
         _ = trial.relative_params  # drawn now, also if the first parameters are there already

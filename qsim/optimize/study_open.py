@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsim.errors import ScenarioError
 from qsim.optimize.storage import open_storage
+from qsim.optimize.storage_url import shown_storage
 
 if TYPE_CHECKING:
     from qsim.optimize.study import Problem, StudySettings
@@ -47,7 +48,7 @@ def check_study(storage: str | None, name: str, resume: bool) -> None:
 
 
 def _where(name: str, storage: str | None) -> str:
-    return f"study {name!r} in {storage!r}"
+    return f"study {name!r} in {shown_storage(storage)!r}"
 
 
 def _exists(where: str) -> ScenarioError:

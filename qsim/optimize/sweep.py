@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from qsim import __version__
+from qsim.bounds import MAX_RUNS, MAX_SEED
 from qsim.checks import whole
 from qsim.errors import InputError, ScenarioError
 from qsim.interrupts import uninterrupted
@@ -81,7 +82,7 @@ def latin_hypercube(space: Space, n: int, seed: int) -> list[dict[str, Any]]:
     """``n`` points that are spread evenly over each decision by itself (McKay et al., 1979)."""
     from scipy.stats.qmc import LatinHypercube
 
-    whole("lhs", n)
+    whole("lhs", n, 1, MAX_RUNS)
     names = list(space.decisions)
     shares = LatinHypercube(len(names), seed=np.random.default_rng(seed)).random(n)
     return [
@@ -141,6 +142,13 @@ def sweep(
     """
     space = Space(parse_search(over, "--grid"))
     limits = parse_slos(slos)
+    whole("seed", seed, 0, MAX_SEED)
+    size = space.size()
+    if lhs is None and size is not None and size > MAX_RUNS:
+        raise ScenarioError(
+            f"the grid has {size:.3g} points; must have at most {MAX_RUNS}: vary less, or draw "
+            "points (--lhs N)"
+        )
     goal = quality_goal(tasks)
     carbon = carbon_of(region, pue, "")
     scenarios = Scenarios({"seed": seed, **base}, tuple(space.decisions))

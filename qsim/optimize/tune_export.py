@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qsim.documents import to_yaml
 from qsim.errors import ScenarioError
 from qsim.files import write_text
 from qsim.optimize.export import Export, export_pools, parse_export, pool_scenario
@@ -42,12 +43,8 @@ def export_trial(
     export = parse_export(export) if isinstance(export, str) else export
     if export.kind != "scenario":
         return export_pools(result.pool(trial), export, autoscaler=autoscaler)
-    import yaml
-
     scenario = trial_scenario(result, trial, trace_options or {}, slos)
-    text = "# for qsim simulate --scenario\n" + yaml.safe_dump(
-        scenario, sort_keys=False, allow_unicode=True
-    )
+    text = "# for qsim simulate --scenario\n" + to_yaml(scenario)
     if export.path is None:
         return text
     write_text(export.path, text)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.bounds import MAX_REPLICAS
 from qsim.checks import whole
 from qsim.errors import InputError, ScenarioError
 from qsim.optimize.candidates import choose_profiles
@@ -235,7 +236,7 @@ def tune(
     carbon = carbon_of(region, pue, "carbon" if any(m.needs == "region" for m in asked) else "")
     if not limits and any(m.needs == "slo" for m in asked):
         raise ScenarioError("goodput and attainment need SLOs (--slo) to count against")
-    whole("max_replicas", max_replicas)
+    whole("max_replicas", max_replicas, 1, MAX_REPLICAS)
     options = options or EngineOptions()
     trace, shaped = forecast(trace, growth, peak_hour)
     choices = choose_profiles(model, gpus, methods, profiles)

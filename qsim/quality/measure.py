@@ -13,9 +13,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from qsim.bounds import Closed, Count, Line, Number, PlainObject
+from qsim.documents import read_json
 from qsim.errors import CalibrationError, MissingExtraError, ScenarioError
 from qsim.files import write_text
 from qsim.quality.stored import QUALITY_SCHEMA, read_quality
@@ -23,34 +24,40 @@ from qsim.quality.tasks import TASKS, find_task
 
 __all__ = ["RUN_SCHEMA", "Run", "TaskScore", "compare", "evaluate", "load_run", "parse_tasks"]
 
+#: deepest nesting of lm-eval's groups
+_NESTED = 8
 RUN_SCHEMA = "qsim-quality-run/1"
+#: largest file of scores, bytes: MMLU has 14,000 questions
+_MAX_FILE = 64 << 20
+
+_Percent = Annotated[float, Number(0.0, 100.0)]
 
 
 @dataclass(frozen=True)
-class TaskScore:
+class TaskScore(Closed):
     """Score of one task; ``outcomes`` are the points of single questions by their key, 0 to 1."""
 
-    task: str
-    lm_eval_task: str
-    score_pct: float
-    stderr_pct: float
-    metric: str
-    version: str
-    num_fewshot: int | None
-    items: int
-    outcomes: dict[str, float] | None = None
+    task: Line
+    lm_eval_task: Line
+    score_pct: _Percent
+    stderr_pct: _Percent
+    metric: Line
+    version: Line
+    num_fewshot: Count | None
+    items: Count
+    outcomes: dict[Line, Annotated[float, Number(0.0, 1.0)]] | None = None
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Closed):
     """One run of lm-eval."""
 
-    served_model: str
-    base_url: str
-    date: str
-    harness_version: str
-    tasks: dict[str, TaskScore]
-    settings: dict[str, Any] = field(default_factory=dict)
+    served_model: Line
+    base_url: Line
+    date: Line
+    harness_version: Line
+    tasks: dict[Line, TaskScore]
+    settings: PlainObject = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, whole or not at all; ``load_run`` reads it."""
@@ -224,10 +231,12 @@ def _score(results: Mapping[str, Any], task: str) -> TaskScore:
     )
 
 
-def _leaves(results: Mapping[str, Any], name: str) -> list[str]:
+def _leaves(results: Mapping[str, Any], name: str, depth: int = 0) -> list[str]:
     """The tasks of a group (lm-eval nests groups); the task itself if it is none."""
     members = results.get("group_subtasks", {}).get(name) or []
-    return [leaf for m in members for leaf in _leaves(results, m)] or [name]
+    if not members or depth > _NESTED:
+        return [name]
+    return [leaf for m in members for leaf in _leaves(results, m, depth + 1)]
 
 
 def _items(results: Mapping[str, Any], name: str) -> int:
@@ -262,19 +271,16 @@ def load_run(path: str | os.PathLike[str], tasks: Sequence[str]) -> Run:
     ScenarioError
         If the file cannot be read or lacks one of ``tasks``.
     """
+    from qsim.edge import build
+    from qsim.quality.results import check_results
+
     where = f"baseline {os.fspath(path)!r}"
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise ScenarioError(f"cannot read {where}: {e}") from e
+    data = read_json(path, most=_MAX_FILE)
     if isinstance(data, dict) and data.get("schema") == RUN_SCHEMA:
-        try:
-            scores = {t: TaskScore(**s) for t, s in data.pop("tasks").items()}
-            data.pop("schema")
-            run = Run(tasks=scores, **data)
-        except (TypeError, KeyError, AttributeError) as e:
-            raise ScenarioError(f"{where} is malformed: {e}") from e
+        rest = {k: v for k, v in data.items() if k != "schema"}
+        run = build(Run, rest, where, ScenarioError)
     elif isinstance(data, dict) and "results" in data:
+        check_results(data, where)
         present = [t for t in tasks if TASKS[t].lm_eval in data["results"]]
         config = data.get("config") or {}
         run = Run(

@@ -21,7 +21,6 @@ near scheme with an offset of ``near * tau``.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from importlib import resources
 import numpy as np
 from numpy.typing import NDArray
 
+from qsim.documents import parse_json
 from qsim.quality.models import ModelKey, model_key
 from qsim.quality.table import Row, recovery_table
 from qsim.quality.tasks import TASKS
@@ -133,7 +133,7 @@ class Components:
 def components() -> Components:
     """The shipped components."""
     text = (resources.files("qsim.quality") / "data" / "components.json").read_text("utf-8")
-    data = json.loads(text)
+    data = parse_json(text, "components.json")
     return Components(
         data["tau"], data["shares"], data["residual"], data["noise"], data["near"], data["rho"]
     )

@@ -23,6 +23,7 @@ __all__ = ["COLORS", "blank_figure", "figure_svg", "save_figure", "style"]
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _STYLE: Any = {
     "font.size": 9,
+    "text.parse_math": False,  # a $ in a name is a $
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.spines.top": False,

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim import __version__
+from qsim.bounds import MAX_REPLICAS, MAX_SEED
 from qsim.checks import whole
 from qsim.errors import ScenarioError, TraceError
 from qsim.profile import Profile
@@ -82,10 +83,10 @@ def resolve(
         from qsim.profiles import load_profile
 
         profile = load_profile(profile)
-    whole("replicas", replicas)
+    whole("replicas", replicas, 1, MAX_REPLICAS)
     if router not in ROUTERS:
         raise ScenarioError(f"router is {router!r}; must be one of: {', '.join(ROUTERS)}")
-    whole("seed", seed, 0)
+    whole("seed", seed, 0, MAX_SEED)
     config = (options or EngineOptions()).resolve(profile)
     return Setup(profile, config, replicas, router, seed, too_long, frontend)
 

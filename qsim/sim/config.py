@@ -6,12 +6,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from qsim.bounds import (
+    MAX_BATCHED_TOKENS,
+    MAX_BLOCK_SIZE,
+    MAX_BLOCKS,
+    MAX_MODEL_LEN,
+    MAX_SEQS,
+)
 from qsim.checks import whole
 from qsim.errors import ScenarioError
 from qsim.profile import Profile
 from qsim.sim.versions import DEFAULT_VERSION, require, rules_of
 
 __all__ = ["ENGINE", "EngineConfig", "EngineOptions"]
+
+
+#: more memory than a GPU has, bytes
+MAX_KV_BYTES = 1 << 46
 
 
 @dataclass(frozen=True)
@@ -39,11 +50,13 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         rules_of(self.vllm_version)
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
-            whole(name, getattr(self, name), 1)
-        whole("max_model_len", self.max_model_len, 2)
-        whole("num_gpu_blocks", self.num_gpu_blocks, 2)
-        whole("long_prefill_token_threshold", self.long_prefill_token_threshold, 0)
+        whole("max_num_seqs", self.max_num_seqs, 1, MAX_SEQS)
+        whole("max_num_batched_tokens", self.max_num_batched_tokens, 1, MAX_BATCHED_TOKENS)
+        whole("block_size", self.block_size, 1, MAX_BLOCK_SIZE)
+        whole("max_model_len", self.max_model_len, 2, MAX_MODEL_LEN)
+        whole("num_gpu_blocks", self.num_gpu_blocks, 2, MAX_BLOCKS)
+        threshold = self.long_prefill_token_threshold
+        whole("long_prefill_token_threshold", threshold, 0, MAX_MODEL_LEN)
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise ScenarioError(
                 f"scheduling_policy is {self.scheduling_policy!r}; must be 'fcfs' or 'priority'"
@@ -109,7 +122,7 @@ class EngineOptions:
         block_size = memory.block_size
         blocks = memory.num_gpu_blocks
         if self.kv_cache_memory_bytes is not None:
-            whole("kv_cache_memory_bytes", self.kv_cache_memory_bytes, 1)
+            whole("kv_cache_memory_bytes", self.kv_cache_memory_bytes, 1, MAX_KV_BYTES)
             blocks = self.kv_cache_memory_bytes // (memory.kv_bytes_per_token * block_size)
             if blocks < 2:
                 raise ScenarioError(
@@ -118,10 +131,10 @@ class EngineOptions:
                     f"tokens at {memory.kv_bytes_per_token} bytes a token)"
                 )
         if self.num_gpu_blocks_override is not None:
-            whole("num_gpu_blocks_override", self.num_gpu_blocks_override, 2)
+            whole("num_gpu_blocks_override", self.num_gpu_blocks_override, 2, MAX_BLOCKS)
             blocks = self.num_gpu_blocks_override
-        for name in ("max_num_seqs", "max_num_batched_tokens"):
-            whole(name, values[name], 1)
+        whole("max_num_seqs", values["max_num_seqs"], 1, MAX_SEQS)
+        whole("max_num_batched_tokens", values["max_num_batched_tokens"], 1, MAX_BATCHED_TOKENS)
         if values["max_num_batched_tokens"] < values["max_num_seqs"]:
             if self.max_num_seqs is not None and self.max_num_batched_tokens is not None:
                 raise ScenarioError(

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qsim.checks import whole
+from qsim.documents import read_json
 from qsim.errors import QsimError, ScenarioError
 from qsim.sim.batch import Batch
 from qsim.sim.config import EngineConfig
@@ -68,14 +70,7 @@ def load_scenario(path: str | Path) -> Scenario:
     ScenarioError
         If the file cannot be read, is not JSON, or is not a valid scenario.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path}: cannot be read: {error}") from error
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise ScenarioError(f"{path}: not JSON: {error}") from error
+    data = read_json(path)
     if isinstance(data, dict) and "scenario" in data:
         data = data["scenario"]
     try:
@@ -201,8 +196,8 @@ def _object(
 
 
 def _whole(where: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ScenarioError(f"{where} is {_short(value)}; must be a whole number >= {least}")
+    whole(where, value, least)
+    assert isinstance(value, int)
     return value
 
 

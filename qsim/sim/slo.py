@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.bounds import shown
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ __all__ = ["METRICS", "Slo", "SloOutcome", "attainment", "check_slos", "parse_sl
 
 METRICS = ("ttft", "tpot", "itl", "e2el")
 
-_STATISTIC = re.compile(r"mean|median|p(\d{1,2}(\.\d+)?|100)")
+#: of a latency: eleven days
+MAX_LIMIT_MS = 1e9
+
+_STATISTIC = re.compile(r"mean|median|p([0-9]{1,2}(\.[0-9]{1,6})?|100)")
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,18 @@ class Slo:
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise ScenarioError(
-                f"SLO metric is {self.metric!r}; must be one of {', '.join(METRICS)}"
+                f"SLO metric is {shown(self.metric)}; must be one of {', '.join(METRICS)}"
             )
         if not _STATISTIC.fullmatch(self.statistic) or self.quantile == 0.0:
             raise ScenarioError(
-                f"SLO statistic is {self.statistic!r}; must be mean, median or a percentile "
+                f"SLO statistic is {shown(self.statistic)}; must be mean, median or a percentile "
                 "such as p90, p99 or p99.9"
             )
-        if not (0 < self.limit_ms < float("inf")):
-            raise ScenarioError(f"SLO limit is {self.limit_ms:g} ms; must be a finite number > 0")
+        if not (0 < self.limit_ms <= MAX_LIMIT_MS):
+            raise ScenarioError(
+                f"SLO limit is {self.limit_ms:g} ms; must be a finite number > 0, at most "
+                f"{MAX_LIMIT_MS:g}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Slo:
@@ -67,20 +74,20 @@ class Slo:
         parts = str(text).strip().lower().split(":")
         if len(parts) != 3:
             raise ScenarioError(
-                f"SLO {text!r} does not parse; must be metric:statistic:limit in ms, for example "
-                "ttft:p99:500 or tpot:mean:50"
+                f"SLO {shown(text)} does not parse; must be metric:statistic:limit in ms, for "
+                "example ttft:p99:500 or tpot:mean:50"
             )
         metric, statistic, limit = (p.strip() for p in parts)
         try:
             limit_ms = float(limit)
         except ValueError:
             raise ScenarioError(
-                f"SLO {text!r}: the limit is {limit!r}; must be a number of milliseconds"
+                f"SLO {shown(text)}: the limit is {shown(limit)}; must be a number of milliseconds"
             ) from None
         try:
             return cls(metric, statistic, limit_ms)
         except ScenarioError as e:
-            raise ScenarioError(f"SLO {text!r}: {e}") from None
+            raise ScenarioError(f"SLO {shown(text)}: {e}") from None
 
     def __str__(self) -> str:
         return f"{self.metric}:{self.statistic}:{self.limit_ms:.15g}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -10,6 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from qsim.bounds import MAX_REQUESTS
+from qsim.checks import finite, whole
 from qsim.errors import ScenarioError
 from qsim.traces.arrivals import Gaps, RateProfile, arrival_blocks
 from qsim.traces.lengths import LengthModel
@@ -18,6 +19,9 @@ from qsim.traces.spells import Spells
 from qsim.traces.trace import HashIds, Trace
 
 T = TypeVar("T", bound=np.generic)
+
+#: longest span of traffic, s: ten years
+MAX_SPAN_S = 3.2e8
 
 __all__ = ["Span", "Workload", "expected_requests", "iter_chunks", "synthesize"]
 
@@ -88,14 +92,13 @@ class Span:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("duration_s", "rate_rps", "scale"):
+        for name, most in (("duration_s", MAX_SPAN_S), ("rate_rps", 1e9), ("scale", 1e9)):
             value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ScenarioError(f"{name} is {value!r}; must be a finite number > 0")
-        if not (self.start_s >= 0 and math.isfinite(self.start_s)):
-            raise ScenarioError(f"start_s is {self.start_s!r}; must be a finite number >= 0")
-        if self.requests is not None and self.requests < 1:
-            raise ScenarioError(f"requests is {self.requests!r}; must be >= 1")
+            if value is not None:
+                finite(name, value, 0.0, most, above=True)
+        finite("start_s", self.start_s, 0.0, MAX_SPAN_S)
+        if self.requests is not None:
+            whole("requests", self.requests, 1, MAX_REQUESTS)
         if None not in (self.requests, self.duration_s, self.rate_rps):
             raise ScenarioError(
                 "rate, duration and requests are all given; two of them fix the third: drop one"
@@ -116,6 +119,12 @@ def iter_chunks(workload: Workload, span: Span | None = None, seed: int = 0) -> 
         If the span is not possible.
     """
     span = span or Span()
+    expected = expected_requests(workload, span)
+    if not expected <= MAX_REQUESTS:
+        raise ScenarioError(
+            f"{workload.name}: about {expected:.3g} requests are asked for; at most "
+            f"{MAX_REQUESTS:.3g} are drawn: lower the rate or the duration"
+        )
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)]
     arrivals_rng, lengths_rng, spells_rng, prefixes_rng = streams
     profile, duration_s = _resolved_profile(workload, span, spells_rng)

@@ -132,7 +132,7 @@ def _set(file: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
         (_set("server.json", lambda d: d.update(num_gpu_blocks="many")),
          r"num_gpu_blocks is 'many'; must be a whole number"),
         (_set("server.json", lambda d: d.update(num_gpu_blocks=1)), r"num_gpu_blocks is 1; must"),
-        (_set("server.json", lambda d: d.pop("gpu")), r"server\.json: 'gpu' is missing"),
+        (_set("server.json", lambda d: d.pop("gpu")), r"server\.json: gpu is missing"),
         (_set("phases.json", lambda d: d[2].update(use="maybe")),
          r"phase 2 \(dec4\): use is 'maybe'; must be one of fit, holdout, skip"),
         (_set("phases.json", lambda d: d[2].update(label="dec1")), r"'dec1' was used before"),

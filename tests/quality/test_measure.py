@@ -162,8 +162,8 @@ def test_lm_evals_own_results_are_a_baseline(lm_eval: FakeLmEval, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("{", "cannot read"), ("[]", "neither"), ('{"schema": "qsim-quality-run/1"}', "malformed"),
-     ('{"schema": "qsim-quality-run/1", "tasks": {"gsm8k": {"x": 1}}}', "malformed")],
+    [("{", "not JSON"), ("[]", "neither"), ('{"schema": "qsim-quality-run/1"}', "is missing"),
+     ('{"schema": "qsim-quality-run/1", "tasks": {"gsm8k": {"x": 1}}}', "is missing")],
 )  # fmt: skip
 def test_wrong_baseline_files(tmp_path: Path, text: str, word: str) -> None:
     path = tmp_path / "base.json"

@@ -107,7 +107,7 @@ def test_requests_and_duration_fix_the_rate() -> None:
     ("values", "message"),
     [
         ({"requests": 1, "duration_s": 1.0, "rate_rps": 1.0}, "two of them fix the third"),
-        ({"requests": 0}, "requests is 0; must be >= 1"),
+        ({"requests": 0}, "requests is 0; must be a whole number >= 1"),
         ({"duration_s": -1.0}, "duration_s is -1.0; must be a finite number > 0"),
         ({"rate_rps": float("nan")}, "rate_rps is nan"),
         ({"start_s": -1.0}, "start_s is -1.0"),

@@ -6,7 +6,6 @@ holds a module and a ``*.dist-info`` folder beside it counts as an installed pac
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qsim.calibrate.recorder import plugin
+from qsim.documents import read_json
 from qsim.errors import CalibrationError
 
 __all__ = ["MODULE", "Hooks", "install", "read_hooks"]
@@ -106,7 +106,7 @@ def read_hooks(folder: Path) -> list[Hooks]:
     """
     found = []
     for path in sorted((folder / "rows").glob("hooks-*.json")):
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path, CalibrationError)
         found.append(Hooks(str(data["process"]), int(data["pid"]), dict(data["hooks"])))
     if not any(h.hooks.get("Scheduler.schedule") == "ok" for h in found):
         raise CalibrationError(
