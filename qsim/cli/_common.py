@@ -154,6 +154,17 @@ run_options = option_group(
 )  # fmt: skip
 
 
+def _known_version(ctx: click.Context, param: click.Parameter, version: str | None) -> str | None:
+    """Refuse what is no version before the work; say it if its rules are not known."""
+    if version is not None:
+        from qsim.sim.versions import newer_than_known
+
+        remark = newer_than_known(version)
+        if remark and ctx.command.name != "simulate":  # that has it in its notes
+            note(remark)
+    return version
+
+
 #: vLLM's options that the simulator knows, under vLLM's names
 engine_options = option_group(
     click.option("--max-num-seqs", type=int, metavar="N", help="Seats of one replica."),
@@ -172,6 +183,14 @@ engine_options = option_group(
     click.option("--long-prefill-token-threshold", type=int, metavar="N",
                  help="Longest prefill chunk of one request; 0 for no limit."),
     click.option("--scheduling-policy", metavar="NAME", help="fcfs or priority."),
+    click.option("--max-num-active-seqs", type=int, metavar="N",
+                 help="Of the seats as many may be taken (vLLM 0.31 and newer)."),
+    click.option("--long-prefill-token-threshold-adaptive/"
+                 "--no-long-prefill-token-threshold-adaptive", default=None,
+                 help="Raise the threshold to a fair share of the budget (vLLM 0.31 and newer)."),
+    click.option("--vllm-version", metavar="VERSION", callback=_known_version,
+                 help="Version of vLLM whose rules and defaults hold, 0.24 to 0.33; by default the "
+                 "one that the profile was measured with."),
 )  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def blank_candidate(
         identity.method,
         identity.tensor_parallel_size,
         tuple(identity.vllm_args),
-        identity.vllm_version,
+        options.vllm_version or identity.vllm_version,
         transfer_note(profile) or "",
         choice.source,
         options=options,

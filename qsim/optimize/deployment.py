@@ -80,7 +80,7 @@ class Pool:
             tuple(identity.vllm_args),
             options,
             router,
-            identity.vllm_version,
+            options.vllm_version or identity.vllm_version,
             **more,
         )
 

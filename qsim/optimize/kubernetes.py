@@ -164,7 +164,10 @@ def _deployment(pool: Pool, image: str | None) -> Manifest:
 
 
 def _tag(version: str) -> str:
-    return f"v{version}" if version else "latest"
+    # images have three numbers: v0.33.0
+    return (
+        f"v{version.removeprefix('v')}{'.0' * (version.count('.') == 1)}" if version else "latest"
+    )
 
 
 def _service(pool: Pool) -> Manifest:

@@ -55,6 +55,8 @@ def serve_words(what: Pool | Candidate, port: int = 8000) -> list[str]:
     words += ["--tensor-parallel-size", str(what.tensor_parallel_size)]
     words += ["--max-model-len", str(engine.max_model_len)]
     words += ["--max-num-seqs", str(engine.max_num_seqs)]
+    if engine.max_num_active_seqs is not None:
+        words += ["--max-num-active-seqs", str(engine.max_num_active_seqs)]
     words += ["--max-num-batched-tokens", str(engine.max_num_batched_tokens)]
     if options.kv_cache_memory_bytes is not None:
         words += ["--kv-cache-memory-bytes", str(options.kv_cache_memory_bytes)]
@@ -120,7 +122,8 @@ def serve_script(
     lines = ["#!/bin/sh"]
     for pool in pools:
         servers = f"{pool.replicas} server{'s' if pool.replicas != 1 else ''}"
-        what = f"{servers} as simulated with {pool.profile}, behind a {pool.router} router"
+        version = f"vLLM {pool.vllm_version}: " if pool.vllm_version else ""
+        what = f"{version}{servers} as simulated with {pool.profile}, behind a {pool.router} router"
         lines.append(f"# {' '.join(what.split())}")  # a line break would end the comment
     if len(hosts) == 1:
         lines += hosts[0]
@@ -140,6 +143,8 @@ def _switches(engine: EngineConfig) -> list[str]:
     words.append(f"--{'' if engine.async_scheduling else 'no-'}async-scheduling")
     if engine.long_prefill_token_threshold:
         words += ["--long-prefill-token-threshold", str(engine.long_prefill_token_threshold)]
+    if engine.long_prefill_token_threshold_adaptive:
+        words.append("--long-prefill-token-threshold-adaptive")
     if engine.scheduling_policy != "fcfs":
         words += ["--scheduling-policy", engine.scheduling_policy]
     return words

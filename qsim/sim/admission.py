@@ -15,6 +15,7 @@ from qsim.errors import ScenarioError, TraceError
 from qsim.profile import Profile
 from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.router import ROUTERS
+from qsim.sim.versions import DEFAULT_VERSION, version_notes
 from qsim.traces.trace import Trace
 
 __all__ = ["Admission", "Setup", "beyond_measured", "resolve"]
@@ -176,7 +177,9 @@ class Admission:
 def beyond_measured(setup: Setup, peak_running: int) -> list[str]:
     """What the run needed that the profile's measurements do not cover."""
     measured = setup.profile.measured_range
-    notes = []
+    config = setup.config
+    identity = setup.profile.identity
+    notes = version_notes(identity.vllm_version or DEFAULT_VERSION, config.vllm_version)
     rows = measured.get("decode_rows")
     if rows and peak_running > rows[-1]:
         notes.append(

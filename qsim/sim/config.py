@@ -16,7 +16,7 @@ from qsim.bounds import (
 from qsim.checks import whole
 from qsim.errors import ScenarioError
 from qsim.profile import Profile
-from qsim.sim.versions import DEFAULT_VERSION, require, rules_of
+from qsim.sim.versions import DEFAULT_VERSION, default_budget, require, rules_of
 
 __all__ = ["ENGINE", "EngineConfig", "EngineOptions"]
 
@@ -93,6 +93,10 @@ class EngineOptions:
     scheduling_policy: str | None = None
     num_gpu_blocks_override: int | None = None
     kv_cache_memory_bytes: int | None = None
+    max_num_active_seqs: int | None = None
+    long_prefill_token_threshold_adaptive: bool | None = None
+    #: the release whose rules hold; by default the profile's
+    vllm_version: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The options that are set."""
@@ -101,6 +105,12 @@ class EngineOptions:
     def updated(self, settings: Mapping[str, Any]) -> EngineOptions:
         """These options, with those that are among ``settings`` in their place."""
         return replace(self, **{k: settings[k] for k in ENGINE if k in settings})
+
+    def version(self, profile: Profile) -> str:
+        """The release of vLLM whose rules hold: the one asked for, or the profile's."""
+        if self.vllm_version is not None:
+            return self.vllm_version
+        return profile.identity.vllm_version or DEFAULT_VERSION
 
     def resolve(self, profile: Profile) -> EngineConfig:
         """Fill in the profile's defaults.
@@ -114,10 +124,18 @@ class EngineOptions:
         ScenarioError
             Naming the option, its value and what is allowed.
         """
+        version = self.version(profile)
         values: dict[str, Any] = {}
         for f in fields(profile.engine):
             override = getattr(self, f.name)
             values[f.name] = getattr(profile.engine, f.name) if override is None else override
+        if self.max_num_batched_tokens is None:
+            values["max_num_batched_tokens"] = default_budget(
+                values["max_num_batched_tokens"],
+                profile.identity.gpu,
+                profile.identity.vllm_version or DEFAULT_VERSION,
+                version,
+            )
         memory = profile.memory
         block_size = memory.block_size
         blocks = memory.num_gpu_blocks
@@ -153,7 +171,14 @@ class EngineOptions:
                 f"max_model_len is {self.max_model_len}; the KV cache of {blocks} blocks holds "
                 f"one sequence of at most {holds} tokens: lower it or give more KV memory"
             )
-        return EngineConfig(block_size=block_size, num_gpu_blocks=blocks, **values)
+        return EngineConfig(
+            block_size=block_size,
+            num_gpu_blocks=blocks,
+            max_num_active_seqs=self.max_num_active_seqs,
+            long_prefill_token_threshold_adaptive=bool(self.long_prefill_token_threshold_adaptive),
+            vllm_version=version,
+            **values,
+        )
 
 
 #: names of the engine options

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from qsim.profile import MixedSpan, Profile
 from qsim.sim.config import EngineConfig
+from qsim.sim.versions import graph_sizes
 
 __all__ = ["DECODE", "EAGER", "PIECEWISE", "PS_PER_MS", "PS_PER_S", "Timing"]
 
@@ -54,9 +55,7 @@ class Timing:
         latency, host = profile.latency, profile.host
         seats = config.max_num_seqs
         budget = config.max_num_batched_tokens
-        # vLLM captures no graph above twice the seats, nor above the token budget
-        limit = min(2 * seats, budget)
-        sizes = [s for s in latency.graph_sizes if s <= limit]
+        sizes = graph_sizes(latency.graph_sizes, seats, budget, config.vllm_version)
         self.graph_max = sizes[-1] if sizes else 0
 
         def pad(tokens: int) -> int:

@@ -10,6 +10,7 @@ to follow the next one.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qsim.errors import ScenarioError
@@ -19,10 +20,13 @@ __all__ = [
     "NEWEST",
     "OLDEST",
     "VersionRules",
+    "default_budget",
+    "graph_sizes",
     "newer_than_known",
     "parse_version",
     "require",
     "rules_of",
+    "version_notes",
 ]
 
 #: what a scenario or a profile that names no version is taken to be
@@ -30,6 +34,11 @@ DEFAULT_VERSION = "0.24"
 #: the range of releases (major, minor) whose rules were read
 OLDEST = (0, 24)
 NEWEST = (0, 33)
+
+#: ``vllm serve``'s default of max_num_batched_tokens on GPUs of 70 GiB or more (but for A100), and
+#: of 160 GiB or more; and what the names of the latter begin with
+BUDGET, LARGE_BUDGET = 8192, 16384
+LARGE_GPUS = ("b200", "b300", "gb200", "gb300", "mi300", "mi325", "mi350", "mi355")
 
 # a release with whatever a wheel may add to it: rc1, .dev12, .post1, +cu130
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?(?:\.?(?:rc|a|b|dev|post)\d*)*(?:\+[\w.]+)?")
@@ -108,14 +117,14 @@ def parse_version(version: str, name: str = "vllm_version") -> tuple[int, int, i
     if match is None:
         raise ScenarioError(
             f"{name} is {version!r}; must be a version of vLLM, such as "
-            f"{_text(OLDEST)} or {_text(NEWEST)}.0"
+            f"'{_text(OLDEST)}' or '{_text(NEWEST)}.0'"
         )
     major, minor, patch = match.groups()
     release = int(major), int(minor), int(patch or 0)
     if release[:2] < OLDEST:
         raise ScenarioError(
-            f"{name} is {version!r}; must be {_text(OLDEST)} or newer: the rules of older "
-            f"versions are not known to qsim"
+            f"{name} is {version!r}; must be {_text(OLDEST)} or newer, as the rules of older "
+            f"versions are not known to qsim (a YAML file needs quotes: '0.30')"
         )
     return release
 
@@ -130,6 +139,76 @@ def rules_of(version: str, name: str = "vllm_version") -> VersionRules:
     """
     release = parse_version(version, name)[:2]
     return VersionRules(**{rule: release >= since for rule, since in _SINCE.items()})
+
+
+def default_budget(budget: int, gpu: str, measured: str, version: str) -> int:
+    """The default of ``max_num_batched_tokens`` under one release, from that under another.
+
+    Parameters
+    ----------
+    budget
+        The default of ``vllm serve`` on this GPU under the release ``measured``.
+    gpu
+        A profile's name of the GPU.
+    version
+        The release whose default is asked for.
+    """
+    large = gpu.lower().startswith(LARGE_GPUS)
+    before, now = (rules_of(v).large_gpu_budget for v in (measured, version))
+    if large and before != now and budget == (LARGE_BUDGET if before else BUDGET):
+        return LARGE_BUDGET if now else BUDGET
+    return budget
+
+
+def graph_sizes(
+    measured: Sequence[int], max_num_seqs: int, max_num_batched_tokens: int, version: str
+) -> list[int]:
+    """The CUDA-graph sizes that a server captures by default, ascending.
+
+    vLLM captures none above twice the seats, nor above the token budget; the budget itself is
+    captured where it is within that (``VllmConfig._set_cudagraph_sizes``).
+
+    Parameters
+    ----------
+    measured
+        Sizes that were captured with as many seats as the largest needs.
+    """
+    if not measured:
+        return []
+    largest = min(2 * max_num_seqs, measured[-1])
+    sizes = {s for s in measured if s <= min(largest, max_num_batched_tokens)}
+    if max_num_batched_tokens <= largest:
+        sizes.add(max_num_batched_tokens)
+    within = max_num_seqs <= min(largest, max_num_batched_tokens)
+    if within and rules_of(version).captures_max_num_seqs:
+        sizes.add(max_num_seqs)
+    return sorted(sizes)
+
+
+def version_notes(measured: str, version: str) -> list[str]:
+    """What a reader should know of a run by the rules of ``version``.
+
+    Parameters
+    ----------
+    measured
+        The release that the profile was measured with.
+    """
+    notes = []
+    newer = newer_than_known(version)
+    if newer:
+        notes.append(newer)
+    if parse_version(measured)[:2] != parse_version(version)[:2]:
+        text = (
+            f"scheduling, routing and graph sizes are those of vLLM {version}; step times and the "
+            f"number of KV blocks are those of the profile, of vLLM {measured}"
+        )
+        if rules_of(version).reserves_graph_memory and not rules_of(measured).reserves_graph_memory:
+            text += (
+                f": {version} reserves memory for CUDA graphs and has fewer blocks, "
+                "--num-gpu-blocks-override tells how many"
+            )
+        notes.append(text)
+    return notes
 
 
 def newer_than_known(version: str) -> str | None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from qsim.errors import ScenarioError
-from qsim.sim.config import EngineConfig
+from qsim.sim.api import simulate
+from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.replay import Arrival, Scenario
+from qsim.sim.timing import DECODE, PIECEWISE, Timing
 from qsim.sim.versions import (
     NEWEST,
     OLDEST,
     VersionRules,
+    default_budget,
+    graph_sizes,
     newer_than_known,
     parse_version,
     rules_of,
+    version_notes,
 )
+from qsim.traces.load import load_trace
+from tests.profiles import make_profile
 from tests.sim.scenarios import Driver
 from tests.sim.test_scheduler import compare_with_reference
 
@@ -139,3 +146,75 @@ def test_who_preempts_itself_ends_the_pass_or_not(version: str) -> None:
     served, preempted = steps[3]  # type: ignore[misc]
     assert preempted == (0,)
     assert [index for index, _, _ in served] == ([1, 2] if version == "0.33.0" else [])
+
+
+SIZES = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
+
+
+@pytest.mark.parametrize(
+    ("version", "seats", "budget", "expected"),
+    [
+        # as vLLM's own VllmConfig._set_cudagraph_sizes gives them
+        ("0.24.0", 1024, 8192, SIZES),
+        ("0.33.0", 1024, 8192, SIZES),
+        ("0.28.0", 20, 8192, [1, 2, 4, 8, 16, 24, 32, 40]),
+        ("0.29.0", 20, 8192, [1, 2, 4, 8, 16, 20, 24, 32, 40]),
+        ("0.33.0", 3, 8192, [1, 2, 3, 4]),
+        ("0.24.0", 3, 8192, [1, 2, 4]),
+        ("0.33.0", 500, 8192, sorted([*SIZES, 500])),
+        ("0.33.0", 513, 8192, SIZES),
+        ("0.24.0", 64, 100, [1, 2, 4, *range(8, 97, 8), 100]),
+        ("0.33.0", 70, 100, sorted([1, 2, 4, *range(8, 97, 8), 70, 100])),
+        ("0.33.0", 1, 8192, [1, 2]),
+    ],
+)
+def test_captured_sizes(version: str, seats: int, budget: int, expected: list[int]) -> None:
+    assert graph_sizes(SIZES, seats, budget, version) == expected
+
+
+def test_a_server_without_graphs_captures_none() -> None:
+    assert graph_sizes([], 20, 8192, "0.33.0") == []
+
+
+def test_all_seats_decode_under_a_full_graph_since_0_29() -> None:
+    profile = make_profile()
+    for version, mode in (("0.28.0", PIECEWISE), ("0.29.0", DECODE)):
+        config = EngineOptions(max_num_seqs=20, vllm_version=version).resolve(profile)
+        assert Timing(profile, config).decode_mode[17:21] == [mode] * 4
+
+
+def test_large_gpus_have_a_larger_default_since_0_28() -> None:
+    assert default_budget(8192, "b200_sxm", "0.24.0", "0.33.0") == 16384
+    assert default_budget(16384, "b200_sxm", "0.33.0", "0.24.0") == 8192
+    assert default_budget(8192, "h200_sxm", "0.24.0", "0.33.0") == 8192
+    assert default_budget(4096, "b200_sxm", "0.24.0", "0.33.0") == 4096  # not the default
+    profile = make_profile(gpu="b300_sxm")
+    assert EngineOptions(vllm_version="0.28").resolve(profile).max_num_batched_tokens == 16384
+    given = EngineOptions(vllm_version="0.28", max_num_batched_tokens=4096)
+    assert given.resolve(profile).max_num_batched_tokens == 4096
+
+
+def test_the_profiles_version_is_the_default() -> None:
+    profile = make_profile()
+    assert EngineOptions().resolve(profile).vllm_version == "0.24"
+    newer = replace(profile, identity=replace(profile.identity, vllm_version="0.33.0"))
+    assert EngineOptions().resolve(newer).vllm_version == "0.33.0"
+    assert EngineOptions(vllm_version="0.24").resolve(newer).vllm_version == "0.24"
+
+
+def test_a_run_by_other_rules_than_the_profiles_says_so() -> None:
+    assert version_notes("0.24.0", "0.24") == []
+    (one,) = version_notes("0.24.0", "0.33.0")
+    assert "those of the profile, of vLLM 0.24.0" in one
+    assert "fewer blocks" in one
+    assert "fewer blocks" not in version_notes("0.24.0", "0.28")[0]
+    newer, other = version_notes("0.24.0", "0.40")
+    assert "newer than 0.33" in newer
+    assert "those of vLLM 0.40" in other
+    result = simulate(
+        load_trace("azure-conv-2023:duration=10,seed=1"),
+        make_profile(),
+        options=EngineOptions(vllm_version="0.33.0"),
+    )
+    assert result.scenario["vllm_version"] == "0.33.0"
+    assert result.notes[-1].startswith("scheduling, routing and graph sizes are those of vLLM 0.33")
