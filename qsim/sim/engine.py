@@ -57,6 +57,9 @@ class Replica:
     meter : PowerMeter
     step_log : list of Step, optional
         Takes every launched step; needs ``jump=False``.
+    runs_ahead : bool
+        Whether a run of decodes may go on beyond the present, to when the next request is ready.
+        Its KV blocks are then ahead, too.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Replica:
         self.preemptions = 0
         self.peak_running = 0
         self.peak_waiting = 0
+        self.runs_ahead = True
         self._usable_blocks = config.num_gpu_blocks - 1
         self.least_free_blocks = self._usable_blocks
         self._timing = timing
@@ -116,7 +120,7 @@ class Replica:
             Must not decrease from call to call, nor lie before ``now_ps``.
         """
         # a run of decodes may go on until somebody may join it
-        self._catch_up(now_ps, ready_ps)
+        self._catch_up(now_ps, ready_ps if self.runs_ahead else now_ps)
         self._inbox.append((ready_ps, request))
         if self._next_ps < 0:
             self._next_ps = ready_ps + self._timing.wake_ps
@@ -148,6 +152,11 @@ class Replica:
         """Requests that are not running: in the front end or in the waiting queue."""
         self._catch_up(now_ps, now_ps)
         return len(self._inbox) + self.scheduler.num_waiting
+
+    def kv_usage(self, now_ps: int) -> float:
+        """The share of the KV blocks that requests hold."""
+        self._catch_up(now_ps, now_ps)
+        return 1.0 - self.scheduler.free_blocks / self._usable_blocks
 
     # ------------------------------------------------------------------ the host thread
 

@@ -143,7 +143,15 @@ class Fleet:
         ]
         self.outstanding_requests = [0] * replicas
         self.outstanding_tokens = [0] * replicas
-        self._router = make_router(setup.router, self, lambda: np.random.default_rng(setup.seed))
+        self._router = make_router(
+            setup.router,
+            self,
+            lambda: np.random.default_rng(setup.seed),
+            config.vllm_version,
+        )
+        if getattr(self._router, "reads_kv_usage", False):
+            for replica in self.replicas:
+                replica.runs_ahead = False
         self._freed: Callable[[int], None] | None = getattr(self._router, "finished", None)
         self._refresh: Callable[[], None] | None = None
         if replicas > 1:
@@ -373,6 +381,10 @@ class Fleet:
     def queue_lengths(self) -> list[tuple[int, int]]:
         now = self._now_ps
         return [(r.num_unscheduled(now), r.scheduler.num_running) for r in self.replicas]
+
+    def kv_usage(self) -> list[float]:
+        now = self._now_ps
+        return [r.kv_usage(now) for r in self.replicas]
 
     def prefix_ids(self, request: int) -> list[int]:
         if self._hash_ids is None:

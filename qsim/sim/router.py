@@ -9,6 +9,7 @@ import numpy as np
 
 from qsim.errors import ScenarioError
 from qsim.sim.timing import PS_PER_S
+from qsim.sim.versions import DEFAULT_VERSION, rules_of
 
 __all__ = ["ROUTERS", "FleetView", "Router", "make_router"]
 
@@ -28,6 +29,9 @@ class FleetView(Protocol):
     def queue_lengths(self) -> list[tuple[int, int]]:
         """(waiting, running) of every replica, as its engine would report them now."""
 
+    def kv_usage(self) -> list[float]:
+        """The share of its KV blocks that every replica uses now."""
+
     def prefix_ids(self, request: int) -> list[int]:
         """The trace's prefix-block ids of a request; empty if it has none."""
 
@@ -39,7 +43,8 @@ class Router(Protocol):
         """The replica (0 .. n - 1) for the trace's request number ``request``."""
 
     # Further methods that a router may have: ``finished(replica)`` is called when a request has
-    # its last token, ``refresh()`` every ``period_ps`` while requests are outstanding.
+    # its last token, ``refresh()`` every ``period_ps`` while requests are outstanding; if it has a
+    # true ``reads_kv_usage``, it may read ``FleetView.kv_usage`` there.
 
 
 class RoundRobin:
@@ -174,26 +179,53 @@ class PowerOfTwo:
 class VllmBalancer:
     """vLLM's own balancer for data-parallel engines behind one API server.
 
-    The engine with the lowest ``4 * waiting + running`` gets the request. The counts are published
-    every 100 ms; in between, the API server adds what it sent itself to ``waiting``. Ties go to
-    the next engine in turn (vllm/v1/engine/core_client.py, DPLBAsyncMPClient).
+    The engine with the least load gets the request. The engines' waiting and running requests, and
+    how much of their KV cache is used, are published every 100 ms; in between, the API server
+    counts what it sent itself as waiting. What the load is, and which of equals is taken, depends
+    on the version (:class:`qsim.sim.versions.VersionRules`, "balancer"; vllm/v1/engine/
+    core_client.py, ``DPLBAsyncMPClient.get_core_engine_for_request``).
     """
 
     #: the fleet calls ``refresh`` this often while requests are outstanding
     period_ps = PS_PER_S // 10
 
-    def __init__(self, view: FleetView, rng: Rng) -> None:
+    def __init__(self, view: FleetView, rng: Rng, version: str = DEFAULT_VERSION) -> None:
+        rules = rules_of(version)
+        self._rotates = rules.balancer_rotates
+        self.reads_kv_usage = rules.balancer_by_cache_pressure
         self._view = view
-        self._score = [0] * len(view.outstanding_requests)
-        self._least = _Least(self._score)
+        self._in_flight = view.outstanding_requests
+        n = len(self._in_flight)
+        self._waiting = [0] * n
+        self._running = [0] * n
+        self._pressure = [0.0] * n  # what each waiting request counts beside itself
+        self._start = 0
 
     def refresh(self) -> None:
         """Take over the counts that the engines publish now."""
-        self._score[:] = [4 * waiting + running for waiting, running in self._view.queue_lengths()]
+        for i, (waiting, running) in enumerate(self._view.queue_lengths()):
+            self._waiting[i] = waiting
+            self._running[i] = running
+        if self.reads_kv_usage:
+            for i, usage in enumerate(self._view.kv_usage()):
+                self._pressure[i] = 6.0 * max(0.0, usage - 0.5)
 
     def choose(self, request: int, now_ps: int) -> int:
-        target = self._least.choose(request, now_ps)
-        self._score[target] += 4
+        n = len(self._waiting)
+        target, least = -1, 0.0
+        for i in range(self._start, self._start + n):
+            engine = i if i < n else i - n
+            waiting, running = self._waiting[engine], self._running[engine]
+            if self.reads_kv_usage:
+                load = float(max(self._in_flight[engine], waiting + running))
+                load += waiting * self._pressure[engine]
+            else:
+                load = float(4 * waiting + running)
+            if target < 0 or load < least:
+                target, least = engine, load
+        self._waiting[target] += 1
+        if self._rotates:
+            self._start = (self._start + 1) % n
         return target
 
 
@@ -235,7 +267,7 @@ class PrefixAffinity:
         return target
 
 
-ROUTERS: dict[str, Callable[[FleetView, Rng], Router]] = {
+ROUTERS: dict[str, Callable[..., Router]] = {
     "round-robin": RoundRobin,
     "random": Random,
     "least-requests": LeastRequests,
@@ -246,11 +278,11 @@ ROUTERS: dict[str, Callable[[FleetView, Rng], Router]] = {
 }
 
 
-def make_router(name: str, view: FleetView, rng: Rng) -> Router:
+def make_router(name: str, view: FleetView, rng: Rng, version: str = DEFAULT_VERSION) -> Router:
     """The router called ``name``.
 
     ``rng`` makes its generator, if it draws: numpy's generators take longer to import than a
-    short simulation takes.
+    short simulation takes. ``version`` is the release of vLLM whose balancer ``vllm`` is.
 
     Raises
     ------
@@ -259,4 +291,6 @@ def make_router(name: str, view: FleetView, rng: Rng) -> Router:
     """
     if name not in ROUTERS:
         raise ScenarioError(f"router is {name!r}; must be one of: {', '.join(ROUTERS)}")
+    if name == "vllm":
+        return VllmBalancer(view, rng, version)
     return ROUTERS[name](view, rng)

@@ -137,6 +137,26 @@ def test_a_router_sees_each_finish_in_time(router: str) -> None:
         both(load, make_profile(frontend=False), replicas=5, router=router)
 
 
+@pytest.mark.parametrize("frontend", [True, False])
+def test_a_router_sees_the_kv_cache_as_it_is(frontend: bool) -> None:
+    # queues before caches more than half full, which decide where requests go
+    options = EngineOptions(vllm_version="0.33.0", num_gpu_blocks_override=60, max_model_len=400)
+    older = replace(options, vllm_version="0.24.0")
+    differing = 0
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        n = 300
+        arrival = np.cumsum(rng.exponential(0.004, n))
+        load = trace(arrival, rng.integers(1, 200, n), rng.choice([1, 30, 90, 180], n))
+        profile = make_profile(frontend=frontend)
+        both(load, profile, replicas=3, router="vllm", options=options)
+        results = [
+            simulate(load, profile, replicas=3, router="vllm", options=o) for o in (options, older)
+        ]
+        differing += not np.array_equal(*(r.replica for r in results))
+    assert differing == 4
+
+
 @pytest.mark.parametrize("options", [
     EngineOptions(),
     EngineOptions(async_scheduling=False),

@@ -17,17 +17,21 @@ class View:
         self.outstanding_requests = [0] * n
         self.outstanding_tokens = [0] * n
         self.queues = [(0, 0)] * n
+        self.usage = [0.0] * n
         self.ids: dict[int, list[int]] = {}
 
     def queue_lengths(self) -> list[tuple[int, int]]:
         return self.queues
 
+    def kv_usage(self) -> list[float]:
+        return self.usage
+
     def prefix_ids(self, request: int) -> list[int]:
         return self.ids.get(request, [])
 
 
-def router(name: str, view: View, seed: int = 0):
-    return make_router(name, view, lambda: np.random.default_rng(seed))
+def router(name: str, view: View, seed: int = 0, version: str = "0.24"):
+    return make_router(name, view, lambda: np.random.default_rng(seed), version)
 
 
 @pytest.mark.parametrize("name", sorted(ROUTERS))
@@ -99,6 +103,57 @@ def test_vllm_scores_by_published_counts_and_its_own_sends():
     r.refresh()
     # 7 against 4: the second; its score is 8 then, so the first; then 11 against 8
     assert [r.choose(i, 0) for i in range(1, 4)] == [1, 0, 1]
+
+
+def test_vllm_takes_the_first_of_equals_and_since_0_25_the_next_in_turn():
+    picks = {}
+    for version in ("0.24.0", "0.25.0", "0.33.0"):
+        view = View(3)
+        r = router("vllm", view, version=version)
+        picks[version] = []
+        for i in range(6):
+            picks[version].append(r.choose(i, 0))
+            r.refresh()  # what was sent has been answered
+    assert picks == {
+        "0.24.0": [0, 0, 0, 0, 0, 0],
+        "0.25.0": [0, 1, 2, 0, 1, 2],
+        "0.33.0": [0, 1, 2, 0, 1, 2],
+    }
+
+
+def test_vllm_since_0_27_goes_by_its_own_requests_in_flight_or_the_published_ones():
+    view = View(3)
+    view.outstanding_requests[:] = [5, 1, 0]
+    view.queues = [(0, 0), (0, 4), (0, 3)]
+    r = router("vllm", view, version="0.27")
+    r.refresh()
+    # loads 5, 4 and 3; what it sends counts as waiting until the next refresh, and in flight
+    picks = []
+    for i in range(4):
+        picks.append(r.choose(i, 0))
+        view.outstanding_requests[picks[-1]] += 1
+    assert picks == [2, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("usage", "picks"),
+    [
+        # waiting 2, running 2 against waiting 0, running 5: 4 + 2 x 6 x (usage - 0.5) against 5;
+        # of equals the scan takes one engine further each time
+        (0.5, [0, 1, 0]),
+        (0.58, [0, 1, 1]),
+        (0.6, [1, 0, 1]),
+        (1.0, [1, 1, 1]),
+    ],
+)
+def test_vllm_since_0_27_avoids_a_queue_before_a_full_cache(usage, picks):
+    view = View(2)
+    view.queues = [(2, 2), (0, 5)]
+    view.usage = [usage, 0.0]
+    r = router("vllm", view, version="0.33.0")
+    r.refresh()
+    got = [r.choose(i, 0) for i in range(3)]
+    assert got == picks
 
 
 def test_prefix_affinity_follows_the_deepest_known_block():
