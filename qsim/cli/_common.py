@@ -20,6 +20,7 @@ from qsim.traces.trace import Trace
 
 __all__ = [
     "SHAPE",
+    "backlog_option",
     "engine_from",
     "engine_options",
     "executor_options",
@@ -214,6 +215,16 @@ slo_option = click.option(
     metavar="METRIC:STAT:MS",
     help="Limit on ttft, tpot, itl or e2el by mean, median or percentile, "
     "e.g. ttft:p99:500; repeat for more.",
+)
+
+
+#: ``--allow-backlog``
+backlog_option = click.option(
+    "--allow-backlog",
+    is_flag=True,
+    default=None,
+    help="Do not count a fleet that finishes less than arrives as missing its SLOs; for work that "
+    "may wait, such as an offline batch.",
 )
 
 

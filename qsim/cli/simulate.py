@@ -10,6 +10,7 @@ import click
 from qsim.checks import check_ending
 from qsim.cli._command import Command
 from qsim.cli._common import (
+    backlog_option,
     engine_options,
     fleet_from,
     need_matplotlib,
@@ -28,11 +29,16 @@ from qsim.errors import InfeasibleError
 
 if TYPE_CHECKING:
     from qsim.profile import Profile
+    from qsim.sim.backlog import Load
     from qsim.sim.result import SimulationResult
     from qsim.sim.steplog import Step
     from qsim.sim.stream import StreamResult
+    from qsim.traces.trace import Trace
 
 __all__ = ["simulate"]
+
+#: a trace that is too short to tell whether the fleet keeps up goes on for so many requests
+_GOES_ON = 12_000
 
 
 @shared_options
@@ -45,6 +51,7 @@ __all__ = ["simulate"]
 @router_option
 @engine_options
 @slo_option
+@backlog_option
 @run_options
 @click.option("--json", "json_path", metavar="FILE", help="Write the summary; - for stdout.")
 @click.option("--requests", "requests_path", metavar="FILE",
@@ -57,7 +64,12 @@ __all__ = ["simulate"]
 @click.option("--stream/--no-stream", default=None,
               help="Read TRACE and write requests part by part, in bounded memory; by default when "
               "TRACE is large.")  # fmt: skip
-@click.option("--fail-on-slo", is_flag=True, default=None, help="Exit with 3 if an SLO is missed.")
+@click.option(
+    "--fail-on-slo",
+    is_flag=True,
+    default=None,
+    help="Exit with 3 unless every SLO is met, or if the fleet is overloaded.",
+)
 @click.pass_context
 def simulate(ctx: click.Context, /, **given: Any) -> None:
     """Replay TRACE against a fleet of equal replicas of one profile.
@@ -73,7 +85,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     from qsim.report.text import simulation_text
     from qsim.sim.histogram import RELATIVE_ERROR
     from qsim.sim.result import SimulationResult
-    from qsim.sim.slo import attainment, check_slos
+    from qsim.sim.slo import MET, all_met, attainment, attainment_interval, check_slos
 
     profile = load_profile(given["profile"])
     steps: list[Step] | None = None
@@ -84,9 +96,9 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     result: SimulationResult | StreamResult
     if streamed:
         result, name, requests = run_streamed(given, profile)
-        attained = result.attainment()
+        attained, load = result.attainment(), result.load
     else:
-        result, name, requests = _run_whole(given, profile, steps)
+        result, load, name, requests = _run_whole(given, profile, steps)
         attained = attainment(result, slos)
     outcomes = check_slos(result, slos)
     summary = result.summary(slos)
@@ -96,6 +108,10 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     resolved = summary["scenario"]
     summary["slos"] = [o.to_dict() for o in outcomes]
     summary["attainment"] = attained
+    summary["attainment_interval"] = attainment_interval(attained, requests)
+    summary["load"] = load.to_dict()
+    backlog = load.overloaded and not given["allow_backlog"]
+    summary["slos_met"] = all_met(outcomes, backlog)
     summary["scenario"] = resolved_scenario(ctx)
     summary["resolved"] = resolved
     summary |= {"profile": profile.id, "seed": given["seed"], "qsim_version": __version__}
@@ -112,22 +128,27 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     if given["report_path"] and isinstance(result, SimulationResult):
         from qsim.report.html import write_simulation_report
 
-        write_simulation_report(given["report_path"], result, summary, outcomes, title)
+        write_simulation_report(given["report_path"], result, summary, outcomes, title, load)
     save_scenario(ctx)
     if given["json_path"]:
         write_json(summary, given["json_path"])
     if "-" not in (given["json_path"], given["steps_path"]):
-        click.echo(simulation_text(summary, outcomes, attained, title))
-    missed = [o for o in outcomes if not o.met]
+        click.echo(simulation_text(summary, outcomes, attained, title, load))
+    elif load.sentence():
+        note(load.sentence())
+    missed = [o.doubt() or o.sentence() for o in outcomes if o.verdict != MET]
+    if outcomes and backlog:
+        missed.insert(0, load.sentence())
     if missed and given["fail_on_slo"]:
-        raise InfeasibleError("; ".join(o.sentence() for o in missed))
+        raise InfeasibleError("; ".join(missed))
 
 
 def _run_whole(
     given: Mapping[str, Any], profile: Profile, steps: list[Step] | None
-) -> tuple[SimulationResult, str, int]:
-    """Simulate with the trace in memory; also its name and length."""
+) -> tuple[SimulationResult, Load, str, int]:
+    """Simulate with the trace in memory; also whether the fleet kept up, name and length."""
     from qsim.sim.api import simulate as run
+    from qsim.sim.continued import find_carried, settled
 
     trace = trace_from(given)
     with progress_bar("simulate", given["progress"]) as update:
@@ -138,7 +159,12 @@ def _run_whole(
             progress=None if update is None else lambda share: update(share, ""),
             step_log=steps,
         )
-    return result, trace.name, len(trace)
+
+    def again(longer: Trace) -> SimulationResult:
+        return run(longer, profile, **fleet_from(given))
+
+    load = find_carried(settled(result.load, trace, again, _GOES_ON), trace, again, _GOES_ON)
+    return result, load, trace.name, len(trace)
 
 
 def _write_steps(steps: list[Step], steps_path: str | None, timeline_path: str | None) -> None:

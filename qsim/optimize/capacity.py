@@ -27,7 +27,7 @@ from qsim.optimize.weigh import carbon_of, quality_goal
 from qsim.profile import Profile
 from qsim.sim.config import EngineOptions
 from qsim.sim.goodput import goodput_goal
-from qsim.sim.slo import Slo, parse_slos
+from qsim.sim.slo import Slo, check_judgeable, parse_slos
 from qsim.traces.trace import Trace
 
 __all__ = ["plan"]
@@ -154,6 +154,10 @@ def plan(
     good = goodput_goal(goodput, min_goodput, limits)
     if not limits and good is None:
         raise ScenarioError("no SLO is given; a plan needs at least one, such as ttft:p99:500")
+    for slo in limits:
+        check_judgeable(trace, [slo.metric], f"SLO {slo}")
+    if good is not None:
+        check_judgeable(trace, [m for m, _ in good.limits], str(good))
     budget = budget_of(max_gpus, max_usd_per_hour, max_power_kw, max_peak_power_kw)
     if objective not in OBJECTIVES:
         raise ScenarioError(f"objective is {objective!r}; must be one of {', '.join(OBJECTIVES)}")

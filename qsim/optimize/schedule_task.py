@@ -103,8 +103,9 @@ def run_window(task: WindowTask) -> WindowOutcome:
 
 
 def _ratio(result: DynamicResult, slo: Slo, counted: BoolArray) -> float:
-    values = getattr(result.requests, f"{slo.metric}_ms")[counted]
-    return SloOutcome(slo, slo.of(values)).ratio
+    value_ms = slo.of(getattr(result.requests, f"{slo.metric}_ms")[counted])
+    # a window may have no request that has the latency; a trace may not (check_judgeable)
+    return 0.0 if np.isnan(value_ms) else SloOutcome(slo, value_ms).ratio
 
 
 @dataclass(frozen=True)

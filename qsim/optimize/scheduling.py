@@ -30,7 +30,7 @@ from qsim.profile import Profile
 from qsim.sim.config import EngineOptions
 from qsim.sim.dynamic import waits_for_answers
 from qsim.sim.lifecycle import Lifecycle, ServerPool
-from qsim.sim.slo import Slo, parse_slos
+from qsim.sim.slo import Slo, check_judgeable, parse_slos
 from qsim.traces.trace import Trace
 
 __all__ = ["POLICIES", "schedule"]
@@ -138,6 +138,8 @@ def schedule(
     _check(limits, objective, policies, forecast, grid, max_replicas, max_gpus, owned_gpus)
     if trace.turns is not None:
         raise waits_for_answers(trace)
+    for slo in limits:
+        check_judgeable(trace, [slo.metric], f"SLO {slo}")
     window_s = parse_window(window)
     if forecast == "day-before" and DAY_S % window_s:
         raise ScenarioError(

@@ -36,11 +36,11 @@ class Limit:
     def violation(self, figure: float | None) -> float:
         """By how much it is missed, as a share of the limit; at most 0 where it is met.
 
-        A latency over nothing is met, as an SLO is: nothing is too slow. Anything else that is
-        not known misses by the whole limit.
+        What is not known, such as a latency over nothing, misses by the whole limit: there is
+        nothing to judge.
         """
         if figure is None:
-            return -1.0 if self.measure.name.endswith("_ms") and self.op == "<=" else 1.0
+            return 1.0
         over = figure - self.value if self.op == "<=" else self.value - figure
         return over / abs(self.value) if self.value else over
 

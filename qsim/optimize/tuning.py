@@ -34,7 +34,7 @@ from qsim.optimize.tune_space import TuneSpace, tune_space
 from qsim.optimize.weigh import carbon_of, quality_goal
 from qsim.profile import Profile
 from qsim.sim.config import EngineOptions
-from qsim.sim.slo import Slo, parse_slos
+from qsim.sim.slo import Slo, check_judgeable, parse_slos
 from qsim.traces.trace import Trace
 
 __all__ = ["DEFAULT_OBJECTIVES", "tune"]
@@ -237,6 +237,8 @@ def tune(
     if not limits and any(m.needs == "slo" for m in asked):
         raise ScenarioError("goodput and attainment need SLOs (--slo) to count against")
     whole("max_replicas", max_replicas, 1, MAX_REPLICAS)
+    for slo in limits:
+        check_judgeable(trace, [slo.metric], f"SLO {slo}")
     options = options or EngineOptions()
     trace, shaped = forecast(trace, growth, peak_hour)
     choices = choose_profiles(model, gpus, methods, profiles)

@@ -22,9 +22,11 @@ from qsim.report.text import (
     tie_remarks,
     transfer_remarks,
 )
+from qsim.sim.slo import MET
 
 if TYPE_CHECKING:
     from qsim.optimize.plan_result import Plan
+    from qsim.sim.backlog import Load
     from qsim.sim.result import SimulationResult
     from qsim.sim.slo import SloOutcome
 
@@ -51,6 +53,7 @@ def write_simulation_report(
     summary: Mapping[str, Any],
     slos: Sequence[SloOutcome],
     title: str,
+    load: Load | None = None,
 ) -> None:
     """Write a page about one simulation: latencies, SLOs, fleet, timeline, scenario.
 
@@ -71,6 +74,8 @@ def write_simulation_report(
         ["energy per output token", f"{number(s['joules_per_output_token'])} J"],
         ["preemptions", number(s["preemptions"])],
     ]
+    if load is not None and load.sentence():
+        facts.append(["load", load.sentence()])
     parts = [_table(["", "value"], facts)]
     if slos:
         parts += ["<h2>Service-level objectives</h2>", _slo_table(slos)]
@@ -188,8 +193,8 @@ def _table(
 def _slo_table(slos: Sequence[SloOutcome]) -> str:
     rows = "\n".join(
         f'<tr><td class="l">{escape(str(o.slo))}</td><td>{number(o.value_ms)}</td>'
-        f'<td class="{"met" if o.met else "missed"}">{"met" if o.met else "missed"}</td>'
-        f'<td class="l">{escape(o.sentence())}</td></tr>'
+        f'<td class="{"met" if o.verdict == MET else "missed"}">{o.verdict}</td>'
+        f'<td class="l">{escape(o.doubt() or o.sentence())}</td></tr>'
         for o in slos
     )
     return (

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qsim.profiles import stated_errors
 from qsim.report.tables import WIDTH, fill, number, table
+from qsim.sim.intervals import share_interval
+from qsim.sim.slo import NOTHING, TOO_FEW
 
 if TYPE_CHECKING:
     from qsim.optimize.candidate import Candidate
     from qsim.optimize.plan_result import Plan
     from qsim.optimize.prices import Price
     from qsim.profile import Profile
+    from qsim.sim.backlog import Load
     from qsim.sim.slo import SloOutcome
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "profile_text",
     "quality_remarks",
     "simulation_text",
+    "slo_verdict",
     "tie_remarks",
 ]
 
@@ -37,6 +40,9 @@ _LATENCIES = (
     ("itl", "ITL, inter-token latency"),
     ("e2el", "E2EL, end-to-end latency"),
 )
+#: percentiles of fewer requests are told with their intervals
+_FEW = 1000
+_PERCENTILES = ("median", "p90", "p99")
 
 
 def latency_rows(summary: Mapping[str, Any]) -> list[list[str]]:
@@ -48,7 +54,11 @@ def latency_rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 
 def simulation_text(
-    summary: Mapping[str, Any], slos: Sequence[SloOutcome], attained: float | None, title: str
+    summary: Mapping[str, Any],
+    slos: Sequence[SloOutcome],
+    attained: float | None,
+    title: str,
+    load: Load | None = None,
 ) -> str:
     """The summary of a simulation as a page of text."""
     s = summary
@@ -64,21 +74,55 @@ def simulation_text(
         f"{number(s['preemptions'])} preemptions, "
         f"{number(s['cached_tokens'])} prompt tokens from the prefix cache",
     ]
+    if load is not None and load.sentence():
+        facts.append(fill(f"load        {load.sentence()}", " " * 12))
     latencies = table(["latency (ms)", "mean", "median", "p90", "p99"], latency_rows(s))
     parts = [title, "\n".join(facts), latencies]
+    few = _few_requests(s)
+    if few:
+        parts.append(few)
     if slos:
         rows = [
-            [str(o.slo), f"{o.slo.limit_ms:,.15g}", number(o.value_ms), _verdict(o)] for o in slos
+            [
+                str(o.slo),
+                f"{o.slo.limit_ms:,.15g}",
+                number(o.value_ms),
+                slo_verdict(o) + (" (on this trace)" if o.met and load and load.overloaded else ""),
+            ]
+            for o in slos
         ]
         parts.append(table(["SLO", "limit (ms)", "value (ms)", "result"], rows))
+        parts += [fill(o.doubt()) for o in slos if o.doubt()]
         if attained is not None:
-            parts.append(f"{attained:.2%} of the requests are within every limit by themselves")
+            text = f"{attained:.2%} of the requests are within every limit by themselves"
+            if few:
+                low, high = share_interval(attained, s["completed"] + s["failed"])
+                text += f" ({low:.1%} to {high:.1%})"
+            parts.append(text)
     return "\n\n".join(parts)
 
 
-def _verdict(outcome: SloOutcome) -> str:
-    if math.isnan(outcome.value_ms):
-        return "met"
+def _few_requests(summary: Mapping[str, Any]) -> str:
+    """The intervals of percentiles of few requests; "" for many."""
+    if not 0 < summary["completed"] < _FEW:
+        return ""
+    rows = [
+        [key.upper(), *(_ends(summary["intervals_90"][f"{s}_{key}_ms"]) for s in _PERCENTILES)]
+        for key, _ in _LATENCIES
+        if key != "itl" and summary[f"mean_{key}_ms"] is not None
+    ]
+    return table(["90% interval (ms)", "median", "p90", "p99"], rows)
+
+
+def _ends(interval: Sequence[float | None]) -> str:
+    low, high = (number(end) for end in interval)
+    return f"{low} to {high}" if (low, high) != ("-", "-") else "-"
+
+
+def slo_verdict(outcome: SloOutcome) -> str:
+    """What is said of an SLO, for tables."""
+    if outcome.verdict in (NOTHING, TOO_FEW):
+        return outcome.verdict
     word = "met" if outcome.met else "MISSED"
     share = f"{abs(outcome.ratio - 1):.1%} {'under' if outcome.met else 'over'}"
     return f"{word}, {share if outcome.ratio < 10 else number(outcome.ratio) + ' times the limit'}"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qsim.errors import ScenarioError
+from qsim.sim.backlog import Flow, Load, judge
 from qsim.sim.gaps import Gaps
 from qsim.sim.request_rows import COLUMNS, request_writer
 from qsim.sim.slo import Slo, within
@@ -64,12 +66,34 @@ class SimulationResult:
         """Energy of all GPUs from the first arrival to the last token, idle included."""
         return float(sum(r["energy_j"] for r in self.replica_stats))
 
+    @property
+    def flow(self) -> Flow:
+        """Arrivals, first and last tokens over time."""
+        done = self.completed
+        arrival_s = self.arrival_s[done]
+        flow = Flow(float(arrival_s[0]) if len(arrival_s) else 0.0)
+        flow.add(
+            arrival_s,
+            arrival_s + self.ttft_ms[done] / 1000,
+            arrival_s + self.e2el_ms[done] / 1000,
+        )
+        return flow
+
+    @cached_property
+    def load(self) -> Load:
+        """Whether the fleet kept up with the trace."""
+        return judge(self.flow)
+
     def metric(self, name: str) -> FloatArray:
         """The values of ``ttft``, ``tpot`` or ``e2el`` over the requests that have one, ms."""
         if name not in ("ttft", "tpot", "e2el"):
             raise ScenarioError(f"metric is {name!r}; must be ttft, tpot or e2el")
         values: FloatArray = getattr(self, f"{name}_ms")
         return values[~np.isnan(values)]
+
+    def sample(self, metric: str) -> int:
+        """How many requests have a latency; how many gaps between tokens there are for ITL."""
+        return self.itl.total if metric == "itl" else len(self.metric(metric))
 
     def statistic(self, metric: str, statistic: str) -> float:
         """``mean``, ``median`` or ``pNN`` of ``ttft``, ``tpot``, ``itl`` or ``e2el``, in ms.

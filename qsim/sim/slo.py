@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,37 @@ import numpy.typing as npt
 
 from qsim.bounds import shown
 from qsim.errors import ScenarioError
+from qsim.sim.intervals import percentile_of_rank, ranks, requests_needed, share_interval
 
 if TYPE_CHECKING:
     from qsim.sim.result import SimulationResult
     from qsim.sim.summary import Run
+    from qsim.traces.trace import Trace
 
-__all__ = ["METRICS", "Slo", "SloOutcome", "attainment", "check_slos", "parse_slos", "within"]
+__all__ = [
+    "MET",
+    "METRICS",
+    "MISSED",
+    "NOTHING",
+    "TOO_FEW",
+    "Slo",
+    "SloOutcome",
+    "all_met",
+    "attainment",
+    "attainment_interval",
+    "check_judgeable",
+    "check_slos",
+    "has_something",
+    "parse_slos",
+    "within",
+]
 
 METRICS = ("ttft", "tpot", "itl", "e2el")
+#: what may be said of an SLO
+MET, MISSED = "met", "missed"
+NOTHING, TOO_FEW = "nothing to judge", "not enough requests to judge"
+#: value over limit of a statistic over nothing: it is not met
+_NOT_MET = 1e9
 
 #: of a latency: eleven days
 MAX_LIMIT_MS = 1e9
@@ -115,44 +138,103 @@ class Slo:
         return float(known.mean() if self.quantile is None else np.quantile(known, self.quantile))
 
     def met(self, result: Run) -> bool:
-        """Whether the statistic is within the limit; nothing is too slow when there is nothing."""
+        """Whether the statistic is within the limit; one over nothing is not."""
         return SloOutcome(self, self.value(result)).met
+
+    @property
+    def needed(self) -> int:
+        """The fewest values that can tell that the statistic is within a limit."""
+        return 1 if self.quantile is None else requests_needed(self.quantile)
 
 
 @dataclass(frozen=True)
 class SloOutcome:
-    """An SLO beside the value that was reached."""
+    """An SLO beside the value that was reached.
+
+    Attributes
+    ----------
+    slo : Slo
+    value_ms : float
+        nan for a statistic over nothing.
+    sample : int or None
+        How many values it is of: requests, or gaps between tokens for ITL.
+    low_ms, high_ms : float
+        Its 90% interval (:mod:`qsim.sim.intervals`), for percentiles; nan for an end that the
+        sample does not have.
+    """
 
     slo: Slo
     value_ms: float
+    sample: int | None = None
+    low_ms: float = math.nan
+    high_ms: float = math.nan
 
     @property
     def met(self) -> bool:
-        """Whether the value is not above the limit."""
-        return not self.value_ms > self.slo.limit_ms  # nan, a statistic over nothing, is not
+        """Whether the value is not above the limit; one over nothing is not met."""
+        return self.value_ms <= self.slo.limit_ms
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are the requests that it takes to tell that the SLO is met."""
+        return self.sample is None or self.sample >= self.slo.needed
+
+    @property
+    def verdict(self) -> str:
+        """:data:`MET`, :data:`MISSED`, :data:`NOTHING` or :data:`TOO_FEW`."""
+        if math.isnan(self.value_ms):
+            return NOTHING
+        if not self.met:
+            return MISSED
+        return MET if self.enough else TOO_FEW
 
     @property
     def ratio(self) -> float:
-        """Value over limit: above 1 the SLO is missed; 0 for a statistic over nothing."""
-        return 0.0 if math.isnan(self.value_ms) else self.value_ms / self.slo.limit_ms
+        """Value over limit: above 1 the SLO is missed; 1e9 for a statistic over nothing."""
+        return _NOT_MET if math.isnan(self.value_ms) else self.value_ms / self.slo.limit_ms
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: the SLO as text, limit, value, whether it is met, and the excess in ms."""
+        """JSON-ready; ``met`` is null where there is nothing or too little to judge."""
         none = math.isnan(self.value_ms)
+        verdict = self.verdict
         return {
             "slo": str(self.slo),
             "limit_ms": self.slo.limit_ms,
             "value_ms": None if none else self.value_ms,
-            "met": self.met,
+            "met": {MET: True, MISSED: False}.get(verdict),
+            "verdict": verdict,
             "over_ms": None if none else self.value_ms - self.slo.limit_ms,
+            "interval_ms": [
+                None if math.isnan(end) else end for end in (self.low_ms, self.high_ms)
+            ],
+            "sample": self.sample,
+            "sample_needed": self.slo.needed,
         }
+
+    def doubt(self) -> str:
+        """Why the sample does not settle that the SLO is met; "" if it does, or it is not met."""
+        if self.sample is None or not self.met or self.high_ms <= self.slo.limit_ms:
+            return ""
+        name = f"{self.slo.metric} {self.slo.statistic}"
+        of = f"{self.sample:,} {'gaps' if self.slo.metric == 'itl' else 'requests'}"
+        if not self.enough:
+            return (
+                f"not enough requests to judge {self.slo}: {name} of {of} has no upper bound, "
+                f"{self.slo.needed:,} are needed; take a longer trace"
+            )
+        if self.slo.quantile in (None, 1.0):
+            return ""
+        return (
+            f"{self.slo} is met, but not surely: {name} of {of} may be up to "
+            f"{_number(self.high_ms)} ms (90% interval)"
+        )
 
     def sentence(self) -> str:
         """For people, e.g. ``ttft p99 612 ms, 22% over its limit of 500 ms``."""
         name = f"{self.slo.metric} {self.slo.statistic}"
         limit = f"its limit of {_number(self.slo.limit_ms)} ms"
         if math.isnan(self.value_ms):
-            return f"{name} of no request, within {limit}"
+            return f"{name} has nothing to judge: no request has one"
         if self.ratio >= 10:
             excess = f"{self.ratio:.3g} times"
         else:
@@ -174,19 +256,73 @@ def parse_slos(slos: Sequence[Slo | str]) -> tuple[Slo, ...]:
 
 
 def check_slos(result: Run, slos: Sequence[Slo]) -> list[SloOutcome]:
-    """Every SLO beside its value, in the order given."""
-    return [SloOutcome(s, s.value(result)) for s in slos]
+    """Every SLO beside its value, its sample and interval, in the order given."""
+    return [_outcome(result, s) for s in slos]
+
+
+def _outcome(result: Run, slo: Slo) -> SloOutcome:
+    q, n = slo.quantile, result.sample(slo.metric)
+    if q is None or n == 0:
+        return SloOutcome(slo, slo.value(result), n)
+    # one pass for the value and the ends of its interval
+    ends = [percentile_of_rank(r, n) for r in ranks(n, q)]
+    known = [e for e in ends if not math.isnan(e)]
+    values = dict(zip(known, result.percentiles(slo.metric, known), strict=True)) if known else {}
+    low, high = (values.get(e, math.nan) for e in ends)
+    return SloOutcome(slo, slo.value(result), n, low, high)
+
+
+def all_met(outcomes: Sequence[SloOutcome], overloaded: bool = False) -> bool | None:
+    """Whether every SLO is met; None without one, or if the rest has not enough requests."""
+    verdicts = {o.verdict for o in outcomes}
+    if overloaded or verdicts & {MISSED, NOTHING}:
+        return False if outcomes else None
+    return True if verdicts == {MET} else None
+
+
+def has_something(result: Run, slos: Sequence[Slo]) -> bool:
+    """Whether a limit on single requests has a request to be a limit of."""
+    return any(s.metric != "itl" and result.sample(s.metric) for s in slos)
 
 
 def attainment(result: SimulationResult, slos: Sequence[Slo]) -> float | None:
     """The share of all requests that are within every limit, whatever its statistic.
 
     Rejected requests count as outside. None when no SLO limits a latency of single requests
-    (ITL is one of tokens).
+    (ITL is one of tokens), or no request has one of those that are limited.
     """
-    if all(s.metric == "itl" for s in slos):
+    if not has_something(result, slos):
         return None
     return float(np.mean(result.meets(slos)))
+
+
+def attainment_interval(share: float | None, requests: int) -> list[float] | None:
+    """JSON-ready: the 90% interval of an attainment."""
+    return None if share is None else list(share_interval(share, requests))
+
+
+def check_judgeable(trace: Trace, metrics: Iterable[str], what: str) -> None:
+    """Refuse limits on the time between tokens where no request has two tokens.
+
+    Parameters
+    ----------
+    trace : Trace
+    metrics : iterable of str
+        What is limited.
+    what : str
+        The limits, for the message.
+
+    Raises
+    ------
+    ScenarioError
+        If all ``metrics`` are of tokens after the first, and there are none.
+    """
+    asked = set(metrics)
+    if asked and asked <= {"tpot", "itl"} and int(trace.output_tokens.max()) < 2:
+        raise ScenarioError(
+            f"{what} has nothing to judge: no request of {trace.name} has two output tokens, so "
+            "that none has a time between tokens; limit ttft or e2el"
+        )
 
 
 def within(

@@ -13,9 +13,10 @@ from qsim.errors import ScenarioError
 from qsim.profile import Profile
 from qsim.sim.admission import Admission, beyond_measured, resolve
 from qsim.sim.api import replica_stats
+from qsim.sim.backlog import Load, judge
 from qsim.sim.config import EngineOptions
 from qsim.sim.fleet import Fleet
-from qsim.sim.slo import Slo
+from qsim.sim.slo import Slo, has_something
 from qsim.sim.stream_sums import Feed, Latency, Rows, Sums
 from qsim.sim.summary import parse_statistic, summarise
 from qsim.sim.timing import PS_PER_S
@@ -44,11 +45,17 @@ class StreamResult:
     _latencies: Mapping[str, Latency]
     _slos: tuple[Slo, ...]
     _good: int
+    #: whether the fleet kept up with the trace
+    load: Load
 
     @property
     def energy_j(self) -> float:
         """Energy of all GPUs from the first arrival to the last token, idle included."""
         return float(sum(r["energy_j"] for r in self.replica_stats))
+
+    def sample(self, metric: str) -> int:
+        """How many requests have a latency; how many gaps between tokens there are for ITL."""
+        return self._latency(metric).histogram.total
 
     def statistic(self, metric: str, statistic: str) -> float:
         """``mean``, ``median`` or ``pNN`` of ``ttft``, ``tpot``, ``itl`` or ``e2el``, in ms."""
@@ -74,8 +81,8 @@ class StreamResult:
         return self._good
 
     def attainment(self) -> float | None:
-        """The share of all requests within every limit; None if no SLO limits single requests."""
-        if all(s.metric == "itl" for s in self._slos):
+        """The share of all requests within every limit; None as of a whole run."""
+        if not has_something(self, self._slos):
             return None
         return self._good / (self.counts["completed"] + self.counts["failed"])
 
@@ -145,4 +152,5 @@ def simulate_stream(
         _latencies=sums.latencies,
         _slos=tuple(slos),
         _good=sums.good,
+        load=judge(sums.flow),
     )

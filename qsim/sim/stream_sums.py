@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from qsim.errors import TraceError
 from qsim.sim.admission import Admission
+from qsim.sim.backlog import Flow
 from qsim.sim.finished import Finished, request_columns
 from qsim.sim.gaps import Gaps
 from qsim.sim.histogram import Histogram
 from qsim.sim.slo import Slo, within
-from qsim.sim.timing import PS_PER_MS
+from qsim.sim.timing import PS_PER_MS, PS_PER_S
 from qsim.traces.trace import Trace
 
 __all__ = ["Feed", "Latency", "Rows", "Sums"]
@@ -109,6 +110,7 @@ class Sums:
     """Takes finished requests, and keeps what the summary needs."""
 
     def __init__(self, slos: tuple[Slo, ...], replicas: int, feed: Feed, rows: Rows | None) -> None:
+        self.flow = Flow()
         self._slos = slos
         self._feed = feed
         self._rows = rows
@@ -126,12 +128,18 @@ class Sums:
         """The next part has finished."""
         if not self._begun:
             self.begin_ps, self._begun = int(finished.arrival_ps[0]), True
+            self.flow = Flow(self.begin_ps / PS_PER_S)
         self._take_gaps()
         part, output, admissible = self._feed.open.popleft()
         while not admissible.any():  # nothing of it was in the fleet
             self._count(part, output, admissible, None)
             part, output, admissible = self._feed.open.popleft()
         self._count(part, output, admissible, finished)
+        self.flow.add(
+            finished.arrival_ps / PS_PER_S,
+            finished.first_token_ps / PS_PER_S,
+            finished.last_token_ps / PS_PER_S,
+        )
         self.requests += np.bincount(finished.replica, minlength=len(self.requests))
 
     def end(self) -> None:

@@ -10,8 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim.errors import ScenarioError
+from qsim.sim.intervals import percentile_of_rank, ranks
+from qsim.sim.slo import check_slos, has_something
 
 if TYPE_CHECKING:
+    from qsim.sim.backlog import Load
     from qsim.sim.slo import Slo
 
 __all__ = ["PERCENTILES", "Run", "exact_percentiles", "parse_statistic", "summarise"]
@@ -60,6 +63,13 @@ class Run(Protocol):
 
     def count_good(self, slos: Sequence[Slo]) -> int:
         """Requests within every limit by themselves."""
+
+    def sample(self, metric: str) -> int:
+        """How many values a latency has: requests, or gaps between tokens for ITL."""
+
+    @property
+    def load(self) -> Load:
+        """Whether the fleet kept up with the trace."""
 
 
 def parse_statistic(statistic: str) -> float | None:
@@ -123,19 +133,26 @@ def summarise(run: Run, slos: Sequence[Slo] = ()) -> dict[str, Any]:
         "output_throughput": tokens_out * rate,
         "total_token_throughput": (tokens_in + tokens_out) * rate,
     }
+    intervals: dict[str, list[float | None]] = {}
     for name in ("ttft", "tpot", "itl", "e2el"):
         out[f"mean_{name}_ms"] = run.statistic(name, "mean")
-        values = run.percentiles(name, [50.0, *map(float, PERCENTILES)])
+        percentiles = [50.0, *map(float, PERCENTILES)]
         names = [f"median_{name}_ms", *(f"p{p}_{name}_ms" for p in PERCENTILES)]
-        out |= dict(zip(names, values, strict=True))
+        n = run.sample(name)
+        ends: list[float] = []
+        if name != "itl":  # gaps of a request come together: they are no sample of so many
+            ends = [percentile_of_rank(r, n) for p in percentiles for r in ranks(n, p / 100)]
+        known = [e for e in ends if e == e]
+        values = run.percentiles(name, [*percentiles, *known])
+        out |= dict(zip(names, values, strict=False))
+        at = iter(values[len(names) :])
+        found = [next(at) if e == e else None for e in ends]
+        pairs = [list(pair) for pair in zip(found[::2], found[1::2], strict=True)]
+        intervals |= dict(zip(names, pairs, strict=False))
     if slos:
-        out["request_goodput"] = run.count_good(slos) * rate
-        values = [run.statistic(s.metric, s.statistic) for s in slos]
-        out["slos"] = [
-            # nan, a statistic over nothing, is not too slow
-            {"slo": str(s), "value_ms": v, "limit_ms": s.limit_ms, "met": not v > s.limit_ms}
-            for s, v in zip(slos, values, strict=True)
-        ]
+        judged = has_something(run, slos)
+        out["request_goodput"] = run.count_good(slos) * rate if judged else float("nan")
+        out["slos"] = [o.to_dict() for o in check_slos(run, slos)]
     out |= {
         "energy_j": energy,
         "avg_power_w": energy * rate,
@@ -145,6 +162,8 @@ def summarise(run: Run, slos: Sequence[Slo] = ()) -> dict[str, Any]:
         "cached_tokens": counts["cached_tokens"],
         "replicas": run.replica_stats,
         "notes": list(run.notes),
+        "load": run.load.to_dict(),
+        "intervals_90": intervals,
         "scenario": run.scenario,
     }
     return {k: _finite(v) for k, v in out.items()}

@@ -35,7 +35,7 @@ def test_json_is_the_summary_and_the_same_bytes_each_time(trace: Path, profile: 
         load_trace(trace), load_profile(str(profile)), replicas=3, router="random"
     ).summary()
     for key, value in expected.items():
-        if key not in ("scenario", "notes"):
+        if key not in ("scenario", "notes", "load"):  # five requests go on, to tell
             assert data[key] == value, key
     for metric in ("ttft", "tpot", "itl", "e2el"):
         for statistic in ("mean", "median", "p90", "p99"):
@@ -44,6 +44,8 @@ def test_json_is_the_summary_and_the_same_bytes_each_time(trace: Path, profile: 
     assert data["slos"][0]["met"] is False
     assert data["slos"][0]["over_ms"] == pytest.approx(data["p99_ttft_ms"] - 1)
     assert data["attainment"] == 0.0
+    assert data["slos_met"] is False
+    assert data["load"]["verdict"] == "sustained"
     assert data["qsim_version"]
     assert data["resolved"]["max_num_batched_tokens"] == 8192
 
@@ -107,7 +109,16 @@ def test_report(tmp_path: Path, trace: Path, profile: Path) -> None:
 
 
 def test_a_missed_slo_is_told_and_not_an_error(trace: Path, profile: Path) -> None:
-    args = ("simulate", trace, "--profile", profile, "--slo", "ttft:p99:1", "--slo", "e2el:p99:1e5")
+    args = (
+        "simulate",
+        trace,
+        "--profile",
+        profile,
+        "--slo",
+        "ttft:p99:1",
+        "--slo",
+        "e2el:mean:1e5",
+    )
     result = qsim(*args)
     assert result.exit_code == 0
     assert "MISSED" in result.stdout
@@ -117,6 +128,61 @@ def test_a_missed_slo_is_told_and_not_an_error(trace: Path, profile: Path) -> No
     assert strict.stdout == result.stdout
     assert strict.stderr.startswith("Error: ttft p99 ")
     assert "over its limit of 1 ms" in strict.stderr or "times its limit" in strict.stderr
+
+
+def test_an_slo_over_nothing_is_not_met(tmp_path: Path, profile: Path) -> None:
+    rows = "".join(f"{i / 10},100,1\n" for i in range(30))
+    single = write(tmp_path / "one.csv", "arrival_s,prompt_tokens,output_tokens\n" + rows)
+    for stream in ((), ("--stream",)):
+        args = ("simulate", single, "--profile", profile, "--slo", "tpot:p99:0.001", *stream)
+        told = qsim(*args, "--fail-on-slo")
+        assert told.exit_code == 3
+        assert "nothing to judge" in told.stdout
+        assert "nothing to judge" in told.stderr
+        assert " met" not in told.stdout
+        data = json.loads(qsim(*args, "--json", "-").stdout)
+        assert (data["slos"][0]["met"], data["slos"][0]["verdict"]) == (None, "nothing to judge")
+        assert data["attainment"] is data["request_goodput"] is None
+        assert data["slos_met"] is False
+
+
+def test_few_requests_do_not_settle_a_p99(tmp_path: Path, profile: Path) -> None:
+    for n, verdict, met in ((30, "not enough requests to judge", None), (300, "met", True)):
+        rows = "".join(f"{i / 10},100,3\n" for i in range(n))
+        few = write(tmp_path / "few.csv", "arrival_s,prompt_tokens,output_tokens\n" + rows)
+        args = ("simulate", few, "--profile", profile, "--slo", "ttft:p99:1e4", "--fail-on-slo")
+        result = qsim(*args)
+        assert result.exit_code == (0 if met else 3)
+        assert ("299 are needed" in " ".join(result.stdout.split())) == (met is None)
+        data = json.loads(qsim(*args, "--json", "-").stdout)
+        assert (data["slos"][0]["verdict"], data["slos"][0]["met"]) == (verdict, met)
+        assert data["slos_met"] is met
+        assert data["attainment"] == 1.0
+        assert 0.9 < data["attainment_interval"][0] < 1.0
+
+
+def test_an_overloaded_fleet_is_told(profile: Path) -> None:
+    args = ("simulate", "azure-conv-2023:duration=15,rate=60", "--profile", profile, "--slo",
+            "ttft:p95:1e6", "--too-long", "reject")  # fmt: skip
+    told = qsim(*args, "--fail-on-slo")
+    assert told.exit_code == 3
+    assert "overloaded: " in told.stdout
+    assert "it could carry" in " ".join(told.stdout.split())
+    assert "met, " in told.stdout
+    assert "(on this trace)" in told.stdout
+    assert told.stderr.split("Error: ")[1].startswith("overloaded: ")
+    allowed = qsim(*args, "--fail-on-slo", "--allow-backlog")
+    assert allowed.exit_code == 0
+    assert "overloaded: " in allowed.stdout
+    data = json.loads(qsim(*args, "--json", "-").stdout)
+    assert data["load"]["verdict"] == "overloaded"
+    assert 0 < data["load"]["carried_rps"] < data["load"]["arriving_rps"]
+    assert data["slos_met"] is False
+    streamed = qsim(*args, "--stream")
+    assert "overloaded: " in streamed.stdout or "too short to tell" in streamed.stdout
+    many = qsim("simulate", "azure-conv-2023:duration=15,rate=60", "--profile", profile,
+                "--replicas", 12, "--too-long", "reject")  # fmt: skip
+    assert "load " not in many.stdout
 
 
 def test_one_request_alone_and_a_request_at_zero(tmp_path: Path, profile: Path) -> None:

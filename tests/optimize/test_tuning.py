@@ -197,11 +197,13 @@ def test_an_objective_over_nothing_fails_with_its_reason() -> None:
     found = tune(single, profiles=profiles()[:1], objectives=["tpot", "energy"], trials=5)
     assert not any(t.complete for t in found.trials)
     assert "p99_tpot_ms is not defined" in found.why_infeasible()
-    # as a limit it is met: nothing is too slow
-    found = tune(single, profiles=profiles()[:1], objectives=["energy"], slos=["tpot:p99:1"],
-                 trials=5)  # fmt: skip
-    assert found.front
-    assert "it was the same" not in found.importances[0].reason
+    # as a limit it cannot be met: there is nothing to judge
+    with pytest.raises(ScenarioError, match="nothing to judge"):
+        tune(single, profiles=profiles()[:1], objectives=["energy"], slos=["tpot:p99:1"], trials=5)
+    found = tune(single, profiles=profiles()[:1], objectives=["energy"],
+                 constraints=["p99_tpot_ms<=1"], trials=5)  # fmt: skip
+    assert not found.front
+    assert "nothing known" in found.why_infeasible()
 
 
 def test_profiles_that_cannot_serve_are_left_out_with_the_reason() -> None:

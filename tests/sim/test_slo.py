@@ -82,15 +82,22 @@ def test_met_is_exact_at_the_limit() -> None:
     assert not Slo("ttft", "mean", float(np.nextafter(value, 0))).met(result)
 
 
-def test_a_statistic_over_nothing_is_met() -> None:
+@pytest.mark.parametrize("text", ["tpot:p99:1", "tpot:mean:1", "itl:p99:1", "itl:mean:1"])
+def test_a_statistic_over_nothing_is_not_met(text: str) -> None:
     result = simulate(trace([1, 1]), make_profile())  # no request has a TPOT
-    slo = Slo.parse("tpot:p99:1")
-    assert slo.met(result)
+    slo = Slo.parse(text)
+    assert not slo.met(result)
     (outcome,) = check_slos(result, [slo])
-    assert outcome.to_dict()["value_ms"] is None
-    assert outcome.ratio == 0.0
-    assert "no request" in outcome.sentence()
-    assert attainment(result, [slo]) == 1.0
+    told = outcome.to_dict()
+    assert (told["value_ms"], told["met"]) == (None, None)
+    assert told["verdict"] == outcome.verdict == "nothing to judge"
+    assert outcome.ratio > 1
+    assert "nothing to judge" in outcome.sentence()
+    assert attainment(result, [slo]) is None
+    assert result.summary([slo])["slos"] == [told]
+    assert result.summary([slo])["request_goodput"] is None
+    # with a limit that requests do have, they are counted as vLLM counts them
+    assert attainment(result, [slo, Slo.parse("ttft:p99:1e6")]) == 1.0
 
 
 def test_attainment_counts_requests_within_every_limit() -> None:

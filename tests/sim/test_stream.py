@@ -63,6 +63,12 @@ def test_rows_and_summary_are_those_of_the_whole_run(
             assert one[key] == pytest.approx(exact, rel=RELATIVE_ERROR * (1 + 1e-9))
         elif key.startswith("mean_"):
             assert one[key] == pytest.approx(exact, rel=1e-12)
+        elif key == "intervals_90":
+            for name, ends in exact.items():
+                assert one[key][name] == pytest.approx(ends, rel=RELATIVE_ERROR * 1.01)
+        elif key == "load":
+            assert one[key]["verdict"] == exact["verdict"]
+            assert run.load.drift == pytest.approx(whole.load.drift, abs=1e-6)
         elif key != "slos":
             assert one[key] == exact, key
     for got, exact in zip(one["slos"], all_["slos"], strict=True):
