@@ -15,7 +15,7 @@ import numpy as np
 
 from qsim.sim.backlog import BURST_S, UNCLEAR, Load, judge
 from qsim.sim.result import SimulationResult
-from qsim.traces.trace import HashIds, Trace
+from qsim.traces.trace import HashIds, Trace, Turns
 
 __all__ = ["MOST_REQUESTS", "find_carried", "repeated", "settled"]
 
@@ -45,12 +45,18 @@ def repeated(trace: Trace, times: int) -> tuple[Trace, float]:
         lengths = np.tile(np.diff(ids.offsets), times)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         ids = HashIds(values.reshape(-1).astype(np.int64), offsets, ids.block_tokens)
+    turns = trace.turns
+    if turns is not None:
+        first = np.arange(times)[:, None] * n
+        previous = np.where(turns.previous >= 0, turns.previous + first, -1).reshape(-1)
+        turns = Turns(previous, np.tile(turns.delay_s, times))
     longer = replace(
         trace,
         arrival_s=np.maximum.accumulate(arrival_s),
         prompt_tokens=np.tile(trace.prompt_tokens, times),
         output_tokens=np.tile(trace.output_tokens, times),
         hash_ids=ids,
+        turns=turns,
     )
     return longer, period_s * times
 

@@ -12,7 +12,7 @@ from qsim.sim.continued import MOST_REQUESTS, find_carried, repeated, settled
 from qsim.sim.result import SimulationResult
 from qsim.sim.stream import simulate_stream
 from qsim.traces import load_trace
-from qsim.traces.trace import HashIds, Trace
+from qsim.traces.trace import HashIds, Trace, Turns
 from tests.profiles import make_profile
 
 RATE = 20.0
@@ -186,6 +186,16 @@ def test_a_repeated_trace_keeps_rate_lengths_and_prefixes() -> None:
     assert not sets[0] & sets[1]
     assert not sets[1] & sets[2]
     assert len(sets[0]) == len(sets[2])
+
+
+def test_sessions_are_repeated_with_their_turns() -> None:
+    turns = Turns(np.array([-1, 0, -1, 1, 2]), np.array([0, 1.0, 0, 2.0, 0.5]))
+    trace = Trace(np.arange(5.0), np.full(5, 200), np.full(5, 20), turns=turns)
+    longer, _ = repeated(trace, 3)
+    assert longer.turns is not None
+    assert longer.turns.previous.tolist() == [-1, 0, -1, 1, 2, -1, 5, -1, 6, 7, -1, 10, -1, 11, 12]
+    assert longer.turns.delay_s.tolist() == [0, 1.0, 0, 2.0, 0.5] * 3
+    assert _judged(trace).verdict == "sustained"
 
 
 def test_a_clear_trace_does_not_go_on() -> None:
