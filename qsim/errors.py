@@ -71,14 +71,15 @@ class CalibrationError(QsimError):
 
 
 class MissingExtraError(QsimError):
-    """An optional dependency is not installed; the message names the extra."""
+    """An optional dependency is not installed; the message names the extra, or the package."""
 
     exit_code = 5
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
+    def __init__(self, package: str, extra: str | None, purpose: str) -> None:
+        wanted = package if extra is None else f'"qsim[{extra}]"'
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed: "
-            f'run  pip install "qsim[{extra}]"'
+            f"run  pip install {wanted}"
         )
         self.package = package
         self.extra = extra

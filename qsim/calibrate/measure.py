@@ -404,6 +404,10 @@ def _describe(
             "weights are dummies; integer and FP8 tensors are drawn from normal distributions (FP4 "
             "codes uniformly) so that the power is not that of zeros"
         )
+    if job.power_limit_w is None:
+        notes.append(
+            "NVML does not tell the GPU's power limit: a profile takes its type's usual one"
+        )
     if facts.weights_gib is None:
         notes.append(
             "the server's log does not tell the bytes of the weights: that it really uses this "

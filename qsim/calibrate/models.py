@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qsim.bounds import Plain, check_name, shown
+from qsim.calibrate.dense import refusal, remarks, text_config
 from qsim.documents import read_json
 from qsim.errors import MissingExtraError, ScenarioError
 
@@ -42,13 +42,13 @@ class Architecture:
         Raises
         ------
         ScenarioError
-            If a number is missing, or the model is not a dense decoder.
+            If a number is missing, or the model is not a dense decoder with full attention.
         """
-        for key in ("num_experts", "num_local_experts", "n_routed_experts"):
-            if config.get(key):
-                raise ScenarioError(
-                    f"{where}: {key} is {config[key]}; mixture-of-experts models are not supported"
-                )
+        reason = refusal(config)
+        if reason is not None:
+            raise ScenarioError(f"{where}: {reason}")
+        config = text_config(config)
+        kind = str(config.get("model_type"))
 
         def number(name: str, default: int | None = None) -> int:
             value = config.get(name, default)
@@ -71,8 +71,10 @@ class Architecture:
             head_dim=number("head_dim", number("hidden_size") // heads),
             vocab_size=number("vocab_size"),
             max_position_embeddings=number("max_position_embeddings"),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-            qkv_bias=config.get("model_type") == "qwen2" or bool(config.get("attention_bias")),
+            tie_word_embeddings=bool(
+                config.get("tie_word_embeddings", kind in ("gemma", "cohere"))
+            ),
+            qkv_bias=kind.startswith("qwen2") or bool(config.get("attention_bias")),
         )
 
     def linears(self) -> list[tuple[str, int, int, int]]:
@@ -121,6 +123,11 @@ class Model:
     architecture: Architecture
     #: a folder or a Hugging Face id that ``vllm serve`` can load; None for an architecture alone
     source: str | None
+
+    @property
+    def remarks(self) -> list[str]:
+        """What of the config is not taken into account."""
+        return remarks(self.config)
 
     @property
     def quantization_config(self) -> dict[str, Any] | None:
@@ -192,8 +199,9 @@ def load_model(name: str, *, dummy_weights: bool = False) -> Model:
     Parameters
     ----------
     name : str
-        A name in ``ARCHITECTURES``, a folder with a config.json (or the file itself), or an id
-        such as ``org/name`` whose config is in the local cache or can be downloaded.
+        A name in ``ARCHITECTURES``, a folder with a config.json, such a file itself (under any
+        name that ends in .json), or an id such as ``org/name`` whose config is in the local cache
+        or can be downloaded.
     dummy_weights : bool
         Only the architecture is needed.
 
@@ -211,18 +219,9 @@ def load_model(name: str, *, dummy_weights: bool = False) -> Model:
             )
         return Model(name.lower(), dict(known), Architecture.from_config(known, name), None)
     path = Path(name)
-    if path.is_dir() or path.name == "config.json":
-        folder = path.parent if path.name == "config.json" else path
-        config = _read(folder / "config.json")
-        id_ = _folder_id(folder.resolve())
-        check_name(f"the model's folder {os.fspath(folder)!r}: its name", id_)
-        return Model(
-            id_,
-            config,
-            Architecture.from_config(config, str(folder / "config.json")),
-            None if dummy_weights else str(folder.resolve()),
-        )
-    if name.count("/") != 1:
+    if path.is_dir() or path.suffix == ".json":
+        return _from_files(path, dummy_weights)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise ScenarioError(
             f"model is {name!r}; must be one of {', '.join(ARCHITECTURES)}, a folder with a "
             "config.json, or a Hugging Face id (org/name)"
@@ -237,6 +236,26 @@ def load_model(name: str, *, dummy_weights: bool = False) -> Model:
     )
 
 
+def _from_files(path: Path, dummy_weights: bool) -> Model:
+    """A model's folder, its config.json, or such a file under another name."""
+    file = path / "config.json" if path.is_dir() else path
+    config = _read(file)
+    architecture = Architecture.from_config(config, str(file))
+    if file.name != "config.json":
+        if not dummy_weights:
+            raise ScenarioError(
+                f"model is {str(file)!r}, an architecture without weights: add --dummy-weights, or "
+                "give the checkpoint's folder"
+            )
+        id_ = file.stem.lower()
+        check_name(f"{str(file)!r}: its name", id_)
+        return Model(id_, config, architecture, None)
+    folder = file.parent.resolve()
+    id_ = _folder_id(folder)
+    check_name(f"the model's folder {str(folder)!r}: its name", id_)
+    return Model(id_, config, architecture, None if dummy_weights else str(folder))
+
+
 def _folder_id(folder: Path) -> str:
     """The folder's name; the model's for a snapshot in the Hugging Face cache (models--org--x)."""
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
@@ -249,12 +268,16 @@ def _download(name: str) -> Path:
         from huggingface_hub import hf_hub_download  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise MissingExtraError(
-            "huggingface_hub", "gpu", f"reading the config of {name!r}"
+            "huggingface_hub", None, f"reading the config of {name!r}"
         ) from None
     try:
         return Path(hf_hub_download(name, "config.json"))
     except Exception as e:  # many kinds: offline, gated, unknown
-        raise ScenarioError(f"cannot get config.json of {name!r}: {e}") from e
+        said = " ".join(str(e).split()).rstrip(".") or type(e).__name__
+        raise ScenarioError(
+            f"cannot get config.json of {name!r}: {said}. Check the name; log in for a gated model "
+            "(hf auth login), or give a folder that holds its config.json"
+        ) from e
 
 
 def _read(path: Path) -> dict[str, Any]:

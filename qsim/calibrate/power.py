@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter as now
@@ -33,13 +34,17 @@ class Gpu:
     name: str
     memory_bytes: int
     capability: tuple[int, int]
-    power_limit_w: float
+    #: None where NVML does not tell it (virtual GPUs, some drivers)
+    power_limit_w: float | None
     uuid: str
 
 
 @dataclass(frozen=True)
 class PowerSample:
-    """One reading, summed over the GPUs of a server. ``t_s`` is ``time.perf_counter``."""
+    """One reading, summed over the GPUs of a server. ``t_s`` is ``time.perf_counter``.
+
+    Clock and temperature are 0 where NVML does not tell them.
+    """
 
     t_s: float
     energy_mj: int
@@ -75,20 +80,33 @@ class Nvml:
             ) from None
 
     def gpus(self) -> list[Gpu]:
-        """All GPUs of the host, numbered as CUDA does under CUDA_DEVICE_ORDER=PCI_BUS_ID."""
+        """All GPUs of the host, numbered as CUDA does under CUDA_DEVICE_ORDER=PCI_BUS_ID.
+
+        Raises
+        ------
+        CalibrationError
+            If NVML does not tell what a GPU is.
+        """
+        try:
+            return self._gpus()
+        except self.lib.NVMLError as e:
+            raise CalibrationError(f"NVML does not describe the GPUs: {e}") from None
+
+    def _gpus(self) -> list[Gpu]:
         lib = self.lib
         found = []
         for i in range(lib.nvmlDeviceGetCount()):
             handle = lib.nvmlDeviceGetHandleByIndex(i)
             name = lib.nvmlDeviceGetName(handle)
             uuid = lib.nvmlDeviceGetUUID(handle)
+            limit_mw = self._optional(lib.nvmlDeviceGetEnforcedPowerLimit, handle)
             found.append(
                 Gpu(
                     index=i,
                     name=name if isinstance(name, str) else name.decode(),
                     memory_bytes=int(lib.nvmlDeviceGetMemoryInfo(handle).total),
                     capability=tuple(lib.nvmlDeviceGetCudaComputeCapability(handle)),
-                    power_limit_w=lib.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
+                    power_limit_w=limit_mw / 1e3 if limit_mw else None,
                     uuid=uuid if isinstance(uuid, str) else uuid.decode(),
                 )
             )
@@ -110,9 +128,18 @@ class Nvml:
             mean, last = self._power_mw(handle)
             average += mean
             instant += last
-            clocks.append(lib.nvmlDeviceGetClockInfo(handle, lib.NVML_CLOCK_SM))
-            temperatures.append(lib.nvmlDeviceGetTemperature(handle, lib.NVML_TEMPERATURE_GPU))
+            clock = self._optional(lib.nvmlDeviceGetClockInfo, handle, lib.NVML_CLOCK_SM)
+            heat = self._optional(lib.nvmlDeviceGetTemperature, handle, lib.NVML_TEMPERATURE_GPU)
+            clocks.append(clock or 0)
+            temperatures.append(heat or 0)
         return PowerSample(t_s, energy, average, instant, min(clocks), max(temperatures))
+
+    def _optional(self, ask: Callable[..., int], *arguments: Any) -> int | None:
+        """What NVML says; None where this GPU or driver does not support the question."""
+        try:
+            return ask(*arguments)
+        except self.lib.NVMLError:
+            return None
 
     def _power_mw(self, handle: Any) -> tuple[int, int]:
         lib = self.lib

@@ -138,6 +138,7 @@ def run(
     from qsim.calibrate.run import Campaign, groups_of, load_seconds, make_jobs, require_complete
     from qsim.calibrate.server import serve_command as find_command
     from qsim.cli._campaign import campaign_progress, interruptible
+    from qsim.cli._common import note
     from qsim.errors import CalibrationError, MissingExtraError, ScenarioError
 
     numbers = _numbers(gpus)
@@ -153,13 +154,18 @@ def run(
     if found:
         numbers = gpu_types.choose_gpus(found, numbers, os.environ)
         limit_w = found[numbers[0]].power_limit_w
+        if limit_w is None:
+            note("NVML does not tell the GPU's power limit: a profile takes its type's usual one")
     if gpu_type is not None:
         kind = gpu_types.gpu_type(gpu_type)
     elif found:
         kind = gpu_types.gpu_type_of(found[numbers[0]])
     else:
-        raise ScenarioError("gpu_type is not given and NVML cannot be asked: add --gpu-type")
+        kind = gpu_types.gpu_type("h200_sxm")
+        note(f"no GPU can be asked here: the plan is for {kind.name}; --gpu-type names another")
     wanted = load_model(model, dummy_weights=dummy_weights)
+    for remark in wanted.remarks:
+        note(remark)
     if model_id is not None:
         wanted = replace(wanted, id=_model_id(model_id))
     command = ["vllm", "serve"] if dry_run and not serve_command else find_command(serve_command)
@@ -187,8 +193,8 @@ def run(
     for name, reason in refused.items():
         click.echo(f"Note: {name} is left out: {reason}", err=True)
     with campaign_progress() as report:
-        campaign = Campaign(jobs, refused, groups_of(numbers or [0], tensor_parallel_size), out,
-                            report)  # fmt: skip
+        groups = groups_of(numbers or range(tensor_parallel_size), tensor_parallel_size)
+        campaign = Campaign(jobs, refused, groups, out, report)
         if dry_run:
             click.echo(json.dumps(campaign.plan(), indent=2))
             return

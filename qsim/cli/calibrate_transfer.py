@@ -12,6 +12,7 @@ from qsim.cli._command import Command
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
+    from qsim.calibrate.models import Model
     from qsim.profile import Profile
 
 __all__ = ["transfer"]
@@ -21,9 +22,10 @@ __all__ = ["transfer"]
 @click.option("--to", "gpu", metavar="GPU", help="a100_sxm, h100_sxm or h200_sxm.")
 @click.option(
     "--model",
-    metavar="NAME|config.json",
+    metavar="NAME|FILE|DIR|HF-ID",
     help="An architecture that qsim knows (llama-3.1-8b, llama-3.1-70b, qwen2.5-14b, qwen2.5-32b), "
-    "or the config.json of any dense model or its folder.",
+    "the config.json of any dense model, its folder, or its Hugging Face id (org/name; needs "
+    "huggingface_hub).",
 )
 @click.option("--methods", metavar="A,B,...", help="'qsim methods' lists them; all by default.")
 @click.option(
@@ -74,18 +76,25 @@ def transfer(
     pip install 'qsim[transfer]'); what they do not explain is learnt from the measured profiles of
     H200. Every such profile is marked "transferred" and states its estimated errors.
     """
+    from qsim.calibrate.models import load_model
     from qsim.calibrate.transfer.build import learn_from_shipped
+    from qsim.cli._common import note
 
     if not (everything or checks or published or gpu):
         raise ScenarioError("nothing to do; give --to with --model and --out, --all, --check or "
                             "--published")  # fmt: skip
     if page is not None and published is None:
         raise ScenarioError("--page also needs --published CSV")
-    teacher = learn_from_shipped()
+    known = None
     if gpu is not None:
         if model is None or out is None:
             raise ScenarioError("--to also needs --model and --out")
-        _some(teacher, gpu, model, methods, tp, gpu_memory_gib, out)
+        known = load_model(model, dummy_weights=True)
+        for remark in known.remarks:
+            note(remark)
+    teacher = learn_from_shipped()
+    if gpu is not None and known is not None and out is not None:
+        _some(teacher, gpu, known, methods, tp, gpu_memory_gib, out)
     if everything:
         import qsim.profiles
         from qsim.calibrate.transfer.catalogue import write_all
@@ -100,17 +109,14 @@ def transfer(
 
 
 def _some(
-    teacher: Any, gpu: str, model: str, methods: str | None, tp: int, gib: float | None, out: Path
+    teacher: Any, gpu: str, known: Model, methods: str | None, tp: int, gib: float | None, out: Path
 ) -> None:
     from qsim.calibrate.gpus import GIB, gpu_type
     from qsim.calibrate.methods import METHODS, check, find_method
-    from qsim.calibrate.models import load_model
     from qsim.calibrate.transfer.build import transfer as build
     from qsim.profiles import list_profiles, load_profile
 
     kind = gpu_type(gpu)
-    known = load_model(str(Path(model).parent) if Path(model).is_file() else model,
-                       dummy_weights=True)  # fmt: skip
     wanted = list(METHODS) if methods in (None, "all") else str(methods).split(",")
     measured = {e.id for e in list_profiles() if not load_profile(e.id).transferred}
     memory = None if gib is None else int(gib * GIB)

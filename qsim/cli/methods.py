@@ -27,10 +27,13 @@ def methods(gpu: str, model: str | None, tensor_parallel_size: int, as_json: boo
     from qsim.calibrate.gpus import gpu_type
     from qsim.calibrate.methods import METHODS, check, weight_bytes
     from qsim.calibrate.models import load_model
+    from qsim.cli._common import note
     from qsim.report.tables import table
 
     kind = gpu_type(gpu)
     known = None if model is None else load_model(model, dummy_weights=True)
+    for remark in [] if known is None else known.remarks:
+        note(remark)
     rows: list[dict[str, Any]] = []
     for method in METHODS.values():
         kernel = method.kernel(kind)

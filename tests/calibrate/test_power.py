@@ -39,6 +39,16 @@ def test_the_gpus_of_a_host(nvml: pytest.MonkeyPatch) -> None:
     assert Nvml().driver() == "580.0"
 
 
+def test_what_nvml_does_not_support(nvml: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    nvml.setenv("FAKE_UNSUPPORTED", "limit,clock,temperature")
+    assert [g.power_limit_w for g in Nvml().gpus()] == [None, None]
+    sample([0], tmp_path / "x.csv", 2)
+    assert {(s.sm_clock_mhz, s.temperature_c) for s in read_samples(tmp_path / "x.csv")} == {(0, 0)}
+    nvml.setenv("FAKE_UNSUPPORTED", "uuid")
+    with pytest.raises(CalibrationError, match="NVML does not describe the GPUs: Not Supported"):
+        Nvml().gpus()
+
+
 def sample(gpus: list[int], path: Path, count: int) -> tuple[float, float]:
     """At least ``count`` readings; when sampling began and ended."""
     begin_s = time.perf_counter()

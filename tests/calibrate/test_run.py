@@ -561,6 +561,26 @@ def test_wrong_options(more: list[str], words: tuple[str, ...]) -> None:
     fails(qsim(*PLAN, "--dummy-weights", "--dry-run", *more), 2, *words)
 
 
+def test_a_dry_run_needs_no_gpu(tmp_path: Path) -> None:
+    more = ["--model", "llama-3.1-70b", "--dummy-weights", "--methods", "bf16", "--out", "x",
+            "--dry-run", "--tensor-parallel-size", "2"]  # fmt: skip
+    result = qsim("calibrate", "run", *more)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["gpus"] == [[0, 1]]
+    assert "no GPU can be asked here: the plan is for H200 SXM; --gpu-type names" in result.stderr
+
+
+def test_a_gpu_without_a_power_limit_is_measured(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    unknown = {"FAKE_UNSUPPORTED": "limit,clock,temperature"}
+    code, _, stderr = run(out, "bf16", "--gpus", "0", "--no-fit", **unknown)
+    assert code == 0, stderr
+    assert "NVML does not tell the GPU's power limit" in stderr
+    server = json.loads((out / "llama-3.1-8b--bf16" / "server.json").read_text())
+    assert server["power_limit_w"] is None
+    assert any("NVML does not tell the GPU's power limit" in n for n in server["notes"])
+
+
 def test_an_unknown_gpu() -> None:
     odd = [w if w != "h200_sxm" else "h300" for w in PLAN]
     fails(qsim(*odd, "--methods", "bf16", "--dummy-weights", "--dry-run"), 2, "gpu is 'h300'")

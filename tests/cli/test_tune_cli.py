@@ -23,6 +23,12 @@ def tune(trace: Path, profile: Path, slower: Path) -> list[object]:
     ]  # fmt: skip
 
 
+def with_trials(tune: list[object], trials: int) -> list[object]:
+    """The command with another number of trials."""
+    at = tune.index("--trials") + 1
+    return [*tune[:at], trials, *tune[at + 1 :]]
+
+
 def test_the_table_has_the_front_and_the_picked_point(tune: list[object]) -> None:
     result = qsim(*tune, "--pick", "min cost", "--constraint", "p99_ttft_ms<=2000")
     assert result.exit_code == 0, result.output
@@ -115,7 +121,7 @@ def test_nothing_feasible_exits_with_3_and_says_what_binds(tune: list[object]) -
 def test_prices_come_from_a_file(tune: list[object], tmp_path: Path) -> None:
     prices = tmp_path / "prices.csv"
     prices.write_text("gpu,usd_per_hour\nh200_sxm,1.25\n")
-    result = qsim(*tune, "--prices", prices, "--trials", 4, "--csv", "-")
+    result = qsim(*with_trials(tune, 4), "--prices", prices, "--csv", "-")
     assert result.exit_code == 0, result.output
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     assert all(float(r["usd_per_hour"]) == 1.25 * int(r["replicas"]) for r in rows)
@@ -153,9 +159,9 @@ def test_a_scenario_holds_the_tuning(tune: list[object], tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_study_that_goes_on(tune: list[object], tmp_path: Path) -> None:
-    words = [str(w) for w in tune if w != "--no-progress"]
+    words = [str(w) for w in with_trials(tune, 60) if w != "--no-progress"]
     words[words.index("--jobs") + 1] = "2"
-    study = ["--study", str(tmp_path / "study.journal"), "--trials", "60"]
+    study = ["--study", str(tmp_path / "study.journal")]
     command = [sys.executable, "-c", "from qsim.cli import main; main()", *words, *study]
     # its own process group: a terminal sends Ctrl-C to all of it
     process = subprocess.Popen(
@@ -175,5 +181,5 @@ def test_ctrl_c_leaves_a_study_that_goes_on(tune: list[object], tmp_path: Path) 
     rest = subprocess.run(
         [*command, "--no-progress", "--resume"], capture_output=True, text=True, check=True
     )
-    whole = qsim(*tune, "--trials", 60)
+    whole = qsim(*with_trials(tune, 60))
     assert rest.stdout == whole.stdout

@@ -30,10 +30,11 @@ with `pip install 'qsim[transfer]'`; the CSV file holds the leaderboard's rows (
 
     qsim calibrate transfer --to h100_sxm --model llama-3.1-8b --methods bf16,fp8-w8a8 --out DIR
 
-makes such profiles; `--model` also takes the `config.json` of any dense model, `--methods` an FP8
-KV cache (`fp8-w8a8+kv-fp8`), and `--gpu-memory-gib 39.4` is an A100 of 40 GB. `--all` makes again
-those that come with qsim, and `--check PROFILE` compares a measured profile with what would be
-transferred in its place. In a plan, transferred profiles take part when their GPU is named
+makes such profiles; `--model` also takes the `config.json` of any dense model with full attention
+or its Hugging Face id (others are [refused by name](calibration.md#what-to-measure)), `--methods`
+an FP8 KV cache (`fp8-w8a8+kv-fp8`), and `--gpu-memory-gib 39.4` is an A100 of 40 GB. `--all` makes
+again those that come with qsim, and `--check PROFILE` compares a measured profile with what would
+be transferred in its place. In a plan, transferred profiles take part when their GPU is named
 (`qsim plan --gpu h100_sxm`), or when the model was measured nowhere.
 
 A step's GPU span is composed from kernels that NVIDIA measured (package aiconfigurator-core,

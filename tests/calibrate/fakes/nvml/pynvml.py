@@ -1,4 +1,7 @@
-"""One kind of GPU that draws 100 W, as many of them as FAKE_GPUS says."""
+"""One kind of GPU that draws 100 W, as many of them as FAKE_GPUS says.
+
+What FAKE_UNSUPPORTED names (limit, clock, temperature, uuid) it does not tell.
+"""
 # ruff: noqa: N802
 
 import os
@@ -11,6 +14,11 @@ NVML_TEMPERATURE_GPU = 0
 
 class NVMLError(Exception):
     pass
+
+
+def refuse(what):
+    if what in os.environ.get("FAKE_UNSUPPORTED", "").split(","):
+        raise NVMLError("Not Supported")
 
 
 def nvmlInit():
@@ -31,6 +39,7 @@ def nvmlDeviceGetName(handle):
 
 
 def nvmlDeviceGetUUID(handle):
+    refuse("uuid")
     return f"GPU-{handle}"
 
 
@@ -43,6 +52,7 @@ def nvmlDeviceGetCudaComputeCapability(handle):
 
 
 def nvmlDeviceGetEnforcedPowerLimit(handle):
+    refuse("limit")
     return 700000
 
 
@@ -60,8 +70,10 @@ def nvmlDeviceGetFieldValues(handle, fields):
 
 
 def nvmlDeviceGetClockInfo(handle, kind):
+    refuse("clock")
     return 1980 - handle
 
 
 def nvmlDeviceGetTemperature(handle, kind):
+    refuse("temperature")
     return 40 + handle
