@@ -9,6 +9,7 @@
     │   ├── ScenarioError     an option, an SLO or a scenario file is wrong
     │   └── RecordingError    a recording of a server is malformed
     ├── InfeasibleError       the question is well posed; its answer is "no" (exit code 3)
+    ├── OutputError           a file cannot be written                      (exit code 1)
     ├── CalibrationError      a server could not be measured or fitted       (exit code 4)
     └── MissingExtraError     an optional dependency is not installed        (exit code 5)
 
@@ -22,6 +23,7 @@ __all__ = [
     "InfeasibleError",
     "InputError",
     "MissingExtraError",
+    "OutputError",
     "ProfileError",
     "QsimError",
     "RecordingError",
@@ -62,6 +64,12 @@ class InfeasibleError(QsimError):
     """The question is well posed and no configuration satisfies it."""
 
     exit_code = 3
+
+
+class OutputError(QsimError):
+    """A file cannot be written; nothing else is wrong."""
+
+    exit_code = 1
 
 
 class CalibrationError(QsimError):

@@ -21,7 +21,7 @@ __all__ = ["resolved_scenario", "save_scenario", "shared_options", "write_output
 _NOT_SAVED = {
     "scenario", "save_scenario", "json", "out", "csv", "trials_csv", "requests", "report",
     "picture", "export", "autoscaler", "gpus_per_host", "steps", "timeline", "fail_on_slo",
-    "progress", "jobs", "dask", "study", "study_name", "resume",
+    "progress", "jobs", "dask", "study", "study_name", "resume", "importance",
 }  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,10 +23,14 @@ from qsim.cli._common import (
     trace_from,
     trace_options,
 )
+from qsim.cli._outputs import Outputs, check_outputs
 from qsim.cli._progress import progress_bar, resumable
 from qsim.cli._scenario import shared_options, write_outputs
 from qsim.cli._search import candidate_options, market_from, study_options, worth_options
-from qsim.errors import InfeasibleError
+from qsim.errors import InfeasibleError, ScenarioError
+
+if TYPE_CHECKING:
+    from qsim.optimize.export import Export
 
 __all__ = ["tune"]
 
@@ -66,6 +72,8 @@ _SAME = ("slos", "constraints", "search", "fix", "gpus", "methods", "profiles", 
 @click.option("--sampler", default="nsga2", show_default=True, metavar="NAME",
               help="nsga2, tpe, random, or grid for every combination.")  # fmt: skip
 @study_options
+@click.option("--importance/--no-importance", default=True, show_default=True,
+              help="Tell how much each decision matters; takes some seconds.")  # fmt: skip
 @click.option("--pick", metavar="HOW",
               help="Take a point of the front: knee, 'min FIGURE', or a condition such as "
               "'quality>=98 and p99_ttft_ms<=500'. By default the knee.")  # fmt: skip
@@ -97,53 +105,97 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
     from qsim.optimize.export import parse_export
     from qsim.optimize.expressions import parse_pick
     from qsim.optimize.tune_export import export_trial
-    from qsim.optimize.tuning import DEFAULT_OBJECTIVES
+    from qsim.optimize.tuning import DEFAULT_OBJECTIVES, TuneInterrupted, TuneStoppedError
     from qsim.optimize.tuning import tune as search
-    from qsim.report.tune_text import tune_text
+    from qsim.report.tune_text import importance_text, tune_text
 
     pick = parse_pick(given["pick"] or "knee")
     exports = [parse_export(e) for e in given["exports"]]
     to_stdout = one_to_stdout(given, exports, ("csv", "json"))
+    check_outputs(given, exports)
+    _check_scenario(given, exports)
     trace = trace_from(given)
     kept = f"the study is kept in {given['study']}" if given["study"] else None
-    with progress_bar("tune", given["progress"]) as update, resumable(kept):
-        found = search(
-            trace,
-            given["model"],
-            objectives=given["objectives"] or DEFAULT_OBJECTIVES,
-            **{k: given[k] for k in _SAME},
-            **market_from(given),
-            options=engine_from(given),
-            peak_hour=bool(given["peak_hour"]),
-            resume=bool(given["resume"]),
-            **jobs_from(given),
-            progress=update,
-        )
+    ended: TuneInterrupted | TuneStoppedError | None = None
+    try:
+        with progress_bar("tune", given["progress"]) as update, resumable(kept):
+            found = search(
+                trace,
+                given["model"],
+                objectives=given["objectives"] or DEFAULT_OBJECTIVES,
+                **{k: given[k] for k in _SAME},
+                **market_from(given),
+                options=engine_from(given),
+                peak_hour=bool(given["peak_hour"]),
+                resume=bool(given["resume"]),
+                pick=pick,
+                **jobs_from(given),
+                progress=update,
+            )
+    except (TuneInterrupted, TuneStoppedError) as e:  # what was finished is not lost
+        found, ended = e.result, e
+    importance = given["importance"] and ended is None
+    found = replace(found, wants_importances=importance)
     picked, why_none = None, ""
     try:
         picked = found.pick(pick)
     except InfeasibleError as e:
         why_none = str(e)
+    out = Outputs()
+    if not to_stdout:
+        out.echo(tune_text(found, picked, str(pick)))
+    for option, path, everything in (
+        ("--csv", given["csv_path"], False),
+        ("--trials-csv", given["trials_path"], True),
+    ):
+        if path == "-":
+            out.echo(found.to_csv(everything), nl=False)
+        elif path:
+            with out.attempt(option):
+                write_text(path, found.to_csv(everything))
+    for export in exports:
+        if picked is None:
+            break
+        with out.attempt(f"--export {export.kind}"):
+            read_as = {k: given[k] for k in ("trace", *SHAPE)}
+            text = export_trial(found, picked, export, read_as, slos=given["slos"])
+            if text is not None:
+                out.echo(text, nl=False)
+    if importance and not (to_stdout and not given["json_path"]):
+        try:
+            _ = found.importances
+        except KeyboardInterrupt as e:
+            out.interrupted(e)
+            found = replace(found, wants_importances=False)
+    if importance and found.wants_importances and not to_stdout:
+        out.echo("\n" + importance_text(found))
+    chosen = None if picked is None else {"how": str(pick), "trial": picked.number}
+    with out.attempt("--json"):
+        write_outputs(ctx, lambda: {**found.to_dict(), "picked": chosen})
     if given["picture_path"]:
         from qsim.report.style import save_figure
         from qsim.report.tune_figure import tune_figure
 
-        save_figure(tune_figure(found, picked), given["picture_path"])
-    for path, everything in ((given["csv_path"], False), (given["trials_path"], True)):
-        if path == "-":
-            click.echo(found.to_csv(everything), nl=False)
-        elif path:
-            write_text(path, found.to_csv(everything))
-    chosen = None if picked is None else {"how": str(pick), "trial": picked.number}
-    write_outputs(ctx, lambda: {**found.to_dict(), "picked": chosen})
-    for export in exports:
-        if picked is None:
-            break
-        read_as = {k: given[k] for k in ("trace", *SHAPE)}
-        text = export_trial(found, picked, export, read_as, slos=given["slos"])
-        if text is not None:
-            click.echo(text, nl=False)
-    if not to_stdout:
-        click.echo(tune_text(found, picked, str(pick)))
+        with out.attempt("--picture"):
+            save_figure(tune_figure(found, picked), given["picture_path"])
+    out.finish()
+    if ended is not None:
+        raise ended
     if picked is None:
         raise InfeasibleError(why_none)
+
+
+def _check_scenario(given: dict[str, Any], exports: Sequence[Export]) -> None:
+    """Refuse before the study what cannot be said in a scenario after it."""
+    if not any(e.kind == "scenario" for e in exports):
+        return
+    if given["peak_hour"]:
+        raise ScenarioError(
+            "--export scenario and --peak-hour are both given; a scenario names the trace as qsim "
+            "simulate reads it: cut it with --start and --end instead"
+        )
+    if given["growth"] != 1 and given["speed"] not in (None, 1.0):
+        raise ScenarioError(
+            "--growth and --speed together cannot be said in a scenario (--export scenario); give "
+            "one of them"
+        )

@@ -22,7 +22,7 @@ from qsim.optimize.weigh import Carbon, QualityGoal
 from qsim.profiles import transfer_note
 from qsim.sim.config import EngineOptions
 
-__all__ = ["Limit", "TuneResult"]
+__all__ = ["Limit", "TuneResult", "check_pick"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,30 @@ class Limit:
 
     def __str__(self) -> str:
         return f"{self.measure.name}{self.op}{self.value:.15g}"
+
+
+def check_pick(pick: Pick, known: Mapping[str, Any]) -> None:
+    """Refuse a pick by what is not among ``known``: decisions, figures and their short names.
+
+    ``known`` has their values in some trial.
+
+    Raises
+    ------
+    ScenarioError
+        With near names, or what it takes to know the figure.
+    """
+    names = [c.name for c in (() if pick.where is None else pick.where.comparisons())]
+    if pick.rule in ("min", "max"):
+        names.append(pick.name)
+    for name in names:
+        if name not in known:
+            find_measure(name)  # an error with near names
+            raise ScenarioError(
+                f"--pick: {name} was not measured; make it an objective (--objective {name}) or a "
+                "constraint, or give what it needs (--slo, --region, --price)"
+            )
+    if pick.rule in ("min", "max") and isinstance(known[pick.name], str):
+        raise ScenarioError(f"--pick {str(pick)!r}: {pick.name} is no number")
 
 
 @dataclass(frozen=True)
@@ -80,10 +104,16 @@ class TuneResult:
     carbon: Carbon | None = None
     #: the Optuna study, with all trials
     study: Any = field(default=None, repr=False, compare=False)
+    #: why there are fewer trials than asked for; "" if there are not
+    unfinished: str = ""
+    #: whether importances are worked out, which takes some seconds
+    wants_importances: bool = True
 
     @cached_property
     def importances(self) -> tuple[Importance, ...]:
-        """What each decision explains of each objective."""
+        """What each decision explains of each objective; none if they are not wanted."""
+        if not self.wants_importances:
+            return ()
         return importances(self.study, self.objectives, int(self.settings["seed"]))
 
     @property
@@ -137,10 +167,7 @@ class TuneResult:
         front = self.front
         if not front:
             raise InfeasibleError(self.why_infeasible())
-        for c in () if pick.where is None else pick.where.comparisons():
-            self._check_name(c.name)
-        if pick.rule in ("min", "max"):
-            self._check_name(pick.name)
+        check_pick(pick, self._named(next((t for t in self.trials if t.complete), self.trials[0])))
         left = [t for t in front if pick.where is None or pick.where.holds(self._named(t))]
         if not left:
             raise InfeasibleError(self._why_no_pick(pick, front))
@@ -162,16 +189,6 @@ class TuneResult:
         identity = self.choices[str(trial.params["profile"])].profile.identity
         named |= {"method": identity.method, "gpu": identity.gpu}
         return named
-
-    def _check_name(self, name: str) -> None:
-        trial = self.trials[0]
-        known = self._named(next((t for t in self.trials if t.complete), trial))
-        if name not in known:
-            find_measure(name)  # an error with near names
-            raise ScenarioError(
-                f"--pick: {name} was not measured; make it an objective (--objective {name}) or a "
-                "constraint, or give what it needs (--slo, --region, --price)"
-            )
 
     def _why_no_pick(self, pick: Pick, front: list[Record]) -> str:
         parts = []
@@ -284,6 +301,7 @@ class TuneResult:
                 for id_, c in self.choices.items()
                 if (note := transfer_note(c.profile)) is not None
             },
+            **({"unfinished": self.unfinished} if self.unfinished else {}),
             "infeasible": None if front else self.why_infeasible(),
             "front": [
                 {

@@ -12,12 +12,14 @@ import numpy as np
 
 from qsim.bounds import MAX_REPLICAS
 from qsim.checks import whole
-from qsim.errors import InputError, ScenarioError
+from qsim.errors import InputError, QsimError, ScenarioError
 from qsim.optimize.candidates import choose_profiles
 from qsim.optimize.executor import TaskExecutor, open_executor
+from qsim.optimize.expressions import Pick, parse_pick
 from qsim.optimize.fleet_task import FleetTask, describe
 from qsim.optimize.forecast import forecast
 from qsim.optimize.measures import (
+    ALIASES,
     Measure,
     Worth,
     measure_fleet,
@@ -27,9 +29,18 @@ from qsim.optimize.pareto import front_mask
 from qsim.optimize.prices import DEFAULT_CLASS, price_of
 from qsim.optimize.space import Space
 from qsim.optimize.storage import held_study
-from qsim.optimize.study import Judgement, Objective, Params, Record, StudySettings, run_study
+from qsim.optimize.study import (
+    Judgement,
+    Objective,
+    Params,
+    Record,
+    StudyInterrupted,
+    StudySettings,
+    StudyStoppedError,
+    run_study,
+)
 from qsim.optimize.tune_arguments import parse_fix, parse_limits, parse_objectives, parse_search
-from qsim.optimize.tune_result import Limit, TuneResult
+from qsim.optimize.tune_result import Limit, TuneResult, check_pick
 from qsim.optimize.tune_space import TuneSpace, tune_space
 from qsim.optimize.weigh import carbon_of, quality_goal
 from qsim.profile import Profile
@@ -37,12 +48,28 @@ from qsim.sim.config import EngineOptions
 from qsim.sim.slo import Slo, check_judgeable, parse_slos
 from qsim.traces.trace import Trace
 
-__all__ = ["DEFAULT_OBJECTIVES", "tune"]
+__all__ = ["DEFAULT_OBJECTIVES", "TuneInterrupted", "TuneStoppedError", "tune"]
 
 DEFAULT_OBJECTIVES = ("latency", "energy", "cost")
 
 #: latencies that every trial tells, beside those that are asked for
 _USUAL = ("p99_ttft_ms", "p99_tpot_ms", "p99_e2el_ms")
+
+
+class TuneInterrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of a tuning; ``result`` has the trials that were finished."""
+
+    def __init__(self, result: TuneResult) -> None:
+        super().__init__()
+        self.result = result
+
+
+class TuneStoppedError(QsimError):
+    """A tuning cannot go on; ``result`` has the trials that were finished."""
+
+    def __init__(self, reason: str, result: TuneResult) -> None:
+        super().__init__(reason)
+        self.result = result
 
 
 @dataclass(frozen=True)
@@ -181,6 +208,7 @@ def tune(
     study: str | None = None,
     study_name: str = "qsim-tune",
     resume: bool = False,
+    pick: Pick | str | None = None,
     jobs: int = 1,
     dask: str | None = None,
     progress: Callable[[float, str], None] | None = None,
@@ -217,6 +245,8 @@ def tune(
         See :class:`qsim.optimize.study.StudySettings`; ``study`` is its ``storage``.
     seed : int
         Of the search and of the router.
+    pick : Pick or str, optional
+        What :meth:`TuneResult.pick` will be asked for; refused before the study if it cannot be.
     jobs, dask
         As for :func:`qsim.plan`; the answer does not depend on them.
 
@@ -226,6 +256,9 @@ def tune(
         If an argument is wrong.
     ProfileError
         If there is no profile to choose from.
+    TuneInterrupted, TuneStoppedError
+        If it ends early after at least one trial: by Ctrl-C, or because its workers or the place
+        where it is kept fail.
     """
     limits = parse_slos(slos)
     settings = StudySettings(sampler, trials, seed, batch, population, study, study_name, resume)
@@ -273,6 +306,8 @@ def tune(
         all_limits,
         Worth(price, quality, carbon),
     )
+    if pick is not None:
+        _check_pick(parse_pick(pick) if isinstance(pick, str) else pick, problem)
     identity = {
         "trace": _fingerprint(trace),
         "profiles": {
@@ -289,16 +324,25 @@ def tune(
         executor.share(trace)
         for choice in spaces.choices.values():
             executor.share(choice.profile)
-        records, found = run_study(
-            problem,
-            settings,
-            executor,
-            designed=spaces.designed(),
-            propose=problem.propose,
-            identity=identity,
-            progress=progress,
-        )
-    return TuneResult(
+        unfinished = ""
+        end: StudyInterrupted | StudyStoppedError | None = None
+        try:
+            records, found = run_study(
+                problem,
+                settings,
+                executor,
+                designed=spaces.designed(),
+                propose=problem.propose,
+                identity=identity,
+                progress=progress,
+            )
+        except (StudyInterrupted, StudyStoppedError) as e:
+            end, records, found = e, e.records, e.study
+            wanted = spaces.space.size if sampler == "grid" else trials
+            unfinished = f"{len(records)} of {wanted} trials"
+            if isinstance(e, StudyStoppedError):
+                unfinished += f", {e}"
+    result = TuneResult(
         chosen_measures,
         all_limits,
         tuple(records),
@@ -322,7 +366,13 @@ def tune(
         price,
         carbon,
         found,
+        unfinished,
     )
+    if isinstance(end, StudyInterrupted):
+        raise TuneInterrupted(result) from end
+    if end is not None:
+        raise TuneStoppedError(str(end), result) from end
+    return result
 
 
 def _unfit(profile: Profile, options: EngineOptions, trace: Trace, too_long: str) -> str:
@@ -338,6 +388,23 @@ def _unfit(profile: Profile, options: EngineOptions, trace: Trace, too_long: str
             "raise --max-model-len, or give --too-long reject"
         )
     return ""
+
+
+def _check_pick(pick: Pick, problem: _Tuning) -> None:
+    """Refuse a pick by what no trial will tell: the figures of one request say what there are."""
+    trace = problem.base.trace
+    shortest = trace.take(np.array([int(np.argmin(trace.prompt_tokens))]))
+    task = replace(problem.base, trace=shortest)
+    try:
+        outcome = measure_fleet(task, problem.latencies)
+    except InputError:  # each trial will say why
+        return
+    known: dict[str, Any] = {
+        **problem.worth.complete(outcome, task.profile, 1),
+        **{name: decision.at(0.0) for name, decision in problem.space.decisions.items()},
+        **{"method": task.profile.identity.method, "gpu": task.profile.identity.gpu},
+    }
+    check_pick(pick, known | {a: known[m] for a, m in ALIASES.items() if m in known})
 
 
 def _fingerprint(trace: Trace) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from qsim.optimize.study import Record
     from qsim.optimize.tune_result import TuneResult
 
-__all__ = ["front_rows", "picked_text", "profile_names", "tune_text"]
+__all__ = ["front_rows", "importance_text", "picked_text", "profile_names", "tune_text"]
 
 #: heads of decisions in the table
 _HEADS = {
@@ -23,7 +23,7 @@ _HEADS = {
 
 
 def tune_text(result: TuneResult, picked: Record | None = None, how: str = "") -> str:
-    """The result as a page of text; the picked point is marked with ``*``."""
+    """The result as a page of text, without importances; the picked point is marked with ``*``."""
     t, s = result.trace, result.settings
     rate = "" if t["request_rate"] is None else f", {t['request_rate']:.2f} requests/s"
     goals = ", ".join(f"{o.name} {'max' if o.maximize else 'min'}" for o in result.objectives)
@@ -41,6 +41,8 @@ def tune_text(result: TuneResult, picked: Record | None = None, how: str = "") -
         + f"; {sum(r.feasible for r in result.trials)} trials meet every constraint"
     )
     head.append(search)
+    if result.unfinished:
+        head.append(f"not finished: {result.unfinished}")
     parts = ["\n".join(fill(line) for line in head)]
     front = result.front
     if front:
@@ -55,7 +57,6 @@ def tune_text(result: TuneResult, picked: Record | None = None, how: str = "") -
     if result.excluded:
         lines = [fill(f"  {id_}: {why}", "    ") for id_, why in result.excluded.items()]
         parts.append("\n".join(["not tried", *lines]))
-    parts.append(_importance_text(result))
     remarks = _remarks(result)
     if remarks:
         parts.append("\n".join(remarks))
@@ -106,7 +107,8 @@ def picked_text(result: TuneResult, picked: Record, how: str) -> str:
     return f"{head}\n\n{continued(result.serve_command(picked))}"
 
 
-def _importance_text(result: TuneResult) -> str:
+def importance_text(result: TuneResult) -> str:
+    """What each decision matters, as a table; it takes some seconds."""
     lines = ["importance of the decisions, share of an objective's variance (fANOVA)"]
     known = [i for i in result.importances if i.shares]
     names = list(dict.fromkeys(n for i in known for n in i.shares))

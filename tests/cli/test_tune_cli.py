@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,6 +139,20 @@ def test_a_transferred_profile_is_picked_with_a_warning(trace: Path) -> None:
 
 def test_wrong_options_end_with_2(tune: list[object], tmp_path: Path) -> None:
     fails(qsim(*tune, "--pick", "best"), 2, "--pick", "ends too early")
+    study = ["--study", tmp_path / "never.journal"]
+    for how, word in (
+        ("min p99_ttftms", "did you mean"),
+        ("goodput>=3", "goodput was not measured"),
+        ("p95_itl_ms<=3", "p95_itl_ms was not measured"),
+        ("quality>=1, max method", "method is no number"),
+    ):
+        fails(qsim(*tune, *study, "--pick", how), 2, word)
+    fails(qsim(*tune, *study, "--constraint", "gpus=2"), 2, "must be <= or >=")
+    fails(qsim(*tune, *study, "--constraint", "method<=2"), 2, "method")
+    fails(qsim(*tune, *study, "--export", "scenario", "--peak-hour"), 2, "--peak-hour")
+    fails(qsim(*tune, *study, "--export", "helm"), 2, "helm")
+    fails(qsim(*tune, *study, "--json", tmp_path), 1, "--json", "is a folder")
+    assert not (tmp_path / "never.journal").exists(), "refused before the study"
     fails(qsim(*tune, "--objective", "speed"), 2, "speed")
     fails(qsim(*tune, "--resume"), 2, "--study")
     fails(qsim(*tune, "--csv", "-", "--json", "-"), 2, "stdout")
@@ -158,10 +174,15 @@ def test_a_scenario_holds_the_tuning(tune: list[object], tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_study_that_goes_on(tune: list[object], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_tells_what_is_done_and_leaves_a_study_that_goes_on(
+    tune: list[object], tmp_path: Path, number: int
+) -> None:
+    json_path, trials = tmp_path / "tune.json", tmp_path / "trials.csv"
     words = [str(w) for w in with_trials(tune, 60) if w != "--no-progress"]
     words[words.index("--jobs") + 1] = "2"
-    study = ["--study", str(tmp_path / "study.journal")]
+    study = ["--study", str(tmp_path / "study.journal"),
+             "--json", str(json_path), "--trials-csv", str(trials)]  # fmt: skip
     command = [sys.executable, "-c", "from qsim.cli import main; main()", *words, *study]
     # its own process group: a terminal sends Ctrl-C to all of it
     process = subprocess.Popen(
@@ -171,11 +192,19 @@ def test_ctrl_c_leaves_a_study_that_goes_on(tune: list[object], tmp_path: Path) 
     assert process.stderr is not None
     for line in process.stderr:
         if " of 60 trials" in line:
-            os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, number)
             break
     out, err = process.communicate(timeout=300)
     assert process.returncode == 130, (out, err)
-    assert out == ""
+    # what was done is not lost
+    done = re.search(r"not finished: (\d+ of 60 trials)", out)
+    assert done, out
+    count = int(done[1].split()[0])
+    assert 0 < count < 60
+    assert "vllm serve" in out
+    assert "importance" not in out
+    assert json.loads(json_path.read_text())["unfinished"] == done[1]
+    assert len(trials.read_text().splitlines()) == count + 1
     assert "go on with the same command and --resume" in err
     assert "Traceback" not in err
     rest = subprocess.run(
@@ -183,3 +212,53 @@ def test_ctrl_c_leaves_a_study_that_goes_on(tune: list[object], tmp_path: Path) 
     )
     whole = qsim(*with_trials(tune, 60))
     assert rest.stdout == whole.stdout
+
+
+def test_importances_are_bounded_and_optional(
+    tune: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = qsim(*tune)
+    out = tmp_path / "tune.json"
+    without = qsim(*tune, "--no-importance", "--json", out)
+    assert without.exit_code == 0, without.output
+    head, heading, _ = whole.stdout.partition("\nimportance of the decisions")
+    assert heading
+    assert without.stdout == head
+    assert json.loads(out.read_text())["importances"] == []
+    # Ctrl-C while they are worked out: all the rest is told and written
+    from qsim.optimize import tune_result
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune_result, "importances", interrupted)
+    result = qsim(*tune, "--json", out)
+    assert result.exit_code == 130
+    assert result.stdout == head
+    assert json.loads(out.read_text())["front"]
+
+
+def test_the_answer_is_told_whatever_cannot_be_written(
+    tune: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = qsim(*tune)
+    from qsim import files
+
+    written = files.write_bytes
+
+    def full(path: object, data: bytes) -> None:
+        if str(path).endswith(("front.csv", "tune.json")):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        written(path, data)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(files, "write_bytes", full)
+    paths = {n: tmp_path / n for n in ("front.csv", "trials.csv", "tune.json", "serve.sh")}
+    result = qsim(*tune, "--csv", paths["front.csv"], "--trials-csv", paths["trials.csv"],
+                  "--json", paths["tune.json"],
+                  "--export", f"vllm={paths['serve.sh']}")  # fmt: skip
+    assert result.exit_code == 1
+    assert result.stdout == whole.stdout
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: not written: --csv No space left on device")
+    for name, path in paths.items():
+        assert (str(path) in last) != path.exists(), name

@@ -1,0 +1,147 @@
+"""What a command writes: every path is tried before the work, and the answer is told whatever
+happens to one of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qsim.errors import MissingExtraError, OutputError, QsimError, ScenarioError
+from qsim.files import check_folder_writable, check_writable
+
+__all__ = ["Outputs", "check_output", "check_outputs"]
+
+#: parameters that name a file to be written, and their options
+_FILES = {
+    "out": "--out",
+    "json_path": "--json",
+    "csv_path": "--csv",
+    "trials_path": "--trials-csv",
+    "requests_path": "--requests",
+    "steps_path": "--steps",
+    "timeline_path": "--timeline",
+    "report_path": "--report",
+    "picture_path": "--picture",
+    "save_scenario": "--save-scenario",
+    "save_scores": "--save-scores",
+}
+
+
+def check_outputs(given: Mapping[str, Any], exports: Iterable[Any] = ()) -> None:
+    """Try every file that a command's parameters and its exports name.
+
+    Raises
+    ------
+    OutputError
+        If one cannot be written, with the option and what is in the way.
+    ScenarioError
+        If two are the same file, or one is the trace.
+    MissingExtraError
+        For Parquet without pyarrow.
+    """
+    wanted = [(option, given.get(name)) for name, option in _FILES.items()]
+    wanted += [(f"--export {e.kind}", e.path) for e in exports]
+    seen: dict[str, str] = {}
+    trace = given.get("trace")
+    if trace and Path(str(trace)).is_file():
+        seen[os.path.realpath(str(trace))] = "TRACE"
+    for option, path in wanted:
+        if path is None or path == "-":
+            continue
+        check_output(option, path, folder=option.startswith("--export") and _is_folder(path))
+        real = os.path.realpath(path)
+        other = seen.setdefault(real, option)
+        if other != option and (not os.path.exists(real) or os.path.isfile(real)):
+            raise ScenarioError(f"{other} and {option} are the same file, {path}; give another one")
+
+
+def _is_folder(path: str) -> bool:
+    return path.endswith(("/", os.sep)) or Path(path).is_dir()
+
+
+def check_output(option: str, path: str | os.PathLike[str], *, folder: bool = False) -> None:
+    """Try one file, or a folder that is to take files.
+
+    Raises
+    ------
+    OutputError, MissingExtraError
+        As :func:`check_outputs`.
+    """
+    if Path(path).suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise MissingExtraError("pyarrow", "parquet", f"{option} {path}")
+    try:
+        (check_folder_writable if folder else check_writable)(path)
+    except OSError as e:
+        raise OutputError(f"{option} {path}: {_reason(e, os.fspath(path))}") from e
+
+
+def _reason(error: OSError, path: str) -> str:
+    text = error.strerror or str(error)
+    other = error.filename and str(error.filename) not in (path, str(Path(path)))
+    return f"{text} ({error.filename})" if other else text
+
+
+class Outputs:
+    """Writes one thing after the other; what fails is told at the end and stops none of the rest.
+
+    Use :meth:`attempt` around each, and :meth:`finish` at the end.
+    """
+
+    def __init__(self) -> None:
+        self._failed: list[str] = []
+        self._closed: OSError | None = None
+        self._interrupt: KeyboardInterrupt | None = None
+
+    @contextmanager
+    def attempt(self, option: str) -> Iterator[None]:
+        """Whatever cannot be written, or drawn in time for Ctrl-C, is noted."""
+        try:
+            yield
+        except OSError as e:
+            if e.errno == errno.EPIPE:  # whoever read our output has gone
+                self._closed = e
+                return
+            self._failed.append(f"{option} {_reason(e, '')}")
+        except QsimError as e:
+            self._failed.append(f"{option}: {e}")
+        except KeyboardInterrupt as e:
+            self._interrupt = e
+
+    def interrupted(self, by: KeyboardInterrupt) -> None:
+        """Ctrl-C ended a part of the work; the rest of the answer is still told."""
+        self._interrupt = by
+
+    def echo(self, text: str | Callable[[], str], nl: bool = True) -> None:
+        """Print on stdout."""
+        with self.attempt("stdout"):
+            click.echo(text if isinstance(text, str) else text(), nl=nl)
+
+    @property
+    def failed(self) -> bool:
+        """Whether something could not be written."""
+        return bool(self._failed)
+
+    def finish(self) -> None:
+        """Tell what went wrong.
+
+        Raises
+        ------
+        OutputError
+            If something could not be written.
+        KeyboardInterrupt
+            If there was one.
+        """
+        if self._failed:
+            raise OutputError("not written: " + "; ".join(self._failed))
+        if self._interrupt is not None:
+            raise self._interrupt
+        if self._closed is not None:
+            raise self._closed
