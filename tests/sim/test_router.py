@@ -8,6 +8,7 @@ import pytest
 from qsim.errors import ScenarioError
 from qsim.sim.api import simulate
 from qsim.sim.router import ROUTERS, make_router
+from qsim.traces import load_trace
 from qsim.traces.trace import HashIds, Trace
 from tests.profiles import constant_profile, make_profile
 
@@ -158,18 +159,61 @@ def test_vllm_since_0_27_avoids_a_queue_before_a_full_cache(usage, picks):
 
 def test_prefix_affinity_follows_the_deepest_known_block():
     view = View(3)
-    view.ids = {0: [1, 2, 3], 1: [9], 2: [1, 2, 7], 3: [9, 4], 4: [5]}
+    view.ids = {0: [1, 2, 3], 1: [9], 2: [1, 2, 7], 3: [9, 4], 4: [5], 5: [9, 4, 8]}
     r = router("prefix-affinity", view)
-    assert [r.choose(i, 0) for i in range(5)] == [0, 1, 0, 1, 2]
+    # of [9, 4] one half was sent before, which is not enough; of [9, 4, 8] two thirds
+    assert [r.choose(i, 0) for i in range(6)] == [0, 1, 0, 2, 0, 2]
 
 
-def test_prefix_affinity_gives_way_to_balance():
-    view = View(2)
-    view.ids = {0: [1], 1: [1]}
+def test_prefix_affinity_takes_the_least_loaded_of_those_that_have_it():
+    view = View(3)
+    view.ids = {i: [1, 2, 10 + i] for i in range(5)}
     r = router("prefix-affinity", view)
     assert r.choose(0, 0) == 0
-    view.outstanding_requests[:] = [100, 10]
-    assert r.choose(1, 0) == 1
+    view.outstanding_requests[:] = [5, 0, 1]
+    assert r.choose(1, 0) == 1  # more than four above the least loaded one
+    view.outstanding_requests[:] = [5, 3, 0]
+    assert r.choose(2, 0) == 1
+    view.outstanding_requests[:] = [4, 5, 0]
+    assert r.choose(3, 0) == 0
+    view.outstanding_requests[:] = [14, 14, 10]  # not 1.5 times as many
+    assert r.choose(4, 0) == 0
+
+
+def test_a_first_block_that_all_share_decides_nothing():
+    view = View(4)
+    view.ids = {i: [1, *range(100 * i, 100 * i + 9)] for i in range(1, 101)}
+    r = router("prefix-affinity", view)
+    picks = [r.choose(i, 0) for i in range(1, 101)]
+    assert picks == [0, 1, 2, 3] * 25
+
+
+def test_more_replicas_help_a_workload_that_shares_its_first_block():
+    trace = load_trace("mooncake-conversation:duration=300,rate=2")
+    p99_ms, cached = {}, {}
+    for n in (1, 2, 8):
+        result = simulate(trace, "h200_sxm/llama-3.1-8b/fp8-w8a8", replicas=n,
+                          router="prefix-affinity", too_long="reject")  # fmt: skip
+        p99_ms[n], cached[n] = result.statistic("ttft", "p99"), result.cached_tokens.sum()
+        assert set(result.replica[result.replica >= 0]) == set(range(n))
+    assert p99_ms[1] > 1.3 * p99_ms[2] > 1.3 * 1.1 * p99_ms[8]
+    spread = simulate(trace, "h200_sxm/llama-3.1-8b/fp8-w8a8", replicas=8, too_long="reject")
+    assert cached[8] > 1.5 * spread.cached_tokens.sum()
+
+
+def test_a_system_prompt_that_all_share_does_not_pin_a_fleet():
+    rng = np.random.default_rng(1)
+    n = 600
+    ids = [[0, 1, 2, 3, 10 + i] for i in range(n)]
+    trace = Trace(
+        np.cumsum(rng.exponential(1 / 40, n)),
+        np.full(n, 2448),
+        np.full(n, 150),
+        hash_ids=HashIds.from_lists(ids, 512),
+    )
+    result = simulate(trace, make_profile(), replicas=8, router="prefix-affinity")
+    assert min(np.bincount(result.replica, minlength=8)) > n / 8 / 3
+    assert result.cached_tokens.sum() > 0.95 * n * 2048
 
 
 def test_an_unknown_router_names_the_known_ones():
