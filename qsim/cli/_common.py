@@ -189,6 +189,12 @@ engine_options = option_group(
     click.option("--long-prefill-token-threshold-adaptive/"
                  "--no-long-prefill-token-threshold-adaptive", default=None,
                  help="Raise the threshold to a fair share of the budget (vLLM 0.31 and newer)."),
+    click.option("--max-num-queued-reqs", type=int, metavar="N",
+                 help="Unfinished requests of one server; more are rejected (vLLM 0.29 and newer; "
+                 "simulate and sweep)."),
+    click.option("--max-num-queued-tokens", type=count, metavar="N",
+                 help="Prompt tokens without a first token in one server; with as many further "
+                 "requests are rejected."),
     click.option("--vllm-version", metavar="VERSION", callback=_known_version,
                  help="Version of vLLM whose rules and defaults hold, 0.24 to 0.33; by default the "
                  "one that the profile was measured with."),

@@ -25,7 +25,7 @@ from qsim.optimize.study import StudySettings
 from qsim.optimize.study_open import check_study
 from qsim.optimize.weigh import carbon_of, quality_goal
 from qsim.profile import Profile
-from qsim.sim.config import EngineOptions
+from qsim.sim.config import EngineOptions, refuse_queue_limits
 from qsim.sim.goodput import goodput_goal
 from qsim.sim.slo import Slo, check_judgeable, parse_slos
 from qsim.traces.trace import Trace
@@ -163,6 +163,7 @@ def plan(
         raise ScenarioError(f"objective is {objective!r}; must be one of {', '.join(OBJECTIVES)}")
     whole("max_replicas", max_replicas, 1, MAX_REPLICAS)
     options = options or EngineOptions()
+    refuse_queue_limits(options.to_dict(), "qsim plan")
     goal = quality_goal(tasks, min_quality)
     carbon = carbon_of(region, pue, objective)
     trace, shaped = forecast(trace, growth, peak_hour)

@@ -27,7 +27,7 @@ from qsim.optimize.fleet_task import FleetTask, offered_load, run_fleet
 from qsim.optimize.searches import search_candidate
 from qsim.optimize.space import Choices, Decision, Space, parse_decision
 from qsim.optimize.study import Judgement, Objective, Params, Record, StudySettings, run_study
-from qsim.sim.config import ENGINE, EngineOptions
+from qsim.sim.config import ENGINE, EngineOptions, refuse_queue_limits
 from qsim.sim.router import ROUTERS
 
 __all__ = [
@@ -202,6 +202,7 @@ def search_space(wanted: Sequence[str], choices: Sequence[Choice]) -> Space:
             decision: Decision = Choices(DEFAULT_DECISIONS[name])
         else:
             name, decision = parse_decision(text)
+        refuse_queue_limits([name], "qsim plan")
         if name not in known:
             usual = ", ".join(DEFAULT_DECISIONS)
             raise ScenarioError(

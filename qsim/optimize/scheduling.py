@@ -27,7 +27,7 @@ from qsim.optimize.study import StudySettings
 from qsim.optimize.study_open import check_study
 from qsim.optimize.weigh import quality_goal
 from qsim.profile import Profile
-from qsim.sim.config import EngineOptions
+from qsim.sim.config import EngineOptions, refuse_queue_limits
 from qsim.sim.dynamic import waits_for_answers
 from qsim.sim.lifecycle import Lifecycle, ServerPool
 from qsim.sim.slo import Slo, check_judgeable, parse_slos
@@ -247,6 +247,8 @@ def _choices(
     objective: str,
 ) -> list[PoolChoice]:
     choices = []
+    if options is not None:
+        refuse_queue_limits(options.to_dict(), "qsim schedule")
     for one in found:
         identity = one.profile.identity
         price = price_of(identity.gpu, prices, provider)

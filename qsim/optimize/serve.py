@@ -62,6 +62,10 @@ def serve_words(what: Pool | Candidate, port: int = 8000) -> list[str]:
         words += ["--kv-cache-memory-bytes", str(options.kv_cache_memory_bytes)]
     if options.num_gpu_blocks_override is not None:
         words += ["--num-gpu-blocks-override", str(options.num_gpu_blocks_override)]
+    if engine.max_num_queued_reqs is not None:
+        words += ["--max-num-queued-reqs", str(engine.max_num_queued_reqs)]
+    if engine.max_num_queued_tokens is not None:
+        words += ["--max-num-queued-tokens", str(engine.max_num_queued_tokens)]
     words += _switches(engine)
     words += ["--port", str(port)]
     return words

@@ -11,7 +11,7 @@ from qsim.errors import ScenarioError
 from qsim.optimize.candidates import Choice
 from qsim.optimize.fleet_task import offered_load
 from qsim.optimize.space import Choices, Decision, Range, Space
-from qsim.sim.config import ENGINE, EngineOptions
+from qsim.sim.config import ENGINE, EngineOptions, refuse_queue_limits
 from qsim.sim.router import ROUTERS
 from qsim.traces.trace import Trace
 
@@ -162,6 +162,7 @@ def tune_space(
 
 
 def _known(name: str) -> None:
+    refuse_queue_limits([name], "qsim tune")
     known = (*_FLEET, *FILTERS, *ENGINE)
     if name not in known:
         raise ScenarioError(f"decision {name!r} is unknown; {near_names(name, known)}")

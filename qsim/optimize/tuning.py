@@ -44,7 +44,7 @@ from qsim.optimize.tune_result import Limit, TuneResult, check_pick
 from qsim.optimize.tune_space import TuneSpace, tune_space
 from qsim.optimize.weigh import carbon_of, quality_goal
 from qsim.profile import Profile
-from qsim.sim.config import EngineOptions
+from qsim.sim.config import EngineOptions, refuse_queue_limits
 from qsim.sim.slo import Slo, check_judgeable, parse_slos
 from qsim.traces.trace import Trace
 
@@ -273,6 +273,7 @@ def tune(
     for slo in limits:
         check_judgeable(trace, [slo.metric], f"SLO {slo}")
     options = options or EngineOptions()
+    refuse_queue_limits(options.to_dict(), "qsim tune")
     trace, shaped = forecast(trace, growth, peak_hour)
     choices = choose_profiles(model, gpus, methods, profiles)
     quality = {c.profile.id: goal.of(c.profile) for c in choices}

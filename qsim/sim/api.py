@@ -10,7 +10,7 @@ import numpy as np
 from qsim.profile import Profile
 from qsim.sim.admission import Admission, beyond_measured, resolve
 from qsim.sim.config import EngineConfig, EngineOptions
-from qsim.sim.finished import Finished, joined, request_columns
+from qsim.sim.finished import Finished, joined, request_columns, without_rejected
 from qsim.sim.fleet import Fleet
 from qsim.sim.result import Gaps, SimulationResult
 from qsim.sim.sessions import in_order_of_arrival
@@ -113,12 +113,16 @@ def simulate(
         trace, output, admissible, finished = in_order_of_arrival(
             trace, output, admissible, finished, fleet.origin_s
         )
+    begin_ps = int(finished.arrival_ps[0])
+    if fleet.limits is not None:
+        notes += fleet.limits.notes()
+        output, admissible, finished = without_rejected(output, admissible, finished)
     requests = np.bincount(finished.replica, minlength=replicas)
     return SimulationResult(
         **request_columns(trace, output, admissible, finished),
         completed=admissible,
         itl=gaps,
-        duration_s=(fleet.end_ps - int(finished.arrival_ps[0])) / PS_PER_S,
+        duration_s=(fleet.end_ps - begin_ps) / PS_PER_S,
         replica_stats=replica_stats(fleet, requests, setup.config),
         timeline=fleet.timeline.columns(fleet.end_ps, replicas, fleet.origin_s),
         gpus=setup.gpus,

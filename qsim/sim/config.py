@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -18,11 +18,15 @@ from qsim.errors import ScenarioError
 from qsim.profile import Profile
 from qsim.sim.versions import DEFAULT_VERSION, default_budget, require, rules_of
 
-__all__ = ["ENGINE", "EngineConfig", "EngineOptions"]
+__all__ = ["ENGINE", "QUEUE_LIMITS", "EngineConfig", "EngineOptions", "refuse_queue_limits"]
 
 
 #: more memory than a GPU has, bytes
 MAX_KV_BYTES = 1 << 46
+
+
+#: the options with which a server rejects requests (HTTP 503) that come while it has too many
+QUEUE_LIMITS = ("max_num_queued_reqs", "max_num_queued_tokens")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class EngineConfig:
     max_num_active_seqs: int | None = None
     #: raise the threshold to a fair share of the budget
     long_prefill_token_threshold_adaptive: bool = False
+    #: what an API server takes in, over all engines behind it: requests that are unfinished, and
+    #: prompt tokens of those without a token; None: no limit
+    max_num_queued_reqs: int | None = None
+    max_num_queued_tokens: int | None = None
     vllm_version: str = DEFAULT_VERSION
 
     def __post_init__(self) -> None:
@@ -72,6 +80,11 @@ class EngineConfig:
         if self.long_prefill_token_threshold_adaptive:
             name = "long_prefill_token_threshold_adaptive"
             require(self.vllm_version, name, name, True)
+        for name in QUEUE_LIMITS:
+            limit = getattr(self, name)
+            if limit is not None:
+                whole(name, limit, 0)
+                require(self.vllm_version, name, "queue_limits", limit)
 
     @property
     def seats(self) -> int:
@@ -95,6 +108,8 @@ class EngineOptions:
     kv_cache_memory_bytes: int | None = None
     max_num_active_seqs: int | None = None
     long_prefill_token_threshold_adaptive: bool | None = None
+    max_num_queued_reqs: int | None = None
+    max_num_queued_tokens: int | None = None
     #: the release whose rules hold; by default the profile's
     vllm_version: str | None = None
 
@@ -176,9 +191,27 @@ class EngineOptions:
             num_gpu_blocks=blocks,
             max_num_active_seqs=self.max_num_active_seqs,
             long_prefill_token_threshold_adaptive=bool(self.long_prefill_token_threshold_adaptive),
+            max_num_queued_reqs=self.max_num_queued_reqs,
+            max_num_queued_tokens=self.max_num_queued_tokens,
             vllm_version=version,
             **values,
         )
+
+
+def refuse_queue_limits(names: Iterable[str], what: str) -> None:
+    """Refuse limits of the queue where all requests are to be served.
+
+    Raises
+    ------
+    ScenarioError
+        If one of them is among ``names``.
+    """
+    for name in names:
+        if name in QUEUE_LIMITS:
+            raise ScenarioError(
+                f"{name} is given; {what} looks for servers that take every request, and with it "
+                f"they reject some: leave it out, and see with qsim simulate what it rejects"
+            )
 
 
 #: names of the engine options

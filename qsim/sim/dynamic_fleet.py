@@ -18,6 +18,7 @@ import simpy
 
 from qsim.errors import ScenarioError
 from qsim.sim.clock import MOST_S, arrivals_ps, within_clock
+from qsim.sim.config import refuse_queue_limits
 from qsim.sim.energy import PowerMeter
 from qsim.sim.engine import Replica
 from qsim.sim.events import ARRIVAL, REFRESH, At, Timers
@@ -113,6 +114,8 @@ class DynamicFleet:
         self._jump = jump
 
         self.pools = tuple(pools)
+        for p in pools:
+            refuse_queue_limits(p.options.to_dict(), "a schedule")
         self.configs = [p.options.resolve(p.profile) for p in pools]
         self._timings = [Timing(p.profile, c) for p, c in zip(pools, self.configs, strict=True)]
         self.seats = [

@@ -148,6 +148,10 @@ class Replica:
         """Write what is kept about finished requests: their indices may be used again."""
         self._emissions.settle()
 
+    def catch_up(self, now_ps: int) -> None:
+        """Make the turns that lie before now, and report what came of them."""
+        self._catch_up(now_ps, now_ps)
+
     def num_unscheduled(self, now_ps: int) -> int:
         """Requests that are not running: in the front end or in the waiting queue."""
         self._catch_up(now_ps, now_ps)

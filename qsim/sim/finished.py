@@ -12,7 +12,7 @@ import numpy.typing as npt
 from qsim.sim.timing import PS_PER_MS
 from qsim.traces.trace import Trace
 
-__all__ = ["Finished", "joined", "request_columns", "spread"]
+__all__ = ["Finished", "joined", "request_columns", "spread", "without_rejected"]
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -27,7 +27,7 @@ class Finished:
     arrival_ps, first_token_ps, last_token_ps : array
         Times at the client, ps.
     replica : array
-        Where each request went.
+        Where each request went; -1 for one that a server rejected. Its times are its arrival.
     cached_tokens, preemptions : array
         As in :class:`qsim.sim.request.Request`.
     """
@@ -44,6 +44,20 @@ def joined(parts: Sequence[Finished]) -> Finished:
     """The requests of all parts."""
     names = Finished.__dataclass_fields__
     return Finished(**{k: np.concatenate([getattr(p, k) for p in parts]) for k in names})
+
+
+def without_rejected(
+    output_tokens: IntArray, admissible: BoolArray, finished: Finished
+) -> tuple[IntArray, BoolArray, Finished]:
+    """The same of those that were served: a server may have rejected some (replica -1)."""
+    served = finished.replica >= 0
+    if served.all():
+        return output_tokens, admissible, finished
+    completed = admissible.copy()
+    completed[np.flatnonzero(admissible)[~served]] = False
+    names = Finished.__dataclass_fields__
+    rest = Finished(**{k: getattr(finished, k)[served] for k in names})
+    return output_tokens[served], completed, rest
 
 
 def spread(values: npt.NDArray[Any], admissible: BoolArray, fill: float) -> npt.NDArray[Any]:

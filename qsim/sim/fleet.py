@@ -22,6 +22,7 @@ from qsim.sim.events import ARRIVAL, REFRESH, At, Timers
 from qsim.sim.finished import Finished
 from qsim.sim.frontend import FREE, client_times, receive_ps
 from qsim.sim.kv_cache import prompt_block_ids
+from qsim.sim.queue_limits import QueueLimits
 from qsim.sim.router import make_router
 from qsim.sim.scheduler import Request
 from qsim.sim.sessions import followers
@@ -149,7 +150,10 @@ class Fleet:
             lambda: np.random.default_rng(setup.seed),
             config.vllm_version,
         )
-        if getattr(self._router, "reads_kv_usage", False):
+        self.limits: QueueLimits | None = None
+        if config.max_num_queued_reqs is not None or config.max_num_queued_tokens is not None:
+            self.limits = QueueLimits(config, replicas, setup.router == "vllm")
+        if self.limits is not None or getattr(self._router, "reads_kv_usage", False):
             for replica in self.replicas:
                 replica.runs_ahead = False
         self._freed: Callable[[int], None] | None = getattr(self._router, "finished", None)
@@ -254,11 +258,15 @@ class Fleet:
             column(self._last_ps),
             column(self._last_rows),
         )
+        arrival_ps, replica = column(self.arrival_ps), column(self._replica)
+        if self.limits is not None:
+            rejected = replica < 0
+            first_token_ps[rejected] = last_token_ps[rejected] = arrival_ps[rejected]
         return Finished(
-            column(self.arrival_ps),
+            arrival_ps,
             first_token_ps,
             last_token_ps,
-            column(self._replica),
+            replica,
             column(self._cached_tokens),
             column(self._preemptions),
         )
@@ -350,8 +358,19 @@ class Fleet:
         """Hand a request to the replica that the router chooses."""
         if self._refresh is not None and self._refresh_ps == _NEVER:
             self._plan_refresh(now)
+        limits = self.limits
+        if limits is not None and limits.shared and limits.rejects(self, -1, now):
+            self._reject(i, now)
+            return
         target = self._router.choose(i, now)
         prompt, output = self._prompt[i], self._output[i]
+        if limits is not None:
+            if not limits.shared and limits.rejects(self, target, now):
+                if self._freed is not None:
+                    self._freed(target)  # it counts what it sends
+                self._reject(i, now)
+                return
+            limits.queued_tokens[target] += prompt
         self._replica[i] = target
         self.outstanding_requests[target] += 1
         self.outstanding_tokens[target] += prompt + output
@@ -364,6 +383,15 @@ class Fleet:
             self._timers.set(target, replica.call_ps())
         elif len(self.replicas) > 1:  # else the router need not know who has finished
             self._alarms.set(target, replica.call_ps())
+
+    def _reject(self, i: int, now: int) -> None:
+        """The server answers at once that it has too much to do."""
+        self._replica[i] = -1
+        self._first_ps[i] = self._last_ps[i] = max(now, 1)
+        self._cached_tokens[i] = self._preemptions[i] = 0
+        if self._follow_at is not None:
+            for follower, delay_ps in self._followers.get(i, ()):
+                self._follow_at(follower, now + delay_ps)
 
     def _plan_refresh(self, now: int) -> None:
         """Let the router see the queues at the next multiple of its period."""
@@ -410,6 +438,8 @@ class Fleet:
         i = request.index
         self._first_ps[i] = time_ps
         self._first_rows[i] = rows
+        if self.limits is not None:
+            self.limits.queued_tokens[self._replica[i]] -= self._prompt[i]
 
     def finished(self, time_ps: int, request: Request, rows: int) -> None:
         i = request.index

@@ -141,6 +141,8 @@ def simulate_stream(
         progress(feed.taken)
     notes = feed.admission.notes()
     notes += beyond_measured(setup, max(r.peak_running for r in fleet.replicas))
+    if fleet.limits is not None:
+        notes += fleet.limits.notes()
     return StreamResult(
         counts={**sums.counts, "truncated": feed.admission.truncated},
         duration_s=(fleet.end_ps - sums.begin_ps) / PS_PER_S,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from qsim.errors import TraceError
 from qsim.sim.admission import Admission
 from qsim.sim.backlog import Flow
-from qsim.sim.finished import Finished, request_columns
+from qsim.sim.finished import Finished, request_columns, without_rejected
 from qsim.sim.gaps import Gaps
 from qsim.sim.histogram import Histogram
 from qsim.sim.slo import Slo, within
@@ -134,6 +134,7 @@ class Sums:
         while not admissible.any():  # nothing of it was in the fleet
             self._count(part, output, admissible, None)
             part, output, admissible = self._feed.open.popleft()
+        output, admissible, finished = without_rejected(output, admissible, finished)
         self._count(part, output, admissible, finished)
         self.flow.add(
             finished.arrival_ps / PS_PER_S,

@@ -3,8 +3,8 @@
     python tools/record_schedules/draw.py OUT --version 0.33.0 --count 200 --seed 1
 
 The families go by turns: a mixture; few blocks (preemption) under either policy; thresholds with
-requests that are alone now and then; shared prefixes with evictions; long decodes after bursts. Even
-numbers are asynchronous. Options that the version does not have are left out.
+requests that are alone now and then; shared prefixes with evictions; long decodes after bursts.
+Even numbers are asynchronous. Options that the version does not have are left out.
 """
 
 from __future__ import annotations

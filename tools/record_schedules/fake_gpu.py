@@ -1,8 +1,8 @@
 """vLLM on a machine without a GPU: a driver library that answers nothing, and a platform made up.
 
 vLLM's extension modules are linked with the CUDA driver, ``libcuda.so.1``. To load them a library
-with the symbols that they name is enough, as long as nobody launches a kernel. It is built here from
-the symbols that the installed wheel asks for, so a new release needs no new list.
+with the symbols that they name is enough, as long as nobody launches a kernel. It is built here
+from the symbols that the installed wheel asks for, so a new release needs no new list.
 """
 
 from __future__ import annotations

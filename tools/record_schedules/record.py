@@ -62,9 +62,7 @@ def main() -> int:
     parser.add_argument("scenarios", type=Path, nargs="+", help="scenario files")
     given = parser.parse_args()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.update(
-        VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1", VLLM_USE_FLASHINFER_SAMPLER="0"
-    )
+    os.environ.update(VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1", VLLM_USE_FLASHINFER_SAMPLER="0")
     load_driver()
     install_platform()
     import vllm
