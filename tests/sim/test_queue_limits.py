@@ -135,7 +135,7 @@ def test_a_server_that_takes_nobody() -> None:
 
 
 def test_versions_without_limits_and_wrong_ones_are_refused() -> None:
-    with pytest.raises(ScenarioError, match="max_num_queued_reqs is 4; vLLM 0.28 has no such opt"):
+    with pytest.raises(ScenarioError, match=r"max_num_queued_reqs is 4; vLLM 0\.28 has no"):
         simulate(
             at_once(1),
             make_profile(),
