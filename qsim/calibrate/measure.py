@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -26,6 +27,7 @@ from qsim.calibrate.speed import Speed
 from qsim.calibrate.tidy import Measured, write_recording
 from qsim.calibrate.workload import GAP_S, HoldoutTrace, Limits, Phase, phases, total_s
 from qsim.errors import CalibrationError
+from qsim.sim.versions import NEWEST, OLDEST
 
 __all__ = ["Job", "Progress", "environment", "measure", "planned", "server_command"]
 
@@ -258,6 +260,8 @@ def _run(
         hooks = read_hooks(work / "recorder")
         facts = server.facts()
         _check_server(job, facts)
+        if (newer := _newer(facts.vllm_version)) is not None:
+            progress(newer, left_s)
         described = _describe(job, gpus, config, facts, hooks)
         journal = Journal(work, described)
         client = LoadClient(
@@ -356,13 +360,8 @@ def _sleep(seconds: float, check: Callable[[], None]) -> None:
 
 
 def _check_server(job: Job, facts: ServerFacts) -> None:
-    version = facts.vllm_version.split(".")
-    if (
-        version[:1] == ["0"]
-        and len(version) > 1
-        and version[1].isdecimal()
-        and int(version[1]) < 24
-    ):
+    release = _release(facts.vllm_version)
+    if release is not None and release < OLDEST:
         raise CalibrationError(
             f"the server is vLLM {facts.vllm_version}; calibration needs 0.24 or newer"
         )
@@ -380,6 +379,23 @@ def _check_server(job: Job, facts: ServerFacts) -> None:
             f"loaded {facts.weights_gib:.2f} GiB: it does not use this method (vLLM falls back to "
             "bf16 without an error when it does not recognise a configuration)"
         )
+
+
+def _release(version: str) -> tuple[int, int] | None:
+    """(major, minor); None for a version that cannot be read, such as that of a build from git."""
+    found = re.match(r"v?(\d+)\.(\d+)(?!\d)", version)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _newer(version: str) -> str | None:
+    """What to know of a server newer than any that the recorder was tried on; None for others."""
+    release = _release(version)
+    if release is None or release <= NEWEST:
+        return None
+    return (
+        f"vLLM {version} is newer than {NEWEST[0]}.{NEWEST[1]}, the newest that the recorder was "
+        "tried on: all its hooks took hold, but look at the token balance of the recording"
+    )
 
 
 def _describe(
@@ -408,6 +424,8 @@ def _describe(
         notes.append(
             "NVML does not tell the GPU's power limit: a profile takes its type's usual one"
         )
+    if (newer := _newer(facts.vllm_version)) is not None:
+        notes.append(newer)
     if facts.weights_gib is None:
         notes.append(
             "the server's log does not tell the bytes of the weights: that it really uses this "
@@ -444,7 +462,7 @@ def _describe(
         "catalogue_weight_bytes": weight_bytes(
             job.method, job.model.architecture, job.tensor_parallel_size
         ),
-        "kernel": job.method.kernel(job.gpu),
+        "kernel": job.method.kernel(job.gpu, _release(facts.vllm_version)),
         "graph_sizes": list(facts.graph_sizes),
         "model_runner": runner[0] if runner else "",
         "power_limit_w": job.power_limit_w,

@@ -1,7 +1,8 @@
 """The catalogue of quantization methods: vLLM configuration, bytes, kernels, hardware.
 
 A method is named by an id such as ``fp8-w8a8``; ``+kv-fp8`` after it adds an FP8 KV cache.
-Formats and kernels are those of vLLM 0.24 for dense models.
+Formats are those of vLLM 0.24 to 0.33 for dense models, and so are kernels but where ``since`` says
+otherwise.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Method:
     #: kernels by GPU architecture; "" where vLLM refuses it
     hopper: str = ""
     ampere: str = ""
+    #: a release of vLLM, (major, minor), and the kernel that it brought, on either architecture
+    since: tuple[tuple[tuple[int, int], str], ...] = ()
     #: why it does not run where a kernel is ""
     refusal: str = ""
     #: ``vllm serve --quantization`` value that makes it from a bf16 checkpoint, or ""
@@ -68,9 +71,19 @@ class Method:
         """Whether it runs on dummy weights. All of them do; each needs random bits but bf16."""
         return True
 
-    def kernel(self, gpu: GpuType) -> str:
-        """The GEMM kernel on a GPU, "" if vLLM has none."""
-        return self.hopper if gpu.capability >= (9, 0) else self.ampere
+    def kernel(self, gpu: GpuType, release: tuple[int, int] | None = None) -> str:
+        """The GEMM kernel on a GPU, "" if vLLM has none.
+
+        Parameters
+        ----------
+        release
+            vLLM's (major, minor); the newest that is known by default.
+        """
+        kernel = self.hopper if gpu.capability >= (9, 0) else self.ampere
+        for first, later in self.since:
+            if kernel and (release is None or release >= first):
+                kernel = later
+        return kernel
 
 
 def _ct(form: str, weights: dict[str, Any], inputs: dict[str, Any] | None) -> dict[str, Any]:
@@ -255,6 +268,7 @@ _ALL = (
         ),
         hopper="Marlin FP4",
         ampere="Marlin FP4",
+        since=(((0, 32), "Humming"),),
         k_multiple=128,
         n_multiple=64,
     ),
@@ -267,6 +281,7 @@ _ALL = (
         config=_ct("mxfp4-pack-quantized", _args(4, "float", "group", False, group_size=32), None),
         hopper="Marlin FP4",
         ampere="Marlin FP4",
+        since=(((0, 32), "Humming"),),
         k_multiple=128,
         n_multiple=64,
     ),

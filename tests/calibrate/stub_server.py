@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent / "fakes"))
 
@@ -40,6 +41,13 @@ def log(text):
     print(f"(EngineCore pid={os.getpid()}) INFO 11-20 12:00:00 [stub.py:1] {text}", flush=True)
 
 
+def version():
+    """That of the fakes, unless a test says otherwise."""
+    import vllm
+
+    return os.environ.get("STUB_VERSION", vllm.__version__)
+
+
 def quantized(model):
     config = json.loads((Path(model) / "config.json").read_text())
     return "quantization_config" in config
@@ -57,9 +65,11 @@ class Engine:
         from vllm.plugins import load_general_plugins
 
         load_general_plugins()
+        from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
         from vllm.v1.core.sched.scheduler import Scheduler
         from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+        DummyModelLoader().load_weights(SimpleNamespace(modules=list), None)
         self.executor = UniProcExecutor()
         self.scheduler = Scheduler()
         self.queues = {}
@@ -118,7 +128,7 @@ async def serve(reader, writer, engine):
             continue
         text = {
             "/health": "",
-            "/version": json.dumps({"version": os.environ.get("STUB_VERSION", "0.24.0")}),
+            "/version": json.dumps({"version": version()}),
             "/metrics": 'vllm:cache_config_info{block_size="16",engine="0",'
             f'num_gpu_blocks="{BLOCKS}"}} 1.0\n',
         }.get(path)

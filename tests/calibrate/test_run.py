@@ -269,6 +269,19 @@ def test_an_old_server_is_refused(tmp_path: Path) -> None:
     assert "vLLM 0.23.1; calibration needs 0.24 or newer" in result["failed"]["llama-3.1-8b--bf16"]
 
 
+def test_a_server_newer_than_any_that_was_tried_is_measured_with_a_warning(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    more = {"FAKE_VLLM_VERSION": "0.40.0", "STUB_WEIGHTS_GIB": "5.41"}
+    code, _, stderr = run(out, "mxfp4-w4a16", "--no-fit", **more)
+    assert code == 0, stderr
+    words = "vLLM 0.40.0 is newer than 0.33, the newest that the recorder was tried on"
+    assert words in stderr
+    server = json.loads((out / "llama-3.1-8b--mxfp4-w4a16" / "server.json").read_text())
+    assert server["vllm_version"] == "0.40.0"
+    assert any(words in note for note in server["notes"])
+    assert server["kernel"] == "Humming"
+
+
 def test_a_crash_under_load_keeps_what_was_measured_apart(tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, result, _ = run(out, "bf16", "--gpus", "0", STUB_MODE="crash-later")
