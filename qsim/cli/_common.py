@@ -47,7 +47,7 @@ ROUTER_HELP = (
 )
 
 #: options that read and shape a trace, by parameter
-SHAPE = ("format", "sort", "start", "end", "speed", "head")
+SHAPE = ("format", "columns", "sort", "start", "end", "speed", "head")
 PICTURES = (".png", ".svg", ".pdf")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -92,6 +92,8 @@ trace_options = option_group(
     click.argument("trace", metavar="TRACE"),
     click.option("--format", metavar="NAME", help="Format of TRACE; recognised by content "
                  "unless given."),
+    click.option("--columns", metavar="ROLE=NAME[UNIT],...", help="What the columns of a table "
+                 "are: arrival=start_time[unix_ms],prompt=usage.prompt_tokens,output=tokens_out."),
     click.option("--sort", is_flag=True, default=None,
                  help="Sort TRACE by arrival time instead of refusing it."),
     click.option("--start", type=float, metavar="S",
@@ -108,6 +110,7 @@ def load_shaped(
     trace: str,
     *,
     format: str | None,
+    columns: str | None,
     sort: bool | None,
     start: float | None,
     end: float | None,
@@ -118,7 +121,7 @@ def load_shaped(
     """Read TRACE, say on stderr what was skipped, then cut and scale it."""
     from qsim.traces import load_trace, shape
 
-    loaded = load_trace(trace, format=format, sort=bool(sort), seed=seed)
+    loaded = load_trace(trace, format=format, columns=columns, sort=bool(sort), seed=seed)
     tell_reading(loaded.name, loaded.meta)
     return shape(loaded, start, end, speed, head)
 

@@ -53,7 +53,9 @@ def run_streamed(given: Mapping[str, Any], profile: Profile) -> tuple[StreamResu
     from qsim.sim.stream import simulate_stream
     from qsim.traces.parts import open_parts
 
-    trace = open_parts(given["trace"], format=given["format"], seed=given["seed"])
+    trace = open_parts(
+        given["trace"], format=given["format"], seed=given["seed"], columns=given["columns"]
+    )
     parts = trace.shaped(given["start"], given["end"], given["speed"], given["head"])
     begin_s = time.monotonic()
     with ExitStack() as stack:

@@ -31,8 +31,8 @@ _TO = click.option(
 def group() -> None:
     """Describe, convert and synthesise request traces.
 
-    TRACE is a file (Azure, Mooncake, BurstGPT, vLLM bench, ServeGen, qsim's own CSV or Parquet;
-    gzip or not) or a preset, such as azure-conv-2023 or azure-conv-2023:rate=20,duration=600.
+    TRACE is a file (a table, a log, a benchmark's result or a public trace; compressed or not: see
+    docs/traces.md) or a preset, such as azure-conv-2023 or azure-conv-2023:rate=20,duration=600.
     """
 
 
@@ -49,6 +49,7 @@ def info(as_json: bool, **given: Any) -> None:
         "name": trace.name,
         "format": trace.meta.get("format"),
         "skipped": trace.meta.get("skipped", {}),
+        **({"columns": trace.meta["columns"]} if "columns" in trace.meta else {}),
         **trace_statistics(trace),
     }
     click.echo(to_json(statistics) if as_json else _table(statistics), nl=False)
@@ -74,7 +75,7 @@ def convert(out: Path, others: tuple[str, ...], to: str | None, **given: Any) ->
     source = given.pop("trace")
     trace = load_shaped(source, **given)
     if others:
-        more = [load_shaped(one, **{**given, "format": None}) for one in others]
+        more = [load_shaped(one, **{**given, "format": None, "columns": None}) for one in others]
         trace = merge([trace, *more], name=f"{trace.name} and {len(more)} more")
     write_trace(trace, out, format=to)
     note(f"{out}: {len(trace):,} requests over {trace.duration_s:,.0f} s")
@@ -240,6 +241,8 @@ def _table(s: Mapping[str, Any]) -> str:
         values = (s[f"{column}_{key}"] for key in ("mean", "p50", "p90", "p99", "max"))
         lines.append(f"  {column[:6]:10}" + "".join(f"{v:>10,.0f}" for v in values))
     lines.append(f"  correlation of the logarithms {number(s['log_length_corr'], 3)}")
+    if "columns" in s:
+        lines += ["", "  columns     " + ", ".join(f"{r}: {c}" for r, c in s["columns"].items())]
     if "prefix_block_hit_rate" in s:
         lines += [
             "",

@@ -24,7 +24,7 @@ __all__ = ["EXPORTS", "Export", "export_plan", "export_pools", "parse_export", "
 
 EXPORTS = ("vllm", "kubernetes", "scenario")
 #: options of `qsim simulate` that read and shape a trace
-_TRACE_KEYS = ("trace", "format", "sort", "start", "end", "speed", "head")
+_TRACE_KEYS = ("trace", "format", "columns", "sort", "start", "end", "speed", "head")
 
 
 @dataclass(frozen=True)

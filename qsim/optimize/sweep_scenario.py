@@ -17,7 +17,7 @@ from qsim.traces.trace import Trace
 
 __all__ = ["Scenarios"]
 
-_SHAPE = ("format", "sort", "start", "end", "speed", "head")
+_SHAPE = ("format", "columns", "sort", "start", "end", "speed", "head")
 _RUN = ("trace", *_SHAPE, "growth", "profile", "replicas", "router", "seed", "too_long")
 #: parts of a profile's id
 _PARTS = ("gpu", "model", "method", "tensor_parallel_size")
@@ -100,7 +100,9 @@ class Scenarios:
         from qsim.traces import shape as cut
 
         s = dict(shape)
-        trace = load_trace(text, format=s["format"], sort=bool(s["sort"]), seed=seed)
+        trace = load_trace(
+            text, format=s["format"], columns=s["columns"], sort=bool(s["sort"]), seed=seed
+        )
         return cut(trace, s["start"], s["end"], s["speed"], s["head"]).speed(growth)
 
     def profile(self, settings: Mapping[str, Any]) -> Profile:

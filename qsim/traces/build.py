@@ -89,6 +89,8 @@ class TraceBuilder:
         #: what an error about an empty trace should add
         self.hint: Callable[[], str] = str
         self.skipped: dict[str, int] = {}
+        #: by role, the column that was taken for it, for formats of which that can be asked
+        self.columns: dict[str, str] = {}
         #: how the file was understood, where a reader of the answer should know
         self.notes: list[str] = []
 
@@ -105,9 +107,9 @@ class TraceBuilder:
         output_tokens: IntArray,
         *,
         column: str,
-        place: str = "line",
+        place: Callable[[int], str] = "line {}".format,
     ) -> None:
-        """Append requests; ``line`` and ``column`` say where their times stand."""
+        """Append requests; ``place`` of ``line`` and ``column`` say where their times stand."""
         if len(times) == 0:
             return
         if self._rows == 0 and self._last is None and self._guess_unit:
@@ -151,15 +153,19 @@ class TraceBuilder:
         self._hash_lengths.append(len(ids))
 
     def _check_times(
-        self, line: IntArray, times: npt.NDArray[Any], column: str, place: str
+        self,
+        line: IntArray,
+        times: npt.NDArray[Any],
+        column: str,
+        place: Callable[[int], str],
     ) -> None:
-        where = f"{self._source.path}, {place}"
+        path = self._source.path
         help_ = "--sort (sort=True) puts the requests in order of arrival"
         if not self._absolute and (times < 0).any():
             row = int(np.argmax(times < 0))
             raise TraceError(
-                f"{where} {int(line[row])}, column {column!r}: {times[row].item()!r} is negative; "
-                f"times must be >= 0: {help_} and starts the clock at the earliest"
+                f"{path}, {place(int(line[row]))}, column {column!r}: {times[row].item()!r} is "
+                f"negative; times must be >= 0: {help_} and starts the clock at the earliest"
             )
         before = times[:1] if self._last is None else np.array([self._last], times.dtype)
         down = np.diff(np.concatenate([before, times])) < 0
@@ -167,7 +173,7 @@ class TraceBuilder:
             row = int(np.argmax(down))
             back = np.concatenate([before, times])[row] - times[row]
             raise TraceError(
-                f"{where} {int(line[row])}, column {column!r}: arrives "
+                f"{path}, {place(int(line[row]))}, column {column!r}: arrives "
                 f"{back / self._ticks_per_s:g} s before the request above it; "
                 f"times must not go down: {help_}"
             )
@@ -234,6 +240,9 @@ class TraceBuilder:
             turns = None if turns is None else turns.take(order)
         if self._origin is None:
             far = times[0] / self._ticks_per_s >= UNIX_FROM_S
+            if far and self._guess_unit and "arrival" in self.columns:
+                unit = f"(Unix time in {UNITS[self._ticks_per_s]})"
+                self.columns["arrival"] = f"{self.columns['arrival'].rpartition(' (')[0]} {unit}"
             self._origin = times[0] if self._absolute or times[0] < 0 or far else 0
         if self._origin:
             times = times - self._origin
@@ -248,6 +257,7 @@ class TraceBuilder:
                 "format": self._format,
                 "skipped": dict(self.skipped),
                 **({"notes": list(self.notes)} if self.notes else {}),
+                **({"columns": dict(self.columns)} if self.columns else {}),
                 **meta,
             },
         )

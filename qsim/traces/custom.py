@@ -14,7 +14,7 @@ from qsim.traces.presets import load_preset
 from qsim.traces.source import Source
 from qsim.traces.spells import Spells, spells_for_fano
 from qsim.traces.synth import Span, Workload
-from qsim.traces.text import header_of, read_rows
+from qsim.traces.table import header_of, read_csv
 
 __all__ = ["ARRIVALS", "custom_workload", "read_rate_profile"]
 
@@ -133,9 +133,9 @@ def read_rate_profile(path: Path) -> RateProfile:
             raise TraceError(
                 f"{path}, line 1: no column {name!r}; the columns are {', '.join(names)}"
             )
-    blocks = [
-        (r.floats(names.index("t_s")), r.floats(names.index("rate_rps"))) for r in read_rows(source)
-    ]
+    at = names.index("t_s"), names.index("rate_rps")
+    rows = read_csv(source, [(at[0], "number"), (at[1], "number")])
+    blocks = [(r.floats(0), r.floats(1)) for r in rows]
     if not blocks or len(np.concatenate([t for t, _ in blocks])) < 2:
         raise TraceError(f"{path}: a rate profile needs at least 2 rows of t_s,rate_rps")
     times = np.concatenate([t for t, _ in blocks])

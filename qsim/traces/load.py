@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "iter_preset",
     "load_trace",
+    "no_columns",
     "opened",
     "preset_names",
     "preset_request",
@@ -34,6 +35,7 @@ def load_trace(
     format: str | None = None,
     sort: bool = False,
     seed: int = 0,
+    columns: str | None = None,
 ) -> Trace:
     """Read a trace file, or draw a preset.
 
@@ -48,6 +50,9 @@ def load_trace(
         Put the requests in order of arrival, where the default is to refuse a file that is not.
     seed : int
         For presets and for formats whose reading is a draw; a preset's ``seed=`` goes first.
+    columns : str, optional
+        Which column of a table is what, such as
+        ``arrival=start_time[unix_ms],prompt=usage.prompt_tokens,output=usage.completion_tokens``.
 
     Returns
     -------
@@ -67,10 +72,11 @@ def load_trace(
         text, params = split_params(text)
         path = Path(text)
     if path.exists():
-        return _load_file(path, format, sort, seed, params)
+        return _load_file(path, format, sort, seed, params, columns)
     from qsim.traces.synth import synthesize
 
     asked = preset_request(text, params, format)
+    no_columns(text, columns)
     trace = synthesize(asked.workload, asked.span, seed if asked.seed is None else asked.seed)
     return replace(trace, meta={**trace.meta, "params": dict(params)})
 
@@ -156,18 +162,40 @@ def split_params(text: str) -> tuple[str, dict[str, str]]:
     return name, params
 
 
+def no_columns(name: str, columns: str | None) -> None:
+    """Refuse columns for a preset.
+
+    Raises
+    ------
+    TraceError
+        If there are any.
+    """
+    if columns is not None:
+        raise TraceError(f"{name}: --columns is {columns!r}, but a preset has no columns")
+
+
 def _load_file(
-    path: Path, format: str | None, sort: bool, seed: int, params: dict[str, str]
+    path: Path,
+    format: str | None,
+    sort: bool,
+    seed: int,
+    params: dict[str, str],
+    columns: str | None,
 ) -> Trace:
     from qsim.traces.source import Source
 
     source = Source(path)
-    chosen, options = opened(source, format, sort, seed, params)
+    chosen, options = opened(source, format, sort, seed, params, columns)
     return chosen.read(source, options)
 
 
 def opened(
-    source: Source, format: str | None, sort: bool, seed: int, params: dict[str, str]
+    source: Source,
+    format: str | None,
+    sort: bool,
+    seed: int,
+    params: dict[str, str],
+    columns: str | None = None,
 ) -> tuple[Format, ReadOptions]:
     """The format of a file, recognised unless it is given, and how to read it.
 
@@ -176,12 +204,18 @@ def opened(
     TraceError
         If the file is empty, its format is not known, or a parameter is unknown for it.
     """
+    from qsim.traces.columns import parse_columns
     from qsim.traces.formats import ReadOptions, format_named, recognise
 
     path = source.path
     if not source.is_dir and not source.head.strip():
         raise TraceError(f"{path}: the file is empty; a trace needs at least one request")
-    chosen = recognise(source) if format is None else format_named(format)
+    chosen = recognise(source, columns is not None) if format is None else format_named(format)
+    if columns is not None and chosen.name != "table":
+        raise TraceError(
+            f"{path}: --columns says what the columns of a table are, and the format is given as "
+            f"{chosen.name}; leave one of them out"
+        )
     unknown = [key for key in params if key not in chosen.params]
     if unknown:
         allowed = ", ".join(chosen.params) or "none"
@@ -189,7 +223,8 @@ def opened(
             f"{path}: parameter {unknown[0]!r} is unknown for the format {chosen.name}; "
             f"its parameters: {allowed}"
         )
-    return chosen, ReadOptions(sort=sort, seed=seed, params=params)
+    given = {} if columns is None else parse_columns(columns)
+    return chosen, ReadOptions(sort=sort, seed=seed, params=params, columns=given)
 
 
 def shape(

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from qsim.errors import TraceError
-from qsim.traces.load import opened, preset_request, split_params
+from qsim.traces.load import no_columns, opened, preset_request, split_params
 from qsim.traces.source import Source
 from qsim.traces.trace import Trace
 
@@ -110,7 +110,11 @@ class TraceParts:
 
 
 def open_parts(
-    source: str | PathLike[str], *, format: str | None = None, seed: int = 0
+    source: str | PathLike[str],
+    *,
+    format: str | None = None,
+    seed: int = 0,
+    columns: str | None = None,
 ) -> TraceParts:
     """Open a trace file or a preset to be read part by part.
 
@@ -126,6 +130,8 @@ def open_parts(
         The file's format.
     seed : int
         As for ``load_trace``.
+    columns : str, optional
+        As for ``load_trace``.
 
     Raises
     ------
@@ -138,7 +144,7 @@ def open_parts(
         from qsim.traces.build import read_parts
 
         watched = _Watched(Path(name))
-        chosen, options = opened(watched, format, False, seed, params)
+        chosen, options = opened(watched, format, False, seed, params, columns)
         if chosen.reading is None:
             whole = chosen.read(watched, options)
             n = len(whole)
@@ -149,6 +155,7 @@ def open_parts(
     from qsim.traces.synth import expected_requests, iter_chunks
 
     asked = preset_request(name, params, format)
+    no_columns(name, columns)
     expected = expected_requests(asked.workload, asked.span)
     drawn = iter_chunks(asked.workload, asked.span, seed if asked.seed is None else asked.seed)
     return TraceParts(name, drawn, lambda requests: min(1.0, requests / expected))
@@ -158,7 +165,7 @@ def is_large(source: str | PathLike[str]) -> bool:
     """Whether a trace had better be taken in parts.
 
     A preset of more than 2 million expected requests, or a file of more than 128 MiB (32 MiB if
-    it is gzip or Parquet).
+    it is compressed or Parquet).
     """
     text = fspath(source)
     name, params = (text, {}) if Path(text).exists() else split_params(text)
@@ -166,7 +173,7 @@ def is_large(source: str | PathLike[str]) -> bool:
     if path.is_dir():
         return False
     if path.exists():
-        packed = path.suffix in (".gz", ".parquet")
+        packed = path.suffix in (".gz", ".parquet", ".zst", ".xz", ".bz2", ".zip")
         return path.stat().st_size > (LARGE_PACKED_BYTES if packed else LARGE_BYTES)
     from qsim.traces.synth import expected_requests
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from qsim.errors import MissingExtraError, TraceError
 from qsim.files import atomic_path
-from qsim.traces.trace import HashIds, Trace
+from qsim.traces.trace import HashIds, Trace, Turns
 
 __all__ = ["WRITE_FORMATS", "format_for", "write_chunks", "write_trace"]
 
@@ -134,23 +134,35 @@ def _write_csv(chunks: Iterator[Trace], stream: IO[str], target: Path) -> None:
     header = False
     for chunk in chunks:
         ids = chunk.hash_ids
-        if not header:
-            extra = ",hash_ids,hash_block_tokens" if ids is not None else ""
-            stream.write(f"arrival_s,prompt_tokens,output_tokens{extra}\n")
-            header = True
+        names = ["arrival_s", "prompt_tokens", "output_tokens"]
         columns: list[Iterable[Any]] = [
-            chunk.arrival_s.tolist(),
+            map(repr, chunk.arrival_s.tolist()),
             chunk.prompt_tokens.tolist(),
             chunk.output_tokens.tolist(),
         ]
-        if ids is None:
-            stream.writelines(f"{a!r},{p},{o}\n" for a, p, o in zip(*columns, strict=True))
-        else:
-            joined = (" ".join(map(str, ids[i].tolist())) for i in range(len(ids)))
-            stream.writelines(
-                f"{a!r},{p},{o},{h},{ids.block_tokens}\n"
-                for a, p, o, h in zip(*columns, joined, strict=True)
-            )
+        if ids is not None:
+            names += ["hash_ids", "hash_block_tokens"]
+            columns.append(" ".join(map(str, ids[i].tolist())) for i in range(len(ids)))
+            columns.append([ids.block_tokens] * len(ids))
+        if chunk.turns is not None:
+            names += ["session_id", "delay_s"]
+            sessions, delays = _sessions(chunk.turns)
+            columns += [sessions, ("" if d is None else repr(d) for d in delays)]
+        if not header:
+            stream.write(",".join(names) + "\n")
+            header = True
+        row = ",".join(["{}"] * len(columns)) + "\n"
+        stream.writelines(row.format(*values) for values in zip(*columns, strict=True))
+
+
+def _sessions(turns: Turns) -> tuple[list[int], list[float | None]]:
+    """A number for each request's session, and the delay of the turns that wait."""
+    sessions: list[int] = []
+    for i, previous in enumerate(turns.previous.tolist()):
+        sessions.append(i if previous < 0 else sessions[previous])
+    waits = (turns.previous >= 0).tolist()
+    delays = [d if w else None for d, w in zip(turns.delay_s.tolist(), waits, strict=True)]
+    return sessions, delays
 
 
 def _write_mooncake(chunks: Iterator[Trace], stream: IO[str], target: Path) -> None:
@@ -173,6 +185,11 @@ def _write_mooncake(chunks: Iterator[Trace], stream: IO[str], target: Path) -> N
 def _write_timed(chunks: Iterator[Trace], stream: IO[str], target: Path) -> None:
     next_id = 0
     for chunk in chunks:
+        if chunk.turns is not None:
+            raise TraceError(
+                f"{target}: vLLM's timed_trace has no sessions, and later turns of {chunk.name} "
+                "wait for answers; give :turns=open after the path, or write .csv or .parquet"
+            )
         ids = chunk.hash_ids
         if ids is None:
             # vLLM builds the prompt from the ids alone, so each request gets ids of its own.
@@ -187,9 +204,14 @@ def _write_lines(
     stream: IO[str], chunk: Trace, ids: HashIds, timestamps: list[float] | list[int]
 ) -> None:
     lengths = zip(chunk.prompt_tokens.tolist(), chunk.output_tokens.tolist(), strict=True)
+    sessions, delays = ([], []) if chunk.turns is None else _sessions(chunk.turns)
     for i, (time, (prompt, output)) in enumerate(zip(timestamps, lengths, strict=True)):
-        row = {
-            "timestamp": time,
+        row: dict[str, Any] = {"timestamp": time}
+        if sessions:
+            delay_s = delays[i]
+            row = {"session_id": sessions[i]}
+            row |= {"timestamp": time} if delay_s is None else {"delay": round(1000 * delay_s, 6)}
+        row |= {
             "input_length": prompt,
             "output_length": output,
             "hash_ids": ids[i].tolist(),
@@ -221,6 +243,10 @@ def _write_parquet(chunks: Iterator[Trace], raw: IO[bytes]) -> None:
         if ids is not None:
             columns["hash_ids"] = pa.LargeListArray.from_arrays(ids.offsets, ids.values)
             columns["hash_block_tokens"] = np.full(len(chunk), ids.block_tokens)
+        if chunk.turns is not None:
+            sessions, delays = _sessions(chunk.turns)
+            columns["session_id"] = sessions
+            columns["delay_s"] = pa.array(delays, pa.float64())
         table = pa.table(columns)
         if writer is None:
             writer = pq.ParquetWriter(raw, table.schema)

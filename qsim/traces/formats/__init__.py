@@ -68,8 +68,15 @@ FORMATS: tuple[Format, ...] = (
     Format("mooncake", "mooncake"),
     Format("bailian", "mooncake", "_bailian"),
     Format("timed-trace", "mooncake", "_timed"),
+    Format("sglang-bench", "sglang_bench"),
     Format("vllm-bench", "vllm_bench"),
+    Format("guidellm", "guidellm"),
+    Format("aiperf", "aiperf"),
+    Format("vidur", "vidur"),
+    Format("splitwise", "splitwise"),
+    Format("openai-log", "openai_log"),
     Format("servegen", "servegen"),
+    Format("table", "table"),
 )
 
 
@@ -87,8 +94,8 @@ def format_named(name: str) -> Format:
     raise TraceError(f"format is {name!r}; must be one of {', '.join(one.name for one in FORMATS)}")
 
 
-def recognise(source: Source) -> Format:
-    """The format of a file or directory, by what it holds.
+def recognise(source: Source, columns: bool = False) -> Format:
+    """The format of a file or directory, by what it holds; ``columns``: its columns are told.
 
     Raises
     ------
@@ -97,6 +104,8 @@ def recognise(source: Source) -> Format:
     """
     if not source.is_dir and not source.head.strip():
         raise TraceError(f"{source.path}: the file is empty; a trace needs at least one request")
+    if columns:
+        return format_named("table")
     for one in FORMATS:
         if one.recognise(source):
             return one
@@ -106,5 +115,6 @@ def recognise(source: Source) -> Format:
     else:
         seen = f"it begins {source.head[:80].splitlines()[0].decode('utf-8', 'replace')!r}"
     raise TraceError(
-        f"{source.path}: not a trace format that qsim knows ({seen}); the formats are {known}"
+        f"{source.path}: not a trace format that qsim knows ({seen}); if it is a table, "
+        f"--columns arrival=NAME,prompt=NAME,output=NAME says what is what; the formats are {known}"
     )

@@ -1,25 +1,31 @@
-"""The Azure LLM inference traces of 2023, 2024 and 2025 (CSV with dates)."""
+"""The Azure LLM inference traces of 2023, 2024 and 2025 (CSV or Parquet with dates)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from qsim.traces.build import Reading, TraceBuilder, read_whole
+from qsim.traces.build import Reading, read_whole
+from qsim.traces.columns import Column
 from qsim.traces.formats import canonical
 from qsim.traces.formats.options import ReadOptions
+from qsim.traces.mapped import is_json, names_of, read_mapped
 from qsim.traces.source import Source
-from qsim.traces.text import header_of, read_rows
 from qsim.traces.trace import Trace
 
 __all__ = ["WHAT", "read", "reading", "recognise"]
 
 WHAT = "CSV with TIMESTAMP,ContextTokens,GeneratedTokens (Azure LLM inference 2023, 2024, 2025)"
-_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+_COLUMNS = {
+    "arrival": Column("TIMESTAMP"),
+    "prompt": Column("ContextTokens"),
+    "output": Column("GeneratedTokens"),
+}
 
 
 def recognise(source: Source) -> bool:
-    """Whether the first line names Azure's columns."""
-    return not source.is_dir and set(_COLUMNS) <= set(header_of(source.head))
+    """Whether Azure's columns are there."""
+    if source.is_dir or is_json(source):
+        return False
+    names = {name.lower() for name in names_of(source)}
+    return {column.name.lower() for column in _COLUMNS.values()} <= names
 
 
 def read(source: Source, options: ReadOptions) -> Trace:
@@ -32,27 +38,8 @@ def read(source: Source, options: ReadOptions) -> Trace:
 
 
 def reading(source: Source, options: ReadOptions) -> Reading:
-    """The same, a block of the file at a time."""
-    names = header_of(source.head)
-    if "TIMESTAMP" not in names and "arrival_s" in names:
+    """The same, some rows at a time."""
+    names = {name.lower() for name in names_of(source)}
+    if "timestamp" not in names and "arrival_s" in names:
         return canonical.reading(source, options)
-    when, context, generated = canonical.columns_of(source, names, _COLUMNS)
-    builder = TraceBuilder(
-        source, "azure", sort=options.sort, absolute=True, ticks_per_s=1_000_000_000
-    )
-    return builder, _steps(source, builder, when, context, generated)
-
-
-def _steps(
-    source: Source, builder: TraceBuilder, when: int, context: int, generated: int
-) -> Iterator[None]:
-    for rows in read_rows(source):
-        times = rows.times_ns(when)
-        prompt, output = rows.ints(context), rows.ints(generated)
-        keep = (prompt > 0) & (output > 0)
-        if not keep.all():
-            builder.skip("no prompt token", int((prompt <= 0).sum()))
-            builder.skip("no output token", int(((output <= 0) & (prompt > 0)).sum()))
-            times, prompt, output = times[keep], prompt[keep], output[keep]
-        builder.add(rows.line[keep], times, prompt, output, column="TIMESTAMP")
-        yield
+    return read_mapped(source, "azure", _COLUMNS, sort=options.sort, absolute=True)

@@ -19,6 +19,7 @@ from qsim.errors import TraceError
 from qsim.traces.block_size import fitting_block_tokens, most_ids
 from qsim.traces.build import Reading, TraceBuilder, read_whole
 from qsim.traces.formats.options import ReadOptions
+from qsim.traces.json_rows import parse_json
 from qsim.traces.prefix_id import prefix_id
 from qsim.traces.source import Source
 from qsim.traces.trace import Trace
@@ -56,7 +57,7 @@ def _first_object(source: Source) -> dict[str, Any]:
         return {}
     line = source.head.lstrip().split(b"\n", 1)[0]
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError:
         return {}
     return value if isinstance(value, dict) and "input_length" in value else {}
@@ -160,17 +161,13 @@ class _Lines:
     def steps(self) -> Iterator[None]:
         """Read a block of the file at a time."""
         source, builder = self._source, self._builder
-        number = 0
-        for block in source.blocks():
+        for batch in source.batches():
             lines: list[int] = []
             times: list[float] = []
             prompts: list[int] = []
             outputs: list[int] = []
             counts: list[int] = []
-            for line in block.split(b"\n"):
-                number += 1
-                if not line.strip():
-                    continue
+            for number, line in batch:
                 row = _object(source, number, line)
                 prompt, output = (_length(source, number, row, key) for key in _LENGTHS)
                 if prompt == 0 or output == 0:
@@ -182,7 +179,6 @@ class _Lines:
                 lines.append(number)
                 prompts.append(prompt)
                 outputs.append(output)
-            number -= block.endswith(b"\n")
             if any(counts):
                 self._settle_block(lines, prompts, counts)
             if self.question_ms and len(times) > 1:
@@ -281,7 +277,7 @@ def _is_number(value: Any) -> bool:
 
 def _object(source: Source, number: int, text: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(text)
+        row = parse_json(text)
     except ValueError as error:
         shown = text[:80].decode("utf-8", "replace")
         raise TraceError(f"{source.path}, line {number}: {shown!r} is not JSON: {error}") from None

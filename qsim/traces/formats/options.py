@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from qsim.traces.columns import Column
+
 __all__ = ["ReadOptions"]
 
 
@@ -20,8 +22,11 @@ class ReadOptions:
         For formats whose reading is a draw (ServeGen's rate windows).
     params : dict
         Parameters given after the path, for the formats that have any.
+    columns : dict
+        Which column is what, by role, where the caller says so (``--columns``).
     """
 
     sort: bool = False
     seed: int = 0
     params: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, Column] = field(default_factory=dict)

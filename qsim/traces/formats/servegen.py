@@ -9,9 +9,8 @@ are read: the published folders (``chunk-N-trace.csv`` without a header and, for
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ from qsim.traces.build import TraceBuilder
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.formats.servegen_lengths import LengthSource, lengths_for
 from qsim.traces.source import Source
-from qsim.traces.text import Rows, header_of, read_rows
+from qsim.traces.table import Kind, Rows, dialect_of, header_of, read_csv
 from qsim.traces.trace import Trace
 
 __all__ = ["PARAMS", "WHAT", "Window", "client_gaps", "read", "recognise"]
@@ -217,13 +216,15 @@ def _windows(source: Source, model: str | None) -> tuple[str | None, list[Window
     files = sorted(source.path.glob("chunk-*-trace.csv*")) if source.is_dir else [source.path]
     windows: list[Window] = []
     for file in files:
-        for rows in read_rows(Source(file), header=False):
-            if len(rows.names) != 6:
-                raise TraceError(
-                    f"{file}, line {int(rows.line[0])}: {len(rows.names)} fields, must be 6 "
-                    "(window start, rate, cv, pattern, shape, scale)"
-                )
-            windows += _client_windows(rows, _client_of(file.name), (0, 1, 3, 4))
+        own = Source(file)
+        fields = len(dialect_of(own.head).names)
+        if fields != 6:
+            raise TraceError(
+                f"{file}, line 1: {fields} fields, must be 6 (window start, rate, cv, pattern, "
+                "shape, scale)"
+            )
+        for rows in read_csv(own, _wanted((0, 1, 3, 4)), header=False):
+            windows += _client_windows(rows, [_client_of(file.name)] * len(rows))
     return None, windows
 
 
@@ -233,17 +234,19 @@ def _client_of(name: str) -> str:
 
 def _table_windows(source: Source, model: str | None) -> tuple[str, list[Window]]:
     names = header_of(source.head)
-    at = [names.index(name) for name in ("t_s", "rate_rps", "pattern", "shape")]
-    which, who = names.index("model"), names.index("client")
+    t_s, rate, pattern, shape, which, who = (
+        names.index(name) for name in ("t_s", "rate_rps", "pattern", "shape", "model", "client")
+    )
     found: dict[str, None] = {}
     windows: list[Window] = []
-    for rows in read_rows(source):
-        models = rows.texts(which)
+    wanted = _wanted((t_s, rate, pattern, shape), (which, who))
+    for rows in read_csv(source, wanted):
+        models = rows.texts(4)
         found |= dict.fromkeys(models)
         chosen = model or models[0]
         keep = np.array([i for i, one in enumerate(models) if one == chosen], np.int64)
         part = rows.take(keep)
-        windows += _client_windows(part, part.texts(who), (at[0], at[1], at[2], at[3]))
+        windows += _client_windows(part, part.texts(5))
     if not found:
         raise TraceError(f"{source.path}: no request in it; the file has no data row")
     if model is None and len(found) > 1:
@@ -256,27 +259,26 @@ def _table_windows(source: Source, model: str | None) -> tuple[str, list[Window]
     return model or next(iter(found)), windows
 
 
-def _client_windows(
-    rows: Rows, clients: str | list[str], columns: tuple[int, int, int, int]
-) -> Iterator[Window]:
-    start, rate, pattern, shape = columns
-    starts, rates = rows.floats(start), rows.floats(rate)
-    patterns = rows.texts(pattern)
-    for i in range(len(rows)):
+def _wanted(numbers: Sequence[int], more: Sequence[int] = ()) -> list[tuple[int, Kind]]:
+    """Start, rate, pattern and shape, which may be empty, and further texts."""
+    kinds: tuple[Kind, ...] = ("number", "number", "text", "text")
+    return [*zip(numbers, kinds, strict=True), *((at, "text") for at in more)]
+
+
+def _client_windows(rows: Rows, clients: Sequence[str]) -> Iterator[Window]:
+    starts, rates = rows.floats(0), rows.floats(1)
+    patterns, shapes = rows.texts(2), rows.texts(3)
+    for i, client in enumerate(clients):
         if rates[i] < 0:
-            rows.fail(i, rate, float(rates[i]), "a rate >= 0")
+            rows.fail(i, 1, "a rate >= 0", float(rates[i]))
         if rates[i] == 0:  # silent: it has no distribution, but its place in time counts
-            yield Window(
-                clients if isinstance(clients, str) else clients[i], float(starts[i]), 0.0, "", 1.0
-            )
+            yield Window(client, float(starts[i]), 0.0, "", 1.0)
             continue
         if not _pattern(patterns[i]):
-            rows.fail(i, pattern, patterns[i], "Gamma, Weibull or empty")
+            rows.fail(i, 2, "Gamma, Weibull or empty")
         value = 1.0
         if patterns[i]:
-            text: Any = rows.text(i, shape)
-            value = float(text) if _number(text) else math.nan
+            value = float(shapes[i]) if _number(shapes[i]) else math.nan
             if not (value > 0 and math.isfinite(value)):
-                rows.fail(i, shape, text, "a shape > 0")
-        client = clients if isinstance(clients, str) else clients[i]
+                rows.fail(i, 3, "a shape > 0")
         yield Window(client, float(starts[i]), float(rates[i]), patterns[i], value)

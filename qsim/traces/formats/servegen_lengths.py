@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim.errors import TraceError
+from qsim.traces.json_rows import parse_json
 from qsim.traces.lengths import LengthModel
 from qsim.traces.presets import PRESETS, load_preset, read_data, table_of
 from qsim.traces.source import Source
@@ -118,7 +118,7 @@ def _read_dataset(
     source: Source,
 ) -> tuple[FloatArray, list[tuple[_Histogram, _Histogram]]]:
     try:
-        data: Any = json.loads(source.read())
+        data: Any = parse_json(source.read_whole())
         windows = sorted((float(start), fields) for start, fields in data.items())
     except (ValueError, AttributeError, TypeError) as error:
         raise TraceError(

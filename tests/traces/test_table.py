@@ -1,4 +1,4 @@
-"""Columns of delimited text: the same numbers as Python's own conversions, and clear errors."""
+"""Columns of CSV: the same numbers as Python's own conversions, and clear errors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from qsim.errors import TraceError
 from qsim.traces import source as source_module
 from qsim.traces.source import Source
-from qsim.traces.text import Rows, header_of, read_rows
+from qsim.traces.table import Kind, Rows, header_of, read_csv
+from qsim.traces.times import parse_time_ns
 
 
-def rows_of(path: Path, text: str | bytes) -> Rows:
+def rows_of(path: Path, text: str | bytes, *kinds: Kind) -> Rows:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    (rows,) = read_rows(Source(path))
+    (rows,) = read_csv(Source(path), list(enumerate(kinds or ("number", "number"))))
     return rows
 
 
@@ -72,13 +73,20 @@ def test_times_are_exact(scratch: Path, parts: list[tuple[datetime, int, int, st
         )
         seconds = int(moment.replace(microsecond=0, tzinfo=UTC).timestamp())
         expected.append(seconds * 10**9 + int(fraction.ljust(9, "0") or 0))
-    rows = rows_of(scratch, "t,b\n" + "".join(f"{t},1\n" for t in texts))
-    assert rows.times_ns(0).tolist() == expected
+    rows = rows_of(scratch, "t,b\n" + "".join(f"{t},1\n" for t in texts), "date")
+    assert rows.dates_ns(0).tolist() == expected
+    assert [parse_time_ns(t) for t in texts] == expected
 
 
 def test_other_zones_are_converted(scratch: Path) -> None:
-    rows = rows_of(scratch, "t\n2024-05-10 02:00:00.5+02:00\n2024-05-09T19:00:00.5-05:00\n")
-    assert len(set(rows.times_ns(0).tolist())) == 1
+    texts = ["2024-05-10 02:00:00.5+02:00", "2024-05-09T19:00:00,500-0500", "2024/05/10 00:00:00.5"]
+    texts += ["2024-05-10T05:30:00.5+05:30", "2024-05-09 23:00:00.5 -01", "2024-05-10T00:00:00.5z"]
+    rows = rows_of(scratch, "t;b\n" + "".join(f"{t};1\n" for t in texts), "date")
+    expected = 1715299200500000000
+    assert rows.dates_ns(0).tolist() == [expected] * len(texts)
+    assert [parse_time_ns(t) for t in texts] == [expected] * len(texts)
+    short = rows_of(scratch, "t,b\n2023-11-16 18:17,1\n2023-11-16,1\n", "date")
+    assert short.dates_ns(0).tolist() == [1700158620000000000, 1700092800000000000]
 
 
 @pytest.mark.parametrize(
@@ -87,8 +95,10 @@ def test_other_zones_are_converted(scratch: Path) -> None:
         "2023-13-01 00:00:00",
         "2023-02-29 00:00:00",
         "2023-11-16 24:00:00",
-        "2023-11-16 18:17",
-        "2023-11-16",
+        "2023-11-16 18:17:60",
+        "2023-11-16 18:17:03 Europe/Berlin",
+        "1500-01-01 00:00:00",
+        "2300-01-01 00:00:00",
         "2023-11-16 18:17:03.",
         "2023-11-16 18:17:03.1234567891",
         "2023-11-16 18:17:03.5+0x:00",
@@ -97,10 +107,11 @@ def test_other_zones_are_converted(scratch: Path) -> None:
     ],
 )
 def test_bad_times_name_line_column_and_value(tmp_path: Path, bad: str) -> None:
-    rows = rows_of(tmp_path / "x.csv", f"when,b\n2023-11-16 18:17:03.9,1\n{bad},1\n")
+    rows = rows_of(tmp_path / "x.csv", f"when,b\n2023-11-16 18:17:03.9,1\n{bad},1\n", "date")
+    assert parse_time_ns(bad) is None
     pattern = f"x.csv, line 3, column 'when': {re.escape(repr(bad))} is not a date and time"
     with pytest.raises(TraceError, match=pattern):
-        rows.times_ns(0)
+        rows.dates_ns(0)
 
 
 @pytest.mark.parametrize("bad", ["", "x", "1.5", "nan", "inf", "1e400", "--1", "1_000", "-5"])
@@ -122,7 +133,7 @@ def test_a_wrong_number_of_fields_names_the_line(tmp_path: Path) -> None:
 
 
 def test_quoted_fields_may_hold_commas(tmp_path: Path) -> None:
-    rows = rows_of(tmp_path / "x.csv", 'a,b\n"[1, 2]",5\n7,"6"\n')
+    rows = rows_of(tmp_path / "x.csv", 'a,b\n"[1, 2]",5\n7,"6"\n', "text", "number")
     assert rows.texts(0) == ["[1, 2]", "7"]
     assert rows.ints(1).tolist() == [5, 6]
 
@@ -131,27 +142,32 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(b"\xef\xbb\xbfa,b\n1,2\n")
     assert header_of(Source(path).head) == ["a", "b"]
-    (rows,) = read_rows(Source(path))
+    (rows,) = read_csv(Source(path), [(0, "number"), (1, "number")])
     assert rows.names == ["a", "b"]
+    assert rows.ints(0).tolist() == [1]
 
 
-@pytest.mark.parametrize("block_bytes", [1, 7, 64])
-def test_blocks_of_any_size_give_the_same_rows_and_line_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 64])
+def test_chunks_of_any_size_give_the_same_rows_and_line_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
-    monkeypatch.setattr(source_module, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(source_module, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("qsim.traces.table.BATCH_ROWS", 7)
     path = tmp_path / "x.csv.gz"
-    path.write_bytes(gzip.compress(b"a,b\n" + b"".join(b"%d,%d\n" % (i, i * i) for i in range(50))))
-    parts = list(read_rows(Source(path)))
-    assert np.concatenate([p.ints(1) for p in parts]).tolist() == [i * i for i in range(50)]
-    assert np.concatenate([p.line for p in parts]).tolist() == list(range(2, 52))
+    text = "a,b\r\n" + "".join(f"{i},{i * i}\r\n" for i in range(50)) + "\u00e9\u2028,x\r\n"
+    path.write_bytes(gzip.compress(text.encode()))
+    parts = list(read_csv(Source(path), [(0, "text"), (1, "number")]))
+    assert len(parts) == 8
+    assert np.concatenate([p.ints(1) for p in parts[:7]]).tolist() == [i * i for i in range(49)]
+    assert [p.place(int(n)) for p in parts for n in p.number] == [f"line {i}" for i in range(2, 53)]
+    assert parts[-1].texts(0)[-1] == "\u00e9\u2028"
 
 
 def test_damaged_gzip_is_a_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "x.csv.gz"
     path.write_bytes(gzip.compress(b"a,b\n" + b"1,2\n" * 1000)[:-20])
     with pytest.raises(TraceError, match="damaged or cut off"):
-        list(read_rows(Source(path)))
+        list(read_csv(Source(path), [(0, "number")]))
 
 
 @given(st.integers(0, 10**15), st.integers(0, 22))

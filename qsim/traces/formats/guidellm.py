@@ -1,0 +1,89 @@
+"""The report of a GuideLLM benchmark (JSON), with one or several runs in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qsim.errors import TraceError
+from qsim.traces.collect import Collector
+from qsim.traces.formats.options import ReadOptions
+from qsim.traces.json_rows import lookup, parse_json
+from qsim.traces.mapped import is_json
+from qsim.traces.source import Source
+from qsim.traces.trace import Trace
+
+__all__ = ["PARAMS", "WHAT", "read", "recognise"]
+
+WHAT = "JSON of guidellm benchmark (benchmarks with requests.successful)"
+PARAMS = {"benchmark": "which run of the report, from 1; needed if there are several"}
+# field names of several versions, the newest first
+_TIME = ("request_start_time", "start_time", "info.timings.request_start")
+_PROMPT = ("prompt_tokens", "input_metrics.total_tokens", "input_metrics.text_tokens")
+_OUTPUT = ("output_tokens", "output_metrics.total_tokens", "output_metrics.text_tokens")
+
+
+def recognise(source: Source) -> bool:
+    """Whether it is an object with benchmarks in it."""
+    return is_json(source) and b'"benchmarks"' in source.head and not _is_lines(source)
+
+
+def _is_lines(source: Source) -> bool:
+    line, end, _ = source.head.lstrip().partition(b"\n")
+    return bool(end) and line.rstrip().endswith(b"}")
+
+
+def read(source: Source, options: ReadOptions) -> Trace:
+    """Read one run of a report; requests that failed or were cut off are skipped and counted."""
+    try:
+        report = parse_json(source.read_whole())
+    except ValueError as error:
+        raise TraceError(f"{source.path}: not one JSON object: {error}") from None
+    runs = report.get("benchmarks") if isinstance(report, dict) else None
+    if not isinstance(runs, list) or not runs:
+        raise TraceError(f"{source.path}: no list 'benchmarks' with a run in it")
+    run = runs[_which(source, options, runs)]
+    found = lookup(run, "requests")
+    if isinstance(found, dict) and isinstance(found.get("successful"), list):
+        groups = {kind: found.get(kind) or [] for kind in ("successful", "incomplete", "errored")}
+    elif isinstance(found, list):
+        groups = {"successful": found}
+    else:
+        raise TraceError(
+            f"{source.path}: no requests in the run; GuideLLM writes them unless sampling is off"
+        )
+    names = (_TIME[0], _PROMPT[0], _OUTPUT[0])
+    requests = Collector(source, "guidellm", names)
+    for i, row in enumerate(groups["successful"]):
+        values = [_first(row, paths) for paths in (_TIME, _PROMPT, _OUTPUT)]
+        requests.add(f"request {i}", *values)
+    for kind in ("incomplete", "errored"):
+        rows = groups.get(kind, [])
+        requests.skip(f"{kind} request", len(rows) if isinstance(rows, list) else 0)
+    return requests.build()
+
+
+def _first(row: Any, paths: tuple[str, ...]) -> Any:
+    return next((v for v in (lookup(row, p) for p in paths) if v is not None), None)
+
+
+def _which(source: Source, options: ReadOptions, runs: list[Any]) -> int:
+    told = [
+        f"{i + 1} ({lookup(run, 'config.strategy.type_') or 'run'}"
+        f"{_rate(lookup(run, 'config.strategy.rate'))})"
+        for i, run in enumerate(runs)
+    ]
+    text = options.params.get("benchmark")
+    if text is None:
+        if len(runs) > 1:
+            raise TraceError(
+                f"{source.path}: {len(runs)} runs; choose one with :benchmark=N after the path: "
+                f"{', '.join(told)}"
+            )
+        return 0
+    if not text.isdecimal() or not 1 <= int(text) <= len(runs):
+        raise TraceError(f"{source.path}: benchmark is {text!r}; must be one of {', '.join(told)}")
+    return int(text) - 1
+
+
+def _rate(rate: Any) -> str:
+    return f" {rate:g}/s" if isinstance(rate, int | float) else ""

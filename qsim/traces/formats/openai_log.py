@@ -1,0 +1,96 @@
+"""Logs of OpenAI-compatible calls: responses with their usage, and LiteLLM's spend logs.
+
+A response says when it was created (Unix time in s); a line may also wrap it (``response``), or
+give the time of the request beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qsim.errors import TraceError
+from qsim.traces.collect import Collector
+from qsim.traces.formats.options import ReadOptions
+from qsim.traces.json_rows import first_object, lookup, objects
+from qsim.traces.mapped import is_json
+from qsim.traces.source import Source
+from qsim.traces.trace import Trace
+
+__all__ = ["WHAT", "read", "recognise"]
+
+WHAT = "JSON lines of OpenAI responses (created, usage) or LiteLLM spend logs (startTime, ...)"
+#: where a line has the response, its usage and its time; the most exact time first
+_BODIES = ("", "response", "response.body", "body")
+_TIMES = ("startTime", "start_time", "request_time", "created_at", "created")
+_PROMPTS = ("prompt_tokens", "input_tokens")
+_OUTPUTS = ("completion_tokens", "output_tokens")
+
+
+def _within(row: Any, path: str, names: tuple[str, ...]) -> Any:
+    for name in names:
+        value = lookup(row, f"{path}.{name}" if path else name)
+        if value is not None:
+            return value
+    return None
+
+
+def _usage(row: dict[str, Any]) -> str | None:
+    """Where the tokens are: the path of ``usage``, or of what has them itself."""
+    for body in _BODIES:
+        for path in (f"{body}.usage" if body else "usage", body):
+            if path and not isinstance(lookup(row, path), dict):
+                continue
+            if _within(row, path, _PROMPTS) is not None:
+                return path
+    return None
+
+
+def _time(row: dict[str, Any]) -> Any:
+    for body in _BODIES:
+        value = _within(row, body, _TIMES)
+        if value is not None:
+            return value
+    return None
+
+
+def _names(row: dict[str, Any]) -> tuple[str, str, str]:
+    """What a row calls its time and its tokens."""
+    path = _usage(row)
+    times = [f"{b}.{t}" if b else t for b in _BODIES for t in _TIMES]
+    tokens = [[f"{path}.{n}" if path else n for n in names] for names in (_PROMPTS, _OUTPUTS)]
+    found = [
+        next((n for n in names if lookup(row, n) is not None), names[0])
+        for names in (times, *tokens)
+    ]
+    return found[0], found[1], found[2]
+
+
+def recognise(source: Source) -> bool:
+    """Whether the first object has a usage with a time, or LiteLLM's fields."""
+    if not is_json(source):
+        return False
+    row = first_object(source)
+    path = _usage(row)
+    return path is not None and ("usage" in path or "startTime" in row) and _time(row) is not None
+
+
+def read(source: Source, options: ReadOptions) -> Trace:
+    """Read the calls in order of their time; those without usage (they failed) are counted."""
+    requests = Collector(source, "openai-log", _names(first_object(source)))
+    if options.columns:
+        raise TraceError(f"{source.path}: --columns goes with --format table")
+    whole = True
+    for place, row in objects(source):
+        path = _usage(row)
+        if path is None:
+            requests.skip("no usage: a call that failed")
+            continue
+        time = _time(row)
+        whole = whole and isinstance(time, int)
+        requests.add(place, time, _within(row, path, _PROMPTS), _within(row, path, _OUTPUTS) or 0)
+    if whole:
+        requests.builder.notes.append(
+            "times are whole seconds, when the response was created: requests of one second arrive "
+            "together"
+        )
+    return requests.build()

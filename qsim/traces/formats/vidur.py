@@ -1,0 +1,36 @@
+"""Vidur's processed traces (CSV), as its trace-replay request generator reads them."""
+
+from __future__ import annotations
+
+from qsim.traces.build import Reading, read_whole
+from qsim.traces.columns import Column
+from qsim.traces.formats.options import ReadOptions
+from qsim.traces.mapped import is_json, names_of, read_mapped
+from qsim.traces.source import Source
+from qsim.traces.trace import Trace
+
+__all__ = ["WHAT", "read", "reading", "recognise"]
+
+WHAT = "CSV with arrived_at,num_prefill_tokens,num_decode_tokens (Vidur)"
+_COLUMNS = {
+    "arrival": Column("arrived_at", "s"),
+    "prompt": Column("num_prefill_tokens"),
+    "output": Column("num_decode_tokens"),
+}
+
+
+def recognise(source: Source) -> bool:
+    """Whether Vidur's columns are there."""
+    if source.is_dir or is_json(source):
+        return False
+    return {c.name for c in _COLUMNS.values()} <= {n.lower() for n in names_of(source)}
+
+
+def read(source: Source, options: ReadOptions) -> Trace:
+    """Read a processed trace; times are seconds."""
+    return read_whole(reading(source, options))
+
+
+def reading(source: Source, options: ReadOptions) -> Reading:
+    """The same, some rows at a time."""
+    return read_mapped(source, "vidur", _COLUMNS, sort=options.sort)
