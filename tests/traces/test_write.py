@@ -156,7 +156,7 @@ def test_nothing_to_write_is_an_error(tmp_path: Path) -> None:
         (
             "output_tokens",
             [None],
-            "column 'output_tokens': type .*NULL.* are not numbers",
+            "column 'output_tokens': values of type .*NULL.* are not numbers",
         ),
         ("arrival_s", ["x"], "row 1, column 'arrival_s': 'x' is not a finite number"),
         ("arrival_s", [-1.0], "row 1, column 'arrival_s': -1.0 is negative"),
