@@ -106,14 +106,18 @@ class Outputs:
         try:
             yield
         except OSError as e:
-            if e.errno == errno.EPIPE:  # whoever read our output has gone
-                self._closed = e
-                return
-            self._failed.append(f"{option} {_reason(e, '')}")
+            self.failure(option, e)
         except QsimError as e:
             self._failed.append(f"{option}: {e}")
         except KeyboardInterrupt as e:
             self._interrupt = e
+
+    def failure(self, option: str, error: OSError) -> None:
+        """Note what went wrong with a file."""
+        if error.errno == errno.EPIPE:  # whoever read our output has gone
+            self._closed = error
+        else:
+            self._failed.append(f"{option} {_reason(error, '')}")
 
     def interrupted(self, by: KeyboardInterrupt) -> None:
         """Ctrl-C ended a part of the work; the rest of the answer is still told."""

@@ -49,7 +49,6 @@ def shared_options(command: click.Command) -> click.Command:
     command.params.append(
         click.Option(
             ["--save-scenario"],
-            type=click.Path(dir_okay=False),
             metavar="FILE.yaml",
             help="Write the scenario as resolved, to be run again with --scenario.",
         )

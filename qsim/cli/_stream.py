@@ -12,7 +12,9 @@ from qsim.cli._progress import progress_bar
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
+    from qsim.cli._outputs import Outputs
     from qsim.profile import Profile
+    from qsim.sim.request_rows import Columns
     from qsim.sim.stream import StreamResult
 
 __all__ = ["run_streamed", "wants_stream"]
@@ -46,7 +48,9 @@ def wants_stream(given: Mapping[str, Any]) -> bool:
     return bool(given["stream"])
 
 
-def run_streamed(given: Mapping[str, Any], profile: Profile) -> tuple[StreamResult, str, int]:
+def run_streamed(
+    given: Mapping[str, Any], profile: Profile, out: Outputs
+) -> tuple[StreamResult, str, int]:
     """Simulate, and write the requests file on the way; also the trace's name and length."""
     from qsim.sim.histogram import RELATIVE_ERROR
     from qsim.sim.request_rows import request_writer
@@ -58,25 +62,42 @@ def run_streamed(given: Mapping[str, Any], profile: Profile) -> tuple[StreamResu
     )
     parts = trace.shaped(given["start"], given["end"], given["speed"], given["head"])
     begin_s = time.monotonic()
-    with ExitStack() as stack:
-        update = stack.enter_context(progress_bar("simulate", given["progress"]))
-        rows = None
-        if given["requests_path"]:
-            rows = stack.enter_context(request_writer(given["requests_path"]))
+    failure: OSError | None = None
+    result: StreamResult | None = None
+    try:
+        with ExitStack() as stack:
+            update = stack.enter_context(progress_bar("simulate", given["progress"]))
+            write = None
+            if given["requests_path"]:
+                write = stack.enter_context(request_writer(given["requests_path"]))
 
-        def progress(requests: int) -> None:
-            if update is not None:
-                rate = requests / max(1e-9, time.monotonic() - begin_s)
-                update(parts.share(requests), f"{requests:,} requests, {rate:,.0f}/s")
+            def rows(columns: Columns) -> None:
+                nonlocal failure
+                if write is not None and failure is None:
+                    try:
+                        write(columns)
+                    except OSError as e:  # a full disk, say: the figures are not to be lost
+                        failure = e
 
-        result = simulate_stream(
-            parts,
-            profile,
-            **fleet_from(given),
-            slos=given["slos"],
-            rows=rows,
-            progress=progress,
-        )
+            def progress(requests: int) -> None:
+                if update is not None:
+                    rate = requests / max(1e-9, time.monotonic() - begin_s)
+                    update(parts.share(requests), f"{requests:,} requests, {rate:,.0f}/s")
+
+            result = simulate_stream(
+                parts,
+                profile,
+                **fleet_from(given),
+                slos=given["slos"],
+                rows=None if write is None else rows,
+                progress=progress,
+            )
+            if failure is not None:
+                raise failure  # so that no half of a file is left
+    except OSError as e:
+        if result is None:
+            raise
+        out.failure("--requests", e)
     tell_reading(trace.name, trace.meta)
     asked = "" if given["stream"] else " because it is large (--no-stream holds it in memory)"
     note(

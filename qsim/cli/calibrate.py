@@ -174,12 +174,15 @@ def fit_command(
     from qsim.calibrate.fit_report import draw_diagnostics, mode_table
     from qsim.calibrate.recording import HOLDOUT, read_recording
     from qsim.calibrate.validate import fit_error, fit_servers, group_servers, validate
-    from qsim.cli._common import need_matplotlib
+    from qsim.cli._common import need_matplotlib, to_json
+    from qsim.cli._outputs import Outputs, check_output
     from qsim.errors import ScenarioError
     from qsim.profiles import load_profile
 
     if diagnostics is not None:
         need_matplotlib("--diagnostics", str(diagnostics / "spans.png"), (".png",))
+        check_output("--diagnostics", diagnostics, folder=True)
+    check_output("--out", out, folder=out.suffix != ".json")
     read = [read_recording(r) for r in recordings]
     single = out.suffix == ".json"
     groups = group_servers(read)
@@ -196,6 +199,7 @@ def fit_command(
     results = fit_servers(
         read, host_from=host, frontend_from=frontend, exclude_phases=exclude, progress=_say
     )
+    outputs = Outputs()
     comparisons = []
     labels = {p.label for r in read for p in r.phases if p.use == HOLDOUT} - set(exclude)
     if not no_validation and labels:
@@ -207,8 +211,13 @@ def fit_command(
         if like is not None:
             profile = with_host_like(profile, like)
         path = out if single else out / f"{profile.id}.json"
-        profile.save(path)
-        click.echo(f"{profile.id}: {path}")
+        written = False
+        with outputs.attempt("--out"):
+            profile.save(path)
+            written = True
+        click.echo(f"{profile.id}: {path if written else 'not written, so it follows here'}")
+        if not written:
+            click.echo(to_json(profile.to_dict()), nl=False)
         click.echo(mode_table(result))
         if profile.fit_error:
             e = profile.fit_error
@@ -222,8 +231,10 @@ def fit_command(
                 f"{profile.measured_host.slower:.2f} times as long"
             )
         if diagnostics is not None:
-            for picture in draw_diagnostics(result, diagnostics):
-                click.echo(f"  {picture}")
+            with outputs.attempt("--diagnostics"):
+                for picture in draw_diagnostics(result, diagnostics):
+                    click.echo(f"  {picture}")
+    outputs.finish()
 
 
 @group.command("validate")
@@ -285,10 +296,14 @@ def validate_command(
         validate,
     )
     from qsim.cli._common import write_json
+    from qsim.cli._outputs import Outputs, check_output
     from qsim.files import write_text
 
     if given and host_from is not None:
         raise click.UsageError("--host-from is for fits; --profile fits nothing")
+    for option, path in (("--out", out), ("--json", json_path)):
+        if path is not None and str(path) != "-":
+            check_output(option, path)
     text = "" if remarks is None else remarks.read_text(encoding="utf-8")
     read = [read_recording(r) for r in recordings]
     chosen_phases(read, phases)  # an unknown one is found before the fits
@@ -306,11 +321,15 @@ def validate_command(
     for r in read:
         _say(f"comparing the scheduler's steps with those of {r.name}")
         agreement.append(StepCounts.sum(count_steps(r, profiles[id(r)]), r.name, "all"))
+    outputs = Outputs()
     if json_path is not None:
-        write_json(fidelity_dict(comparisons, agreement), json_path)
+        with outputs.attempt("--json"):
+            write_json(fidelity_dict(comparisons, agreement), json_path)
     page = fidelity_page(comparisons, text, [a for a in agreement if a.steps])
     if out is not None:
-        write_text(out, page)
-        click.echo(f"{out}", err=True)
-    elif json_path != "-":
-        click.echo(page, nl=False)
+        with outputs.attempt("--out"):
+            write_text(out, page)
+            click.echo(f"{out}", err=True)
+    if (out is None or outputs.failed) and json_path != "-":
+        outputs.echo(page, nl=False)
+    outputs.finish()

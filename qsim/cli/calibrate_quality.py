@@ -48,7 +48,8 @@ def quality(**given: Any) -> None:
     qsim calibrate quality --base-url http://localhost:8001 --model NAME --tasks gsm8k,mmlu \\
         --baseline bf16.json --profile my-profile.json
     """
-    from qsim.cli._common import note, write_json
+    from qsim.cli._common import note, to_json, write_json
+    from qsim.cli._outputs import Outputs, check_output, check_outputs
     from qsim.profile import Profile
     from qsim.quality.measure import compare, completions_url, evaluate, load_run, parse_tasks
 
@@ -63,6 +64,9 @@ def quality(**given: Any) -> None:
         raise ScenarioError(
             "nothing would be kept: give --profile FILE, --save-scores FILE or --json FILE"
         )
+    check_outputs(given)
+    if given["profile_file"]:
+        check_output("--profile", given["profile_file"])
     profile = Profile.load(given["profile_file"]) if given["profile_file"] else None
     has_baseline = bool(given["baseline_file"] or given["baseline_url"])
     method = profile.identity.method if profile else "" if has_baseline else "bf16"
@@ -81,8 +85,10 @@ def quality(**given: Any) -> None:
     }  # fmt: skip
     today = date.today().isoformat()
     run = evaluate(given["base_url"], given["model"], tasks, date=today, **options)
+    out = Outputs()
     if given["save_scores"]:
-        run.save(given["save_scores"])
+        with out.attempt("--save-scores"):
+            run.save(given["save_scores"])
     source = given["baseline_file"] or given["baseline_url"] or ""
     if given["baseline_url"]:
         name = given["baseline_model"] or given["model"]
@@ -90,13 +96,18 @@ def quality(**given: Any) -> None:
     if baseline and baseline.harness_version != run.harness_version:
         note(f"lm-eval {run.harness_version} here, {baseline.harness_version} for the baseline")
     result = compare(run, baseline, method or "unknown", source)
-    if profile is not None:
-        replace(profile, quality=result).save(given["profile_file"])
-        note(f"stored in {given['profile_file']}")
-    if given["json_path"]:
-        write_json(result, given["json_path"])
     if given["json_path"] != "-":
-        click.echo(_text(result))
+        out.echo(_text(result))
+    if profile is not None:
+        with out.attempt("--profile"):
+            replace(profile, quality=result).save(given["profile_file"])
+            note(f"stored in {given['profile_file']}")
+    if given["json_path"]:
+        with out.attempt("--json"):
+            write_json(result, given["json_path"])
+    if out.failed and given["json_path"] != "-":  # hours of measuring are not to be lost
+        out.echo(to_json(result), nl=False)
+    out.finish()
 
 
 def _text(result: dict[str, Any]) -> str:

@@ -139,8 +139,11 @@ def run(
     from qsim.calibrate.server import serve_command as find_command
     from qsim.cli._campaign import campaign_progress, interruptible
     from qsim.cli._common import note
+    from qsim.cli._outputs import check_output
     from qsim.errors import CalibrationError, MissingExtraError, ScenarioError
 
+    if not dry_run:
+        check_output("--out", out, folder=True)
     numbers = _numbers(gpus)
     driver, limit_w = "", None
     found = []

@@ -79,6 +79,7 @@ def transfer(
     from qsim.calibrate.models import load_model
     from qsim.calibrate.transfer.build import learn_from_shipped
     from qsim.cli._common import note
+    from qsim.cli._outputs import check_output
 
     if not (everything or checks or published or gpu):
         raise ScenarioError("nothing to do; give --to with --model and --out, --all, --check or "
@@ -92,6 +93,10 @@ def transfer(
         known = load_model(model, dummy_weights=True)
         for remark in known.remarks:
             note(remark)
+    if out is not None:
+        check_output("--out", out, folder=True)
+    if page is not None:
+        check_output("--page", page)
     teacher = learn_from_shipped()
     if gpu is not None and known is not None and out is not None:
         _some(teacher, gpu, known, methods, tp, gpu_memory_gib, out)

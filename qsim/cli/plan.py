@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from qsim.checks import whole
 from qsim.cli._command import Command
 from qsim.cli._common import (
     engine_from,
@@ -21,12 +23,14 @@ from qsim.cli._common import (
     trace_from,
     trace_options,
 )
+from qsim.cli._outputs import Outputs, check_outputs
 from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import shared_options, write_outputs
 from qsim.cli._search import candidate_options, carbon_options, market_options, prices_from
-from qsim.errors import InfeasibleError
+from qsim.errors import InfeasibleError, ScenarioError
 
 if TYPE_CHECKING:
+    from qsim.optimize.export import Export
     from qsim.optimize.plan_detail import DetailWanted
     from qsim.optimize.study import StudySettings
 
@@ -134,6 +138,8 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
 
     exports = [parse_export(e) for e in given["exports"]]
     to_stdout = one_to_stdout(given, exports)
+    check_outputs(given, exports)
+    _check_exports(given, exports)
     trace = trace_from(given)
     with progress_bar("plan", given["progress"]) as update:
         found = search(
@@ -150,36 +156,62 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
             **jobs_from(given),
             progress=update,
         )
-    if given["picture_path"]:
-        from qsim.report.figures import plan_figure, save_figure
-
-        save_figure(plan_figure(found), given["picture_path"])
+    out = Outputs()
+    if not to_stdout:
+        out.echo(plan_text(found))
+    with out.attempt("--json"):
+        write_outputs(ctx, found.to_dict)
+    for export in exports if found.best is not None else ():
+        with out.attempt(f"--export {export.kind}"):
+            text = export_plan(
+                found,
+                export,
+                trace=trace,
+                trace_options=given,
+                autoscaler=given["autoscaler"],
+                gpus_per_host=given["gpus_per_host"],
+            )
+            if text is not None:
+                out.echo(text, nl=False)
     if given["report_path"]:
         from qsim.report.html import write_plan_report
 
-        write_plan_report(given["report_path"], found)
-    write_outputs(ctx, found.to_dict)
-    for export in exports if found.best is not None else ():
-        text = export_plan(
-            found,
-            export,
-            trace=trace,
-            trace_options=given,
-            autoscaler=given["autoscaler"],
-            gpus_per_host=given["gpus_per_host"],
-        )
-        if text is not None:
-            click.echo(text, nl=False)
-    if not to_stdout:
-        click.echo(plan_text(found))
+        with out.attempt("--report"):
+            write_plan_report(given["report_path"], found)
+    if given["picture_path"]:
+        from qsim.report.figures import plan_figure, save_figure
+
+        with out.attempt("--picture"):
+            save_figure(plan_figure(found), given["picture_path"])
     if to_stdout and found.best is not None and found.best.note:
         note(found.best.note)  # it is part of the text, which was not shown
     if given["model"] and not given["gpus"]:
         more = left_out_note(given["model"], tuple(given["methods"]))
         if more is not None:
             note(more)
+    out.finish()
     if found.best is None:
         raise InfeasibleError(found.objection())
+
+
+def _check_exports(given: dict[str, Any], exports: Sequence[Export]) -> None:
+    """Refuse before the search what would be refused after it."""
+    from qsim.optimize.kubernetes import AUTOSCALERS
+
+    if any(e.kind == "kubernetes" for e in exports) and given["autoscaler"] not in AUTOSCALERS:
+        raise ScenarioError(
+            f"autoscaler is {given['autoscaler']!r}; must be one of {', '.join(AUTOSCALERS)}"
+        )
+    if any(e.kind == "vllm" for e in exports):
+        whole("gpus_per_host", given["gpus_per_host"])
+    twice = given["growth"] != 1 and given["speed"] not in (None, 1.0)
+    if any(e.kind == "scenario" and e.path is None for e in exports) and (
+        given["peak_hour"] or twice
+    ):
+        raise ScenarioError(
+            "with --peak-hour, or --growth and --speed, a scenario needs a file of the trace "
+            "beside it: give a path (--export scenario=FILE.yaml)"
+        )
 
 
 def _study(given: dict[str, Any]) -> StudySettings | None:

@@ -18,6 +18,7 @@ from qsim.cli._common import (
     trace_from,
     trace_options,
 )
+from qsim.cli._outputs import Outputs, check_outputs
 from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import shared_options, write_outputs
 from qsim.cli._search import candidate_options, price_option, prices_from
@@ -110,7 +111,7 @@ def schedule(ctx: click.Context, /, **given: Any) -> None:
     """
     need_matplotlib("--picture", given["picture_path"])
     from qsim.optimize.carbon import load_carbon_series
-    from qsim.optimize.schedule_export import export_schedule, parse_schedule_export
+    from qsim.optimize.schedule_export import check_week, export_schedule, parse_schedule_export
     from qsim.optimize.scheduling import POLICIES
     from qsim.optimize.scheduling import schedule as search
     from qsim.report.schedule_text import schedule_text
@@ -118,11 +119,14 @@ def schedule(ctx: click.Context, /, **given: Any) -> None:
 
     exports = [parse_schedule_export(e) for e in given["exports"]]
     to_stdout = one_to_stdout(given, exports)
+    check_outputs(given, exports)
     if given["carbon_series"] and given["region"]:
         raise ScenarioError("--carbon-series and --region are both given; drop one")
     series = given["carbon_series"]
     policies = given["policies"] or POLICIES
     trace = trace_from(given)
+    if any(e.kind == "kubernetes" for e in exports):
+        check_week(float(trace.arrival_s[-1]))
     with progress_bar("schedule", given["progress"]) as update:
         found = search(
             trace,
@@ -139,19 +143,24 @@ def schedule(ctx: click.Context, /, **given: Any) -> None:
             **jobs_from(given),
             progress=update,
         )
+    out = Outputs()
+    if not to_stdout:
+        out.echo(schedule_text(found))
+    with out.attempt("--json"):
+        write_outputs(ctx, found.to_dict)
+    for export in exports:
+        with out.attempt(f"--export {export.kind}"):
+            text = export_schedule(
+                found, export, week_day=given["week_day"], timezone=given["timezone"]
+            )
+            if text is not None:
+                out.echo(text, nl=False)
     if given["picture_path"]:
         from qsim.report.schedule_figure import schedule_figure
         from qsim.report.style import save_figure
 
-        save_figure(schedule_figure(found), given["picture_path"])
-    write_outputs(ctx, found.to_dict)
-    for export in exports:
-        text = export_schedule(
-            found, export, week_day=given["week_day"], timezone=given["timezone"]
-        )
-        if text is not None:
-            click.echo(text, nl=False)
-    if not to_stdout:
-        click.echo(schedule_text(found))
+        with out.attempt("--picture"):
+            save_figure(schedule_figure(found), given["picture_path"])
+    out.finish()
     if not found.best.met:
         raise InfeasibleError(found.objection())

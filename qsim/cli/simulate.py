@@ -22,6 +22,7 @@ from qsim.cli._common import (
     trace_options,
     write_json,
 )
+from qsim.cli._outputs import Outputs, check_outputs
 from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import resolved_scenario, save_scenario, shared_options
 from qsim.cli._stream import run_streamed, wants_stream
@@ -87,6 +88,8 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     from qsim.sim.result import SimulationResult
     from qsim.sim.slo import MET, all_met, attainment, attainment_interval, check_slos
 
+    check_outputs(given)
+    out = Outputs()
     profile = load_profile(given["profile"])
     steps: list[Step] | None = None
     if given["steps_path"] or given["timeline_path"]:
@@ -95,7 +98,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     streamed = wants_stream(given)
     result: SimulationResult | StreamResult
     if streamed:
-        result, name, requests = run_streamed(given, profile)
+        result, name, requests = run_streamed(given, profile, out)
         attained, load = result.attainment(), result.load
     else:
         result, load, name, requests = _run_whole(given, profile, steps)
@@ -121,21 +124,26 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
         f"{name}: {requests:,} requests on {given['replicas']} x {profile.id} "
         f"({given['router']} router)"
     )
+    if "-" not in (given["json_path"], given["steps_path"]):
+        out.echo(simulation_text(summary, outcomes, attained, title, load))
+    elif load.sentence():
+        note(load.sentence())
+    if given["json_path"]:
+        with out.attempt("--json"):
+            write_json(summary, given["json_path"])
+    with out.attempt("--save-scenario"):
+        save_scenario(ctx)
     if given["requests_path"] and isinstance(result, SimulationResult):
-        result.write_requests(given["requests_path"])
+        with out.attempt("--requests"):
+            result.write_requests(given["requests_path"])
     if steps is not None:
-        _write_steps(steps, given["steps_path"], given["timeline_path"])
+        _write_steps(out, steps, given["steps_path"], given["timeline_path"])
     if given["report_path"] and isinstance(result, SimulationResult):
         from qsim.report.html import write_simulation_report
 
-        write_simulation_report(given["report_path"], result, summary, outcomes, title, load)
-    save_scenario(ctx)
-    if given["json_path"]:
-        write_json(summary, given["json_path"])
-    if "-" not in (given["json_path"], given["steps_path"]):
-        click.echo(simulation_text(summary, outcomes, attained, title, load))
-    elif load.sentence():
-        note(load.sentence())
+        with out.attempt("--report"):
+            write_simulation_report(given["report_path"], result, summary, outcomes, title, load)
+    out.finish()
     missed = [o.doubt() or o.sentence() for o in outcomes if o.verdict != MET]
     if outcomes and backlog:
         missed.insert(0, load.sentence())
@@ -167,12 +175,18 @@ def _run_whole(
     return result, load, trace.name, len(trace)
 
 
-def _write_steps(steps: list[Step], steps_path: str | None, timeline_path: str | None) -> None:
+def _write_steps(
+    out: Outputs, steps: list[Step], steps_path: str | None, timeline_path: str | None
+) -> None:
     from qsim.files import write_text
     from qsim.sim.steplog import to_json_lines, to_trace_events
 
-    for path, convert in ((steps_path, to_json_lines), (timeline_path, to_trace_events)):
+    for option, path, convert in (
+        ("--steps", steps_path, to_json_lines),
+        ("--timeline", timeline_path, to_trace_events),
+    ):
         if path == "-":
-            click.echo(convert(steps), nl=False)
+            out.echo(convert(steps), nl=False)
         elif path:
-            write_text(path, convert(steps))
+            with out.attempt(option):
+                write_text(path, convert(steps))

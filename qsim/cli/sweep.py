@@ -20,6 +20,7 @@ from qsim.cli._common import (
     slo_option,
     trace_options,
 )
+from qsim.cli._outputs import Outputs, check_outputs
 from qsim.cli._progress import progress_bar, resumable
 from qsim.cli._scenario import save_scenario, shared_options
 from qsim.cli._search import market_from, worth_options
@@ -79,6 +80,7 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
         raise ScenarioError("--resume needs --out FILE: what was finished is kept beside it")
     if out != "-":
         check_ending("--out", out, ENDINGS)
+    check_outputs(given)
     journal = None if out == "-" else Path(f"{out}.rows.jsonl")
     kept = None if journal is None else f"finished runs are kept in {journal}"
     with progress_bar("sweep", given["progress"]) as update, resumable(kept):
@@ -92,15 +94,20 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
             **jobs_from(given),
             progress=update,
         )
-    save_scenario(ctx)
+    for text in found.notes:
+        note(text)
     failed = [r for r in found.rows if r.error]
     if failed:
         note(f"{len(failed)} of {len(found.rows)} runs failed, such as run {failed[0].number}: "
              f"{failed[0].error}")  # fmt: skip
-    if out == "-":
-        click.echo(rows_csv(found.to_rows()), nl=False)
-        return
-    found.write(out)
+    outputs = Outputs()
     if journal is not None:
-        journal.unlink(missing_ok=True)
-    note(f"{len(found.rows)} rows in {out}")
+        with outputs.attempt("--out"):
+            found.write(out)
+            journal.unlink(missing_ok=True)
+            note(f"{len(found.rows)} rows in {out}")
+    if journal is None or outputs.failed:  # the rows are not to be lost for a file
+        outputs.echo(rows_csv(found.to_rows()), nl=False)
+    with outputs.attempt("--save-scenario"):
+        save_scenario(ctx)
+    outputs.finish()

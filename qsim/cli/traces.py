@@ -10,6 +10,7 @@ import click
 
 from qsim.cli._command import Group
 from qsim.cli._common import load_shaped, note, option_group, to_json, trace_options
+from qsim.cli._outputs import check_output
 
 if TYPE_CHECKING:
     from qsim.traces.synth import Span, Workload
@@ -72,6 +73,7 @@ def convert(out: Path, others: tuple[str, ...], to: str | None, **given: Any) ->
     from qsim.traces.write import format_for, write_trace
 
     format_for(out, to)  # fail before the work
+    check_output("OUT", out)
     source = given.pop("trace")
     trace = load_shaped(source, **given)
     if others:
@@ -168,6 +170,7 @@ def synth(
         )
     out = Path(names[-1])
     format_for(out, to)
+    check_output("OUT", out)
     if seed < 0:
         raise click.UsageError(f"--seed is {seed}; must be >= 0")
     if arrivals:

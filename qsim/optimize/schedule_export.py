@@ -11,7 +11,13 @@ from qsim.optimize.kubernetes import manifests, to_yaml
 from qsim.optimize.schedule_problem import PoolChoice
 from qsim.optimize.schedule_result import Schedule
 
-__all__ = ["SCHEDULE_EXPORTS", "cron_triggers", "export_schedule", "parse_schedule_export"]
+__all__ = [
+    "SCHEDULE_EXPORTS",
+    "check_week",
+    "cron_triggers",
+    "export_schedule",
+    "parse_schedule_export",
+]
 
 SCHEDULE_EXPORTS = ("csv", "kubernetes")
 DAY_S = 86400
@@ -93,6 +99,21 @@ def _pool_objects(
     return [deployment, *others, scaled]
 
 
+def check_week(timetable_s: float) -> None:
+    """Cron triggers repeat by the week.
+
+    Raises
+    ------
+    ScenarioError
+        If a timetable is longer.
+    """
+    if timetable_s > _DAYS * DAY_S:
+        raise ScenarioError(
+            f"the timetable lasts {timetable_s / DAY_S:.3g} days; cron triggers repeat by "
+            "the week: cut the trace to 7 days (--end 604800) or export csv"
+        )
+
+
 def cron_triggers(
     column: list[int], window_s: float, lead_s: float, week_day: int, timezone: str
 ) -> list[dict[str, Any]]:
@@ -107,11 +128,7 @@ def cron_triggers(
         If the timetable is longer than a week, which cron's days of the week cannot say.
     """
     windows = len(column)
-    if windows * window_s > _DAYS * DAY_S:
-        raise ScenarioError(
-            f"the timetable lasts {windows * window_s / DAY_S:.3g} days; cron triggers repeat by "
-            "the week: cut the trace to 7 days (--end 604800) or export csv"
-        )
+    check_week(windows * window_s)
     lead = -(-round(lead_s) // 60)
     triggers = []
     for level in range(min(column) + 1, max(column) + 1):
