@@ -19,7 +19,7 @@ OURS = Path(__file__).parent / "golden"
 # scenarios do not name the version that ran them.
 SHARED = Path(__file__).parents[3] / "shared" / "golden"
 REAL = {"0.24.0": SHARED / "dev", "0.33.0": SHARED / "vllm-0.33"}
-FILES = [(None, path) for path in sorted(OURS.glob("*.json"))] + [
+FILES = [(None, path) for path in sorted(OURS.rglob("*.json"))] + [
     (version, path) for version, folder in REAL.items() for path in sorted(folder.glob("*.json"))
 ]
 IDS = [path.stem if version is None else f"{version}-{path.stem}" for version, path in FILES]
@@ -75,6 +75,26 @@ def test_recordings_of_the_real_scheduler_are_there(version: str) -> None:
 
 def test_our_recordings_are_there() -> None:
     assert len(list(OURS.glob("*.json"))) == 7
+    new = sorted((OURS / "vllm-0.33.0").glob("*.json"))
+    assert len(new) == 12
+    assert {load_scenario(path).config.vllm_version for path in new} == {"0.33.0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("threshold-7-150", "0.30.0"),  # a lone request escapes the threshold
+        ("threshold-7-187", "0.30.0"),
+        ("threshold-7-223", "0.30.0"),
+        ("tight-priority-7-41", "0.32.0"),  # who preempts itself does not end the pass
+    ],
+)
+def test_a_recording_tells_its_version_from_the_one_before(name: str, before: str) -> None:
+    path = OURS / "vllm-0.33.0" / f"{name}.json"
+    scenario = load_scenario(path)
+    config = dataclasses.replace(scenario.config, vllm_version=before)
+    older = replay(dataclasses.replace(scenario, config=config))
+    assert older != json.loads(path.read_text())["expected"]["steps"]
 
 
 @pytest.fixture

@@ -63,7 +63,11 @@ def main() -> int:
     given = parser.parse_args()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.update(VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1", VLLM_USE_FLASHINFER_SAMPLER="0")
-    load_driver()
+    try:
+        load_driver()
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     install_platform()
     import vllm
 
@@ -74,7 +78,7 @@ def main() -> int:
         scenario = data.get("scenario", data)
         wanted = scenario["config"].get("vllm_version")
         if wanted is not None and wanted.split(".")[:2] != version.split(".")[:2]:
-            print(f"{path}: is for vLLM {wanted}; this is {version}", file=sys.stderr)
+            print(f"error: {path} is for vLLM {wanted}; this is {version}", file=sys.stderr)
             return 2
         scenario["config"]["vllm_version"] = version
         steps = record(scenario)
