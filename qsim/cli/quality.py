@@ -45,7 +45,9 @@ def quality(
     measured (your own), published (for this model and method) or estimated (from its relatives);
     the mix has the status of its weakest task, and "known" counts the tasks that are not estimated.
     """
-    from qsim.cli._common import to_json
+    from qsim.cli._common import note, to_json
+    from qsim.quality.models import unknown_note
+    from qsim.quality.table import recovery_table
     from qsim.quality.tasks import normalise_mix, parse_mix
 
     if list_tasks:
@@ -53,11 +55,15 @@ def quality(
         return
     mix = normalise_mix(parse_mix(tasks) if tasks is not None else None)
     measured = _measured(model, profiles)
+    unknown = unknown_note(model, (r.model for r in recovery_table()))
+    if unknown:
+        note(unknown)
     rows = _rows(model, mix, methods, measured)
     if as_json:
         data = {
             "schema": "qsim-quality-table/1",
             "model": rows[0][0].model,
+            "known_model": not unknown,
             "mix": mix,
             "interval": 0.9,
             "methods": [
@@ -67,7 +73,7 @@ def quality(
         }
         click.echo(to_json(data), nl=False)
         return
-    click.echo(_text(rows, mix, sources))
+    click.echo(_text(rows, mix, sources, "an unknown model, " if unknown else ""))
 
 
 def _measured(model: str, profiles: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
@@ -109,7 +115,10 @@ def _rows(
 
 
 def _text(
-    rows: list[tuple[Recovery, dict[str, Recovery]]], mix: dict[str, float], sources: bool
+    rows: list[tuple[Recovery, dict[str, Recovery]]],
+    mix: dict[str, float],
+    sources: bool,
+    which: str = "",
 ) -> str:
     from qsim.report.tables import table
 
@@ -128,7 +137,7 @@ def _text(
     heads = ["method", *_COLUMNS, "mix", "90% interval", "status", "known"]
     shares = ", ".join(f"{t}:{w:.3g}" for t, w in mix.items())
     lines = [
-        f"{rows[0][0].model}: recovery in percent of the 16-bit score "
+        f"{rows[0][0].model}: {which}recovery in percent of the 16-bit score "
         "(~ no number of this model and method in the family)",
         "",
         table(heads, body),

@@ -134,8 +134,8 @@ class Bench:
                 break
             n += 1
         run = self._served(task, run)
-        text = f"{n} x {choice.method}, always on"
-        name = f"static {choice.method}"
+        text = f"{n} x {choice.label}, always on"
+        name = f"static {choice.label}"
         return self.result(name, text, [own], {"servers": n}, run, trials)
 
     # ------------------------------------------------------------------------ autoscalers
@@ -156,7 +156,7 @@ class Bench:
         tuned = self._tune([own], "reactive", space, build, start, progress)
         target = tuned.params["target"] * busy
         run = self._served(tuned.task, tuned.run)
-        text = f"{choice.method}, a server for every {target:.2g} requests in the fleet"
+        text = f"{choice.label}, a server for every {target:.2g} requests in the fleet"
         return self.result("reactive", text, [own], tuned.params, run, tuned.trials)
 
     def predictive(
@@ -180,7 +180,7 @@ class Bench:
             past = np.histogram(self.plan.trace.arrival_s, edges)[0]
             policy = build(tuned.params, tuple(past.tolist())).policy
         run = self._served(tuned.task, tuned.run, policy)
-        text = f"{choice.method}, for {tuned.params['margin']:.2f} times the forecast rate"
+        text = f"{choice.label}, for {tuned.params['margin']:.2f} times the forecast rate"
         return self.result("predictive", text, [own], tuned.params, run, tuned.trials)
 
     def consolidation(
@@ -203,7 +203,7 @@ class Bench:
         start = [{"packed": a, "target": b} for a, b in pairs]
         tuned = self._tune([own], "consolidation", space, build, start, progress)
         run = self._served(tuned.task, tuned.run)
-        text = f"{servers} x {choice.method}, up to {tuned.task.pack} requests on each, rest asleep"
+        text = f"{servers} x {choice.label}, up to {tuned.task.pack} requests on each, rest asleep"
         return self.result("consolidation", text, [own], tuned.params, run, tuned.trials)
 
     def _tune(
@@ -240,7 +240,7 @@ class Bench:
             fits = need * search.choices[good].gpus <= servers * search.choices[lean].gpus
             row[good if fits else lean] = need if fits else tables[lean][t][0]
             counts.append(tuple(row))
-        a, b = search.choices[good].method, search.choices[lean].method
+        a, b = search.choices[good].label, search.choices[lean].label
         text = f"{a} where it fits on the GPUs of the static fleet, else {b}"
         table, run, trials = self._mended(search, tuple(counts), grow=True)
         params = {"counts": table}
@@ -274,8 +274,8 @@ class Bench:
                 counts[min(t % a_day, len(counts) - 1)] for t in range(self.serve.windows)
             )
             run = self._served(tuned.task, run, replace(policy, counts=counts))
-        most = "+".join(
-            f"{max(row[k] for row in counts)} {c.method}"
+        most = " + ".join(
+            f"{max(row[k] for row in counts)} {c.label}"
             for k, c in enumerate(choices)
             if any(row[k] for row in counts)
         )

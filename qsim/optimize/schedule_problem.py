@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from qsim.sim.lifecycle import ServerPool
 from qsim.sim.slo import Slo
 from qsim.traces.trace import Trace
 
-__all__ = ["OBJECTIVES", "UNITS", "PoolChoice", "ScheduleProblem", "parse_window"]
+__all__ = ["OBJECTIVES", "UNITS", "PoolChoice", "ScheduleProblem", "labelled", "parse_window"]
 
 OBJECTIVES = ("energy", "cost", "carbon")
 UNITS = {"energy": "J", "cost": "USD", "carbon": "gCO2e"}
@@ -58,6 +58,8 @@ class PoolChoice:
     usd_per_gpu_hour: float | None
     price_source: str = ""
     source: str | None = None
+    #: what tells it from the other pools, see :func:`labelled`
+    label: str = ""
 
     @property
     def name(self) -> str:
@@ -65,9 +67,9 @@ class PoolChoice:
         return self.pool.profile.id
 
     @property
-    def method(self) -> str:
-        """The quantization method."""
-        return self.pool.profile.identity.method
+    def shown(self) -> str:
+        """Its label, with ``~`` before it where the profile was not measured."""
+        return f"~{self.label}" if self.pool.profile.transferred else self.label
 
     @property
     def low_pct(self) -> float:
@@ -78,6 +80,28 @@ class PoolChoice:
     def gpus(self) -> int:
         """GPUs of one server."""
         return self.pool.profile.identity.tensor_parallel_size
+
+
+def labelled(choices: Sequence[PoolChoice]) -> list[PoolChoice]:
+    """The pools with a label each: the method, and whatever else of its profile's id differs.
+
+    Profiles of one id (from files) have their source or their number as well.
+    """
+    identities = [c.pool.profile.identity for c in choices]
+    parts = [
+        [i.gpu, i.model, i.method, f"tp{i.tensor_parallel_size}" * (i.tensor_parallel_size > 1)]
+        for i in identities
+    ]
+    told = [k == 2 or len({p[k] for p in parts}) > 1 for k in range(4)]
+    labels = ["/".join(w for w, say in zip(p, told, strict=True) if say and w) for p in parts]
+    result = []
+    for k, (choice, label) in enumerate(zip(choices, labels, strict=True)):
+        if labels.count(label) > 1:
+            sources = [c.source for c, other in zip(choices, labels, strict=True) if other == label]
+            own = choice.source if sources.count(choice.source) == 1 else None
+            label = f"{label} ({own or labels[: k + 1].count(label)})"
+        result.append(replace(choice, label=label))
+    return result
 
 
 @dataclass(frozen=True)

@@ -281,7 +281,7 @@ class WindowSearch:
         tried = [
             (max(o.ratios), s, o) for (t, s), o in self.known.items() if t == window and not o.met
         ]
-        most = ", ".join(f"{c.pool.limit} of {c.method}" for c in self.choices)
+        most = ", ".join(f"{c.pool.limit} of {c.label}" for c in self.choices)
         limit = f"max_gpus {p.max_gpus}" if p.max_gpus is not None else f"the most to try ({most})"
         if not tried:
             carried = float(self.capacity.max())

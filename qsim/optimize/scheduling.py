@@ -19,7 +19,13 @@ from qsim.optimize.fleet_task import describe
 from qsim.optimize.prices import DEFAULT_CLASS, price_of
 from qsim.optimize.schedule_capacity import CapacityTask, PoolCapacity, measure_capacity
 from qsim.optimize.schedule_policies import Bench, smallest_static
-from qsim.optimize.schedule_problem import OBJECTIVES, PoolChoice, ScheduleProblem, parse_window
+from qsim.optimize.schedule_problem import (
+    OBJECTIVES,
+    PoolChoice,
+    ScheduleProblem,
+    labelled,
+    parse_window,
+)
 from qsim.optimize.schedule_result import PolicyResult, Schedule
 from qsim.optimize.schedule_search import OPTIMISM, Proposal, WindowSearch
 from qsim.optimize.storage import held_study
@@ -268,7 +274,7 @@ def _choices(
                 one.source,
             )
         )
-    return choices
+    return labelled(choices)
 
 
 def _measure(
@@ -325,7 +331,7 @@ def _two(
     lean = min(kept, key=effort)
     good = max(kept, key=lambda one: (one[0].low_pct, -effort(one)))
     chosen = [k for k in kept if k is lean or k is good]
-    return chosen, [k[0].method for k in kept if k not in chosen]
+    return chosen, [k[0].label for k in kept if k not in chosen]
 
 
 def _stretch(plan: ScheduleProblem) -> tuple[Trace, float]:
@@ -360,7 +366,7 @@ def _run(
     for choice, capacity in zip(choices, capacities, strict=True):
         search = WindowSearch(
             replace(plan, min_quality=None, max_gpus=None), [choice], [capacity], bench.executor,
-            note=partial(_told, tell, choice.method),
+            note=partial(_told, tell, choice.label),
         )  # fmt: skip
         try:
             proposal = search.propose()

@@ -10,6 +10,7 @@ from qsim.optimize.expressions import All, Comparison, parse_condition
 from qsim.optimize.measures import Measure, find_measure
 from qsim.optimize.space import Choices, Decision, Range, parse_decision
 from qsim.optimize.tune_result import Limit
+from qsim.optimize.weigh import check_floor
 from qsim.sim.slo import Slo
 
 __all__ = ["parse_fix", "parse_limits", "parse_objectives", "parse_search"]
@@ -54,7 +55,10 @@ def parse_limits(slos: Sequence[Slo], constraints: Sequence[str]) -> tuple[Limit
                 )
             if part.op not in ("<=", ">="):
                 raise ScenarioError(f"--constraint {text!r}: {part.op} must be <= or >=")
-            limits.append(Limit(find_measure(part.name), part.op, part.value))
+            measure = find_measure(part.name)
+            if measure.name in ("quality", "quality_low") and part.op == ">=":
+                check_floor(f"--constraint {text!r}: {measure.name}", part.value)
+            limits.append(Limit(measure, part.op, part.value))
     return tuple(dict.fromkeys(limits))
 
 

@@ -15,7 +15,7 @@ from qsim.profile import Profile
 if TYPE_CHECKING:
     from qsim.quality.recovery import Recovery
 
-__all__ = ["Carbon", "QualityGoal", "carbon_of", "quality_goal"]
+__all__ = ["Carbon", "QualityGoal", "carbon_of", "check_floor", "quality_goal"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,31 @@ class QualityGoal:
         return {"tasks": dict(self.tasks), "interval": 0.9, "min_quality": self.min_pct}
 
 
+#: no method that is served loses half of the score; a lower floor is another number than meant
+LEAST_FLOOR = 50.0
+
+
+def check_floor(name: str, value: Any) -> float:
+    """A floor of quality, in percent of the 16-bit model's score.
+
+    Raises
+    ------
+    ScenarioError
+        If it is not from 50 to 100; the message says what was probably meant.
+    """
+    if is_number(value) and LEAST_FLOOR <= value <= 100:
+        return float(value)
+    meant = ""
+    if is_number(value) and 0 < value <= 1:
+        meant = f"; a share of {value:.15g} is {100 * value:.15g}"
+    elif is_number(value) and 0 < value < LEAST_FLOOR:
+        meant = f"; if {value:.15g} points may be lost, that is {100 - value:.15g}"
+    raise ScenarioError(
+        f"{name} is {value!r}; must be from {LEAST_FLOOR:g} to 100, percent of the 16-bit model's "
+        f"score that is kept{meant}"
+    )
+
+
 def quality_goal(
     tasks: Mapping[str, float] | str | None, min_quality: float | None = None
 ) -> QualityGoal:
@@ -79,19 +104,14 @@ def quality_goal(
     Raises
     ------
     ScenarioError
-        For an unknown task or a wrong share, or a floor that is not in (0, 100].
+        For an unknown task or a wrong share, or a floor that is not in [50, 100].
     """
     from qsim.quality.tasks import normalise_mix, parse_mix
 
     mix = normalise_mix(parse_mix(tasks) if isinstance(tasks, str) else tasks)
     if min_quality is None:
         return QualityGoal(mix)
-    if not is_number(min_quality) or not 0 < min_quality <= 100:
-        raise ScenarioError(
-            f"min_quality is {min_quality!r}; must be above 0 and at most 100, percent of the "
-            "16-bit model's score"
-        )
-    return QualityGoal(mix, float(min_quality))
+    return QualityGoal(mix, check_floor("min_quality", min_quality))
 
 
 @dataclass(frozen=True)

@@ -91,9 +91,12 @@ def load_profile(id_or_path: str | os.PathLike[str]) -> Profile:
         if Path(text).is_file():
             return Profile.load(text)
     entries = {e.id: e for e in list_profiles()}
+    parts = text.split("/")
+    strange = len(parts) in (3, 4) and parts[1] not in {e.model for e in entries.values()}
     raise ProfileError(
         f"unknown profile {text!r}; {_nearest(text, list(entries))}"
         "'qsim profiles' lists them all; a profile of your own is given as a path to its .json file"
+        + (f". {_other_model(parts[1])}" if strange else "")
     )
 
 
@@ -115,7 +118,9 @@ def find_profiles(
     of_model = [e for e in entries if e.model == model]
     if not of_model:
         models = sorted({e.model for e in entries})
-        raise ProfileError(f"no profile of model {model!r}; {_nearest(model, models)}")
+        raise ProfileError(
+            f"no profile of model {model!r}; {_nearest(model, models)}{_other_model(model)}"
+        )
     for word, wanted, known in (
         ("gpu", gpus, {e.gpu for e in of_model}),
         ("method", methods, {e.method for e in of_model}),
@@ -181,6 +186,16 @@ def transfer_note(profile: Profile) -> str | None:
         f"{profile.id} is transferred, not measured: its estimated errors are {errors}. Before you "
         f"rely on it, measure a server: qsim calibrate run --model {i.model} --dummy-weights "
         f"--methods {i.method}{tp} --out DIR on a {i.gpu}, then plan with --profile"
+    )
+
+
+def _other_model(model: str) -> str:
+    """How to get profiles of a model that none is shipped of."""
+    id_ = model if "/" in model else f"ORG/{model}"
+    return (
+        f"For another model, 'qsim calibrate transfer --to h200_sxm --model {id_} --out DIR' "
+        "(a Hugging Face id or a config.json) makes profiles from kernel times, and "
+        "'qsim calibrate run' measures them; give them with --profile"
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["ModelKey", "model_key"]
+__all__ = ["ModelKey", "model_key", "unknown_note"]
 
 #: beginnings of names -> lineage: models of one lineage share an architecture and training line
 _LINEAGES = (
@@ -73,3 +75,25 @@ def model_key(name: str) -> ModelKey:
         found = re.findall(r"(?<![\d.a-z])(\d+(?:\.\d+)?)b(?![a-z])", text)
         size = float(found[0]) if found and float(found[0]) > 0 else None
     return ModelKey(text, lineage, size)
+
+
+def unknown_note(name: str, known: Iterable[str]) -> str:
+    """What to know of a model that neither the table nor its name's beginning tells; "" if they do.
+
+    Parameters
+    ----------
+    name : str
+        As the user gave it.
+    known : iterable of str
+        Models that numbers are known of.
+    """
+    key, models = model_key(name), sorted({model_key(m).id for m in known})
+    if key.lineage or key.id in models:
+        return ""
+    near = difflib.get_close_matches(key.id, models, n=3, cutoff=0.6)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    size = "" if key.size_b else ", of any size: its name does not tell its own"
+    return (
+        f"model {name!r} is not known{hint} Nothing was published of it or of its relatives: what "
+        f"follows is estimated from {len(models)} other models{size}"
+    )

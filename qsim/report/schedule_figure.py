@@ -98,7 +98,7 @@ def _pools(ax: Axes, found: Schedule) -> None:
         if table[:, k].any():
             ax.stairs(
                 base + table[:, k], edges, baseline=base, fill=True, alpha=0.6,
-                color=COLORS[(k + 2) % len(COLORS)], label=choice.method,
+                color=COLORS[(k + 2) % len(COLORS)], label=choice.shown,
             )  # fmt: skip
             base = base + table[:, k]
     ax.set_title("the timetable: servers of each method")

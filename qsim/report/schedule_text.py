@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
+from qsim.profiles import transfer_note
 from qsim.report.tables import fill, number, table
 
 if TYPE_CHECKING:
+    from qsim.optimize.schedule_problem import PoolChoice
     from qsim.optimize.schedule_result import PolicyResult, Schedule
 
 __all__ = ["schedule_rows", "schedule_text"]
@@ -25,7 +28,7 @@ def schedule_rows(found: Schedule) -> tuple[list[str], list[list[str]]]:
         starts = f"{r.run.starts}" + (f" + {r.run.wakes} wakes" if r.run.wakes else "")
         rows.append(
             [
-                r.name,
+                _marked(r.name, found),
                 number(None if energy is None else energy / 1e6),
                 "-" if saved is None else f"{saved:.1%}",
                 number(r.totals["gpu_hours"]),
@@ -58,7 +61,8 @@ def schedule_text(found: Schedule) -> str:
     )
     headers, rows = schedule_rows(found)
     parts = ["\n".join(fill(line) for line in head.split("\n")), table(headers, rows)]
-    parts.append("\n".join(fill(f"{r.name}: {r.description}") for r in found.results))
+    told = (_marked(f"{r.name}: {r.description}", found) for r in found.results)
+    parts.append("\n".join(map(fill, told)))
     parts.append(timetable_text(found))
     remarks = [
         "saved: what the optimized timetable saves against the policy; - where either misses an "
@@ -85,9 +89,40 @@ def schedule_text(found: Schedule) -> str:
     prices = sorted({(c.pool.profile.identity.gpu, c.usd_per_gpu_hour, c.price_source)
                      for c in found.choices if c.usd_per_gpu_hour is not None})  # fmt: skip
     remarks += [f"price of {g}: {usd:.2f} USD per GPU and hour, {s}" for g, usd, s in prices]
+    if any(c.pool.profile.transferred for c in found.choices):
+        remarks.append(
+            "~ before a pool: its profile is transferred from other measurements, not measured"
+        )
+    used = [found.choices[k] for k in _used(found)]
+    remarks += [note for c in used if (note := transfer_note(c.pool.profile)) is not None]
     remarks += list(found.notes)
     parts.append("\n".join(fill(r) for r in remarks))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *map(_command, used)])
+
+
+def _marked(text: str, found: Schedule) -> str:
+    """The text with the mark of pools that were not measured."""
+    for c in {c.label: c for r in found.results for c in r.choices}.values():
+        if c.pool.profile.transferred:
+            text = re.sub(rf"(?<![~\w.+/-]){re.escape(c.label)}(?![\w.+/-])", c.shown, text)
+    return text
+
+
+def _used(found: Schedule) -> list[int]:
+    """The pools that the timetable has servers of."""
+    return [k for k in range(len(found.choices)) if any(row[k] for row in found.counts)]
+
+
+def _command(choice: PoolChoice) -> str:
+    """What starts a server of a pool."""
+    from qsim.optimize.deployment import Pool
+    from qsim.optimize.serve import serve_command
+    from qsim.report.text import continued
+
+    pool = choice.pool
+    command = serve_command(Pool.of(pool.profile, pool.options, 1))
+    head = f"Start each server of {choice.shown}, on its own GPUs and --port, with"
+    return f"{fill(head)}\n\n{continued(command)}"
 
 
 def _forecast(found: Schedule) -> str:
@@ -99,8 +134,8 @@ def _forecast(found: Schedule) -> str:
 def timetable_text(found: Schedule) -> str:
     """Stretches of windows with the same servers."""
     p = found.problem
-    names = [c.method for c in found.choices]
-    used = [k for k in range(len(names)) if any(row[k] for row in found.counts)]
+    names = [c.shown for c in found.choices]
+    used = _used(found)
     rows = []
     first = 0
     for t in range(1, len(found.counts) + 1):

@@ -132,6 +132,13 @@ def test_scenario(tmp_path: Path, trace: Path, profile: Path, slower: Path) -> N
         ((*SLOS, "--max-replicas", 0), ["max_replicas is 0"]),
         ((*SLOS, "--jobs", 0), ["jobs is 0"]),
         ((*SLOS, "--model", "lama-3.1-8b"), ["no profile of model 'lama-3.1-8b'"]),
+        (
+            (*SLOS, "--model", "qwen3-8b"),
+            [
+                "no profile of model 'qwen3-8b'",
+                "qsim calibrate transfer --to h200_sxm --model ORG/qwen3-8b --out DIR",
+            ],
+        ),
         ((*SLOS, "--price", "h100_sxm=1"), ["'h100_sxm'", "no profile in this plan"]),
         ((*SLOS, "--objective", "carbon"), ["objective carbon needs a region", "--region"]),
         ((*SLOS, "--region", "DEA"), ["'DEA'", "'DEU'"]),
@@ -140,6 +147,7 @@ def test_scenario(tmp_path: Path, trace: Path, profile: Path, slower: Path) -> N
         ((*SLOS, "--growth", 0), ["growth is 0.0"]),
         ((*SLOS, "--peak-hour"), ["lasts 1.15 s", "leave it out", "longer one"]),
         ((*SLOS, "--min-quality", 0), ["min_quality is 0.0"]),
+        ((*SLOS, "--min-quality", 0.98), ["min_quality is 0.98", "a share of 0.98 is 98"]),
         ((*SLOS, "--tasks", "gsm8k:a"), ["share of 'gsm8k' is 'a'"]),
         ((*SLOS, "--picture", "p.bmp"), ["--picture is 'p.bmp'", ".png"]),
     ],

@@ -49,6 +49,21 @@ def test_json_is_what_the_library_says() -> None:
     assert families["maths"]["status"] == "estimated"
 
 
+def test_an_unknown_model_is_said_to_be() -> None:
+    result = qsim("quality", "foobar")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("foobar: an unknown model, recovery in percent")
+    assert "Note: model 'foobar' is not known. Nothing was published of it" in result.stderr
+    assert "of any size" in result.stderr
+    near = qsim("quality", "lama-3.1-8b", "--json")
+    assert json.loads(near.stdout)["known_model"] is False
+    assert "did you mean 'llama-3.1-8b'" in near.stderr
+    for known in ("llama-3.1-8b", "qwen3-8b", "meta-llama/Llama-3.3-70B-Instruct"):
+        kin = qsim("quality", known, "--json")
+        assert json.loads(kin.stdout)["known_model"] is True
+        assert kin.stderr == ""
+
+
 def test_list_tasks() -> None:
     result = qsim("quality", "--list-tasks")
     assert re.search(r"^maths +gsm8k +school maths in words +gsm8k +\d+$", result.stdout, re.M)

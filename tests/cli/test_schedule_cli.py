@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from qsim.profile import Transfer
 from tests.cli.helpers import fails, qsim, write
 from tests.profiles import make_profile
 
@@ -54,6 +56,42 @@ def test_table_files_and_picture(traffic: Path, server: Path, tmp_path: Path) ->
     optimized = data["policies"][-1]
     assert sum(optimized["requests"].values()) == 300
     assert optimized["starts"] >= counts[1] - counts[0]
+
+
+def transferred(path: Path, gpu: str, method: str = "fp8-w8a8") -> Path:
+    profile = make_profile(gpu=gpu, model="llama-3.1-8b", method=method, decode_ms=20.0,
+                           max_num_seqs=2)  # fmt: skip
+    moved = Transfer(["h200_sxm/llama-3.1-8b/bf16"], ["tables 1"], {"decode": 10.0})
+    replace(profile, transfer=moved, identity=replace(profile.identity, source="transferred")).save(
+        path
+    )
+    return path
+
+
+def test_pools_are_told_apart_by_what_differs(traffic: Path, server: Path, tmp_path: Path) -> None:
+    other = transferred(tmp_path / "other.json", "a100_sxm")
+    run = ("schedule", traffic, "--profile", server, "--slo", "ttft:p90:400", *WINDOW,
+           "--policy", "static")  # fmt: skip
+    result = qsim(*run, "--profile", other, "--json", tmp_path / "s.json")
+    assert result.exit_code == 0, result.output
+    heads = [line.split() for line in result.stdout.splitlines()]
+    assert ["static", "h200_sxm/fp8-w8a8"] in [w[:2] for w in heads]
+    assert ["static", "~a100_sxm/fp8-w8a8"] in [w[:2] for w in heads]
+    assert "~ before a pool: its profile is transferred from other measurements" in result.stdout
+    data = json.loads((tmp_path / "s.json").read_text())
+    names = [p["policy"] for p in data["policies"]]
+    assert sorted(names) == ["optimized", "static a100_sxm/fp8-w8a8", "static h200_sxm/fp8-w8a8"]
+    assert set(data["savings"]) == set(names) - {"optimized"}
+    # each pool of the timetable comes with its command, marked alike
+    for pool in ("h200_sxm/fp8-w8a8", "~a100_sxm/fp8-w8a8"):
+        in_timetable = any(w and pool in w and "static" not in w for w in heads)
+        assert in_timetable == (f"Start each server of {pool}, on its own GPUs" in result.stdout)
+    assert "  vllm serve RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8-dynamic " in result.stdout
+    # where the GPU is the same, the method says it all
+    same = transferred(tmp_path / "same.json", "h200_sxm", "int8-w8a8")
+    both = qsim(*run, "--profile", same).stdout
+    assert "static fp8-w8a8 " in both
+    assert "static ~int8-w8a8 " in both
 
 
 def test_kubernetes_to_stdout(traffic: Path, server: Path) -> None:

@@ -12,6 +12,7 @@ from qsim.optimize import headroom, searches
 from qsim.optimize.capacity import plan
 from qsim.optimize.fleet_outcome import FleetOutcome
 from qsim.optimize.fleet_task import FleetTask
+from qsim.optimize.tune_arguments import parse_limits
 from qsim.profile import Profile
 from qsim.quality.recovery import recovery
 from qsim.quality.tasks import DEFAULT_MIX
@@ -139,14 +140,27 @@ def test_a_method_of_ones_own_has_no_quality_and_fails_any_floor() -> None:
     assert answer.best is not None
     assert answer.best.quality is None
     assert "; - not known" in " ".join(plan_text(answer).split())
-    (c,) = plan(burst(), profiles=own, slos=SLOS, min_quality=1).candidates
+    (c,) = plan(burst(), profiles=own, slos=SLOS, min_quality=50).candidates
     assert "quality is not known for this method" in c.reason
 
 
-@pytest.mark.parametrize("floor", [0, -1, 100.5, float("nan"), float("inf"), True, "98"])
+@pytest.mark.parametrize("floor", [0, -1, 49.9, 100.5, float("nan"), float("inf"), True, "98"])
 def test_the_floor_must_be_a_percentage(floor: Any) -> None:
-    with pytest.raises(ScenarioError, match=r"min_quality is .*above 0 and at most 100"):
+    with pytest.raises(ScenarioError, match=r"min_quality is .*must be from 50 to 100, percent"):
         plan(burst(), profiles=made("bf16"), slos=SLOS, min_quality=floor)
+
+
+@pytest.mark.parametrize(
+    ("floor", "meant"),
+    [(0.98, "a share of 0.98 is 98"), (1, "a share of 1 is 100"),
+     (2, "if 2 points may be lost, that is 98")],
+)  # fmt: skip
+def test_a_share_or_a_loss_is_told_what_it_would_be(floor: float, meant: str) -> None:
+    with pytest.raises(ScenarioError, match=f"kept; {meant}"):
+        plan(burst(), profiles=made("bf16"), slos=SLOS, min_quality=floor)
+    with pytest.raises(ScenarioError, match=f"quality is .*kept; {meant}"):
+        parse_limits((), [f"quality>={floor}"])
+    assert parse_limits((), ["quality>=98", "quality<=1"])
 
 
 def test_an_unknown_task_names_near_ones() -> None:

@@ -15,11 +15,13 @@ from qsim.errors import InfeasibleError, ScenarioError
 from qsim.optimize.carbon import CarbonSeries
 from qsim.optimize.schedule_capacity import CapacityTask, measure_capacity
 from qsim.optimize.schedule_export import cron_triggers, export_schedule
-from qsim.optimize.schedule_problem import parse_window
+from qsim.optimize.schedule_problem import PoolChoice, labelled, parse_window
 from qsim.optimize.schedule_result import Schedule
 from qsim.optimize.schedule_task import RunTask, WindowTask, run_policy, run_window
 from qsim.optimize.scheduling import POLICIES, schedule
+from qsim.profile import Profile
 from qsim.sim.api import simulate
+from qsim.sim.config import EngineOptions
 from qsim.sim.lifecycle import Lifecycle, ServerPool
 from qsim.sim.policy import Constant
 from qsim.sim.slo import parse_slos
@@ -126,6 +128,21 @@ def test_constant_traffic_gives_the_static_plan() -> None:
     if found.pack == 0:
         assert found.best.value == pytest.approx(static.value)
     assert found.best.value <= static.value * (1 + 1e-9)
+
+
+def test_pools_have_labels_of_their_own() -> None:
+    def labels(*profiles: Profile) -> list[str]:
+        pools = [ServerPool(p, 1, 1.0, EngineOptions(), QUICK) for p in profiles]
+        return [c.label for c in labelled([PoolChoice(p, None, None) for p in pools])]
+
+    tp2 = replace(FAST, identity=replace(FAST.identity, tensor_parallel_size=2))
+    h100 = replace(FAST, identity=replace(FAST.identity, gpu="h100_sxm"))
+    other = replace(FAST, identity=replace(FAST.identity, model="qwen2.5-14b"))
+    assert labels(SLOW, FAST) == ["bf16", "fp8-w8a8"]
+    assert labels(FAST, tp2) == ["fp8-w8a8", "fp8-w8a8/tp2"]
+    assert labels(FAST, h100) == ["h200_sxm/fp8-w8a8", "h100_sxm/fp8-w8a8"]
+    assert labels(SLOW, other) == ["llama-3.1-8b/bf16", "qwen2.5-14b/fp8-w8a8"]
+    assert labels(FAST, FAST, SLOW) == ["fp8-w8a8 (1)", "fp8-w8a8 (2)", "bf16"]
 
 
 @pytest.mark.slow
