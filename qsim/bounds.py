@@ -43,6 +43,7 @@ __all__ = [
     "Text",
     "Whole",
     "check_name",
+    "one_line",
     "printable",
     "shown",
 ]
@@ -95,6 +96,19 @@ def printable(text: str) -> str:
     if _PRINTABLE.fullmatch(text):
         return text
     return "".join(c if _PRINTABLE.fullmatch(c) else repr(c)[1:-1] for c in text)
+
+
+#: longest message, characters
+_MESSAGE = 4000
+
+
+def one_line(message: str) -> str:
+    """A message as one printable line; of a very long one the beginning and the end."""
+    text = " ".join(message.split())
+    if len(text) > _MESSAGE:
+        left = len(text) - _MESSAGE
+        text = f"{text[: _MESSAGE * 3 // 4]} [{left} more characters] {text[-_MESSAGE // 4 :]}"
+    return printable(text)
 
 
 def check_name(what: str, value: object, error: type[QsimError] = ScenarioError) -> str:

@@ -374,7 +374,7 @@ class Profile(Closed):
             raise ProfileError(
                 f"{where}: schema is {schema!r}; this version of qsim reads {SCHEMA!r}"
             )
-        body = {k: v for k, v in data.items() if k not in ("schema", "id")}
+        body = {k: v for k, v in data.items() if k not in _NOT_FIELDS}
         from qsim.edge import build
         from qsim.profile_check import check
 
@@ -394,3 +394,44 @@ class Profile(Closed):
         from qsim.documents import read_json
 
         return cls.from_dict(read_json(path, ProfileError, most=MAX_FILE), os.fspath(path))
+
+    @classmethod
+    def load_shipped(cls, path: str | os.PathLike[str]) -> Profile:
+        """Read a profile of this very package without checking it again.
+
+        A test checks all of them; pydantic, which checks others, takes a tenth of a second to
+        import.
+        """
+        with open(path, encoding="utf-8") as f:
+            data = json.load(f)
+        profile: Profile = _assemble(cls, {k: v for k, v in data.items() if k not in _NOT_FIELDS})
+        return profile
+
+
+_NOT_FIELDS = ("schema", "id")
+#: fields that are objects of their own
+_NESTED: dict[type, dict[str, type]] = {
+    Profile: {
+        "identity": Identity,
+        "engine": EngineDefaults,
+        "latency": Latency,
+        "host": HostTimes,
+        "frontend": FrontEnd,
+        "power": Power,
+        "memory": Memory,
+        "transfer": Transfer,
+        "measured_host": MeasuredHost,
+    },
+    Latency: {
+        "decode": DecodeSpan,
+        "piecewise": MixedSpan,
+        "eager": MixedSpan,
+        "throttle": Throttle,
+    },
+    MeasuredHost: {"host": HostTimes, "frontend": FrontEnd},
+}
+
+
+def _assemble(cls: Any, data: Mapping[str, Any]) -> Any:
+    nested = _NESTED.get(cls, {})
+    return cls(**{k: _assemble(nested[k], v) if k in nested else v for k, v in data.items()})

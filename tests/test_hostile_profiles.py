@@ -130,3 +130,15 @@ def test_a_file_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(ProfileError, match=r"p\.json: "):
         Profile.load(tmp_path / "p.json")
+
+
+def test_shipped_profiles_need_no_check_because_they_pass_it() -> None:
+    from qsim.profiles import list_profiles, load_profile
+
+    entries = list_profiles()
+    assert len(entries) > 100
+    for entry in entries:
+        checked = Profile.load(entry.path)
+        assert load_profile(entry.id) == checked
+        assert load_profile(entry.id).to_dict() == checked.to_dict()
+        assert json.dumps(load_profile(entry.id).to_dict()) == json.dumps(checked.to_dict())

@@ -26,12 +26,14 @@ from qsim.calibrate.server import Server, ServerFacts
 from qsim.calibrate.speed import Speed
 from qsim.calibrate.tidy import Measured, write_recording
 from qsim.calibrate.workload import GAP_S, HoldoutTrace, Limits, Phase, phases, total_s
-from qsim.errors import CalibrationError
+from qsim.errors import CalibrationError, ScenarioError
 from qsim.sim.versions import NEWEST, OLDEST
 
 __all__ = ["Job", "Progress", "environment", "measure", "planned", "server_command"]
 
 SERVED_NAME = "m"
+#: shortest --max-model-len under which the loads fit
+LEAST_MODEL_LEN = 2048
 
 #: called with (what is being measured, seconds of this job that are left)
 Progress = Callable[[str, float], None]
@@ -61,6 +63,13 @@ class Job:
     start_s: float = field(default=90.0, compare=False)
     driver: str = ""
     power_limit_w: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.model_len < LEAST_MODEL_LEN:
+            raise ScenarioError(
+                f"max_position_embeddings of {self.model.id} is {self.model_len}; the loads need "
+                f"servers of at least {LEAST_MODEL_LEN} tokens a sequence"
+            )
 
     @property
     def name(self) -> str:

@@ -18,6 +18,7 @@ from qsim.calibrate.methods import check, find_method
 from qsim.calibrate.models import Model
 from qsim.calibrate.state import COMPLETE, FAILED, REFUSED, CampaignState, JobState, is_complete
 from qsim.calibrate.workload import total_s
+from qsim.checks import finite
 from qsim.errors import CalibrationError, QsimError, ScenarioError
 
 __all__ = ["Campaign", "CampaignResult", "groups_of", "load_seconds", "make_jobs"]
@@ -31,6 +32,8 @@ def load_seconds(minutes: float, start_s: float = 90.0) -> float:
     ScenarioError
         If that leaves too little to measure anything.
     """
+    finite("start_estimate", start_s, 0.0, 86_400.0)
+    finite("minutes", minutes, 0.0, 1440.0)
     seconds = 60.0 * minutes - start_s
     if seconds < 30.0:
         raise ScenarioError(

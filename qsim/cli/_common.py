@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from qsim.bounds import printable
+from qsim.bounds import one_line
 from qsim.errors import MissingExtraError, ScenarioError
 from qsim.files import write_text
 from qsim.sim.config import EngineOptions
@@ -297,7 +297,7 @@ def one_to_stdout(
 def note(text: str) -> None:
     """A remark on stderr; lost if that is closed."""
     with suppress(OSError):
-        click.echo(f"Note: {printable(text)}", err=True)
+        click.echo(f"Note: {one_line(text)}", err=True)
 
 
 def need_matplotlib(option: str, path: str | None, endings: tuple[str, ...] = PICTURES) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from qsim import __version__
-from qsim.bounds import printable
+from qsim.bounds import one_line
 from qsim.cli._command import Group
 from qsim.errors import QsimError
 from qsim.interrupts import ended_by_signals
@@ -58,7 +58,7 @@ _NO_BLAS = ("simulate", "plan")
 def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
     """Say what went wrong on one line and end."""
     with suppress(OSError):  # stderr may be a terminal that is gone
-        click.echo(f"Error: {printable(' '.join(message.split()))}", err=True)
+        click.echo(f"Error: {one_line(message)}", err=True)
     ctx.exit(exit_code)
 
 
@@ -92,6 +92,17 @@ class LazyGroup(Group):
             ctx.fail(f"no command {name!r}{hint} The commands are {', '.join(COMMANDS)}.")
         return super().resolve_command(ctx, args)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, after a look for words that are no text."""
+        for word in args:
+            if not word.isascii() and any("\ud800" <= c <= "\udfff" for c in word):
+                raise click.UsageError(
+                    f"{one_line(word)!r} is not text in this system's encoding; rename the file, "
+                    "or set the locale to UTF-8",
+                    ctx,
+                )
+        return super().parse_args(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
@@ -104,8 +115,13 @@ class LazyGroup(Group):
                 return super().invoke(ctx)
         except QsimError as e:
             _fail(ctx, str(e), e.exit_code)
+        except click.UsageError as e:  # click prints it, with the value that was given
+            e.message = one_line(e.message)  # type: ignore[misc]
+            raise
         except KeyboardInterrupt:
             _interrupted(ctx)
+        except MemoryError:
+            _fail(ctx, "there is not enough memory for this; ask for less", 1)
         except OSError as e:
             if e.errno == errno.EPIPE:  # whoever read our output has gone: click ends quietly
                 raise

@@ -130,6 +130,7 @@ def run(
     """
     from dataclasses import replace
 
+    from qsim.bounds import MAX_SEED
     from qsim.calibrate import gpus as gpu_types
     from qsim.calibrate.measure import Job
     from qsim.calibrate.methods import METHODS
@@ -137,6 +138,7 @@ def run(
     from qsim.calibrate.power import Nvml
     from qsim.calibrate.run import Campaign, groups_of, load_seconds, make_jobs, require_complete
     from qsim.calibrate.server import serve_command as find_command
+    from qsim.checks import finite, whole
     from qsim.cli._campaign import campaign_progress, interruptible
     from qsim.cli._common import note
     from qsim.cli._outputs import check_output
@@ -144,6 +146,8 @@ def run(
 
     if not dry_run:
         check_output("--out", out, folder=True)
+    finite("start_timeout", start_timeout, 0.0, 86_400.0, above=True)
+    whole("seed", seed, 0, MAX_SEED)
     numbers = _numbers(gpus)
     driver, limit_w = "", None
     found = []

@@ -29,7 +29,7 @@ def list_command(as_json: bool = False) -> None:
     """List the shipped profiles."""
     from qsim.report.tables import table
 
-    rows = [_row(e.id, Profile.load(e.path)) for e in list_profiles()]
+    rows = [_row(e.id, load_profile(e.id)) for e in list_profiles()]
     if as_json:
         write_json(rows, "-")
         return

@@ -250,7 +250,10 @@ def parse_decision(text: str, option: str = "--search") -> tuple[str, Decision]:
     if name == "vllm_version":  # 0.30 is no number
         return name, Choices(tuple(v.strip() for v in values.split(",")))
     try:
-        return name, _range(values) or Choices(tuple(_value(v) for v in values.split(",")))
+        span = _range(values)
+        if isinstance(span, Range) and span.step is not None:
+            span.grid()  # steps are there to be enumerated
+        return name, span or Choices(tuple(_value(v) for v in values.split(",")))
     except ScenarioError as e:
         raise ScenarioError(f"{option} {text!r}: {e}") from None
 

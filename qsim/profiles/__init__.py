@@ -86,7 +86,7 @@ def load_profile(id_or_path: str | os.PathLike[str]) -> Profile:
         return Profile.load(text)
     shipped = Path(__file__).parent / f"{text}.json"
     if ".." not in text and _ID.fullmatch(text) and shipped.is_file():
-        return Profile.load(shipped)
+        return Profile.load_shipped(shipped)
     with suppress(ValueError):  # a zero byte in the name
         if Path(text).is_file():
             return Profile.load(text)

@@ -6,13 +6,19 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qsim.bounds import Items, Line, Plain
+from qsim.bounds import Count, Items, Line, Plain
 from qsim.edge import build
 from qsim.errors import ScenarioError
 
 __all__ = ["check_results"]
 
 _Object = Annotated[dict[str, Any], Plain()]
+
+
+class _Counts(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    effective: Count = 0
 
 
 class _Results(BaseModel):
@@ -22,7 +28,7 @@ class _Results(BaseModel):
     config: _Object | None = None
     versions: _Object = {}
     shots: _Object = Field(default={}, alias="n-shot")
-    counts: dict[Line, _Object] = Field(default={}, alias="n-samples")
+    counts: dict[Line, _Counts] = Field(default={}, alias="n-samples")
     group_subtasks: dict[Line, Annotated[list[Line], Items(1000)]] = {}
     samples: dict[Line, list[dict[str, Any]]] = {}
 

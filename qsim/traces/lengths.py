@@ -11,9 +11,13 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from qsim.bounds import shown
 from qsim.errors import ScenarioError
 
 __all__ = ["LengthModel", "QuantileTable", "parse_lengths"]
+
+#: longest prompt or output that is drawn, tokens
+MAX_LENGTH = 1e9
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -137,26 +141,37 @@ def parse_lengths(option: str, text: str) -> QuantileTable:
         If it is none of them.
     """
     kind, colon, rest = text.partition(":")
+
+    def length(part: str) -> float:
+        value = float(part)
+        if not abs(value) <= MAX_LENGTH:
+            raise ScenarioError(
+                f"{option} is {shown(text)}; {shown(part)} is no number of tokens up to "
+                f"{MAX_LENGTH:g}"
+            )
+        return value
+
     try:
         if not colon:
-            value = float(kind)
+            value = length(kind)
             if not value >= 1:
                 raise ScenarioError(f"{option} is {text!r}; a length must be >= 1 token")
             return QuantileTable.constant(value)
         if kind == "quantiles":
             pairs = [part.split("=") for part in rest.split(",")]
-            return QuantileTable.of([float(p) for p, _ in pairs], [float(v) for _, v in pairs])
-        numbers = [float(part) for part in rest.split(",")]
+            return QuantileTable.of([float(p) for p, _ in pairs], [length(v) for _, v in pairs])
+        numbers = [length(part) for part in rest.split(",")]
         if kind == "exponential" and len(numbers) == 1 and numbers[0] > 0:
             return QuantileTable.exponential(numbers[0])
         if kind == "lognormal" and len(numbers) in (2, 3) and min(numbers) > 0:
             median, sigma = numbers[0], numbers[1]
-            high = numbers[2] if len(numbers) == 3 else median * math.exp(4 * sigma)
+            widest = median * math.exp(min(4 * sigma, 700.0))
+            high = numbers[2] if len(numbers) == 3 else min(widest, MAX_LENGTH)
             return QuantileTable.lognormal(median, sigma, 1.0, max(high, 1.0))
     except ValueError:
         pass
     raise ScenarioError(
-        f"{option} is {text!r}; must be a number of tokens, lognormal:MEDIAN,SIGMA[,MAX], "
+        f"{option} is {shown(text)}; must be a number of tokens, lognormal:MEDIAN,SIGMA[,MAX], "
         "exponential:MEAN or quantiles:0=10,0.5=200,0.9=900,1=4000"
     )
 

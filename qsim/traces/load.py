@@ -9,6 +9,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qsim.bounds import MAX_SEED
+from qsim.checks import whole
 from qsim.errors import TraceError
 from qsim.traces.trace import Trace
 
@@ -224,6 +226,7 @@ def opened(
             f"its parameters: {allowed}"
         )
     given = {} if columns is None else parse_columns(columns)
+    whole("seed", seed, 0, MAX_SEED)
     return chosen, ReadOptions(sort=sort, seed=seed, params=params, columns=given)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from qsim.bounds import MAX_REQUESTS
+from qsim.bounds import MAX_REQUESTS, MAX_SEED
 from qsim.checks import finite, whole
 from qsim.errors import ScenarioError
 from qsim.traces.arrivals import Gaps, RateProfile, arrival_blocks
@@ -125,6 +125,7 @@ def iter_chunks(workload: Workload, span: Span | None = None, seed: int = 0) -> 
             f"{workload.name}: about {expected:.3g} requests are asked for; at most "
             f"{MAX_REQUESTS:.3g} are drawn: lower the rate or the duration"
         )
+    whole("seed", seed, 0, MAX_SEED)
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)]
     arrivals_rng, lengths_rng, spells_rng, prefixes_rng = streams
     profile, duration_s = _resolved_profile(workload, span, spells_rng)

@@ -133,6 +133,30 @@ def _set(file: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
          r"num_gpu_blocks is 'many'; must be a whole number"),
         (_set("server.json", lambda d: d.update(num_gpu_blocks=1)), r"num_gpu_blocks is 1; must"),
         (_set("server.json", lambda d: d.pop("gpu")), r"server\.json: gpu is missing"),
+        (_set("server.json", lambda d: d.update(model="../../../escaped/m")),
+         r"server\.json: model is '\.\./\.\./\.\./escaped/m'; must be a name"),
+        (_set("server.json", lambda d: d.update(method="/abs/m")),
+         r"method is '/abs/m'; must be a"),
+        (_set("server.json", lambda d: d.update(gpu="x\ntouch PWNED #")), r"gpu is 'x\\ntouch"),
+        (_set("server.json", lambda d: d.update(tensor_parallel=0)), r"tensor_parallel is 0; must"),
+        (_set("server.json", lambda d: d.update(num_gpu_blocks=10**18)), r"num_gpu_blocks is 1000"),
+        (_set("server.json", lambda d: d.update(power_limit_w="a")), r"power_limit_w is 'a'; must"),
+        (_set("server.json", lambda d: d.update(graph_sizes=[1e300])),
+         r"graph_sizes\[0\] is 1e\+300"),
+        (_set("server.json", lambda d: d.update(x=[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]])),
+         "deeper than"),
+        (_set("phases.json", lambda d: d[2].update(end_s=1e300)), r"end_s is 1e\+300; must be a"),
+        (_set("phases.json", lambda d: d[2].update(label="a\nb")),
+         r"label is 'a\\nb'; must be a text"),
+        (_cell("steps.csv.gz", 5, "running", "9" * 30), r"line 5.*must be <= 9007199254740992"),
+        (_cell("steps.csv.gz", 5, "running", "9" * 5000), r"line 5.*is not a whole number"),
+        (_cell("steps.csv.gz", 5, "running", "1_0"), r"line 5.*'1_0' is not a whole number"),
+        (_cell("steps.csv.gz", 5, "gpu_ms", "1e300"), r"line 5.*must be within 1e\+18"),
+        (_cell("steps.csv.gz", 2, "prefill_chunks", "9" * 20 + "@0"), r"line 2.*new@computed"),
+        (_cell("requests.csv.gz", 3, "request_id", "x" * 200_000),
+         r"field larger than field limit"),
+        (_cell("requests.csv.gz", 3, "request_id", "x" * 2_000_000),
+         r"line 3 is longer than 1 MiB"),
         (_set("phases.json", lambda d: d[2].update(use="maybe")),
          r"phase 2 \(dec4\): use is 'maybe'; must be one of fit, holdout, skip"),
         (_set("phases.json", lambda d: d[2].update(label="dec1")), r"'dec1' was used before"),
@@ -163,3 +187,20 @@ def test_a_recording_that_was_cut_off_says_what_it_lacks() -> None:
     assert read.server.gpu == "h100_sxm"
     with pytest.raises(CalibrationError, match=r"holds no requests.*--frontend-from"):
         fit([read], held_out=False)
+
+
+def test_a_small_file_that_unpacks_to_much(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import qsim.tables
+
+    monkeypatch.setattr(qsim.tables, "MAX_BYTES", 1 << 20)
+    row = gzip.decompress((copy / "power.csv.gz").read_bytes()).split(b"\n")
+    many = b"\n".join([row[0], *[row[1]] * 100_000]) + b"\n"
+    (copy / "power.csv.gz").write_bytes(gzip.compress(many))
+    with pytest.raises(RecordingError, match=r"power\.csv\.gz: unpacks to more than"):
+        read_recording(copy)
+
+
+def test_a_line_without_an_end_is_not_read_whole(copy: Path) -> None:
+    (copy / "power.csv.gz").write_bytes(gzip.compress(b"x" * (64 << 20)))
+    with pytest.raises(RecordingError, match=r"line 1 is longer than 1 MiB"):
+        read_recording(copy)
