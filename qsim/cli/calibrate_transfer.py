@@ -54,8 +54,6 @@ __all__ = ["transfer"]
               "learnt without it; repeatable.")  # fmt: skip
 @click.option("--published", type=click.Path(path_type=Path), metavar="CSV",
               help="Compare with measurements of the ML.ENERGY leaderboard.")  # fmt: skip
-@click.option("--page", type=click.Path(path_type=Path), metavar="FILE.md",
-              help="Write docs/transfer.md: all comparisons; needs --published.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Comparisons as JSON on stdout.")
 def transfer(
     gpu: str | None,
@@ -67,7 +65,6 @@ def transfer(
     everything: bool,
     checks: tuple[str, ...],
     published: Path | None,
-    page: Path | None,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Make profiles of GPUs and models that were not measured.
@@ -84,8 +81,6 @@ def transfer(
     if not (everything or checks or published or gpu):
         raise ScenarioError("nothing to do; give --to with --model and --out, --all, --check or "
                             "--published")  # fmt: skip
-    if page is not None and published is None:
-        raise ScenarioError("--page also needs --published CSV")
     known = None
     if gpu is not None:
         if model is None or out is None:
@@ -95,8 +90,6 @@ def transfer(
             note(remark)
     if out is not None:
         check_output("--out", out, folder=True)
-    if page is not None:
-        check_output("--page", page)
     teacher = learn_from_shipped()
     if gpu is not None and known is not None and out is not None:
         _some(teacher, gpu, known, methods, tp, gpu_memory_gib, out)
@@ -107,10 +100,10 @@ def transfer(
         folder = out or Path(qsim.profiles.__file__).parent
         made = write_all(teacher, folder, lambda id: click.echo(f"  {id}", err=True))
         click.echo(f"{len(made)} profiles in {folder}")
-    if checks and page is None:
+    if checks:
         _check(teacher, checks, as_json)
     if published is not None:
-        _published(teacher, published, page, checks, as_json)
+        _published(teacher, published, as_json)
 
 
 def _some(
@@ -185,22 +178,14 @@ def _check(teacher: Any, names: tuple[str, ...], as_json: bool) -> None:
     click.echo(table(heads, cells, left=2))
 
 
-def _published(
-    teacher: Any, path: Path, page: Path | None, checks: tuple[str, ...], as_json: bool
-) -> None:
-    from qsim.calibrate.transfer.page import outcomes, summary, transfer_page
-    from qsim.files import write_text
-    from qsim.profiles import load_profile
+def _published(teacher: Any, path: Path, as_json: bool) -> None:
+    from qsim.calibrate.transfer.published import outcomes, summary
     from qsim.report.tables import table
 
     found = outcomes(teacher, path)
-    if page is not None:
-        measured = [load_profile(name) for name in checks]
-        write_text(page, transfer_page(teacher, found, measured))
-        click.echo(f"{page}", err=True)
     if as_json:
         click.echo(json.dumps([o.to_dict() for o in found], indent=1))
-    elif page is None:
+    else:
         heads = ["task", "model", "GPU", "GPUs", "limit", "ITL ms", "theirs", "error %", "W/GPU",
                  "theirs", "error %", "J/token\nerror %"]  # fmt: skip
         cells = [

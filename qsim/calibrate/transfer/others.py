@@ -11,7 +11,7 @@ from qsim.calibrate.models import ARCHITECTURES, Architecture
 from qsim.calibrate.transfer.build import Teacher, transfer
 from qsim.calibrate.transfer.compose import Composer
 from qsim.calibrate.transfer.kernels import load_tables
-from qsim.calibrate.transfer.published import PublishedRow, evaluate
+from qsim.calibrate.transfer.published import PublishedRow, evaluate, model_id
 from qsim.calibrate.transfer.ratios import linear_of
 from qsim.calibrate.transfer.spans import Spans, StepPoint
 from qsim.calibrate.transfer.specs import gpu_spec
@@ -83,7 +83,7 @@ def old_power(teacher: Teacher) -> list[Compared]:
     found = []
     active_w = teacher.power.active_w * gpu_spec("a100_sxm").tdp_w / teacher.power.spec.tdp_w
     for name, config, batch, output, tpot_ms, watts in _OLD:
-        profile = transfer(teacher, "a100_sxm", name, config, "bf16")
+        profile = transfer(teacher, "a100_sxm", model_id(name), config, "bf16")
         ours = _spread(
             profile, batch, batch * (125 + output), batch / output * 125, tpot_ms, active_w
         )

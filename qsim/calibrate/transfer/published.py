@@ -17,9 +17,12 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qsim.calibrate.models import ARCHITECTURES, Architecture
+from qsim.calibrate.transfer.build import Teacher, transfer
 from qsim.calibrate.transfer.specs import gpu_spec
-from qsim.errors import CalibrationError
+from qsim.errors import CalibrationError, ScenarioError
 from qsim.profile import Profile
 from qsim.sim.config import EngineOptions
 from qsim.sim.timing import PS_PER_MS, Timing
@@ -30,8 +33,12 @@ __all__ = [
     "Outcome",
     "PublishedRow",
     "evaluate",
+    "median_percent",
+    "model_id",
     "needed",
+    "outcomes",
     "read_published",
+    "summary",
 ]
 
 #: seconds per logit of a step's rows for top-p sampling on H100, the only number here that was
@@ -262,3 +269,44 @@ def needed(rows: Sequence[PublishedRow]) -> list[tuple[str, str, str, int]]:
     """GPU, model, method and tensor-parallel size of the profiles that rows need."""
     keys = {(r.gpu, r.model, r.method, r.tensor_parallel_size) for r in rows}
     return sorted(keys)
+
+
+def model_id(name: str) -> str:
+    """A published model's name as an id: ``Qwen 3 8B`` is ``qwen-3-8b``."""
+    return name.lower().replace(" ", "-")
+
+
+def outcomes(teacher: Teacher, path: Path) -> list[Outcome]:
+    """Every dense row of a leaderboard file, evaluated."""
+    rows = read_published(path)
+    profiles: dict[tuple[str, str, str, int], Profile | None] = {}
+    for key in needed(rows):
+        gpu, model, method, tp = key
+        try:
+            profiles[key] = transfer(
+                teacher, gpu, model_id(model), PUBLISHED_MODELS[model], method, tp
+            )
+        except (CalibrationError, ScenarioError):
+            profiles[key] = None  # a table lacks its shapes, or it does not fit
+    found = []
+    for r in rows:
+        profile = profiles[(r.gpu, r.model, r.method, r.tensor_parallel_size)]
+        if profile is not None:
+            found.append(evaluate(profile, r))
+    return found
+
+
+def median_percent(values: Sequence[float]) -> float:
+    """The median of the absolute values."""
+    return float(np.median(np.abs(values)))
+
+
+def summary(found: Sequence[Outcome]) -> str:
+    """The median errors in words."""
+    itl = median_percent([o.itl_error for o in found])
+    power = median_percent([o.power_error for o in found])
+    energy = median_percent([o.energy_error for o in found])
+    return (
+        f"median error over {len(found)} rows: ITL {itl:.1f}%, power {power:.1f}%, energy a token "
+        f"{energy:.1f}%"
+    )

@@ -8,8 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qsim.bounds import check_name
 from qsim.calibrate.models import ARCHITECTURES
-from qsim.calibrate.transfer.published import PublishedRow, evaluate, needed, read_published
+from qsim.calibrate.transfer.published import (
+    PUBLISHED_MODELS,
+    PublishedRow,
+    evaluate,
+    model_id,
+    needed,
+    read_published,
+)
 from qsim.errors import CalibrationError
 from qsim.profile import Power, Profile
 from qsim.profiles import load_profile
@@ -108,3 +116,9 @@ def test_the_cap_holds() -> None:
         hot.latency.throttle, decode=0.5)))  # fmt: skip
     ratio = evaluate(slow, ROW, sort_s_per_logit=0).itl_ms
     assert ratio == pytest.approx(1.5 * evaluate(hot, ROW, sort_s_per_logit=0).itl_ms, rel=1e-3)
+
+
+def test_every_published_model_has_a_name_that_a_profile_may_have() -> None:
+    ids = [model_id(name) for name in PUBLISHED_MODELS]
+    assert [check_name("model", i) for i in ids] == ids
+    assert model_id("Llama 3.1 8B") == "llama-3.1-8b"

@@ -1,15 +1,23 @@
-"""docs/transfer.md: every comparison of transferred profiles, as a page."""
+"""Write docs/transfer.md: every comparison of transferred profiles, as a page.
+
+    python docs/scripts/transfer_page.py h100.json --published LEADERBOARD.csv \\
+        --out docs/transfer.md
+
+with ``pip install 'qsim[transfer]'``; the page says where ``h100.json`` and the CSV file are from.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
+import transfer_text as text
 
-from qsim.calibrate.transfer import page_text as text
-from qsim.calibrate.transfer.build import Teacher, transfer
+from qsim.calibrate.transfer.build import Teacher, learn_from_shipped, transfer
 from qsim.calibrate.transfer.check import Difference, comparable, compare_profiles, leave_out
 from qsim.calibrate.transfer.others import (
     Compared,
@@ -20,48 +28,16 @@ from qsim.calibrate.transfer.others import (
     trtllm_products,
 )
 from qsim.calibrate.transfer.published import (
-    PUBLISHED_MODELS,
     SORT_S_PER_LOGIT,
     Outcome,
-    evaluate,
-    needed,
-    read_published,
+    median_percent,
+    outcomes,
+    summary,
 )
 from qsim.errors import QsimError
+from qsim.files import write_text
 from qsim.profile import Profile
-
-__all__ = ["outcomes", "summary", "transfer_page"]
-
-
-def outcomes(teacher: Teacher, path: Path) -> list[Outcome]:
-    """Every dense row of a leaderboard file, evaluated."""
-    rows = read_published(path)
-    profiles: dict[tuple[str, str, str, int], Profile | None] = {}
-    for key in needed(rows):
-        gpu, model, method, tp = key
-        try:
-            profiles[key] = transfer(teacher, gpu, model, PUBLISHED_MODELS[model], method, tp)
-        except QsimError:
-            profiles[key] = None  # a table lacks its shapes, or it does not fit
-    found = []
-    for r in rows:
-        profile = profiles[(r.gpu, r.model, r.method, r.tensor_parallel_size)]
-        if profile is not None:
-            found.append(evaluate(profile, r))
-    return found
-
-
-def _median(values: Sequence[float]) -> float:
-    return float(np.median(np.abs(values)))
-
-
-def summary(found: Sequence[Outcome]) -> str:
-    """The median errors in words."""
-    return (
-        f"median error over {len(found)} rows: ITL {_median([o.itl_error for o in found]):.1f}%, "
-        f"power {_median([o.power_error for o in found]):.1f}%, energy a token "
-        f"{_median([o.energy_error for o in found]):.1f}%"
-    )
+from qsim.profiles import load_profile
 
 
 def transfer_page(
@@ -149,7 +125,7 @@ def _leaderboard(found: Sequence[Outcome]) -> list[str]:
             columns = zip(
                 *((o.itl_error, o.power_error, o.energy_error) for o in part), strict=True
             )
-            cells = [f"{_median(c):.1f}%, {float(np.mean(c)):+.1f}%" for c in columns]
+            cells = [f"{median_percent(c):.1f}%, {float(np.mean(c)):+.1f}%" for c in columns]
             name = f"{low} to {high}" if high < 4096 else f"above {low - 1}"
             lines.append(f"| {name} | {len(part)} | {' | '.join(cells)} |")
     lines += [
@@ -199,3 +175,24 @@ def _others(teacher: Teacher) -> list[str]:
         text.A100_PRODUCTS,
         *_compared("model, method, rows", trtllm_products(teacher), 2),
     ]
+
+
+def main() -> int:
+    """Write the page; the exit status."""
+    parser = argparse.ArgumentParser(description="Write docs/transfer.md.")
+    parser.add_argument("measured", nargs="*", help="profiles of GPUs that nothing is learnt from")
+    parser.add_argument("--published", type=Path, required=True, metavar="CSV")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.md")
+    args = parser.parse_args()
+    try:
+        measured = [load_profile(name) for name in args.measured]
+        teacher = learn_from_shipped()
+        write_text(args.out, transfer_page(teacher, outcomes(teacher, args.published), measured))
+    except QsimError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,7 +24,8 @@ This page is written by
 
     qsim calibrate fit recordings/llama-3.1-8b--fp8-w8a8--h100--2026-11-25 --out h100.json \\
         --frontend-from h200_sxm/llama-3.1-8b/fp8-w8a8 --no-validation
-    qsim calibrate transfer --check h100.json --published LEADERBOARD.csv --page docs/transfer.md
+    python docs/scripts/transfer_page.py h100.json --published LEADERBOARD.csv \\
+        --out docs/transfer.md
 
 with `pip install 'qsim[transfer]'`; the CSV file holds the leaderboard's rows (below).
 
