@@ -78,7 +78,8 @@ class Collector:
         if isinstance(value, str):
             ns = parse_time_ns(value)
             if ns is not None:
-                return ns * self._ticks_per_s / 10**9
+                ticks, rest = divmod(ns * self._ticks_per_s, 10**9)
+                return ticks if not rest else ns * self._ticks_per_s / 10**9
             try:
                 value = float(value)
             except ValueError:

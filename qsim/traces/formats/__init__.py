@@ -74,7 +74,9 @@ FORMATS: tuple[Format, ...] = (
     Format("aiperf", "aiperf"),
     Format("vidur", "vidur"),
     Format("splitwise", "splitwise"),
+    Format("otel", "otel"),
     Format("openai-log", "openai_log"),
+    Format("sharegpt", "sharegpt"),
     Format("servegen", "servegen"),
     Format("table", "table"),
 )

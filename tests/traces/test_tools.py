@@ -1,0 +1,411 @@
+"""Results of other tools and logs of calls: a recorded sample each, made anew by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qsim.cli import main
+from qsim.errors import MissingExtraError, TraceError
+from qsim.traces import load_trace
+from qsim.traces.columns import Column, find_columns, parse_columns, unit_of
+
+
+def lines(*rows: dict[str, Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def guidellm(*runs: dict[str, Any]) -> str:
+    return json.dumps({"metadata": {"version": 2}, "benchmarks": list(runs)})
+
+
+def run(rate: float, *requests: dict[str, Any], **others: Any) -> dict[str, Any]:
+    groups = {"successful": list(requests), "incomplete": [], "errored": [], **others}
+    return {"config": {"strategy": {"type_": "constant", "rate": rate}}, "requests": groups}
+
+
+def request(start: float, prompt: int, output: int) -> dict[str, Any]:
+    return {"request_id": str(start), "request_start_time": start, "request_end_time": start + 1,
+            "prompt_tokens": prompt, "output_tokens": output}  # fmt: skip
+
+
+def aiperf(start_ns: int, prompt: int, output: int, **others: Any) -> dict[str, Any]:
+    metrics = {
+        "input_sequence_length": {"value": prompt, "unit": "tokens"},
+        "output_sequence_length": {"value": output, "unit": "tokens"},
+        "inter_chunk_latency": {"value": [4.9, 5.3], "unit": "ms"},
+    }
+    metadata = {"session_num": 1, "request_start_ns": start_ns, "benchmark_phase": "profiling",
+                "was_cancelled": False, **others.pop("metadata", {})}  # fmt: skip
+    return {"metadata": metadata, "metrics": metrics, "error": None} | others
+
+
+NS = 1_759_813_207_532_900_363
+GUIDELLM = guidellm(run(2.0, request(1.7e9 + 0.5, 256, 64), request(1.7e9, 250, 60),
+                        errored=[{"request_start_time": 1.7e9}]))  # fmt: skip
+AIPERF = lines(
+    aiperf(NS - 10**9, 9, 9, metadata={"benchmark_phase": "warmup"}),
+    aiperf(NS + 500_000_000, 256, 64),
+    aiperf(NS, 250, 60),
+    aiperf(NS, 9, 9, error={"code": 500, "type": "Error", "message": "x"}),
+    aiperf(NS, 9, 9, metadata={"was_cancelled": True}),
+)
+SGLANG: dict[str, Any] = {
+    "tag": None, "backend": "sglang", "dataset_name": "random", "request_rate": 4.0,
+    "max_concurrency": None, "duration": 1.2, "completed": 3, "total_input_tokens": 600,
+    "input_lens": [100, 200, 300], "output_lens": [10, 20, 0], "ttfts": [0.05, 0.06, 0.0],
+    "itls": [[0.01] * 9, [0.01] * 19, []], "generated_texts": ["", "", ""],
+    "errors": ["", "", "Timeout"],
+}  # fmt: skip
+VLLM_OLD: dict[str, Any] = {
+    "date": "20250101-000000", "backend": "vllm", "model_id": "m", "tokenizer_id": "m",
+    "num_prompts": 4, "request_rate": "inf", "burstiness": 1.0, "max_concurrency": 2,
+    "input_lens": [10, 20, 30, 40], "output_lens": [2, 2, 2, 2],
+    "ttfts": [0.5, 1.0, 0.5, 0.5], "itls": [[0.5], [1.0], [0.5], [0.5]], "errors": ["", "", "", ""],
+}  # fmt: skip
+VIDUR = (
+    ",arrived_at,num_prefill_tokens,num_decode_tokens,pd_ratio\n"
+    "0,0.0,250,60,4.1\n1,0.5,256,64,4.0\n"
+)
+SPLITWISE = (
+    "request_id,request_type,application_id,arrival_timestamp,batch_size,prompt_size,token_size\n"
+    "0,2,0,0.0,1,250,60\n1,2,0,0.5,1,256,64\n"
+)
+OPENAI = lines(
+    {"id": "a", "object": "chat.completion", "created": 1700000001, "model": "m",
+     "usage": {"prompt_tokens": 256, "completion_tokens": 64, "total_tokens": 320}},
+    {"id": "b", "created": 1700000000, "model": "m",
+     "usage": {"prompt_tokens": 250, "completion_tokens": 60, "total_tokens": 310}},
+    {"id": "c", "created": 1700000000, "error": {"message": "x"}},
+)  # fmt: skip
+OPENAI_BATCH = lines(
+    {"custom_id": "a", "response": {"status_code": 200, "body": {
+        "created": 1700000000, "usage": {"prompt_tokens": 250, "completion_tokens": 60}}}},
+    {"custom_id": "b", "response": {"status_code": 200, "body": {
+        "created": 1700000001, "usage": {"prompt_tokens": 256, "completion_tokens": 64}}}},
+)  # fmt: skip
+RESPONSES = lines(
+    {"object": "response", "created_at": 1700000000.0,
+     "usage": {"input_tokens": 250, "output_tokens": 60}},
+    {"object": "response", "created_at": 1700000000.5,
+     "usage": {"input_tokens": 256, "output_tokens": 64}},
+)  # fmt: skip
+LITELLM = json.dumps(
+    [
+        {"request_id": "b", "call_type": "acompletion", "startTime": "2024-05-10T00:00:00.500Z",
+         "endTime": "2024-05-10T00:00:09Z", "prompt_tokens": 256, "completion_tokens": 64},
+        {"request_id": "a", "call_type": "acompletion", "startTime": "2024-05-10T00:00:00.000Z",
+         "endTime": "2024-05-10T00:00:02Z", "prompt_tokens": 250, "completion_tokens": 60},
+    ],
+    indent=1,
+)  # fmt: skip
+
+
+def attributes(**values: Any) -> list[dict[str, Any]]:
+    return [
+        {"key": key, "value": {"stringValue": v} if isinstance(v, str) else {"intValue": str(v)}}
+        for key, v in values.items()
+    ]
+
+
+def span(start_ns: int, **values: Any) -> dict[str, Any]:
+    return {"traceId": "a", "spanId": "b", "name": "chat m", "kind": 3,
+            "startTimeUnixNano": str(start_ns), "endTimeUnixNano": str(start_ns + 10**9),
+            "attributes": attributes(**values)}  # fmt: skip
+
+
+def export(*spans: dict[str, Any]) -> dict[str, Any]:
+    resource = {"attributes": attributes(**{"service.name": "x"})}
+    return {"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": list(spans)}]}]}
+
+
+USAGE = {"prompt": "gen_ai.usage.input_tokens", "output": "gen_ai.usage.output_tokens"}
+OLD_USAGE = {"prompt": "gen_ai.usage.prompt_tokens", "output": "gen_ai.usage.completion_tokens"}
+CALLS = [
+    span(NS + 500_000_000, **{USAGE["prompt"]: 256, USAGE["output"]: 64,
+                              "gen_ai.operation.name": "chat"}),
+    span(NS, **{OLD_USAGE["prompt"]: 250, OLD_USAGE["output"]: 60}),
+    span(NS, **{USAGE["prompt"]: 506, USAGE["output"]: 124,
+                "gen_ai.operation.name": "invoke_agent"}),
+    span(NS, **{"http.route": "/v1"}),
+]  # fmt: skip
+OTLP = json.dumps(export(*CALLS))
+OTLP_LINES = lines(export(CALLS[0]), export(*CALLS[1:]))
+SPANS = lines(
+    {"name": "chat m", "start_time": "2024-05-10T00:00:00.500000Z",
+     "attributes": {USAGE["prompt"]: 256, USAGE["output"]: 64}},
+    {"name": "chat m", "start_time": "2024-05-10T00:00:00.000000Z",
+     "attributes": {USAGE["prompt"]: 250, USAGE["output"]: 60}},
+)  # fmt: skip
+SHAREGPT = json.dumps(
+    [
+        {"id": "a", "conversations": [{"from": "human", "value": "x" * 400},
+                                      {"from": "gpt", "value": "y" * 80},
+                                      {"from": "human", "value": "z"}]},
+        {"id": "b", "conversations": [{"from": "human", "value": "x"}]},
+        {"id": "c", "conversations": [{"from": "human", "value": "x"},
+                                      {"from": "gpt", "value": "y" * 20}]},
+    ]
+)  # fmt: skip
+
+SPANS_LEFT = {"span around calls, or no generation": 1, "span without tokens": 1}
+SAMPLES = {
+    "otel": OTLP,
+    "guidellm": GUIDELLM,
+    "aiperf": AIPERF,
+    "vidur": VIDUR,
+    "splitwise": SPLITWISE,
+    "openai-log": OPENAI,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "format", "skipped", "gap_s"),
+    [
+        (GUIDELLM, "guidellm", {"errored request": 1}, 0.5),
+        (json.dumps(json.loads(GUIDELLM), indent=2), "guidellm", {"errored request": 1}, 0.5),
+        (AIPERF, "aiperf", {"warmup phase": 1, "failed request": 1, "cancelled request": 1}, 0.5),
+        (VIDUR, "vidur", {}, 0.5),
+        (SPLITWISE, "splitwise", {}, 0.5),
+        (OPENAI, "openai-log", {"no usage: a call that failed": 1}, 1.0),
+        (OPENAI_BATCH, "openai-log", {}, 1.0),
+        (RESPONSES, "openai-log", {}, 0.5),
+        (LITELLM, "openai-log", {}, 0.5),
+        (OTLP, "otel", SPANS_LEFT, 0.5),
+        (OTLP_LINES, "otel", SPANS_LEFT, 0.5),
+        (SPANS, "otel", {}, 0.5),
+    ],
+)
+def test_samples(
+    tmp_path: Path, text: str, format: str, skipped: dict[str, int], gap_s: float
+) -> None:
+    path = tmp_path / "sample"
+    path.write_text(text)
+    trace = load_trace(path)
+    assert trace.meta["format"] == format
+    assert trace.meta["skipped"] == skipped
+    assert trace.prompt_tokens.tolist() == [250, 256]
+    assert trace.output_tokens.tolist() == [60, 64]
+    assert trace.arrival_s.tolist() == [0.0, gap_s]
+    assert set(trace.meta["columns"]) == {"arrival", "prompt", "output"}
+    assert load_trace(path, format=format).arrival_s.tolist() == trace.arrival_s.tolist()
+
+
+def test_times_of_aiperf_are_exact_to_a_nanosecond(tmp_path: Path) -> None:
+    path = tmp_path / "profile_export.jsonl"
+    path.write_text(lines(aiperf(NS, 5, 5), aiperf(NS + 1, 5, 5)))
+    assert load_trace(path).arrival_s.tolist() == [0.0, 1e-9]
+
+
+def test_one_of_several_runs_is_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(guidellm(run(1.0, request(0.0, 5, 5)), run(2.0, request(9.0, 6, 6))))
+    with pytest.raises(TraceError, match=r"2 runs; .*:benchmark=N.*2 \(constant 2/s\)"):
+        load_trace(path)
+    assert load_trace(f"{path}:benchmark=2").prompt_tokens.tolist() == [6]
+    with pytest.raises(TraceError, match="benchmark is '3'"):
+        load_trace(f"{path}:benchmark=3")
+    path.write_text(lines(VLLM_OLD, VLLM_OLD | {"request_rate": 5.0, "input_lens": [1, 2, 3, 4]}))
+    with pytest.raises(TraceError, match=r"--append-result.*:run=N.*2 \(request_rate 5\.0\)"):
+        load_trace(path)
+    assert load_trace(f"{path}:run=2").prompt_tokens.tolist() == [1, 2, 3, 4]
+
+
+def test_sglang_is_sent_at_its_rate(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    many = {k: (v * 1000 if isinstance(v, list) else v) for k, v in SGLANG.items()}
+    path.write_text(lines(many))
+    trace = load_trace(path)
+    assert trace.meta["format"] == "sglang-bench"
+    assert trace.meta["skipped"] == {"failed request": 1000}
+    assert "Poisson arrivals at its request_rate of 4/s" in trace.meta["notes"][0]
+    assert trace.duration_s == pytest.approx(3000 / 4, rel=0.1)
+    assert load_trace(path, seed=1).arrival_s[-1] != trace.arrival_s[-1]
+    path.write_text(lines({k: v for k, v in SGLANG.items() if k != "input_lens"}))
+    with pytest.raises(TraceError, match=r"no list 'input_lens'; run .*--output-details"):
+        load_trace(path)
+    path.write_text(lines(SGLANG | {"request_rate": None}))
+    with pytest.raises(TraceError, match="neither start_times nor a request_rate"):
+        load_trace(path)
+
+
+def test_an_old_vllm_result_is_sent_as_its_concurrency_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "v.json"
+    path.write_text(json.dumps(VLLM_OLD))
+    trace = load_trace(path)
+    assert trace.meta["format"] == "vllm-bench"
+    # two at once: the first is done after 1 s, the second after 2 s, the third after 1 + 1 s
+    assert trace.arrival_s.tolist() == [0.0, 0.0, 1.0, 2.0]
+    assert "at most 2 at a time" in trace.meta["notes"][0]
+    path.write_text(json.dumps(VLLM_OLD | {"max_concurrency": None}))
+    assert load_trace(path).arrival_s.tolist() == [0.0] * 4
+
+
+def test_conversations_need_a_rate(tmp_path: Path) -> None:
+    path = tmp_path / "sharegpt.json"
+    path.write_text(SHAREGPT)
+    with pytest.raises(TraceError, match=":rate=RPS"):
+        load_trace(path)
+    trace = load_trace(f"{path}:rate=5")
+    assert trace.prompt_tokens.tolist() == [100, 1]
+    assert trace.output_tokens.tolist() == [20, 5]
+    assert trace.meta["skipped"] == {"conversation of less than two turns": 1}
+    assert "4 characters" in trace.meta["notes"][1]
+    assert load_trace(f"{path}:rate=5,chars=2").prompt_tokens.tolist() == [200, 1]
+    with pytest.raises(TraceError, match="rate is '-1'"):
+        load_trace(f"{path}:rate=-1")
+    with pytest.raises((TraceError, MissingExtraError), match="tokenizer"):
+        load_trace(f"{path}:rate=5,tokenizer={tmp_path}/none.json")
+
+
+# ------------------------------------------------------------------ any table
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "arrivals"),
+    [
+        ("time,input_tokens,completionTokens\n1,5,6\n3,5,6\n", None, [1.0, 3.0]),
+        ("Arrival Time (ms),Prompt Len,Output Len\n1000,5,6\n3000,5,6\n", None, [1.0, 3.0]),
+        ("start_time_us,isl,osl\n1000000,5,6\n3000000,5,6\n", None, [1.0, 3.0]),
+        ("ts,isl,osl\n2024-05-10T02:00:00+02:00,5,6\n2024-05-10 00:00:02Z,5,6\n", None, [0.0, 2.0]),
+        ("ts,isl,osl\n1700000000123,5,6\n1700000002123,5,6\n", None, [0.0, 2.0]),
+        (
+            "x,y,z\n1000,5,6\n3000,5,6\n",
+            "arrival=x[ms],prompt=y,output=z",
+            [1.0, 3.0],
+        ),
+        (
+            "x,y,z\n1000,5,6\n3000,5,6\n",
+            "arrival=x[unix_ms],prompt=y,output=z",
+            [0.0, 2.0],
+        ),
+        (
+            '{"a": {"b": 7}, "usage": {"in": 5, "out.x": 6}}\n'
+            '{"a": {"b": 9}, "usage": {"in": "5", "out.x": 6.0}}\n',
+            "arrival=a.b, prompt=usage.in, output=usage.out.x",
+            [7.0, 9.0],
+        ),
+        (
+            '[{"t": "2024-05-10", "p": 5, "o": 6}, {"t": "2024-05-10T00:00:02", "p": 5, "o": 6}]',
+            "arrival=t[iso],prompt=p,output=o",
+            [0.0, 2.0],
+        ),
+        (
+            "t,p,o,s,d\n0,5,6,a,\n9,5,6,b,\n,5,6,a,1500\n",
+            "arrival=t,prompt=p,output=o,session=s,delay=d[ms]",
+            [0.0, 1.5, 9.0],
+        ),
+    ],
+)
+def test_any_table(tmp_path: Path, text: str, columns: str | None, arrivals: list[float]) -> None:
+    path = tmp_path / "t.dat"
+    path.write_text(text)
+    trace = load_trace(path, columns=columns)
+    assert trace.meta["format"] == "table"
+    assert trace.arrival_s.tolist() == arrivals
+    assert set(trace.prompt_tokens.tolist()) == {5}
+    assert set(trace.output_tokens.tolist()) == {6}
+    assert (trace.turns is not None) == ("delay" in (columns or ""))
+
+
+def test_columns_of_structs_in_parquet(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "t.parquet"
+    usage = [
+        {"prompt_tokens": 5, "completion_tokens": 6},
+        {"prompt_tokens": 7, "completion_tokens": 8},
+    ]
+    pq.write_table(pa.table({"created": [1700000000, 1700000003], "usage": usage}), path)
+    assert load_trace(path).prompt_tokens.tolist() == [5, 7]
+    trace = load_trace(
+        path,
+        columns="arrival=created[unix_s],prompt=usage.prompt_tokens,output=usage.completion_tokens",
+    )
+    assert trace.arrival_s.tolist() == [0.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("arrival", "'arrival' is not ROLE=COLUMN"),
+        ("when=x", "'when' is unknown; must be one of arrival, prompt"),
+        ("arrival=x,arrival=y", "arrival is given twice"),
+        ("arrival=x[fortnights]", "unit of arrival is 'fortnights'; must be one of s, ms"),
+        ("prompt=x[s]", "unit of prompt is 's'"),
+        ("priority=x", "priority is not kept"),
+        ("arrival=q,prompt=y,output=z", "no column 'q'.*the columns are x, y, z"),
+        ("arrival=x,prompt=y", r"tells tokens of its answer; .*--columns output=COLUMN.*x, y, z"),
+    ],
+)
+def test_what_is_wrong_with_columns_is_told(tmp_path: Path, columns: str, message: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("x,y,z\n0,1,1\n")
+    with pytest.raises(TraceError, match=message):
+        load_trace(path, columns=columns)
+
+
+def test_columns_are_for_tables(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(VIDUR)
+    with pytest.raises(TraceError, match="leave one of them out"):
+        load_trace(path, columns="arrival=x", format="vidur")
+    with pytest.raises(TraceError, match="a preset has no columns"):
+        load_trace("azure-conv-2023", columns="arrival=x")
+
+
+def test_names_and_their_units() -> None:
+    assert find_columns(["Start-Time (ms)", "Prompt Tokens", "outputTokens"]) == {
+        "arrival": Column("Start-Time (ms)", "ms"),
+        "prompt": Column("Prompt Tokens"),
+        "output": Column("outputTokens"),
+    }
+    units = {"arrival_s": "s", "startNanos": "ns", "t_us": "us", "Elapsed Seconds": "s"}
+    assert {name: unit_of(name) for name in units} == units
+    assert [unit_of(name) for name in ("tokens", "s", "timestamps", "created")] == [None] * 4
+    assert parse_columns("arrival=a b.c[unix_ns]") == {"arrival": Column("a b.c", "unix_ns", True)}
+
+
+def test_info_says_how_it_understood_each_column(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("Begin;In;Out\n1700000000123;5;6\n1700000001123;7;8\n")
+    asked = ["traces", "info", str(path), "--columns", "arrival=Begin,prompt=In,output=Out"]
+    done = CliRunner().invoke(main, asked)
+    assert done.exit_code == 0, done.stderr
+    assert "columns     arrival: Begin (Unix time in ms), prompt: In, output: Out" in done.stdout
+    told = json.loads(CliRunner().invoke(main, [*asked, "--json"]).stdout)
+    assert told["columns"]["prompt"] == "In"
+    for stream in ("--stream", "--no-stream"):
+        run_ = CliRunner().invoke(
+            main, ["simulate", *asked[2:], "--profile", "h200_sxm/llama-3.1-8b/fp8-w8a8", stream]
+        )
+        assert run_.exit_code == 0, run_.stderr
+        assert "2 completed" in run_.stdout
+
+
+@given(st.text(max_size=30))
+def test_any_columns_are_columns_or_an_error(text: str) -> None:
+    try:
+        found = parse_columns(text)
+    except TraceError:
+        return
+    assert found
+
+
+def test_a_trace_of_the_tools_simulates(tmp_path: Path) -> None:
+    for name, text in SAMPLES.items():
+        path = tmp_path / name
+        path.write_text(text)
+        run_ = CliRunner().invoke(
+            main, ["simulate", str(path), "--profile", "h200_sxm/llama-3.1-8b/fp8-w8a8"]
+        )
+        assert run_.exit_code == 0, (name, run_.stderr)
+        assert np.isfinite(load_trace(path).duration_s)
