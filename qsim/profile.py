@@ -275,7 +275,11 @@ class Power(Closed):
 
 @dataclass(frozen=True)
 class Memory(Closed):
-    """What fits: KV blocks were measured under the settings in ``measured_with``."""
+    """What fits: KV blocks were measured under the settings in ``measured_with``.
+
+    They are those of ``Identity.vllm_version``: since 0.29 vLLM reserves memory for CUDA graphs
+    before it sizes the KV cache, and has fewer than an older version on the same GPU.
+    """
 
     num_gpu_blocks: Annotated[int, Whole(2, MAX_BLOCKS)]
     block_size: Annotated[int, Whole(1, MAX_BLOCK_SIZE)]

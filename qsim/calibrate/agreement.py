@@ -165,6 +165,7 @@ def compare_steps(
         max_num_batched_tokens=server.max_num_batched_tokens,
         enable_prefix_caching=server.prefix_caching,
         num_gpu_blocks_override=server.num_gpu_blocks,
+        vllm_version=server.vllm_version or None,
     )
     profile = replace(profile, memory=replace(profile.memory, block_size=server.block_size))
     config = options.resolve(profile)

@@ -98,6 +98,7 @@ def engine_settings(recording: Recording) -> EngineOptions:
         # prompts of the recorded loads share nothing
         enable_prefix_caching=False,
         num_gpu_blocks_override=server.num_gpu_blocks,
+        vllm_version=server.vllm_version or None,
     )
 
 

@@ -42,6 +42,7 @@ from qsim.profile import (
     Transfer,
 )
 from qsim.profiles import list_profiles, load_profile
+from qsim.sim.versions import DEFAULT_VERSION
 
 __all__ = ["Teacher", "learn_from_shipped", "transfer"]
 
@@ -135,9 +136,10 @@ def transfer(
     composer = Composer(tables, gpu_spec(gpu), a, tensor_parallel_size, kv_dtype(method))
     overheads = teacher.overheads
     linear = linear_of(method, composer, teacher.shapes, teacher.tables)
-    memory = kv_memory(
-        gpu, a, method, tensor_parallel_size, other_bytes(teacher.samples, a), memory_bytes
-    )
+    donors = _donors(teacher, method, tensor_parallel_size)
+    version = donors[0].profile.identity.vllm_version
+    other = other_bytes(teacher.samples, a, version or DEFAULT_VERSION)
+    memory = kv_memory(gpu, a, method, tensor_parallel_size, other, memory_bytes)
 
     def span_ms(point: StepPoint) -> float:
         rows = point.rows or point.prefill_tokens
@@ -158,7 +160,6 @@ def transfer(
     errors, how = estimated_errors(
         gpu, method, tensor_parallel_size, _size(composer) / max(taught, default=_size(composer))
     )
-    donors = _donors(teacher, method, tensor_parallel_size)
     engine = donors[0].profile.engine
     longest = int(config.get("max_position_embeddings") or engine.max_model_len)
     profile = Profile(
@@ -168,7 +169,7 @@ def transfer(
             method=method,
             tensor_parallel_size=tensor_parallel_size,
             source="transferred",
-            vllm_version=donors[0].profile.identity.vllm_version,
+            vllm_version=version,
             architecture={k: v for k, v in config.items() if k != "quantization_config"},
             vllm_args=_vllm_args(method),
         ),

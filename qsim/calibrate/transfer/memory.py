@@ -3,7 +3,9 @@
     blocks = (memory * utilization - weights - other) / bytes per block
 
 ``other`` (activations of the largest step, CUDA context, workspaces) is what this formula leaves of
-the measured block counts on H200, taken from the measured model whose hidden size is nearest.
+the measured block counts on H200, taken from the measured model whose hidden size is nearest. Since
+0.29 vLLM reserves the memory of CUDA graphs, too, before it sizes the KV cache: ``other`` then holds
+it, and is learnt from servers of such versions only; before, from the older ones only.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from qsim.calibrate.gpus import GIB, gpu_type
 from qsim.calibrate.methods import find_method, weight_bytes
 from qsim.calibrate.models import Architecture
 from qsim.calibrate.transfer.learn import Sample
-from qsim.errors import ScenarioError
+from qsim.errors import CalibrationError, ScenarioError
 from qsim.profile import Memory
+from qsim.sim.versions import DEFAULT_VERSION, rules_of
 
 __all__ = ["UTILIZATION", "kv_memory", "other_bytes"]
 
@@ -25,15 +28,38 @@ UTILIZATION = 0.92
 _BLOCK = 16
 
 
-def other_bytes(samples: Sequence[Sample], architecture: Architecture) -> float:
-    """What a server needs beside weights and KV cache, from measured block counts."""
+def other_bytes(
+    samples: Sequence[Sample], architecture: Architecture, version: str = DEFAULT_VERSION
+) -> float:
+    """What a server needs beside weights and KV cache, from measured block counts.
+
+    Parameters
+    ----------
+    version
+        Of vLLM, that the server runs.
+
+    Raises
+    ------
+    CalibrationError
+        If no server was measured whose version accounts for memory in the same way.
+    """
+    reserves = rules_of(version).reserves_graph_memory
     by_hidden: dict[int, list[float]] = {}
     for s in samples:
         i, m = s.profile.identity, s.profile.memory
+        measured = i.vllm_version or DEFAULT_VERSION
+        if rules_of(measured).reserves_graph_memory != reserves:
+            continue
         kv = m.num_gpu_blocks * m.block_size * m.kv_bytes_per_token
         usable = gpu_type(i.gpu).memory_bytes * UTILIZATION
         left = usable - m.weight_bytes - kv
         by_hidden.setdefault(s.composer.architecture.hidden_size, []).append(left)
+    if not by_hidden:
+        raise CalibrationError(
+            f"no measured server tells how much memory vLLM {version} needs beside weights and KV "
+            f"cache: {'it reserves' if reserves else 'those measured reserve'} memory for CUDA "
+            f"graphs, {'those measured do' if reserves else 'it does'} not; measure one"
+        )
     nearest = min(by_hidden, key=lambda h: (abs(log(h / architecture.hidden_size)), h))
     values = sorted(by_hidden[nearest])
     return values[len(values) // 2]

@@ -290,6 +290,33 @@ def test_block_counts_of_h200_follow_from_the_accounting(profile: Profile) -> No
     assert got.weight_bytes == profile.memory.weight_bytes
 
 
+def test_memory_is_learnt_from_versions_that_account_for_it_in_the_same_way() -> None:
+    a = composer().architecture
+    old = samples()
+    assert other_bytes(old, a, "0.28.0") == other_bytes(old, a)
+    with pytest.raises(CalibrationError, match=r"vLLM 0\.33\.0 needs beside weights"):
+        other_bytes(old, a, "0.33.0")
+    # servers of 0.33 with 1000 blocks fewer
+    new = [
+        replace(
+            s,
+            profile=replace(
+                s.profile,
+                identity=replace(s.profile.identity, vllm_version="0.33.0"),
+                memory=replace(
+                    s.profile.memory, num_gpu_blocks=s.profile.memory.num_gpu_blocks - 1000
+                ),
+            ),
+        )
+        for s in old
+        if s.composer.architecture.hidden_size == a.hidden_size and s.method == "bf16"
+    ]
+    block = new[0].profile.memory.kv_bytes_per_token * 16
+    alone = [s for s in old if s.composer.architecture == a and s.method == "bf16"]
+    assert other_bytes([*old, *new], a, "0.29.0") == other_bytes(alone, a) + 1000 * block
+    assert other_bytes([*old, *new], a) == other_bytes(old, a)
+
+
 def test_blocks_fill_the_memory_and_no_more() -> None:
     a = composer().architecture
     m = kv_memory("a100_sxm", a, "bf16", 1, 2e9)
