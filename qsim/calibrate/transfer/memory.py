@@ -3,9 +3,9 @@
     blocks = (memory * utilization - weights - other) / bytes per block
 
 ``other`` (activations of the largest step, CUDA context, workspaces) is what this formula leaves of
-the measured block counts on H200, taken from the measured model whose hidden size is nearest. Since
-0.29 vLLM reserves the memory of CUDA graphs, too, before it sizes the KV cache: ``other`` then holds
-it, and is learnt from servers of such versions only; before, from the older ones only.
+the measured block counts on H200, taken from the measured model whose hidden size is nearest.
+Since 0.29 vLLM reserves the memory of CUDA graphs, too, before it sizes the KV cache: ``other``
+then holds it, and is learnt from servers of such versions only; before, from the older ones only.
 """
 
 from __future__ import annotations
