@@ -310,11 +310,26 @@ def _measured_range(
     contexts = [r.steps.decode_context_tokens[m] for r, m in zip(recordings, used, strict=True)]
     return {
         "decode_rows": [int(table.decodes[decode].min()), int(table.decodes[decode].max())],
+        "step_requests": [1, int((table.decodes + table.chunks).max())],
         "decode_context_tokens": [0, int(max(c.max() for c in contexts if len(c)))],
+        "request_context_tokens": [1, _longest_request(recordings, excluded)],
         "step_tokens": [1, int(table.tokens.max())],
         "decode_steps": int((decode & table.usable).sum()),
         "mixed_steps": int((~decode & table.usable).sum()),
     }
+
+
+def _longest_request(recordings: Sequence[Recording], excluded: Sequence[frozenset[int]]) -> int:
+    """Prompt and output tokens of the longest request; prompts alone where none was recorded."""
+    longest = 1
+    for r, out in zip(recordings, excluded, strict=True):
+        q = r.requests
+        kept = ~np.isin(q.phase, list(out))
+        longest = max(longest, int((q.prompt_tokens + q.output_tokens)[kept].max(initial=1)))
+        for phase, chunks in zip(r.steps.phase.tolist(), r.steps.chunks, strict=True):
+            if phase not in out:
+                longest = max(longest, max((n + done for n, done in chunks), default=1))
+    return longest
 
 
 def _vllm_args(recording: Recording) -> list[str]:

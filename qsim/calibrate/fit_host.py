@@ -1,8 +1,14 @@
 """Host times: schedule, launch by mode, update, each a constant plus a cost per request.
 
 Fitted on medians per class of batch size, so that rare long calls (an allocation, a full launch
-queue) do not count. Launch times that a recording lacks are borrowed from another server; the
-launches without a graph can still be scaled to this server, from updates that waited for them.
+queue) do not count. What a launch costs for each request is the preparation of its inputs, which is
+the same code in every mode, so all modes share one slope: that of the launches under full graphs,
+which are thousands, of 1 to 512 requests, and hardly ever wait. Launches of the other modes are
+few, of few batch sizes, each size in loads of its own, between which the speed of a host varies by
+half, and some wait in a full launch queue: a slope of their own would be that of the loads (up to
+0.3 ms a request, where the shared one is 0.001 to 0.02). Launch times that a recording lacks are
+borrowed from another server; the launches without a graph can still be scaled to this server, from
+updates that waited for them.
 """
 
 from __future__ import annotations
@@ -138,7 +144,14 @@ def fit_host(
         return _line(np.concatenate(rows[name]), np.concatenate(times[name]))
 
     notes: list[str] = []
-    launches = {n: line(n) for n in ("decode", "piecewise", "eager")}
+    launches = {"decode": line("decode")}
+    for name in ("piecewise", "eager"):
+        slope = launches["decode"][1] if launches["decode"] else 0.0
+        beside = np.concatenate(times[name]) - slope * np.concatenate(rows[name])
+        if len(beside):
+            launches[name] = [round(max(float(np.median(beside)), 0.0), 5), slope]
+        else:
+            launches[name] = []
     result_ms = _result_ms(recordings)
     if not launches["decode"]:
         if borrowed is None:

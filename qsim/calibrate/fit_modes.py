@@ -123,12 +123,21 @@ def fit_spans(
     forms: Mapping[int, str],
 ) -> Spans:
     t = table.with_level(start_w, full_w)
+
+    def mixed(mode: int) -> ModeFit:
+        return fit_mixed(
+            t,
+            mode,
+            GRAPH_SIZES,
+            form=forms[mode],
+            least_slope=least_slope,
+            least_pair_ms=least_pair,
+        )
+
     return Spans(
         decode=fit_decode(t, GRAPH_SIZES, least_slope=least_slope),
-        piecewise=fit_mixed(
-            t, PIECEWISE, GRAPH_SIZES, form=forms[PIECEWISE], least_pair_ms=least_pair
-        ),
-        eager=fit_mixed(t, EAGER, GRAPH_SIZES, form=forms[EAGER], least_pair_ms=least_pair),
+        piecewise=mixed(PIECEWISE),
+        eager=mixed(EAGER),
         start_w=start_w,
         full_w=full_w,
     )
@@ -190,7 +199,12 @@ def _held_out_error(
                     fitted = fit_decode(rest, GRAPH_SIZES, least_slope=least_slope)
                 else:
                     fitted = fit_mixed(
-                        rest, mode, GRAPH_SIZES, form=forms[mode], least_pair_ms=least_pair
+                        rest,
+                        mode,
+                        GRAPH_SIZES,
+                        form=forms[mode],
+                        least_slope=least_slope,
+                        least_pair_ms=least_pair,
                     )
             except CalibrationError:
                 continue  # nearly all steps of this mode lie in that phase

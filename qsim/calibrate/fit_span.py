@@ -19,6 +19,7 @@ import numpy.typing as npt
 from qsim.calibrate.fit_timeline import DECODE, EAGER, PIECEWISE
 from qsim.errors import CalibrationError
 from qsim.profile import DecodeSpan, MixedSpan
+from qsim.spans import mixed_base_ms
 
 __all__ = [
     "GRAPH_SIZES",
@@ -328,6 +329,7 @@ def fit_mixed(
     sizes: Sequence[int],
     *,
     form: str = "smooth",
+    least_slope: float = 0.0,
     least_pair_ms: float = 0.0,
     throttled: bool = True,
 ) -> ModeFit:
@@ -341,6 +343,8 @@ def fit_mixed(
         "smooth": rises with the tokens. "free" (PIECEWISE): any value at each size.
         "saw-128", "saw-256" (EAGER): jumps at multiples of so many tokens (tiles of the matrix
         kernels) and declines in between.
+    least_slope : float
+        ms a context token of the decodes that no memory can beat: as of :func:`fit_decode`.
     least_pair_ms : float
         ms a (query, key) pair that no GPU can beat: attention FLOPs over the peak.
 
@@ -370,15 +374,16 @@ def fit_mixed(
     else:
         raise CalibrationError(f"form {form!r} is not known for {_NAMES[mode]} steps")
     features = np.concatenate([basis.features(tokens), np.stack(extra, axis=1)], axis=1)
+    least = least_pair_ms * t.pairs + least_slope * t.context
     c, theta, loss = _solve(
-        features, t.span_ms, t.x, basis.ridge, offset=least_pair_ms * t.pairs, throttled=throttled
+        features, t.span_ms, t.x, basis.ridge, offset=least, throttled=throttled
     )
     base = basis.features(basis.at.astype(float)) @ c[: basis.width]
     context, pairs, chunks, decodes = (float(v) for v in c[basis.width :])
     span = MixedSpan(
         tokens=[int(k) for k in basis.at],
         base_ms=[round(max(float(b), 1e-3), 5) for b in base],
-        ms_per_decode_context_token=round(context, 9),
+        ms_per_decode_context_token=round(context + least_slope, 9),
         ms_per_pair=round(pairs + least_pair_ms, 12),
         ms_per_chunk=round(chunks, 6),
         ms_per_decode=round(decodes, 6),
@@ -411,12 +416,8 @@ def predict_mixed_ms(
 ) -> FloatArray:
     """Spans of all steps of ``table`` as mixed steps of ``mode``, not throttled; shape (n,)."""
     tokens = pad_to_graph(table.tokens, sizes) if mode == PIECEWISE else table.tokens
-    base = np.interp(tokens, span.tokens, span.base_ms)
-    if len(span.tokens) > 1:
-        (x0, x1), (y0, y1) = span.tokens[-2:], span.base_ms[-2:]
-        base = base + np.maximum(tokens - x1, 0) * max(0.0, (y1 - y0) / (x1 - x0))
     result: FloatArray = (
-        base
+        mixed_base_ms(span, tokens)
         + span.ms_per_decode_context_token * table.context
         + span.ms_per_pair * table.pairs
         + span.ms_per_chunk * table.chunks

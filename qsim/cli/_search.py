@@ -49,6 +49,15 @@ def candidate_options(
     )  # fmt: skip
 
 
+#: ``--beyond-measured``
+beyond_option = click.option(
+    "--beyond-measured",
+    is_flag=True,
+    default=None,
+    help="Also recommend settings beyond what the profile's measurements cover, and say what that "
+    "rests on.",
+)
+
 #: ``--price``, any number of times
 price_option = click.option(
     "--price",

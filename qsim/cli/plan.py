@@ -26,7 +26,13 @@ from qsim.cli._common import (
 from qsim.cli._outputs import Outputs, check_outputs
 from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import shared_options, write_outputs
-from qsim.cli._search import candidate_options, carbon_options, market_options, prices_from
+from qsim.cli._search import (
+    beyond_option,
+    candidate_options,
+    carbon_options,
+    market_options,
+    prices_from,
+)
 from qsim.errors import InfeasibleError, ScenarioError
 
 if TYPE_CHECKING:
@@ -108,6 +114,7 @@ _SAME = ("gpus", "methods", "profiles", "slos", "objective", "provider", "goodpu
               help="The largest fleet to try.")  # fmt: skip
 @router_option
 @engine_options
+@beyond_option
 @run_options
 @executor_options
 @click.option("--export", "exports", multiple=True, metavar="KIND[=PATH]",
@@ -153,6 +160,7 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
             study=_study(given),
             detail=_detail(given),
             options=engine_from(given),
+            beyond_measured=bool(given["beyond_measured"]),
             **jobs_from(given),
             progress=update,
         )

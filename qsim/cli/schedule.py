@@ -21,7 +21,7 @@ from qsim.cli._common import (
 from qsim.cli._outputs import Outputs, check_outputs
 from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import shared_options, write_outputs
-from qsim.cli._search import candidate_options, price_option, prices_from
+from qsim.cli._search import beyond_option, candidate_options, price_option, prices_from
 from qsim.errors import InfeasibleError, ScenarioError
 
 __all__ = ["schedule"]
@@ -84,6 +84,7 @@ _LIFECYCLE = ("start_s", "start_w", "stop_s", "wake_s", "sleep_w")
 @click.option("--trials", type=int, default=6, show_default=True, metavar="N",
               help="Simulations of TRACE for each policy's search.")  # fmt: skip
 @engine_options
+@beyond_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
 @click.option("--too-long", default="error", show_default=True, metavar="error|reject",
               help="Prompts of max-model-len or more: an error, or counted as failed.")  # fmt: skip
@@ -138,6 +139,7 @@ def schedule(ctx: click.Context, /, **given: Any) -> None:
             prices=prices_from(given["prices"]),
             lifecycle=Lifecycle(**{k: given[k] for k in _LIFECYCLE}),
             options=engine_from(given),
+            beyond_measured=bool(given["beyond_measured"]),
             study=given["study_path"],
             resume=bool(given["resume"]),
             **jobs_from(given),

@@ -100,6 +100,10 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
     if failed:
         note(f"{len(failed)} of {len(found.rows)} runs failed, such as run {failed[0].number}: "
              f"{failed[0].error}")  # fmt: skip
+    beyond = [r for r in found.rows if r.figures.get("beyond_measured")]
+    if beyond:
+        note(f"{len(beyond)} of {len(found.rows)} runs had steps beyond the measured range, their "
+             "times extrapolated (column beyond_measured)")  # fmt: skip
     outputs = Outputs()
     if journal is not None:
         with outputs.attempt("--out"):

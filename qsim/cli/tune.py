@@ -26,7 +26,13 @@ from qsim.cli._common import (
 from qsim.cli._outputs import Outputs, check_outputs
 from qsim.cli._progress import progress_bar, resumable
 from qsim.cli._scenario import shared_options, write_outputs
-from qsim.cli._search import candidate_options, market_from, study_options, worth_options
+from qsim.cli._search import (
+    beyond_option,
+    candidate_options,
+    market_from,
+    study_options,
+    worth_options,
+)
 from qsim.errors import InfeasibleError, ScenarioError
 
 if TYPE_CHECKING:
@@ -82,6 +88,7 @@ _SAME = ("slos", "constraints", "search", "fix", "gpus", "methods", "profiles", 
               help="The largest fleet to try.")  # fmt: skip
 @router_option
 @engine_options
+@beyond_option
 @run_options
 @executor_options
 @click.option("--export", "exports", multiple=True, metavar="KIND[=PATH]",
@@ -126,6 +133,7 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
                 **{k: given[k] for k in _SAME},
                 **market_from(given),
                 options=engine_from(given),
+                beyond_measured=bool(given["beyond_measured"]),
                 peak_hour=bool(given["peak_hour"]),
                 resume=bool(given["resume"]),
                 pick=pick,

@@ -90,6 +90,8 @@ class Candidate:
     grown_from: int | None = None
     outcome: FleetOutcome | None = None
     evaluations: tuple[FleetOutcome, ...] = ()
+    #: what settings beyond the measured range rest on; "" if all was measured
+    caution: str = ""
 
     @property
     def replicas(self) -> int | None:
@@ -166,6 +168,7 @@ class Candidate:
             "grown_from": self.grown_from,
             "gpus": self.gpus,
             "note": self.note or None,
+            "caution": self.caution or None,
             "profile_error_percent": dict(self.error_percent),
             "quality": None if self.quality is None else self.quality.to_dict(),
             "usd_per_hour": usd,
@@ -180,6 +183,7 @@ class Candidate:
         }
         if self.feasible and outcome:
             data.update((k, v) for k, v in outcome.summary.items() if _wanted(k))
+            data["beyond_measured"] = outcome.summary.get("beyond_measured")
         data["evaluations"] = [e.to_dict() for e in self.evaluations]
         return data
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qsim.errors import ScenarioError
+from qsim.measured_range import MeasuredRange
 from qsim.optimize.candidate import Candidate, Shortfall
 from qsim.optimize.prices import DEFAULT_CLASS, price_of
 from qsim.optimize.weigh import Carbon, QualityGoal
@@ -98,4 +99,13 @@ def blank_candidate(
     if reason and quality is not None and goal.min_pct is not None:
         under = (goal.min_pct - quality.low_pct) / goal.min_pct
         shortfall = Shortfall("min_quality", quality.low_pct, goal.min_pct, under)
-    return replace(candidate, engine=engine, reason=reason, shortfall=shortfall)
+    return replace(
+        candidate,
+        engine=engine,
+        options=options.settled(profile),
+        reason=reason,
+        shortfall=shortfall,
+        caution=MeasuredRange.of(profile).caution(
+            engine.max_num_seqs, engine.max_num_batched_tokens
+        ),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from qsim.bounds import MAX_REPLICAS
 from qsim.checks import whole
@@ -64,6 +65,7 @@ def plan(
     max_replicas: int = 128,
     router: str = "least-requests",
     options: EngineOptions | None = None,
+    beyond_measured: bool = False,
     seed: int = 0,
     too_long: str = "error",
     jobs: int = 1,
@@ -134,6 +136,10 @@ def plan(
         What else to find out about the best fleet: replications, sensitivity, bottlenecks.
     max_replicas : int
         The largest fleet to try.
+    beyond_measured : bool
+        Also recommend settings beyond what a profile's measurements cover (more tokens or requests
+        a step), and say what that rests on. Otherwise defaults are lowered to the measured range,
+        and what is asked for beyond it is an error.
     jobs : int
         Processes to simulate in; the answer does not depend on it. With more than one, a script
         must guard its entry with ``if __name__ == "__main__":`` (processes are spawned).
@@ -162,7 +168,7 @@ def plan(
     if objective not in OBJECTIVES:
         raise ScenarioError(f"objective is {objective!r}; must be one of {', '.join(OBJECTIVES)}")
     whole("max_replicas", max_replicas, 1, MAX_REPLICAS)
-    options = options or EngineOptions()
+    options = replace(options or EngineOptions(), within_measured=not beyond_measured)
     refuse_queue_limits(options.to_dict(), "qsim plan")
     goal = quality_goal(tasks, min_quality)
     carbon = carbon_of(region, pue, objective)
@@ -183,7 +189,7 @@ def plan(
     if all(b.engine is None for b in blanks):
         raise ScenarioError(blanks[0].reason)
     base = FleetTask(trace, chosen[0], 1, limits, options, router, seed, too_long, good)
-    space = search_space(search, _able(choices, blanks)) if search else None
+    space = search_space(search, _able(choices, blanks), options) if search else None
     if study is not None and space is None:
         raise ScenarioError("a study is given, but nothing to search (--search max_num_seqs)")
     wanted = detail or DetailWanted()

@@ -71,6 +71,7 @@ MEASURES = {
         Measure("completed", "requests completed", maximize=True),
         Measure("failed", "requests failed"),
         Measure("preemptions", "preemptions"),
+        Measure("beyond_measured", "share of the steps beyond the measured range"),
         Measure("cached_tokens", "prompt tokens from the prefix cache", maximize=True),
     )
 }
@@ -134,6 +135,7 @@ def measure_fleet(task: FleetTask, latencies: tuple[str, ...] = ()) -> dict[str,
             figures[name] = None if value != value else value
     figures["peak_waiting"] = max(r["peak_waiting"] for r in result.replica_stats)
     figures["attainment"] = attainment(result, task.slos) if task.slos else None
+    figures["beyond_measured"] = None if result.beyond is None else result.beyond.step_share
     return figures
 
 

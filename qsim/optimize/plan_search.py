@@ -17,9 +17,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qsim.errors import ScenarioError
+from qsim.measured_range import MeasuredRange
 from qsim.optimize.budget import Budget
 from qsim.optimize.candidate import Candidate
 from qsim.optimize.candidates import Choice
+from qsim.optimize.decided_range import check_measured, largest_measured, measured_values
 from qsim.optimize.executor import TaskExecutor
 from qsim.optimize.fleet_outcome import FleetOutcome
 from qsim.optimize.fleet_search import smallest_fleet
@@ -186,22 +188,27 @@ def _unbounded(job: SettingTask) -> SettingOutcome:
         return SettingOutcome(stop.value, count)
 
 
-def search_space(wanted: Sequence[str], choices: Sequence[Choice]) -> Space:
+def search_space(wanted: Sequence[str], choices: Sequence[Choice], options: EngineOptions) -> Space:
     """The decisions of ``--search``: ``NAME`` for the usual values, or as ``parse_decision``.
+
+    Where ``options`` keep to the measured range, so do the usual values.
 
     Raises
     ------
     ScenarioError
-        For an unknown name, a name that is given twice, or values that do not parse.
+        For an unknown name, a name that is given twice, values that do not parse, or that are
+        beyond the measured range of every profile.
     """
+    limits = largest_measured([c.profile for c in choices], options)
     known = (*ENGINE, "router")
     decisions: dict[str, Decision] = {"profile": Choices(tuple(c.profile.id for c in choices))}
     for text in wanted:
         name = str(text).strip().lstrip("-").replace("-", "_")
         if name in DEFAULT_DECISIONS:
-            decision: Decision = Choices(DEFAULT_DECISIONS[name])
+            decision: Decision = Choices(measured_values(name, DEFAULT_DECISIONS[name], limits))
         else:
             name, decision = parse_decision(text)
+            check_measured(name, decision, limits)
         refuse_queue_limits([name], "qsim plan")
         if name not in known:
             usual = ", ".join(DEFAULT_DECISIONS)
@@ -268,14 +275,18 @@ class PlanProblem:
         return executor.submit(solve_setting, self._job(blank, task))
 
     def _setting(self, params: Params) -> tuple[Candidate, FleetTask]:
-        options = self.options(params)
         profile = self.choices[params["profile"]].profile
+        options = self.options(params).settled(profile)
+        engine = options.resolve(profile)
         router = str(params.get("router", self.task.router))
         blank = replace(
             self.blanks[profile.id],
-            engine=options.resolve(profile),
+            engine=engine,
             options=options,
             router=router,
+            caution=MeasuredRange.of(profile).caution(
+                engine.max_num_seqs, engine.max_num_batched_tokens
+            ),
         )
         return blank, replace(self.task, profile=profile, options=options, router=router)
 

@@ -78,6 +78,7 @@ def schedule(
     forecast: str = "perfect",
     forecast_margin: float | None = None,
     options: EngineOptions | None = None,
+    beyond_measured: bool = False,
     too_long: str = "error",
     trials: int = 6,
     seed: int = 0,
@@ -119,6 +120,8 @@ def schedule(
         The most GPUs of the timetable at any time.
     owned_gpus, off_w
         See :class:`qsim.optimize.schedule_problem.ScheduleProblem`.
+    beyond_measured : bool
+        As for :func:`qsim.plan`.
     lifecycle : Lifecycle, optional
         Times and powers of starting, stopping and sleeping.
     forecast : {"perfect", "day-before"}
@@ -173,7 +176,8 @@ def schedule(
     )
     goal = quality_goal(tasks, min_quality)
     choices = _choices(
-        choose_profiles(model, gpus, methods, profiles), goal, prices, provider, options,
+        choose_profiles(model, gpus, methods, profiles), goal, prices, provider,
+        replace(options or EngineOptions(), within_measured=not beyond_measured),
         lifecycle or Lifecycle(), objective,
     )  # fmt: skip
     with held_study(study), open_executor(jobs, dask=dask) as executor:
@@ -248,7 +252,7 @@ def _choices(
     goal: Any,
     prices: Mapping[str, float] | None,
     provider: str,
-    options: EngineOptions | None,
+    options: EngineOptions,
     lifecycle: Lifecycle,
     objective: str,
 ) -> list[PoolChoice]:
@@ -263,7 +267,7 @@ def _choices(
                 f"no price is known for gpu {identity.gpu!r}; give one (--price "
                 f"{identity.gpu}=USD per hour) or choose another objective"
             )
-        pool = ServerPool(one.profile, 1, 1.0, options or EngineOptions(), lifecycle)
+        pool = ServerPool(one.profile, 1, 1.0, options.settled(one.profile), lifecycle)
         pool.options.resolve(one.profile)
         choices.append(
             PoolChoice(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import InfeasibleError, ScenarioError
+from qsim.measured_range import MeasuredRange
 from qsim.optimize.candidates import Choice
 from qsim.optimize.deployment import Pool
 from qsim.optimize.expressions import Comparison, Pick, parse_pick
@@ -246,7 +247,16 @@ class TuneResult:
 
     def engine_options(self, trial: Record) -> EngineOptions:
         """The engine options of a trial: those given for all, and its own."""
-        return self.options.updated(trial.params)
+        profile = self.choices[str(trial.params["profile"])].profile
+        return self.options.updated(trial.params).settled(profile)
+
+    def caution(self, trial: Record) -> str:
+        """What its settings rest on beyond the measured range; "" if all was measured."""
+        pool = self.pool(trial)
+        profile = self.choices[pool.profile].profile
+        return MeasuredRange.of(profile).caution(
+            pool.engine.max_num_seqs, pool.engine.max_num_batched_tokens
+        )
 
     def serve_command(self, trial: Record, port: int = 8000) -> str:
         """The ``vllm serve`` command of one replica of a trial's fleet."""

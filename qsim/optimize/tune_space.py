@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from qsim.checks import is_number, near_names
 from qsim.errors import ScenarioError
 from qsim.optimize.candidates import Choice
+from qsim.optimize.decided_range import check_measured, largest_measured, measured_values
 from qsim.optimize.fleet_task import offered_load
 from qsim.optimize.space import Choices, Decision, Range, Space
 from qsim.sim.config import ENGINE, EngineOptions, refuse_queue_limits
@@ -112,7 +113,8 @@ def tune_space(
     Raises
     ------
     ScenarioError
-        For an unknown name, one that is given twice, or when no profile is left.
+        For an unknown name, one that is given twice, values beyond the measured range, or when no
+        profile is left.
     """
     for name in (*search, *fixed):
         _known(name)
@@ -148,13 +150,16 @@ def tune_space(
         _whole_replicas(decisions["replicas"])
     else:
         decisions["replicas"] = _sizes(trace, left, options, max_replicas)
+    limits = largest_measured([c.profile for c in left.values()], options)
     for name in (*ENGINE, "router"):
         if name in search:
+            check_measured(name, search[name], limits)
             decisions[name] = search[name]
         elif fixed.get(name) is not None:
             decisions[name] = Choices((fixed[name],))  # type: ignore[arg-type]
+            check_measured(name, decisions[name], limits)
         elif name in SEARCHED and name not in fixed and name not in options.to_dict():
-            decisions[name] = Choices(SEARCHED[name])
+            decisions[name] = Choices(measured_values(name, SEARCHED[name], limits))
     for router in _values(decisions.get("router")):
         if router not in ROUTERS:
             raise ScenarioError(f"router is {router!r}; must be one of: {', '.join(ROUTERS)}")

@@ -199,6 +199,7 @@ def tune(
     max_replicas: int = 128,
     router: str = "least-requests",
     options: EngineOptions | None = None,
+    beyond_measured: bool = False,
     seed: int = 0,
     too_long: str = "error",
     sampler: str = "nsga2",
@@ -223,7 +224,8 @@ def tune(
     ----------
     trace : Trace
         The traffic to serve.
-    model, gpus, methods, profiles, prices, provider, tasks, region, pue, growth, peak_hour
+    model, gpus, methods, profiles, prices, provider, tasks, region, pue, growth, peak_hour,
+    beyond_measured
         As for :func:`qsim.plan`.
     objectives : sequence of str
         Figures of :mod:`qsim.optimize.measures`, such as ``p99_ttft_ms``,
@@ -272,7 +274,7 @@ def tune(
     whole("max_replicas", max_replicas, 1, MAX_REPLICAS)
     for slo in limits:
         check_judgeable(trace, [slo.metric], f"SLO {slo}")
-    options = options or EngineOptions()
+    options = replace(options or EngineOptions(), within_measured=not beyond_measured)
     refuse_queue_limits(options.to_dict(), "qsim tune")
     trace, shaped = forecast(trace, growth, peak_hour)
     choices = choose_profiles(model, gpus, methods, profiles)
@@ -317,6 +319,7 @@ def tune(
         },
         "constraints": [str(m) for m in all_limits],
         "options": options.to_dict(),
+        **({"beyond_measured": True} if beyond_measured else {}),
         "router": router,
         "too_long": too_long,
         "worth": repr((sorted(price.items()), carbon, goal)),

@@ -333,6 +333,7 @@ def transfer_remarks(plan: Plan) -> list[str]:
         lines.append("~ before a profile: transferred from other measurements, not measured itself")
     if best is not None and best.note:
         lines.append(best.note)
+    lines += [f"{c.profile}: {c.caution}" for c in plan.candidates if c.caution and c.feasible]
     return lines
 
 

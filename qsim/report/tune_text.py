@@ -103,7 +103,8 @@ def picked_text(result: TuneResult, picked: Record, how: str) -> str:
     else:
         head += f"Behind a {pool.router} router, start each, on its own GPUs and --port, with"
     doubt = transfer_note(result.choices[pool.profile].profile)
-    head = f"{fill(doubt)}\n\n{fill(head)}" if doubt else fill(head)
+    doubts = [fill(text) for text in (doubt, result.caution(picked)) if text]
+    head = "\n\n".join([*doubts, fill(head)])
     return f"{head}\n\n{continued(result.serve_command(picked))}"
 
 

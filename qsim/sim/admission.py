@@ -15,10 +15,9 @@ from qsim.errors import ScenarioError, TraceError
 from qsim.profile import Profile
 from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.router import ROUTERS
-from qsim.sim.versions import DEFAULT_VERSION, version_notes
 from qsim.traces.trace import Trace
 
-__all__ = ["Admission", "Setup", "beyond_measured", "resolve"]
+__all__ = ["Admission", "Setup", "resolve"]
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -103,6 +102,8 @@ class Admission:
         What to do with a longer one.
     advice : str
         What an error tells to do.
+    measured_tokens : int, optional
+        Prompt and output of the longest request that was measured.
 
     Attributes
     ----------
@@ -110,9 +111,17 @@ class Admission:
         Requests whose output was cut at ``max_model_len``.
     rejected : int
         Requests whose prompt leaves no room for a token.
+    longer : int
+        Requests that are longer than any that was measured.
     """
 
-    def __init__(self, limit: int, too_long: str, advice: str = ADVICE) -> None:
+    def __init__(
+        self,
+        limit: int,
+        too_long: str,
+        advice: str = ADVICE,
+        measured_tokens: int | None = None,
+    ) -> None:
         if too_long not in ("error", "reject"):
             raise ScenarioError(f"too_long is {too_long!r}; must be 'error' or 'reject'")
         self._limit = limit
@@ -120,8 +129,10 @@ class Admission:
         self._advice = advice
         self._seen = 0
         self._first: tuple[str, int, int] | None = None  # trace, number and prompt of the first
+        self._measured = measured_tokens
         self.truncated = 0
         self.rejected = 0
+        self.longer = 0
 
     def admit(self, trace: Trace) -> tuple[Trace | None, IntArray, BoolArray]:
         """The admissible requests (None without any), their output tokens, and which they are.
@@ -147,7 +158,10 @@ class Admission:
             return None, np.empty(0, np.int64), admissible
         room = self._limit - run.prompt_tokens
         self.truncated += int((run.output_tokens > room).sum())
-        return run, np.minimum(run.output_tokens, room), admissible
+        output = np.minimum(run.output_tokens, room)
+        if self._measured is not None:
+            self.longer += int((run.prompt_tokens + output > self._measured).sum())
+        return run, output, admissible
 
     def too_long_error(self) -> TraceError:
         """What to raise if such prompts are an error, or there are no others."""
@@ -172,25 +186,3 @@ class Admission:
                 f"{self._limit}"
             )
         return notes
-
-
-def beyond_measured(setup: Setup, peak_running: int) -> list[str]:
-    """What the run needed that the profile's measurements do not cover."""
-    measured = setup.profile.measured_range
-    config = setup.config
-    identity = setup.profile.identity
-    notes = version_notes(identity.vllm_version or DEFAULT_VERSION, config.vllm_version)
-    rows = measured.get("decode_rows")
-    if rows and peak_running > rows[-1]:
-        notes.append(
-            f"up to {peak_running} requests ran in one step; the profile was measured up to "
-            f"{rows[-1]}: beyond it step times are extrapolated"
-        )
-    tokens = measured.get("step_tokens")
-    budget = setup.config.max_num_batched_tokens
-    if tokens and budget > tokens[-1]:
-        notes.append(
-            f"max_num_batched_tokens is {budget}; the profile was measured up to {tokens[-1]} "
-            "tokens a step: beyond it step times are extrapolated"
-        )
-    return notes

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from qsim.measured_range import BeyondMeasured, MeasuredRange
 from qsim.profile import Profile
-from qsim.sim.admission import Admission, beyond_measured, resolve
+from qsim.sim.admission import Admission, Setup, resolve
 from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.finished import Finished, joined, request_columns, without_rejected
 from qsim.sim.fleet import Fleet
@@ -16,9 +17,10 @@ from qsim.sim.result import Gaps, SimulationResult
 from qsim.sim.sessions import in_order_of_arrival
 from qsim.sim.steplog import Step
 from qsim.sim.timing import PS_PER_S
+from qsim.sim.versions import DEFAULT_VERSION, version_notes
 from qsim.traces.trace import Trace
 
-__all__ = ["replica_stats", "simulate"]
+__all__ = ["beyond_measured", "replica_stats", "run_notes", "simulate"]
 
 #: requests that the fleet takes at a time
 _PART = 1 << 15
@@ -75,7 +77,10 @@ def simulate(
         If a prompt is too long and ``too_long`` is "error".
     """
     setup = resolve(profile, options, replicas, router, seed, too_long, frontend)
-    admission = Admission(setup.config.max_model_len, too_long)
+    measured = MeasuredRange.of(setup.profile)
+    admission = Admission(
+        setup.config.max_model_len, too_long, measured_tokens=measured.request_context_tokens
+    )
     run, output, admissible = admission.admit(trace)
     notes = admission.notes()
     if run is None:
@@ -102,7 +107,8 @@ def simulate(
         span_s=(float(run.arrival_s[0]), float(run.arrival_s[-1])),
     )
     fleet.run()
-    notes += beyond_measured(setup, max(r.peak_running for r in fleet.replicas))
+    beyond = beyond_measured(setup, fleet, n, admission.longer)
+    notes += run_notes(setup, beyond)
     if step_log and fleet.origin_s:
         notes.append(f"times of steps count from {fleet.origin_s:,.0f} s of the trace on")
     if progress is not None:
@@ -129,6 +135,7 @@ def simulate(
         scenario=setup.scenario(trace.name, len(trace)),
         truncated=admission.truncated,
         notes=notes,
+        beyond=beyond,
     )
 
 
@@ -140,6 +147,39 @@ def _parts(
         end = min(begin + size, n)
         part = trace if end - begin == n else trace.take(np.arange(begin, end))
         yield part, output[begin:end].tolist()
+
+
+def beyond_measured(
+    setup: Setup, fleet: Fleet, requests: int, longer: int
+) -> BeyondMeasured | None:
+    """How much of a run lay beyond the profile's measurements; None if it does not say.
+
+    Parameters
+    ----------
+    requests, longer : int
+        Requests that were served, and those longer than any that was measured.
+    """
+    measured = MeasuredRange.of(setup.profile)
+    if not measured.known:
+        return None
+    return BeyondMeasured(
+        measured,
+        steps=sum(r.steps for r in fleet.replicas),
+        by_requests=sum(r.beyond_requests for r in fleet.replicas),
+        by_tokens=sum(r.beyond_tokens for r in fleet.replicas),
+        by_context=sum(r.beyond_context for r in fleet.replicas),
+        requests=requests,
+        long_requests=longer,
+        peak_requests=max(r.peak_running for r in fleet.replicas),
+        max_num_batched_tokens=setup.config.max_num_batched_tokens,
+    )
+
+
+def run_notes(setup: Setup, beyond: BeyondMeasured | None) -> list[str]:
+    """What a reader should know of a run: of vLLM's version, and of what was not measured."""
+    measured_with = setup.profile.identity.vllm_version or DEFAULT_VERSION
+    notes = version_notes(measured_with, setup.config.vllm_version)
+    return notes if beyond is None else [*notes, *beyond.notes()]
 
 
 def replica_stats(

@@ -15,6 +15,7 @@ from qsim.bounds import (
 )
 from qsim.checks import whole
 from qsim.errors import ScenarioError
+from qsim.measured_range import MeasuredRange
 from qsim.profile import Profile
 from qsim.sim.versions import DEFAULT_VERSION, default_budget, require, rules_of
 
@@ -95,7 +96,12 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What a user may set; ``None`` leaves the profile's (that is, vLLM's) default."""
+    """What a user may set; ``None`` leaves the profile's (that is, vLLM's) default.
+
+    ``within_measured`` is no setting of an engine but how they are resolved: defaults are lowered
+    to the profile's measured range, and what was asked for beyond it is an error. Whatever
+    recommends settings sets it, unless it is told otherwise.
+    """
 
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -112,10 +118,11 @@ class EngineOptions:
     max_num_queued_tokens: int | None = None
     #: the release whose rules hold; by default the profile's
     vllm_version: str | None = None
+    within_measured: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The options that are set."""
-        return {k: v for k, v in asdict(self).items() if v is not None}
+        return {k: v for k, v in asdict(self).items() if v is not None and k in ENGINE}
 
     def updated(self, settings: Mapping[str, Any]) -> EngineOptions:
         """These options, with those that are among ``settings`` in their place."""
@@ -126,6 +133,22 @@ class EngineOptions:
         if self.vllm_version is not None:
             return self.vllm_version
         return profile.identity.vllm_version or DEFAULT_VERSION
+
+    def settled(self, profile: Profile) -> EngineOptions:
+        """These options with the defaults that :meth:`resolve` lowers for ``profile`` set.
+
+        Raises
+        ------
+        ScenarioError
+            As :meth:`resolve`.
+        """
+        if not self.within_measured:
+            return self
+        lowered = self.resolve(profile)
+        usual = replace(self, within_measured=False).resolve(profile)
+        names = [n for n in MeasuredRange.of(profile).limits() if getattr(self, n) is None]
+        changed = {n: getattr(lowered, n) for n in names if getattr(lowered, n) < getattr(usual, n)}
+        return replace(self, **changed)
 
     def resolve(self, profile: Profile) -> EngineConfig:
         """Fill in the profile's defaults.
@@ -168,6 +191,11 @@ class EngineOptions:
             blocks = self.num_gpu_blocks_override
         whole("max_num_seqs", values["max_num_seqs"], 1, MAX_SEQS)
         whole("max_num_batched_tokens", values["max_num_batched_tokens"], 1, MAX_BATCHED_TOKENS)
+        measured = MeasuredRange.of(profile)
+        if self.within_measured:
+            for name, limit in measured.limits().items():
+                if getattr(self, name) is None:
+                    values[name] = min(values[name], limit)
         if values["max_num_batched_tokens"] < values["max_num_seqs"]:
             if self.max_num_seqs is not None and self.max_num_batched_tokens is not None:
                 raise ScenarioError(
@@ -178,6 +206,10 @@ class EngineOptions:
                 values["max_num_seqs"] = values["max_num_batched_tokens"]  # as vLLM clamps it
             else:
                 values["max_num_batched_tokens"] = values["max_num_seqs"]
+        if self.within_measured:
+            objection = measured.objection(values["max_num_seqs"], values["max_num_batched_tokens"])
+            if objection is not None:
+                raise ScenarioError(f"{profile.id}: {objection}")
         holds = (blocks - 1) * block_size
         if self.max_model_len is None:
             values["max_model_len"] = max(2, min(values["max_model_len"], holds))
@@ -215,4 +247,4 @@ def refuse_queue_limits(names: Iterable[str], what: str) -> None:
 
 
 #: names of the engine options
-ENGINE = tuple(f.name for f in fields(EngineOptions))
+ENGINE = tuple(f.name for f in fields(EngineOptions) if f.name != "within_measured")

@@ -55,6 +55,9 @@ class Replica:
     ----------
     scheduler : Scheduler
     meter : PowerMeter
+    beyond_requests, beyond_tokens, beyond_context : int
+        Steps beyond the measured range, each counted once: by its requests, else by its tokens,
+        else by its context.
     step_log : list of Step, optional
         Takes every launched step; needs ``jump=False``.
     runs_ahead : bool
@@ -78,6 +81,9 @@ class Replica:
         self.meter = meter
         self.steps = 0
         self.preemptions = 0
+        self.beyond_requests = 0
+        self.beyond_tokens = 0
+        self.beyond_context = 0
         self.peak_running = 0
         self.peak_waiting = 0
         self.runs_ahead = True
@@ -217,6 +223,12 @@ class Replica:
                     gpu_start = launch_start
                 mode, span = self._span(batch, gpu_start)
                 rows = batch.num_decodes + len(batch.prefill)
+                if rows > timing.measured_requests:
+                    self.beyond_requests += 1
+                elif batch.num_tokens > timing.measured_tokens:
+                    self.beyond_tokens += 1
+                elif batch.decode_context_tokens > timing.measured_context_tokens:
+                    self.beyond_context += 1
                 time += timing.launch_ps[mode][rows]
                 gpu_end = gpu_start + span
                 if gpu_end < time:

@@ -174,6 +174,8 @@ class Express:
         schedule_ps, update_ps = timing.schedule_ps, timing.update_ps
         modes, launches = timing.decode_mode, timing.launch_ps
         held_ppm = timing.held_ppm
+        most_rows, most_tokens = timing.measured_requests, timing.measured_tokens
+        most_context = timing.measured_context_tokens
         knots, first_knot = timing.knots, replica._first_knot
         gap, result, turn = timing.gpu_gap_ps, timing.result_ps, timing.turn_ps
         lag = 1 if replica._async else 0
@@ -386,6 +388,15 @@ class Express:
                     busy += turns * span + growth * triangle
                     decoded += count * turns
                     contexts += turns * context + count * (triangle + turns)
+                    if count > most_rows:
+                        replica.beyond_requests += turns
+                    elif count > most_tokens:
+                        replica.beyond_tokens += turns
+                    else:  # the last steps of the run have the most context
+                        over = context + turns * count - most_context
+                        if over > 0:
+                            over = -(-over // count)
+                            replica.beyond_context += over if over < turns else turns
                     rounds, rest = divmod(turns, size)
                     if rest:
                         position = -clock % size
@@ -557,6 +568,12 @@ class Express:
                 busy, decoded = meter.busy_ps, meter.decode_tokens
                 contexts = meter.context_tokens
             contexts += step_context
+            if rows > most_rows:
+                replica.beyond_requests += 1
+            elif tokens > most_tokens:
+                replica.beyond_tokens += 1
+            elif step_context > most_context:
+                replica.beyond_context += 1
             time += launches[mode][rows]
             gpu_free = gpu_start + span
             if gpu_free < time:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim.errors import ScenarioError
+from qsim.measured_range import BeyondMeasured
 from qsim.sim.backlog import Flow, Load, judge
 from qsim.sim.gaps import Gaps
 from qsim.sim.request_rows import COLUMNS, request_writer
@@ -60,6 +61,8 @@ class SimulationResult:
     truncated: int = 0
     #: what a reader should know (extrapolation, truncation)
     notes: list[str] = field(default_factory=list)
+    #: how much lay beyond what the profile's measurements cover; None: the profile does not say
+    beyond: BeyondMeasured | None = None
 
     @property
     def energy_j(self) -> float:

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim.errors import ScenarioError
+from qsim.measured_range import BeyondMeasured, MeasuredRange
 from qsim.profile import Profile
-from qsim.sim.admission import Admission, beyond_measured, resolve
-from qsim.sim.api import replica_stats
+from qsim.sim.admission import Admission, resolve
+from qsim.sim.api import beyond_measured, replica_stats, run_notes
 from qsim.sim.backlog import Load, judge
 from qsim.sim.config import EngineOptions
 from qsim.sim.fleet import Fleet
@@ -42,6 +43,7 @@ class StreamResult:
     gpus: int
     scenario: dict[str, Any]
     notes: list[str]
+    beyond: BeyondMeasured | None
     _latencies: Mapping[str, Latency]
     _slos: tuple[Slo, ...]
     _good: int
@@ -128,7 +130,9 @@ def simulate_stream(
         As :func:`qsim.simulate`; also when parts are not in order of arrival.
     """
     setup = resolve(profile, options, replicas, router, seed, too_long, frontend)
-    feed = Feed(parts, Admission(setup.config.max_model_len, too_long))
+    longest = MeasuredRange.of(setup.profile).request_context_tokens
+    admission = Admission(setup.config.max_model_len, too_long, measured_tokens=longest)
+    feed = Feed(parts, admission)
     first = next(feed, None)
     if first is None:
         raise feed.nothing()
@@ -140,7 +144,9 @@ def simulate_stream(
     if progress is not None:
         progress(feed.taken)
     notes = feed.admission.notes()
-    notes += beyond_measured(setup, max(r.peak_running for r in fleet.replicas))
+    served = feed.taken - feed.admission.rejected
+    beyond = beyond_measured(setup, fleet, served, feed.admission.longer)
+    notes += run_notes(setup, beyond)
     if fleet.limits is not None:
         notes += fleet.limits.notes()
     return StreamResult(
@@ -151,6 +157,7 @@ def simulate_stream(
         gpus=setup.gpus,
         scenario=setup.scenario(feed.name, feed.taken),
         notes=notes,
+        beyond=beyond,
         _latencies=sums.latencies,
         _slos=tuple(slos),
         _good=sums.good,

@@ -14,6 +14,7 @@ from qsim.sim.intervals import percentile_of_rank, ranks
 from qsim.sim.slo import check_slos, has_something
 
 if TYPE_CHECKING:
+    from qsim.measured_range import BeyondMeasured
     from qsim.sim.backlog import Load
     from qsim.sim.slo import Slo
 
@@ -50,6 +51,10 @@ class Run(Protocol):
     @property
     def notes(self) -> list[str]:
         """What a reader should know."""
+
+    @property
+    def beyond(self) -> BeyondMeasured | None:
+        """How much lay beyond what was measured; None where that is not known."""
 
     @property
     def scenario(self) -> dict[str, Any]:
@@ -166,6 +171,8 @@ def summarise(run: Run, slos: Sequence[Slo] = ()) -> dict[str, Any]:
         "intervals_90": intervals,
         "scenario": run.scenario,
     }
+    if run.beyond is not None:
+        out["beyond_measured"] = run.beyond.to_dict()
     return {k: _finite(v) for k, v in out.items()}
 
 

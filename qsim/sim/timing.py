@@ -10,11 +10,12 @@ from __future__ import annotations
 from bisect import bisect_left
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.measured_range import MeasuredRange
 from qsim.profile import MixedSpan, Profile
 from qsim.sim.config import EngineConfig
 from qsim.sim.versions import graph_sizes
+from qsim.spans import mixed_base_ms
 
 __all__ = ["DECODE", "EAGER", "PIECEWISE", "PS_PER_MS", "PS_PER_S", "Timing"]
 
@@ -46,6 +47,8 @@ class Timing:
         Host times by the number of running requests.
     launch_ps : list (by mode) of lists of int, length max_num_seqs + 1
         Host time of a launch by the number of requests in the step.
+    measured_requests, measured_tokens, measured_context_tokens : int
+        The largest step that was measured; huge where the profile does not say.
     held_ppm : list of int, length max_num_batched_tokens + 1; empty if none is held
         Millionths of its GPU span for which the launch of a step without a graph is held, by the
         step's tokens.
@@ -61,27 +64,27 @@ class Timing:
         def pad(tokens: int) -> int:
             return sizes[bisect_left(sizes, tokens)]
 
+        measured = MeasuredRange.of(profile)
+        self.measured_requests = _or_huge(measured.step_requests)
+        self.measured_tokens = _or_huge(measured.step_tokens)
+        self.measured_context_tokens = _or_huge(measured.step_context_tokens)
         self.throttle = (
             latency.throttle.decode,
             latency.throttle.piecewise,
             latency.throttle.eager,
         )
+        #: steps of more tokens are charged as at the power limit: they keep the GPU busy for longer
+        #: than any burst that was measured at full clock
+        self.largest_step_tokens = latency.eager.tokens[-1]
+        self._at_limit = 1.0 + latency.throttle.eager
         self.throttle_start_w = latency.throttle.start_w
         self.throttle_full_w = latency.throttle.full_w
 
         # mixed steps, by tokens in the step
-        self._piecewise_ps = [
-            round(v)
-            for v in _mixed_base_ps(
-                latency.piecewise,
-                np.array([pad(t) for t in range(1, self.graph_max + 1)], dtype=np.float64),
-            )
-        ]
-        self._piecewise_ps.insert(0, 0)
-        self._eager_ps = [
-            round(v)
-            for v in _mixed_base_ps(latency.eager, np.arange(max(budget, seats) + 1, dtype=float))
-        ]
+        padded_tokens = [pad(t) for t in range(1, self.graph_max + 1)]
+        self._piecewise_ps = [0, *(_ps(v) for v in mixed_base_ms(latency.piecewise, padded_tokens))]
+        steps = np.arange(max(budget, seats) + 1)
+        self._eager_ps = [_ps(v) for v in mixed_base_ms(latency.eager, steps).tolist()]
         self._coefficients = {
             PIECEWISE: _coefficients(latency.piecewise),
             EAGER: _coefficients(latency.eager),
@@ -94,11 +97,18 @@ class Timing:
         self.decode_slope_ps: list[list[int]] = [[] for _ in self.knots]
         rows = latency.decode.rows
         base = latency.decode.base_ms
+        largest_graph_ps = 0
         for r in range(seats + 1):
             if r <= self.graph_max and (r == 0 or pad(r) <= seats):
                 padded = pad(max(r, 1))
                 self.decode_mode.append(DECODE)
-                self.decode_base_ps.append(_ps(_line(rows, base, padded)))
+                base_ps = _ps(_line(rows, base, padded))
+                if (
+                    padded > rows[-1] and len(rows) > 1
+                ):  # as many tokens with a prefill among them were measured
+                    base_ps = max(base_ps, self._piecewise_ps[padded])
+                self.decode_base_ps.append(base_ps)
+                largest_graph_ps = max(largest_graph_ps, self.decode_base_ps[-1])
                 for j, slope in enumerate(latency.decode.ms_per_context_token):
                     self.decode_slope_ps[j].append(max(0, _ps(_line(rows, slope, padded))))
                 continue
@@ -107,9 +117,19 @@ class Timing:
             span = latency.piecewise if mode == PIECEWISE else latency.eager
             table = self._piecewise_ps if mode == PIECEWISE else self._eager_ps
             self.decode_mode.append(mode)
-            self.decode_base_ps.append(table[r] + r * _ps(span.ms_per_decode))
-            for slopes in self.decode_slope_ps:
-                slopes.append(_ps(span.ms_per_decode_context_token))
+            own_base = table[r] + r * _ps(span.ms_per_decode)
+            own_slope = _ps(span.ms_per_decode_context_token)
+            if mode == PIECEWISE:
+                self.decode_base_ps.append(own_base)
+                for slopes in self.decode_slope_ps:
+                    slopes.append(own_slope)
+                continue
+            # the same kernels as those in the largest graph, with more rows: not for less
+            self.decode_base_ps.append(max(own_base, largest_graph_ps))
+            for slopes, slope in zip(
+                self.decode_slope_ps, latency.decode.ms_per_context_token, strict=True
+            ):
+                slopes.append(max(own_slope, _ps(slope[-1])))
 
         self.slopes_ps: list[list[int]] = [
             list(slopes) for slopes in zip(*self.decode_slope_ps, strict=True)
@@ -191,25 +211,24 @@ class Timing:
             + per_chunk * len(chunks)
             + per_decode * decodes
         )
-        return mode, round(span * factor[mode])
+        slower = factor[mode]
+        if tokens > self.largest_step_tokens and slower < self._at_limit:
+            slower = self._at_limit
+        return mode, round(span * slower)
+
+
+def _or_huge(limit: int | None) -> int:
+    return 1 << 62 if limit is None else limit
 
 
 def _line(x: list[int], y: list[float], at: int) -> float:
-    """Linear interpolation; held below the first point, extended beyond the last segment."""
+    """Linear interpolation; held below the first point, extended beyond the last if it rises."""
     if at <= x[0] or len(x) == 1:
         return y[0]
     i = min(bisect_left(x, at), len(x) - 1)
+    if at > x[-1] and y[-1] < y[-2]:
+        return y[-1]
     return y[i - 1] + (y[i] - y[i - 1]) * (at - x[i - 1]) / (x[i] - x[i - 1])
-
-
-def _mixed_base_ps(span: MixedSpan, tokens: npt.NDArray[np.float64]) -> list[float]:
-    base = np.interp(tokens, span.tokens, span.base_ms)
-    if len(span.tokens) > 1:
-        (x0, x1), (y0, y1) = span.tokens[-2:], span.base_ms[-2:]
-        beyond = tokens > x1
-        base[beyond] = y1 + max(0.0, (y1 - y0) / (x1 - x0)) * (tokens[beyond] - x1)
-    result: list[float] = (base * PS_PER_MS).tolist()
-    return result
 
 
 def _coefficients(span: MixedSpan) -> tuple[float, float, float, float]:

@@ -76,8 +76,8 @@ def true_profile() -> Profile:
             schedule_ms=[0.05, 0.005],
             update_ms=[0.04, 0.002],
             launch_decode_ms=[1.0, 0.002],
-            launch_piecewise_ms=[2.5, 0.0],
-            launch_eager_ms=[4.0, 0.0],
+            launch_piecewise_ms=[2.5, 0.002],
+            launch_eager_ms=[4.0, 0.002],
             wake_ms=0.5,
         ),
         power=Power(

@@ -189,7 +189,7 @@ def test_settings_that_cannot_be_are_failed_trials_with_a_reason() -> None:
 )
 def test_wrong_searches(search: list[str], words: str) -> None:
     with pytest.raises(ScenarioError, match=words):
-        search_space(search, [Choice(make_profile())])
+        search_space(search, [Choice(make_profile())], EngineOptions())
 
 
 def test_a_study_needs_something_to_search() -> None:
