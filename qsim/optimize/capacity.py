@@ -12,7 +12,7 @@ from qsim.optimize.budget import budget_of
 from qsim.optimize.candidate import OBJECTIVES, Candidate
 from qsim.optimize.candidates import Choice, blank_candidate, choose_profiles
 from qsim.optimize.confidence import Replication
-from qsim.optimize.executor import open_executor
+from qsim.optimize.executors import open_executor
 from qsim.optimize.fleet_task import FleetTask, describe
 from qsim.optimize.forecast import forecast
 from qsim.optimize.plan_detail import DetailWanted

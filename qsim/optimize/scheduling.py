@@ -14,7 +14,8 @@ from qsim.checks import whole
 from qsim.errors import InfeasibleError, ScenarioError
 from qsim.optimize.candidates import choose_profiles
 from qsim.optimize.carbon import CarbonSeries, GridIntensity, grid_intensity
-from qsim.optimize.executor import TaskExecutor, open_executor
+from qsim.optimize.executor import TaskExecutor
+from qsim.optimize.executors import open_executor
 from qsim.optimize.fleet_task import describe
 from qsim.optimize.prices import DEFAULT_CLASS, price_of
 from qsim.optimize.schedule_capacity import CapacityTask, PoolCapacity, measure_capacity

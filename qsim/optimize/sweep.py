@@ -17,7 +17,8 @@ from qsim.bounds import MAX_RUNS, MAX_SEED
 from qsim.checks import whole
 from qsim.errors import InputError, ScenarioError
 from qsim.interrupts import uninterrupted
-from qsim.optimize.executor import TaskExecutor, open_executor
+from qsim.optimize.executor import TaskExecutor
+from qsim.optimize.executors import open_executor
 from qsim.optimize.fleet_task import FleetTask
 from qsim.optimize.journal import JournalEnd, append_lines, held, read_lines
 from qsim.optimize.measures import Worth, measure_fleet

@@ -14,7 +14,8 @@ from qsim.bounds import MAX_REPLICAS
 from qsim.checks import whole
 from qsim.errors import InputError, QsimError, ScenarioError
 from qsim.optimize.candidates import choose_profiles
-from qsim.optimize.executor import TaskExecutor, open_executor
+from qsim.optimize.executor import TaskExecutor
+from qsim.optimize.executors import open_executor
 from qsim.optimize.expressions import Pick, parse_pick
 from qsim.optimize.fleet_task import FleetTask, describe
 from qsim.optimize.forecast import forecast

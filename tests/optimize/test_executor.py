@@ -13,7 +13,8 @@ import pytest
 
 from qsim.errors import QsimError, ScenarioError
 from qsim.optimize.capacity import plan
-from qsim.optimize.executor import SerialExecutor, available_cores, open_executor
+from qsim.optimize.executor import SerialExecutor, available_cores
+from qsim.optimize.executors import open_executor
 from qsim.optimize.shared import Shelf, run_with
 from qsim.traces.trace import Trace
 from tests.profiles import make_profile

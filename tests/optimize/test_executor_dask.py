@@ -13,7 +13,7 @@ import pytest
 from qsim.errors import MissingExtraError, QsimError, ScenarioError
 from qsim.optimize import executor_dask
 from qsim.optimize.capacity import plan
-from qsim.optimize.executor import open_executor
+from qsim.optimize.executors import open_executor
 from qsim.traces.trace import Trace
 from tests.optimize.test_executor import Weighed, die_once, size_of
 from tests.profiles import make_profile

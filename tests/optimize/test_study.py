@@ -19,7 +19,8 @@ import pytest
 from qsim.errors import QsimError, ScenarioError
 from qsim.interrupts import ended_by_signals
 from qsim.optimize import storage_journal
-from qsim.optimize.executor import SerialExecutor, TaskExecutor, open_executor
+from qsim.optimize.executor import SerialExecutor, TaskExecutor
+from qsim.optimize.executors import open_executor
 from qsim.optimize.pareto import hypervolume
 from qsim.optimize.space import Choices, Range, Space
 from qsim.optimize.storage import open_storage
