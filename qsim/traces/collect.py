@@ -40,7 +40,7 @@ class Collector:
         self._names = names
         self._ticks_per_s = ticks_per_s
         self.builder = TraceBuilder(
-            source, format, sort=True, absolute=True, ticks_per_s=ticks_per_s
+            source, format, sort=True, absolute=True, ticks_per_s=ticks_per_s, guess_unit=True
         )
         self.builder.columns = dict(zip(("arrival", "prompt", "output"), names, strict=True))
         self._rows: list[tuple[float, int, int]] = []

@@ -53,7 +53,9 @@ def objects(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
                 f"{source.path}, line {number}: {shown!r} is not JSON: {error}"
             ) from None
         if not isinstance(value, dict):
-            raise TraceError(f"{source.path}, line {number}: {str(value)[:80]!r} is not an object")
+            raise TraceError(
+                f"{source.path}, line {number}: {str(value)[:80]!r} is not a JSON object"
+            )
         yield f"line {number}", value
 
 
@@ -107,7 +109,7 @@ def _items(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
             more()
         at = end
         if not isinstance(value, dict):
-            raise TraceError(f"{where}: {str(value)[:80]!r} is not an object")
+            raise TraceError(f"{where}: {str(value)[:80]!r} is not a JSON object")
         yield f"item {number}", value
 
 

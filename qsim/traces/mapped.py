@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from qsim.errors import TraceError
 from qsim.traces.block_size import fitting_block_tokens, most_ids
-from qsim.traces.build import Reading, TraceBuilder
+from qsim.traces.build import UNIX_FROM_S, Reading, TraceBuilder
 from qsim.traces.columns import ROLES, Column
 from qsim.traces.json_rows import first_object, lookup, objects, read_json
 from qsim.traces.parquet import MAGIC, duration_ticks_per_s, parquet_columns, read_parquet
@@ -28,6 +28,7 @@ IntArray = npt.NDArray[np.int64]
 #: what an id stands for where neither the file nor the lengths say: Mooncake's block
 DEFAULT_BLOCK_TOKENS = 512
 _SAMPLE_ROWS = 100
+_TIME = "a finite number (or a date like 2024-05-10T12:00:00.5Z in every row)"
 
 
 def is_parquet(source: Source) -> bool:
@@ -262,6 +263,7 @@ class _Mapped:
         self._strict = strict
         self._zero = zero
         self._filters = filters
+        self._question = unit == UNITS["s"] and table.columns["arrival"].unit is None
         self._seen: dict[str, set[str]] = {}
         columns = table.columns
         self._wanted: list[tuple[str, Kind]] = [
@@ -327,12 +329,24 @@ class _Mapped:
         elif self._kind == "stamp":
             times = rows.whole(0, "a whole number, as the first one is")
         else:
-            times = rows.floats(0)
+            times = rows.floats(0, _TIME)
         name = rows.names[0]
         builder.add(rows.number, times, prompt, output, column=name, place=rows.place)
+        if self._question and self._row == 0:
+            self._ask(name, times)
         self._row += len(rows)
         if "hash_ids" in self._at:
             self._add_ids(rows, prompt)
+
+    def _ask(self, name: str, times: npt.NDArray[Any]) -> None:
+        """Say so if seconds, which nothing tells, make a rate that is hardly meant."""
+        span_s = float(times.max() - times.min())
+        rate = len(times) / span_s if span_s > 0 else 1.0
+        if len(times) > 3 and not 0.01 <= rate <= 5000 and times.min() < UNIX_FROM_S:
+            self._builder.notes.append(
+                f"{name} is read as seconds, which makes {rate:.3g} requests/s; if it is another "
+                f"unit, say so: --columns 'arrival={name}[ms],...'"
+            )
 
     def _times_of_sessions(self, rows: Rows) -> npt.NDArray[Any]:
         """Times of all rows; of a turn that waits without one, the earliest that can be."""

@@ -20,7 +20,7 @@ HEAD_BYTES = 1 << 16
 #: a longer line is no request; a file without line breaks must not fill the memory
 MOST_LINE_BYTES = 64 << 20
 #: a format that is one JSON document is held as a whole, several times its size
-MOST_DOCUMENT_BYTES = 1 << 30
+MOST_DOCUMENT_BYTES = 512 << 20
 _UTF8_BOM = b"\xef\xbb\xbf"
 #: errors of damaged data; the modules of the others are imported where they are needed
 _DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
@@ -210,19 +210,6 @@ class Source:
         line = b"".join(pieces)
         if line and not line.isspace():
             yield number + 1, line
-
-    def batches(self) -> Iterator[list[tuple[int, bytes]]]:
-        """The lines, some megabytes at a time."""
-        batch: list[tuple[int, bytes]] = []
-        held = 0
-        for number, line in self.lines():
-            batch.append((number, line))
-            held += len(line)
-            if held > 4 * CHUNK_BYTES:
-                yield batch
-                batch, held = [], 0
-        if batch:
-            yield batch
 
     def long_line(self, number: int, limit: int) -> TraceError:
         """What to raise for a line that is longer than one can be."""

@@ -123,7 +123,7 @@ def test_silent_windows_are_silent(tmp_path: Path, written: bool) -> None:
     sets = {"0": busy, "600": silent, "1200": busy, "1800": silent}
     rows = [
         "0,0.5,1.1,Gamma,0.8,2.5",
-        "600,0,0,,0,0",
+        "600,nan,nan,,nan,nan",
         "1200,0.5,1.1,Gamma,0.8,2.5",
         "1800,0,0,,0,0",
     ]

@@ -132,7 +132,7 @@ def test_text_that_is_no_utf8_matters_only_where_it_is_used(tmp_path: Path) -> N
         (LINES.replace("200", "1" + "0" * 5000), "line 2: .*is not JSON"),
         (LINES + '{"a":' * 100_000, "line 4: .*is not JSON"),
         ("[" + ",".join(LINES.splitlines()), "item 4: the JSON array is not closed"),
-        ("[" + ",".join(LINES.splitlines()) + ", 3]", "item 4: '3' is not an object"),
+        ("[" + ",".join(LINES.splitlines()) + ", 3]", "item 4: '3' is not a JSON object"),
         ("[" * 100_000, "not a trace format"),
     ],
 )

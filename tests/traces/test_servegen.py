@@ -105,7 +105,7 @@ def test_lengths_must_come_from_somewhere(tmp_path: Path) -> None:
     [
         (("", ""), "", "windows of 2 models; choose one with model=NAME.*deepseek-r1, mm-image"),
         (("", ""), ":model=gpt", "model is 'gpt'; must be one of deepseek-r1"),
-        (("4.0,2.0", "-4,2.0"), ":model=deepseek-r1", r"line 3, column 'rate_rps': -4.0 is not"),
+        (("4.0,2.0", "-4,2.0"), ":model=deepseek-r1", r"line 3, column 'rate_rps': '-4' is not"),
         (("Weibull", "Pareto"), ":model=deepseek-r1", "line 4, column 'pattern': 'Pareto' is not"),
         (("1.7", "0"), ":model=deepseek-r1", "line 4, column 'shape': '0' is not"),
         (("", ""), ":model=deepseek-r1,rate=0", "rate is '0'; must be a number"),

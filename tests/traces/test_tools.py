@@ -248,6 +248,66 @@ def test_an_old_vllm_result_is_sent_as_its_concurrency_allowed(tmp_path: Path) -
     assert load_trace(path).arrival_s.tolist() == [0.0] * 4
 
 
+def test_times_of_a_log_tell_their_unit(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    for ticks in (1, 1000, 10**6, 10**9):
+        usage = {"prompt_tokens": 5, "total_tokens": 11}
+        stamps = (1700000001 * ticks, 1700000000 * ticks)
+        path.write_text(lines(*({"created_at": t, "usage": usage} for t in stamps)))
+        trace = load_trace(path)
+        assert trace.arrival_s.tolist() == [0.0, 1.0]
+        assert trace.output_tokens.tolist() == [6, 6]
+        whole = any("whole seconds" in note for note in trace.meta["notes"])
+        assert whole == (ticks == 1)
+
+
+def test_offline_jobs_of_servegen(tmp_path: Path) -> None:
+    path = tmp_path / "trace_d.jsonl"
+    path.write_text(
+        lines(*({"request_id": i, "type": "text", "input_length": 61 + i, "output_length": 2370,
+                 "duration": 14000} for i in range(3)))
+    )  # fmt: skip
+    trace = load_trace(path)
+    assert trace.meta["format"] == "servegen-offline"
+    assert trace.arrival_s.tolist() == [0.0] * 3
+    assert "at the start" in trace.meta["notes"][0]
+    path.write_text(
+        lines(*({"request_id": i, "type": "text", "input_length": 446, "hash_ids": list(range(28))}
+                for i in range(2)))
+    )  # fmt: skip
+    with pytest.raises(TraceError, match=r"line 1: no 'output_length'.*:output=N"):
+        load_trace(path)
+    told = load_trace(f"{path}:output=50")
+    assert told.output_tokens.tolist() == [50, 50]
+    assert told.hash_ids is not None
+    assert told.hash_ids.block_tokens == 16
+
+
+def test_mooncake_in_an_array(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    row = {"timestamp": 0, "input_length": 600, "output_length": 1, "hash_ids": [1, 2]}
+    path.write_text(json.dumps([row, row | {"timestamp": 1500}], indent=1))
+    trace = load_trace(path)
+    assert trace.meta["format"] == "mooncake"
+    assert trace.arrival_s.tolist() == [0.0, 1.5]
+    path.write_text(json.dumps([row, row | {"hash_ids": [14695981039346656037, 2]}]))
+    trace = load_trace(path)
+    assert trace.hash_ids is not None
+    assert trace.hash_ids[1].tolist() == [14695981039346656037 - 2**64, 2]
+    path.write_text(json.dumps([row, row | {"input_length": 20.5}]))
+    with pytest.raises(TraceError, match=r"item 2, column 'input_length': '20\.5'"):
+        load_trace(path)
+
+
+def test_seconds_that_nothing_tells_are_questioned(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    for step, asked in ((0.0001, True), (0.5, False), (300_000, True)):
+        path.write_text("ts,isl,osl\n" + "".join(f"{i * step},5,5\n" for i in range(10)))
+        assert any("read as seconds" in n for n in load_trace(path).meta.get("notes", [])) == asked
+        told = load_trace(path, columns="arrival=ts[s],prompt=isl,output=osl")
+        assert "notes" not in told.meta
+
+
 def test_conversations_need_a_rate(tmp_path: Path) -> None:
     path = tmp_path / "sharegpt.json"
     path.write_text(SHAREGPT)

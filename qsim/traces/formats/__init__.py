@@ -68,6 +68,7 @@ FORMATS: tuple[Format, ...] = (
     Format("mooncake", "mooncake"),
     Format("bailian", "mooncake", "_bailian"),
     Format("timed-trace", "mooncake", "_timed"),
+    Format("servegen-offline", "mooncake", "_offline"),
     Format("sglang-bench", "sglang_bench"),
     Format("vllm-bench", "vllm_bench"),
     Format("guidellm", "guidellm"),

@@ -19,7 +19,7 @@ from qsim.errors import TraceError
 from qsim.traces.block_size import fitting_block_tokens, most_ids
 from qsim.traces.build import Reading, TraceBuilder, read_whole
 from qsim.traces.formats.options import ReadOptions
-from qsim.traces.json_rows import parse_json
+from qsim.traces.json_rows import first_object, objects
 from qsim.traces.prefix_id import prefix_id
 from qsim.traces.source import Source
 from qsim.traces.trace import Trace
@@ -28,50 +28,57 @@ __all__ = [
     "PARAMS",
     "WHAT",
     "WHAT_BAILIAN",
+    "WHAT_OFFLINE",
     "WHAT_TIMED",
     "read",
     "read_bailian",
+    "read_offline",
     "read_timed",
     "reading",
     "reading_bailian",
+    "reading_offline",
     "reading_timed",
     "recognise",
     "recognise_bailian",
+    "recognise_offline",
 ]
 
 WHAT = "JSON lines with timestamp (ms), input_length, output_length, hash_ids (512-token blocks)"
 WHAT_BAILIAN = "JSON lines as Mooncake's, with chat_id, times in s and 16-token blocks"
 WHAT_TIMED = "vLLM bench's timed_trace: JSON lines as Mooncake's, times in s (only when asked for)"
+WHAT_OFFLINE = "ServeGen's offline jobs: JSON lines as Mooncake's without times, 16-token blocks"
 PARAMS = {
+    "output": "output tokens of rows that do not say (ServeGen's offline jobs)",
     "block": "prompt tokens that a hash id stands for",
     "unit": "of the timestamps: s, ms, us or ns",
     "turns": "wait, the default: a session's next turn waits for the answer before it; open: it "
     "comes its delay after the turn before it, as if answers took no time",
 }
 _UNITS = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
+_BATCH_ROWS, _BATCH_IDS = 1 << 14, 1 << 19
 _LENGTHS = ("input_length", "output_length")
 
 
 def _first_object(source: Source) -> dict[str, Any]:
-    if source.is_dir:
-        return {}
-    line = source.head.lstrip().split(b"\n", 1)[0]
-    try:
-        value = parse_json(line)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) and "input_length" in value else {}
+    row = first_object(source)
+    return row if _LENGTHS[0] in row and _LENGTHS[1] in row else {}
 
 
 def recognise(source: Source) -> bool:
     """Whether the first line is an object with Mooncake's keys."""
     first = _first_object(source)
-    return bool(first) and "chat_id" not in first
+    return bool(first) and "chat_id" not in first and not recognise_offline(source)
 
 
 def recognise_bailian(source: Source) -> bool:
     """Whether the first line is an object with the keys of the Qwen-Bailian traces."""
     return "chat_id" in _first_object(source)
+
+
+def recognise_offline(source: Source) -> bool:
+    """Whether the first object has the keys of ServeGen's offline jobs."""
+    row = first_object(source)
+    return {"input_length", "request_id"} <= set(row) and not {"timestamp", "delay"} & set(row)
 
 
 def read(source: Source, options: ReadOptions) -> Trace:
@@ -104,6 +111,16 @@ def reading_timed(source: Source, options: ReadOptions) -> Reading:
     return _reading(source, options, "timed-trace", ticks_per_s=1, block_tokens=16)
 
 
+def read_offline(source: Source, options: ReadOptions) -> Trace:
+    """Read an offline job: all requests are there from the start, 16 tokens an id."""
+    return read_whole(reading_offline(source, options))
+
+
+def reading_offline(source: Source, options: ReadOptions) -> Reading:
+    """The same, a block of the file at a time."""
+    return _reading(source, options, "servegen-offline", ticks_per_s=1, block_tokens=16)
+
+
 def _reading(
     source: Source, options: ReadOptions, format: str, *, ticks_per_s: int, block_tokens: int
 ) -> Reading:
@@ -129,6 +146,14 @@ def _reading(
         source, format, sort=options.sort, ticks_per_s=ticks_per_s, guess_unit="unit" not in params
     )
     lines = _Lines(source, builder, block_tokens, given, params.get("turns") == "open")
+    lines.all_at_once = format == "servegen-offline"
+    if "output" in params:
+        text = params["output"]
+        if not text.isdecimal() or not 1 <= int(text) <= 10**9:
+            raise TraceError(f"{source.path}: output is {text!r}; must be a whole number >= 1")
+        lines.output_tokens = int(text)
+    if lines.all_at_once:
+        builder.notes.append("an offline job: all of its requests arrive at the start")
     lines.question_ms = ticks_per_s == 1000 and "unit" not in params
     return builder, lines.steps()
 
@@ -157,44 +182,68 @@ class _Lines:
         self._rows = 0
         #: whether milliseconds may be an error
         self.question_ms = False
+        #: whether there are no times
+        self.all_at_once = False
+        #: of rows that do not say
+        self.output_tokens: int | None = None
 
     def steps(self) -> Iterator[None]:
-        """Read a block of the file at a time."""
-        source, builder = self._source, self._builder
-        for batch in source.batches():
-            lines: list[int] = []
-            times: list[float] = []
-            prompts: list[int] = []
-            outputs: list[int] = []
-            counts: list[int] = []
-            for number, line in batch:
-                row = _object(source, number, line)
-                prompt, output = (_length(source, number, row, key) for key in _LENGTHS)
-                if prompt == 0 or output == 0:
-                    builder.skip("no prompt token" if prompt == 0 else "no output token")
-                    continue
-                times.append(self._time(number, row))
-                counts.append(self._add_ids(number, row))
-                self._rows += 1
-                lines.append(number)
-                prompts.append(prompt)
-                outputs.append(output)
+        """Read some thousands of rows at a time, fewer if they have many ids."""
+        every = objects(self._source)
+        while batch := self._batch(every):
+            places, times, prompts, outputs, counts = batch
             if any(counts):
-                self._settle_block(lines, prompts, counts)
+                self._settle_block(places, prompts, counts)
             if self.question_ms and len(times) > 1:
                 self._question(times)
-            builder.add(
-                np.array(lines, np.int64),
+            self._builder.add(
+                np.arange(len(places)),
                 np.array(times),
                 np.array(prompts, np.int64),
                 np.array(outputs, np.int64),
                 column="timestamp",
+                place=places.__getitem__,
             )
             yield
 
-    def _time(self, number: int, row: dict[str, Any]) -> float:
+    def _batch(
+        self, every: Iterator[tuple[str, dict[str, Any]]]
+    ) -> tuple[list[str], list[float], list[int], list[int], list[int]] | None:
+        """Places, times, lengths and numbers of ids of the next rows; None at the end."""
+        places: list[str] = []
+        times: list[float] = []
+        prompts: list[int] = []
+        outputs: list[int] = []
+        counts: list[int] = []
+        ids = 0
+        for place, row in every:
+            if self.output_tokens is not None:
+                row.setdefault(_LENGTHS[1], self.output_tokens)
+            elif self.all_at_once and _LENGTHS[1] not in row:
+                raise TraceError(
+                    f"{self._source.path}, {place}: no {_LENGTHS[1]!r}; the job has none, so say "
+                    "how many tokens each has with :output=N after the path"
+                )
+            prompt, output = (_length(self._source, place, row, key) for key in _LENGTHS)
+            if prompt == 0 or output == 0:
+                self._builder.skip("no prompt token" if prompt == 0 else "no output token")
+                continue
+            times.append(self._time(place, row))
+            counts.append(self._add_ids(place, row))
+            self._rows += 1
+            places.append(place)
+            prompts.append(prompt)
+            outputs.append(output)
+            ids += counts[-1]
+            if len(places) == _BATCH_ROWS or ids > _BATCH_IDS:
+                break
+        return (places, times, prompts, outputs, counts) if places else None
+
+    def _time(self, place: str, row: dict[str, Any]) -> float:
         """When a request is sent; of a later turn the earliest time that can be."""
         source, builder = self._source, self._builder
+        if self.all_at_once:
+            return 0
         time: Any = row.get("timestamp")
         session = row.get("session_id")
         before = None if session is None else self._sessions.get(_key(session))
@@ -202,13 +251,13 @@ class _Lines:
             delay = row.get("delay")
             delay = 0 if delay is None else delay
             if not _is_number(delay) or delay < 0:
-                _fail(source, number, row, "delay", "a number of milliseconds >= 0")
+                _fail(source, place, row, "delay", "a number of milliseconds >= 0")
             time = before.at + delay
             builder.add_turn(self._rows, None if self._open else before.row, float(delay))
         else:
             if not _is_number(time):
                 hint = " (or a session_id and delay, after a row of that session)"
-                _fail(source, number, row, "timestamp", "a number" + hint)
+                _fail(source, place, row, "timestamp", "a number" + hint)
             if row.get("delay") and before is not None and not self._told_delay:
                 self._told_delay = True
                 builder.notes.append(
@@ -220,21 +269,21 @@ class _Lines:
 
     _told_delay = False
 
-    def _add_ids(self, number: int, row: dict[str, Any]) -> int:
+    def _add_ids(self, place: str, row: dict[str, Any]) -> int:
         ids = row.get("hash_ids")
         ids = [] if ids is None else ids
         if not isinstance(ids, list):
-            _fail(self._source, number, row, "hash_ids", "a list of ids")
+            _fail(self._source, place, row, "hash_ids", "a list of ids")
         try:
             self._builder.add_hash_ids(ids)
         except (TypeError, OverflowError):
             try:
                 self._builder.add_hash_ids([prefix_id(i) for i in ids])
             except TypeError:
-                _fail(self._source, number, row, "hash_ids", "a list of whole numbers or texts")
+                _fail(self._source, place, row, "hash_ids", "a list of whole numbers or texts")
         return len(ids)
 
-    def _settle_block(self, lines: list[int], prompts: list[int], counts: list[int]) -> None:
+    def _settle_block(self, places: list[str], prompts: list[int], counts: list[int]) -> None:
         pairs = [(p, n) for p, n in zip(prompts, counts, strict=True) if n]
         if self._block_tokens is None:
             found = fitting_block_tokens([p for p, _ in pairs], [n for _, n in pairs], self._stated)
@@ -246,11 +295,11 @@ class _Lines:
             self._block_tokens = self._stated if found is None else found
         size = self._block_tokens
         self._builder.block_tokens = size
-        for line, prompt, n in zip(lines, prompts, counts, strict=True):
+        for place, prompt, n in zip(places, prompts, counts, strict=True):
             if n > most_ids(prompt, size):
                 what = "given as" if self._given else "taken to be"
                 raise TraceError(
-                    f"{self._source.path}, line {line}, column 'hash_ids': {n} ids for "
+                    f"{self._source.path}, {place}, column 'hash_ids': {n} ids for "
                     f"{prompt} prompt tokens, more than one for each {size}; the block size is "
                     f"{what} {size}: give the right one with :block=N after the path"
                 )
@@ -275,26 +324,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def _object(source: Source, number: int, text: bytes) -> dict[str, Any]:
-    try:
-        row = parse_json(text)
-    except ValueError as error:
-        shown = text[:80].decode("utf-8", "replace")
-        raise TraceError(f"{source.path}, line {number}: {shown!r} is not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise TraceError(f"{source.path}, line {number}: {row!r} is not a JSON object")
-    return row
-
-
-def _length(source: Source, number: int, row: dict[str, Any], key: str) -> int:
+def _length(source: Source, place: str, row: dict[str, Any], key: str) -> int:
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
-        _fail(source, number, row, key, "a whole number >= 0")
+        _fail(source, place, row, key, "a whole number >= 0")
     return value
 
 
-def _fail(source: Source, number: int, row: dict[str, Any], key: str, expected: str) -> NoReturn:
-    where = f"{source.path}, line {number}"
+def _fail(source: Source, place: str, row: dict[str, Any], key: str, expected: str) -> NoReturn:
+    where = f"{source.path}, {place}"
     if key not in row:
         raise TraceError(f"{where}: no {key!r}; it must be {expected}")
     raise TraceError(f"{where}, column {key!r}: {str(row[key])[:80]!r} is not {expected}")

@@ -86,8 +86,12 @@ def read(source: Source, options: ReadOptions) -> Trace:
             requests.skip("no usage: a call that failed")
             continue
         time = _time(row)
-        whole = whole and isinstance(time, int)
-        requests.add(place, time, _within(row, path, _PROMPTS), _within(row, path, _OUTPUTS) or 0)
+        whole = whole and isinstance(time, int) and time < 1e11
+        prompt, output = _within(row, path, _PROMPTS), _within(row, path, _OUTPUTS)
+        total = _within(row, path, ("total_tokens",))
+        if output is None and isinstance(total, int) and isinstance(prompt, int):
+            output = total - prompt
+        requests.add(place, time, prompt, output or 0)
     if whole:
         requests.builder.notes.append(
             "times are whole seconds, when the response was created: requests of one second arrive "

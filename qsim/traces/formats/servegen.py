@@ -261,17 +261,19 @@ def _table_windows(source: Source, model: str | None) -> tuple[str, list[Window]
 
 def _wanted(numbers: Sequence[int], more: Sequence[int] = ()) -> list[tuple[int, Kind]]:
     """Start, rate, pattern and shape, which may be empty, and further texts."""
-    kinds: tuple[Kind, ...] = ("number", "number", "text", "text")
+    kinds: tuple[Kind, ...] = ("number", "text", "text", "text")
     return [*zip(numbers, kinds, strict=True), *((at, "text") for at in more)]
 
 
 def _client_windows(rows: Rows, clients: Sequence[str]) -> Iterator[Window]:
-    starts, rates = rows.floats(0), rows.floats(1)
-    patterns, shapes = rows.texts(2), rows.texts(3)
+    starts = rows.floats(0)
+    rates, patterns, shapes = rows.texts(1), rows.texts(2), rows.texts(3)
     for i, client in enumerate(clients):
-        if rates[i] < 0:
-            rows.fail(i, 1, "a rate >= 0", float(rates[i]))
-        if rates[i] == 0:  # silent: it has no distribution, but its place in time counts
+        rate = float(rates[i]) if _number(rates[i]) else math.nan
+        empty = rates[i].strip().lower() in ("", "nan") and not patterns[i]
+        if not empty and not 0 <= rate < math.inf:
+            rows.fail(i, 1, "a rate >= 0")
+        if empty or rate == 0:  # silent: it has no distribution, but its place in time counts
             yield Window(client, float(starts[i]), 0.0, "", 1.0)
             continue
         if not _pattern(patterns[i]):
@@ -281,4 +283,4 @@ def _client_windows(rows: Rows, clients: Sequence[str]) -> Iterator[Window]:
             value = float(shapes[i]) if _number(shapes[i]) else math.nan
             if not (value > 0 and math.isfinite(value)):
                 rows.fail(i, 3, "a shape > 0")
-        yield Window(client, float(starts[i]), float(rates[i]), patterns[i], value)
+        yield Window(client, float(starts[i]), rate, patterns[i], value)

@@ -126,8 +126,8 @@ def _read_dataset(
         ) from None
     starts, tables = [], []
     for start, fields in windows:
-        if not fields or not any(_pairs(value) for value in fields.values()):
-            continue  # nobody sent anything
+        if not fields or not all(_pairs(value) for value in fields.values()):
+            continue  # nobody sent anything: ServeGen, too, leaves out a window with an empty one
         prompt = _histogram(source, start, fields, _PROMPT_FIELDS)
         tables.append((prompt, _histogram(source, start, fields, _OUTPUT_FIELDS)))
         starts.append(start)
