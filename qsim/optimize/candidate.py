@@ -159,6 +159,7 @@ class Candidate:
             "model": self.model,
             "method": self.method,
             "tensor_parallel_size": self.tensor_parallel_size,
+            "vllm_version": self.vllm_version or None,
             "feasible": self.feasible,
             "options": self.options.to_dict(),
             **({"router": self.router} if self.router else {}),

@@ -15,6 +15,7 @@ from qsim.documents import to_yaml as yaml_text
 from qsim.errors import ScenarioError
 from qsim.optimize.deployment import Pool, distinct
 from qsim.optimize.serve import serve_words
+from qsim.sim.versions import parse_version
 
 __all__ = ["AUTOSCALERS", "STARTUP_FACTOR", "manifests", "to_yaml"]
 
@@ -164,10 +165,10 @@ def _deployment(pool: Pool, image: str | None) -> Manifest:
 
 
 def _tag(version: str) -> str:
-    # images have three numbers: v0.33.0
-    return (
-        f"v{version.removeprefix('v')}{'.0' * (version.count('.') == 1)}" if version else "latest"
-    )
+    """The tag of vLLM's image: three numbers, whatever else a build's version says."""
+    if not version:
+        return "latest"
+    return "v" + ".".join(map(str, parse_version(version)))
 
 
 def _service(pool: Pool) -> Manifest:

@@ -17,7 +17,7 @@ from qsim.checks import whole
 from qsim.errors import ScenarioError
 from qsim.measured_range import MeasuredRange
 from qsim.profile import Profile
-from qsim.sim.versions import DEFAULT_VERSION, default_budget, require, rules_of
+from qsim.sim.versions import DEFAULT_VERSION, default_budget, parse_version, require, rules_of
 
 __all__ = ["ENGINE", "QUEUE_LIMITS", "EngineConfig", "EngineOptions", "refuse_queue_limits"]
 
@@ -129,10 +129,16 @@ class EngineOptions:
         return replace(self, **{k: settings[k] for k in ENGINE if k in settings})
 
     def version(self, profile: Profile) -> str:
-        """The release of vLLM whose rules hold: the one asked for, or the profile's."""
-        if self.vllm_version is not None:
-            return self.vllm_version
-        return profile.identity.vllm_version or DEFAULT_VERSION
+        """The release of vLLM whose rules hold: the one asked for, or the profile's.
+
+        Raises
+        ------
+        ScenarioError
+            If the profile was measured with a release whose rules are not known.
+        """
+        measured = profile.identity.vllm_version or DEFAULT_VERSION
+        parse_version(measured, f"vllm_version of {profile.id}")
+        return measured if self.vllm_version is None else self.vllm_version
 
     def settled(self, profile: Profile) -> EngineOptions:
         """These options with the defaults that :meth:`resolve` lowers for ``profile`` set.

@@ -202,6 +202,15 @@ def test_the_profiles_version_is_the_default() -> None:
     assert EngineOptions(vllm_version="0.24").resolve(newer).vllm_version == "0.24"
 
 
+@pytest.mark.parametrize("version", ["0.21.0", "unknown"])
+def test_a_profile_of_a_version_that_is_not_known_is_refused(version: str) -> None:
+    profile = make_profile()
+    odd = replace(profile, identity=replace(profile.identity, vllm_version=version))
+    for asked in (None, "0.33"):
+        with pytest.raises(ScenarioError, match="vllm_version of h200_sxm/toy-1b/bf16 is"):
+            EngineOptions(vllm_version=asked).resolve(odd)
+
+
 def test_a_run_by_other_rules_than_the_profiles_says_so() -> None:
     assert version_notes("0.24.0", "0.24") == []
     (one,) = version_notes("0.24.0", "0.33.0")
