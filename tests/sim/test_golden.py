@@ -22,7 +22,7 @@ REAL = {"0.24.0": SHARED / "dev", "0.33.0": SHARED / "vllm-0.33"}
 FILES = [(None, path) for path in sorted(OURS.rglob("*.json"))] + [
     (version, path) for version, folder in REAL.items() for path in sorted(folder.glob("*.json"))
 ]
-IDS = [path.stem if version is None else f"{version}-{path.stem}" for version, path in FILES]
+IDS = [f"{version or path.parent.name}-{path.stem}" for version, path in FILES]
 every_recording = pytest.mark.parametrize(("version", "path"), FILES, ids=IDS)
 
 
@@ -75,9 +75,10 @@ def test_recordings_of_the_real_scheduler_are_there(version: str) -> None:
 
 def test_our_recordings_are_there() -> None:
     assert len(list(OURS.glob("*.json"))) == 7
-    new = sorted((OURS / "vllm-0.33.0").glob("*.json"))
-    assert len(new) == 12
-    assert {load_scenario(path).config.vllm_version for path in new} == {"0.33.0"}
+    for version, count in (("0.24.0", 7), ("0.33.0", 12)):
+        real = sorted((OURS / f"vllm-{version}").glob("*.json"))
+        assert len(real) == count
+        assert {load_scenario(path).config.vllm_version for path in real} == {version}
 
 
 @pytest.mark.parametrize(
