@@ -10,13 +10,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # to make: a fit, a campaign, a cluster.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadscope
 
-.PHONY: help demo test quick check compiled clean
+.PHONY: help demo test quick check torture compiled clean
 
 help:
 	@echo "make demo   a capacity plan with the shipped profiles; pictures in demo-out/"
 	@echo "make test   all tests"
 	@echo "make quick  all tests but the slow ones"
 	@echo "make check  ruff, mypy and all tests, as .ci/run does"
+	@echo "make torture  kill commands at random moments; they must go on as if undisturbed"
 	@echo "make compiled   compiles the simulator's inner loop in place (needs a C compiler)"
 	@echo "make clean  remove .venv, caches and demo-out/"
 
@@ -53,6 +54,11 @@ quick: $(VENV)/.stamp-dev
 
 check:
 	.ci/run
+
+# Kills commands at random moments (KILLS of them), fills their disk, and compares what they do then.
+KILLS ?= 200
+torture: $(VENV)/.stamp-dev
+	$(BIN)/python -m tests.torture --kills $(KILLS)
 
 # The simulator's inner loop as machine code, in this source tree. Where a source is newer than what
 # was compiled from it, all run as Python again.

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import pickle
 import platform
+import re
+import socket
 import threading
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from qsim import __version__
@@ -45,18 +51,15 @@ class DaskExecutor(TaskExecutor):
             import distributed
         except ImportError as e:
             raise MissingExtraError("distributed", "distributed", "--dask") from e
-        where: dict[str, Any] = (
-            {"scheduler_file": address} if address.endswith(".json") else {"address": address}
-        )
+        self._address = address
+        # that a connection is lost is told by the error that comes of it
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+        where = _listening(address)
         try:
             client: Any = distributed.Client  # half of its methods have no types
-            self._client = client(**where, timeout=_PATIENCE_S / 6, set_as_default=False)
-        except (OSError, TimeoutError, ValueError) as e:
-            raise ScenarioError(
-                f"dask is {address!r}: no scheduler answers there "
-                f"({' '.join(str(e).split()) or type(e).__name__}); start one with "
-                "'dask scheduler', and workers with 'dask worker ADDRESS'"
-            ) from e
+            self._client = client(where, timeout=_PATIENCE_S / 6, set_as_default=False)
+        except Exception as e:  # of the network, of another protocol, of another version of Dask
+            raise _no_scheduler(address, e) from e
         self._lock = threading.Lock()
         self._running: dict[Any, Future[Any]] = {}
         self._shelf = Shelf()
@@ -64,7 +67,7 @@ class DaskExecutor(TaskExecutor):
         try:
             self._check_workers(address)
         except BaseException:
-            self._client.close()
+            self._close()
             raise
 
     def _check_workers(self, address: str) -> None:
@@ -121,10 +124,20 @@ class DaskExecutor(TaskExecutor):
             self._running.pop(remote, None)
         if future.done():
             return
+        from distributed.client import FutureCancelledError
+        from distributed.comm.core import CommClosedError
         from distributed.scheduler import KilledWorker
 
         try:
             future.set_result(remote.result())
+        except (FutureCancelledError, CancelledError, CommClosedError) as e:
+            gone = QsimError(
+                f"the Dask scheduler {self._address!r} is gone; start it again with its workers, "
+                "or simulate here (--jobs). What was kept (--study, a sweep's --out) goes on with "
+                "--resume"
+            )
+            gone.__cause__ = e
+            future.set_exception(gone)
         except KilledWorker as e:
             gone = QsimError(
                 "the same task cost several Dask workers their lives, for lack of memory perhaps; "
@@ -145,7 +158,7 @@ class DaskExecutor(TaskExecutor):
             left = list(self._running.values())
         for future in left if wait else ():
             future.exception()
-        self._client.close()
+        self._close()
 
     def abort(self) -> None:
         """Drop what waits. What runs on a worker cannot be stopped; its result is thrown away."""
@@ -154,8 +167,67 @@ class DaskExecutor(TaskExecutor):
             for future in self._running.values():
                 if not future.done():
                     future.set_exception(QsimError("the run was given up"))
+        if self._client.status != "running":  # without a scheduler it would try for long
+            self._close()
+            return
         self._client.cancel(remotes, force=True)
-        self._client.close()
+        self._close()
+
+    def _close(self) -> None:
+        """Leave the cluster; what goes wrong with that does not matter any more."""
+        with suppress(Exception):
+            self._client.close(timeout=5)
+
+
+def _listening(address: str) -> str:
+    """The address of a scheduler at which something listens.
+
+    Dask waits for a scheduler file that does not exist for ever, and tries an address at which
+    nobody answers for as long as it may.
+
+    Raises
+    ------
+    ScenarioError
+        If the file is none of a scheduler, the address is none, or nobody answers there.
+    """
+    if address.endswith(".json"):
+        try:
+            found = json.loads(Path(address).read_text(encoding="utf-8"))["address"]
+            if not isinstance(found, str):
+                raise TypeError
+        except OSError as e:
+            raise ScenarioError(
+                f"dask is {address!r}: {e.strerror or e}; give the file that 'dask scheduler "
+                "--scheduler-file' writes, or an address such as tcp://host:8786"
+            ) from e
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            raise ScenarioError(
+                f"dask is {address!r}: this is no scheduler file; give the one that 'dask "
+                "scheduler --scheduler-file' writes, or an address such as tcp://host:8786"
+            ) from e
+        address = found
+    match = re.fullmatch(r"(?:(tcp|tls)://)?(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(\d{1,5})", address)
+    if match is None:
+        if re.fullmatch(r"(ws|wss|ucx|inproc)://\S+", address):
+            return address
+        raise ScenarioError(
+            f"dask is {address!r}; must be an address such as tcp://host:8786, or a scheduler file "
+            "that ends in .json"
+        )
+    try:
+        port = (match[2].strip("[]"), int(match[3]))
+        socket.create_connection(port, timeout=_PATIENCE_S / 6).close()
+    except (OSError, OverflowError, UnicodeError) as e:
+        raise _no_scheduler(address, e) from e
+    return address if match[1] else f"tcp://{address}"
+
+
+def _no_scheduler(address: str, error: Exception) -> ScenarioError:
+    return ScenarioError(
+        f"dask is {address!r}: no scheduler answers there "
+        f"({' '.join(str(error).split()) or type(error).__name__}); start one with "
+        "'dask scheduler', and workers with 'dask worker ADDRESS'"
+    )
 
 
 def _versions() -> str:

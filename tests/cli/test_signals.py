@@ -19,8 +19,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks processes
 
 def begin(tmp_path: Path, *args: object, ignored: str = "") -> subprocess.Popen[str]:
     """Start ``qsim ARGS``, a sweep, in a group of its own; wait until two more runs are kept."""
-    ignore = f"import signal; signal.signal(signal.{ignored}, signal.SIG_IGN); " if ignored else ""
-    main = ignore + "from qsim.cli import main; main()"
+    # nothing is ignored that was when the tests were started, as under nohup
+    main = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    main += f"signal.signal(signal.{ignored}, signal.SIG_IGN); " if ignored else ""
+    main += "from qsim.cli import main; main()"
     temporary = tmp_path / "tmp"
     temporary.mkdir(exist_ok=True)
     before = kept(tmp_path)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -87,13 +90,69 @@ def test_other_versions_over_there_are_refused(
         pass
 
 
-def test_no_scheduler_is_an_error_with_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor_dask, "_PATIENCE_S", 3)
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("nofile.json", "No such file"),
+        ("{}/bad.json", "no scheduler file"),
+        ("{}/list.json", "no scheduler file"),
+        ("{}/stale.json", "Connection refused"),
+        ("nonsense", "must be an address"),
+        ("", "must be an address"),
+        ("tcp://127.0.0.1:99999", "no scheduler answers"),
+        ("tcp://127.0.0.1:9", "Connection refused"),
+        ("127.0.0.1:9", "Connection refused"),
+    ],
+)
+def test_a_wrong_address_is_told_at_once(address: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "stale.json").write_text('{"address": "tcp://127.0.0.1:9"}')
+    begin_s = time.monotonic()
     with (
-        pytest.raises(ScenarioError, match=r"no scheduler answers there .*127"),
-        open_executor(1, dask="tcp://127.0.0.1:9"),
+        pytest.raises(ScenarioError, match=rf"dask is .*{words}"),
+        open_executor(1, dask=address.format(tmp_path)),
     ):
         pass
+    assert time.monotonic() - begin_s < 20
+
+
+SCHEDULER = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0",
+             "--no-dashboard", "--scheduler-file"]  # fmt: skip
+WORKER = [sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "1", "--no-nanny",
+          "--no-dashboard", "--scheduler-file"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_goes_away_is_told_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    from qsim.optimize.sweep import sweep
+
+    file, journal = tmp_path / "scheduler.json", tmp_path / "rows.jsonl"
+    trace = Trace(np.arange(60) / 30.0, np.full(60, 300), np.full(60, 40), name="even")
+    base, over = {"trace": trace, "profile": make_profile()}, {"max_num_seqs": list(range(1, 200))}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    scheduler = subprocess.Popen([*SCHEDULER, str(file)], **quiet)  # type: ignore[call-overload]
+    while not file.exists():
+        assert scheduler.poll() is None
+        time.sleep(0.1)
+    worker = subprocess.Popen([*WORKER, str(file)], **quiet)  # type: ignore[call-overload]
+    killed_s: list[float] = []
+
+    def kill(share: float, text: str) -> None:
+        if not killed_s:
+            killed_s.append(time.monotonic())
+            scheduler.kill()
+
+    try:
+        with pytest.raises(QsimError, match=r"the Dask scheduler .* is gone.*--resume"):
+            sweep(base, over, journal=journal, dask=str(file), progress=kill)
+        assert time.monotonic() - killed_s[0] < 40
+    finally:
+        for process in (scheduler, worker):
+            process.kill()
+            process.wait()
+    assert 0 < len(journal.read_text().splitlines()) < 199
+    assert sweep(base, over, journal=journal, resume=True) == sweep(base, over)
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
