@@ -23,6 +23,7 @@ __all__ = [
     "InfeasibleError",
     "InputError",
     "MissingExtraError",
+    "NotKeptWarning",
     "OutputError",
     "ProfileError",
     "QsimError",
@@ -70,6 +71,10 @@ class OutputError(QsimError):
     """A file cannot be written; nothing else is wrong."""
 
     exit_code = 1
+
+
+class NotKeptWarning(UserWarning):
+    """Work goes on, and what was to be kept of it can no longer be; the CLI ends with 1."""
 
 
 class CalibrationError(QsimError):

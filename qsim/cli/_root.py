@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -14,7 +16,7 @@ import click
 from qsim import __version__
 from qsim.bounds import one_line
 from qsim.cli._command import Group
-from qsim.errors import QsimError
+from qsim.errors import NotKeptWarning, QsimError
 from qsim.interrupts import ended_by_signals
 
 __all__ = ["COMMANDS", "main"]
@@ -110,9 +112,13 @@ class LazyGroup(Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand; turn what may go wrong into one line and an exit code."""
+        not_kept: list[str] = []
         try:
-            with ended_by_signals():
-                return super().invoke(ctx)
+            with ended_by_signals(), _noted(not_kept):
+                result = super().invoke(ctx)
+            if not_kept:
+                _fail(ctx, "; ".join(not_kept), 1)
+            return result
         except QsimError as e:
             _fail(ctx, str(e), e.exit_code)
         except click.UsageError as e:  # click prints it, with the value that was given
@@ -127,6 +133,26 @@ class LazyGroup(Group):
                 raise
             name = f"{e.filename}: " if e.filename else ""
             _fail(ctx, f"{name}{e.strerror or e}", 1)
+
+
+@contextmanager
+def _noted(not_kept: list[str]) -> Iterator[None]:
+    """Tell that something is not kept when it happens, as a note; and remember it."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *more: Any, **named: Any) -> None:
+        if not issubclass(category, NotKeptWarning):
+            usual(message, category, *more, **named)
+            return
+        if str(message) not in not_kept:
+            not_kept.append(str(message))
+            with suppress(OSError):
+                click.echo(f"Note: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", NotKeptWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _interrupted(ctx: click.Context) -> NoReturn:

@@ -16,7 +16,7 @@ import numpy as np
 import optuna
 import pytest
 
-from qsim.errors import QsimError, ScenarioError
+from qsim.errors import NotKeptWarning, QsimError, ScenarioError
 from qsim.interrupts import ended_by_signals
 from qsim.optimize import storage_journal
 from qsim.optimize.executor import SerialExecutor, TaskExecutor
@@ -225,9 +225,7 @@ def test_each_trial_is_kept_as_soon_as_it_is_measured(tmp_path: Path) -> None:
     assert len(problem.submitted) <= 15 - 8
 
 
-def test_a_full_disk_ends_a_study_that_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_does_not_end_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = StudySettings(trials=15, seed=1, batch=5, population=6)
     kept = replace(settings, storage=str(tmp_path / "study.journal"))
     append, left = storage_journal.append_lines, [80]
@@ -238,14 +236,38 @@ def test_a_full_disk_ends_a_study_that_goes_on(
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return append(path, *args, **more)
 
+    whole = study(settings)
     with monkeypatch.context() as patch:
         patch.setattr(storage_journal, "append_lines", full)
-        with pytest.raises(StudyStoppedError, match="can no longer be kept: No space left") as e:
-            study(kept)
-    whole = study(settings)
-    assert 0 < len(e.value.records) < 15
-    assert e.value.records == whole[: len(e.value.records)]
-    assert study(replace(kept, resume=True)) == whole
+        with pytest.warns(
+            NotKeptWarning, match=r"journal': No space left on device; trials"
+        ):
+            assert study(kept) == whole
+    problem = Toy()
+    assert study(replace(kept, resume=True), problem=problem) == whole
+    assert 0 < len(problem.submitted) < 15, "what could be kept was"
+
+
+def test_a_database_that_fails_ends_a_study_with_what_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sqlalchemy.exc import OperationalError
+
+    settings = StudySettings(trials=15, batch=5, storage=f"sqlite:///{tmp_path}/study.db")
+    tell, left = optuna.Study.tell, [7]
+
+    def full(self: Any, *args: Any, **more: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OperationalError("INSERT", {}, Exception("database or disk is full"))
+        return tell(self, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", full)
+        with pytest.raises(StudyStoppedError, match=r"can no longer be kept: .*disk is full") as e:
+            study(settings)
+    assert len(e.value.records) == 7
+    assert study(replace(settings, resume=True)) == study(replace(settings, storage=None))
 
 
 def test_trials_of_another_process_are_noticed(
