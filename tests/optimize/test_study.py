@@ -239,9 +239,7 @@ def test_a_full_disk_does_not_end_a_study(tmp_path: Path, monkeypatch: pytest.Mo
     whole = study(settings)
     with monkeypatch.context() as patch:
         patch.setattr(storage_journal, "append_lines", full)
-        with pytest.warns(
-            NotKeptWarning, match=r"journal': No space left on device; trials"
-        ):
+        with pytest.warns(NotKeptWarning, match=r"journal': No space left on device; trials"):
             assert study(kept) == whole
     problem = Toy()
     assert study(replace(kept, resume=True), problem=problem) == whole
