@@ -54,6 +54,7 @@ from qsim.files import write_text
 
 __all__ = [
     "SCHEMA",
+    "Carried",
     "DecodeSpan",
     "EngineDefaults",
     "FrontEnd",
@@ -310,6 +311,21 @@ class Transfer(Closed):
 
 
 @dataclass(frozen=True)
+class Carried(Closed):
+    """What a profile was carried from that was measured under another version of vLLM.
+
+    ``identity.vllm_version`` is the version that it is for.
+    """
+
+    #: the version that was measured
+    vllm_version: Word
+    #: the servers measured under both versions, from which the factors are
+    servers: Notes
+    #: error of the factors in percent by quantity: "decode", "prefill", "power", "kv_tokens"
+    error_percent: Annotated[dict[Line, Annotated[float, Number(0.0, 1e6)]], Items(100, 1)]
+
+
+@dataclass(frozen=True)
 class Profile(Closed):
     """One calibrated server configuration. See the module's docstring for the model."""
 
@@ -330,6 +346,8 @@ class Profile(Closed):
     transfer: Transfer | None = None
     #: of a profile only whose host and front end are those of another machine
     measured_host: MeasuredHost | None = None
+    #: of a profile only that was carried to another version of vLLM
+    carried: Carried | None = None
 
     def as_measured(self) -> Profile:
         """The profile with the host and front end of the machine that was measured."""
@@ -353,7 +371,7 @@ class Profile(Closed):
     def to_dict(self) -> dict[str, Any]:
         """The profile as JSON-ready data."""
         data = {"schema": SCHEMA, "id": self.id, **asdict(self)}
-        for optional in ("transfer", "measured_host"):
+        for optional in ("transfer", "measured_host", "carried"):
             if data[optional] is None:
                 del data[optional]
         return data
@@ -425,6 +443,7 @@ _NESTED: dict[type, dict[str, type]] = {
         "memory": Memory,
         "transfer": Transfer,
         "measured_host": MeasuredHost,
+        "carried": Carried,
     },
     Latency: {
         "decode": DecodeSpan,

@@ -225,7 +225,7 @@ def _check_same(recordings: Sequence[Recording], exclude_phases: Sequence[str]) 
         raise CalibrationError("no recordings were given; a fit needs at least one")
     first = recordings[0].server
     for r in recordings[1:]:
-        for name in ("gpu", "model", "method", "tensor_parallel", "kv_cache_dtype"):
+        for name in ("gpu", "model", "method", "tensor_parallel", "kv_cache_dtype", "release"):
             a, b = getattr(first, name), getattr(r.server, name)
             if a != b:
                 raise CalibrationError(

@@ -36,6 +36,11 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
+#: Steps with prompts of a mode that a fit needs. Where the host launches slowly, the GPU waits in
+#: most of the small ones, and few spans are known. Forms are smoothed, so few steps do; what they
+#: leave open is in the error that the profile states.
+LEAST_MIXED_STEPS = 8
+
 #: the sizes for which vLLM 0.24 captures CUDA graphs by default
 GRAPH_SIZES: tuple[int, ...] = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
 
@@ -351,12 +356,13 @@ def fit_mixed(
     Raises
     ------
     CalibrationError
-        If there are fewer than 20 such steps, or the form is not known.
+        If there are fewer than LEAST_MIXED_STEPS such steps, or the form is not known.
     """
     t = table.take(table.usable & (table.mode == mode))
-    if len(t) < 20:
+    if len(t) < LEAST_MIXED_STEPS:
         raise CalibrationError(
-            f"{len(t)} {_NAMES[mode]} steps with a known GPU span; a fit needs at least 20"
+            f"{len(t)} {_NAMES[mode]} steps with a known GPU span; a fit needs at least "
+            f"{LEAST_MIXED_STEPS}"
         )
     tokens = (pad_to_graph(t.tokens, sizes) if mode == PIECEWISE else t.tokens).astype(float)
     if mode == EAGER:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +61,12 @@ class Server:
         """The id of a profile of this kind of server, such as h200_sxm/llama-3.1-70b/bf16/tp2."""
         tp = f"/tp{self.tensor_parallel}" if self.tensor_parallel > 1 else ""
         return f"{self.gpu}/{self.model}/{self.method}{tp}"
+
+    @property
+    def release(self) -> str:
+        """vLLM's major and minor version, ``"0.33"``; ``""`` where the recording does not tell."""
+        found = re.match(r"v?(\d+\.\d+)(?!\d)", self.vllm_version)
+        return found[1] if found else ""
 
 
 @dataclass(frozen=True)

@@ -160,12 +160,13 @@ def compare(
 def group_servers(recordings: Sequence[Recording]) -> list[list[Recording]]:
     """Recordings of one server configuration together, those with GPU spans first.
 
-    Those of machines of different speed are not: the host times of a profile are those of one.
+    Those of machines of different speed are not: the host times of a profile are those of one. Nor
+    are those of different versions of vLLM.
     """
     groups: dict[tuple[object, ...], list[Recording]] = {}
     for r in recordings:
         s = r.server
-        key = (s.gpu, s.model, s.method, s.tensor_parallel, s.kv_cache_dtype)
+        key = (s.gpu, s.model, s.method, s.tensor_parallel, s.kv_cache_dtype, s.release)
         groups.setdefault(key, []).append(r)
     alike = [m for g in groups.values() for m in _machines(g)]
     ordered = [sorted(g, key=lambda r: not r.steps.has_gpu_spans) for g in alike]
@@ -367,10 +368,10 @@ def profile_of(recording: Recording, profiles: Sequence[Profile]) -> Profile:
     CalibrationError
         If there is none.
     """
-    wanted = recording.server.profile_id
-    for p in profiles:
-        if p.id == wanted:
-            return p
+    wanted, version = recording.server.profile_id, recording.server.release
+    mine = [p for p in profiles if p.id == wanted]
+    for p in (*(p for p in mine if p.identity.vllm_version.startswith(f"{version}.")), *mine):
+        return p
     raise CalibrationError(
         f"{recording.name} is of {wanted}; --profile gives {', '.join(p.id for p in profiles)}: "
         "give a profile of that server too"

@@ -200,7 +200,7 @@ engine_options = option_group(
                  "requests are rejected."),
     click.option("--vllm-version", metavar="VERSION", callback=_known_version,
                  help="Version of vLLM whose rules and defaults hold, 0.24 to 0.33; by default the "
-                 "one that the profile was measured with."),
+                 "newest that the profile was measured with."),
 )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ _OTHERS = {
     "agreement": ("qsim.cli.calibrate_agreement", "agreement"),
     "quality": ("qsim.cli.calibrate_quality", "quality"),
     "table": ("qsim.cli.calibrate_table", "table"),
+    "versions": ("qsim.cli.calibrate_versions", "versions"),
     "transfer": ("qsim.cli.calibrate_transfer", "transfer"),
 }
 
@@ -71,13 +72,13 @@ def _profiles_for(recordings: Sequence[Recording], given: Sequence[str]) -> list
     """The named profiles; for 'shipped', the shipped one of each recorded server."""
     from qsim.profiles import load_profile
 
-    names: list[str] = []
+    wanted: list[tuple[str, str | None]] = []
     for name in given:
         if name != "shipped":
-            names.append(name)
+            wanted.append((name, None))
             continue
-        names += [r.server.profile_id for r in recordings]
-    return [load_profile(name) for name in dict.fromkeys(names)]
+        wanted += [(r.server.profile_id, r.server.release or None) for r in recordings]
+    return [load_profile(name, version) for name, version in dict.fromkeys(wanted)]
 
 
 _host_option = click.option(
@@ -97,9 +98,9 @@ def _check_machines(groups: Sequence[Sequence[Recording]]) -> None:
     from qsim.calibrate.validate import LIKE_MACHINES
     from qsim.errors import ScenarioError
 
-    seen: dict[str, Sequence[Recording]] = {}
+    seen: dict[tuple[str, str], Sequence[Recording]] = {}
     for g in groups:
-        before = seen.setdefault(g[0].server.profile_id, g)
+        before = seen.setdefault((g[0].server.profile_id, g[0].server.release), g)
         if before is not g:
             own = [f"{recorded_own_ms(x[0]):.2f}" for x in (before, g)]
             raise ScenarioError(
@@ -177,7 +178,7 @@ def fit_command(
     from qsim.cli._common import need_matplotlib, to_json
     from qsim.cli._outputs import Outputs, check_output
     from qsim.errors import ScenarioError
-    from qsim.profiles import load_profile
+    from qsim.profiles import file_name, load_profile
 
     if diagnostics is not None:
         need_matplotlib("--diagnostics", str(diagnostics / "spans.png"), (".png",))
@@ -207,10 +208,12 @@ def fit_command(
             read, host_from=host, labels=sorted(labels), in_sample=False, progress=_say
         )
     for result in results:
-        profile = replace(result.profile, fit_error=fit_error(comparisons, result.profile.id))
+        names = result.profile.identity.recordings
+        own = [c for c in comparisons if c.recording in names]
+        profile = replace(result.profile, fit_error=fit_error(own, result.profile.id))
         if like is not None:
             profile = with_host_like(profile, like)
-        path = out if single else out / f"{profile.id}.json"
+        path = out if single else out / file_name(profile)
         written = False
         with outputs.attempt("--out"):
             profile.save(path)

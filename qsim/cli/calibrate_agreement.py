@@ -46,7 +46,9 @@ def agreement(
     overall: list[StepCounts] = []
     for path in recordings:
         recording = read_recording(path)
-        profile = load_profile(profile_id or recording.server.profile_id).as_measured()
+        own = recording.server
+        version = None if profile_id else own.release or None
+        profile = load_profile(profile_id or own.profile_id, version).as_measured()
         counts = count_steps(recording, profile, phases or None, near_s=near_ms / 1e3)
         if not counts:
             continue

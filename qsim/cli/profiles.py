@@ -26,10 +26,18 @@ def group(ctx: click.Context) -> None:
 @group.command("list")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 def list_command(as_json: bool = False) -> None:
-    """List the shipped profiles."""
+    """List the shipped profiles.
+
+    An id means its newest version; @0.24 behind it chooses an older one. A profile of an older
+    version is carried to a newer one by --vllm-version where measured factors tell how.
+    """
     from qsim.report.tables import table
 
-    rows = [_row(e.id, load_profile(e.id)) for e in list_profiles()]
+    newest = {e.id: e for e in list_profiles()}
+    rows = [
+        _row(e.id if newest[e.id] == e else e.name, load_profile(e.name))
+        for e in list_profiles(all_versions=True)
+    ]
     if as_json:
         write_json(rows, "-")
         return
@@ -63,11 +71,12 @@ def list_command(as_json: bool = False) -> None:
 @group.command("show")
 @click.argument("profile", metavar="ID|FILE")
 @click.option("--json", "as_json", is_flag=True, help="The whole profile as JSON.")
-def show(profile: str, as_json: bool) -> None:
+@click.option("--vllm-version", metavar="VERSION", help="As it is under this version.")
+def show(profile: str, as_json: bool, vllm_version: str | None) -> None:
     """Show one profile."""
     from qsim.report.text import profile_text
 
-    loaded = load_profile(profile)
+    loaded = load_profile(profile, vllm_version)
     if as_json:
         write_json(loaded.to_dict(), "-")
     else:
@@ -79,7 +88,8 @@ def show(profile: str, as_json: bool) -> None:
 def path(profile: str) -> None:
     """Print the file of a shipped profile."""
     load_profile(profile)  # says what is wrong with an unknown id
-    known = {e.id: e.path for e in list_profiles()}
+    known = {e.name: e.path for e in list_profiles(all_versions=True)}
+    known |= {e.id: e.path for e in list_profiles()}
     click.echo(known.get(profile, Path(profile)))
 
 

@@ -90,7 +90,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
 
     check_outputs(given)
     out = Outputs()
-    profile = load_profile(given["profile"])
+    profile = load_profile(given["profile"], given.get("vllm_version"))
     steps: list[Step] | None = None
     if given["steps_path"] or given["timeline_path"]:
         steps = []

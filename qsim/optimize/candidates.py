@@ -11,7 +11,14 @@ from qsim.optimize.candidate import Candidate, Shortfall
 from qsim.optimize.prices import DEFAULT_CLASS, price_of
 from qsim.optimize.weigh import Carbon, QualityGoal
 from qsim.profile import Profile
-from qsim.profiles import find_profiles, load_profile, stated_errors, transfer_note
+from qsim.profiles import (
+    find_profiles,
+    load_profile,
+    stated_errors,
+    transfer_note,
+    version_of,
+)
+from qsim.profiles.carry import release
 from qsim.sim.config import EngineOptions
 
 __all__ = ["Choice", "blank_candidate", "choose_profiles"]
@@ -30,16 +37,26 @@ def choose_profiles(
     gpus: Sequence[str],
     methods: Sequence[str],
     profiles: Sequence[Profile | str],
+    vllm_version: str | None = None,
 ) -> list[Choice]:
-    """The shipped profiles of ``model`` and those ``profiles`` that are given, sorted by id."""
+    """The shipped profiles of ``model`` and those ``profiles`` that are given, sorted by id.
+
+    All are of one version of vLLM where that can be: of ``vllm_version``, by default the newest
+    that one of the model's profiles was measured under (``version_of``).
+    """
     chosen: dict[str, Choice] = {}
     if model is not None:
-        for entry in find_profiles(model, tuple(gpus), tuple(methods)):
-            chosen[entry.id] = Choice(load_profile(entry.id), entry.id)
+        entries = find_profiles(model, tuple(gpus), tuple(methods))
+        version = vllm_version or max((e.version for e in entries), key=release)
+        for entry in entries:
+            chosen[entry.id] = Choice(load_profile(entry.id, version), entry.id)
     elif gpus or methods:
         raise ScenarioError("gpus and methods choose among the profiles of a model; give model")
     for given in profiles:
-        choice = Choice(load_profile(given), given) if isinstance(given, str) else Choice(given)
+        if isinstance(given, str):
+            choice = Choice(load_profile(given, vllm_version), given)
+        else:
+            choice = Choice(version_of(given, vllm_version))
         chosen[choice.profile.id] = choice  # one of the user's own replaces the shipped one
     if not chosen:
         raise ScenarioError("neither a model nor a profile is given; there is nothing to choose")

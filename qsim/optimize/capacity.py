@@ -173,7 +173,7 @@ def plan(
     goal = quality_goal(tasks, min_quality)
     carbon = carbon_of(region, pue, objective)
     trace, shaped = forecast(trace, growth, peak_hour)
-    choices = choose_profiles(model, gpus, methods, profiles)
+    choices = choose_profiles(model, gpus, methods, profiles, options.vllm_version)
     chosen = [c.profile for c in choices]
     unused = sorted(set(prices or {}) - {p.identity.gpu for p in chosen})
     if unused:

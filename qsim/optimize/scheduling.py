@@ -176,8 +176,9 @@ def schedule(
         "tpe", trials, seed, batch=2, storage=study, name="qsim-schedule", resume=resume
     )
     goal = quality_goal(tasks, min_quality)
+    version = None if options is None else options.vllm_version
     choices = _choices(
-        choose_profiles(model, gpus, methods, profiles), goal, prices, provider,
+        choose_profiles(model, gpus, methods, profiles, version), goal, prices, provider,
         replace(options or EngineOptions(), within_measured=not beyond_measured),
         lifecycle or Lifecycle(), objective,
     )  # fmt: skip

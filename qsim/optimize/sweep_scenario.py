@@ -123,7 +123,7 @@ class Scenarios:
         if not parts:
             if given is None:
                 raise ScenarioError("profile is missing; give an id or a file")
-            return self._load_profile(str(given))
+            return self._load_profile(str(given), settings.get("vllm_version"))
         if given is not None and (str(given).endswith(".json") or str(given).count("/") < 2):
             raise ScenarioError(
                 f"{next(iter(parts))} replaces a part of a profile's id; the profile is the file "
@@ -137,13 +137,13 @@ class Scenarios:
             words[3] = "" if tp == 1 else f"tp{tp}"
         if not words[1] or not words[2]:
             raise ScenarioError("model and method are needed to choose a profile; give a profile")
-        return self._load_profile("/".join(w for w in words if w))
+        return self._load_profile("/".join(w for w in words if w), settings.get("vllm_version"))
 
     @staticmethod
-    def _read_profile(text: str) -> Profile:
+    def _read_profile(text: str, vllm_version: str | None) -> Profile:
         from qsim.profiles import load_profile
 
-        return load_profile(text)
+        return load_profile(text, vllm_version)
 
     def fingerprint(self, value: Trace | Profile) -> str:
         """A hash of what a value holds."""

@@ -278,7 +278,7 @@ def tune(
     options = replace(options or EngineOptions(), within_measured=not beyond_measured)
     refuse_queue_limits(options.to_dict(), "qsim tune")
     trace, shaped = forecast(trace, growth, peak_hour)
-    choices = choose_profiles(model, gpus, methods, profiles)
+    choices = choose_profiles(model, gpus, methods, profiles, options.vllm_version)
     quality = {c.profile.id: goal.of(c.profile) for c in choices}
     excluded, left = {}, []
     for choice in choices:

@@ -1,4 +1,8 @@
-"""The profiles that come with qsim, ``<gpu>/<model>/<method>.json``, and how one is found."""
+"""The profiles that come with qsim, ``<gpu>/<model>/<method>.json``, and how one is found.
+
+A server that was measured under several versions of vLLM has a file for each: ``@0.33`` stands
+behind the name of all but the first. An id without a version means the newest.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +14,40 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qsim.documents import read_json
-from qsim.errors import ProfileError
+from qsim.errors import ProfileError, ScenarioError
 from qsim.profile import Profile
+from qsim.profiles.carry import carry, release
 
 __all__ = [
     "ProfileEntry",
+    "carry_note",
+    "file_name",
     "find_profiles",
     "list_profiles",
     "load_profile",
     "stated_errors",
     "transfer_note",
+    "version_of",
 ]
 
 #: of a shipped profile
 _ID = re.compile(r"[a-z0-9_.+-]+(/[a-z0-9_.+-]+){2,3}", re.ASCII)
+#: the version in the name of a file without one
+_FIRST = "0.24"
 
 
 @dataclass(frozen=True)
 class ProfileEntry:
-    """A shipped profile: its id and its file."""
+    """A shipped profile: its id, its file, and vLLM's version as ``"0.33"``."""
 
     id: str
     path: Path
+    version: str = _FIRST
+
+    @property
+    def name(self) -> str:
+        """What :func:`load_profile` takes for this very file."""
+        return f"{self.id}@{self.version}"
 
     @property
     def transferred(self) -> bool:
@@ -55,25 +71,32 @@ class ProfileEntry:
         return self.id.split("/")[2]
 
 
-def list_profiles() -> list[ProfileEntry]:
-    """All shipped profiles, sorted by id."""
+def list_profiles(all_versions: bool = False) -> list[ProfileEntry]:
+    """All shipped profiles, sorted by id, of each its newest version or all of them."""
     folder = Path(__file__).parent
-    entries = [
-        ProfileEntry(path.relative_to(folder).with_suffix("").as_posix(), path)
-        for path in folder.rglob("*.json")
-    ]
-    # <gpu>/<model>/<method>[/tpN]: any other file in the package is not a profile
-    return sorted((e for e in entries if len(e.id.split("/")) in (3, 4)), key=lambda e: e.id)
+    entries = []
+    for path in folder.rglob("*.json"):
+        name, _, version = path.relative_to(folder).as_posix().removesuffix(".json").partition("@")
+        # <gpu>/<model>/<method>[/tpN]: any other file in the package is not a profile
+        if name.count("/") in (2, 3):
+            entries.append(ProfileEntry(name, path, version or _FIRST))
+    entries.sort(key=lambda e: (e.id, release(e.version)))
+    if all_versions:
+        return entries
+    return list({e.id: e for e in entries}.values())
 
 
-def load_profile(id_or_path: str | os.PathLike[str]) -> Profile:
+def load_profile(id_or_path: str | os.PathLike[str], vllm_version: str | None = None) -> Profile:
     """Read a shipped profile by id, or any profile from a file.
 
     Parameters
     ----------
     id_or_path : str or path
-        ``<gpu>/<model>/<method>`` of a shipped profile, or the path of a profile file. A text
-        that ends in ``.json`` is always a path.
+        ``<gpu>/<model>/<method>`` of a shipped profile, with ``@0.24`` behind it or not, or the
+        path of a profile file. A text that ends in ``.json`` is always a path.
+    vllm_version : str, optional
+        The version of vLLM that it is to be of, see :func:`version_of`; by default the newest that
+        was measured.
 
     Raises
     ------
@@ -83,13 +106,23 @@ def load_profile(id_or_path: str | os.PathLike[str]) -> Profile:
     """
     text = os.fspath(id_or_path)
     if text.endswith(".json") or not isinstance(id_or_path, str):
-        return Profile.load(text)
-    shipped = Path(__file__).parent / f"{text}.json"
-    if ".." not in text and _ID.fullmatch(text) and shipped.is_file():
-        return Profile.load_shipped(shipped)
+        return version_of(Profile.load(text), vllm_version)
+    name, at, version = text.partition("@")
+    if _ID.fullmatch(name) and ".." not in name:
+        of_server = [e for e in _versions(name) if not at or release_is(e, version)]
+        if of_server:
+            return version_of(
+                Profile.load_shipped(_choose(of_server, vllm_version).path), vllm_version
+            )
+        if at and (known := _versions(name)):
+            have = ", ".join(e.version for e in known)
+            raise ProfileError(
+                f"no profile {text!r}; {name} was measured under vLLM {have}; "
+                f"--vllm-version carries it to another"
+            )
     with suppress(ValueError):  # a zero byte in the name
         if Path(text).is_file():
-            return Profile.load(text)
+            return version_of(Profile.load(text), vllm_version)
     entries = {e.id: e for e in list_profiles()}
     parts = text.split("/")
     strange = len(parts) in (3, 4) and parts[1] not in {e.model for e in entries.values()}
@@ -97,6 +130,66 @@ def load_profile(id_or_path: str | os.PathLike[str]) -> Profile:
         f"unknown profile {text!r}; {_nearest(text, list(entries))}"
         "'qsim profiles' lists them all; a profile of your own is given as a path to its .json file"
         + (f". {_other_model(parts[1])}" if strange else "")
+    )
+
+
+def file_name(profile: Profile) -> str:
+    """``<gpu>/<model>/<method>[/tpN][@VERSION].json``, as profiles are shipped."""
+    found = re.match(r"v?(\d+\.\d+)(?!\d)", profile.identity.vllm_version)
+    version = found[1] if found else _FIRST
+    return f"{profile.id}.json" if version == _FIRST else f"{profile.id}@{version}.json"
+
+
+def _versions(name: str) -> list[ProfileEntry]:
+    """The files of one server, the oldest version first."""
+    path = Path(__file__).parent / name
+    files = [path.with_name(f"{path.name}.json"), *path.parent.glob(f"{path.name}@*.json")]
+    found = [
+        ProfileEntry(name, f, f.name.removesuffix(".json").partition("@")[2] or _FIRST)
+        for f in files
+        if f.is_file()
+    ]
+    return sorted(found, key=lambda e: release(e.version))
+
+
+def release_is(entry: ProfileEntry, version: str) -> bool:
+    """Whether an entry is of a version, ``"0.33"`` or ``"0.33.0"``."""
+    try:
+        return release(entry.version) == release(version)
+    except ScenarioError as e:
+        raise ProfileError(f"{entry.id}@{version}: {e}") from None
+
+
+def _choose(entries: list[ProfileEntry], version: str | None) -> ProfileEntry:
+    """The newest that is not newer than ``version``; else the oldest."""
+    if version is None:
+        return entries[-1]
+    wanted = release(version)
+    return [entries[0], *(e for e in entries if release(e.version) <= wanted)][-1]
+
+
+def version_of(profile: Profile, vllm_version: str | None) -> Profile:
+    """The profile for a version of vLLM: itself, or carried by measured factors.
+
+    Where nothing measured tells how it would be, it is returned as it is: a run by the rules of
+    another version than its profile's says so.
+    """
+    have = profile.identity.vllm_version
+    if vllm_version is None or not have or release(have) == release(vllm_version):
+        return profile
+    return carry(profile, vllm_version) or profile
+
+
+def carry_note(profile: Profile) -> str | None:
+    """What to know of a profile that was carried to its version; None of all others."""
+    c = profile.carried
+    if c is None:
+        return None
+    errors = ", ".join(f"{k.replace('_', ' ')} {v:.0f}%" for k, v in c.error_percent.items())
+    return (
+        f"the profile was measured under vLLM {c.vllm_version} and carried to "
+        f"{profile.identity.vllm_version} by factors measured on {len(c.servers)} servers; their "
+        f"errors are {errors}, beside its own"
     )
 
 
@@ -175,11 +268,11 @@ def stated_errors(profile: Profile) -> dict[str, float]:
 def transfer_note(profile: Profile) -> str | None:
     """What to know before relying on a transferred profile, and what would remove the doubt.
 
-    None for a measured one.
+    Or on one that was carried to another version of vLLM. None for a measured one.
     """
     t, i = profile.transfer, profile.identity
     if t is None:
-        return None
+        return carry_note(profile)
     errors = ", ".join(f"{k.replace('_', ' ')} {v:.0f}%" for k, v in t.error_percent.items())
     tp = f" --tensor-parallel-size {i.tensor_parallel_size}" if i.tensor_parallel_size > 1 else ""
     return (

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qsim.profiles import stated_errors
+from qsim.profiles import carry_note, stated_errors
 from qsim.report.tables import WIDTH, fill, number, table
 from qsim.sim.intervals import share_interval
 from qsim.sim.slo import NOTHING, TOO_FEW
@@ -263,12 +263,7 @@ def plan_text(plan: Plan) -> str:
     if bad:
         lines = ["  " + fill(f"{c.profile}: {c.reason}", "    ") for c in bad]
         parts.append("infeasible\n" + "\n".join(lines))
-    remarks = [
-        fill(f"{c.profile}: {text}")
-        for c in plan.candidates
-        if c.outcome is not None
-        for text in c.outcome.summary.get("notes", ())
-    ]
+    remarks = [fill(f"{', '.join(names)}: {text}") for text, names in _run_notes(plan).items()]
     remarks += [fill(t) for t in quality_remarks(plan) + carbon_remarks(plan)]
     remarks += price_remarks(c.price for c in plan.candidates)
     more = search_remarks(plan) + tie_remarks(plan) + margin_remarks(plan) + transfer_remarks(plan)
@@ -325,13 +320,25 @@ def search_remarks(plan: Plan) -> list[str]:
     return lines
 
 
+def _run_notes(plan: Plan) -> dict[str, list[str]]:
+    """What the runs of the fleets told, and whose fleets' they were."""
+    found: dict[str, list[str]] = {}
+    for c in plan.candidates:
+        for text in c.outcome.summary.get("notes", ()) if c.outcome is not None else ():
+            found.setdefault(text, []).append(c.profile)
+    return found
+
+
 def transfer_remarks(plan: Plan) -> list[str]:
     """What the mark of a profile that was not measured means, and what to know of the best one."""
     best = plan.best
     lines = []
     if any(c.note and c.feasible for c in plan.candidates):
-        lines.append("~ before a profile: transferred from other measurements, not measured itself")
-    if best is not None and best.note:
+        lines.append(
+            "~ before a profile: not measured itself, but transferred from other measurements or "
+            "carried from another version of vLLM"
+        )
+    if best is not None and best.note and best.note not in _run_notes(plan):
         lines.append(best.note)
     lines += [f"{c.profile}: {c.caution}" for c in plan.candidates if c.caution and c.feasible]
     return lines
@@ -423,6 +430,8 @@ def profile_text(profile: Profile) -> str:
         errors = ", ".join(f"{k} {v:.1f}%" for k, v in stated_errors(profile).items())
         how = "estimated" if profile.transferred else "worst case; loads left out of the fit"
         facts.append(("error", f"{errors} ({how})"))
+    if (note := carry_note(profile)) is not None:
+        facts.append(("carried", note))
     if profile.transfer is not None:
         t = profile.transfer
         facts.append(("transferred", "from " + ", ".join([*t.profiles, *t.tables])))

@@ -79,15 +79,18 @@ def resolve(
     ProfileError
         If the profile is unknown or malformed.
     """
-    if isinstance(profile, str):
-        from qsim.profiles import load_profile
+    from qsim.profiles import load_profile, version_of
 
-        profile = load_profile(profile)
+    options = options or EngineOptions()
+    if isinstance(profile, str):
+        profile = load_profile(profile, options.vllm_version)
+    else:
+        profile = version_of(profile, options.vllm_version)
     whole("replicas", replicas, 1, MAX_REPLICAS)
     if router not in ROUTERS:
         raise ScenarioError(f"router is {router!r}; must be one of: {', '.join(ROUTERS)}")
     whole("seed", seed, 0, MAX_SEED)
-    config = (options or EngineOptions()).resolve(profile)
+    config = options.resolve(profile)
     return Setup(profile, config, replicas, router, seed, too_long, frontend)
 
 

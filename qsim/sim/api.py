@@ -177,8 +177,12 @@ def beyond_measured(
 
 def run_notes(setup: Setup, beyond: BeyondMeasured | None) -> list[str]:
     """What a reader should know of a run: of vLLM's version, and of what was not measured."""
+    from qsim.profiles import carry_note
+
     measured_with = setup.profile.identity.vllm_version or DEFAULT_VERSION
     notes = version_notes(measured_with, setup.config.vllm_version)
+    if (note := carry_note(setup.profile)) is not None:
+        notes.append(note)
     return notes if beyond is None else [*notes, *beyond.notes()]
 
 

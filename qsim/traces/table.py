@@ -1,9 +1,9 @@
-"""Rows of a CSV file, read by DuckDB some at a time.
+"""Rows of a table, CSV or Parquet, read by DuckDB some at a time.
 
 The file is decompressed here and handed to DuckDB through a pipe, so that every compression,
 damage and size is treated alike; DuckDB splits it into fields and converts them. It tells the line
 of a row that it cannot split; for a value that it cannot convert, the line is looked up afterwards
-by reading the file once more. Small files are read by Python's csv in the same way.
+by reading the file once more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -25,7 +24,7 @@ import numpy.typing as npt
 
 from qsim.errors import TraceError
 from qsim.traces.source import Source
-from qsim.traces.times import date_parts_sql, date_sql, parse_time_ns
+from qsim.traces.times import date_parts_sql, date_sql
 
 __all__ = [
     "BATCH_ROWS",
@@ -50,11 +49,8 @@ Kind = Literal["number", "count", "date", "stamp", "text"]
 BATCH_ROWS = 1 << 16
 #: of a row of CSV: the prefix ids of a million tokens in blocks of 16 need a megabyte
 MOST_ROW_BYTES = 2 << 20
-#: a file that is no larger is read by Python's csv: importing DuckDB takes longer than that
-SMALL_BYTES = 2 << 20
 _DELIMITERS = (",", ";", "\t", "|")
 _WIDE = 2.0**53
-_STAMP = re.compile(r"\s*-?\d{1,19}\s*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -222,9 +218,6 @@ def read_csv(
     )
     columns = ", ".join(f"'c{i}': 'VARCHAR'" for i in range(len(names)))
     locate = partial(_locate, source, dialect, header, [at for at, _ in wanted])
-    if len(source.read(SMALL_BYTES + 1)) <= SMALL_BYTES:
-        yield from _read_small(source, wanted, dialect, names, header, locate)
-        return
     first = 0
     with _Pipe(source) as pipe:
         dates = [f", {date_parts_sql(f'c{i}', f'c{i}')}" for i, kind in wanted if kind == "date"]
@@ -245,57 +238,6 @@ def read_csv(
                 locate,
                 source,
             )
-
-
-def _read_small(
-    source: Source,
-    wanted: Sequence[tuple[int, Kind]],
-    dialect: Dialect,
-    names: Sequence[str],
-    header: bool,
-    locate: Callable[[int, int], tuple[str, str]],
-) -> Iterator[Rows]:
-    """The same rows without DuckDB, which tests compare."""
-    comma = dialect.delimiter != ","
-    converters = [partial(_convert, kind=kind, decimal_comma=comma) for _, kind in wanted]
-    picked = [names[at] for at, _ in wanted]
-    records = (record for _, record in _records(source, dialect))
-    first = 0
-    try:
-        if header:
-            next(records, None)
-        while batch := list(islice(records, BATCH_ROWS)):
-            if any(len(record) != len(names) for record in batch):
-                raise _unreadable(source, dialect, names, TraceError("rows of several lengths"))
-            values = [
-                [convert(record[at]) for record in batch]
-                for (at, _), convert in zip(wanted, converters, strict=True)
-            ]
-            yield Rows(np.arange(first, first + len(batch)), values, picked, locate, source)
-            first += len(batch)
-    except csv.Error as error:
-        raise _unreadable(source, dialect, names, error) from None
-
-
-def _convert(text: str, kind: Kind, decimal_comma: bool) -> Any:
-    """What :func:`expression` gives for a text."""
-    if kind == "text":
-        return text or None
-    if kind == "date":
-        return parse_time_ns(text)
-    if kind == "stamp":
-        if not _STAMP.fullmatch(text):
-            return None
-        number = int(text)
-        return number if -(1 << 63) <= number < 1 << 63 else None
-    if decimal_comma and kind == "number":
-        text = text.replace(",", ".")
-    if "_" in text or not text.isascii():
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def run_query(
@@ -398,9 +340,7 @@ def _records(source: Source, dialect: Dialect) -> Iterator[tuple[int, list[str]]
         lines = io.TextIOWrapper(
             io.BufferedReader(_Chunks(source)), encoding="utf-8", errors="replace", newline=""
         )
-        reader = csv.reader(
-            (x.replace("\0", "") for x in lines), delimiter=dialect.delimiter, strict=True
-        )
+        reader = csv.reader((x.replace("\0", "") for x in lines), delimiter=dialect.delimiter)
         line = 1
         for record in reader:
             if record:
@@ -446,7 +386,6 @@ def _unreadable(
     source: Source, dialect: Dialect, names: Sequence[str], error: Exception
 ) -> TraceError:
     """What is wrong with a file that DuckDB could not split."""
-    line = 0
     try:
         for line, record in _records(source, dialect):
             if len(record) != len(names):
@@ -459,8 +398,8 @@ def _unreadable(
         pass
     said = str(error)
     at = re.search(r"CSV Error on Line: (\d+)", said)
-    place = f", line {at.group(1)}" if at else f", after line {line}" if line else ""
-    if "unterminated quote" in said or "unexpected end of data" in said:
-        return TraceError(f"{source.path}{place}: a quote that is opened there is not closed")
+    place = f", line {at.group(1)}" if at else ""
+    if "unterminated quote" in said:
+        return TraceError(f"{source.path}{place}: a quote that is opened there is never closed")
     first = next((x for x in said.splitlines() if x and "Line:" not in x), said)
     return TraceError(f"{source.path}{place}: not readable as CSV: {first[:200]}")

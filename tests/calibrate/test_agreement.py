@@ -155,7 +155,7 @@ def test_totals_have_a_row_a_recording():
 def test_a_slow_machine_by_its_own_front_end() -> None:
     """Its profile is on another machine; the recording is compared with what was measured."""
     path = RECORDING.with_name("llama-3.1-8b--fp8-w8a8-static--2026-11-25")
-    profile = load_profile("h200_sxm/llama-3.1-8b/fp8-w8a8-static")
+    profile = load_profile("h200_sxm/llama-3.1-8b/fp8-w8a8-static@0.24")
     assert profile.measured_host is not None
     labels = ["val_moderate"]
     (own,) = count_steps(read_recording(path), profile.as_measured(), labels)

@@ -15,7 +15,9 @@ def test_list_shows_every_profile_with_its_error_and_kv_tokens() -> None:
     assert result.exit_code == 0
     assert result.stdout == qsim("profiles", "list").stdout
     lines = result.stdout.splitlines()
-    assert len([x for x in lines if "/" in x.split(" ")[0]]) == len(list_profiles())
+    assert len([x for x in lines if "/" in x.split(" ")[0]]) == len(
+        list_profiles(all_versions=True)
+    )
     memory = Profile.load(next(e.path for e in list_profiles() if e.id == FP8)).memory
     (line,) = (x for x in lines if x.startswith(FP8 + " "))
     assert f"{(memory.num_gpu_blocks - 1) * memory.block_size:,}" in line
@@ -27,7 +29,9 @@ def test_list_shows_every_profile_with_its_error_and_kv_tokens() -> None:
 
 def test_list_as_json() -> None:
     rows = json.loads(qsim("profiles", "list", "--json").stdout)
-    assert [r["id"] for r in rows] == [e.id for e in list_profiles()]
+    assert [r["id"] for r in rows if "@" not in r["id"]] == [e.id for e in list_profiles()]
+    assert len(rows) == len(list_profiles(all_versions=True))
+    assert {r["id"]: r["vllm_version"] for r in rows}[f"{FP8}@0.24"] == "0.24.0"
     assert all(r["kv_tokens"] > 0 for r in rows)
     assert all(0 < r["error_percent"]["mean"] <= 40 for r in rows)
     assert {r["source"] for r in rows} == {"measured", "transferred"}
@@ -37,6 +41,9 @@ def test_show_for_people_and_as_json() -> None:
     text = qsim("profiles", "show", FP8).stdout
     for word in (FP8, "KV cache", "decode step", "power", "error"):
         assert word in text
+    int8 = FP8.replace("fp8", "int8")
+    carried = qsim("profiles", "show", int8, "--vllm-version", "0.33").stdout
+    assert "measured under vLLM 0.24.0 and carried to 0.33" in carried
     data = json.loads(qsim("profiles", "show", FP8, "--json").stdout)
     assert data["id"] == FP8
     assert Profile.from_dict(data).id == FP8

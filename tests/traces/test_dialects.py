@@ -110,7 +110,7 @@ def test_text_that_is_no_utf8_matters_only_where_it_is_used(tmp_path: Path) -> N
     ("text", "message"),
     [
         (CSV.replace(",200", ""), "line 3: 2 fields, must be 3"),
-        (CSV.replace("0.5", '"0.5'), "line [23].*not closed|line 3: 1 fields"),
+        (CSV.replace("0.5", '"0.5'), "line 3.*never closed|line 3: 1 fields"),
         (
             CSV.replace("200", "20.5"),
             "line 3, column 'prompt_tokens': '20.5' is not a whole number",
@@ -128,7 +128,6 @@ def test_text_that_is_no_utf8_matters_only_where_it_is_used(tmp_path: Path) -> N
         ),
         (CSV.replace("0.5", "x" * 200_000), "line 3, column 'arrival_s': 'xxx"),
         (CSV + "x" * (9 << 20), "line 5: longer than 2 MiB"),
-        (CSV + '"x"y,1,1\n', "after line 4: not readable as CSV"),
         (LINES.replace("200", "20.5"), "line 2, column 'prompt_tokens': '20.5'"),
         (LINES.replace("200", "1" + "0" * 5000), "line 2: .*is not JSON"),
         (LINES + '{"a":' * 100_000, "line 4: .*is not JSON"),

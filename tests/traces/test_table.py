@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import re
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -12,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qsim.errors import TraceError
 from qsim.traces import source as source_module
-from qsim.traces import table
 from qsim.traces.source import Source
 from qsim.traces.table import Kind, Rows, header_of, read_csv
 from qsim.traces.times import parse_time_ns
@@ -180,38 +177,3 @@ def test_short_decimals_are_exact_to_half_an_ulp(scratch: Path, digits: int, pla
     value = float(rows_of(scratch, f"a,b\n{text},1\n").floats(0)[0]) if text != "." else 0.0
     exact = Fraction(digits, 10**places)
     assert abs(Fraction(value) - exact) <= Fraction(np.spacing(value)) / 2
-
-
-_TEXTS = st.one_of(
-    DECIMALS,
-    st.sampled_from(["", " 12 ", "nan", "inf", "1e400", "0x10", "1_000", "x", "1,5", "1.000,5"]),
-    st.sampled_from(["\u0661\u0662", "-3", "1700000000123456789", "99999999999999999999", "a;b"]),
-    st.sampled_from(
-        ["2024-05-10", "2024-05-10T12:00:00,5+02:00", "2024-02-30", "2024-05-10 24:00"]
-    ),
-    st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=5),
-)
-
-
-@given(
-    st.lists(st.tuples(_TEXTS, _TEXTS), min_size=1, max_size=8),
-    st.sampled_from([",", ";", "\t", "|"]),
-    st.tuples(*[st.sampled_from(["number", "count", "date", "stamp", "text"])] * 2),
-    st.booleans(),
-)
-@settings(max_examples=200)
-def test_small_and_large_files_are_read_alike(
-    scratch: Path, rows: list[tuple[str, str]], delimiter: str, kinds: tuple[Kind, Kind], crlf: bool
-) -> None:
-    out = io.StringIO()
-    end = "\r\n" if crlf else "\n"
-    writer = csv.writer(out, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL)
-    writer.writerows([("a", "b"), *rows])
-    scratch.write_bytes(out.getvalue().encode())
-    found = []
-    for small in (table.SMALL_BYTES, -1):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(table, "SMALL_BYTES", small)
-            parts = list(read_csv(Source(scratch), list(enumerate(kinds))))
-        found.append([[repr(v) for v in column] for part in parts for column in part.values])
-    assert found[0] == found[1]

@@ -86,12 +86,16 @@ class Teacher:
         )
 
 
+#: the version of vLLM that the kernel tables are of; profiles of it are learnt from
+TABLES_VERSION = "0.24"
+
+
 def learn_from_shipped() -> Teacher:
-    """The measured profiles that come with qsim."""
+    """The measured profiles that come with qsim, under the version of the kernel tables."""
     tables = load_tables(LEARNT_ON)
     samples = []
     for entry in list_profiles():
-        profile = load_profile(entry.id)
+        profile = load_profile(entry.id, TABLES_VERSION)
         if entry.gpu != LEARNT_ON or profile.transferred or "+" in entry.method:
             continue
         i = profile.identity
