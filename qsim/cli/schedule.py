@@ -8,6 +8,7 @@ import click
 
 from qsim.cli._command import Command
 from qsim.cli._common import (
+    backlog_option,
     engine_from,
     engine_options,
     executor_options,
@@ -29,7 +30,7 @@ __all__ = ["schedule"]
 #: options that the search takes under their own names
 _SAME = ("gpus", "methods", "profiles", "slos", "objective", "window", "tasks", "min_quality",
          "max_replicas", "max_gpus", "owned_gpus", "off_w", "forecast", "forecast_margin",
-         "too_long", "trials", "seed")  # fmt: skip
+         "too_long", "allow_backlog", "trials", "seed")  # fmt: skip
 _LIFECYCLE = ("start_s", "start_w", "stop_s", "wake_s", "sleep_w")
 
 
@@ -38,6 +39,7 @@ _LIFECYCLE = ("start_s", "start_w", "stop_s", "wake_s", "sleep_w")
 @trace_options
 @candidate_options("One more candidate; repeatable.")
 @slo_option
+@backlog_option
 @click.option("--objective", default="energy", show_default=True, metavar="energy|cost|carbon",
               help="What is made small over the whole trace: J, USD of rent or gCO2e.")  # fmt: skip
 @click.option("--window", default="1h", show_default=True, metavar="10min|1h",

@@ -10,6 +10,7 @@ from qsim.checks import check_ending
 from qsim.cli._command import Command
 from qsim.cli._common import (
     SHAPE,
+    backlog_option,
     engine_from,
     engine_options,
     executor_options,
@@ -29,7 +30,17 @@ from qsim.errors import ScenarioError
 __all__ = ["sweep"]
 
 #: the scenario that is varied, by option
-_BASE = ("trace", *SHAPE, "profile", "growth", "replicas", "router", "seed", "too_long")
+_BASE = (
+    "trace",
+    *SHAPE,
+    "profile",
+    "growth",
+    "replicas",
+    "router",
+    "seed",
+    "too_long",
+    "allow_backlog",
+)
 
 
 class _SweepCommand(Command):
@@ -52,6 +63,7 @@ class _SweepCommand(Command):
 @router_option
 @engine_options
 @slo_option
+@backlog_option
 @click.option("--grid", "--over", "over", multiple=True, metavar="NAME=VALUES",
               help="Vary this: max_num_seqs=64,128, replicas=1:4, trace.rate=5:40:x2, "
               "method=bf16,fp8-w8a8; repeatable.")  # fmt: skip

@@ -11,6 +11,7 @@ import click
 from qsim.cli._command import Command
 from qsim.cli._common import (
     SHAPE,
+    backlog_option,
     engine_from,
     engine_options,
     executor_options,
@@ -43,7 +44,8 @@ __all__ = ["tune"]
 #: options that the search takes under their own names
 _SAME = ("slos", "constraints", "search", "fix", "gpus", "methods", "profiles", "tasks",
          "min_quality", "region", "pue", "growth", "max_replicas", "router", "seed", "too_long",
-         "sampler", "trials", "batch", "population", "study", "study_name")  # fmt: skip
+         "allow_backlog", "sampler", "trials", "batch", "population", "study",
+         "study_name")  # fmt: skip
 
 
 @shared_options
@@ -63,6 +65,7 @@ _SAME = ("slos", "constraints", "search", "fix", "gpus", "methods", "profiles", 
     "any figure such as p95_ttft_ms; repeatable. By default latency, energy and cost.",
 )
 @slo_option
+@backlog_option
 @click.option("--constraint", "constraints", multiple=True, metavar="FIGURE<=X",
               help="What must hold, such as 'p99_ttft_ms<=500' or 'gpus<=8'; "
               "repeatable.")  # fmt: skip

@@ -20,7 +20,7 @@ __all__ = ["OBJECTIVES", "Candidate", "Shortfall", "deciding_order"]
 OBJECTIVES = ("cost", "energy", "gpus", "carbon")
 #: of fleets with the same objective these decide, in this order, and at last the profile's id;
 #: carbon is not among them: with one grid for all it orders fleets as energy does
-_TIE_BREAKERS = ("cost", "energy", "gpus")
+_TIE_BREAKERS = ("confidence", "headroom", "cost", "energy", "gpus")
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,10 @@ class Candidate:
     shortfall: Shortfall | None = None
     #: the smallest fleet that met the SLOs, if it grew from there for confidence
     grown_from: int | None = None
+    #: where fleets are equal in the objective: replications that met every SLO, and of how many;
+    #: and how many times the traffic the fleet was found to carry
+    replications: tuple[int, int] | None = None
+    carries: float | None = None
     outcome: FleetOutcome | None = None
     evaluations: tuple[FleetOutcome, ...] = ()
     #: what settings beyond the measured range rest on; "" if all was measured
@@ -140,6 +144,8 @@ class Candidate:
             "energy": self.metric("energy_j"),
             "gpus": self.gpus,
             "carbon": self.gco2e,
+            "confidence": None if self.replications is None else -self.replications[0],
+            "headroom": None if self.carries is None else -self.carries,
         }[objective]
         return math.inf if value is None else float(value)
 
@@ -167,6 +173,10 @@ class Candidate:
             "shortfall": None if self.shortfall is None else self.shortfall.to_dict(),
             "replicas": self.replicas,
             "grown_from": self.grown_from,
+            "replications": None
+            if self.replications is None
+            else dict(zip(("met", "of"), self.replications, strict=True)),
+            "carries": self.carries,
             "gpus": self.gpus,
             "note": self.note or None,
             "caution": self.caution or None,
@@ -180,6 +190,7 @@ class Candidate:
             "attainment": outcome.attainment if self.feasible and outcome else None,
             "slos": [s.to_dict() for s in outcome.slos] if outcome else [],
             "goodput": outcome.goodput.to_dict() if outcome and outcome.goodput else None,
+            "load": outcome.load.to_dict() if outcome and outcome.load else None,
             "peak_power_w": outcome.peak_power_w if self.feasible and outcome else None,
         }
         if self.feasible and outcome:

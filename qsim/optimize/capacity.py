@@ -15,7 +15,7 @@ from qsim.optimize.confidence import Replication
 from qsim.optimize.executors import open_executor
 from qsim.optimize.fleet_task import FleetTask, describe
 from qsim.optimize.forecast import forecast
-from qsim.optimize.plan_detail import DetailWanted
+from qsim.optimize.plan_detail import FEW, LITTLE, DetailWanted
 from qsim.optimize.plan_result import Plan
 from qsim.optimize.plan_run import PlanRun
 from qsim.optimize.plan_search import search_space
@@ -68,6 +68,7 @@ def plan(
     beyond_measured: bool = False,
     seed: int = 0,
     too_long: str = "error",
+    allow_backlog: bool = False,
     jobs: int = 1,
     dask: str | None = None,
     progress: Progress | None = None,
@@ -96,8 +97,9 @@ def plan(
         More candidates: profiles, ids or files.
     objective : {"cost", "energy", "gpus", "carbon"}
         What decides among the fleets: USD per hour, energy over the trace, number of GPUs, or
-        gCO2e over the trace (needs ``region``). Of equal fleets decides cost, then energy, then
-        the number of GPUs, then the profile's id.
+        gCO2e over the trace (needs ``region``). Of equal fleets those decide: more replications
+        that met every SLO, more head-room, less cost, less energy, fewer GPUs, at last the
+        profile's id.
     prices : mapping, optional
         USD per GPU and hour by GPU id; the shipped table fills in the others.
     price_list : mapping, optional
@@ -140,6 +142,9 @@ def plan(
         Also recommend settings beyond what a profile's measurements cover (more tokens or requests
         a step), and say what that rests on. Otherwise defaults are lowered to the measured range,
         and what is asked for beyond it is an error.
+    allow_backlog : bool
+        Take a fleet that finishes less than arrives (:mod:`qsim.sim.backlog`) for one that may
+        meet the SLOs.
     jobs : int
         Processes to simulate in; the answer does not depend on it. With more than one, a script
         must guard its entry with ``if __name__ == "__main__":`` (processes are spawned).
@@ -188,11 +193,13 @@ def plan(
     ]
     if all(b.engine is None for b in blanks):
         raise ScenarioError(blanks[0].reason)
-    base = FleetTask(trace, chosen[0], 1, limits, options, router, seed, too_long, good)
+    base = FleetTask(
+        trace, chosen[0], 1, limits, options, router, seed, too_long, good, bool(allow_backlog)
+    )
     space = search_space(search, _able(choices, blanks), options) if search else None
     if study is not None and space is None:
         raise ScenarioError("a study is given, but nothing to search (--search max_num_seqs)")
-    wanted = detail or DetailWanted()
+    wanted = DetailWanted() if detail is None else detail
     shares = _shares(bool(space), headroom, bool(wanted))
     many = None if space or wanted else len(chosen)
     study = study or StudySettings("tpe", trials=60, seed=seed)
@@ -211,11 +218,22 @@ def plan(
         if wanted.min_confidence is not None:
             between = part_of(progress, shares[1], shares[2])
             candidates, runs = run.confident(candidates, wanted, between)
+        asked, count = bool(wanted), wanted.replications
+        if count is None:
+            count = FEW if len(trace) <= LITTLE else 0
+            wanted = replace(wanted, replications=count)
+        candidates, replicated, rooms = run.settle_ties(
+            candidates, wanted, count, headroom, part_of(progress, shares[1], shares[2])
+        )
         ranked = run.ranked(candidates)
-        if headroom and ranked[0].feasible:
-            spare = run.headroom(ranked[0], part_of(progress, shares[1], shares[2]))
-        if wanted and ranked[0].feasible:
-            told = run.detail(ranked, wanted, spare, runs, part_of(progress, shares[2], 1.0))
+        best = ranked[0]
+        runs = runs or replicated.get(best.profile, ())
+        if headroom and best.feasible:
+            between = part_of(progress, shares[1], shares[2])
+            spare = rooms.get(best.profile) or run.headroom(best, between)
+        if wanted and best.feasible:
+            between = part_of(progress, shares[2], 1.0)
+            told = run.detail(ranked, wanted, spare, runs, asked, between)
     if progress is not None:
         progress(1.0, "done")
     settings = {
@@ -223,6 +241,7 @@ def plan(
         "seed": seed,
         "too_long": too_long,
         "max_replicas": max_replicas,
+        **({"allow_backlog": True} if allow_backlog else {}),
         **options.to_dict(),
     }
     return Plan(

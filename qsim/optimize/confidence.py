@@ -193,6 +193,7 @@ def replicate(
     ]
 
     names = [str(s) for s in (*task.slos, *([task.goodput] if task.goodput else []))]
+    names += [] if task.allow_backlog else ["backlog"]
 
     def run(jobs: Sequence[_Job], more: int, share: float) -> tuple[Replication, ...]:
         futures = [

@@ -149,6 +149,8 @@ def pool_scenario(
     scenario |= pool.options.to_dict()
     if slos:
         scenario["slo"] = [str(s) for s in slos]
+    if settings.get("allow_backlog"):
+        scenario["allow_backlog"] = True
     return {**scenario, "seed": settings["seed"], "too_long": settings["too_long"]}
 
 

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qsim.sim.backlog import BacklogOutcome, Load
 from qsim.sim.goodput import GoodputOutcome
 from qsim.sim.slo import SloOutcome
 
-__all__ = ["FleetOutcome"]
+__all__ = ["FleetOutcome", "Goal"]
+
+#: what a fleet has to meet, beside the value that was reached
+Goal = SloOutcome | GoodputOutcome | BacklogOutcome
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class FleetOutcome:
     peak_power_w : float or None
         Highest mean power of the fleet over a four-hundredth of the trace, or 0.1 s if that is
         longer.
+    load : Load or None
+        Whether the fleet kept up with its traffic.
+    allow_backlog : bool
+        One that does not may still meet its goals.
     """
 
     replicas: int
@@ -40,19 +48,35 @@ class FleetOutcome:
     quantiles: Mapping[str, list[float]]
     goodput: GoodputOutcome | None = None
     peak_power_w: float | None = None
+    load: Load | None = None
+    allow_backlog: bool = False
 
     @property
-    def goals(self) -> tuple[SloOutcome | GoodputOutcome, ...]:
-        """Every SLO, and the goodput if it is asked for."""
-        return self.slos if self.goodput is None else (*self.slos, self.goodput)
+    def goals(self) -> tuple[Goal, ...]:
+        """Every SLO, the goodput if it is asked for, and that the fleet keeps up."""
+        goals: tuple[Goal, ...] = self.slos
+        if self.goodput is not None:
+            goals = (*goals, self.goodput)
+        if self.load is not None and not self.allow_backlog:
+            goals = (*goals, BacklogOutcome(self.load))
+        return goals
 
     @property
     def met(self) -> bool:
-        """Whether every SLO is met, and the goodput."""
+        """Whether every SLO is met, and the goodput, by a fleet that keeps up."""
         return all(g.met for g in self.goals)
 
+    def doubts(self) -> list[str]:
+        """What the sample does not settle of goals that are met."""
+        found = [s.doubt() for s in self.slos]
+        if self.goodput is not None:
+            found.append(self.goodput.doubt())
+        if self.load is not None and (self.load.unclear or self.load.overloaded):
+            found.append(self.load.sentence())
+        return [f for f in found if f]
+
     @property
-    def binding(self) -> SloOutcome | GoodputOutcome:
+    def binding(self) -> Goal:
         """The goal that is nearest to its limit, or farthest above it."""
         return max(self.goals, key=lambda g: g.ratio)
 
@@ -63,4 +87,5 @@ class FleetOutcome:
             "met": self.met,
             "values_ms": {str(s.slo): s.to_dict()["value_ms"] for s in self.slos},
             **({"goodput": self.goodput.share} if self.goodput else {}),
+            **({} if self.load is None else {"load": self.load.verdict}),
         }

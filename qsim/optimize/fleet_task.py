@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qsim.optimize.fleet_outcome import FleetOutcome
 from qsim.profile import Profile
+from qsim.sim.backlog import Load
 from qsim.sim.config import EngineConfig, EngineOptions
+from qsim.sim.continued import settled
 from qsim.sim.goodput import Goodput
 from qsim.sim.slo import Slo, attainment, check_slos
 from qsim.traces.trace import Trace
@@ -34,13 +36,16 @@ class FleetTask:
     seed: int
     too_long: str
     goodput: Goodput | None = None
+    allow_backlog: bool = False
 
-    def simulate(self, step_log: list[Step] | None = None) -> SimulationResult:
-        """Run it; ``step_log`` takes every engine step."""
+    def simulate(
+        self, step_log: list[Step] | None = None, trace: Trace | None = None
+    ) -> SimulationResult:
+        """Run it, or another trace; ``step_log`` takes every engine step."""
         from qsim.sim.api import simulate
 
         return simulate(
-            self.trace,
+            self.trace if trace is None else trace,
             self.profile,
             replicas=self.replicas,
             router=self.router,
@@ -49,6 +54,10 @@ class FleetTask:
             too_long=self.too_long,
             step_log=step_log,
         )
+
+    def settled(self, load: Load) -> Load:
+        """Whether the fleet keeps up; the trace goes on where ``load`` does not tell."""
+        return settled(load, self.trace, lambda longer: self.simulate(trace=longer))
 
 
 def run_fleet(task: FleetTask) -> FleetOutcome:
@@ -60,7 +69,7 @@ def run_fleet(task: FleetTask) -> FleetOutcome:
         values = np.asarray(getattr(result, name))
         values = values[~np.isnan(values)]
         quantiles[name] = np.quantile(values, at).tolist() if len(values) else []
-    return FleetOutcome(
+    outcome = FleetOutcome(
         task.replicas,
         result.summary(),
         tuple(check_slos(result, task.slos)),
@@ -68,7 +77,12 @@ def run_fleet(task: FleetTask) -> FleetOutcome:
         quantiles,
         None if task.goodput is None else task.goodput.check(result),
         _peak_power_w(result),
+        result.load,
+        task.allow_backlog,
     )
+    if outcome.met and not task.allow_backlog:  # one that misses an SLO has missed
+        outcome = replace(outcome, load=task.settled(result.load))
+    return outcome
 
 
 def _peak_power_w(result: SimulationResult) -> float:

@@ -72,6 +72,7 @@ MEASURES = {
         Measure("failed", "requests failed"),
         Measure("preemptions", "preemptions"),
         Measure("beyond_measured", "share of the steps beyond the measured range"),
+        Measure("overload", "share of the requests that is not finished as they arrive"),
         Measure("cached_tokens", "prompt tokens from the prefix cache", maximize=True),
     )
 }
@@ -122,7 +123,7 @@ def measure_fleet(task: FleetTask, latencies: tuple[str, ...] = ()) -> dict[str,
 
     What is a statistic over nothing is None.
     """
-    from qsim.sim.slo import attainment
+    from qsim.sim.slo import all_met, attainment, check_slos
 
     result = task.simulate()
     summary = result.summary(task.slos)
@@ -136,6 +137,14 @@ def measure_fleet(task: FleetTask, latencies: tuple[str, ...] = ()) -> dict[str,
     figures["peak_waiting"] = max(r["peak_waiting"] for r in result.replica_stats)
     figures["attainment"] = attainment(result, task.slos) if task.slos else None
     figures["beyond_measured"] = None if result.beyond is None else result.beyond.step_share
+    outcomes = check_slos(result, task.slos)
+    load = result.load
+    if all(o.met for o in outcomes):  # one that misses an SLO has missed
+        load = task.settled(load)
+    figures["overload"] = load.overload
+    figures["finished_rps"] = load.finished_rps
+    if task.slos:
+        figures["slos_met"] = all_met(outcomes, load.overloaded and not task.allow_backlog)
     return figures
 
 

@@ -17,7 +17,10 @@ from qsim.optimize.redraw import Redraw, Resample
 from qsim.optimize.sensitivity import Sensitivity, fleet_sensitivity
 from qsim.optimize.what_if import WhatIf, changes_of, what_if
 
-__all__ = ["Detail", "DetailWanted", "plan_detail"]
+__all__ = ["FEW", "LITTLE", "Detail", "DetailWanted", "plan_detail"]
+
+#: replications that are run without being asked for, of a trace of at most so many requests
+FEW, LITTLE = 5, 20_000
 
 Progress = Callable[[float, str], None]
 
@@ -28,8 +31,9 @@ class DetailWanted:
 
     Attributes
     ----------
-    replications : int
-        Runs with other traffic, seeds and profile errors; 0 for none.
+    replications : int, optional
+        Runs with other traffic, seeds and profile errors; 0 for none. Unless given
+        :data:`FEW` where they cost little: of a trace of at most :data:`LITTLE` requests.
     sensitivity : bool
         The fleet's size for each limit 20% tighter and looser.
     bottlenecks : bool
@@ -40,7 +44,7 @@ class DetailWanted:
         Share of the replications that must meet every limit: the best fleet grows until they do.
     """
 
-    replications: int = 0
+    replications: int | None = None
     sensitivity: bool = False
     bottlenecks: bool = False
     redraw: Redraw | None = None
@@ -48,14 +52,16 @@ class DetailWanted:
 
     def __post_init__(self) -> None:
         n, share = self.replications, self.min_confidence
-        whole("replications", n, 0, MAX_REPLICATIONS)
+        if n is not None:
+            whole("replications", n, 0, MAX_REPLICATIONS)
         if share is None:
             return
         if not is_number(share) or not 0 < share <= 1:
             raise ScenarioError(f"min_confidence is {share!r}; must be above 0 and at most 1")
-        if n == 0:
+        if not n:
             raise ScenarioError(
-                f"min_confidence is {share!r}, but replications is 0; give some (--replications 20)"
+                f"min_confidence is {share!r}, but replications is {n or 0}; give some "
+                "(--replications 20)"
             )
 
     def __bool__(self) -> bool:
@@ -64,12 +70,16 @@ class DetailWanted:
 
 @dataclass(frozen=True)
 class Detail:
-    """What was found out about the best fleet; None for what was not asked for."""
+    """What was found out about the best fleet; None for what was not asked for.
+
+    ``asked`` is False where a few replications were run without being asked for.
+    """
 
     confidence: Confidence | None = None
     sensitivity: tuple[Sensitivity, ...] | None = None
     shares: TimeShares | None = None
     changes: WhatIf | None = None
+    asked: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -93,6 +103,7 @@ def plan_detail(
     speed: float = 1.0,
     other: FleetTask | None = None,
     runs: Sequence[Replication] = (),
+    asked: bool = True,
     progress: Progress | None = None,
 ) -> Detail:
     """Find out what is wanted about the fleet of ``task``.
@@ -107,6 +118,8 @@ def plan_detail(
         The next best candidate's fleet.
     runs : sequence of Replication
         Replications of this very fleet that were made already.
+    asked : bool
+        Explain misses of replications, which takes more of them.
     """
     steps = [bool(wanted.replications), wanted.sensitivity, wanted.bottlenecks]
 
@@ -119,11 +132,13 @@ def plan_detail(
     confidence, sensitivity, shares, changes = None, None, None, None
     if wanted.replications:
         redraw = wanted.redraw or Resample(task.trace)
-        confidence = replicate(executor, task, redraw, wanted.replications, part(0), runs=runs)
+        confidence = replicate(
+            executor, task, redraw, wanted.replications, part(0), explain=asked, runs=runs
+        )
     if wanted.sensitivity:
         sensitivity = fleet_sensitivity(executor, task, known, max_replicas, part(1))
     if wanted.bottlenecks:
         future = executor.submit(time_shares, task)
         changes = what_if(executor, task, changes_of(task, other), speed, part(2))
         shares = future.result()
-    return Detail(confidence, sensitivity, shares, changes)
+    return Detail(confidence, sensitivity, shares, changes, asked)

@@ -19,7 +19,10 @@ from qsim.optimize.searches import Progress, drive, search_candidate
 from qsim.optimize.space import Space
 from qsim.optimize.study import StudySettings
 
-__all__ = ["PlanRun"]
+__all__ = ["MOST_TIED", "PlanRun"]
+
+#: fleets that are equal in the objective and are looked at more closely
+MOST_TIED = 6
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,14 @@ class PlanRun:
             Those of the best one; empty if none is left.
         """
         assert wanted.min_confidence is not None
-        found = list(candidates)
+        found, count = list(candidates), wanted.replications or 0
         for step in range(len(found) * self.max_replicas):
             top = self.ranked(found)[0]
             if not top.feasible:
                 return found, ()
             task = self.fleet_of(top)
             redraw = wanted.redraw or Resample(task.trace)
-            runs = replicate(self.executor, task, redraw, wanted.replications, explain=False).runs
+            runs = replicate(self.executor, task, redraw, count, explain=False).runs
             met = sum(r.met for r in runs)
             if met >= wanted.min_confidence * len(runs) - 1e-9:
                 return found, runs
@@ -109,7 +112,7 @@ class PlanRun:
 
     def _grown(self, candidate: Candidate, met: int, wanted: DetailWanted) -> Candidate:
         """One replica more, or infeasible if that is beyond a limit."""
-        n, count = candidate.replicas or 1, wanted.replications
+        n, count = candidate.replicas or 1, wanted.replications or 1
         least = wanted.min_confidence or 0.0
         so_far = f"{n} replicas meet every SLO in {met} of {count} replications"
         under = Shortfall("min_confidence", met / count, least, (least - met / count) / least)
@@ -130,6 +133,52 @@ class PlanRun:
             return replace(grown, feasible=False, reason=reason, shortfall=over[0][0])
         return grown
 
+    def settle_ties(
+        self,
+        candidates: Sequence[Candidate],
+        wanted: DetailWanted,
+        count: int,
+        headroom: bool,
+        progress: Progress | None,
+    ) -> tuple[list[Candidate], dict[str, tuple[Replication, ...]], dict[str, Headroom]]:
+        """Find out of fleets that are equal in the objective which is the surest.
+
+        Of at most :data:`MOST_TIED` of them, those farthest within their limits, ``count``
+        replications are run, all with the same traffic and draws, and the head-room is found.
+
+        Returns
+        -------
+        candidates : list of Candidate
+        runs, rooms : dict
+            Replications and head-room by profile.
+        """
+        found = list(candidates)
+        ranked = self.ranked(found)
+        worth = ranked[0].worth(self.objective)
+        tied = [c for c in ranked if c.feasible and c.worth(self.objective) == worth]
+        runs: dict[str, tuple[Replication, ...]] = {}
+        rooms: dict[str, Headroom] = {}
+        if len(tied) < 2:
+            return found, runs, rooms
+        tied.sort(key=lambda c: c.outcome.binding.ratio if c.outcome else 0.0)
+        for done, c in enumerate(tied[:MOST_TIED]):
+            task = self.fleet_of(c)
+            settled = c
+            if count:
+                redraw = wanted.redraw or Resample(task.trace)
+                again = replicate(self.executor, task, redraw, count, explain=False).runs
+                runs[c.profile] = again
+                settled = replace(settled, replications=(sum(r.met for r in again), count))
+            if headroom:
+                rooms[c.profile] = find_headroom(self.executor, task)
+                settled = replace(settled, carries=rooms[c.profile].speed)
+            elif c.outcome is not None:  # how far its nearest limit is
+                settled = replace(settled, carries=1 / max(c.outcome.binding.ratio, 1e-9))
+            found[found.index(c)] = settled
+            if progress is not None:
+                progress((done + 1) / min(len(tied), MOST_TIED), "ties")
+        return found, runs, rooms
+
     def headroom(self, candidate: Candidate, progress: Progress | None) -> Headroom:
         """How much faster the trace may be for a candidate's fleet."""
         return find_headroom(self.executor, self.fleet_of(candidate), progress)
@@ -140,6 +189,7 @@ class PlanRun:
         wanted: DetailWanted,
         spare: Headroom | None,
         runs: Sequence[Replication],
+        asked: bool,
         progress: Progress | None,
     ) -> Detail:
         """What is wanted about the first of ``ranked``; ``runs`` were made already."""
@@ -153,6 +203,7 @@ class PlanRun:
             speed=(spare.broken_speed if spare else None) or 1.0,
             other=next((self.fleet_of(c) for c in ranked[1:] if c.feasible), None),
             runs=runs,
+            asked=asked,
             progress=progress,
         )
 

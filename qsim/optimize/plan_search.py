@@ -386,6 +386,7 @@ def run_search(
         "trace": [trace.name, len(trace), trace.duration_s, int(trace.output_tokens.sum())],
         "slos": [str(s) for s in problem.task.slos],
         "goodput": str(problem.task.goodput),
+        "allow_backlog": problem.task.allow_backlog,
         "options": problem.task.options.to_dict(),
         "router": problem.task.router,
         "seed_of_simulations": problem.task.seed,

@@ -84,6 +84,7 @@ class Bench:
             problem.end_s,
             pack,
             problem.too_long,
+            problem.allow_backlog,
         )
 
     def _served(self, task: RunTask, run: RunOutcome, policy: Any = None) -> RunOutcome:
@@ -130,7 +131,7 @@ class Bench:
             task = self._task(self.plan, [own], Constant((n,)))
             run = self.executor.submit(run_policy, task).result()
             trials += 1
-            if not run.missed or trials > 3:
+            if not (run.missed or run.overload) or trials > 3:
                 break
             n += 1
         run = self._served(task, run)

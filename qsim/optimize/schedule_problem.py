@@ -129,6 +129,8 @@ class ScheduleProblem:
         Power of an owned GPU without a server.
     margin : float
         Plan for so many times the traffic.
+    allow_backlog : bool
+        Let servers finish less than arrives.
     """
 
     trace: Trace
@@ -143,6 +145,7 @@ class ScheduleProblem:
     off_w: float = 80.3
     too_long: str = "error"
     margin: float = 1.0
+    allow_backlog: bool = False
 
     @property
     def windows(self) -> int:

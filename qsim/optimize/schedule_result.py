@@ -50,8 +50,8 @@ class PolicyResult:
 
     @property
     def met(self) -> bool:
-        """Whether every SLO is met in every window."""
-        return not self.run.missed
+        """Whether every SLO is met in every window, by servers that keep up."""
+        return not self.run.missed and not self.run.overload
 
     @property
     def worst_attainment(self) -> float:
@@ -69,6 +69,7 @@ class PolicyResult:
             "trials": self.trials,
             "met_in_every_window": self.met,
             "missed_windows": list(self.run.missed),
+            "overload": self.run.overload,
             "binding": {
                 "slo": str(problem.slos[slo]),
                 "window": window,
@@ -164,6 +165,11 @@ class Schedule:
         """Which SLO the timetable misses, where and by how much; "" if it misses none."""
         if self.best.met:
             return ""
+        if not self.best.run.missed:
+            return (
+                f"the timetable's servers are overloaded: {self.best.run.overload:.1%} of the "
+                "requests are not finished as they arrive"
+            )
         ratio, window, slo = self.best.run.worst
         limit = self.problem.slos[slo]
         return (

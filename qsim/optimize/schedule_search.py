@@ -185,6 +185,7 @@ class WindowSearch:
             self.pack,
             p.too_long,
             speed=p.margin,
+            allow_backlog=p.allow_backlog,
         )
 
     def _learn(self, window: int, state: int, outcome: WindowOutcome) -> None:
@@ -279,7 +280,9 @@ class WindowSearch:
         where = f"window {begin_s:,.0f}-{begin_s + p.window_s:,.0f} s"
         load = f"{self.rates[window]:.4g} requests/s"
         tried = [
-            (max(o.ratios), s, o) for (t, s), o in self.known.items() if t == window and not o.met
+            (max(*o.ratios, 1 + o.overload), s, o)
+            for (t, s), o in self.known.items()
+            if t == window and not o.met
         ]
         most = ", ".join(f"{c.pool.limit} of {c.label}" for c in self.choices)
         limit = f"max_gpus {p.max_gpus}" if p.max_gpus is not None else f"the most to try ({most})"
@@ -290,6 +293,11 @@ class WindowSearch:
                 f"the SLOs, {1 - carried / self.rates[window]:.1%} too few"
             )
         ratio, _, outcome = min(tried, key=lambda x: x[0])
+        if max(outcome.ratios) <= 1:
+            return (
+                f"{where} ({load}): the largest fleet within {limit} is overloaded, "
+                f"{outcome.overload:.1%} of the requests are not finished as they arrive"
+            )
         slo = p.slos[int(np.argmax(outcome.ratios))]
         return (
             f"{where} ({load}): {slo} is missed by {ratio - 1:.1%} with the largest fleet within "

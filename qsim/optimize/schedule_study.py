@@ -59,7 +59,7 @@ class PolicyProblem:
         ratio, window, slo = outcome.worst
         return Judgement(
             (self.problem.value(self.choices, outcome),),
-            {"slo": ratio - 1.0},
+            {"slo": max(ratio - 1.0, outcome.overload)},
             {
                 "worst_window": window,
                 "worst_slo": str(self.problem.slos[slo]),

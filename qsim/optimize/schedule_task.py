@@ -42,6 +42,7 @@ class WindowTask:
     too_long: str = "error"
     warm_s: float = 120.0
     speed: float = 1.0
+    allow_backlog: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,20 @@ class WindowOutcome:
     energy_j : float
     requests : tuple of int
         Answered by each pool.
+    overload : float
+        Share of what arrives that the fleet does not finish; 0 if it keeps up, or the window is
+        too short to tell.
     """
 
     ratios: tuple[float, ...]
     energy_j: float
     requests: tuple[int, ...]
+    overload: float = 0.0
 
     @property
     def met(self) -> bool:
-        """Whether every SLO is met."""
-        return all(r <= 1 for r in self.ratios)
+        """Whether every SLO is met, by a fleet that keeps up."""
+        return not self.overload and all(r <= 1 for r in self.ratios)
 
 
 def run_window(task: WindowTask) -> WindowOutcome:
@@ -99,6 +104,7 @@ def run_window(task: WindowTask) -> WindowOutcome:
         tuple(_ratio(result, slo, counted) for slo in task.slos),
         float((bins * share).sum()),
         requests,
+        0.0 if task.allow_backlog else result.requests.load.overload or 0.0,
     )
 
 
@@ -120,6 +126,7 @@ class RunTask:
     end_s: float
     pack: int = 0
     too_long: str = "error"
+    allow_backlog: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,8 @@ class RunOutcome:
         (time_s, pool, on, starting, draining, asleep) after every change.
     billed_gpu_s, state_gpu_s : float
         GPU-seconds that are paid for, and those of servers in any state but off.
+    overload : float
+        Share of what arrives that is not finished, over the whole trace; 0 if the fleet keeps up.
     """
 
     energy_j: float
@@ -159,6 +168,7 @@ class RunOutcome:
     wakes: int
     billed_gpu_s: float
     end_s: float
+    overload: float = 0.0
 
     @property
     def requests(self) -> tuple[int, ...]:
@@ -222,6 +232,7 @@ def run_policy(task: RunTask, progress: Callable[[float], None] | None = None) -
         result.wakes,
         result.gpu_hours * 3600,
         result.end_s,
+        0.0 if task.allow_backlog else result.requests.load.overload or 0.0,
     )
 
 

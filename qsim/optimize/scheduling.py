@@ -81,6 +81,7 @@ def schedule(
     options: EngineOptions | None = None,
     beyond_measured: bool = False,
     too_long: str = "error",
+    allow_backlog: bool = False,
     trials: int = 6,
     seed: int = 0,
     study: str | None = None,
@@ -130,6 +131,8 @@ def schedule(
         its first day; then everything is run on the days after.
     forecast_margin : float, optional
         Plan for so many times the traffic: 1 for a perfect forecast, else 1.15 unless given.
+    allow_backlog : bool
+        Let servers finish less than arrives, as for :func:`qsim.plan`.
     trials : int
         Simulations of the whole trace for each policy's search.
     study, resume
@@ -166,7 +169,7 @@ def schedule(
     )
     plan = ScheduleProblem(
         plan_trace, window_s, limits, objective, where, pue, min_quality, max_gpus, owned_gpus,
-        off_w, too_long, margin,
+        off_w, too_long, margin, bool(allow_backlog),
     )  # fmt: skip
     serve = plan
     if serve_trace is not plan_trace:
@@ -188,8 +191,24 @@ def schedule(
         executor.share(serve_trace)
         tell = _Teller(progress, 3 + len(policies))
         choices, capacities, notes = _measure(executor, plan, choices, max_replicas, tell)
+        notes += _few(serve)
         bench = Bench(plan, serve, executor, settings)
         return _run(bench, choices, capacities, policies, forecast, notes, tell)
+
+
+def _few(problem: ScheduleProblem) -> list[str]:
+    """Windows with fewer requests than a percentile takes to be judged."""
+    requests = problem.requests()
+    notes = []
+    for slo in problem.slos:
+        few = int(((requests > 0) & (requests < slo.needed)).sum())
+        if few:
+            notes.append(
+                f"not enough requests to judge {slo} in {few} of {problem.windows} windows: "
+                f"{slo.statistic} has no upper bound below {slo.needed:,} requests; take wider "
+                "windows, or read it as what this very trace does"
+            )
+    return notes
 
 
 def _check(
@@ -296,7 +315,9 @@ def _measure(
     futures = [
         executor.submit(
             measure_capacity,
-            CapacityTask(stretch, c.pool, plan.slos, min(max_replicas, 8), plan.too_long),
+            CapacityTask(
+                stretch, c.pool, plan.slos, min(max_replicas, 8), plan.too_long, plan.allow_backlog
+            ),
         )
         for c in choices
     ]

@@ -12,11 +12,11 @@ import numpy as np
 from qsim.errors import TraceError
 from qsim.optimize.budget import Budget
 from qsim.optimize.candidate import Candidate, Shortfall
-from qsim.optimize.fleet_outcome import FleetOutcome
+from qsim.optimize.fleet_outcome import FleetOutcome, Goal
 from qsim.optimize.fleet_search import probes_left, smallest_fleet
 from qsim.optimize.fleet_task import FleetTask, offered_load, run_fleet
+from qsim.sim.backlog import BacklogOutcome
 from qsim.sim.goodput import GoodputOutcome
-from qsim.sim.slo import SloOutcome
 
 __all__ = ["Progress", "Search", "Step", "drive", "part_of", "search_candidate"]
 
@@ -114,8 +114,11 @@ def _floor(task: FleetTask) -> Generator[Step, FleetOutcome, tuple[str, Shortfal
     return reason, _missed(worst)
 
 
-def _missed(goal: SloOutcome | GoodputOutcome) -> Shortfall:
+def _missed(goal: Goal) -> Shortfall:
     """A goal that is missed, in numbers."""
+    if isinstance(goal, BacklogOutcome):
+        arriving, finished = goal.load.arriving_rps or 0.0, goal.load.finished_rps or 0.0
+        return Shortfall("backlog", arriving, finished, goal.ratio - 1)
     if isinstance(goal, GoodputOutcome):
         return Shortfall(str(goal.slo), goal.share, goal.slo.share, goal.ratio - 1)
     return Shortfall(str(goal.slo), goal.value_ms, goal.slo.limit_ms, goal.ratio - 1)

@@ -10,7 +10,7 @@ from typing import Any
 from qsim.optimize.fleet_outcome import FleetOutcome
 from qsim.optimize.fleet_search import smallest_fleet
 from qsim.optimize.fleet_task import FleetTask, run_fleet
-from qsim.sim.slo import Slo, SloOutcome
+from qsim.sim.slo import Slo
 
 __all__ = ["FACTORS", "Sensitivity", "fleet_sensitivity"]
 
@@ -89,10 +89,13 @@ def _smallest(
             if n not in sizes:
                 sizes[n] = executor.submit(run_fleet, replace(task, replicas=n)).result()
             outcome = sizes[n]
-            slos = tuple(
-                SloOutcome(s, o.value_ms) for s, o in zip(task.slos, outcome.slos, strict=True)
-            )
-            n = search.send(replace(outcome, slos=slos).met)
+            slos = tuple(replace(o, slo=s) for s, o in zip(task.slos, outcome.slos, strict=True))
+            judged = replace(outcome, slos=slos)
+            load = outcome.load
+            if judged.met and not task.allow_backlog and load and load.unclear:
+                # its SLOs were missed before, so that it did not matter whether it keeps up
+                judged = sizes[n] = executor.submit(run_fleet, replace(task, replicas=n)).result()
+            n = search.send(judged.met)
     except StopIteration as stop:
         found: int | None = stop.value
         return found

@@ -246,6 +246,7 @@ class _Runner:
             settings.get("router", "least-requests"),
             settings["seed"],
             settings.get("too_long", "error"),
+            allow_backlog=bool(settings.get("allow_backlog")),
         )
 
     def _row(
@@ -276,6 +277,7 @@ class _Runner:
             self.scenarios.fingerprint(task.trace),
             self.scenarios.fingerprint(task.profile),
             (task.replicas, task.slos, task.options, task.router, task.seed, task.too_long),
+            task.allow_backlog,
             (self.prices, self.provider, self.goal, self.carbon, __version__),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]

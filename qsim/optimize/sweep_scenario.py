@@ -18,7 +18,17 @@ from qsim.traces.trace import Trace
 __all__ = ["Scenarios"]
 
 _SHAPE = ("format", "columns", "sort", "start", "end", "speed", "head")
-_RUN = ("trace", *_SHAPE, "growth", "profile", "replicas", "router", "seed", "too_long")
+_RUN = (
+    "trace",
+    *_SHAPE,
+    "growth",
+    "profile",
+    "replicas",
+    "router",
+    "seed",
+    "too_long",
+    "allow_backlog",
+)
 #: parts of a profile's id
 _PARTS = ("gpu", "model", "method", "tensor_parallel_size")
 _PRESET = re.compile(r"[a-z][a-z0-9-]*(:.*)?")

@@ -38,10 +38,10 @@ class Limit:
         """By how much it is missed, as a share of the limit; at most 0 where it is met.
 
         What is not known, such as a latency over nothing, misses by the whole limit: there is
-        nothing to judge.
+        nothing to judge. A trace that is too short to tell overload is not held against a fleet.
         """
         if figure is None:
-            return 1.0
+            return 0.0 if self.measure.name == "overload" else 1.0
         over = figure - self.value if self.op == "<=" else self.value - figure
         return over / abs(self.value) if self.value else over
 
@@ -103,6 +103,8 @@ class TuneResult:
     quality_goal: QualityGoal | None = None
     prices: Mapping[str, Price | None] = field(default_factory=dict)
     carbon: Carbon | None = None
+    #: what a reader should know of the figures
+    notes: tuple[str, ...] = ()
     #: the Optuna study, with all trials
     study: Any = field(default=None, repr=False, compare=False)
     #: why there are fewer trials than asked for; "" if there are not
@@ -312,6 +314,7 @@ class TuneResult:
                 if (note := transfer_note(c.profile)) is not None
             },
             **({"unfinished": self.unfinished} if self.unfinished else {}),
+            "notes": list(self.notes),
             "infeasible": None if front else self.why_infeasible(),
             "front": [
                 {

@@ -23,6 +23,7 @@ from qsim.optimize.measures import (
     ALIASES,
     Measure,
     Worth,
+    find_measure,
     measure_fleet,
     statistics,
 )
@@ -46,7 +47,7 @@ from qsim.optimize.tune_space import TuneSpace, tune_space
 from qsim.optimize.weigh import carbon_of, quality_goal
 from qsim.profile import Profile
 from qsim.sim.config import EngineOptions, refuse_queue_limits
-from qsim.sim.slo import Slo, check_judgeable, parse_slos
+from qsim.sim.slo import Slo, check_judgeable, parse_slos, too_few
 from qsim.traces.trace import Trace
 
 __all__ = ["DEFAULT_OBJECTIVES", "TuneInterrupted", "TuneStoppedError", "tune"]
@@ -203,6 +204,7 @@ def tune(
     beyond_measured: bool = False,
     seed: int = 0,
     too_long: str = "error",
+    allow_backlog: bool = False,
     sampler: str = "nsga2",
     trials: int = 200,
     batch: int = 10,
@@ -246,6 +248,8 @@ def tune(
         ``grid`` simulates every combination.
     trials, batch, population, study, study_name, resume
         See :class:`qsim.optimize.study.StudySettings`; ``study`` is its ``storage``.
+    allow_backlog : bool
+        Let fleets finish less than arrives (``overload<=0`` is a constraint otherwise).
     seed : int
         Of the search and of the router.
     pick : Pick or str, optional
@@ -267,6 +271,8 @@ def tune(
     settings = StudySettings(sampler, trials, seed, batch, population, study, study_name, resume)
     chosen_measures = parse_objectives(objectives)
     all_limits = parse_limits(limits, constraints)
+    if not allow_backlog:
+        all_limits = (*all_limits, Limit(find_measure("overload"), "<=", 0.0))
     asked = [*chosen_measures, *(m.measure for m in all_limits)]
     goal = quality_goal(tasks, min_quality)
     carbon = carbon_of(region, pue, "carbon" if any(m.needs == "region" for m in asked) else "")
@@ -305,7 +311,9 @@ def tune(
     first = next(iter(spaces.choices.values())).profile
     problem = _Tuning(
         spaces,
-        FleetTask(trace, first, 1, limits, options, router, seed, too_long),
+        FleetTask(
+            trace, first, 1, limits, options, router, seed, too_long, None, bool(allow_backlog)
+        ),
         chosen_measures,
         all_limits,
         Worth(price, quality, carbon),
@@ -370,6 +378,7 @@ def tune(
         goal,
         price,
         carbon,
+        tuple(too_few(limits, len(trace))),
         found,
         unfinished,
     )

@@ -29,6 +29,8 @@ def detail_lines(plan: Plan) -> list[str]:
     detail = plan.detail
     if detail is None:
         return []
+    if not detail.asked:
+        return [] if detail.confidence is None else detail.confidence.text()
     losers = [text for text in (lost_text(plan, c) for c in plan.candidates) if text]
     lines = [f"why not {text}" for text in losers[:_MOST_LOSERS]]
     if len(losers) > _MOST_LOSERS:

@@ -71,6 +71,13 @@ def schedule_text(found: Schedule) -> str:
     missed = [r for r in found.results if not r.met]
     for r in missed:
         ratio, window, slo = r.run.worst
+        if r.run.overload:
+            remarks.append(
+                f"{r.name} is overloaded: {r.run.overload:.1%} of the requests are not finished as "
+                "they arrive"
+            )
+        if not r.run.missed:
+            continue
         remarks.append(
             f"{r.name} misses {len(r.run.missed)} of {p.windows} windows, {p.slos[slo]} in window "
             f"{window} by {ratio - 1:.1%}"

@@ -211,12 +211,29 @@ def tie_remarks(plan: Plan) -> list[str]:
     from qsim.optimize.candidate import deciding_order
 
     names = {"cost": "cost", "energy": "energy", "gpus": "the number of GPUs",
-             "carbon": "carbon", "name": "the profile's name"}  # fmt: skip
+             "carbon": "carbon", "confidence": "confidence", "headroom": "head-room",
+             "name": "the profile's name"}  # fmt: skip
     order = ", ".join(names[o] for o in (*deciding_order(plan.objective), "name"))
     text = f"tie: {len(plan.tie.profiles)} fleets are equal in {names[plan.objective]}; "
     if plan.tie.decided_by == "name":
         return [f"{text}the first two are equal in all, and their names decided (order: {order})"]
-    return [f"{text}{names[plan.tie.decided_by]} decided (order: {order})"]
+    how = {"confidence": _replications, "headroom": _room}.get(plan.tie.decided_by)
+    first, second = plan.candidates[:2]
+    reason = "" if how is None else f": {how(first)} against {how(second)}"
+    return [f"{text}{names[plan.tie.decided_by]} decided{reason} (order: {order})"]
+
+
+def _replications(candidate: Candidate) -> str:
+    if candidate.replications is None:
+        return "none known"
+    met, count = candidate.replications
+    return f"{candidate.method} met every SLO in {met} of {count} replications"
+
+
+def _room(candidate: Candidate) -> str:
+    if candidate.carries is None:
+        return "none known"
+    return f"{candidate.method} carries {candidate.carries:.3g} times the traffic"
 
 
 def quality_remarks(plan: Plan) -> list[str]:
@@ -266,7 +283,8 @@ def plan_text(plan: Plan) -> str:
     remarks = [fill(f"{', '.join(names)}: {text}") for text, names in _run_notes(plan).items()]
     remarks += [fill(t) for t in quality_remarks(plan) + carbon_remarks(plan)]
     remarks += price_remarks(c.price for c in plan.candidates)
-    more = search_remarks(plan) + tie_remarks(plan) + margin_remarks(plan) + transfer_remarks(plan)
+    more = search_remarks(plan) + tie_remarks(plan) + sample_remarks(plan)
+    more += margin_remarks(plan) + transfer_remarks(plan)
     remarks += [fill(t) for t in more]
     if remarks:
         parts.append("\n".join(remarks))
@@ -342,6 +360,12 @@ def transfer_remarks(plan: Plan) -> list[str]:
         lines.append(best.note)
     lines += [f"{c.profile}: {c.caution}" for c in plan.candidates if c.caution and c.feasible]
     return lines
+
+
+def sample_remarks(plan: Plan) -> list[str]:
+    """What the traffic is too little to tell of the best fleet."""
+    best = plan.best
+    return [] if best is None or best.outcome is None else best.outcome.doubts()
 
 
 def margin_remarks(plan: Plan) -> list[str]:

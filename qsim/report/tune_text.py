@@ -57,6 +57,7 @@ def tune_text(result: TuneResult, picked: Record | None = None, how: str = "") -
     if result.excluded:
         lines = [fill(f"  {id_}: {why}", "    ") for id_, why in result.excluded.items()]
         parts.append("\n".join(["not tried", *lines]))
+    parts += [fill(note) for note in result.notes]
     remarks = _remarks(result)
     if remarks:
         parts.append("\n".join(remarks))

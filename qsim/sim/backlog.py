@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BURST_S", "Flow", "Load", "judge"]
+__all__ = ["BURST_S", "BacklogOutcome", "Flow", "Load", "judge"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -40,6 +40,8 @@ _SIGMAS = 2.0
 #: share of what comes on top that waits in the queue, if it is no batch that fills up
 _QUEUE = 0.6
 _BINS = 2048
+#: ratio of a fleet that finishes nothing
+_ALL = 1e9
 #: counts that the dispersion of arrivals is taken from
 _COUNTS = 64
 
@@ -87,28 +89,35 @@ class Load:
         return self.verdict == OVERLOADED
 
     @property
+    def overload(self) -> float | None:
+        """The share of what arrives that is not finished: 0 unless overloaded; None if unclear."""
+        if self.unclear:
+            return None
+        if not self.overloaded or not self.arriving_rps:
+            return 0.0
+        return 1.0 - (self.finished_rps or 0.0) / self.arriving_rps
+
+    @property
     def unclear(self) -> bool:
         """Whether the trace is too short to tell."""
         return self.verdict == UNCLEAR
 
     def sentence(self) -> str:
         """For people; "" where there is nothing to say."""
-        went_on = f" (the trace went on for {self.continued_s:,.0f} s)" if self.continued_s else ""
         if self.overloaded:
-            carries = (
-                ""
-                if self.carried_rps is None
-                else (f"; it could carry {self.carried_rps:.3g}, and keep up")
-            )
+            carries = "" if self.carried_rps is None else f"; it could carry {self.carried_rps:.3g}"
+            after = f" and {self.continued_s:,.0f} s more of it" if self.continued_s else ""
             return (
                 f"overloaded: {self.arriving_rps:.4g} requests/s arrive and the fleet finishes "
-                f"{self.finished_rps:.4g}, so that more and more wait ({self.unfinished:,} at the "
-                f"last arrival){went_on}{carries}"
+                f"{self.finished_rps:.4g}, so that more and more wait (seen over the trace{after})"
+                f"{carries}"
             )
         if self.unclear:
+            after = f", even with {self.continued_s:,.0f} s more of it" if self.continued_s else ""
             return (
-                f"too short to tell whether the fleet keeps up with {self.arriving_rps:.4g} "
-                f"requests/s: {self.unfinished:,} were unfinished at the last arrival{went_on}"
+                f"the trace is too short to tell whether the fleet keeps up with "
+                f"{self.arriving_rps:.4g} requests/s{after}: {self.unfinished:,} were unfinished "
+                "at the last arrival"
             )
         return ""
 
@@ -122,6 +131,38 @@ class Load:
             "unfinished_at_last_arrival": self.unfinished,
             "continued_s": self.continued_s,
         }
+
+
+@dataclass(frozen=True)
+class BacklogOutcome:
+    """That a fleet keeps up, as a goal beside SLOs; read as a ``SloOutcome`` is."""
+
+    load: Load
+
+    @property
+    def slo(self) -> str:
+        """Its name."""
+        return "backlog"
+
+    @property
+    def met(self) -> bool:
+        """Whether the fleet keeps up, or it cannot be told."""
+        return not self.load.overloaded
+
+    @property
+    def ratio(self) -> float:
+        """What arrives over what is finished: above 1 if the fleet is overloaded, else 0."""
+        if not self.load.finished_rps or self.load.arriving_rps is None:
+            return 0.0 if self.met else _ALL
+        return self.load.arriving_rps / self.load.finished_rps
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return self.load.to_dict()
+
+    def sentence(self) -> str:
+        """For people."""
+        return self.load.sentence() or "the fleet keeps up with its traffic"
 
 
 class Flow:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from qsim.checks import is_number
 from qsim.errors import ScenarioError
-from qsim.sim.slo import Slo
+from qsim.sim.intervals import share_interval
+from qsim.sim.slo import Slo, attainment
 
 if TYPE_CHECKING:
     from qsim.sim.result import SimulationResult
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_SHARE", "GOODPUT_METRICS", "Goodput", "GoodputOutcome", "goodput_goal"]
 
 GOODPUT_METRICS = ("ttft", "tpot", "e2el")
+#: bad requests over those that may be, where there is nothing to judge
+_NOT_MET = 1e9
 #: share of the requests that must be good unless another is given
 DEFAULT_SHARE = 0.99
 
@@ -43,13 +44,17 @@ class Goodput:
         return f"goodput:{limits}:{self.share:.15g}"
 
     def value(self, result: SimulationResult) -> float:
-        """The share of all requests that is good; a rejected one is not."""
+        """The share of all requests that is good; a rejected one is not.
+
+        nan if no request has a latency that is limited.
+        """
         limits = [Slo(metric, "mean", ms) for metric, ms in self.limits]
-        return float(np.mean(result.meets(limits)))
+        share = attainment(result, limits)
+        return math.nan if share is None else share
 
     def check(self, result: SimulationResult) -> GoodputOutcome:
         """The goal beside the share that was reached."""
-        return GoodputOutcome(self, self.value(result))
+        return GoodputOutcome(self, self.value(result), len(result.completed))
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class GoodputOutcome:
 
     slo: Goodput
     share: float
+    requests: int | None = None
 
     @property
     def met(self) -> bool:
@@ -67,6 +73,8 @@ class GoodputOutcome:
     @property
     def ratio(self) -> float:
         """Requests that are not good over those that may not be: above 1 the goal is missed."""
+        if math.isnan(self.share):
+            return _NOT_MET
         bad, allowed = 1.0 - self.share, 1.0 - self.slo.share
         if bad <= 0:
             return 0.0
@@ -77,12 +85,31 @@ class GoodputOutcome:
         return {
             "goodput": dict(self.slo.limits),
             "min_share": self.slo.share,
-            "share": self.share,
-            "met": self.met,
+            "share": None if math.isnan(self.share) else self.share,
+            "met": None if math.isnan(self.share) else self.met,
+            "interval": None if self._interval is None else list(self._interval),
         }
+
+    @property
+    def _interval(self) -> tuple[float, float] | None:
+        """Wilson's, at 90%."""
+        if self.requests is None or math.isnan(self.share):
+            return None
+        return share_interval(self.share, self.requests)
+
+    def doubt(self) -> str:
+        """Why the sample does not settle that the goal is met; "" if it does, or it is not met."""
+        if not self.met or self._interval is None or self._interval[0] >= self.slo.share:
+            return ""
+        return (
+            f"{self.slo} is met, but not surely: of {self.requests:,} requests it may be down to "
+            f"{self._interval[0]:.2%} (90% interval)"
+        )
 
     def sentence(self) -> str:
         """For people, e.g. ``goodput 97.1%, 1.9 points under the 99% that must be good``."""
+        if math.isnan(self.share):
+            return f"{self.slo} has nothing to judge: no request has such a latency"
         points = abs(self.share - self.slo.share) * 100
         side = "under" if self.share < self.slo.share else "above"
         return (

@@ -35,6 +35,7 @@ __all__ = [
     "check_slos",
     "has_something",
     "parse_slos",
+    "too_few",
     "within",
 ]
 
@@ -299,6 +300,16 @@ def attainment(result: SimulationResult, slos: Sequence[Slo]) -> float | None:
 def attainment_interval(share: float | None, requests: int) -> list[float] | None:
     """JSON-ready: the 90% interval of an attainment."""
     return None if share is None else list(share_interval(share, requests))
+
+
+def too_few(slos: Sequence[Slo], requests: int) -> list[str]:
+    """For each percentile that so few requests cannot show to be within its limit, why."""
+    return [
+        f"not enough requests to judge {s}: {s.statistic} of {requests:,} has no upper bound, "
+        f"{s.needed:,} are needed; take a longer trace"
+        for s in slos
+        if s.metric != "itl" and requests < s.needed
+    ]
 
 
 def check_judgeable(trace: Trace, metrics: Iterable[str], what: str) -> None:
