@@ -67,7 +67,7 @@ _SAME = ("gpus", "methods", "profiles", "slos", "objective", "provider", "goodpu
     show_default=True,
     metavar="cost|energy|gpus|carbon",
     help="What decides: USD per hour, energy over the trace, the number of GPUs, or gCO2e "
-    "(with --region); of equals cost, then energy, then GPUs.",
+    "(with --region); of equals confidence, head-room, cost, energy, GPUs.",
 )
 @market_options
 @click.option("--goodput", multiple=True, metavar="METRIC:MS",
