@@ -9,6 +9,7 @@ import pytest
 
 from qsim.errors import ScenarioError
 from qsim.optimize.capacity import plan
+from qsim.optimize.plan_detail import DetailWanted
 from qsim.profile import Profile
 from qsim.report.text import plan_text
 from qsim.traces.trace import Trace
@@ -59,7 +60,9 @@ def test_the_objective_carbon_prefers_less_of_it_to_less_rent() -> None:
     assert by_cost.best.gpu == "a100_sxm"
     assert by_carbon.best.gpu == "h200_sxm"
     assert (by_carbon.best.gco2e or 0) < (by_cost.best.gco2e or 0)
-    assert by_carbon.to_dict()["order"] == ["carbon", "cost", "energy", "gpus", "name"]
+    assert by_carbon.to_dict()["order"] == [
+        "carbon", "confidence", "headroom", "cost", "energy", "gpus", "name",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -78,22 +81,26 @@ def test_wrong_carbon(change: dict[str, Any], words: str) -> None:
         plan(steady(), profiles=[make_profile()], slos=SLOS, **change)
 
 
+#: neither replications nor head-room set these apart: they differ in power alone
+AS_SURE: dict[str, Any] = {"detail": DetailWanted(replications=0)}
+
+
 def test_of_equal_rent_energy_decides_and_is_named() -> None:
     made = [on("h200_sxm", 2.0, "bf16"), on("h200_sxm", 1.0, "fp8-w8a8")]
-    answer = plan(steady(), profiles=made, slos=SLOS)
+    answer = plan(steady(), profiles=made, slos=SLOS, **AS_SURE)
     assert [c.method for c in answer.candidates] == ["fp8-w8a8", "bf16"]
     assert answer.tie is not None
     assert answer.tie.decided_by == "energy"
     assert answer.to_dict()["tie"]["profiles"] == [c.profile for c in answer.candidates]
     text = " ".join(plan_text(answer).split())
-    assert "tie: 2 fleets are equal in cost; energy decided (order: cost, energy," in text
+    assert "tie: 2 fleets are equal in cost; energy decided (order: cost, confidence," in text
 
 
 def test_of_equal_gpus_cost_decides_before_energy() -> None:
     made = [on("h200_sxm", 1.0), on("a100_sxm", 2.0)]
     answer = plan(
         steady(), profiles=made, slos=SLOS, objective="gpus",
-        prices={"h200_sxm": 2.0, "a100_sxm": 1.0},
+        prices={"h200_sxm": 2.0, "a100_sxm": 1.0}, **AS_SURE,
     )  # fmt: skip
     assert answer.best is not None
     assert answer.best.gpu == "a100_sxm"
