@@ -233,7 +233,7 @@ def test_explain(tmp_path: Path, trace: Path, profile: Path, slower: Path) -> No
     assert "<li>sensitivity, replicas needed: ttft:p99:400: 1 if 20% tighter" in page.read_text()
     data = json.loads(qsim(*args, "--sensitivity", "--json", "-").stdout)["detail"]
     assert [s["factor"] for s in data["sensitivity"]] == [0.8, 1.2, 0.8, 1.2]
-    assert data["confidence"] is None
+    assert data["confidence"]["replications"] == 5  # shown without being asked
     preset = qsim("plan", "azure-conv-2023:duration=2,rate=5,seed=9", "--profile", profile, *SLOS,
                   "--replications", 2)  # fmt: skip
     assert "new draws of the preset azure-conv-2023" in " ".join(preset.stdout.split())
