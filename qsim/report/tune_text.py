@@ -73,7 +73,9 @@ def front_rows(result: TuneResult, picked: Record | None) -> tuple[list[str], li
     varied = [n for n in front[0].params if n == "profile" or len({str(r.params[n]) for r in front})
               > 1 or n == "replicas"]  # fmt: skip
     columns = {o.name: o.title for o in result.objectives}
-    columns |= {m.measure.name: m.measure.title for m in result.limits}
+    # overload is 0 wherever it is limited
+    limited = (m.measure for m in result.limits if m.measure.name != "overload")
+    columns |= {m.name: m.title for m in limited}
     heads = ["-", *(_HEADS.get(n, n.replace("_", "-")) for n in varied)]
     heads += [_two_lines(t) for t in columns.values()]
     rows = []
