@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # to make: a fit, a campaign, a cluster.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadscope
 
-.PHONY: help demo test quick check torture compiled clean
+.PHONY: help demo test quick check fuzz torture compiled clean
 
 help:
 	@echo "make demo   a capacity plan with the shipped profiles; pictures in demo-out/"
@@ -18,6 +18,7 @@ help:
 	@echo "make quick  all tests but the slow ones"
 	@echo "make check  ruff, mypy and all tests, as .ci/run does"
 	@echo "make torture  kill commands at random moments; they must go on as if undisturbed"
+	@echo "make fuzz   mutated inputs and options: N=100000 SEED=7 for more and others"
 	@echo "make compiled   compiles the simulator's inner loop in place (needs a C compiler)"
 	@echo "make clean  remove .venv, caches and demo-out/"
 
@@ -54,6 +55,12 @@ quick: $(VENV)/.stamp-dev
 
 check:
 	.ci/run
+
+# Mutated inputs and options; what fails is kept in fuzz-failures/.
+N ?= 10000
+SEED ?= 0
+fuzz: $(VENV)/.stamp-dev
+	$(BIN)/python -m tests.fuzz $(N) $(SEED)
 
 # Kills commands at random moments (KILLS of them), fills their disk, and compares what they do then.
 KILLS ?= 200

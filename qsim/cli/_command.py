@@ -6,7 +6,12 @@ from collections import Counter
 
 import click
 
+from qsim.bounds import shown
+
 __all__ = ["Command", "Group"]
+
+#: largest numbers of an option; what it means has limits of its own
+_LARGEST, _LARGEST_WHOLE = 1e18, 1 << 64
 
 
 def _refuse_repeated(command: click.Command, ctx: click.Context, args: list[str]) -> None:
@@ -30,6 +35,19 @@ def _refuse_repeated(command: click.Command, ctx: click.Context, args: list[str]
         )
 
 
+def _check_numbers(command: click.Command, ctx: click.Context) -> None:
+    """Usage error for a number, given here or in a scenario, that is not finite or immense."""
+    for param in command.params:
+        value = ctx.params.get(param.name or "")
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(part, bool) or not isinstance(part, int | float):
+                continue
+            if not abs(part) <= (_LARGEST if isinstance(part, float) else _LARGEST_WHOLE):
+                name = max(param.opts, key=len)
+                raise click.UsageError(f"{name} is {shown(part)}; must be a finite number, at most "
+                                       f"{_LARGEST:g}", ctx)  # fmt: skip
+
+
 class Command(click.Command):
     """A command whose single options may be given once."""
 
@@ -37,7 +55,10 @@ class Command(click.Command):
         """As click does, after a look for repeated options."""
         if not ctx.resilient_parsing:
             _refuse_repeated(self, ctx, args)
-        return super().parse_args(ctx, args)
+        left = super().parse_args(ctx, args)
+        if not ctx.resilient_parsing:
+            _check_numbers(self, ctx)
+        return left
 
 
 class Group(click.Group):
