@@ -37,7 +37,7 @@ SWEEP = "sweep t.csv --profile p.json --jobs 1"
         (f"{SIMULATE} --max-num-batched-tokens 8000000000000", ["<= 1048576"]),
         (f"{SIMULATE} --max-num-seqs 100000000000", ["max_num_seqs", "<= 131072"]),
         (f"{SIMULATE} --num-gpu-blocks-override 10000000000000000", ["num_gpu_blocks_override"]),
-        (f"{SIMULATE} --kv-cache-memory-bytes 1000000000000000000000", ["kv_cache_memory_bytes"]),
+        (f"{SIMULATE} --kv-cache-memory-bytes 1000000000000000000000", ["--kv-cache-memory-bytes"]),
         (f"{SIMULATE} --max-model-len 100000000000000000", ["max_model_len"]),
         (f"{SIMULATE} --seed -1", ["seed is -1"]),
         (f"{SIMULATE} --end inf", ["--end is inf", "must be a finite number"]),
