@@ -9,7 +9,7 @@ import pytest
 
 from qsim.errors import ScenarioError
 from qsim.optimize.capacity import plan
-from qsim.optimize.executor import open_executor
+from qsim.optimize.executors import open_executor
 from qsim.optimize.fleet_task import FleetTask, run_fleet
 from qsim.optimize.headroom import find_headroom
 from qsim.optimize.measures import measure_fleet
