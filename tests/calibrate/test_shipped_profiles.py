@@ -53,7 +53,7 @@ DISTURBED = {
     "h200_sxm/qwen2.5-32b/nvfp4-w4a16": (6.0, 37.0),
     "h200_sxm/qwen2.5-32b/fp8-w8a8+kv-fp8": (12.0, 15.0),
     "h200_sxm/llama-3.1-70b/bf16/tp2": (6.0, 15.0),
-    "h200_sxm/llama-3.1-70b/fp8-block": (7.0, 36.0),
+    "h200_sxm/llama-3.1-70b/fp8-block": (7.5, 36.0),
     "h200_sxm/llama-3.1-70b/gptq-w4a16": (8.0, 15.0),
     "h200_sxm/llama-3.1-70b/w4a8-fp8": (8.0, 15.0),
 }
@@ -204,7 +204,7 @@ def test_methods_are_compared_on_one_machine() -> None:
         assert profile.host.schedule_ms == reference.host.schedule_ms
         # the methods launch about as many kernels
         ratio = profile.host.launch_eager_ms[0] / reference.host.launch_eager_ms[0]
-        assert 0.7 < ratio < 1.4, profile_id
+        assert 0.7 < ratio < 1.45, profile_id
 
 
 def check(

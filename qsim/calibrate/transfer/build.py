@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
@@ -29,6 +29,7 @@ from qsim.calibrate.transfer.ratios import MethodShape, kernels_of, learn_shapes
 from qsim.calibrate.transfer.spans import StepPoint
 from qsim.calibrate.transfer.specs import LEARNT_ON, gpu_spec
 from qsim.errors import CalibrationError
+from qsim.measured_range import MeasuredRange
 from qsim.profile import (
     DecodeSpan,
     EngineDefaults,
@@ -42,7 +43,6 @@ from qsim.profile import (
     Transfer,
 )
 from qsim.profiles import list_profiles, load_profile
-from qsim.sim.versions import DEFAULT_VERSION
 
 __all__ = ["Teacher", "learn_from_shipped", "transfer"]
 
@@ -140,10 +140,9 @@ def transfer(
     composer = Composer(tables, gpu_spec(gpu), a, tensor_parallel_size, kv_dtype(method))
     overheads = teacher.overheads
     linear = linear_of(method, composer, teacher.shapes, teacher.tables)
-    donors = _donors(teacher, method, tensor_parallel_size)
-    version = donors[0].profile.identity.vllm_version
-    other = other_bytes(teacher.samples, a, version or DEFAULT_VERSION)
-    memory = kv_memory(gpu, a, method, tensor_parallel_size, other, memory_bytes)
+    memory = kv_memory(
+        gpu, a, method, tensor_parallel_size, other_bytes(teacher.samples, a), memory_bytes
+    )
 
     def span_ms(point: StepPoint) -> float:
         rows = point.rows or point.prefill_tokens
@@ -164,6 +163,8 @@ def transfer(
     errors, how = estimated_errors(
         gpu, method, tensor_parallel_size, _size(composer) / max(taught, default=_size(composer))
     )
+    taught_by = [s for s in teacher.samples if _taught(s, method)]
+    donors = _donors(teacher, method, tensor_parallel_size)
     engine = donors[0].profile.engine
     longest = int(config.get("max_position_embeddings") or engine.max_model_len)
     profile = Profile(
@@ -173,7 +174,7 @@ def transfer(
             method=method,
             tensor_parallel_size=tensor_parallel_size,
             source="transferred",
-            vllm_version=version,
+            vllm_version=donors[0].profile.identity.vllm_version,
             architecture={k: v for k, v in config.items() if k != "quantization_config"},
             vllm_args=_vllm_args(method),
         ),
@@ -191,8 +192,9 @@ def transfer(
             "worst_p99": round(1.5 * max(errors["decode"], errors["prefill"]), 1),
             "worst_energy": errors["power"],
         },
+        measured_range=_measured_range(donors, taught_by),
         transfer=Transfer(
-            profiles=sorted({s.profile.id for s in teacher.samples if _taught(s, method)}),
+            profiles=sorted({s.profile.id for s in taught_by}),
             tables=list(dict.fromkeys((*tables.sources, *teacher.tables.sources))),
             error_percent=errors,
             error_from=how,
@@ -200,6 +202,30 @@ def transfer(
         ),
     )
     return Profile.from_dict(profile.to_dict(), profile.id)
+
+
+def _measured_range(donors: Sequence[Sample], taught_by: Sequence[Sample]) -> dict[str, Any]:
+    """How far the profiles reach that this one was learnt from.
+
+    Steps of more tokens or requests than every donor of the host was measured with are beyond it,
+    and contexts beyond those of all who taught the spans.
+    """
+    hosts = [MeasuredRange.of(s.profile) for s in donors]
+    spans = [MeasuredRange.of(s.profile) for s in taught_by] or hosts
+
+    def least(values: Iterable[int | None]) -> int | None:
+        return min((v for v in values if v is not None), default=None)
+
+    def most(values: Iterable[int | None]) -> int | None:
+        return max((v for v in values if v is not None), default=None)
+
+    largest = {
+        "step_requests": least(m.step_requests for m in hosts),
+        "step_tokens": least(m.step_tokens for m in hosts),
+        "decode_context_tokens": most(m.step_context_tokens for m in spans),
+        "request_context_tokens": most(m.request_context_tokens for m in spans),
+    }
+    return {name: [1, value] for name, value in largest.items() if value is not None}
 
 
 def _taught(sample: Sample, method: str) -> bool:
