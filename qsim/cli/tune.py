@@ -73,8 +73,8 @@ _SAME = ("slos", "constraints", "search", "fix", "gpus", "methods", "profiles", 
               help="Only methods whose 90% interval of quality is not below X percent of the "
               "16-bit model's score.")  # fmt: skip
 @click.option("--search", multiple=True, metavar="NAME=VALUES",
-              help="Decide this too, or among other values: max_num_seqs=64,128 or 32:1024:log or "
-              "64:1024:x2; repeatable.")  # fmt: skip
+              help="Decide this too, or among other values: max_num_seqs=64,128 or 32:512:log or "
+              "64:512:x2; repeatable.")  # fmt: skip
 @click.option("--fix", multiple=True, metavar="NAME[=VALUE]",
               help="Do not decide this: give it VALUE, or leave it to the profile; "
               "repeatable.")  # fmt: skip
