@@ -160,15 +160,15 @@ class SloOutcome:
     sample : int or None
         How many values it is of: requests, or gaps between tokens for ITL.
     low_ms, high_ms : float
-        Its 90% interval (:mod:`qsim.sim.intervals`), for percentiles; nan for an end that the
+        Its 90% interval (:mod:`qsim.sim.intervals`), for percentiles; None for an end that the
         sample does not have.
     """
 
     slo: Slo
     value_ms: float
     sample: int | None = None
-    low_ms: float = math.nan
-    high_ms: float = math.nan
+    low_ms: float | None = None
+    high_ms: float | None = None
 
     @property
     def met(self) -> bool:
@@ -205,16 +205,16 @@ class SloOutcome:
             "met": {MET: True, MISSED: False}.get(verdict),
             "verdict": verdict,
             "over_ms": None if none else self.value_ms - self.slo.limit_ms,
-            "interval_ms": [
-                None if math.isnan(end) else end for end in (self.low_ms, self.high_ms)
-            ],
+            "interval_ms": [self.low_ms, self.high_ms],
             "sample": self.sample,
             "sample_needed": self.slo.needed,
         }
 
     def doubt(self) -> str:
         """Why the sample does not settle that the SLO is met; "" if it does, or it is not met."""
-        if self.sample is None or not self.met or self.high_ms <= self.slo.limit_ms:
+        if self.sample is None or not self.met:
+            return ""
+        if self.high_ms is not None and self.high_ms <= self.slo.limit_ms:
             return ""
         name = f"{self.slo.metric} {self.slo.statistic}"
         of = f"{self.sample:,} {'gaps' if self.slo.metric == 'itl' else 'requests'}"
@@ -223,7 +223,7 @@ class SloOutcome:
                 f"not enough requests to judge {self.slo}: {name} of {of} has no upper bound, "
                 f"{self.slo.needed:,} are needed; take a longer trace"
             )
-        if self.slo.quantile in (None, 1.0):
+        if self.high_ms is None:  # a mean, or the largest value itself
             return ""
         return (
             f"{self.slo} is met, but not surely: {name} of {of} may be up to "
@@ -269,7 +269,7 @@ def _outcome(result: Run, slo: Slo) -> SloOutcome:
     ends = [percentile_of_rank(r, n) for r in ranks(n, q)]
     known = [e for e in ends if not math.isnan(e)]
     values = dict(zip(known, result.percentiles(slo.metric, known), strict=True)) if known else {}
-    low, high = (values.get(e, math.nan) for e in ends)
+    low, high = (values.get(e) for e in ends)
     return SloOutcome(slo, slo.value(result), n, low, high)
 
 

@@ -157,7 +157,7 @@ def test_a_transferred_profile_is_unsure_of_its_memory_too() -> None:
     answer = plan(traffic(), profiles=[guessed], slos=["ttft:p99:5000"], headroom=False)
     text = " ".join(plan_text(answer).split())
     assert "* ~bf16" in text
-    assert "~ before a profile: transferred" in text
+    assert "~ before a profile: not measured itself, but transferred" in text
     assert "h200_sxm/toy-1b/bf16 is transferred, not measured" in text
     measured = plan(traffic(), profiles=[UNSURE], slos=["ttft:p99:5000"], headroom=False)
     assert "transferred" not in plan_text(measured)
