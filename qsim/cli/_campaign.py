@@ -55,10 +55,11 @@ def campaign_progress() -> Iterator[Callable[[tuple[int, ...], str, str, float],
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Tell who interrupts a campaign how to go on."""
+def interruptible(resume: bool = False) -> Iterator[None]:
+    """Tell who interrupts a campaign how to go on; ``resume``: ``--resume`` was given already."""
     try:
         yield
     except KeyboardInterrupt:
-        draw("\nComplete recordings are kept: add --resume to go on.\n")
+        how = "the same command goes on" if resume else "add --resume to go on"
+        draw(f"\nComplete recordings are kept: {how}.\n")
         raise

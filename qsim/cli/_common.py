@@ -102,7 +102,7 @@ trace_options = option_group(
                  help="Leave out requests at or after this time of the trace, s."),
     click.option("--speed", type=float, metavar="X",
                  help="Let requests arrive X times as fast (after --start and --end)."),
-    click.option("--head", type=int, metavar="N", help="Keep the first N requests."),
+    click.option("--head", type=count, metavar="N", help="Keep the first N requests."),
 )  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def _known_version(ctx: click.Context, param: click.Parameter, version: str | No
 
 #: vLLM's options that the simulator knows, under vLLM's names
 engine_options = option_group(
-    click.option("--max-num-seqs", type=int, metavar="N", help="Seats of one replica."),
+    click.option("--max-num-seqs", type=count, metavar="N", help="Seats of one replica."),
     click.option("--max-num-batched-tokens", type=count, metavar="N",
                  help="Token budget of one step."),
     click.option("--max-model-len", type=count, metavar="N",
@@ -182,17 +182,17 @@ engine_options = option_group(
                  help="Schedule the next step while the GPU works."),
     click.option("--kv-cache-memory-bytes", type=count, metavar="N",
                  help="Size of the KV cache of one GPU."),
-    click.option("--num-gpu-blocks-override", type=int, metavar="N",
+    click.option("--num-gpu-blocks-override", type=count, metavar="N",
                  help="Number of KV blocks."),
-    click.option("--long-prefill-token-threshold", type=int, metavar="N",
+    click.option("--long-prefill-token-threshold", type=count, metavar="N",
                  help="Longest prefill chunk of one request; 0 for no limit."),
     click.option("--scheduling-policy", metavar="NAME", help="fcfs or priority."),
-    click.option("--max-num-active-seqs", type=int, metavar="N",
+    click.option("--max-num-active-seqs", type=count, metavar="N",
                  help="Of the seats as many may be taken (vLLM 0.31 and newer)."),
     click.option("--long-prefill-token-threshold-adaptive/"
                  "--no-long-prefill-token-threshold-adaptive", default=None,
                  help="Raise the threshold to a fair share of the budget (vLLM 0.31 and newer)."),
-    click.option("--max-num-queued-reqs", type=int, metavar="N",
+    click.option("--max-num-queued-reqs", type=count, metavar="N",
                  help="Unfinished requests of one server; more are rejected (vLLM 0.29 and newer; "
                  "simulate and sweep)."),
     click.option("--max-num-queued-tokens", type=count, metavar="N",

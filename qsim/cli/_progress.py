@@ -77,12 +77,15 @@ def progress_bar(
 
 
 @contextmanager
-def resumable(kept: str | None) -> Iterator[None]:
-    """Tell who interrupts what is kept, as in "the study is kept in FILE", and how to go on."""
+def resumable(kept: str | None, resume: bool = False) -> Iterator[None]:
+    """Tell who interrupts what is kept, as in "the study is kept in FILE", and how to go on.
+
+    ``resume`` is whether ``--resume`` was given already.
+    """
     try:
         yield
     except KeyboardInterrupt:
         if kept is not None:
             draw("\n")
-            note(f"{kept}; go on with the same command and --resume")
+            note(f"{kept}; go on with the same command{'' if resume else ' and --resume'}")
         raise

@@ -207,7 +207,7 @@ def run(
             return
         if not jobs:
             raise ScenarioError("no method is left to measure; see the notes above")
-        with interruptible():
+        with interruptible(resume):
             result = campaign.run(resume=resume)
     fitted = {} if no_fit or only_holdout else _fit(result.complete)
     click.echo(

@@ -179,7 +179,7 @@ def _write_steps(
     out: Outputs, steps: list[Step], steps_path: str | None, timeline_path: str | None
 ) -> None:
     from qsim.files import write_text
-    from qsim.sim.steplog import to_json_lines, to_trace_events
+    from qsim.sim.steplog import steps_a_span, to_json_lines, to_trace_events
 
     for option, path, convert in (
         ("--steps", steps_path, to_json_lines),
@@ -190,3 +190,9 @@ def _write_steps(
         elif path:
             with out.attempt(option):
                 write_text(path, convert(steps))
+    together = steps_a_span(len(steps))
+    if timeline_path and together > 1:
+        note(
+            f"--timeline: {len(steps):,} steps, {together} consecutive ones of a replica in each "
+            "span; --steps has all of them, and a part of the trace (--start, --end) is finer"
+        )

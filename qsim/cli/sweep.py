@@ -95,7 +95,7 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
     check_outputs(given)
     journal = None if out == "-" else Path(f"{out}.rows.jsonl")
     kept = None if journal is None else f"finished runs are kept in {journal}"
-    with progress_bar("sweep", given["progress"]) as update, resumable(kept):
+    with progress_bar("sweep", given["progress"]) as update, resumable(kept, bool(given["resume"])):
         found = run(
             {**{k: given[k] for k in _BASE}, **engine_from(given).to_dict()},
             given["over"],

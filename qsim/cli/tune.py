@@ -128,7 +128,10 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
     kept = f"the study is kept in {given['study']}" if given["study"] else None
     ended: TuneInterrupted | TuneStoppedError | None = None
     try:
-        with progress_bar("tune", given["progress"]) as update, resumable(kept):
+        with (
+            progress_bar("tune", given["progress"]) as update,
+            resumable(kept, bool(given["resume"])),
+        ):
             found = search(
                 trace,
                 given["model"],

@@ -298,8 +298,8 @@ def _value(text: str) -> Value:
     if lower in ("true", "false", "none"):
         return {"true": True, "false": False, "none": None}[lower]
     scale = 1
-    if len(text) > 1 and text[-1] in "kmKM" and text[-2].isdigit():
-        scale = {"k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}[text[-1]]
+    if len(text) > 1 and text[-1] in "kmgtKMGT" and text[-2].isdigit():
+        scale = (1000 if text[-1].islower() else 1024) ** ("kmgt".index(text[-1].lower()) + 1)
     digits = text[:-1] if scale > 1 else text
     if _INT.fullmatch(digits):
         whole = int(digits) * scale

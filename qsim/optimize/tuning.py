@@ -47,6 +47,7 @@ from qsim.optimize.tune_space import TuneSpace, tune_space
 from qsim.optimize.weigh import carbon_of, quality_goal
 from qsim.profile import Profile
 from qsim.sim.config import EngineOptions, refuse_queue_limits
+from qsim.sim.server_memory import most_model_len
 from qsim.sim.slo import Slo, check_judgeable, parse_slos, too_few
 from qsim.traces.trace import Trace
 
@@ -397,9 +398,11 @@ def _unfit(profile: Profile, options: EngineOptions, trace: Trace, too_long: str
         return str(e)
     longest = int(trace.prompt_tokens.max())
     if too_long == "error" and longest >= engine.max_model_len:
+        most = most_model_len(profile, engine)
+        longer = f"raise --max-model-len, to at most {most}, or " if longest < most else ""
         return (
             f"the longest prompt has {longest} tokens, max_model_len is {engine.max_model_len}: "
-            "raise --max-model-len, or give --too-long reject"
+            f"{longer}give --too-long reject"
         )
     return ""
 

@@ -12,20 +12,17 @@ from qsim import __version__
 from qsim.bounds import MAX_REPLICAS, MAX_SEED
 from qsim.checks import whole
 from qsim.errors import ScenarioError, TraceError
+from qsim.measured_range import MeasuredRange
 from qsim.profile import Profile
 from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.router import ROUTERS
+from qsim.sim.server_memory import most_model_len
 from qsim.traces.trace import Trace
 
 __all__ = ["Admission", "Setup", "resolve"]
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
-
-ADVICE = (
-    "raise --max-model-len, or give --too-long reject to count such requests as failed, as the "
-    "server would"
-)
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,12 @@ class Setup:
     seed: int
     too_long: str
     frontend: bool
+
+    def admission(self) -> Admission:
+        """What takes its requests."""
+        most = most_model_len(self.profile, self.config)
+        longest = MeasuredRange.of(self.profile).request_context_tokens
+        return Admission(self.config.max_model_len, self.too_long, most, longest)
 
     @property
     def gpus(self) -> int:
@@ -103,8 +106,8 @@ class Admission:
         ``max_model_len``, which a prompt must be shorter than.
     too_long : {"error", "reject"}
         What to do with a longer one.
-    advice : str
-        What an error tells to do.
+    most : int, optional
+        The longest ``max_model_len`` that model and KV cache allow.
     measured_tokens : int, optional
         Prompt and output of the longest request that was measured.
 
@@ -122,14 +125,14 @@ class Admission:
         self,
         limit: int,
         too_long: str,
-        advice: str = ADVICE,
+        most: int | None = None,
         measured_tokens: int | None = None,
     ) -> None:
         if too_long not in ("error", "reject"):
             raise ScenarioError(f"too_long is {too_long!r}; must be 'error' or 'reject'")
         self._limit = limit
         self._reject = too_long == "reject"
-        self._advice = advice
+        self._most = most
         self._seen = 0
         self._first: tuple[str, int, int] | None = None  # trace, number and prompt of the first
         self._measured = measured_tokens
@@ -173,7 +176,24 @@ class Admission:
         return TraceError(
             f"{name}: prompt_tokens of request {i} is {prompt} "
             f"({self.rejected} of {self._seen} requests are too long); must be < max_model_len "
-            f"{self._limit}: {self._advice}"
+            f"{self._limit}: {self._advice(prompt)}"
+        )
+
+    def _advice(self, prompt: int) -> str:
+        """What to do about a prompt that is too long; nothing that cannot help."""
+        most = self._most
+        if most is not None and prompt >= most:
+            longer = f"model and KV cache hold at most {most} tokens"
+        elif most is None:
+            longer = "raise --max-model-len"
+        else:
+            longer = f"raise --max-model-len, to at most {most}"
+        if self._reject:
+            return f"no request is left to simulate; {longer}"
+        joint = ";" if most is not None and prompt >= most else ", or"
+        return (
+            f"{longer}{joint} give --too-long reject to count such requests as failed, as the "
+            "server would"
         )
 
     def notes(self) -> list[str]:

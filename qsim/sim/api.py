@@ -9,11 +9,12 @@ import numpy as np
 
 from qsim.measured_range import BeyondMeasured, MeasuredRange
 from qsim.profile import Profile
-from qsim.sim.admission import Admission, Setup, resolve
+from qsim.sim.admission import Setup, resolve
 from qsim.sim.config import EngineConfig, EngineOptions
 from qsim.sim.finished import Finished, joined, request_columns, without_rejected
 from qsim.sim.fleet import Fleet
 from qsim.sim.result import Gaps, SimulationResult
+from qsim.sim.server_memory import memory_notes
 from qsim.sim.sessions import in_order_of_arrival
 from qsim.sim.steplog import Step
 from qsim.sim.timing import PS_PER_S
@@ -77,10 +78,7 @@ def simulate(
         If a prompt is too long and ``too_long`` is "error".
     """
     setup = resolve(profile, options, replicas, router, seed, too_long, frontend)
-    measured = MeasuredRange.of(setup.profile)
-    admission = Admission(
-        setup.config.max_model_len, too_long, measured_tokens=measured.request_context_tokens
-    )
+    admission = setup.admission()
     run, output, admissible = admission.admit(trace)
     notes = admission.notes()
     if run is None:
@@ -176,13 +174,14 @@ def beyond_measured(
 
 
 def run_notes(setup: Setup, beyond: BeyondMeasured | None) -> list[str]:
-    """What a reader should know of a run: of vLLM's version, and of what was not measured."""
+    """What a reader should know of a run: of vLLM's version, of memory, and of what was not measured."""
     from qsim.profiles import carry_note
 
     measured_with = setup.profile.identity.vllm_version or DEFAULT_VERSION
     notes = version_notes(measured_with, setup.config.vllm_version)
     if (note := carry_note(setup.profile)) is not None:
         notes.append(note)
+    notes += memory_notes(setup.profile, setup.config)
     return notes if beyond is None else [*notes, *beyond.notes()]
 
 

@@ -17,6 +17,7 @@ from qsim.checks import whole
 from qsim.errors import ScenarioError
 from qsim.measured_range import MeasuredRange
 from qsim.profile import Profile
+from qsim.sim.server_memory import check_positions, check_room, kv_room
 from qsim.sim.versions import DEFAULT_VERSION, default_budget, parse_version, require, rules_of
 
 __all__ = ["ENGINE", "QUEUE_LIMITS", "EngineConfig", "EngineOptions", "refuse_queue_limits"]
@@ -183,6 +184,7 @@ class EngineOptions:
         memory = profile.memory
         block_size = memory.block_size
         blocks = memory.num_gpu_blocks
+        by_itself = self.kv_cache_memory_bytes is None and self.num_gpu_blocks_override is None
         if self.kv_cache_memory_bytes is not None:
             whole("kv_cache_memory_bytes", self.kv_cache_memory_bytes, 1, MAX_KV_BYTES)
             blocks = self.kv_cache_memory_bytes // (memory.kv_bytes_per_token * block_size)
@@ -216,6 +218,19 @@ class EngineOptions:
             objection = measured.objection(values["max_num_seqs"], values["max_num_batched_tokens"])
             if objection is not None:
                 raise ScenarioError(f"{profile.id}: {objection}")
+        room = kv_room(profile, values["max_num_batched_tokens"], values["max_num_seqs"])
+        if by_itself:
+            blocks = room.blocks
+        check_room(
+            profile,
+            room,
+            values["max_num_batched_tokens"],
+            self.kv_cache_memory_bytes,
+            self.num_gpu_blocks_override,
+        )
+        if self.max_model_len is not None:
+            whole("max_model_len", self.max_model_len, 2, MAX_MODEL_LEN)
+            check_positions(profile, self.max_model_len)
         holds = (blocks - 1) * block_size
         if self.max_model_len is None:
             values["max_model_len"] = max(2, min(values["max_model_len"], holds))

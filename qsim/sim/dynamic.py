@@ -16,6 +16,7 @@ from qsim.sim.finished import request_columns
 from qsim.sim.lifecycle import STATES, ServerPool
 from qsim.sim.policy import Policy
 from qsim.sim.result import Gaps, SimulationResult
+from qsim.sim.server_memory import most_model_len
 from qsim.sim.slo import Slo
 from qsim.sim.timing import PS_PER_S
 from qsim.traces.trace import Trace
@@ -193,8 +194,9 @@ def simulate_dynamic(
         raise waits_for_answers(trace)
     if not bin_s > 0:
         raise ScenarioError(f"bin_s is {bin_s!r}; must be > 0")
-    longest = min(p.options.resolve(p.profile).max_model_len for p in pools)
-    admission = Admission(longest, too_long, "raise it, or reject them (--too-long reject)")
+    configs = [p.options.resolve(p.profile) for p in pools]
+    most = min(most_model_len(p.profile, c) for p, c in zip(pools, configs, strict=True))
+    admission = Admission(min(c.max_model_len for c in configs), too_long, most)
     run, output, admissible = admission.admit(trace)
     if run is None:
         raise admission.too_long_error()

@@ -12,10 +12,13 @@ from typing import Any
 
 from qsim.sim.timing import PS_PER_MS, PS_PER_S
 
-__all__ = ["MODES", "Step", "to_json_lines", "to_trace_events"]
+__all__ = ["MODES", "MOST_SPANS", "Step", "steps_a_span", "to_json_lines", "to_trace_events"]
 
 #: names of the execution modes, by number
 MODES = ("decode", "piecewise", "eager")
+
+#: spans of a trace-event file: about 20 MB
+MOST_SPANS = 20_000
 
 _US = 1_000_000  # ps
 
@@ -65,33 +68,77 @@ def to_json_lines(steps: Iterable[Step]) -> str:
     return "".join(json.dumps(s.to_dict()) + "\n" for s in steps)
 
 
-def to_trace_events(steps: Iterable[Step]) -> str:
+def to_trace_events(steps: Iterable[Step], most: int = MOST_SPANS) -> str:
     """The steps as Chrome trace events: open the file in Perfetto or chrome://tracing.
 
-    A process a replica; its threads are the host (schedule and launch), the GPU, and counters.
+    A process a replica; its threads are the host (schedule and launch), the GPU, and counters. Of
+    more than ``most`` steps, several consecutive ones of a replica are one span
+    (:func:`steps_a_span`): viewers take files of some ten MB.
     """
+    log = list(steps)
+    size = steps_a_span(len(log), most)
     events: list[dict[str, Any]] = []
-    seen: set[int] = set()
-    for s in steps:
-        if s.replica not in seen:
-            seen.add(s.replica)
+    mine: dict[int, list[Step]] = {}
+    for s in log:
+        if s.replica not in mine:
+            mine[s.replica] = []
             events.append(_named("process_name", s.replica, 0, f"replica {s.replica}"))
             events.append(_named("thread_name", s.replica, 1, "host thread"))
             events.append(_named("thread_name", s.replica, 2, "GPU"))
-        label = f"{sum(n for n, _ in s.prefill)} prefill + {s.num_decode} decode"
-        detail = s.to_dict()
-        events += [
-            _span("schedule", s.replica, 1, s.schedule_ps, s.launch_start_ps, {}),
-            _span("launch", s.replica, 1, s.launch_start_ps, s.launch_end_ps, {}),
-            _span(label, s.replica, 2, s.gpu_start_ps, s.gpu_end_ps, detail),
-            {"name": "update", "ph": "i", "s": "t", "pid": s.replica, "tid": 1}
-            | {"ts": s.update_ps / _US},
-            {"name": "requests", "ph": "C", "pid": s.replica, "ts": s.update_ps / _US}
-            | {"args": {"running": s.running, "waiting": s.waiting}},
-            {"name": "KV usage", "ph": "C", "pid": s.replica, "ts": s.update_ps / _US}
-            | {"args": {"share": round(s.kv_usage, 6)}},
+        group = mine[s.replica]
+        group.append(s)
+        if len(group) == size:
+            events += _events(group)
+            group.clear()
+    for group in mine.values():
+        if group:
+            events += _events(group)
+    return (
+        json.dumps({"displayTimeUnit": "ms", "traceEvents": events}, separators=(",", ":")) + "\n"
+    )
+
+
+def steps_a_span(steps: int, most: int = MOST_SPANS) -> int:
+    """Steps of a replica that are one span of the trace events."""
+    return max(1, -(-steps // most))
+
+
+def _events(group: list[Step]) -> list[dict[str, Any]]:
+    """Consecutive steps of one replica as one span on each of its threads."""
+    first, last = group[0], group[-1]
+    pid = first.replica
+    prefill = sum(n for s in group for n, _ in s.prefill)
+    decode = sum(s.num_decode for s in group)
+    label = f"{prefill} prefill + {decode} decode"
+    if len(group) == 1:
+        detail = first.to_dict()
+        host = [
+            _span("schedule", pid, 1, first.schedule_ps, first.launch_start_ps, {}),
+            _span("launch", pid, 1, first.launch_start_ps, first.launch_end_ps, {}),
         ]
-    return json.dumps({"displayTimeUnit": "ms", "traceEvents": events}) + "\n"
+    else:
+        label = f"{len(group)} steps: {label}"
+        detail = {
+            "steps": len(group),
+            "gpu_ms": sum(s.gpu_end_ps - s.gpu_start_ps for s in group) / PS_PER_MS,
+            "num_prefill_tokens": prefill,
+            "num_decode": decode,
+            "decode_context_tokens": sum(s.decode_context_tokens for s in group),
+        }
+        host_ms = sum(s.launch_end_ps - s.schedule_ps for s in group) / PS_PER_MS
+        told = {"steps": len(group), "host_ms": host_ms}
+        name = "schedule and launch"
+        host = [_span(name, pid, 1, first.schedule_ps, last.launch_end_ps, told)]
+    at = {"pid": pid, "ts": last.update_ps / _US}
+    running, waiting = (max(getattr(s, k) for s in group) for k in ("running", "waiting"))
+    return [
+        *host,
+        _span(label, pid, 2, first.gpu_start_ps, last.gpu_end_ps, detail),
+        {"name": "update", "ph": "i", "s": "t", "tid": 1, **at},
+        {"name": "requests", "ph": "C", **at, "args": {"running": running, "waiting": waiting}},
+        {"name": "KV usage", "ph": "C", **at}
+        | {"args": {"share": round(max(s.kv_usage for s in group), 6)}},
+    ]
 
 
 def _named(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:

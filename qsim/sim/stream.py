@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim.errors import ScenarioError
-from qsim.measured_range import BeyondMeasured, MeasuredRange
+from qsim.measured_range import BeyondMeasured
 from qsim.profile import Profile
-from qsim.sim.admission import Admission, resolve
+from qsim.sim.admission import resolve
 from qsim.sim.api import beyond_measured, replica_stats, run_notes
 from qsim.sim.backlog import Load, judge
 from qsim.sim.config import EngineOptions
@@ -130,9 +130,7 @@ def simulate_stream(
         As :func:`qsim.simulate`; also when parts are not in order of arrival.
     """
     setup = resolve(profile, options, replicas, router, seed, too_long, frontend)
-    longest = MeasuredRange.of(setup.profile).request_context_tokens
-    admission = Admission(setup.config.max_model_len, too_long, measured_tokens=longest)
-    feed = Feed(parts, admission)
+    feed = Feed(parts, setup.admission())
     first = next(feed, None)
     if first is None:
         raise feed.nothing()

@@ -6,10 +6,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
 from qsim import load_profile, load_trace, simulate
+from qsim.cli import main
 from qsim.cli._common import ROUTER_HELP
 from qsim.sim.router import ROUTERS
 from tests.cli.helpers import TRACE, fails, qsim, write
@@ -422,3 +424,25 @@ def test_what_needs_the_whole_run_cannot_be_streamed(
 ) -> None:
     result = qsim("simulate", trace, "--profile", profile, "--stream", *option)
     fails(result, 2, f"--stream and {option[0]} are both given")
+
+
+def test_every_engine_option_takes_thousands(trace: Path, profile: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "s.yaml"
+    result = qsim("simulate", trace, "--profile", profile, "--max-num-seqs", "1K",
+                  "--max-num-batched-tokens", "8K", "--max-model-len", "8k",
+                  "--num-gpu-blocks-override", "2k", "--long-prefill-token-threshold", "1k",
+                  "--head", "1K", "--save-scenario", saved)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    scenario = yaml.safe_load(saved.read_text())
+    assert {k: scenario[k] for k in ("max_num_seqs", "max_num_batched_tokens", "max_model_len",
+                                     "num_gpu_blocks_override", "head")} == {
+        "max_num_seqs": 1024, "max_num_batched_tokens": 8192, "max_model_len": 8000,
+        "num_gpu_blocks_override": 2000, "head": 1024,
+    }  # fmt: skip
+    for command in ("simulate", "plan", "tune", "sweep", "schedule"):
+        found = main.get_command(click.Context(main), command)
+        assert found
+        params = {p.opts[0]: p for p in found.params}
+        for option in ("--max-num-seqs", "--max-num-active-seqs", "--max-num-queued-reqs",
+                       "--max-num-queued-tokens", "--kv-cache-memory-bytes"):  # fmt: skip
+            assert params[option].type.convert("8K", None, None) == 8192, (command, option)

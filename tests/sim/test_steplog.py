@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from qsim.sim.api import simulate
-from qsim.sim.steplog import Step, to_json_lines, to_trace_events
+from qsim.sim.steplog import MOST_SPANS, Step, steps_a_span, to_json_lines, to_trace_events
 from qsim.traces.trace import Trace
 from tests.profiles import make_profile
 
@@ -68,3 +68,22 @@ def test_both_files_hold_every_step():
     assert len(gpu) == len(steps)
     assert {e["pid"] for e in gpu} == {0, 1}
     assert all(e["dur"] > 0 for e in gpu)
+
+
+def test_a_long_timeline_is_coarser_and_loses_nothing():
+    steps, _ = run()
+    most = len(steps) // 5
+    size = steps_a_span(len(steps), most)
+    assert size >= 5
+    events = json.loads(to_trace_events(steps, most))["traceEvents"]
+    gpu = [e for e in events if e["ph"] == "X" and e["tid"] == 2]
+    assert len(gpu) <= most + 2  # one that is not full for each replica
+    assert sum(e["args"].get("steps", 1) for e in gpu) == len(steps)
+    assert sum(e["args"]["num_decode"] for e in gpu) == sum(s.num_decode for s in steps)
+    busy_ms = sum(s.gpu_end_ps - s.gpu_start_ps for s in steps) / 1e9
+    assert np.isclose(sum(e["args"]["gpu_ms"] for e in gpu), busy_ms)
+    for replica in (0, 1):
+        mine = [e for e in gpu if e["pid"] == replica]
+        assert all(a["ts"] + a["dur"] <= b["ts"] for a, b in pairwise(mine))
+    assert steps_a_span(MOST_SPANS) == 1
+    assert steps_a_span(MOST_SPANS + 1) == 2

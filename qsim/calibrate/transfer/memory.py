@@ -102,5 +102,9 @@ def kv_memory(
         block_size=_BLOCK,
         kv_bytes_per_token=per_token,
         weight_bytes=weights,
-        measured_with={"not measured": "memory accounting", "gpu_memory_utilization": UTILIZATION},
+        measured_with={
+            "not measured": "memory accounting",
+            "gpu_memory_utilization": UTILIZATION,
+            **({} if memory_bytes is None else {"gpu_memory_bytes": memory_bytes}),
+        },
     )
