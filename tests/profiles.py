@@ -38,6 +38,8 @@ def make_profile(
 ) -> Profile:
     """A profile with GPU-bound decode (4 ms and up) unless told otherwise."""
     f = 1.0 if frontend else 0.0
+    # as long as the KV cache holds: otherwise each run says that it cuts it
+    engine.setdefault("max_model_len", max(2, min(131072, (num_gpu_blocks - 1) * 16)))
     mixed = MixedSpan(
         tokens=[1, 512, 8192],
         base_ms=[decode_ms + 1.0, decode_ms + 6.0, decode_ms + 120.0],
