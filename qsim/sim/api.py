@@ -174,7 +174,7 @@ def beyond_measured(
 
 
 def run_notes(setup: Setup, beyond: BeyondMeasured | None) -> list[str]:
-    """What a reader should know of a run: of vLLM's version, of memory, and of what was not measured."""
+    """What a reader should know of a run: vLLM's version, memory, and what was not measured."""
     from qsim.profiles import carry_note
 
     measured_with = setup.profile.identity.vllm_version or DEFAULT_VERSION
