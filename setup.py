@@ -19,9 +19,11 @@ from setuptools.command.build_ext import build_ext
 #: mypyc, and what the modules' types come from
 NEEDED = ["mypy==2.4.1", "numpy>=1.26", "simpy>=4.1"]
 MODULES = [
-    "alarms", "batch", "block_ids", "emissions", "energy", "engine", "express", "fleet",
-    "kv_cache", "lockstep", "prefix_tree", "quiet", "request", "router", "rules", "scheduler",
-    "timeline", "timing", "waiting",
+    "engine/energy", "engine/fast_forward", "engine/next_finish", "engine/replica",
+    "engine/timing", "engine/token_times", "engine/wakeups", "fleet/fleet", "fleet/router",
+    "results/timeline", "scheduler/batch", "scheduler/block_ids", "scheduler/decode_group",
+    "scheduler/kv_cache", "scheduler/prefix_tree", "scheduler/request", "scheduler/rules",
+    "scheduler/scheduler", "scheduler/waiting",
 ]  # fmt: skip
 
 

@@ -19,10 +19,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from qsim.profiles import load_profile
-from qsim.sim.api import simulate
-from qsim.sim.continued import repeated, settled
-from qsim.sim.result import SimulationResult
+from qsim.profiles.lookup import load_profile
+from qsim.sim.results.continued import repeated, settled
+from qsim.sim.results.result import SimulationResult
+from qsim.sim.simulate import simulate
 from qsim.traces import load_trace
 from qsim.traces.trace import Trace
 

@@ -24,10 +24,10 @@ from pathlib import Path
 import simpy
 
 from qsim import __version__
-from qsim.profile import Profile
-from qsim.profiles import load_profile
-from qsim.sim.api import simulate
-from qsim.sim.config import EngineOptions
+from qsim.profiles.lookup import load_profile
+from qsim.profiles.schema import Profile
+from qsim.sim.scheduler.config import EngineOptions
+from qsim.sim.simulate import simulate
 from qsim.traces import load_trace, write_trace
 from qsim.traces.trace import Trace
 

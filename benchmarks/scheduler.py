@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from qsim.sim.batch import Batch
-from qsim.sim.block_ids import prompt_block_ids
-from qsim.sim.config import EngineConfig
-from qsim.sim.request import Request
-from qsim.sim.scheduler import Scheduler
+from qsim.sim.scheduler.batch import Batch
+from qsim.sim.scheduler.block_ids import prompt_block_ids
+from qsim.sim.scheduler.config import EngineConfig
+from qsim.sim.scheduler.request import Request
+from qsim.sim.scheduler.scheduler import Scheduler
 
 REPEATS = 5
 

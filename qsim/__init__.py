@@ -16,33 +16,33 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from qsim.errors import QsimError
-    from qsim.optimize.capacity import plan
-    from qsim.optimize.scheduling import schedule
-    from qsim.optimize.sweep import sweep
-    from qsim.optimize.tuning import tune
-    from qsim.profile import Profile
-    from qsim.profiles import list_profiles, load_profile
-    from qsim.sim.api import simulate
-    from qsim.sim.config import EngineOptions
-    from qsim.sim.result import SimulationResult
-    from qsim.sim.slo import Slo
+    from qsim.optimize.plan.planning import plan
+    from qsim.optimize.schedule.scheduling import schedule
+    from qsim.optimize.sweep.sweeping import sweep
+    from qsim.optimize.tune.tuning import tune
+    from qsim.profiles.lookup import list_profiles, load_profile
+    from qsim.profiles.schema import Profile
+    from qsim.sim.results.result import SimulationResult
+    from qsim.sim.results.slo import Slo
+    from qsim.sim.scheduler.config import EngineOptions
+    from qsim.sim.simulate import simulate
     from qsim.traces import Trace, load_trace
 
 _WHERE = {
-    "EngineOptions": "qsim.sim.config",
-    "Profile": "qsim.profile",
+    "EngineOptions": "qsim.sim.scheduler.config",
+    "Profile": "qsim.profiles.schema",
     "QsimError": "qsim.errors",
-    "SimulationResult": "qsim.sim.result",
-    "Slo": "qsim.sim.slo",
+    "SimulationResult": "qsim.sim.results.result",
+    "Slo": "qsim.sim.results.slo",
     "Trace": "qsim.traces",
-    "list_profiles": "qsim.profiles",
-    "load_profile": "qsim.profiles",
+    "list_profiles": "qsim.profiles.lookup",
+    "load_profile": "qsim.profiles.lookup",
     "load_trace": "qsim.traces",
-    "plan": "qsim.optimize.capacity",
-    "schedule": "qsim.optimize.scheduling",
-    "simulate": "qsim.sim.api",
-    "sweep": "qsim.optimize.sweep",
-    "tune": "qsim.optimize.tuning",
+    "plan": "qsim.optimize.plan.planning",
+    "schedule": "qsim.optimize.schedule.scheduling",
+    "simulate": "qsim.sim.simulate",
+    "sweep": "qsim.optimize.sweep.sweeping",
+    "tune": "qsim.optimize.tune.tuning",
 }
 
 __all__ = [

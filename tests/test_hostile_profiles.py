@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from qsim.errors import ProfileError
-from qsim.profile import Profile
+from qsim.profiles.schema import Profile
 from tests.cli.helpers import fails, qsim
-from tests.profiles import make_profile
+from tests.make_profile import make_profile
 
 NAMES = [
     "x\ntouch PWNED #",
@@ -133,7 +133,7 @@ def test_a_file_that_is_none(tmp_path: Path, text: str) -> None:
 
 
 def test_shipped_profiles_need_no_check_because_they_pass_it() -> None:
-    from qsim.profiles import list_profiles, load_profile
+    from qsim.profiles.lookup import list_profiles, load_profile
 
     entries = list_profiles()
     assert len(entries) > 100

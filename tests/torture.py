@@ -25,9 +25,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from qsim.calibrate.state import is_complete
+from qsim.calibrate.measure.state import is_complete
 from tests.calibrate.stub import HERE, MARK, STUB, none_left, stub_environment
-from tests.profiles import make_profile
+from tests.make_profile import make_profile
 
 __all__ = ["SIGNALS", "Failure", "full_disks", "torture"]
 

@@ -36,8 +36,8 @@ from qsim.calibrate.transfer.published import (
 )
 from qsim.errors import QsimError
 from qsim.files import write_text
-from qsim.profile import Profile
-from qsim.profiles import load_profile
+from qsim.profiles.lookup import load_profile
+from qsim.profiles.schema import Profile
 
 
 def transfer_page(

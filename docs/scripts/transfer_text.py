@@ -142,7 +142,7 @@ before "Forty-three measured profiles", and the last before "Forty-eight measure
 those of when they were measured, whose contexts were not yet counted as those of traffic:
 
     python -c "from qsim.calibrate.transfer.check import compare_profiles as compare
-    from qsim.profiles import load_profile as load
+    from qsim.profiles.lookup import load_profile as load
     for d in compare(load('THEN.json'), load('h200_sxm/qwen2.5-14b/fp8-w8a8')):
         print(d.quantity, round(d.median, 1), round(d.worst, 1))"
 

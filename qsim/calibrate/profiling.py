@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qsim.errors import MissingExtraError, QsimError
 from qsim.files import write_text
-from qsim.profile import Profile
+from qsim.profiles.schema import Profile
 
 __all__ = ["is_newer", "profile_recording"]
 
@@ -22,9 +22,9 @@ def profile_recording(
     """Fit a recording, work out the error of the profile, and write it.
 
     The profile is fitted on all phases but the warm-up. Its ``fit_error`` comes from fits without
-    the held-out phase that they predict (``qsim.calibrate.validate``). Beside the recording's
-    files go ``fit.txt``, a table of the errors by mode, and two pictures if matplotlib is
-    installed.
+    the held-out phase that they predict (``qsim.calibrate.validate.validation``). Beside the
+    recording's files go ``fit.txt``, a table of the errors by mode, and two pictures if matplotlib
+    is installed.
 
     Parameters
     ----------
@@ -42,10 +42,10 @@ def profile_recording(
     CalibrationError
         If too little was recorded for a fit.
     """
-    from qsim.calibrate.fit import fit
-    from qsim.calibrate.fit_report import draw_diagnostics, mode_table
-    from qsim.calibrate.recording import HOLDOUT, read_recording
-    from qsim.calibrate.validate import fit_error, validate
+    from qsim.calibrate.fit.fitting import fit
+    from qsim.calibrate.fit.report import draw_diagnostics, mode_table
+    from qsim.calibrate.recordings.read import HOLDOUT, read_recording
+    from qsim.calibrate.validate.validation import fit_error, validate
 
     recording = read_recording(folder)
     fitted = fit([recording], progress=progress)

@@ -14,8 +14,8 @@ import click
 from qsim.bounds import one_line
 from qsim.errors import MissingExtraError, ScenarioError
 from qsim.files import write_text
-from qsim.sim.config import EngineOptions
-from qsim.sim.slo import Slo
+from qsim.sim.results.slo import Slo
+from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces.trace import Trace
 
 __all__ = [
@@ -41,7 +41,8 @@ __all__ = [
     "write_json",
 ]
 
-# qsim.sim.router.ROUTERS in words: importing it would cost --help its speed; a test compares them
+# qsim.sim.fleet.router.ROUTERS in words: importing it would cost --help its speed; a test compares
+# them
 ROUTER_HELP = (
     "round-robin, random, least-requests, least-tokens, power-of-two, vllm or prefix-affinity."
 )
@@ -161,7 +162,7 @@ run_options = option_group(
 def _known_version(ctx: click.Context, param: click.Parameter, version: str | None) -> str | None:
     """Refuse what is no version before the work; say it if its rules are not known."""
     if version is not None:
-        from qsim.sim.versions import newer_than_known
+        from qsim.catalog.versions import newer_than_known
 
         remark = newer_than_known(version)
         if remark and ctx.command.name != "simulate":  # that has it in its notes
@@ -249,7 +250,7 @@ executor_options = option_group(
 
 def jobs_from(options: Mapping[str, Any]) -> dict[str, Any]:
     """``jobs`` and ``dask`` for the optimizers, from a command's parameters."""
-    from qsim.optimize.executor import available_cores
+    from qsim.optimize.search.executor import available_cores
 
     jobs = options["jobs"]
     return {"jobs": available_cores() if jobs is None else jobs, "dask": options["dask"]}

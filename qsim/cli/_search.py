@@ -87,7 +87,7 @@ market_options = option_group(
 
 def market_from(options: Mapping[str, Any]) -> dict[str, Any]:
     """``prices`` and ``provider`` for the optimizers, from a command's parameters."""
-    from qsim.optimize.prices import load_prices
+    from qsim.optimize.economics.prices import load_prices
 
     path = options["prices_path"]
     listed = {} if path is None else load_prices(path)

@@ -13,9 +13,9 @@ from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
     from qsim.cli._outputs import Outputs
-    from qsim.profile import Profile
-    from qsim.sim.request_rows import Columns
-    from qsim.sim.stream import StreamResult
+    from qsim.profiles.schema import Profile
+    from qsim.sim.results.requests import Columns
+    from qsim.sim.simulate_stream import StreamResult
 
 __all__ = ["run_streamed", "wants_stream"]
 
@@ -52,9 +52,9 @@ def run_streamed(
     given: Mapping[str, Any], profile: Profile, out: Outputs
 ) -> tuple[StreamResult, str, int]:
     """Simulate, and write the requests file on the way; also the trace's name and length."""
-    from qsim.sim.histogram import RELATIVE_ERROR
-    from qsim.sim.request_rows import request_writer
-    from qsim.sim.stream import simulate_stream
+    from qsim.sim.results.histogram import RELATIVE_ERROR
+    from qsim.sim.results.requests import request_writer
+    from qsim.sim.simulate_stream import simulate_stream
     from qsim.traces.parts import open_parts
 
     trace = open_parts(

@@ -13,8 +13,8 @@ import click
 from qsim.cli._command import Group
 
 if TYPE_CHECKING:
-    from qsim.calibrate.recording import Recording
-    from qsim.profile import HostTimes, Profile
+    from qsim.calibrate.recordings.read import Recording
+    from qsim.profiles.schema import HostTimes, Profile
 
 __all__ = ["group"]
 
@@ -58,19 +58,19 @@ def _host_from(source: str | None) -> HostTimes | None:
     if source is None:
         return None
     if (Path(source) / "server.json").exists():
-        from qsim.calibrate.fit import fit
-        from qsim.calibrate.recording import read_recording
+        from qsim.calibrate.fit.fitting import fit
+        from qsim.calibrate.recordings.read import read_recording
 
         click.echo(f"host times from {source}", err=True)
         return fit([read_recording(source)], held_out=False, progress=_say).profile.host
-    from qsim.profiles import load_profile
+    from qsim.profiles.lookup import load_profile
 
     return load_profile(source).host
 
 
 def _profiles_for(recordings: Sequence[Recording], given: Sequence[str]) -> list[Profile]:
     """The named profiles; for 'shipped', the shipped one of each recorded server."""
-    from qsim.profiles import load_profile
+    from qsim.profiles.lookup import load_profile
 
     wanted: list[tuple[str, str | None]] = []
     for name in given:
@@ -94,8 +94,8 @@ _recordings = click.argument(
 
 def _check_machines(groups: Sequence[Sequence[Recording]]) -> None:
     """One profile cannot be that of two machines."""
-    from qsim.calibrate.fit_host import recorded_own_ms
-    from qsim.calibrate.validate import LIKE_MACHINES
+    from qsim.calibrate.fit.host import recorded_own_ms
+    from qsim.calibrate.validate.validation import LIKE_MACHINES
     from qsim.errors import ScenarioError
 
     seen: dict[tuple[str, str], Sequence[Recording]] = {}
@@ -171,14 +171,14 @@ def fit_command(
     """
     from dataclasses import replace
 
-    from qsim.calibrate.fit_host_like import with_host_like
-    from qsim.calibrate.fit_report import draw_diagnostics, mode_table
-    from qsim.calibrate.recording import HOLDOUT, read_recording
-    from qsim.calibrate.validate import fit_error, fit_servers, group_servers, validate
+    from qsim.calibrate.fit.host_like import with_host_like
+    from qsim.calibrate.fit.report import draw_diagnostics, mode_table
+    from qsim.calibrate.recordings.read import HOLDOUT, read_recording
+    from qsim.calibrate.validate.validation import fit_error, fit_servers, group_servers, validate
     from qsim.cli._common import need_matplotlib, to_json
     from qsim.cli._outputs import Outputs, check_output
     from qsim.errors import ScenarioError
-    from qsim.profiles import file_name, load_profile
+    from qsim.profiles.lookup import file_name, load_profile
 
     if diagnostics is not None:
         need_matplotlib("--diagnostics", str(diagnostics / "spans.png"), (".png",))
@@ -287,11 +287,10 @@ def validate_command(
     model, and how many of the scheduler's steps agree with the recorded ones, come before the
     tables of single phases.
     """
-    from qsim.calibrate.agreement import StepCounts, count_steps
-    from qsim.calibrate.fidelity import fidelity_dict
-    from qsim.calibrate.fidelity_page import fidelity_page
-    from qsim.calibrate.recording import read_recording
-    from qsim.calibrate.validate import (
+    from qsim.calibrate.recordings.read import read_recording
+    from qsim.calibrate.validate.agreement import StepCounts, count_steps
+    from qsim.calibrate.validate.fidelity import fidelity_dict
+    from qsim.calibrate.validate.validation import (
         check_profiles,
         chosen_phases,
         fit_servers,
@@ -301,6 +300,7 @@ def validate_command(
     from qsim.cli._common import write_json
     from qsim.cli._outputs import Outputs, check_output
     from qsim.files import write_text
+    from qsim.report.text.fidelity import fidelity_page
 
     if given and host_from is not None:
         raise click.UsageError("--host-from is for fits; --profile fits nothing")

@@ -38,9 +38,9 @@ def agreement(
     front end's model says, the second one when the recording shows them, which leaves the
     scheduler alone to answer for the difference.
     """
-    from qsim.calibrate.agreement import AGREEMENT_HEAD, StepCounts, count_steps
-    from qsim.calibrate.recording import read_recording
-    from qsim.profiles import load_profile
+    from qsim.calibrate.recordings.read import read_recording
+    from qsim.calibrate.validate.agreement import AGREEMENT_HEAD, StepCounts, count_steps
+    from qsim.profiles.lookup import load_profile
 
     click.echo("\n".join(AGREEMENT_HEAD))
     overall: list[StepCounts] = []

@@ -50,7 +50,7 @@ def quality(**given: Any) -> None:
     """
     from qsim.cli._common import note, to_json, write_json
     from qsim.cli._outputs import Outputs, check_output, check_outputs
-    from qsim.profile import Profile
+    from qsim.profiles.schema import Profile
     from qsim.quality.measure import compare, completions_url, evaluate, load_run, parse_tasks
 
     # everything that can be wrong is found before hours of measuring
@@ -111,7 +111,7 @@ def quality(**given: Any) -> None:
 
 
 def _text(result: dict[str, Any]) -> str:
-    from qsim.report.tables import table
+    from qsim.report.text.tables import table
 
     rows = [
         [

@@ -15,7 +15,7 @@ import click
 from qsim.cli._command import Command
 
 if TYPE_CHECKING:
-    from qsim.calibrate.workload import HoldoutTrace
+    from qsim.calibrate.measure.workload import HoldoutTrace
 
 __all__ = ["run"]
 
@@ -131,13 +131,19 @@ def run(
     from dataclasses import replace
 
     from qsim.bounds import MAX_SEED
-    from qsim.calibrate import gpus as gpu_types
-    from qsim.calibrate.measure import Job
-    from qsim.calibrate.methods import METHODS
-    from qsim.calibrate.models import load_model
-    from qsim.calibrate.power import Nvml
-    from qsim.calibrate.run import Campaign, groups_of, load_seconds, make_jobs, require_complete
-    from qsim.calibrate.server import serve_command as find_command
+    from qsim.calibrate.measure.measurement import Job
+    from qsim.calibrate.measure.power import Nvml
+    from qsim.calibrate.measure.run import (
+        Campaign,
+        groups_of,
+        load_seconds,
+        make_jobs,
+        require_complete,
+    )
+    from qsim.calibrate.measure.server import serve_command as find_command
+    from qsim.catalog import gpus as gpu_types
+    from qsim.catalog.methods import METHODS
+    from qsim.catalog.models import load_model
     from qsim.checks import finite, whole
     from qsim.cli._campaign import campaign_progress, interruptible
     from qsim.cli._common import note
@@ -264,7 +270,7 @@ def _traces(texts: Sequence[str], loads: Sequence[float], seed: int) -> tuple[Ho
     ScenarioError
         If a load is out of range, or there are loads for some traces only.
     """
-    from qsim.calibrate.workload import HoldoutTrace
+    from qsim.calibrate.measure.workload import HoldoutTrace
     from qsim.errors import ScenarioError
     from qsim.traces import load_trace
 

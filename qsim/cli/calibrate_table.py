@@ -9,7 +9,7 @@ import click
 from qsim.cli._command import Command
 
 if TYPE_CHECKING:
-    from qsim.calibrate.measured import MeasuredRow
+    from qsim.calibrate.recordings.measured import MeasuredRow
 
 __all__ = ["table"]
 
@@ -34,8 +34,8 @@ def table(recordings: tuple[str, ...], phases: tuple[str, ...], as_json: bool) -
     output token of a phase (--phase, and in --json that of val_moderate) has prefill and idling in
     it, so it compares only where the loads are alike.
     """
-    from qsim.calibrate.measured import measured_row
-    from qsim.calibrate.recording import read_recording
+    from qsim.calibrate.recordings.measured import measured_row
+    from qsim.calibrate.recordings.read import read_recording
     from qsim.cli._common import to_json
 
     rows = [measured_row(read_recording(r), energy_phases=phases or ("val_moderate",))
@@ -47,7 +47,7 @@ def table(recordings: tuple[str, ...], phases: tuple[str, ...], as_json: bool) -
 
 
 def _markdown(rows: list[MeasuredRow], with_phase: bool) -> str:
-    from qsim.calibrate.measured import BATCHES
+    from qsim.calibrate.recordings.measured import BATCHES
 
     heads = ["model", "method", *(f"decode {b}, ms" for b in BATCHES)]
     heads += ["decode, mJ/token", "prefill, tokens/s", "prefill, mJ/token"]

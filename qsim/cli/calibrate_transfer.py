@@ -12,8 +12,8 @@ from qsim.cli._command import Command
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
-    from qsim.calibrate.models import Model
-    from qsim.profile import Profile
+    from qsim.catalog.models import Model
+    from qsim.profiles.schema import Profile
 
 __all__ = ["transfer"]
 
@@ -73,8 +73,8 @@ def transfer(
     pip install 'qsim[transfer]'); what they do not explain is learnt from the measured profiles of
     H200. Every such profile is marked "transferred" and states its estimated errors.
     """
-    from qsim.calibrate.models import load_model
     from qsim.calibrate.transfer.build import learn_from_shipped
+    from qsim.catalog.models import load_model
     from qsim.cli._common import note
     from qsim.cli._outputs import check_output
 
@@ -94,10 +94,10 @@ def transfer(
     if gpu is not None and known is not None and out is not None:
         _some(teacher, gpu, known, methods, tp, gpu_memory_gib, out)
     if everything:
-        import qsim.profiles
+        import qsim.profiles.lookup
         from qsim.calibrate.transfer.catalogue import write_all
 
-        folder = out or Path(qsim.profiles.__file__).parent
+        folder = out or Path(qsim.profiles.lookup.__file__).parent
         made = write_all(teacher, folder, lambda id: click.echo(f"  {id}", err=True))
         click.echo(f"{len(made)} profiles in {folder}")
     if checks:
@@ -109,10 +109,10 @@ def transfer(
 def _some(
     teacher: Any, gpu: str, known: Model, methods: str | None, tp: int, gib: float | None, out: Path
 ) -> None:
-    from qsim.calibrate.gpus import GIB, gpu_type
-    from qsim.calibrate.methods import METHODS, check, find_method
     from qsim.calibrate.transfer.build import transfer as build
-    from qsim.profiles import list_profiles, load_profile
+    from qsim.catalog.gpus import GIB, gpu_type
+    from qsim.catalog.methods import METHODS, check, find_method
+    from qsim.profiles.lookup import list_profiles, load_profile
 
     kind = gpu_type(gpu)
     wanted = list(METHODS) if methods in (None, "all") else str(methods).split(",")
@@ -142,8 +142,8 @@ def _check(teacher: Any, names: tuple[str, ...], as_json: bool) -> None:
     from qsim.calibrate.transfer.build import transfer as build
     from qsim.calibrate.transfer.check import compare_profiles, leave_out
     from qsim.calibrate.transfer.specs import LEARNT_ON
-    from qsim.profiles import load_profile
-    from qsim.report.tables import table
+    from qsim.profiles.lookup import load_profile
+    from qsim.report.text.tables import table
 
     rows: list[dict[str, Any]] = []
     for name in names:
@@ -180,7 +180,7 @@ def _check(teacher: Any, names: tuple[str, ...], as_json: bool) -> None:
 
 def _published(teacher: Any, path: Path, as_json: bool) -> None:
     from qsim.calibrate.transfer.published import outcomes, summary
-    from qsim.report.tables import table
+    from qsim.report.text.tables import table
 
     found = outcomes(teacher, path)
     if as_json:

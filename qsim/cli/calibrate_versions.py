@@ -31,11 +31,11 @@ def versions(profiles: tuple[str, ...], kernel_changed: tuple[str, ...], out: Pa
     a Markdown table, and the factors by which other profiles are carried from the older version to
     the newer, with their errors: a server's own factors against those of the others.
     """
-    from qsim.calibrate.methods import find_method
-    from qsim.calibrate.versions import learn, pairs_of, table_rows, write_changes
+    from qsim.calibrate.transfer.versions import learn, pairs_of, table_rows, write_changes
+    from qsim.catalog.methods import find_method
     from qsim.cli._common import to_json
-    from qsim.profile import Profile
     from qsim.profiles.carry import changes
+    from qsim.profiles.schema import Profile
 
     for name in kernel_changed:
         find_method(name)

@@ -24,11 +24,11 @@ def methods(gpu: str, model: str | None, tensor_parallel_size: int, as_json: boo
     Add +kv-fp8 to any method for an FP8 KV cache. For all methods the embedding, the LM head and
     the norms stay in bf16.
     """
-    from qsim.calibrate.gpus import gpu_type
-    from qsim.calibrate.methods import METHODS, check, weight_bytes
-    from qsim.calibrate.models import load_model
+    from qsim.catalog.gpus import gpu_type
+    from qsim.catalog.methods import METHODS, check, weight_bytes
+    from qsim.catalog.models import load_model
     from qsim.cli._common import note
-    from qsim.report.tables import table
+    from qsim.report.text.tables import table
 
     kind = gpu_type(gpu)
     known = None if model is None else load_model(model, dummy_weights=True)

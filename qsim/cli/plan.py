@@ -37,9 +37,9 @@ from qsim.cli._search import (
 from qsim.errors import InfeasibleError, ScenarioError
 
 if TYPE_CHECKING:
-    from qsim.optimize.export import Export
-    from qsim.optimize.plan_detail import DetailWanted
-    from qsim.optimize.study import StudySettings
+    from qsim.optimize.deploy.export import Export
+    from qsim.optimize.plan.detail import DetailWanted
+    from qsim.optimize.search.study import StudySettings
 
 __all__ = ["plan"]
 
@@ -143,11 +143,11 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     """
     need_matplotlib("--report", given["report_path"], (".html", ".htm"))
     need_matplotlib("--picture", given["picture_path"])
-    from qsim.optimize.capacity import plan as search
-    from qsim.optimize.export import export_plan, parse_export
-    from qsim.optimize.prices import load_prices
-    from qsim.profiles import left_out_note
-    from qsim.report.text import plan_text
+    from qsim.optimize.deploy.export import export_plan, parse_export
+    from qsim.optimize.economics.prices import load_prices
+    from qsim.optimize.plan.planning import plan as search
+    from qsim.profiles.lookup import left_out_note
+    from qsim.report.text.results import plan_text
 
     exports = [parse_export(e) for e in given["exports"]]
     to_stdout = one_to_stdout(given, exports)
@@ -188,12 +188,12 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
             if text is not None:
                 out.echo(text, nl=False)
     if given["report_path"]:
-        from qsim.report.html import write_plan_report
+        from qsim.report.html.reports import write_plan_report
 
         with out.attempt("--report"):
             write_plan_report(given["report_path"], found)
     if given["picture_path"]:
-        from qsim.report.figures import plan_figure, save_figure
+        from qsim.report.figures.results import plan_figure, save_figure
 
         with out.attempt("--picture"):
             save_figure(plan_figure(found), given["picture_path"])
@@ -210,7 +210,7 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
 
 def _check_exports(given: dict[str, Any], exports: Sequence[Export]) -> None:
     """Refuse before the search what would be refused after it."""
-    from qsim.optimize.kubernetes import AUTOSCALERS
+    from qsim.optimize.deploy.kubernetes import AUTOSCALERS
 
     if any(e.kind == "kubernetes" for e in exports) and given["autoscaler"] not in AUTOSCALERS:
         raise ScenarioError(
@@ -230,7 +230,7 @@ def _check_exports(given: dict[str, Any], exports: Sequence[Export]) -> None:
 
 def _study(given: dict[str, Any]) -> StudySettings | None:
     """How to search; None if nothing of it is said."""
-    from qsim.optimize.study import StudySettings
+    from qsim.optimize.search.study import StudySettings
 
     names = {"trials": "trials", "sampler": "sampler", "study_path": "storage",
              "study_name": "name", "resume": "resume"}  # fmt: skip
@@ -242,15 +242,15 @@ def _study(given: dict[str, Any]) -> StudySettings | None:
 
 def _detail(given: dict[str, Any]) -> DetailWanted:
     """What else to find out; other traffic of a preset is drawn, that of a file resampled."""
-    from qsim.optimize.plan_detail import DetailWanted
-    from qsim.optimize.redraw import preset_draw
+    from qsim.optimize.plan.detail import DetailWanted
+    from qsim.optimize.plan.resample import preset_draw
 
     explain = bool(given["explain"])
     sure = given["min_confidence"]
     replications = given["replications"] or (
         20 if explain or sure is not None else given["replications"]
     )
-    redraw = preset_draw(
+    resampling = preset_draw(
         given["trace"],
         given["seed"],
         given["growth"],
@@ -264,6 +264,6 @@ def _detail(given: dict[str, Any]) -> DetailWanted:
         replications,
         explain or bool(given["sensitivity"]),
         explain or bool(given["bottlenecks"]),
-        redraw,
+        resampling,
         sure,
     )

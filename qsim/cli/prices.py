@@ -26,9 +26,9 @@ def prices(
     """
     if carbon and (gpus or provider):
         raise ScenarioError("--carbon shows grids, which have neither a GPU nor a provider")
-    from qsim.optimize.carbon import carbon_table
-    from qsim.optimize.prices import DEFAULT_CLASS, PROVIDERS, price_table
-    from qsim.report.tables import number, table
+    from qsim.optimize.economics.carbon import carbon_table
+    from qsim.optimize.economics.prices import DEFAULT_CLASS, PROVIDERS, price_table
+    from qsim.report.text.tables import number, table
 
     if carbon:
         grids = carbon_table()

@@ -9,8 +9,8 @@ import click
 
 from qsim.cli._command import Group
 from qsim.cli._common import write_json
-from qsim.profile import Profile
-from qsim.profiles import list_profiles, load_profile, stated_errors
+from qsim.profiles.lookup import list_profiles, load_profile, stated_errors
+from qsim.profiles.schema import Profile
 
 __all__ = ["group"]
 
@@ -31,7 +31,7 @@ def list_command(as_json: bool = False) -> None:
     An id means its newest version; @0.24 behind it chooses an older one. A profile of an older
     version is carried to a newer one by --vllm-version where measured factors tell how.
     """
-    from qsim.report.tables import table
+    from qsim.report.text.tables import table
 
     newest = {e.id: e for e in list_profiles()}
     rows = [
@@ -74,7 +74,7 @@ def list_command(as_json: bool = False) -> None:
 @click.option("--vllm-version", metavar="VERSION", help="As it is under this version.")
 def show(profile: str, as_json: bool, vllm_version: str | None) -> None:
     """Show one profile."""
-    from qsim.report.text import profile_text
+    from qsim.report.text.results import profile_text
 
     loaded = load_profile(profile, vllm_version)
     if as_json:

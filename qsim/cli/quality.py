@@ -79,7 +79,7 @@ def quality(
 def _measured(model: str, profiles: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
     """Measured quality by method, from profiles of this model."""
     from qsim.errors import ProfileError
-    from qsim.profiles import load_profile
+    from qsim.profiles.lookup import load_profile
     from qsim.quality.models import model_key
 
     found: dict[str, Mapping[str, Any]] = {}
@@ -101,7 +101,7 @@ def _rows(
     methods: tuple[str, ...],
     measured: Mapping[str, Mapping[str, Any]],
 ) -> list[tuple[Recovery, dict[str, Recovery]]]:
-    from qsim.calibrate.methods import METHODS
+    from qsim.catalog.methods import METHODS
     from qsim.quality.recovery import recovery
 
     wanted = methods or (*METHODS, "bf16+kv-fp8")
@@ -120,7 +120,7 @@ def _text(
     sources: bool,
     which: str = "",
 ) -> str:
-    from qsim.report.tables import table
+    from qsim.report.text.tables import table
 
     def known(r: Recovery) -> int:
         return sum(t.status != "estimated" for t in r.tasks)
@@ -166,7 +166,7 @@ def _task_list(as_json: bool) -> str:
     from qsim.cli._common import to_json
     from qsim.quality.table import recovery_table
     from qsim.quality.tasks import TASKS
-    from qsim.report.tables import table
+    from qsim.report.text.tables import table
 
     counts = {t: sum(r.task == t for r in recovery_table()) for t in TASKS}
     rows = [

@@ -113,12 +113,12 @@ def schedule(ctx: click.Context, /, **given: Any) -> None:
     qsim simulate.
     """
     need_matplotlib("--picture", given["picture_path"])
-    from qsim.optimize.carbon import load_carbon_series
-    from qsim.optimize.schedule_export import check_week, export_schedule, parse_schedule_export
-    from qsim.optimize.scheduling import POLICIES
-    from qsim.optimize.scheduling import schedule as search
-    from qsim.report.schedule_text import schedule_text
-    from qsim.sim.lifecycle import Lifecycle
+    from qsim.optimize.economics.carbon import load_carbon_series
+    from qsim.optimize.schedule.export import check_week, export_schedule, parse_schedule_export
+    from qsim.optimize.schedule.scheduling import POLICIES
+    from qsim.optimize.schedule.scheduling import schedule as search
+    from qsim.report.text.schedule import schedule_text
+    from qsim.sim.fleet.lifecycle import Lifecycle
 
     exports = [parse_schedule_export(e) for e in given["exports"]]
     to_stdout = one_to_stdout(given, exports)
@@ -160,8 +160,8 @@ def schedule(ctx: click.Context, /, **given: Any) -> None:
             if text is not None:
                 out.echo(text, nl=False)
     if given["picture_path"]:
-        from qsim.report.schedule_figure import schedule_figure
-        from qsim.report.style import save_figure
+        from qsim.report.figures.schedule import schedule_figure
+        from qsim.report.figures.style import save_figure
 
         with out.attempt("--picture"):
             save_figure(schedule_figure(found), given["picture_path"])

@@ -29,11 +29,11 @@ from qsim.cli._stream import run_streamed, wants_stream
 from qsim.errors import InfeasibleError
 
 if TYPE_CHECKING:
-    from qsim.profile import Profile
-    from qsim.sim.backlog import Load
-    from qsim.sim.result import SimulationResult
-    from qsim.sim.steplog import Step
-    from qsim.sim.stream import StreamResult
+    from qsim.profiles.schema import Profile
+    from qsim.sim.engine.steplog import Step
+    from qsim.sim.results.backlog import Load
+    from qsim.sim.results.result import SimulationResult
+    from qsim.sim.simulate_stream import StreamResult
     from qsim.traces.trace import Trace
 
 __all__ = ["simulate"]
@@ -82,11 +82,11 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     if given["requests_path"] is not None:
         check_ending("--requests", given["requests_path"], (".csv", ".csv.gz", ".parquet"))
     from qsim import __version__
-    from qsim.profiles import load_profile
-    from qsim.report.text import simulation_text
-    from qsim.sim.histogram import RELATIVE_ERROR
-    from qsim.sim.result import SimulationResult
-    from qsim.sim.slo import MET, all_met, attainment, attainment_interval, check_slos
+    from qsim.profiles.lookup import load_profile
+    from qsim.report.text.results import simulation_text
+    from qsim.sim.results.histogram import RELATIVE_ERROR
+    from qsim.sim.results.result import SimulationResult
+    from qsim.sim.results.slo import MET, all_met, attainment, attainment_interval, check_slos
 
     check_outputs(given)
     out = Outputs()
@@ -139,7 +139,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     if steps is not None:
         _write_steps(out, steps, given["steps_path"], given["timeline_path"])
     if given["report_path"] and isinstance(result, SimulationResult):
-        from qsim.report.html import write_simulation_report
+        from qsim.report.html.reports import write_simulation_report
 
         with out.attempt("--report"):
             write_simulation_report(given["report_path"], result, summary, outcomes, title, load)
@@ -155,8 +155,8 @@ def _run_whole(
     given: Mapping[str, Any], profile: Profile, steps: list[Step] | None
 ) -> tuple[SimulationResult, Load, str, int]:
     """Simulate with the trace in memory; also whether the fleet kept up, name and length."""
-    from qsim.sim.api import simulate as run
-    from qsim.sim.continued import find_carried, settled
+    from qsim.sim.results.continued import find_carried, settled
+    from qsim.sim.simulate import simulate as run
 
     trace = trace_from(given)
     with progress_bar("simulate", given["progress"]) as update:
@@ -179,7 +179,7 @@ def _write_steps(
     out: Outputs, steps: list[Step], steps_path: str | None, timeline_path: str | None
 ) -> None:
     from qsim.files import write_text
-    from qsim.sim.steplog import steps_a_span, to_json_lines, to_trace_events
+    from qsim.sim.engine.steplog import steps_a_span, to_json_lines, to_trace_events
 
     for option, path, convert in (
         ("--steps", steps_path, to_json_lines),

@@ -84,8 +84,8 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
     """
     from pathlib import Path
 
-    from qsim.optimize.sweep import sweep as run
-    from qsim.optimize.sweep_output import ENDINGS, rows_csv
+    from qsim.optimize.sweep.output import ENDINGS, rows_csv
+    from qsim.optimize.sweep.sweeping import sweep as run
 
     out = given["out"]
     if out == "-" and given["resume"]:

@@ -13,7 +13,7 @@ from qsim.cli._common import load_shaped, note, option_group, to_json, trace_opt
 from qsim.cli._outputs import check_output
 
 if TYPE_CHECKING:
-    from qsim.traces.synth import Span, Workload
+    from qsim.traces.synth.synthesize import Span, Workload
     from qsim.traces.trace import Trace
 
 __all__ = ["group"]
@@ -87,7 +87,7 @@ def convert(out: Path, others: tuple[str, ...], to: str | None, **given: Any) ->
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout, with the sources.")
 def presets(as_json: bool) -> None:
     """List the presets and what was measured from the real traces."""
-    from qsim.traces.presets import PARAMS, PRESETS, load_preset
+    from qsim.traces.synth.presets import PARAMS, PRESETS, load_preset
 
     workloads = [load_preset(name) for name in PRESETS]
     if as_json:
@@ -158,7 +158,7 @@ def synth(
     qsim traces synth azure-conv-2024-week:day=2,scale=0.1 tuesday.parquet
     qsim traces synth --arrivals gamma --cv 2 --rate 5 --duration 600 out.csv
     """
-    from qsim.traces.synth import iter_chunks
+    from qsim.traces.synth.synthesize import iter_chunks
     from qsim.traces.write import format_for, write_chunks
 
     wanted = 1 if arrivals else 2
@@ -195,7 +195,7 @@ _SPAN_OPTIONS = ("rate", "duration", "requests", "start", "scale")
 def _preset_workload(text: str, seed: int, given: Mapping[str, Any]) -> tuple[Workload, Span, int]:
     """The preset, with the options taking precedence over its parameters."""
     from qsim.traces.load import split_params
-    from qsim.traces.presets import resolve_preset
+    from qsim.traces.synth.presets import resolve_preset
 
     for option in ("prompt_tokens", "output_tokens", "correlation", "rate_profile", "cv"):
         if given[option] is not None:
@@ -210,8 +210,8 @@ def _preset_workload(text: str, seed: int, given: Mapping[str, Any]) -> tuple[Wo
 
 
 def _own_workload(kind: str, given: Mapping[str, Any]) -> tuple[Workload, Span]:
-    from qsim.traces.custom import custom_workload
-    from qsim.traces.synth import Span
+    from qsim.traces.synth.custom import custom_workload
+    from qsim.traces.synth.synthesize import Span
 
     span = Span(
         start_s=given["start"] or 0.0,

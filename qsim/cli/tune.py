@@ -37,7 +37,7 @@ from qsim.cli._search import (
 from qsim.errors import InfeasibleError, ScenarioError
 
 if TYPE_CHECKING:
-    from qsim.optimize.export import Export
+    from qsim.optimize.deploy.export import Export
 
 __all__ = ["tune"]
 
@@ -112,12 +112,12 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
     """
     need_matplotlib("--picture", given["picture_path"])
     from qsim.files import write_text
-    from qsim.optimize.export import parse_export
-    from qsim.optimize.expressions import parse_pick
-    from qsim.optimize.tune_export import export_trial
-    from qsim.optimize.tuning import DEFAULT_OBJECTIVES, TuneInterrupted, TuneStoppedError
-    from qsim.optimize.tuning import tune as search
-    from qsim.report.tune_text import importance_text, tune_text
+    from qsim.optimize.deploy.export import parse_export
+    from qsim.optimize.search.expressions import parse_pick
+    from qsim.optimize.tune.export import export_trial
+    from qsim.optimize.tune.tuning import DEFAULT_OBJECTIVES, TuneInterrupted, TuneStoppedError
+    from qsim.optimize.tune.tuning import tune as search
+    from qsim.report.text.tune import importance_text, tune_text
 
     pick = parse_pick(given["pick"] or "knee")
     exports = [parse_export(e) for e in given["exports"]]
@@ -187,8 +187,8 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
     with out.attempt("--json"):
         write_outputs(ctx, lambda: {**found.to_dict(), "picked": chosen})
     if given["picture_path"]:
-        from qsim.report.style import save_figure
-        from qsim.report.tune_figure import tune_figure
+        from qsim.report.figures.style import save_figure
+        from qsim.report.figures.tune import tune_figure
 
         with out.attempt("--picture"):
             save_figure(tune_figure(found, picked), given["picture_path"])

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from qsim.bounds import Closed, Items, Line, Name, Number
-from qsim.profile import Carried, DecodeSpan, HostTimes, MixedSpan, Profile
-from qsim.sim.versions import parse_version
+from qsim.catalog.versions import parse_version
+from qsim.profiles.schema import Carried, DecodeSpan, HostTimes, MixedSpan, Profile
 
 __all__ = ["Change", "carry", "changes", "release"]
 

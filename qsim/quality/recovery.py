@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from qsim.calibrate.methods import KV_FP8, find_method
+from qsim.catalog.methods import KV_FP8, find_method
 from qsim.errors import ProfileError, ScenarioError
 from qsim.quality.models import ModelKey, model_key
 from qsim.quality.pool import KIN, posterior

@@ -3,7 +3,7 @@
 Reading guide: ``trace`` is the table of requests, ``load`` reads a file or draws a preset,
 ``parts`` does so part by part, ``formats`` holds one reader a format, ``write`` the writers,
 ``statistics`` the numbers that describe a trace. ``synth`` draws traces from a ``Workload``:
-``arrivals`` and ``spells`` say when, ``lengths`` how long, ``prefixes`` what prompts share;
+``arrivals`` and ``bursts`` say when, ``lengths`` how long, ``prefixes`` what prompts share;
 ``presets`` are workloads measured from public traces (``data/``), ``custom`` builds one from
 options.
 

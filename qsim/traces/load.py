@@ -16,8 +16,8 @@ from qsim.traces.trace import Trace
 
 if TYPE_CHECKING:
     from qsim.traces.formats import Format, ReadOptions
-    from qsim.traces.presets import PresetRequest
-    from qsim.traces.source import Source
+    from qsim.traces.reading.source import Source
+    from qsim.traces.synth.presets import PresetRequest
 
 __all__ = [
     "iter_preset",
@@ -75,7 +75,7 @@ def load_trace(
         path = Path(text)
     if path.exists():
         return _load_file(path, format, sort, seed, params, columns)
-    from qsim.traces.synth import synthesize
+    from qsim.traces.synth.synthesize import synthesize
 
     asked = preset_request(text, params, format)
     no_columns(text, columns)
@@ -103,7 +103,7 @@ def iter_preset(source: str, *, seed: int = 0) -> Iterator[Trace]:
     TraceError
         If the preset or a parameter is unknown.
     """
-    from qsim.traces.synth import iter_chunks
+    from qsim.traces.synth.synthesize import iter_chunks
 
     asked = preset_request(*split_params(source))
     return iter_chunks(asked.workload, asked.span, seed if asked.seed is None else asked.seed)
@@ -111,7 +111,7 @@ def iter_preset(source: str, *, seed: int = 0) -> Iterator[Trace]:
 
 def preset_names() -> tuple[str, ...]:
     """The presets that ``load_trace`` knows."""
-    from qsim.traces.presets import PRESETS
+    from qsim.traces.synth.presets import PRESETS
 
     return PRESETS
 
@@ -124,7 +124,7 @@ def preset_request(name: str, params: dict[str, str], format: str | None = None)
     TraceError
         If there is none of that name, a parameter is not allowed, or a format is given.
     """
-    from qsim.traces.presets import resolve_preset
+    from qsim.traces.synth.presets import resolve_preset
 
     names = preset_names()
     if format is not None and name in names:
@@ -184,7 +184,7 @@ def _load_file(
     params: dict[str, str],
     columns: str | None,
 ) -> Trace:
-    from qsim.traces.source import Source
+    from qsim.traces.reading.source import Source
 
     source = Source(path)
     chosen, options = opened(source, format, sort, seed, params, columns)
@@ -206,8 +206,8 @@ def opened(
     TraceError
         If the file is empty, its format is not known, or a parameter is unknown for it.
     """
-    from qsim.traces.columns import parse_columns
     from qsim.traces.formats import ReadOptions, format_named, recognise
+    from qsim.traces.reading.columns import parse_columns
 
     path = source.path
     if not source.is_dir and not source.head.strip():

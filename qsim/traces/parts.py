@@ -13,7 +13,7 @@ import numpy as np
 
 from qsim.errors import TraceError
 from qsim.traces.load import no_columns, opened, preset_request, split_params
-from qsim.traces.source import Source
+from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
 __all__ = ["PART_REQUESTS", "TraceParts", "is_large", "open_parts"]
@@ -141,7 +141,7 @@ def open_parts(
     text = fspath(source)
     name, params = (text, {}) if Path(text).exists() else split_params(text)
     if Path(name).exists():
-        from qsim.traces.build import read_parts
+        from qsim.traces.reading.build import read_parts
 
         watched = _Watched(Path(name))
         chosen, options = opened(watched, format, False, seed, params, columns)
@@ -152,7 +152,7 @@ def open_parts(
         parts = read_parts(chosen.reading(watched, options))
         watched.forget()  # so far only the head was looked at
         return TraceParts(watched.name, parts, lambda _: watched.share)
-    from qsim.traces.synth import expected_requests, iter_chunks
+    from qsim.traces.synth.synthesize import expected_requests, iter_chunks
 
     asked = preset_request(name, params, format)
     no_columns(name, columns)
@@ -175,7 +175,7 @@ def is_large(source: str | PathLike[str]) -> bool:
     if path.exists():
         packed = path.suffix in (".gz", ".parquet", ".zst", ".xz", ".bz2", ".zip")
         return path.stat().st_size > (LARGE_PACKED_BYTES if packed else LARGE_BYTES)
-    from qsim.traces.synth import expected_requests
+    from qsim.traces.synth.synthesize import expected_requests
 
     asked = preset_request(name, params, None)
     return expected_requests(asked.workload, asked.span) > LARGE_REQUESTS

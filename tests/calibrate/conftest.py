@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from qsim.calibrate.fit import FitResult, fit
-from qsim.calibrate.recording import Recording, read_recording
+from qsim.calibrate.fit.fitting import FitResult, fit
+from qsim.calibrate.recordings.read import Recording, read_recording
 from tests.calibrate.synthetic import true_profile, write_recording
 
 

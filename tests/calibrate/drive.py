@@ -15,9 +15,9 @@ NVML = str(Path(__file__).parent / "fakes" / "nvml")
 sys.path[:0] = [str(ROOT), NVML]
 os.environ["PYTHONPATH"] = NVML  # for the process that samples power, too
 
-from qsim.calibrate import measure  # noqa: E402
-from qsim.calibrate.speed import Speed  # noqa: E402
-from qsim.calibrate.workload import HoldoutTrace, Limits, Phase  # noqa: E402
+from qsim.calibrate.measure import measurement  # noqa: E402
+from qsim.calibrate.measure.speed import Speed  # noqa: E402
+from qsim.calibrate.measure.workload import HoldoutTrace, Limits, Phase  # noqa: E402
 
 
 def _burst(count: int, prompt: int, output: int) -> dict[str, list[float]]:
@@ -46,8 +46,8 @@ def short_phases(
 
 def shorten() -> None:
     """Put the short loads in the place of the real ones."""
-    measure.phases = short_phases  # type: ignore[assignment]
-    measure.GAP_S = 0.02
+    measurement.phases = short_phases  # type: ignore[assignment]
+    measurement.GAP_S = 0.02
 
 
 if __name__ == "__main__":

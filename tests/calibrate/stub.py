@@ -17,8 +17,8 @@ MARK = "QSIM_TEST_MARK"
 
 def script(name: str) -> ModuleType:
     """``recordings/<name>.py`` as a module."""
-    path = HERE.parents[1] / "recordings" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"recordings_{name}", path)
+    path = HERE.parents[1] / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from qsim.profile import MixedSpan, Power, Profile, Throttle
-from qsim.sim.api import simulate
-from qsim.sim.config import EngineOptions
-from qsim.sim.steplog import Step
+from qsim.profiles.schema import MixedSpan, Power, Profile, Throttle
+from qsim.sim.engine.steplog import Step
+from qsim.sim.scheduler.config import EngineOptions
+from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
-from tests.profiles import make_profile
+from tests.make_profile import make_profile
 
 SERVER: dict[str, Any] = {
     "gpu": "h200_sxm",

@@ -32,7 +32,7 @@ def test_every_option_is_documented() -> None:
 
 
 def test_every_load_is_explained() -> None:
-    from tests.calibrate.test_workload import job, planned
+    from tests.calibrate.measure.test_workload import job, planned
 
     text = (DOCS / "calibration.md").read_text(encoding="utf-8")
     for phase in planned(job()):

@@ -7,13 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from qsim.calibrate.gpus import gpu_type
-from qsim.calibrate.methods import METHODS as METHODS_OF_ALL
-from qsim.calibrate.models import ARCHITECTURES, Architecture
-from qsim.calibrate.recording import read_recording
-from qsim.calibrate.validate import compare
-from qsim.profile import Profile
-from qsim.profiles import find_profiles, left_out_note, list_profiles, load_profile, stated_errors
+from qsim.calibrate.recordings.read import read_recording
+from qsim.calibrate.validate.validation import compare
+from qsim.catalog.gpus import gpu_type
+from qsim.catalog.methods import METHODS as METHODS_OF_ALL
+from qsim.catalog.models import ARCHITECTURES, Architecture
+from qsim.profiles.lookup import (
+    find_profiles,
+    left_out_note,
+    list_profiles,
+    load_profile,
+    stated_errors,
+)
+from qsim.profiles.schema import Profile
 
 OWN = Path(__file__).parents[2] / "recordings"
 OTHERS = Path(__file__).parents[3] / "shared" / "recordings"
@@ -127,7 +133,7 @@ def test_naming_a_gpu_brings_its_transferred_profiles() -> None:
 
 def test_what_was_measured_by_no_one_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [e for e in list_profiles() if e.transferred or e.method != "mxfp4-w4a16"]
-    monkeypatch.setattr("qsim.profiles.list_profiles", lambda: entries)
+    monkeypatch.setattr("qsim.profiles.lookup.list_profiles", lambda: entries)
     nowhere = find_profiles("qwen2.5-32b", methods=("mxfp4-w4a16",))
     assert {e.gpu for e in nowhere} == {"a100_sxm", "h100_sxm"}
     assert all(e.transferred for e in nowhere)

@@ -1,4 +1,4 @@
-"""``recordings/spans.py``: how well fitted spans describe each load."""
+"""``tools/spans.py``: how well fitted spans describe each load."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from types import ModuleType
 
 import pytest
 
-from qsim.calibrate import fit_contexts
+from qsim.calibrate.fit import contexts
 from tests.calibrate.stub import script
 
 
 @pytest.fixture(name="script")
 def spans(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(fit_contexts, "PART", fit_contexts.PART)  # the script sets it
+    monkeypatch.setattr(contexts, "PART", contexts.PART)  # the script sets it
     return script("spans")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.helpers import TRACE, write
-from tests.profiles import make_profile
+from tests.make_profile import make_profile
 
 
 @pytest.fixture

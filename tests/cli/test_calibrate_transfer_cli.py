@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from qsim.profile import Profile
-from qsim.profiles import list_profiles, load_profile
+from qsim.profiles.lookup import list_profiles, load_profile
+from qsim.profiles.schema import Profile
 from tests.cli.helpers import fails, qsim
 
 HEAD = (

@@ -11,7 +11,7 @@ import pytest
 
 from tests.calibrate.synthetic import SERVER
 from tests.cli.helpers import TRACE, fails, qsim, write
-from tests.profiles import make_profile
+from tests.make_profile import make_profile
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_what_is_in_the_way_is_told_before_the_work(
     def never(*args: object, **more: object) -> None:
         raise AssertionError("the work was begun")
 
-    monkeypatch.setattr("qsim.sim.fleet.Fleet.run", never)
+    monkeypatch.setattr("qsim.sim.fleet.fleet.Fleet.run", never)
 
     def at(folder: Path) -> object:
         return name % folder if "%s" in name else folder / name

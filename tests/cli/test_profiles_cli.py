@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from qsim.profile import Profile
-from qsim.profiles import list_profiles
+from qsim.profiles.lookup import list_profiles
+from qsim.profiles.schema import Profile
 from tests.cli.helpers import fails, qsim
 
 FP8 = "h200_sxm/llama-3.1-8b/fp8-w8a8"

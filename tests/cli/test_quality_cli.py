@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from qsim.calibrate.methods import METHODS
+from qsim.catalog.methods import METHODS
 from qsim.cli.calibrate_quality import quality as calibrate_quality
 from qsim.errors import QsimError
-from qsim.profile import Profile
+from qsim.profiles.schema import Profile
 from qsim.quality.recovery import recovery
 from tests.cli.helpers import fails, qsim
-from tests.profiles import make_profile
+from tests.make_profile import make_profile
 from tests.quality.fake_lm_eval import FakeLmEval
 
 

@@ -84,11 +84,11 @@ def test_simulate_imports_nothing_heavy(trace: Path, profile: Path) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     loaded = set(done.stderr.split())
-    assert "qsim.sim.api" in loaded
+    assert "qsim.sim.simulate" in loaded
     assert not loaded & {"scipy", "sklearn", "optuna", "matplotlib", "pandas", "pyarrow"}
     # what is light, but not needed for a file and a router that does not draw
-    assert not loaded & {"numpy.ma", "numpy.random", "yaml", "qsim.traces.presets",
-                         "qsim.traces.formats.servegen", "qsim.optimize.plan_result"}  # fmt: skip
+    assert not loaded & {"numpy.ma", "numpy.random", "yaml", "qsim.traces.synth.presets",
+                         "qsim.traces.formats.servegen", "qsim.optimize.plan.result"}  # fmt: skip
 
 
 def test_version() -> None:

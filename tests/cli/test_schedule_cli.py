@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
-from qsim.profile import Transfer
+from qsim.profiles.schema import Transfer
 from tests.cli.helpers import fails, qsim, write
-from tests.profiles import make_profile
+from tests.make_profile import make_profile
 
 WINDOW = ("--window", "1min", "--start-s", "10", "--stop-s", "1", "--trials", "1", "--jobs", "1")
 

@@ -13,9 +13,9 @@ import yaml
 from qsim import load_profile, load_trace, simulate
 from qsim.cli import main
 from qsim.cli._common import ROUTER_HELP
-from qsim.sim.router import ROUTERS
+from qsim.sim.fleet.router import ROUTERS
 from tests.cli.helpers import TRACE, fails, qsim, write
-from tests.profiles import make_profile
+from tests.make_profile import make_profile
 
 
 def test_a_table_for_people(trace: Path, profile: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qsim.optimize import sweep as module
+from qsim.optimize.sweep import sweeping as module
 from tests.cli.helpers import fails, qsim, write
 
 

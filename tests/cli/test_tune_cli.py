@@ -226,7 +226,7 @@ def test_importances_are_bounded_and_optional(
     assert without.stdout == head
     assert json.loads(out.read_text())["importances"] == []
     # Ctrl-C while they are worked out: all the rest is told and written
-    from qsim.optimize import tune_result
+    from qsim.optimize.tune import result as tune_result
 
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt

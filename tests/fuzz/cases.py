@@ -258,7 +258,7 @@ def _argv(words: list[str]) -> list[str]:
 def seeds() -> dict[str, bytes]:
     """The good files, by name."""
     from tests.calibrate.synthetic import SERVER, write_recording
-    from tests.profiles import make_profile
+    from tests.make_profile import make_profile
     from tests.traces.test_formats import AZURE_2023, BURSTGPT, MOONCAKE, VLLM_BENCH
     from tests.traces.test_servegen import TABLE
 

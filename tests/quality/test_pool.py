@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsim.calibrate.methods import METHODS
+from qsim.catalog.methods import METHODS
 from qsim.quality.pool import (
     KIN,
     MEAN_PCT,

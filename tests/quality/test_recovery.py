@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsim.calibrate.methods import METHODS
+from qsim.catalog.methods import METHODS
 from qsim.errors import ProfileError, ScenarioError
 from qsim.quality.recovery import Recovery, fleet_recovery, recovery
 from qsim.quality.table import recovery_table

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from qsim.calibrate.methods import METHODS
+from qsim.catalog.methods import METHODS
 from qsim.quality.pool import CLASS_OF, KIN
 from qsim.quality.table import recovery_table
 from qsim.quality.tasks import TASKS

@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 
 from qsim.errors import MissingExtraError
-from qsim.optimize.capacity import plan
-from qsim.optimize.plan_result import Plan
-from qsim.profiles import stated_errors
-from qsim.report import figures
-from qsim.report.figures import (
+from qsim.optimize.plan.planning import plan
+from qsim.optimize.plan.result import Plan
+from qsim.profiles.lookup import stated_errors
+from qsim.report.figures import results
+from qsim.report.figures.results import (
     figure_svg,
     latency_figure,
     plan_figure,
     save_figure,
     timeline_figure,
 )
-from qsim.report.html import write_plan_report, write_simulation_report
-from qsim.report.text import plan_text, profile_text, simulation_text
-from qsim.sim.api import simulate
-from qsim.sim.result import SimulationResult
-from qsim.sim.slo import Slo, attainment, check_slos
+from qsim.report.html.reports import write_plan_report, write_simulation_report
+from qsim.report.text.results import plan_text, profile_text, simulation_text
+from qsim.sim.results.result import SimulationResult
+from qsim.sim.results.slo import Slo, attainment, check_slos
+from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
-from tests.profiles import make_profile
+from tests.make_profile import make_profile
 
 SLOS = (Slo.parse("ttft:p95:300"), Slo.parse("tpot:mean:4.5"))
 
@@ -157,7 +157,7 @@ def test_without_matplotlib_the_error_names_the_extra(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"qsim\[report\]"):
-        figures.latency_figure(result)
+        results.latency_figure(result)
 
 
 def test_simulation_text(result: SimulationResult) -> None:

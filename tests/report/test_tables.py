@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsim.report.tables import number, table
+from qsim.report.text.tables import number, table
 
 WORDS = st.text(st.characters(categories=["L", "N"]), max_size=12)
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from qsim.sim.batch import Batch, Update
-from qsim.sim.config import EngineConfig
-from qsim.sim.kv_cache import BlockIds, KVCache
-from qsim.sim.prefix_tree import PrefixNode, Run
-from qsim.sim.replay import Arrival, Scenario
-from qsim.sim.request import Request
-from qsim.sim.scheduler import Scheduler
-from qsim.sim.versions import rules_of
+from qsim.catalog.versions import rules_of
+from qsim.sim.scheduler.batch import Batch, Update
+from qsim.sim.scheduler.config import EngineConfig
+from qsim.sim.scheduler.kv_cache import BlockIds, KVCache
+from qsim.sim.scheduler.prefix_tree import PrefixNode, Run
+from qsim.sim.scheduler.replay import Arrival, Scenario
+from qsim.sim.scheduler.request import Request
+from qsim.sim.scheduler.scheduler import Scheduler
 
 #: one of each set of scheduling rules
 VERSIONS = ("0.24", "0.24", "0.28.0", "0.31.1", "0.33.0", "0.33.0")

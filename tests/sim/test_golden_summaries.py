@@ -1,8 +1,9 @@
 """Whole simulations whose results must not change by a byte when the engine gets faster.
 
 ``golden_summaries/<case>.json`` holds the summary, a hash of the file of requests, and the timeline
-at some of its points. The traces are synthesised and the profile is made up (tests/profiles.py), so
-that neither a refit nor a download changes them. After a deliberate change of the model:
+at some of its points. The traces are synthesised and the profile is made up
+(tests/make_profile.py), so that neither a refit nor a download changes them. After a deliberate
+change of the model:
 
     python -m tests.sim.test_golden_summaries --write
 """
@@ -20,14 +21,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qsim.profile import Profile
-from qsim.sim.api import simulate
-from qsim.sim.config import EngineOptions
-from qsim.sim.result import SimulationResult
-from qsim.sim.router import ROUTERS
+from qsim.profiles.schema import Profile
+from qsim.sim.fleet.router import ROUTERS
+from qsim.sim.results.result import SimulationResult
+from qsim.sim.scheduler.config import EngineOptions
+from qsim.sim.simulate import simulate
 from qsim.traces.load import load_trace
 from qsim.traces.trace import Trace
-from tests.profiles import make_profile
+from tests.make_profile import make_profile
 
 FOLDER = Path(__file__).parent / "golden_summaries"
 CONVERSATION = "azure-conv-2023:duration=300,seed=7"
@@ -134,7 +135,7 @@ def test_a_simulation_gives_the_bytes_that_it_always_gave(name: str, tmp_path: P
 def test_the_parts_that_a_fleet_takes_do_not_matter(
     name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qsim.sim.api._PART", size)
+    monkeypatch.setattr("qsim.sim.simulate._PART", size)
     test_a_simulation_gives_the_bytes_that_it_always_gave(name, tmp_path)
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from qsim.traces import Trace, load_trace
-from qsim.traces.lengths import QuantileTable
 from qsim.traces.statistics import prefix_hit_blocks, trace_statistics
+from qsim.traces.synth.lengths import QuantileTable
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "traces"

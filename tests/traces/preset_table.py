@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from qsim.traces import load_trace, trace_statistics
-from qsim.traces.presets import load_preset
+from qsim.traces.synth.presets import load_preset
 
 #: The week is drawn in part: one day, a tenth of the traffic.
 DRAWS = {

@@ -20,7 +20,7 @@ from qsim.cli import main
 from qsim.errors import TraceError
 from qsim.traces import load_trace, write_trace
 from qsim.traces.parts import open_parts
-from qsim.traces.source import _zstd
+from qsim.traces.reading.source import _zstd
 
 ROWS = [(0.0, 100, 10), (0.5, 200, 20), (2.25, 300, 30)]
 CSV = "arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{a},{p},{o}\n" for a, p, o in ROWS)

@@ -265,7 +265,7 @@ def test_unsorted_and_negative_times_say_what_to_do(
 
 
 def test_order_is_checked_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qsim.traces.table.BATCH_ROWS", 7)
+    monkeypatch.setattr("qsim.traces.reading.table.BATCH_ROWS", 7)
     rows = "".join(f"{t},1,1\n" for t in [*range(20), 3, *range(20, 30)])
     with pytest.raises(TraceError, match="line 22, column 'arrival_s': arrives 16 s before"):
         load_trace(write(tmp_path, "arrival_s,prompt_tokens,output_tokens\n" + rows))

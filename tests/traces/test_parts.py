@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import qsim.traces.source
+import qsim.traces.reading.source
 from qsim.errors import TraceError
 from qsim.traces import load_trace, shape, write_trace
 from qsim.traces.parts import TraceParts, is_large, open_parts
@@ -39,8 +39,8 @@ def _assert_same(parts: TraceParts, trace: Trace, at_least: int = 2) -> None:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qsim.traces.source, "CHUNK_BYTES", 1024)
-    monkeypatch.setattr("qsim.traces.table.BATCH_ROWS", 100)
+    monkeypatch.setattr(qsim.traces.reading.source, "CHUNK_BYTES", 1024)
+    monkeypatch.setattr("qsim.traces.reading.table.BATCH_ROWS", 100)
 
 
 def _azure(path: Path) -> Path:

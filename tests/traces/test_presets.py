@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qsim.traces import Trace, iter_preset, load_trace, trace_statistics
-from qsim.traces.presets import PRESETS, load_preset, read_data, resolve_preset
+from qsim.traces.synth.presets import PRESETS, load_preset, read_data, resolve_preset
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "traces"

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsim.errors import ScenarioError, TraceError
-from qsim.traces.arrivals import Gaps, RateProfile, arrival_blocks, weibull_shape
-from qsim.traces.custom import custom_workload, read_rate_profile
-from qsim.traces.lengths import LengthModel, QuantileTable, parse_lengths
-from qsim.traces.prefixes import PrefixModel
-from qsim.traces.spells import Spells, spells_for_fano
 from qsim.traces.statistics import prefix_hit_blocks, trace_statistics
-from qsim.traces.synth import Span, iter_chunks, synthesize
+from qsim.traces.synth.arrivals import Gaps, RateProfile, arrival_blocks, weibull_shape
+from qsim.traces.synth.bursts import Bursts, bursts_for_fano
+from qsim.traces.synth.custom import custom_workload, read_rate_profile
+from qsim.traces.synth.lengths import LengthModel, QuantileTable, parse_lengths
+from qsim.traces.synth.prefixes import PrefixModel
+from qsim.traces.synth.synthesize import Span, iter_chunks, synthesize
 
 
 def arrivals(profile: RateProfile, gaps: Gaps, duration_s: float, seed: int = 0) -> np.ndarray:
@@ -181,14 +181,14 @@ def test_bursty_arrivals_have_the_fano_factor(fano: float) -> None:
 
 def test_a_fano_factor_out_of_reach_says_how_far_one_can_go() -> None:
     with pytest.raises(ScenarioError, match=r"fano is 500.*it can be at most [\d.e+]+"):
-        spells_for_fano(500.0, 60.0, 5.0, 0.25, 20.0)
+        bursts_for_fano(500.0, 60.0, 5.0, 0.25, 20.0)
 
 
 @given(st.floats(1, 1e5), st.integers(0, 9))
 @settings(max_examples=30)
 def test_a_burst_path_covers_its_horizon(horizon_s: float, seed: int) -> None:
-    spells = Spells(QuantileTable.exponential(20.0), QuantileTable.exponential(60.0))
-    path = spells.path(np.random.default_rng(seed), horizon_s)
+    bursts = Bursts(QuantileTable.exponential(20.0), QuantileTable.exponential(60.0))
+    path = bursts.path(np.random.default_rng(seed), horizon_s)
     assert path.edges_s[0] == 0
     assert path.edges_s[-1] == horizon_s
 

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsim.errors import TraceError
-from qsim.traces import source as source_module
-from qsim.traces.source import Source
-from qsim.traces.table import Kind, Rows, header_of, read_csv
-from qsim.traces.times import parse_time_ns
+from qsim.traces.reading import source as source_module
+from qsim.traces.reading.source import Source
+from qsim.traces.reading.table import Kind, Rows, header_of, read_csv
+from qsim.traces.reading.times import parse_time_ns
 
 
 def rows_of(path: Path, text: str | bytes, *kinds: Kind) -> Rows:
@@ -152,7 +152,7 @@ def test_chunks_of_any_size_give_the_same_rows_and_line_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
     monkeypatch.setattr(source_module, "CHUNK_BYTES", chunk_bytes)
-    monkeypatch.setattr("qsim.traces.table.BATCH_ROWS", 7)
+    monkeypatch.setattr("qsim.traces.reading.table.BATCH_ROWS", 7)
     path = tmp_path / "x.csv.gz"
     text = "a,b\r\n" + "".join(f"{i},{i * i}\r\n" for i in range(50)) + "\u00e9\u2028,x\r\n"
     path.write_bytes(gzip.compress(text.encode()))

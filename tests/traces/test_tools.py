@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from qsim.cli import main
 from qsim.errors import MissingExtraError, TraceError
 from qsim.traces import load_trace
-from qsim.traces.columns import Column, find_columns, parse_columns, unit_of
+from qsim.traces.reading.columns import Column, find_columns, parse_columns, unit_of
 
 
 def lines(*rows: dict[str, Any]) -> str:

@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from qsim.calibrate.fit_host import own_ms
-from qsim.calibrate.fit_host_like import slower_than
-from qsim.calibrate.methods import find_method
-from qsim.calibrate.models import Architecture
+from qsim.calibrate.fit.host import own_ms
+from qsim.calibrate.fit.host_like import slower_than
 from qsim.calibrate.transfer.compose import TABLE_OF, Composer
 from qsim.calibrate.transfer.kernels import KernelTables, load_tables
 from qsim.calibrate.transfer.learn import (
@@ -28,9 +26,12 @@ from qsim.calibrate.transfer.power import PowerModel, learn_power, power_of
 from qsim.calibrate.transfer.ratios import MethodShape, kernels_of, learn_shapes, linear_of
 from qsim.calibrate.transfer.spans import StepPoint
 from qsim.calibrate.transfer.specs import LEARNT_ON, gpu_spec
+from qsim.catalog.methods import find_method
+from qsim.catalog.models import Architecture
 from qsim.errors import CalibrationError
-from qsim.measured_range import MeasuredRange
-from qsim.profile import (
+from qsim.profiles.lookup import list_profiles, load_profile
+from qsim.profiles.measured_range import MeasuredRange
+from qsim.profiles.schema import (
     DecodeSpan,
     EngineDefaults,
     FrontEnd,
@@ -42,7 +43,6 @@ from qsim.profile import (
     Throttle,
     Transfer,
 )
-from qsim.profiles import list_profiles, load_profile
 
 __all__ = ["Teacher", "learn_from_shipped", "transfer"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from qsim.calibrate.gpus import gpu_type
-from qsim.calibrate.methods import METHODS, check, find_method
-from qsim.calibrate.models import ARCHITECTURES, load_model
 from qsim.calibrate.transfer.build import Teacher, transfer
+from qsim.catalog.gpus import gpu_type
+from qsim.catalog.methods import METHODS, check, find_method
+from qsim.catalog.models import ARCHITECTURES, load_model
 from qsim.errors import ScenarioError
-from qsim.profile import Profile
-from qsim.profiles import list_profiles, load_profile
+from qsim.profiles.lookup import list_profiles, load_profile
+from qsim.profiles.schema import Profile
 
 __all__ = ["GPUS", "runs", "sizes", "transferred_profiles", "write_all"]
 

@@ -11,7 +11,7 @@ from qsim.calibrate.transfer.build import Teacher, transfer
 from qsim.calibrate.transfer.learn import base_method, points_of
 from qsim.calibrate.transfer.spans import MODES, Spans, StepPoint
 from qsim.errors import CalibrationError
-from qsim.profile import Profile
+from qsim.profiles.schema import Profile
 
 __all__ = ["Difference", "comparable", "compare_profiles", "leave_out", "power_w"]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qsim.calibrate.models import Architecture
 from qsim.calibrate.transfer.kernels import KernelTables
 from qsim.calibrate.transfer.specs import GpuSpec
+from qsim.catalog.models import Architecture
 
 __all__ = ["TABLE_OF", "Composer"]
 

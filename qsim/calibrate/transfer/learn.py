@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from qsim.calibrate.methods import find_method
 from qsim.calibrate.transfer.compose import TABLE_OF, Composer
 from qsim.calibrate.transfer.spans import (
     MODES,
@@ -25,8 +24,9 @@ from qsim.calibrate.transfer.spans import (
     decode_points,
     prefill_points,
 )
+from qsim.catalog.methods import find_method
 from qsim.errors import CalibrationError
-from qsim.profile import Profile
+from qsim.profiles.schema import Profile
 
 __all__ = ["ModeOverhead", "Overheads", "Sample", "base_method", "learn_overheads", "points_of"]
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import log
 
-from qsim.calibrate.gpus import GIB, gpu_type
-from qsim.calibrate.methods import find_method, weight_bytes
-from qsim.calibrate.models import Architecture
 from qsim.calibrate.transfer.learn import Sample
+from qsim.catalog.gpus import GIB, gpu_type
+from qsim.catalog.methods import find_method, weight_bytes
+from qsim.catalog.models import Architecture
+from qsim.catalog.versions import DEFAULT_VERSION, rules_of
 from qsim.errors import CalibrationError, ScenarioError
-from qsim.profile import Memory
-from qsim.sim.versions import DEFAULT_VERSION, rules_of
+from qsim.profiles.schema import Memory
 
 __all__ = ["UTILIZATION", "kv_memory", "other_bytes"]
 

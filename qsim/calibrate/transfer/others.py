@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from qsim.calibrate.models import ARCHITECTURES, Architecture
 from qsim.calibrate.transfer.build import Teacher, transfer
 from qsim.calibrate.transfer.compose import Composer
 from qsim.calibrate.transfer.kernels import load_tables
@@ -15,7 +14,8 @@ from qsim.calibrate.transfer.published import PublishedRow, evaluate, model_id
 from qsim.calibrate.transfer.ratios import linear_of
 from qsim.calibrate.transfer.spans import Spans, StepPoint
 from qsim.calibrate.transfer.specs import gpu_spec
-from qsim.profile import Profile
+from qsim.catalog.models import ARCHITECTURES, Architecture
+from qsim.profiles.schema import Profile
 
 __all__ = ["Compared", "energy_crossing", "old_power", "prefill_times", "trtllm_products"]
 

@@ -24,7 +24,7 @@ from qsim.calibrate.transfer.learn import Sample
 from qsim.calibrate.transfer.ratios import kernels_of
 from qsim.calibrate.transfer.spans import Spans, StepPoint, decode_points, prefill_points
 from qsim.calibrate.transfer.specs import GpuSpec
-from qsim.profile import Power
+from qsim.profiles.schema import Power
 
 __all__ = ["PowerModel", "learn_power", "power_of"]
 

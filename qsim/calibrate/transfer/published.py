@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from qsim.calibrate.models import ARCHITECTURES, Architecture
 from qsim.calibrate.transfer.build import Teacher, transfer
 from qsim.calibrate.transfer.specs import gpu_spec
+from qsim.catalog.models import ARCHITECTURES, Architecture
 from qsim.errors import CalibrationError, ScenarioError
-from qsim.profile import Profile
-from qsim.sim.config import EngineOptions
-from qsim.sim.timing import PS_PER_MS, Timing
+from qsim.profiles.schema import Profile
+from qsim.sim.engine.timing import PS_PER_MS, Timing
+from qsim.sim.scheduler.config import EngineOptions
 
 __all__ = [
     "PUBLISHED_MODELS",

@@ -27,11 +27,11 @@ from typing import Protocol
 
 import numpy as np
 
-from qsim.calibrate.methods import find_method, weight_bytes
 from qsim.calibrate.transfer.compose import TABLE_OF, Composer
 from qsim.calibrate.transfer.kernels import KernelTables
 from qsim.calibrate.transfer.learn import Overheads, Sample, base_method
 from qsim.calibrate.transfer.spans import Spans, StepPoint
+from qsim.catalog.methods import find_method, weight_bytes
 from qsim.errors import CalibrationError
 
 __all__ = [

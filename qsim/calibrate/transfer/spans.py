@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qsim.profile import Profile
-from qsim.sim.config import EngineOptions
-from qsim.sim.timing import PS_PER_MS, Timing
+from qsim.profiles.schema import Profile
+from qsim.sim.engine.timing import PS_PER_MS, Timing
+from qsim.sim.scheduler.config import EngineOptions
 
 __all__ = ["MODES", "Spans", "StepPoint", "decode_points", "prefill_points"]
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from qsim.errors import TraceError
 from qsim.traces.formats.options import ReadOptions
-from qsim.traces.source import Source
+from qsim.traces.reading.source import Source
 
 if TYPE_CHECKING:
-    from qsim.traces.build import Reading
+    from qsim.traces.reading.build import Reading
     from qsim.traces.trace import Trace
 
 __all__ = ["FORMATS", "Format", "ReadOptions", "format_named", "recognise"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from qsim.traces.build import Reading, read_whole
-from qsim.traces.columns import Column
 from qsim.traces.formats.options import ReadOptions
-from qsim.traces.mapped import is_json, names_of, read_mapped
-from qsim.traces.source import Source
+from qsim.traces.reading.build import Reading, read_whole
+from qsim.traces.reading.columns import Column
+from qsim.traces.reading.mapped import is_json, names_of, read_mapped
+from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
 __all__ = ["PARAMS", "WHAT", "read", "reading", "recognise"]

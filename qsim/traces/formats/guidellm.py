@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from qsim.errors import TraceError
-from qsim.traces.collect import Collector
 from qsim.traces.formats.options import ReadOptions
-from qsim.traces.json_rows import lookup, parse_json
-from qsim.traces.mapped import is_json
-from qsim.traces.source import Source
+from qsim.traces.reading.collect import Collector
+from qsim.traces.reading.json_rows import lookup, parse_json
+from qsim.traces.reading.mapped import is_json
+from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
 __all__ = ["PARAMS", "WHAT", "read", "recognise"]

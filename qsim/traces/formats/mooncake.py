@@ -17,11 +17,11 @@ import numpy as np
 
 from qsim.errors import TraceError
 from qsim.traces.block_size import fitting_block_tokens, most_ids
-from qsim.traces.build import Reading, TraceBuilder, read_whole
 from qsim.traces.formats.options import ReadOptions
-from qsim.traces.json_rows import first_object, objects
 from qsim.traces.prefix_id import prefix_id
-from qsim.traces.source import Source
+from qsim.traces.reading.build import Reading, TraceBuilder, read_whole
+from qsim.traces.reading.json_rows import first_object, objects
+from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
 __all__ = [

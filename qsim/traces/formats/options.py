@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from qsim.traces.columns import Column
+from qsim.traces.reading.columns import Column
 
 __all__ = ["ReadOptions"]
 

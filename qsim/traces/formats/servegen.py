@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim.errors import TraceError
-from qsim.traces.build import TraceBuilder
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.formats.servegen_lengths import LengthSource, lengths_for
-from qsim.traces.source import Source
-from qsim.traces.table import Kind, Rows, dialect_of, header_of, read_csv
+from qsim.traces.reading.build import TraceBuilder
+from qsim.traces.reading.source import Source
+from qsim.traces.reading.table import Kind, Rows, dialect_of, header_of, read_csv
 from qsim.traces.trace import Trace
 
 __all__ = ["PARAMS", "WHAT", "Window", "client_gaps", "read", "recognise"]

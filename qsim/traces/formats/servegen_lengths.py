@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim.errors import TraceError
-from qsim.traces.json_rows import parse_json
-from qsim.traces.lengths import LengthModel
-from qsim.traces.presets import PRESETS, load_preset, read_data, table_of
-from qsim.traces.source import Source
+from qsim.traces.reading.json_rows import parse_json
+from qsim.traces.reading.source import Source
+from qsim.traces.synth.lengths import LengthModel
+from qsim.traces.synth.presets import PRESETS, load_preset, read_data, table_of
 
 __all__ = ["LengthSource", "lengths_for"]
 

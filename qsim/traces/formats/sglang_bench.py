@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from qsim.traces.formats.bench_result import PARAMS, read_runs
 from qsim.traces.formats.options import ReadOptions
-from qsim.traces.mapped import is_json
-from qsim.traces.source import Source
+from qsim.traces.reading.mapped import is_json
+from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
 __all__ = ["PARAMS", "WHAT", "read", "recognise"]

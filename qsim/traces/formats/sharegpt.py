@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import MissingExtraError, TraceError
-from qsim.traces.collect import Collector
 from qsim.traces.formats.options import ReadOptions
-from qsim.traces.json_rows import first_object, objects
-from qsim.traces.mapped import is_json
-from qsim.traces.source import Source
+from qsim.traces.reading.collect import Collector
+from qsim.traces.reading.json_rows import first_object, objects
+from qsim.traces.reading.mapped import is_json
+from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
 __all__ = ["PARAMS", "WHAT", "read", "recognise"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from qsim.errors import TraceError
-from qsim.traces.build import Reading, read_whole
-from qsim.traces.columns import find_columns
 from qsim.traces.formats.options import ReadOptions
-from qsim.traces.mapped import names_of, read_mapped
-from qsim.traces.source import Source
+from qsim.traces.reading.build import Reading, read_whole
+from qsim.traces.reading.columns import find_columns
+from qsim.traces.reading.mapped import names_of, read_mapped
+from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
 __all__ = ["WHAT", "read", "reading", "recognise"]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from qsim.calibrate.models import ARCHITECTURES, Architecture
 from qsim.calibrate.transfer.compose import Composer
 from qsim.calibrate.transfer.kernels import (
     AllReduceTable,
@@ -18,6 +17,7 @@ from qsim.calibrate.transfer.kernels import (
     PrefillAttentionTable,
 )
 from qsim.calibrate.transfer.specs import gpu_spec
+from qsim.catalog.models import ARCHITECTURES, Architecture
 
 SIZES = (1024, 4096, 8192, 16384, 65536)
 ROWS = (1, 8, 64, 256, 512, 2048, 8192)

@@ -8,9 +8,6 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from qsim.calibrate.gpus import gpu_type
-from qsim.calibrate.methods import METHODS
-from qsim.calibrate.models import ARCHITECTURES
 from qsim.calibrate.transfer.build import Teacher, transfer
 from qsim.calibrate.transfer.compose import TABLE_OF
 from qsim.calibrate.transfer.errors import estimated_errors
@@ -33,9 +30,12 @@ from qsim.calibrate.transfer.ratios import (
 )
 from qsim.calibrate.transfer.spans import Spans, StepPoint, decode_points, prefill_points
 from qsim.calibrate.transfer.specs import gpu_spec
+from qsim.catalog.gpus import gpu_type
+from qsim.catalog.methods import METHODS
+from qsim.catalog.models import ARCHITECTURES
 from qsim.errors import CalibrationError, ScenarioError
-from qsim.profile import Profile
-from qsim.profiles import list_profiles, load_profile
+from qsim.profiles.lookup import list_profiles, load_profile
+from qsim.profiles.schema import Profile
 from tests.calibrate.transfer.tables import composer, tables
 
 TRUE = Overheads(

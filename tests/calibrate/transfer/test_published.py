@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from qsim.bounds import check_name
-from qsim.calibrate.models import ARCHITECTURES
 from qsim.calibrate.transfer.published import (
     PUBLISHED_MODELS,
     PublishedRow,
@@ -18,13 +17,14 @@ from qsim.calibrate.transfer.published import (
     needed,
     read_published,
 )
+from qsim.catalog.models import ARCHITECTURES
 from qsim.errors import CalibrationError
-from qsim.profile import Power, Profile
-from qsim.profiles import load_profile
-from qsim.sim.api import simulate
-from qsim.sim.config import EngineOptions
+from qsim.profiles.lookup import load_profile
+from qsim.profiles.schema import Power, Profile
+from qsim.sim.scheduler.config import EngineOptions
+from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
-from tests.profiles import make_profile
+from tests.make_profile import make_profile
 
 HEAD = (
     "task,nickname,weight_precision,gpu_model,tensor_parallel,expert_parallel,data_parallel,"

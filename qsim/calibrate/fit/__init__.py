@@ -1,0 +1,1 @@
+"""Fit a profile to recordings: GPU spans, host, front end, power, memory."""

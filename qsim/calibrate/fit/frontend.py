@@ -1,0 +1,292 @@
+"""The front end: from the client's send to the engine's queue, and from an update to the client.
+
+The recorded steps do not name their requests, so requests are matched to steps first: a chunk
+``n@0`` begins a prompt, the chunks behind it continue it, and its total is the prompt's length;
+requests of one length are served in the order in which they were sent. A request whose prompt is
+complete in step p gets its last token in step ``p + output_tokens - 1``, since every running
+request decodes in every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.calibrate.recordings.read import Recording, Requests, Steps
+from qsim.errors import CalibrationError
+from qsim.profiles.schema import FrontEnd
+
+__all__ = [
+    "Matches",
+    "fit_frontend",
+    "late_arrivals_ms",
+    "match_requests",
+    "modelled_arrivals_s",
+]
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Steps of each request: of its first chunk, its first token, its last; -1 if not matched."""
+
+    first_chunk: IntArray
+    first_token: IntArray
+    last_token: IntArray
+
+
+def match_requests(recording: Recording) -> Matches:
+    """Match every request to its steps; arrays of shape (requests,)."""
+    s, q = recording.steps, recording.requests
+    n = len(q)
+    begun, first, last = (np.full(n, -1, dtype=np.int64) for _ in range(3))
+    phase_steps = {i: np.flatnonzero(s.phase == i) for i in range(len(recording.phases))}
+    for phase, steps in phase_steps.items():
+        waiting: dict[int, list[int]] = {}
+        for j in np.flatnonzero(q.phase == phase).tolist():
+            waiting.setdefault(int(q.prompt_tokens[j]), []).append(j)
+        open_prompts: dict[int, int] = {}  # tokens computed -> step of the first chunk
+        ends = []
+        for position, k in enumerate(steps.tolist()):
+            still_open: dict[int, int] = {}
+            for new, computed in s.chunks[k]:
+                start = k if computed == 0 else open_prompts.pop(computed, -1)
+                total = new + computed
+                queue = waiting.get(total)
+                # a chunk that ends at the length of a waiting prompt completes it; only the last
+                # chunk of a step can be partial
+                complete = queue and q.sent_s[queue[0]] < s.schedule_s[max(start, 0)]
+                if complete and queue and start >= 0:
+                    i = queue.pop(0)
+                    begun[i], first[i] = start, k
+                    ends.append((i, position + int(q.output_tokens[i]) - 1))
+                else:
+                    still_open[total] = start
+            open_prompts = still_open
+        for i, position in ends:
+            if position < len(steps):
+                last[i] = steps[position]
+    return Matches(begun, first, last)
+
+
+def _fit(columns: Sequence[FloatArray], y: FloatArray, importance: FloatArray) -> FloatArray:
+    """Non-negative coefficients, robust against a tail of late outputs."""
+    from sklearn.linear_model import LinearRegression
+
+    a = np.stack([np.ones(len(y)), *columns], axis=1)
+    c = np.zeros(a.shape[1])
+    weight = importance.copy()
+    for _ in range(10):
+        c = LinearRegression(positive=True, fit_intercept=False).fit(a, y, weight).coef_
+        error = np.abs(y - a @ c)
+        weight = importance * np.minimum(1.0, 1.0 / np.maximum(error, 1e-3))
+        weight[error > 30.0] = 0.0
+    return c
+
+
+@dataclass(frozen=True, eq=False)
+class _Arrivals:
+    """When requests were taken up, after they were sent: within (early_ms, late_ms]."""
+
+    prompt_k: FloatArray
+    early_ms: FloatArray
+    late_ms: FloatArray
+    idle: BoolArray
+
+
+def fit_frontend(
+    recordings: Sequence[Recording], excluded: Sequence[frozenset[int]]
+) -> tuple[FrontEnd, float]:
+    """Fit the front end's times, and how long an idle engine takes to wake up (ms).
+
+    Raises
+    ------
+    CalibrationError
+        If fewer than 20 requests could be matched to steps.
+    """
+    arrivals = []
+    out: dict[str, list[FloatArray]] = {
+        k: [] for k in ("prompt", "rows", "ms", "total", "rows2", "ms2")
+    }
+    serial = []
+    for recording, skip in zip(recordings, excluded, strict=True):
+        s, q = recording.steps, recording.requests
+        m = match_requests(recording)
+        good = (m.first_token >= 0) & (m.last_token >= 0) & ~np.isin(q.phase, list(skip))
+        rows = (s.decodes + s.num_chunks).astype(float)
+        burst = np.array([p.load == "burst" for p in recording.phases])[q.phase]
+        serial += _serial_ms(recording, m, burst & good)
+        i = np.flatnonzero(good & ~burst)
+        if not len(i):
+            continue
+        arrivals.append(_arrivals(recording, m, i))
+        first, last = m.first_token[i], m.last_token[i]
+        out["prompt"].append(q.prompt_tokens[i] / 1e3)
+        out["rows"].append(rows[first])
+        out["ms"].append((q.first_token_s[i] - s.update_s[first]) * 1e3)
+        out["total"].append((q.first_token_s[i] - q.sent_s[i]) * 1e3)
+        out["rows2"].append(rows[last])
+        out["ms2"].append((q.last_token_s[i] - s.update_s[last]) * 1e3)
+    sent = {k: np.concatenate(v) if v else np.zeros(0) for k, v in out.items()}
+    if len(sent["ms"]) < 20:
+        raise CalibrationError(
+            f"{len(sent['ms'])} requests outside of bursts could be matched to steps; the front "
+            "end needs at least 20: record single requests and a light Poisson load"
+        )
+    receive, receive_1k, wake = _receive(arrivals)
+    # a millisecond matters by its share of the latency that it is a part of
+    importance = 1.0 / np.maximum(sent["total"], 5.0) ** 2
+    first_c = _fit([sent["prompt"], sent["rows"]], sent["ms"], importance)
+    last_c = _fit([sent["rows2"]], sent["ms2"], importance)
+    frontend = FrontEnd(
+        receive_ms=round(receive, 4),
+        receive_ms_per_1k_prompt_tokens=round(receive_1k, 5),
+        receive_serial_ms=round(float(np.min(serial)), 4) if serial else 0.4,
+        first_token_ms=round(float(first_c[0]), 4),
+        first_token_ms_per_1k_prompt_tokens=round(float(first_c[1]), 5),
+        first_token_ms_per_running=round(float(first_c[2]), 6),
+        last_token_ms=round(float(last_c[0]), 4),
+        last_token_ms_per_running=round(float(last_c[1]), 6),
+    )
+    return frontend, round(wake, 4)
+
+
+def _arrivals(recording: Recording, matches: Matches, i: IntArray) -> _Arrivals:
+    """Bounds on when the requests ``i`` were in the engine's queue."""
+    s, q = recording.steps, recording.requests
+    first = matches.first_chunk[i]
+    before, idle = _step_before(s, first, q.sent_s[i])
+    # who waits for seats or tokens was in the queue long before
+    clear = (s.waiting[before] == 0) | idle
+    i, first, before, idle = i[clear], first[clear], before[clear], idle[clear]
+    sent = q.sent_s[i]
+    early = np.where(idle, -np.inf, (s.schedule_s[before] - sent) * 1e3)
+    return _Arrivals(q.prompt_tokens[i] / 1e3, early, (s.schedule_s[first] - sent) * 1e3, idle)
+
+
+def _step_before(s: Steps, first: IntArray, sent_s: FloatArray) -> tuple[IntArray, BoolArray]:
+    """The step before each, and whether all results were out, the engine idle, at the send."""
+    before = np.maximum(first - 1, 0)
+    return before, (first == 0) | (np.maximum.accumulate(s.update_s)[before] < sent_s)
+
+
+def modelled_arrivals_s(q: Requests, index: IntArray, frontend: FrontEnd) -> FloatArray:
+    """When the model of the front end hands requests to the engine, s; shape as ``index``.
+
+    Parameters
+    ----------
+    index : integer array
+        Requests of one phase in order of sending, for the API process takes them in turn.
+    """
+    ready_s = np.empty(len(index))
+    last_s = -np.inf
+    for j, i in enumerate(index):
+        took_ms = (
+            frontend.receive_ms
+            + frontend.receive_ms_per_1k_prompt_tokens * q.prompt_tokens[i] / 1000
+        )
+        last_s = max(q.sent_s[i] + took_ms / 1e3, last_s + frontend.receive_serial_ms / 1e3)
+        ready_s[j] = last_s
+    return ready_s
+
+
+def late_arrivals_ms(recording: Recording, frontend: FrontEnd) -> FloatArray:
+    """How much later requests came to the engine than the front end's model says, at least.
+
+    A request was not there yet at the last schedule call before the one that took it, provided
+    that the engine's queue was empty in between: else it may have waited for seats or tokens. So
+    it is late at least by the time of that call less the modelled arrival: it was held in the API
+    process or in the client, which the simulator does not model.
+
+    Returns
+    -------
+    array of shape (requests,), ms
+        Below 0 for a request that can have been in time. NaN where nothing is known: not matched
+        to a step, met an idle engine or a queue, or of a burst, where the API process is the queue.
+    """
+    s, q = recording.steps, recording.requests
+    modelled_s = np.full(len(q), np.nan)
+    for p, phase in enumerate(recording.phases):
+        if phase.load != "burst":
+            index = np.flatnonzero(q.phase == p)
+            index = index[np.argsort(q.sent_s[index], kind="stable")]
+            modelled_s[index] = modelled_arrivals_s(q, index, frontend)
+    result = np.full(len(q), np.nan)
+    first = match_requests(recording).first_chunk
+    i = np.flatnonzero(first >= 0)
+    before, idle = _step_before(s, first[i], q.sent_s[i])
+    # the queue is recorded at updates. The step before may be updated after the call that took
+    # the request, when a queue is empty again, so the last update that came before that call tells
+    updates_s = np.maximum.accumulate(s.update_s)
+    last_update = np.searchsorted(updates_s, s.schedule_s[first[i]]) - 1
+    empty = (last_update >= 0) & (s.waiting[np.maximum(last_update, 0)] == 0)
+    known = empty & ~idle
+    result[i[known]] = (s.schedule_s[before] - modelled_s[i])[known] * 1e3
+    return result
+
+
+def _receive(parts: Sequence[_Arrivals]) -> tuple[float, float, float]:
+    """receive_ms, receive_ms_per_1k_prompt_tokens and the wake-up of an idle engine, ms.
+
+    A busy engine takes a request up at its next schedule call, so each request only says that it
+    came between two calls; the values with the least violation of these bounds are taken.
+    """
+    prompt = np.concatenate([p.prompt_k for p in parts])
+    early = np.concatenate([p.early_ms for p in parts])
+    late = np.concatenate([p.late_ms for p in parts])
+    idle = np.concatenate([p.idle for p in parts])
+    busy = ~idle & (late < 1000.0)
+    per_1k = np.arange(0.0, 1.01, 0.05)
+    if busy.sum() >= 20:
+        tried = []
+        for b in per_1k:
+            for a in np.arange(0.0, 8.0, 0.025):
+                at = a + b * prompt[busy]
+                miss = np.maximum(early[busy] - at, 0.0) + np.maximum(at - late[busy], 0.0)
+                tried.append((float(np.minimum(miss, 3.0).mean()), float(a), float(b)))
+        # many values do equally well: the middle of them
+        least = min(tried)[0]
+        equal = np.array([(a, b) for loss, a, b in tried if loss <= least + 0.002])
+        receive, receive_1k = (float(v) for v in equal.mean(axis=0))
+        rest = late[idle] - receive - receive_1k * prompt[idle]
+        return receive, receive_1k, max(float(np.median(rest)), 0.0) if idle.any() else 0.0
+    if not idle.any():
+        raise CalibrationError(
+            "no request met an idle engine and fewer than 20 a busy one without a queue: "
+            "record single requests and a light Poisson load"
+        )
+    c = _fit([prompt[idle]], late[idle], np.ones(int(idle.sum())))
+    return float(c[0]), float(c[1]), 0.0
+
+
+def _serial_ms(recording: Recording, matches: Matches, burst: BoolArray) -> list[float]:
+    """Time a request of the API process, from bursts of at least 32 short prompts; ms.
+
+    The last request of a burst came in at the latest when the engine began it, or at the first
+    update after which all were running or in the queue.
+    """
+    s, q = recording.steps, recording.requests
+    result = []
+    for i in range(len(recording.phases)):
+        mine = np.flatnonzero(burst & (q.phase == i))
+        if len(mine) < 32 or q.prompt_tokens[mine].max() > 512:
+            continue
+        sent_s = q.sent_s[q.phase == i]
+        if np.ptp(sent_s) > 0.15:  # not one burst: the sends themselves took that long
+            continue
+        begun_s = np.sort(s.schedule_s[matches.first_chunk[mine]])
+        last_s = float(begun_s[-1])
+        if len(mine) >= 0.99 * len(sent_s):  # else too many are not accounted for
+            steps = np.flatnonzero(s.phase == i)
+            ends_s = s.update_s[steps] + s.update_dur_s[steps]
+            known = np.searchsorted(begun_s, ends_s) + s.waiting[steps]
+            if np.any(known >= len(mine)):
+                last_s = min(last_s, float(ends_s[known >= len(mine)].min()))
+        result.append((last_s - float(sent_s.min())) * 1e3 / len(mine))
+    return result

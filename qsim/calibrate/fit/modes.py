@@ -1,0 +1,272 @@
+"""All execution modes together: pooled steps, fitted spans, their errors, the choice of forms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.calibrate.fit.power import trailing_power_w
+from qsim.calibrate.fit.span import (
+    GRAPH_SIZES,
+    ModeFit,
+    StepTable,
+    fit_decode,
+    fit_mixed,
+    predict_decode_ms,
+    predict_mixed_ms,
+)
+from qsim.calibrate.fit.timeline import DECODE, EAGER, PIECEWISE, Timeline
+from qsim.calibrate.recordings.read import Recording
+from qsim.errors import CalibrationError
+from qsim.profiles.schema import DecodeSpan, Latency, MixedSpan, Power, Throttle
+
+__all__ = [
+    "MODE_NAMES",
+    "ModeError",
+    "Spans",
+    "choose_forms",
+    "fit_spans",
+    "latency_of",
+    "mode_errors",
+    "pool_steps",
+    "predict_ms",
+]
+
+FloatArray = npt.NDArray[np.float64]
+
+#: forms of the spans of mixed steps, simplest first
+_FORMS = {PIECEWISE: ("smooth", "free"), EAGER: ("smooth", "saw-128", "saw-256")}
+#: a more complicated form must be better by this factor
+_SIMPLICITY = 1.03
+MODE_NAMES = {DECODE: "decode", PIECEWISE: "piecewise", EAGER: "eager"}
+
+
+@dataclass(frozen=True)
+class ModeError:
+    """How well spans of one mode are predicted, in percent."""
+
+    mode: str
+    steps: int
+    mean_absolute: float
+    sum_error: float
+    held_out: float
+    held_out_sum: float
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The fitted modes, and the trailing power at which throttling starts and is full."""
+
+    decode: ModeFit
+    piecewise: ModeFit
+    eager: ModeFit
+    start_w: float
+    full_w: float
+
+    @property
+    def loss(self) -> float:
+        return self.decode.loss + self.piecewise.loss + self.eager.loss
+
+
+def pool_steps(
+    recordings: Sequence[Recording],
+    timelines: Sequence[Timeline],
+    power: Power,
+    excluded: Sequence[frozenset[int]],
+    contexts: Sequence[FloatArray] | None = None,
+) -> StepTable:
+    """All steps of the phases that are not excluded.
+
+    ``contexts`` has the context tokens to fit on for each recording (see contexts.py); by
+    default the recorded ones.
+    """
+    parts = []
+    offset = 0
+    if contexts is None:
+        contexts = [r.steps.decode_context_tokens.astype(float) for r in recordings]
+    for r, t, out, context in zip(recordings, timelines, excluded, contexts, strict=True):
+        s = r.steps
+        trailing = trailing_power_w(power, r, t)
+        whole = StepTable(
+            mode=t.mode,
+            tokens=s.decodes + s.prefill_tokens,
+            decodes=s.decodes,
+            context=context,
+            pairs=s.pairs,
+            chunks=s.num_chunks,
+            span_ms=t.span_ms,
+            usable=t.usable,
+            group=s.phase + offset,
+            trailing_w=trailing,
+            start_s=t.start_s,
+            x=np.zeros(len(s)),
+        )
+        parts.append(whole.take(~np.isin(s.phase, list(out))))
+        offset += 1000
+    return StepTable(
+        **{
+            name: np.concatenate([getattr(p, name) for p in parts])
+            for name in StepTable.__dataclass_fields__
+        }
+    )
+
+
+def fit_spans(
+    table: StepTable,
+    start_w: float,
+    full_w: float,
+    least_slope: float,
+    least_pair: float,
+    forms: Mapping[int, str],
+) -> Spans:
+    t = table.with_level(start_w, full_w)
+
+    def mixed(mode: int) -> ModeFit:
+        return fit_mixed(
+            t,
+            mode,
+            GRAPH_SIZES,
+            form=forms[mode],
+            least_slope=least_slope,
+            least_pair_ms=least_pair,
+        )
+
+    return Spans(
+        decode=fit_decode(t, GRAPH_SIZES, least_slope=least_slope),
+        piecewise=mixed(PIECEWISE),
+        eager=mixed(EAGER),
+        start_w=start_w,
+        full_w=full_w,
+    )
+
+
+def predict_ms(table: StepTable, spans: Spans) -> FloatArray:
+    """Predicted spans of all steps, throttled by ``table.x``; ms."""
+    decode, piecewise, eager = spans.decode.span, spans.piecewise.span, spans.eager.span
+    assert isinstance(decode, DecodeSpan)
+    assert isinstance(piecewise, MixedSpan)
+    assert isinstance(eager, MixedSpan)
+    out = np.empty(len(table))
+    for mode, fitted in (
+        (DECODE, spans.decode),
+        (PIECEWISE, spans.piecewise),
+        (EAGER, spans.eager),
+    ):
+        m = table.mode == mode
+        t = table.take(m)
+        if mode == DECODE:
+            ms = predict_decode_ms(decode, t.decodes, t.context, GRAPH_SIZES)
+        else:
+            span = piecewise if mode == PIECEWISE else eager
+            ms = predict_mixed_ms(span, t, mode, GRAPH_SIZES)
+        out[m] = ms * (1.0 + fitted.theta * t.x)
+    return out
+
+
+def choose_forms(table: StepTable, least_slope: float, least_pair: float) -> dict[int, str]:
+    """For each mode of mixed steps the form that predicts left-out phases best."""
+    chosen: dict[int, str] = {}
+    for mode, names in _FORMS.items():
+        best = np.inf
+        for name in names:
+            error, _ = _held_out_error(table, {mode: name}, least_slope, least_pair, (mode,))[mode]
+            if not chosen.get(mode) or error * _SIMPLICITY < best:
+                best, chosen[mode] = error, name
+    return chosen
+
+
+def _held_out_error(
+    table: StepTable,
+    forms: Mapping[int, str],
+    least_slope: float,
+    least_pair: float,
+    modes: Sequence[int] = (DECODE, PIECEWISE, EAGER),
+) -> dict[int, tuple[float, float]]:
+    """Mean absolute error and error of the sum by mode, percent, each phase left out in turn."""
+    predicted = np.full(len(table), np.nan)
+    for group in np.unique(table.group % 1000):
+        here = table.group % 1000 == group
+        rest = table.take(~here)
+        for mode in modes:
+            m = here & table.usable & (table.mode == mode)
+            if not m.any():
+                continue
+            try:
+                if mode == DECODE:
+                    fitted = fit_decode(rest, GRAPH_SIZES, least_slope=least_slope)
+                else:
+                    fitted = fit_mixed(
+                        rest,
+                        mode,
+                        GRAPH_SIZES,
+                        form=forms[mode],
+                        least_slope=least_slope,
+                        least_pair_ms=least_pair,
+                    )
+            except CalibrationError:
+                continue  # nearly all steps of this mode lie in that phase
+            t = table.take(m)
+            if isinstance(fitted.span, DecodeSpan):
+                ms = predict_decode_ms(fitted.span, t.decodes, t.context, GRAPH_SIZES)
+            else:
+                ms = predict_mixed_ms(fitted.span, t, mode, GRAPH_SIZES)
+            predicted[m] = ms * (1.0 + fitted.theta * t.x)
+    result = {}
+    for mode in modes:
+        m = np.isfinite(predicted) & (table.mode == mode)
+        result[mode] = _error(predicted[m], table.span_ms[m])
+    return result
+
+
+def _error(predicted: FloatArray, measured: FloatArray) -> tuple[float, float]:
+    if not len(measured):
+        return float("nan"), float("nan")
+    mean = float(np.abs(predicted / measured - 1.0).mean()) * 100
+    total = float(predicted.sum() / measured.sum() - 1.0) * 100
+    return mean, total
+
+
+def mode_errors(
+    table: StepTable,
+    spans: Spans,
+    forms: Mapping[int, str],
+    least_slope: float,
+    least_pair: float,
+    *,
+    held_out: bool,
+) -> tuple[ModeError, ...]:
+    predicted = predict_ms(table, spans)
+    left = (
+        _held_out_error(table, forms, least_slope, least_pair)
+        if held_out
+        else dict.fromkeys(MODE_NAMES, (float("nan"), float("nan")))
+    )
+    result = []
+    for mode, name in MODE_NAMES.items():
+        m = table.usable & (table.mode == mode)
+        mean, total = _error(predicted[m], table.span_ms[m])
+        result.append(ModeError(name, int(m.sum()), mean, total, *left[mode]))
+    return tuple(result)
+
+
+def latency_of(spans: Spans) -> Latency:
+    decode, piecewise, eager = spans.decode.span, spans.piecewise.span, spans.eager.span
+    assert isinstance(decode, DecodeSpan)
+    assert isinstance(piecewise, MixedSpan)
+    assert isinstance(eager, MixedSpan)
+    return Latency(
+        graph_sizes=list(GRAPH_SIZES),
+        decode=decode,
+        piecewise=piecewise,
+        eager=eager,
+        throttle=Throttle(
+            start_w=spans.start_w,
+            full_w=spans.full_w,
+            decode=round(spans.decode.theta, 4),
+            piecewise=round(spans.piecewise.theta, 4),
+            eager=round(spans.eager.theta, 4),
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Measure real vLLM servers: campaigns, servers, loads, power, journal."""

@@ -1,0 +1,1 @@
+"""Recordings of real servers: their data, and how they are read."""

@@ -1,0 +1,1 @@
+"""How well profiles predict recordings: comparison, fidelity, agreement."""

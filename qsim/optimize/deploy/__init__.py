@@ -1,0 +1,1 @@
+"""Results in a form that can be started: vllm serve, Kubernetes, scenarios."""

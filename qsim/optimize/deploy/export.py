@@ -1,0 +1,241 @@
+"""A fleet in a form that can be started, or simulated again: ``qsim plan --export``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qsim.documents import to_yaml as to_yaml_text
+from qsim.errors import InfeasibleError, ScenarioError
+from qsim.files import write_text
+from qsim.optimize.deploy.deployment import Pool, pool_of
+from qsim.optimize.deploy.kubernetes import manifests, to_yaml
+from qsim.optimize.deploy.vllm import GPUS_PER_HOST, serve_script
+from qsim.optimize.plan.candidate import Candidate
+from qsim.optimize.plan.result import Plan
+from qsim.sim.results.slo import Slo
+from qsim.traces.parts import is_large
+from qsim.traces.trace import Trace
+
+__all__ = ["EXPORTS", "Export", "export_plan", "export_pools", "parse_export", "pool_scenario"]
+
+EXPORTS = ("vllm", "kubernetes", "scenario")
+#: options of `qsim simulate` that read and shape a trace
+_TRACE_KEYS = ("trace", "format", "columns", "sort", "start", "end", "speed", "head")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to write (one of :data:`EXPORTS`) and where: a file, a folder, or None for stdout."""
+
+    kind: str
+    path: str | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.path is None else f"{self.kind}={self.path}"
+
+
+def parse_export(text: str, kinds: tuple[str, ...] = EXPORTS) -> Export:
+    """Read ``KIND`` or ``KIND=PATH``, KIND being one of ``kinds``.
+
+    Raises
+    ------
+    ScenarioError
+        If it is neither, or KIND is unknown.
+    """
+    kind, equals, path = str(text).partition("=")
+    kind = kind.strip()
+    if kind not in kinds or (equals and not path):
+        raise ScenarioError(
+            f"export is {text!r}; must be one of {', '.join(kinds)}, with =FILE or =FOLDER/ "
+            "after it to write there"
+        )
+    return Export(kind, path or None)
+
+
+def export_pools(
+    pools: Pool | list[Pool],
+    export: Export,
+    *,
+    autoscaler: str = "hpa",
+    gpus_per_host: int = GPUS_PER_HOST,
+) -> str | None:
+    """Write the commands or the manifests; returns the text if there is no path.
+
+    To a folder (it exists, or the path ends in ``/``) go ``serve.sh``, or one YAML file an object;
+    to a file all of it. Each file is written whole or not at all.
+
+    Raises
+    ------
+    ScenarioError
+        For another kind of export, an unknown autoscaler, or a server of more GPUs than a machine.
+    """
+    if export.kind == "vllm":
+        script = serve_script(pools, gpus_per_host)
+        return _put(export.path, script, {"serve.sh": script}, executable=True)
+    if export.kind != "kubernetes":
+        raise ScenarioError(f"export is {export.kind!r}; must be vllm or kubernetes for servers")
+    objects = manifests(pools, autoscaler)
+    several = isinstance(pools, list) and len(pools) > 1
+    files = {
+        (f"{o['metadata']['name']}-" if several else "") + f"{o['kind'].lower()}.yaml": to_yaml([o])
+        for o in objects
+    }
+    return _put(export.path, to_yaml(objects), files)
+
+
+def export_plan(
+    plan: Plan,
+    export: Export | str,
+    *,
+    candidate: Candidate | None = None,
+    trace: Trace | None = None,
+    trace_options: Mapping[str, Any] | None = None,
+    profile: Any = None,
+    autoscaler: str = "hpa",
+    gpus_per_host: int = GPUS_PER_HOST,
+) -> str | None:
+    """Write the plan's best fleet (or that of ``candidate``); returns the text without a path.
+
+    Parameters
+    ----------
+    plan : Plan
+    export : Export or str
+        ``vllm``, ``kubernetes`` or ``scenario``, with ``=PATH`` after it or not.
+    trace : Trace, optional
+        For ``scenario``: what was planned for (before growth and peak hour), written beside the
+        scenario where ``trace_options`` cannot say it exactly.
+    trace_options : mapping, optional
+        For ``scenario``: how ``qsim simulate`` reads the same trace: ``trace``, and ``format``,
+        ``sort``, ``start``, ``end``, ``speed``, ``head`` where they were given.
+    profile : Profile, optional
+        For ``scenario``: the candidate's profile, where it was not read from a file.
+
+    Raises
+    ------
+    InfeasibleError
+        If nothing meets the SLOs.
+    ScenarioError
+        As :func:`export_pools`; or if a scenario needs files beside it and there is no path.
+    """
+    export = parse_export(export) if isinstance(export, str) else export
+    chosen = candidate or plan.best
+    if chosen is None or not chosen.feasible:
+        raise InfeasibleError("no candidate of this plan meets the SLOs: nothing to export")
+    if export.kind != "scenario":
+        pool = pool_of(chosen, plan.router_of(chosen))
+        return export_pools(pool, export, autoscaler=autoscaler, gpus_per_host=gpus_per_host)
+    return _scenario(plan, export.path, chosen, trace, trace_options, profile)
+
+
+def pool_scenario(
+    pool: Pool,
+    trace_options: Mapping[str, Any],
+    profile: str,
+    slos: Sequence[Slo | str],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The scenario of ``qsim simulate`` that gives a pool's figures again.
+
+    ``settings`` has the ``seed`` and ``too_long`` of its simulation.
+    """
+    scenario = dict(trace_options)
+    if is_large(scenario["trace"]):
+        scenario["stream"] = False  # taken in parts its percentiles would be a little off
+    scenario |= {"profile": profile, "replicas": pool.replicas, "router": pool.router}
+    scenario |= pool.options.to_dict()
+    if slos:
+        scenario["slo"] = [str(s) for s in slos]
+    if settings.get("allow_backlog"):
+        scenario["allow_backlog"] = True
+    return {**scenario, "seed": settings["seed"], "too_long": settings["too_long"]}
+
+
+def _scenario(
+    plan: Plan,
+    path: str | None,
+    chosen: Candidate,
+    trace: Trace | None,
+    trace_options: Mapping[str, Any] | None,
+    profile: Any,
+) -> str | None:
+    target = None if path is None else _inside(path, "scenario.yaml")
+    beside = None if target is None else target.with_suffix("")
+    options = _shaped(plan, trace_options)
+    if options is None:
+        if trace is None or beside is None:
+            raise ScenarioError(
+                "this plan's trace needs a file beside the scenario, because it was cut or sped "
+                "up in ways that options of qsim simulate cannot say; give a path: "
+                "--export scenario=FILE.yaml"
+            )
+        from qsim.traces.write import write_trace
+
+        file = beside.with_name(f"{beside.name}-trace.csv.gz")
+        write_trace(_planned(plan, trace), file)
+        options = {"trace": str(file)}
+    source = chosen.source
+    if source is None:
+        if profile is None or beside is None:
+            raise ScenarioError(
+                f"{chosen.profile} was not read from a file; give the profile and a path, so that "
+                "it can be written beside the scenario"
+            )
+        source = f"{beside}-profile.json"
+        profile.save(source)
+    read = {k: options[k] for k in _TRACE_KEYS if options.get(k) is not None}
+    pool = pool_of(chosen, plan.router_of(chosen))
+    scenario = pool_scenario(pool, read, source, plan.slos, plan.settings)
+    text = to_yaml_text(scenario)
+    name = "FILE.yaml" if target is None else str(target)
+    text = f"# qsim simulate --scenario {' '.join(name.split())}\n{text}"
+    if target is None:
+        return text
+    write_text(target, text)
+    return None
+
+
+def _shaped(plan: Plan, options: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The trace as options of ``qsim simulate``; None where they cannot say it bit for bit."""
+    if options is None:
+        return None
+    shaped = plan.forecast
+    if shaped.peak_hour_start_s is not None:
+        return None
+    if shaped.growth == 1:
+        return dict(options)
+    if options.get("speed") not in (None, 1.0):
+        return None  # one division is not two
+    return {**options, "speed": shaped.growth}
+
+
+def _planned(plan: Plan, trace: Trace) -> Trace:
+    from qsim.optimize.plan.forecast import forecast
+
+    shaped = plan.forecast
+    return forecast(trace, shaped.growth, shaped.peak_hour_start_s is not None)[0]
+
+
+def _inside(path: str, name: str) -> Path:
+    folder = path.endswith(("/", os.sep)) or Path(path).is_dir()
+    return Path(path) / name if folder else Path(path)
+
+
+def _put(
+    path: str | None, text: str, files: Mapping[str, str], executable: bool = False
+) -> str | None:
+    if path is None:
+        return text
+    first = next(iter(files))
+    if _inside(path, first) == Path(path):
+        targets = {Path(path): text}
+    else:
+        targets = {Path(path) / name: content for name, content in files.items()}
+    for target, content in targets.items():
+        write_text(target, content)
+        if executable:
+            target.chmod(target.stat().st_mode | 0o111)
+    return None

@@ -1,0 +1,154 @@
+"""The ``vllm serve`` commands that start what was simulated."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from qsim.errors import InfeasibleError, ScenarioError
+from qsim.optimize.plan.candidate import Candidate
+from qsim.sim.scheduler.config import EngineConfig
+
+if TYPE_CHECKING:
+    from qsim.optimize.deploy.deployment import Pool
+
+__all__ = ["GPUS_PER_HOST", "checkpoint", "serve_command", "serve_script", "serve_words"]
+
+#: GPUs of one machine, as in DGX and HGX servers
+GPUS_PER_HOST = 8
+
+
+def checkpoint(model: str, method: str) -> str:
+    """A public Hugging Face checkpoint of ``model`` quantized by ``method``.
+
+    For a combination that qsim knows none of, a path to replace by your own:
+    ``path/to/<model>-<method>``.
+    """
+    text = (resources.files("qsim.optimize.deploy") / "data" / "checkpoints.csv").read_text("utf-8")
+    weights = method.removesuffix("+kv-fp8")  # the same weights, another cache
+    for row in csv.DictReader(text.splitlines()):
+        if (row["model"], row["method"]) == (model, weights):
+            return row["checkpoint"]
+    return f"path/to/{model}-{method}"
+
+
+def serve_words(what: Pool | Candidate, port: int = 8000) -> list[str]:
+    """The command that starts one server, word by word.
+
+    Every engine setting that the simulation used is told, also where it is vLLM's default: the
+    default depends on the GPU and on vLLM's version, and the prediction holds for these.
+
+    Raises
+    ------
+    InfeasibleError
+        If a candidate meets no SLO with any fleet, so that there is nothing to start.
+    """
+    if isinstance(what, Candidate) and not what.feasible:
+        raise InfeasibleError(f"{what.profile} is infeasible: {what.reason}")
+    engine, options = what.engine, what.options
+    if engine is None:
+        raise InfeasibleError(f"{what.profile} has no engine settings that suit it")
+    words = ["vllm", "serve", checkpoint(what.model, what.method)]
+    words += what.vllm_args
+    words += ["--tensor-parallel-size", str(what.tensor_parallel_size)]
+    words += ["--max-model-len", str(engine.max_model_len)]
+    words += ["--max-num-seqs", str(engine.max_num_seqs)]
+    if engine.max_num_active_seqs is not None:
+        words += ["--max-num-active-seqs", str(engine.max_num_active_seqs)]
+    words += ["--max-num-batched-tokens", str(engine.max_num_batched_tokens)]
+    if options.kv_cache_memory_bytes is not None:
+        words += ["--kv-cache-memory-bytes", str(options.kv_cache_memory_bytes)]
+    if options.num_gpu_blocks_override is not None:
+        words += ["--num-gpu-blocks-override", str(options.num_gpu_blocks_override)]
+    if engine.max_num_queued_reqs is not None:
+        words += ["--max-num-queued-reqs", str(engine.max_num_queued_reqs)]
+    if engine.max_num_queued_tokens is not None:
+        words += ["--max-num-queued-tokens", str(engine.max_num_queued_tokens)]
+    words += _switches(engine)
+    words += ["--port", str(port)]
+    return words
+
+
+def serve_command(candidate: Candidate | Pool, port: int = 8000) -> str:
+    """The command that starts one replica, ready for a shell; see :func:`serve_words`.
+
+    Raises
+    ------
+    InfeasibleError
+        If the candidate meets no SLO with any fleet, so that there is nothing to start.
+    """
+    return shlex.join(serve_words(candidate, port))
+
+
+def serve_script(
+    pools: Pool | list[Pool], gpus_per_host: int = GPUS_PER_HOST, port: int = 8000
+) -> str:
+    """A shell script that starts every replica, each on its own GPUs and port.
+
+    A fleet that needs more GPUs than one machine has is spread over several: the script is run
+    on each with the machine's number as its argument, ``sh serve.sh 2``. No server is split
+    between machines.
+
+    Parameters
+    ----------
+    pools : Pool or list of Pool
+        One after the other they take the GPUs of the first machine, then of the next.
+    gpus_per_host : int
+        GPUs of each machine.
+    port : int
+        Of the first server of each machine; the others count up.
+
+    Raises
+    ------
+    ScenarioError
+        If one server needs more GPUs than a machine has.
+    """
+    pools = pools if isinstance(pools, list) else [pools]
+    hosts: list[list[str]] = []
+    used = gpus_per_host
+    for pool in pools:
+        need = pool.tensor_parallel_size
+        if need > gpus_per_host:
+            raise ScenarioError(
+                f"gpus_per_host is {gpus_per_host!r}; must be >= {need}, the tensor-parallel size "
+                f"of {pool.profile}"
+            )
+        for _ in range(pool.replicas):
+            if used + need > gpus_per_host:
+                hosts.append([])
+                used = 0
+            gpus = ",".join(str(g) for g in range(used, used + need))
+            command = serve_command(pool, port + len(hosts[-1]))
+            hosts[-1].append(f"CUDA_VISIBLE_DEVICES={gpus} {command} &")
+            used += need
+    lines = ["#!/bin/sh"]
+    for pool in pools:
+        servers = f"{pool.replicas} server{'s' if pool.replicas != 1 else ''}"
+        version = f"vLLM {pool.vllm_version}: " if pool.vllm_version else ""
+        what = f"{version}{servers} as simulated with {pool.profile}, behind a {pool.router} router"
+        lines.append(f"# {' '.join(what.split())}")  # a line break would end the comment
+    if len(hosts) == 1:
+        lines += hosts[0]
+    else:
+        lines.append(f"# {len(hosts)} machines: run it on each with its number, 1 to {len(hosts)}")
+        lines.append('case "$1" in')
+        for i, commands in enumerate(hosts, 1):
+            lines += [f"{i})", *(f"  {c}" for c in commands), "  ;;"]
+        lines += [f'*) echo "usage: $0 MACHINE, from 1 to {len(hosts)}" >&2; exit 2 ;;', "esac"]
+    return "\n".join([*lines, "wait", ""])
+
+
+def _switches(engine: EngineConfig) -> list[str]:
+    words = []
+    prefix = "" if engine.enable_prefix_caching else "no-"
+    words.append(f"--{prefix}enable-prefix-caching")
+    words.append(f"--{'' if engine.async_scheduling else 'no-'}async-scheduling")
+    if engine.long_prefill_token_threshold:
+        words += ["--long-prefill-token-threshold", str(engine.long_prefill_token_threshold)]
+    if engine.long_prefill_token_threshold_adaptive:
+        words.append("--long-prefill-token-threshold-adaptive")
+    if engine.scheduling_policy != "fcfs":
+        words += ["--scheduling-policy", engine.scheduling_policy]
+    return words

@@ -1,0 +1,1 @@
+"""What GPUs cost and energy emits: prices, carbon."""

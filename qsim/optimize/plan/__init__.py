@@ -1,0 +1,1 @@
+"""Capacity plans: the smallest fleet that meets the SLOs, and why."""

@@ -1,0 +1,180 @@
+"""The search for each profile's smallest fleet, and many such searches over one executor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import replace
+
+import numpy as np
+
+from qsim.errors import TraceError
+from qsim.optimize.plan.budget import Budget
+from qsim.optimize.plan.candidate import Candidate, Shortfall
+from qsim.optimize.search.fleet_outcome import FleetOutcome, Goal
+from qsim.optimize.search.fleet_task import FleetTask, offered_load, run_fleet
+from qsim.optimize.search.smallest_fleet import probes_left, smallest_fleet
+from qsim.sim.results.backlog import BacklogOutcome
+from qsim.sim.results.goodput import GoodputOutcome
+
+__all__ = ["Progress", "Search", "Step", "drive", "part_of", "search_candidate"]
+
+#: called with a fraction in [0, 1] and a text after every simulation
+Progress = Callable[[float, str], None]
+#: What a search yields: a fleet to simulate, and about how many more there will be
+Step = tuple[FleetTask, int]
+Search = Generator[Step, FleetOutcome, Candidate]
+
+
+def part_of(progress: Progress | None, begin: float, end: float) -> Progress | None:
+    """A callback for a part of the work, from ``begin`` to ``end`` of the whole."""
+    if progress is None:
+        return None
+    return lambda share, text: progress(begin + (end - begin) * share, text)
+
+
+def search_candidate(
+    task: FleetTask, blank: Candidate, max_replicas: int, budget: Budget | None = None
+) -> Search:
+    """Find the smallest fleet of one profile; errors of the trace make it infeasible.
+
+    A fleet beyond the budget makes it infeasible, too: a larger one takes more. Then the largest
+    fleet within the budget's GPUs and money is simulated as well, to tell what it misses.
+    """
+    if blank.engine is None or blank.reason:
+        return blank
+    done: dict[int, FleetOutcome] = {}
+    load = offered_load(task.trace, task.profile, blank.engine)
+    probe = smallest_fleet(min(max(1, math.ceil(load)), max_replicas), max_replicas)
+    try:
+        n = next(probe)
+        while True:
+            failed = max((k for k, o in done.items() if not o.met), default=0)
+            met = min((k for k, o in done.items() if o.met), default=None)
+            if n not in done:
+                done[n] = yield replace(task, replicas=n), probes_left(failed, met)
+            # two fleets missed: is there any point in searching on? (most need no more than two)
+            doubtful = len(done) == 2 or (len(done) == 1 and n == max_replicas)
+            if doubtful and met is None and not done[n].met:
+                floor = yield from _floor(task)
+                if floor and max_replicas not in done:
+                    done[max_replicas] = yield replace(task, replicas=max_replicas), 2
+                if floor and not done[max_replicas].met:
+                    return _infeasible(blank, done, *floor)
+            n = probe.send(done[n].met)
+    except StopIteration as stop:
+        best: int | None = stop.value
+    except TraceError as e:
+        return _infeasible(blank, done, str(e))
+    if best is None:
+        worst = done[max_replicas].binding
+        return _infeasible(
+            blank,
+            done,
+            f"{worst.sentence()} even with {max_replicas} replicas, the most to try",
+            _missed(worst),
+        )
+    overruns = budget.overruns(blank, done[best]) if budget else []
+    if budget and overruns:
+        reason = "; ".join(text for _, text in overruns)
+        price = blank.price.usd_per_hour if blank.price else None
+        largest = budget.largest(blank.tensor_parallel_size, price) or 0
+        if 0 < largest < best:
+            if largest not in done:
+                done[largest] = yield replace(task, replicas=largest), 1
+            gpus = largest * blank.tensor_parallel_size
+            reason += f"; with {gpus} {done[largest].binding.sentence()}"
+        missed = _infeasible(blank, done, reason, overruns[0][0])
+        return replace(missed, outcome=done[best])
+    return replace(blank, feasible=True, outcome=done[best], evaluations=_by_size(done))
+
+
+def _floor(task: FleetTask) -> Generator[Step, FleetOutcome, tuple[str, Shortfall] | None]:
+    """Why no fleet at all can do it, or None if that cannot be said.
+
+    Every request is simulated alone, one after the other: no queue, no batch, a cold GPU. An SLO
+    missed here is missed by a fleet too (the caller also simulates the largest one, because a
+    first token that is delivered late flatters the TPOT of a short answer a little).
+    """
+    trace = task.trace
+    longest_ms = (
+        float(trace.prompt_tokens.max())
+        + float(trace.output_tokens.max()) * 3 * task.profile.latency.decode.base_ms[0]
+    )
+    gap_s = 60.0 + longest_ms / 1000
+    apart_s = np.arange(len(trace), dtype=np.float64) * gap_s
+    alone = replace(trace, arrival_s=apart_s, turns=None)
+    outcome = yield replace(task, trace=alone, replicas=1), 3
+    slowest = outcome.quantiles["e2el_ms"]
+    if outcome.met or (slowest and slowest[-1] / 1000 >= gap_s):  # they were not alone after all
+        return None
+    worst = outcome.binding
+    reason = f"{worst.sentence()} even for requests served alone: more GPUs do not help"
+    return reason, _missed(worst)
+
+
+def _missed(goal: Goal) -> Shortfall:
+    """A goal that is missed, in numbers."""
+    if isinstance(goal, BacklogOutcome):
+        arriving, finished = goal.load.arriving_rps or 0.0, goal.load.finished_rps or 0.0
+        return Shortfall("backlog", arriving, finished, goal.ratio - 1)
+    if isinstance(goal, GoodputOutcome):
+        return Shortfall(str(goal.slo), goal.share, goal.slo.share, goal.ratio - 1)
+    return Shortfall(str(goal.slo), goal.value_ms, goal.slo.limit_ms, goal.ratio - 1)
+
+
+def _infeasible(
+    blank: Candidate,
+    done: dict[int, FleetOutcome],
+    reason: str,
+    shortfall: Shortfall | None = None,
+) -> Candidate:
+    largest = done[max(done)] if done else None
+    evaluations = _by_size(done)
+    return replace(
+        blank, reason=reason, shortfall=shortfall, outcome=largest, evaluations=evaluations
+    )
+
+
+def _by_size(done: dict[int, FleetOutcome]) -> tuple[FleetOutcome, ...]:
+    return tuple(done[n] for n in sorted(done))
+
+
+def drive(
+    executor: Executor,
+    searches: list[Search],
+    names: list[str],
+    progress: Progress | None = None,
+) -> list[Candidate]:
+    """Run all searches to their end, each one simulation ahead at a time."""
+    found: dict[int, Candidate] = {}
+    running: dict[Future[FleetOutcome], int] = {}
+    probes = [0] * len(searches)
+    shares = [0.0] * len(searches)
+
+    def advance(i: int, resume: Callable[[], Step]) -> None:
+        try:
+            task, left = resume()
+        except StopIteration as stop:
+            found[i] = stop.value
+            shares[i] = 1.0
+            return
+        shares[i] = max(shares[i], probes[i] / (probes[i] + 1 + left))
+        running[executor.submit(run_fleet, task)] = i
+
+    for i, search in enumerate(searches):
+        advance(i, search.__next__)
+    while running:
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in sorted(finished, key=lambda f: running[f]):
+            i = running.pop(future)
+            search, error = searches[i], future.exception()
+            probes[i] += 1
+            if error is not None:
+                advance(i, lambda s=search, e=error: s.throw(e))  # type: ignore[misc]
+            else:
+                advance(i, lambda s=search, f=future: s.send(f.result()))  # type: ignore[misc]
+            if progress is not None:
+                progress(sum(shares) / len(shares), names[i])
+    return [found[i] for i in range(len(searches))]

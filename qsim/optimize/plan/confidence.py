@@ -1,0 +1,251 @@
+"""How sure a plan is: its fleet simulated again with other traffic, seeds and profile errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from qsim.checks import whole
+from qsim.errors import TraceError
+from qsim.optimize.plan.perturb import scaled_memory, scaled_times, stated_kv_sigma, stated_sigma
+from qsim.optimize.plan.resample import Resampling
+from qsim.optimize.search.fleet_outcome import FleetOutcome
+from qsim.optimize.search.fleet_task import FleetTask, run_fleet
+
+#: runs of one fleet with other draws
+MAX_REPLICATIONS = 10_000
+
+__all__ = ["Confidence", "Replication", "replicate"]
+
+#: a value over its limit in a run that could not serve its traffic at all
+_MOST = 1e9
+
+Progress = Callable[[float, str], None]
+#: number of a replication, factors of times and of KV blocks
+_Job = tuple[int, float, float]
+
+
+@dataclass(frozen=True)
+class Replication:
+    """One more run of a fleet.
+
+    Attributes
+    ----------
+    number : int
+        From 1 on; seed of the draw, and added to the router's.
+    replicas : int
+    factor, kv_factor : float
+        What every time of the profile, and its KV blocks, were multiplied by.
+    goals : dict
+        Value over limit by goal, as :attr:`FleetOutcome.goals` have it.
+    met : bool
+    """
+
+    number: int
+    replicas: int
+    factor: float
+    kv_factor: float
+    goals: dict[str, float]
+    met: bool
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How many replications met every goal.
+
+    Attributes
+    ----------
+    runs : tuple of Replication
+        Of the fleet as planned, with the profile's error.
+    exact : tuple of Replication
+        Those of them that missed a goal with a slower profile, run again with the profile as it
+        is.
+    more : tuple of Replication
+        All of them with one replica more; empty if every run met the goals.
+    sigma, kv_sigma : float
+        Relative standard errors of the profile's times and KV blocks that were drawn from; 0 if
+        none is stated.
+    traffic : str
+        How other traffic was drawn.
+    source : str
+        ``measured`` or ``transferred``, as the profile says.
+    calibrate : str
+        The command that would measure what the profile describes.
+    """
+
+    runs: tuple[Replication, ...]
+    exact: tuple[Replication, ...]
+    more: tuple[Replication, ...]
+    sigma: float
+    traffic: str
+    kv_sigma: float = 0.0
+    source: str = "measured"
+    calibrate: str = "qsim calibrate run"
+
+    @property
+    def met(self) -> int:
+        """Replications that met every goal."""
+        return sum(r.met for r in self.runs)
+
+    @property
+    def by_profile(self) -> int:
+        """Replications that missed a goal only because of the profile's error."""
+        return sum(r.met for r in self.exact)
+
+    def missed(self) -> dict[str, int]:
+        """Replications that missed each goal; those that none missed are left out."""
+        counts = {g: sum(r.goals[g] > 1 for r in self.runs) for g in self.runs[0].goals}
+        return {g: n for g, n in counts.items() if n}
+
+    def text(self) -> list[str]:
+        """Sentences for people."""
+        n = len(self.runs)
+        head = (
+            f"confidence: {self.runs[0].replicas} replicas meet every SLO in {self.met} of {n} "
+            f"replications ({self.traffic}; other seeds"
+        )
+        if self.sigma:
+            head += f"; all times of the {self.source} profile times 1 + e, e of {self.sigma:.1%}"
+        if self.kv_sigma:
+            head += f", its KV cache likewise, e of {self.kv_sigma:.1%}"
+        lines = [head + ")"]
+        if self.missed():
+            named = ", ".join(f"{g} {k} times" for g, k in self.missed().items())
+            lines[0] += f"; missed: {named}"
+        if self.more:
+            good = sum(r.met for r in self.more)
+            lines.append(f"with one replica more: {good} of {n}")
+        if self.by_profile:
+            lines.append(
+                f"{self.by_profile} of the {n - self.met} misses come from the error of the "
+                f"{self.source} profile alone; measured on your own server that doubt would be "
+                f"less: {self.calibrate}"
+            )
+        if not self.sigma:
+            lines.append("the profile states no error, so that none is in this figure")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "replications": len(self.runs),
+            "met": self.met,
+            "missed": self.missed(),
+            "met_with_one_more": sum(r.met for r in self.more) if self.more else None,
+            "missed_by_profile_error_alone": self.by_profile,
+            "profile_sigma": self.sigma,
+            "profile_kv_sigma": self.kv_sigma,
+            "profile_source": self.source,
+            "traffic": self.traffic,
+            "runs": [
+                {
+                    "number": r.number,
+                    "factor": r.factor,
+                    "kv_factor": r.kv_factor,
+                    "met": r.met,
+                    "value_over_limit": r.goals,
+                }
+                for r in self.runs
+            ],
+        }
+
+
+def replicate(
+    executor: Executor,
+    task: FleetTask,
+    resampling: Resampling,
+    count: int,
+    progress: Progress | None = None,
+    *,
+    explain: bool = True,
+    runs: Sequence[Replication] = (),
+) -> Confidence:
+    """Simulate the fleet of ``task`` again, ``count`` times.
+
+    Replication ``r`` has the traffic ``resampling.draw(r)``, the router's seed plus ``r``, and
+    every time of the profile multiplied by ``1 + e`` with ``e`` drawn from N(0, sigma), where sigma
+    is the error that the profile states; the KV blocks of a transferred one likewise. A run that
+    cannot hold a prompt misses. A run with one replica more has the same traffic, seed and
+    ``e``, so that the two differ in the fleet alone.
+
+    Parameters
+    ----------
+    explain : bool
+        Also run what is told about misses: the exact profile, and one replica more.
+    runs : sequence of Replication
+        Runs of this very fleet that were made already.
+
+    Raises
+    ------
+    ScenarioError
+        If ``count`` is not a whole number >= 1.
+    """
+    whole("replications", count, 1, MAX_REPLICATIONS)
+    sigma, kv_sigma = stated_sigma(task.profile), stated_kv_sigma(task.profile)
+    errors = np.random.default_rng([task.seed, count]).normal(0.0, 1.0, (2, count))
+    jobs = [
+        (r, 1.0 + sigma * float(e), 1.0 + kv_sigma * float(k))
+        for r, (e, k) in enumerate(errors.T, 1)
+    ]
+
+    names = [str(s) for s in (*task.slos, *([task.goodput] if task.goodput else []))]
+    names += [] if task.allow_backlog else ["backlog"]
+
+    def run(jobs: Sequence[_Job], more: int, share: float) -> tuple[Replication, ...]:
+        futures = [
+            executor.submit(_run, replace(task, replicas=task.replicas + more), resampling, job)
+            for job in jobs
+        ]
+        found = []
+        for (r, factor, kv_factor), future in zip(jobs, futures, strict=True):
+            outcome: FleetOutcome | None = future.result()
+            n = task.replicas + more
+            if outcome is None:
+                none = dict.fromkeys(names, _MOST)
+                found.append(Replication(r, n, factor, kv_factor, none, False))
+            else:
+                goals = {str(g.slo): min(g.ratio, _MOST) for g in outcome.goals}
+                found.append(Replication(r, n, factor, kv_factor, goals, outcome.met))
+            if progress is not None:
+                progress(share + len(found) / len(jobs) * (0.5 - share / 2), "replications")
+        return tuple(found)
+
+    done = tuple(runs) or run(jobs, 0, 0.0)
+    behind_best = [r for r in done if explain and not r.met]
+    exact = run(
+        [(r.number, 1.0, 1.0) for r in behind_best if r.factor > 1 or r.kv_factor < 1], 0, 0.5
+    )
+    more = run(jobs, 1, 0.5) if behind_best else ()
+    if progress is not None:
+        progress(1.0, "replications")
+    i = task.profile.identity
+    tp = f" --tensor-parallel-size {i.tensor_parallel_size}" if i.tensor_parallel_size > 1 else ""
+    return Confidence(
+        done,
+        exact,
+        more,
+        sigma,
+        resampling.text(),
+        kv_sigma,
+        i.source,
+        f"qsim calibrate run --model {i.model} --methods {i.method}{tp} on a {i.gpu}",
+    )
+
+
+def _run(task: FleetTask, resampling: Resampling, job: _Job) -> FleetOutcome | None:
+    """The replication's outcome; None if its traffic has prompts that its KV cache cannot hold."""
+    number, factor, kv_factor = job
+    profile = task.profile
+    if factor != 1:
+        profile = scaled_times(profile, factor)
+    if kv_factor != 1:
+        profile = scaled_memory(profile, kv_factor)
+    again = replace(task, trace=resampling.draw(number), profile=profile, seed=task.seed + number)
+    try:
+        return run_fleet(again)
+    except TraceError:
+        return None

@@ -1,0 +1,165 @@
+"""How much more traffic a fleet carries: the same trace sped up until an SLO breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qsim.optimize.search.executor import TaskExecutor
+from qsim.optimize.search.fleet_outcome import FleetOutcome
+from qsim.optimize.search.fleet_task import FleetTask, offered_load, run_fleet
+from qsim.sim.results.slo import Slo, SloOutcome
+
+__all__ = ["MOST", "PRECISION", "Headroom", "find_headroom", "headroom_search"]
+
+#: the search ends when the speed that fails is at most so much above the one that does not
+PRECISION = 0.02
+#: speeds above it are not tried: the trace is then next to a single burst
+MOST = 64.0
+
+#: what a simulation may come to, for a look ahead
+_MET = FleetOutcome(1, {}, (), None, {})
+_MISSED = replace(_MET, slos=(SloOutcome(Slo("ttft", "mean", 1.0), 2.0),))
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """What the fleet was found to carry.
+
+    Attributes
+    ----------
+    speed : float
+        The fastest speed simulated below ``broken_speed``, 1 or more; it met every SLO.
+    broken_speed : float or None
+        A speed at most 2% above it that missed one; None if :data:`MOST` met all.
+    broken : FleetOutcome or None
+        The simulation at ``broken_speed``.
+    simulations : int
+        How many were run.
+    """
+
+    speed: float
+    broken_speed: float | None
+    broken: FleetOutcome | None
+    simulations: int
+
+    def text(self) -> str:
+        """One sentence for people."""
+        if self.broken is None:
+            return f"head-room: still meets every SLO with arrivals {self.speed:.3g} times as fast"
+        more = (self.speed - 1) * 100
+        within = f"{more:.1f}% more traffic" if more > 0 else "less than 2% more traffic"
+        return (
+            f"head-room: carries {within} (the same trace, faster); at "
+            f"{((self.broken_speed or 1) - 1) * 100:+.1f}% {self.broken.binding.sentence()}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        missed = [] if self.broken is None else [g for g in self.broken.goals if not g.met]
+        return {
+            "speed": self.speed,
+            "broken_speed": self.broken_speed,
+            "breaks_first": str(self.broken.binding.slo) if self.broken else None,
+            "missed": [s.to_dict() for s in missed],
+            "simulations": self.simulations,
+        }
+
+
+def headroom_search(guess: float) -> Generator[float, FleetOutcome, Headroom]:
+    """Yield speeds to simulate; what is sent back is the outcome at that speed.
+
+    Speed 1 is known to meet the SLOs. From ``guess`` up the speed doubles until one is missed;
+    bisection then narrows the gap to 2%. As with the size of a fleet, nothing is concluded but
+    from what was sent: ``speed`` met the SLOs and ``broken_speed`` did not.
+
+    Parameters
+    ----------
+    guess : float
+        Where an SLO is expected to break; a poor one costs simulations, not correctness.
+    """
+    low, high, count = 1.0, min(max(guess, 1.0 + PRECISION), MOST), 0
+    while True:
+        outcome = yield high
+        count += 1
+        if not outcome.met:
+            break
+        if high >= MOST:
+            return Headroom(high, None, None, count)
+        low, high = high, min(2 * high, MOST)
+    while high > low * (1 + PRECISION) * (1 + 1e-9):
+        middle = (low * high) ** 0.5
+        tried = yield middle
+        count += 1
+        if tried.met:
+            low = middle
+        else:
+            high, outcome = middle, tried
+    return Headroom(low, high, outcome, count)
+
+
+def find_headroom(
+    executor: TaskExecutor, task: FleetTask, progress: Callable[[float, str], None] | None = None
+) -> Headroom:
+    """Speed up the trace until the fleet of ``task`` misses an SLO.
+
+    One replica less missed one, so that about n/(n - 1) times the traffic should; a single
+    replica has no such bound, and begins with its load at best efficiency.
+
+    An executor that runs several tasks at a time also gets the speed that will probably follow.
+    What is found does not depend on it.
+    """
+    n = task.replicas
+    if n > 1:
+        guess = n / (n - 1)
+    else:
+        load = offered_load(task.trace, task.profile, task.options.resolve(task.profile))
+        guess = 1 / load if load > 0 else 2.0
+    search = headroom_search(guess)
+    speed = next(search)
+    outcomes: list[FleetOutcome] = []
+    running: dict[float, Future[FleetOutcome]] = {}
+
+    def begin(speed: float) -> None:
+        if speed not in running:
+            faster = replace(task, trace=task.trace.speed(speed))
+            running[speed] = executor.submit(run_fleet, faster)
+
+    while True:
+        begin(speed)
+        after = _next_speed(guess, outcomes) if executor.width > 1 else None
+        if after is not None:
+            begin(after)
+        outcomes.append(running.pop(speed).result())
+        done = len(outcomes)
+        try:
+            speed = search.send(outcomes[-1])
+        except StopIteration as stop:
+            for unused in running.values():
+                unused.cancel()
+            if progress is not None:
+                progress(1.0, "head-room")
+            found: Headroom = stop.value
+            return found
+        if progress is not None:
+            progress(1 - 1 / (done + 1), "head-room")
+
+
+def _next_speed(guess: float, outcomes: list[FleetOutcome]) -> float | None:
+    """The speed after the one that is simulated now, if that does what is to be expected.
+
+    The first speed is expected to miss an SLO, as that is what it was chosen for; then met and
+    missed are equally likely, and met is assumed.
+    """
+    search = headroom_search(guess)
+    next(search)
+    expected = _MET if any(not o.met for o in outcomes) else _MISSED
+    speed = None
+    try:
+        for outcome in (*outcomes, expected):
+            speed = search.send(outcome)
+    except StopIteration:
+        return None
+    return speed

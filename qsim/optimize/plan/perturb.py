@@ -1,0 +1,97 @@
+"""A profile as it would be if one thing were different: slower by its error, a faster host, ..."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from qsim.profiles.schema import FrontEnd, MixedSpan, Profile
+
+__all__ = [
+    "scaled_host",
+    "scaled_memory",
+    "scaled_times",
+    "stated_kv_sigma",
+    "stated_sigma",
+    "without_power_cap",
+]
+
+#: no factor below it: a profile cannot be off by so much
+_LEAST = 0.1
+
+
+def stated_sigma(profile: Profile) -> float:
+    """Relative standard error of a profile's times: the worst error of a mean latency it states.
+
+    That is the largest of the errors of the mean TTFT, TPOT and end-to-end latency on loads that
+    were not fitted; as a standard deviation it is on the careful side. A transferred profile states
+    its estimate under the same key. 0 where none is stated.
+    """
+    value = profile.fit_error.get("worst_mean")
+    return abs(float(value)) / 100 if isinstance(value, int | float) else 0.0
+
+
+def stated_kv_sigma(profile: Profile) -> float:
+    """Relative standard error of the KV cache's size: of a transferred profile, what it states.
+
+    A measured profile has the number of blocks that the server told: 0.
+    """
+    if profile.transfer is None:
+        return 0.0
+    return abs(float(profile.transfer.error_percent.get("kv_tokens", 0.0))) / 100
+
+
+def scaled_memory(profile: Profile, factor: float) -> Profile:
+    """So many times the KV blocks, at least two."""
+    blocks = max(2, round(profile.memory.num_gpu_blocks * max(factor, _LEAST)))
+    return replace(profile, memory=replace(profile.memory, num_gpu_blocks=blocks))
+
+
+def scaled_times(profile: Profile, factor: float) -> Profile:
+    """Every time multiplied by ``factor``: GPU spans, host and front end; energy a token stays."""
+    factor = max(factor, _LEAST)
+    lat = profile.latency
+    latency = replace(
+        lat,
+        decode=replace(
+            lat.decode,
+            base_ms=[v * factor for v in lat.decode.base_ms],
+            ms_per_context_token=[
+                [v * factor for v in slope] for slope in lat.decode.ms_per_context_token
+            ],
+        ),
+        piecewise=_scaled_span(lat.piecewise, factor),
+        eager=_scaled_span(lat.eager, factor),
+    )
+    front = FrontEnd(**{k: v * factor for k, v in vars(profile.frontend).items()})
+    return replace(scaled_host(profile, factor), latency=latency, frontend=front)
+
+
+def scaled_host(profile: Profile, factor: float) -> Profile:
+    """The host thread's times multiplied by ``factor``.
+
+    The gap between GPU spans stays, and so does how full a step makes the queue of launches.
+    """
+    values: dict[str, Any] = {
+        k: [x * factor for x in v] if isinstance(v, list) else v * factor
+        for k, v in vars(profile.host).items()
+        if k not in ("gpu_gap_ms", "launch_eager_queue")
+    }
+    return replace(profile, host=replace(profile.host, **values))
+
+
+def without_power_cap(profile: Profile) -> Profile:
+    """Steps at full clock whatever the power."""
+    free = replace(profile.latency.throttle, decode=0.0, piecewise=0.0, eager=0.0)
+    return replace(profile, latency=replace(profile.latency, throttle=free))
+
+
+def _scaled_span(span: MixedSpan, factor: float) -> MixedSpan:
+    return replace(
+        span,
+        base_ms=[v * factor for v in span.base_ms],
+        ms_per_decode_context_token=span.ms_per_decode_context_token * factor,
+        ms_per_pair=span.ms_per_pair * factor,
+        ms_per_chunk=span.ms_per_chunk * factor,
+        ms_per_decode=span.ms_per_decode * factor,
+    )

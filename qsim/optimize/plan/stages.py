@@ -1,0 +1,219 @@
+"""The stages of a plan over one executor: fleets, settings, confidence, head-room, detail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from qsim.optimize.plan.budget import Budget
+from qsim.optimize.plan.candidate import Candidate, Shortfall
+from qsim.optimize.plan.candidate_search import Progress, drive, search_candidate
+from qsim.optimize.plan.confidence import Replication, replicate
+from qsim.optimize.plan.detail import Detail, DetailWanted, plan_detail
+from qsim.optimize.plan.headroom import Headroom, find_headroom
+from qsim.optimize.plan.profile_choice import Choice
+from qsim.optimize.plan.resample import Resample
+from qsim.optimize.plan.setting_search import PlanProblem, SearchReport, run_search
+from qsim.optimize.search.executor import TaskExecutor
+from qsim.optimize.search.fleet_task import FleetTask, run_fleet
+from qsim.optimize.search.space import Space
+from qsim.optimize.search.study import StudySettings
+
+__all__ = ["MOST_TIED", "PlanRun"]
+
+#: fleets that are equal in the objective and are looked at more closely
+MOST_TIED = 6
+
+
+@dataclass(frozen=True)
+class PlanRun:
+    """What all stages of a plan share.
+
+    Attributes
+    ----------
+    base : FleetTask
+        A fleet with the plan's trace, limits and settings; profile and size are replaced.
+    choices, blanks : list
+        A profile, and its candidate before the search, at each place.
+    """
+
+    executor: TaskExecutor
+    base: FleetTask
+    choices: Sequence[Choice]
+    blanks: Sequence[Candidate]
+    objective: str
+    max_replicas: int
+    budget: Budget
+
+    def fleets(self, progress: Progress | None) -> list[Candidate]:
+        """The smallest fleet of every profile with the plan's own settings."""
+        searches = [
+            search_candidate(
+                replace(self.base, profile=c.profile), b, self.max_replicas, self.budget
+            )
+            for c, b in zip(self.choices, self.blanks, strict=True)
+        ]
+        return drive(self.executor, searches, [b.profile for b in self.blanks], progress)
+
+    def settings(
+        self,
+        space: Space,
+        study: StudySettings,
+        known: Sequence[Candidate],
+        progress: Progress | None,
+    ) -> tuple[list[Candidate], SearchReport]:
+        """The same with engine options and routers searched."""
+        problem = PlanProblem(
+            space,
+            self.base,
+            {c.profile.id: c for c in self.choices},
+            {b.profile: b for b in self.blanks},
+            self.objective,
+            self.max_replicas,
+            self.budget,
+        )
+        return run_search(problem, study, self.executor, known, progress)
+
+    def ranked(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """The best first, infeasible ones last."""
+        return tuple(sorted(candidates, key=lambda c: c.rank(self.objective)))
+
+    def confident(
+        self, candidates: Sequence[Candidate], wanted: DetailWanted, progress: Progress | None
+    ) -> tuple[list[Candidate], tuple[Replication, ...]]:
+        """Let the best fleet grow until enough replications meet every limit.
+
+        The best candidate is replicated; if too few runs meet the limits it grows by one replica,
+        which may make another one the best. Ends when the best one is sure enough, or none is
+        left. Fleets are never made smaller than they were found.
+
+        Returns
+        -------
+        candidates : list of Candidate
+        runs : tuple of Replication
+            Those of the best one; empty if none is left.
+        """
+        assert wanted.min_confidence is not None
+        found, count = list(candidates), wanted.replications or 0
+        for step in range(len(found) * self.max_replicas):
+            top = self.ranked(found)[0]
+            if not top.feasible:
+                return found, ()
+            task = self.fleet_of(top)
+            resampling = wanted.resampling or Resample(task.trace)
+            runs = replicate(self.executor, task, resampling, count, explain=False).runs
+            met = sum(r.met for r in runs)
+            if met >= wanted.min_confidence * len(runs) - 1e-9:
+                return found, runs
+            found[found.index(top)] = self._grown(top, met, wanted)
+            if progress is not None:
+                progress(1 - 0.8**step, "confidence")
+        return found, ()
+
+    def _grown(self, candidate: Candidate, met: int, wanted: DetailWanted) -> Candidate:
+        """One replica more, or infeasible if that is beyond a limit."""
+        n, count = candidate.replicas or 1, wanted.replications or 1
+        least = wanted.min_confidence or 0.0
+        so_far = f"{n} replicas meet every SLO in {met} of {count} replications"
+        under = Shortfall("min_confidence", met / count, least, (least - met / count) / least)
+        if n >= self.max_replicas:
+            reason = f"{so_far}, and that is the most to try"
+            return replace(candidate, feasible=False, reason=reason, shortfall=under)
+        task = replace(self.fleet_of(candidate), replicas=n + 1)
+        outcome = self.executor.submit(run_fleet, task).result()
+        grown = replace(
+            candidate,
+            outcome=outcome,
+            evaluations=(*candidate.evaluations, outcome),
+            grown_from=candidate.grown_from or n,
+        )
+        over = self.budget.overruns(grown, outcome)
+        if over:
+            reason = f"{so_far}; one more {over[0][1]}"
+            return replace(grown, feasible=False, reason=reason, shortfall=over[0][0])
+        return grown
+
+    def settle_ties(
+        self,
+        candidates: Sequence[Candidate],
+        wanted: DetailWanted,
+        count: int,
+        headroom: bool,
+        progress: Progress | None,
+    ) -> tuple[list[Candidate], dict[str, tuple[Replication, ...]], dict[str, Headroom]]:
+        """Find out of fleets that are equal in the objective which is the surest.
+
+        Of at most :data:`MOST_TIED` of them, those farthest within their limits, ``count``
+        replications are run, all with the same traffic and draws, and the head-room is found.
+
+        Returns
+        -------
+        candidates : list of Candidate
+        runs, rooms : dict
+            Replications and head-room by profile.
+        """
+        found = list(candidates)
+        ranked = self.ranked(found)
+        worth = ranked[0].worth(self.objective)
+        tied = [c for c in ranked if c.feasible and c.worth(self.objective) == worth]
+        runs: dict[str, tuple[Replication, ...]] = {}
+        rooms: dict[str, Headroom] = {}
+        if len(tied) < 2:
+            return found, runs, rooms
+        tied.sort(key=lambda c: c.outcome.binding.ratio if c.outcome else 0.0)
+        for done, c in enumerate(tied[:MOST_TIED]):
+            task = self.fleet_of(c)
+            settled = c
+            if count:
+                resampling = wanted.resampling or Resample(task.trace)
+                again = replicate(self.executor, task, resampling, count, explain=False).runs
+                runs[c.profile] = again
+                settled = replace(settled, replications=(sum(r.met for r in again), count))
+            if headroom:
+                rooms[c.profile] = find_headroom(self.executor, task)
+                settled = replace(settled, carries=rooms[c.profile].speed)
+            elif c.outcome is not None:  # how far its nearest limit is
+                settled = replace(settled, carries=1 / max(c.outcome.binding.ratio, 1e-9))
+            found[found.index(c)] = settled
+            if progress is not None:
+                progress((done + 1) / min(len(tied), MOST_TIED), "ties")
+        return found, runs, rooms
+
+    def headroom(self, candidate: Candidate, progress: Progress | None) -> Headroom:
+        """How much faster the trace may be for a candidate's fleet."""
+        return find_headroom(self.executor, self.fleet_of(candidate), progress)
+
+    def detail(
+        self,
+        ranked: Sequence[Candidate],
+        wanted: DetailWanted,
+        spare: Headroom | None,
+        runs: Sequence[Replication],
+        asked: bool,
+        progress: Progress | None,
+    ) -> Detail:
+        """What is wanted about the first of ``ranked``; ``runs`` were made already."""
+        best = ranked[0]
+        return plan_detail(
+            self.executor,
+            self.fleet_of(best),
+            best.evaluations,
+            wanted,
+            max_replicas=self.max_replicas,
+            speed=(spare.broken_speed if spare else None) or 1.0,
+            other=next((self.fleet_of(c) for c in ranked[1:] if c.feasible), None),
+            runs=runs,
+            asked=asked,
+            progress=progress,
+        )
+
+    def fleet_of(self, candidate: Candidate) -> FleetTask:
+        """A candidate's fleet, to be simulated."""
+        profile = next(c.profile for c in self.choices if c.profile.id == candidate.profile)
+        return replace(
+            self.base,
+            profile=profile,
+            replicas=candidate.replicas or 1,
+            options=candidate.options,
+            router=candidate.router or self.base.router,
+        )

@@ -1,0 +1,144 @@
+"""Which single change would help a fleet most: each is simulated under the load that breaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qsim.errors import QsimError, ScenarioError
+from qsim.optimize.plan.perturb import scaled_host, without_power_cap
+from qsim.optimize.search.fleet_outcome import FleetOutcome
+from qsim.optimize.search.fleet_task import FleetTask, run_fleet
+
+__all__ = ["Change", "WhatIf", "changes_of", "what_if"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that is different from the fleet as planned."""
+
+    name: str
+    task: FleetTask
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The goal that binds with a change, under the load that breaks the fleet as planned.
+
+    ``ratio`` is its value over its limit; ``sentence`` says it for people.
+    """
+
+    name: str
+    ratio: float
+    sentence: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"change": self.name, "value_over_limit": self.ratio, "binding": self.sentence}
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """The effects of single changes, the most helpful first.
+
+    Attributes
+    ----------
+    speed : float
+        How many times as fast the trace ran.
+    before : Effect
+        The fleet as planned at that speed.
+    effects : tuple of Effect
+    """
+
+    speed: float
+    before: Effect
+    effects: tuple[Effect, ...]
+
+    def text(self) -> list[str]:
+        """Sentences for people."""
+        more = f"with {(self.speed - 1) * 100:+.1f}% traffic" if self.speed != 1 else "as planned"
+        lines = [f"single changes, {more} (now {self.before.sentence})"]
+        lines += [f"  {e.name}: {e.sentence}{self._gain(e)}" for e in self.effects]
+        return lines
+
+    def _gain(self, effect: Effect) -> str:
+        gain = 1 - effect.ratio / self.before.ratio if self.before.ratio else 0.0
+        if abs(gain) < 0.005:
+            return " (no change)"
+        return f" ({abs(gain):.0%} {'less' if gain > 0 else 'more'})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "speed": self.speed,
+            "before": self.before.to_dict(),
+            "effects": [e.to_dict() for e in self.effects],
+            "most_helpful": self.effects[0].name if self.effects else None,
+        }
+
+
+def changes_of(task: FleetTask, other: FleetTask | None = None) -> list[Change]:
+    """The changes to try: KV memory, seats, token budget, host, power cap, a replica, a method.
+
+    ``other`` is the fleet of the next best candidate; it is tried with as many GPUs. What does
+    not suit the profile is left out.
+    """
+    options, profile = task.options, task.profile
+    config = options.resolve(profile)
+
+    def engine(name: str, **changed: Any) -> Change | None:
+        merged = replace(options, **changed)
+        try:
+            merged.resolve(profile)
+        except ScenarioError:
+            return None
+        return Change(name, replace(task, options=merged))
+
+    blocks = int(config.num_gpu_blocks * 1.25)
+    seats, budget = 2 * config.max_num_seqs, 2 * config.max_num_batched_tokens
+    found = [
+        engine("KV memory x1.25", num_gpu_blocks_override=blocks),
+        engine(f"max_num_seqs {seats}", max_num_seqs=seats),
+        engine(f"max_num_batched_tokens {budget}", max_num_batched_tokens=budget),
+        Change("host times x0.5", replace(task, profile=scaled_host(profile, 0.5))),
+        Change("one replica more", replace(task, replicas=task.replicas + 1)),
+    ]
+    if any((profile.latency.throttle.decode, profile.latency.throttle.eager)):
+        found.append(Change("no power cap", replace(task, profile=without_power_cap(profile))))
+    if other is not None:
+        per_replica = other.profile.identity.tensor_parallel_size
+        n = task.replicas * profile.identity.tensor_parallel_size // per_replica
+        if n:
+            found.append(Change(f"{other.profile.id} on as many GPUs", replace(other, replicas=n)))
+    return [c for c in found if c is not None]
+
+
+def what_if(
+    executor: Executor,
+    task: FleetTask,
+    changes: list[Change],
+    speed: float = 1.0,
+    progress: Callable[[float, str], None] | None = None,
+) -> WhatIf:
+    """Simulate the fleet and every change of it on the trace at ``speed``.
+
+    At the speed that broke an SLO (:class:`qsim.optimize.plan.headroom.Headroom`) a change shows
+    what it is good for; on an easy load all of them look alike.
+    """
+    trace = task.trace.speed(speed)
+    jobs = [Change("", task), *changes]
+    futures = [executor.submit(run_fleet, replace(c.task, trace=trace)) for c in jobs]
+    effects = []
+    for done, (change, future) in enumerate(zip(jobs, futures, strict=True), 1):
+        try:
+            outcome: FleetOutcome = future.result()
+        except QsimError:
+            continue  # a change that the trace does not suit
+        binding = outcome.binding
+        effects.append(Effect(change.name, min(binding.ratio, 1e9), binding.sentence()))
+        if progress is not None:
+            progress(done / len(jobs), "single changes")
+    before, *after = effects
+    return WhatIf(speed, before, tuple(sorted(after, key=lambda e: e.ratio)))

@@ -1,0 +1,1 @@
+"""Schedules: which servers are on when."""

@@ -1,0 +1,164 @@
+"""Controllers that switch servers: a timetable, an autoscaler, and one that looks ahead.
+
+Each is asked once a period and sees what :class:`qsim.sim.fleet.autoscaler.Observation` holds,
+nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qsim.sim.fleet.autoscaler import Observation
+
+__all__ = ["DAY_S", "Predictive", "Reactive", "Timetable"]
+
+DAY_S = 86400.0
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """So many servers of each pool in each window, as written down beforehand.
+
+    Attributes
+    ----------
+    counts : tuple of tuple of int
+        One a window; the last one holds after the end.
+    window_s : float
+    lead_s : float
+        Servers are started so long before the window that needs them.
+    lag_s : float
+        And taken out of use so long after the last one that does.
+    """
+
+    counts: tuple[tuple[int, ...], ...]
+    window_s: float
+    lead_s: float
+    lag_s: float = 0.0
+    period_s: float = 15.0
+
+    def initial(self) -> tuple[int, ...]:
+        """Those of the first window."""
+        return self.counts[0]
+
+    def decide(self, seen: Observation) -> tuple[int, ...]:
+        """The most of what is needed from ``lag_s`` ago until ``lead_s`` from now."""
+        first = max(0.0, seen.now_s - self.lag_s) // self.window_s
+        # a server must be on when its window begins, and the next look is a period away
+        last = (seen.now_s + self.lead_s + self.period_s) // self.window_s
+        end = len(self.counts) - 1
+        rows = self.counts[min(int(first), end) : min(int(last), end) + 1]
+        return tuple(max(column) for column in zip(*rows, strict=True))
+
+
+def _add(latest: deque[int], value: int, periods: float) -> None:
+    """Add a value, and forget those that are older than so many periods."""
+    latest.append(value)
+    while len(latest) > max(1, round(periods)):
+        latest.popleft()
+
+
+@dataclass
+class Reactive:
+    """Autoscaling on the number of requests in the fleet, as KEDA and Kubernetes' HPA do it.
+
+    ``ceil(requests / target)`` servers of the one pool are wanted, where requests are those at the
+    servers and at the gateway, on average over ``average_s``. Nothing changes while that is within
+    ``tolerance`` of what is there (HPA's default, 10%). More are started at once; fewer are kept
+    only after all wishes of the last ``stabilisation_s`` were lower (HPA's default, 300 s).
+    """
+
+    target: float
+    least: int
+    most: int
+    first: int
+    period_s: float = 15.0
+    stabilisation_s: float = 300.0
+    average_s: float = 60.0
+    tolerance: float = 0.1
+    pool: int = 0
+    pools: int = 1
+    _wishes: deque[int] = field(default_factory=deque, repr=False)
+    _seen: deque[int] = field(default_factory=deque, repr=False)
+
+    def _counts(self, n: int) -> tuple[int, ...]:
+        return tuple(n if k == self.pool else 0 for k in range(self.pools))
+
+    def initial(self) -> tuple[int, ...]:
+        """``first``."""
+        self._wishes.clear()
+        self._seen.clear()
+        return self._counts(self.first)
+
+    def decide(self, seen: Observation) -> tuple[int, ...]:
+        """The highest wish of the stabilisation window."""
+        _add(self._seen, sum(seen.outstanding) + seen.held, self.average_s / self.period_s)
+        requests = sum(self._seen) / len(self._seen)
+        present = seen.on[self.pool] + seen.starting[self.pool]
+        wish = math.ceil(requests / self.target)
+        if present and abs(requests / (present * self.target) - 1) <= self.tolerance:
+            wish = present
+        wish = min(max(wish, self.least), self.most)
+        _add(self._wishes, wish, self.stabilisation_s / self.period_s)
+        return self._counts(max(self._wishes))
+
+
+@dataclass
+class Predictive:
+    """Autoscaling on a forecast of the rate from the past alone.
+
+    The rate to come is that of the same time yesterday, times today's last half hour over
+    yesterday's; on the first day it is the last ten minutes' and goes on rising as it did. Servers
+    for ``margin`` times that are wanted, by the table of what n servers carry, for the highest
+    forecast from now until ``horizon_s`` from now. ``before`` holds the requests by period of the
+    time that ended when the trace begins, if there is such a record.
+    """
+
+    capacity_rps: tuple[float, ...]
+    margin: float
+    horizon_s: float
+    first: int
+    before: tuple[int, ...] = ()
+    period_s: float = 60.0
+    stabilisation_s: float = 600.0
+    pool: int = 0
+    pools: int = 1
+    _wishes: deque[int] = field(default_factory=deque, repr=False)
+
+    def _counts(self, n: int) -> tuple[int, ...]:
+        return tuple(n if k == self.pool else 0 for k in range(self.pools))
+
+    def initial(self) -> tuple[int, ...]:
+        """``first``."""
+        self._wishes.clear()
+        return self._counts(self.first)
+
+    def decide(self, seen: Observation) -> tuple[int, ...]:
+        """The highest wish of the last ``stabilisation_s``."""
+        rate = self._forecast(seen) * self.margin
+        most = len(self.capacity_rps)
+        wish = next((n for n, c in enumerate(self.capacity_rps, 1) if c >= rate), most)
+        _add(self._wishes, wish, self.stabilisation_s / self.period_s)
+        return self._counts(max(self._wishes))
+
+    def _forecast(self, seen: Observation) -> float:
+        past = np.append(np.array(self.before), seen.arrivals) / self.period_s
+        now = len(past)
+        day = round(DAY_S / self.period_s)
+        ahead = math.ceil(self.horizon_s / self.period_s)
+        recent = max(1, round(600 / self.period_s))
+        level = float(past[-recent:].mean())
+        if now <= day:
+            before = past[-2 * recent : -recent]
+            rise = max(0.0, level - float(before.mean())) if len(before) else 0.0
+            return level + rise * (ahead / recent + 1)
+        half = max(1, round(1800 / self.period_s))
+        yesterday = float(past[max(0, now - day - half) : now - day].mean())
+        ratio = float(past[-half:].mean()) / yesterday if yesterday > 0 else 1.0
+        # single periods are noisy: a mean over ten minutes about each
+        window = past[max(0, now - day - recent // 2) : now - day + ahead + recent]
+        smooth = np.convolve(window, np.ones(recent) / recent, mode="valid")
+        return max(level, float(smooth.max()) * ratio if len(smooth) else level)

@@ -1,0 +1,521 @@
+"""Energy-aware scheduling: which servers are on when, for traffic that varies over days."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from qsim.bounds import MAX_GPUS, MAX_REPLICAS
+from qsim.checks import whole
+from qsim.errors import InfeasibleError, ScenarioError
+from qsim.optimize.economics.carbon import CarbonSeries, GridIntensity, grid_intensity
+from qsim.optimize.economics.prices import DEFAULT_CLASS, price_of
+from qsim.optimize.plan.profile_choice import choose_profiles
+from qsim.optimize.schedule.capacity import CapacityTask, PoolCapacity, measure_capacity
+from qsim.optimize.schedule.policies import Bench, smallest_static
+from qsim.optimize.schedule.problem import (
+    OBJECTIVES,
+    PoolChoice,
+    ScheduleProblem,
+    labelled,
+    parse_window,
+)
+from qsim.optimize.schedule.result import PolicyResult, Schedule
+from qsim.optimize.schedule.timetable_search import OPTIMISM, Proposal, WindowSearch
+from qsim.optimize.search.executor import TaskExecutor
+from qsim.optimize.search.executors import open_executor
+from qsim.optimize.search.fleet_task import describe
+from qsim.optimize.search.goals import quality_goal
+from qsim.optimize.search.storage import held_study
+from qsim.optimize.search.study import StudySettings
+from qsim.optimize.search.study_open import check_study
+from qsim.profiles.schema import Profile
+from qsim.sim.fleet.dynamic import waits_for_answers
+from qsim.sim.fleet.lifecycle import Lifecycle, ServerPool
+from qsim.sim.results.slo import Slo, check_judgeable, parse_slos
+from qsim.sim.scheduler.config import EngineOptions, refuse_queue_limits
+from qsim.traces.trace import Trace
+
+__all__ = ["POLICIES", "schedule"]
+
+#: what the timetable is compared with
+POLICIES = ("static", "reactive", "predictive", "consolidation", "mixed")
+FORECASTS = ("perfect", "day-before")
+DAY_S = 86400.0
+#: with more candidates than this two are kept: the most efficient and the best in quality
+MOST_POOLS = 3
+#: the stretch of traffic that capacities are found with, s
+_STRETCH_S = 1200.0
+
+Progress = Callable[[float, str], None]
+
+
+def schedule(
+    trace: Trace,
+    model: str | None = None,
+    *,
+    slos: Sequence[Slo | str],
+    gpus: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    profiles: Sequence[Profile | str] = (),
+    objective: str = "energy",
+    window: str | float = "1h",
+    policies: Sequence[str] = POLICIES,
+    tasks: Mapping[str, float] | str | None = None,
+    min_quality: float | None = None,
+    prices: Mapping[str, float] | None = None,
+    provider: str = DEFAULT_CLASS,
+    grid: str | float | CarbonSeries | None = None,
+    pue: float = 1.0,
+    max_replicas: int = 32,
+    max_gpus: int | None = None,
+    owned_gpus: int | None = None,
+    off_w: float = 80.3,
+    lifecycle: Lifecycle | None = None,
+    forecast: str = "perfect",
+    forecast_margin: float | None = None,
+    options: EngineOptions | None = None,
+    beyond_measured: bool = False,
+    too_long: str = "error",
+    allow_backlog: bool = False,
+    trials: int = 6,
+    seed: int = 0,
+    study: str | None = None,
+    resume: bool = False,
+    jobs: int = 1,
+    dask: str | None = None,
+    progress: Progress | None = None,
+) -> Schedule:
+    """Find how many servers of which method are on in each window, and compare with other policies.
+
+    Every SLO must hold in every window, over the requests that arrive in it. The timetable is
+    found by dynamic programming over fleets that were simulated in their windows, then simulated
+    on the whole trace with the servers' starts; what misses an SLO is mended. The other policies'
+    parameters are searched with Optuna over simulations of the whole trace under the same
+    condition, so that energies are compared at the same attainment.
+
+    Parameters
+    ----------
+    trace : Trace
+        Its windows begin at time 0 of the trace.
+    model, gpus, methods, profiles
+        Candidates, as for :func:`qsim.plan`.
+    slos : sequence of Slo or str
+        At least one; not of ``itl``.
+    objective : {"energy", "cost", "carbon"}
+        J of the GPUs, USD of rent, or gCO2e (needs ``grid``) over the whole trace.
+    window : str or float
+        ``10min``, ``1h`` or seconds; whole minutes.
+    policies : sequence of str
+        What to compare with, of :data:`POLICIES`.
+    min_quality : float, optional
+        Percent; the low end of the mean quality over requests, as they are routed.
+    grid : str, float or CarbonSeries, optional
+        As for :func:`qsim.optimize.economics.carbon.grid_intensity`, or intensities by the hour.
+    max_replicas : int
+        The most servers of one pool.
+    max_gpus : int, optional
+        The most GPUs of the timetable at any time.
+    owned_gpus, off_w
+        See :class:`qsim.optimize.schedule.problem.ScheduleProblem`.
+    beyond_measured : bool
+        As for :func:`qsim.plan`.
+    lifecycle : Lifecycle, optional
+        Times and powers of starting, stopping and sleeping.
+    forecast : {"perfect", "day-before"}
+        Make the timetable (and search the other policies' parameters) on the trace itself, or on
+        its first day; then everything is run on the days after.
+    forecast_margin : float, optional
+        Plan for so many times the traffic: 1 for a perfect forecast, else 1.15 unless given.
+    allow_backlog : bool
+        Let servers finish less than arrives, as for :func:`qsim.plan`.
+    trials : int
+        Simulations of the whole trace for each policy's search.
+    study, resume
+        An Optuna storage in which the searches are kept, and to go on with it.
+    jobs, dask, progress
+        As for :func:`qsim.plan`.
+
+    Raises
+    ------
+    ScenarioError
+        If an argument is wrong.
+    InfeasibleError
+        If no timetable within the limits does; the message names what binds, and by how much.
+    """
+    limits = parse_slos(slos)
+    _check(limits, objective, policies, forecast, grid, max_replicas, max_gpus, owned_gpus)
+    if trace.turns is not None:
+        raise waits_for_answers(trace)
+    for slo in limits:
+        check_judgeable(trace, [slo.metric], f"SLO {slo}")
+    window_s = parse_window(window)
+    if forecast == "day-before" and DAY_S % window_s:
+        raise ScenarioError(
+            f"window is {window_s:g} s; with a day-before forecast it must divide a day"
+        )
+    plan_trace, serve_trace = _split(trace, forecast)
+    margin = (
+        (1.0 if forecast == "perfect" else 1.15) if forecast_margin is None else forecast_margin
+    )
+    if not 0.1 <= margin <= 10:
+        raise ScenarioError(f"forecast_margin is {margin!r}; must be from 0.1 to 10")
+    where: CarbonSeries | GridIntensity | None = (
+        grid if grid is None or isinstance(grid, CarbonSeries) else grid_intensity(grid)
+    )
+    plan = ScheduleProblem(
+        plan_trace, window_s, limits, objective, where, pue, min_quality, max_gpus, owned_gpus,
+        off_w, too_long, margin, bool(allow_backlog),
+    )  # fmt: skip
+    serve = plan
+    if serve_trace is not plan_trace:
+        # the carbon of the hours that are served
+        serve = replace(plan, trace=serve_trace, grid=_later(where, plan.end_s))
+    settings = StudySettings(
+        "tpe", trials, seed, batch=2, storage=study, name="qsim-schedule", resume=resume
+    )
+    goal = quality_goal(tasks, min_quality)
+    version = None if options is None else options.vllm_version
+    choices = _choices(
+        choose_profiles(model, gpus, methods, profiles, version), goal, prices, provider,
+        replace(options or EngineOptions(), within_measured=not beyond_measured),
+        lifecycle or Lifecycle(), objective,
+    )  # fmt: skip
+    with held_study(study), open_executor(jobs, dask=dask) as executor:
+        check_study(study, settings.name, resume)
+        executor.share(plan_trace)
+        executor.share(serve_trace)
+        tell = _Teller(progress, 3 + len(policies))
+        choices, capacities, notes = _measure(executor, plan, choices, max_replicas, tell)
+        notes += _few(serve)
+        bench = Bench(plan, serve, executor, settings)
+        return _run(bench, choices, capacities, policies, forecast, notes, tell)
+
+
+def _few(problem: ScheduleProblem) -> list[str]:
+    """Windows with fewer requests than a percentile takes to be judged."""
+    requests = problem.requests()
+    notes = []
+    for slo in problem.slos:
+        few = int(((requests > 0) & (requests < slo.needed)).sum())
+        if few:
+            notes.append(
+                f"not enough requests to judge {slo} in {few} of {problem.windows} windows: "
+                f"{slo.statistic} has no upper bound below {slo.needed:,} requests; take wider "
+                "windows, or read it as what this very trace does"
+            )
+    return notes
+
+
+def _check(
+    limits: Sequence[Slo],
+    objective: str,
+    policies: Sequence[str],
+    forecast: str,
+    grid: Any,
+    max_replicas: int,
+    max_gpus: int | None,
+    owned_gpus: int | None,
+) -> None:
+    if not limits:
+        raise ScenarioError("no SLO is given; a schedule needs at least one, such as ttft:p99:500")
+    for slo in limits:
+        if slo.metric == "itl":
+            raise ScenarioError(f"SLO {slo} is of itl, which is not kept by window; use tpot")
+    for name, value, allowed in (
+        ("objective", objective, OBJECTIVES),
+        ("forecast", forecast, FORECASTS),
+        *(("policy", p, POLICIES) for p in policies),
+    ):
+        if value not in allowed:
+            raise ScenarioError(f"{name} is {value!r}; must be one of {', '.join(allowed)}")
+    if objective == "carbon" and grid is None:
+        raise ScenarioError(
+            "objective carbon needs a grid: an hourly series (--carbon-series) or a region "
+            "(--region)"
+        )
+    for name, number, most in (
+        ("max_replicas", max_replicas, MAX_REPLICAS),
+        ("max_gpus", max_gpus, MAX_GPUS),
+        ("owned_gpus", owned_gpus, MAX_GPUS),
+    ):
+        if number is not None:
+            whole(name, number, 1, most)
+
+
+def _split(trace: Trace, forecast: str) -> tuple[Trace, Trace]:
+    """What is known and what is to be served."""
+    if forecast == "perfect":
+        return trace, trace
+    if not trace.arrival_s[0] < DAY_S <= trace.arrival_s[-1]:
+        raise ScenarioError(
+            f"{trace.name} ends at {float(trace.arrival_s[-1]):,.0f} s; a day-before forecast "
+            "needs a first day to plan from and traffic after it"
+        )
+    return trace.slice(0.0, DAY_S), trace.slice(DAY_S, float("inf"))
+
+
+def _later(
+    grid: CarbonSeries | GridIntensity | None, by_s: float
+) -> CarbonSeries | GridIntensity | None:
+    if not isinstance(grid, CarbonSeries):
+        return grid
+    hours = round(by_s / 3600) % len(grid.hourly)
+    return replace(grid, hourly=grid.hourly[hours:] + grid.hourly[:hours])
+
+
+def _choices(
+    found: Sequence[Any],
+    goal: Any,
+    prices: Mapping[str, float] | None,
+    provider: str,
+    options: EngineOptions,
+    lifecycle: Lifecycle,
+    objective: str,
+) -> list[PoolChoice]:
+    choices = []
+    if options is not None:
+        refuse_queue_limits(options.to_dict(), "qsim schedule")
+    for one in found:
+        identity = one.profile.identity
+        price = price_of(identity.gpu, prices, provider)
+        if price is None and objective == "cost":
+            raise ScenarioError(
+                f"no price is known for gpu {identity.gpu!r}; give one (--price "
+                f"{identity.gpu}=USD per hour) or choose another objective"
+            )
+        pool = ServerPool(one.profile, 1, 1.0, options.settled(one.profile), lifecycle)
+        pool.options.resolve(one.profile)
+        choices.append(
+            PoolChoice(
+                pool,
+                goal.of(one.profile),
+                None if price is None else price.usd_per_hour,
+                "" if price is None else price.source,
+                one.source,
+            )
+        )
+    return labelled(choices)
+
+
+def _measure(
+    executor: TaskExecutor,
+    plan: ScheduleProblem,
+    choices: Sequence[PoolChoice],
+    max_replicas: int,
+    tell: _Teller,
+) -> tuple[list[PoolChoice], list[PoolCapacity], list[str]]:
+    """Capacities of the candidates; those that are kept, with limits that the peak needs."""
+    tell.stage("capacities")
+    stretch, peak = _stretch(plan)
+    futures = [
+        executor.submit(
+            measure_capacity,
+            CapacityTask(
+                stretch, c.pool, plan.slos, min(max_replicas, 8), plan.too_long, plan.allow_backlog
+            ),
+        )
+        for c in choices
+    ]
+    kept: list[tuple[PoolChoice, PoolCapacity]] = []
+    notes: list[str] = []
+    for choice, future in zip(choices, futures, strict=True):
+        try:
+            capacity = future.result()
+        except InfeasibleError as e:
+            notes.append(str(e))
+            continue
+        need = next(
+            (n for n in range(1, max_replicas) if capacity.of(n) >= peak * 1.1), max_replicas
+        )
+        limit = min(max_replicas, need + 1)
+        kept.append((replace(choice, pool=replace(choice.pool, limit=limit)), capacity))
+        tell.step(len(kept) / len(choices), choice.name)
+    if not kept:
+        raise InfeasibleError("; ".join(notes))
+    if len(kept) > MOST_POOLS:
+        kept, dropped = _two(kept, plan.objective)
+        notes.append(
+            "pools of the timetable: the most efficient candidate and the one of the best quality; "
+            f"left out: {', '.join(dropped)}"
+        )
+    return [c for c, _ in kept], [k for _, k in kept], notes
+
+
+def _two(
+    kept: list[tuple[PoolChoice, PoolCapacity]], objective: str
+) -> tuple[list[tuple[PoolChoice, PoolCapacity]], list[str]]:
+    def effort(one: tuple[PoolChoice, PoolCapacity]) -> float:
+        choice, capacity = one
+        if objective == "cost":
+            return (choice.usd_per_gpu_hour or 0.0) * choice.gpus / capacity.many_rps
+        return float(capacity.power_w(np.array([capacity.one_rps]))[0]) / capacity.one_rps
+
+    lean = min(kept, key=effort)
+    good = max(kept, key=lambda one: (one[0].low_pct, -effort(one)))
+    chosen = [k for k in kept if k is lean or k is good]
+    return chosen, [k[0].label for k in kept if k not in chosen]
+
+
+def _stretch(plan: ScheduleProblem) -> tuple[Trace, float]:
+    """Traffic around the middle of the busiest window, and that window's rate."""
+    rates = plan.requests() / plan.window_s * plan.margin
+    busiest = int(np.argmax(rates))
+    middle = (busiest + 0.5) * plan.window_s
+    half = max(_STRETCH_S, min(plan.window_s, _STRETCH_S)) / 2
+    at = plan.trace.arrival_s
+    low, high = np.searchsorted(at, [middle - half, middle + half])
+    if high - low < 50:  # too few to say anything: all of it
+        low, high = 0, len(at)
+    if high - low < 2 or at[high - 1] <= at[low]:
+        raise ScenarioError(
+            f"{plan.trace.name}: a schedule needs traffic over time, and this is one burst"
+        )
+    return plan.trace.take(np.arange(low, high)), float(rates[busiest])
+
+
+def _run(
+    bench: Bench,
+    choices: list[PoolChoice],
+    capacities: list[PoolCapacity],
+    policies: Sequence[str],
+    forecast: str,
+    notes: list[str],
+    tell: _Teller,
+) -> Schedule:
+    plan = bench.plan
+    tell.stage("windows of single pools")
+    singles: list[tuple[WindowSearch, Proposal, int] | None] = []
+    for choice, capacity in zip(choices, capacities, strict=True):
+        search = WindowSearch(
+            replace(plan, min_quality=None, max_gpus=None), [choice], [capacity], bench.executor,
+            note=partial(_told, tell, choice.label),
+        )  # fmt: skip
+        try:
+            proposal = search.propose()
+            singles.append((search, proposal, smallest_static(search, proposal)))
+        except InfeasibleError as e:
+            singles.append(None)
+            notes.append(f"{choice.name} alone: {e}")
+    allowed = [k for k, s in enumerate(singles) if s is not None and _allowed(plan, choices[k])]
+    results: list[PolicyResult] = []
+    if allowed and policies:
+        results = _baselines(bench, choices, capacities, singles, allowed, policies, tell)
+    elif policies:
+        notes.append("no single method meets the SLOs and the quality floor: nothing to compare")
+
+    tell.stage("timetable")
+    search = WindowSearch(
+        plan, choices, capacities, bench.executor, note=lambda text: tell.step(0.3, text)
+    )
+    if plan.min_quality is None or any(c.quality for c in choices):
+        _reuse(search, singles)
+    proposal = search.propose()
+    best, counts, lead_s, pack = bench.optimized(search, proposal, tell.part(0.5, 1.0))
+    simulations = sum(len(s[0].known) for s in singles if s) + len(search.known)
+    return Schedule(
+        bench.serve,
+        best.choices,
+        counts,
+        lead_s,
+        pack,
+        (*results, best),
+        forecast,
+        tuple(notes),
+        {
+            "capacity_simulations": sum(c.simulations for c in capacities),
+            "window_simulations": simulations,
+            "trace_simulations": sum(r.trials for r in results) + best.trials,
+            "capacity_optimism": OPTIMISM,
+            "capacities_rps": {
+                c.name: [k.of(n) for n in range(1, c.pool.limit + 1)]
+                for c, k in zip(choices, capacities, strict=True)
+            },
+        },
+        describe(bench.serve.trace),
+    )
+
+
+def _told(tell: _Teller, method: str, text: str) -> None:
+    tell.step(0.5, f"{method}: {text}")
+
+
+def _allowed(plan: ScheduleProblem, choice: PoolChoice) -> bool:
+    floor = plan.min_quality
+    return floor is None or (choice.quality is not None and choice.quality.low_pct >= floor)
+
+
+def _reuse(search: WindowSearch, singles: Sequence[Any]) -> None:
+    """Single-pool fleets were simulated already."""
+    for k, single in enumerate(singles):
+        if single is None:
+            continue
+        for (t, s), outcome in single[0].known.items():
+            row = [0] * len(search.choices)
+            row[k] = int(single[0].states[s][0])
+            match = np.flatnonzero((search.states == np.array(row)).all(axis=1))
+            if len(match):
+                requests = [0] * len(search.choices)
+                requests[k] = outcome.requests[0]
+                search._learn(t, int(match[0]), replace(outcome, requests=tuple(requests)))
+
+
+def _baselines(
+    bench: Bench,
+    choices: Sequence[PoolChoice],
+    capacities: Sequence[PoolCapacity],
+    singles: Sequence[Any],
+    allowed: Sequence[int],
+    policies: Sequence[str],
+    tell: _Teller,
+) -> list[PolicyResult]:
+    statics = {k: bench.static(choices[k], singles[k][2]) for k in allowed}
+    tell.stage("static fleets")
+    base = min(allowed, key=lambda k: statics[k].value)
+    choice, capacity = choices[base], capacities[base]
+    servers = int(statics[base].params["servers"])
+    results = []
+    if "static" in policies:
+        results += [statics[k] for k in sorted(allowed, key=lambda k: -statics[k].value)]
+    for name in ("reactive", "predictive", "consolidation"):
+        if name in policies:
+            tell.stage(name)
+            results.append(getattr(bench, name)(choice, capacity, servers, tell.part(0.0, 1.0)))
+    if "mixed" in policies and len(allowed) > 1:
+        tell.stage("mixed precision")
+        good = max(allowed, key=lambda k: choices[k].low_pct)
+        if good != base:
+            search = WindowSearch(bench.plan, list(choices), list(capacities), bench.executor)
+            tables = [s[1].counts if s else () for s in singles]
+            results.append(bench.mixed(search, good, base, tables, servers))
+    return results
+
+
+class _Teller:
+    """A progress bar over stages of about equal length."""
+
+    def __init__(self, progress: Progress | None, stages: int) -> None:
+        self._progress = progress
+        self._stages = stages
+        self._stage = -1
+        self._name = ""
+
+    def stage(self, name: str) -> None:
+        """The next stage begins."""
+        self._stage += 1
+        self._name = name
+        self.step(0.0, "")
+
+    def step(self, share: float, text: str) -> None:
+        """So much of the stage is done."""
+        if self._progress is not None:
+            done = min(1.0, (max(0, self._stage) + share) / self._stages)
+            self._progress(done, f"{self._name} {text}".strip())
+
+    def part(self, begin: float, end: float) -> Progress:
+        """A bar for a part of the stage."""
+        return lambda share, text: self.step(begin + (end - begin) * share, text)

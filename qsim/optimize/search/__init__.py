@@ -1,0 +1,1 @@
+"""What every search shares: simulations as tasks, executors, studies, spaces."""

@@ -1,0 +1,134 @@
+"""Where a study lives: in memory, in a journal file, or in any storage that Optuna has."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from qsim.errors import ScenarioError
+from qsim.optimize.search.journal import held
+from qsim.optimize.search.storage_url import shown_storage, without_password
+
+__all__ = ["held_study", "is_file", "open_storage", "quiet_optuna"]
+
+
+def open_storage(where: str | os.PathLike[str] | None) -> Any:
+    """An Optuna storage.
+
+    Parameters
+    ----------
+    where : str, optional
+        None for memory; a URL such as ``sqlite:///studies.db``, ``postgresql://...`` or
+        ``redis://...``; anything else is the path of a journal file, made when there is none.
+
+    Raises
+    ------
+    ScenarioError
+        If it cannot be opened, with Optuna's reason.
+    """
+    from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalRedisBackend
+
+    from qsim.optimize.search.storage_journal import CheckedJournal
+
+    if where is None:
+        return InMemoryStorage()
+    text = os.fspath(where)
+    try:
+        if text.startswith("redis://"):
+            return JournalStorage(JournalRedisBackend(text))
+        if "://" in text:
+            return RDBStorage(text)
+        return JournalStorage(CheckedJournal(Path(text)))
+    except ScenarioError:
+        raise
+    except Exception as e:  # sqlalchemy's, redis', the driver's, the file system's
+        reason = without_password(" ".join(str(e).split()), text)
+        raise ScenarioError(
+            f"study is {shown_storage(text)!r}: cannot be opened ({type(e).__name__}: "
+            f"{reason[:300]}); give the path of a journal file, or a storage URL of Optuna such as "
+            "sqlite:///studies.db"
+        ) from None  # the cause may hold the password
+
+
+def is_file(where: str | os.PathLike[str] | None) -> bool:
+    """Whether a study's place is a journal file, and not a URL or memory."""
+    return where is not None and "://" not in os.fspath(where)
+
+
+@contextmanager
+def held_study(where: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Keep the studies in ``where`` to oneself for the time of a ``with`` block.
+
+    A journal file is locked, for all who share the file system. For a database the name is taken
+    on this machine; a process of another machine is noticed when it adds a trial.
+
+    Raises
+    ------
+    ScenarioError
+        If another process works with them, or the file cannot be written to.
+    """
+    if where is None:
+        yield
+        return
+    text = os.fspath(where)
+    what = f"study {shown_storage(text)!r}"
+    with ExitStack() as stack:
+        if is_file(text):
+            path = Path(text)
+            try:
+                stack.enter_context(held(path, what))
+            except OSError as e:
+                raise ScenarioError(
+                    f"{what}: {e.strerror or e} ({e.filename}); give the path of a journal file "
+                    "that can be written to"
+                ) from e
+            stack.callback(_remove_empty, path)
+        else:
+            stack.enter_context(_name_held(text, what))
+        yield
+
+
+def _remove_empty(path: Path) -> None:
+    with suppress(OSError):
+        if not path.stat().st_size:
+            path.unlink()
+
+
+@contextmanager
+def _name_held(url: str, what: str) -> Iterator[None]:
+    """Take a name that the kernel gives back when this process ends (Linux's abstract sockets)."""
+    if sys.platform != "linux":
+        yield
+        return
+    name = hashlib.sha256(url.encode()).hexdigest()[:32]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as taken:
+        try:
+            taken.bind(f"\0qsim-study-{name}")
+        except OSError as e:
+            if e.errno != errno.EADDRINUSE:
+                raise
+            raise ScenarioError(
+                f"{what} is in use by another process; wait until that ends, or give another place"
+            ) from None
+        yield
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Only warnings from Optuna's log for the time of a ``with`` block."""
+    import optuna
+
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(level)

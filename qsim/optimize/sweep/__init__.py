@@ -1,0 +1,1 @@
+"""Sweeps: one simulation for every point of a grid."""

@@ -1,0 +1,341 @@
+"""Sweeps: one simulation for every point of a grid or a Latin hypercube over a scenario."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qsim import __version__
+from qsim.bounds import MAX_RUNS, MAX_SEED
+from qsim.checks import whole
+from qsim.errors import InputError, ScenarioError
+from qsim.interrupts import uninterrupted
+from qsim.optimize.economics.prices import DEFAULT_CLASS, price_of
+from qsim.optimize.search.executor import TaskExecutor
+from qsim.optimize.search.executors import open_executor
+from qsim.optimize.search.fleet_task import FleetTask
+from qsim.optimize.search.goals import carbon_of, quality_goal
+from qsim.optimize.search.journal import JournalEnd, append_lines, held, read_lines
+from qsim.optimize.search.measures import Worth, measure_fleet
+from qsim.optimize.search.space import Space
+from qsim.optimize.sweep.points import Scenarios
+from qsim.optimize.tune.arguments import parse_search
+from qsim.sim.results.slo import Slo, parse_slos
+from qsim.sim.scheduler.config import EngineOptions
+from qsim.traces.trace import Trace
+
+__all__ = ["Row", "SweepResult", "latin_hypercube", "sweep"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: what was varied, its figures, and why there are none if it failed."""
+
+    number: int
+    values: Mapping[str, Any]
+    figures: Mapping[str, Any]
+    error: str = ""
+
+    def flat(self) -> dict[str, Any]:
+        """Everything in one dict: number, varied values, figures, error."""
+        figures = {k: v for k, v in self.figures.items() if k not in self.values}
+        return {"run": self.number, **self.values, **figures, "error": self.error or None}
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The answer of :func:`qsim.sweep`: a row a run, in the order of the design."""
+
+    rows: tuple[Row, ...]
+    settings: Mapping[str, Any]
+    #: what to know of how it went, such as a journal that could not be written
+    notes: tuple[str, ...] = ()
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Flat rows with the same columns in the same order."""
+        flat = [r.flat() for r in self.rows]
+        names = list(dict.fromkeys(n for r in flat for n in r if n != "error"))
+        return [{n: r.get(n) for n in (*names, "error")} for r in flat]
+
+    def write(self, path: str) -> None:
+        """Write as .csv, .json or .parquet; whole or not at all.
+
+        Raises
+        ------
+        ScenarioError
+            For another ending.
+        MissingExtraError
+            For Parquet without pyarrow.
+        """
+        from qsim.optimize.sweep.output import write_rows
+
+        write_rows(path, self.to_rows(), self.settings)
+
+
+def latin_hypercube(space: Space, n: int, seed: int) -> list[dict[str, Any]]:
+    """``n`` points that are spread evenly over each decision by itself (McKay et al., 1979)."""
+    from scipy.stats.qmc import LatinHypercube
+
+    whole("lhs", n, 1, MAX_RUNS)
+    names = list(space.decisions)
+    shares = LatinHypercube(len(names), seed=np.random.default_rng(seed)).random(n)
+    return [
+        {name: space.decisions[name].at(float(s)) for name, s in zip(names, row, strict=True)}
+        for row in shares
+    ]
+
+
+def sweep(
+    base: Mapping[str, Any],
+    over: Mapping[str, Any] | Sequence[str],
+    *,
+    lhs: int | None = None,
+    slos: Sequence[Slo | str] = (),
+    prices: Mapping[str, float] | None = None,
+    provider: str = DEFAULT_CLASS,
+    tasks: Mapping[str, float] | str | None = None,
+    region: str | float | None = None,
+    pue: float | None = None,
+    seed: int = 0,
+    journal: str | Path | None = None,
+    resume: bool = False,
+    jobs: int = 1,
+    dask: str | None = None,
+    progress: Callable[[float, str], None] | None = None,
+) -> SweepResult:
+    """Simulate a scenario at every point of a grid, or at ``lhs`` points of a Latin hypercube.
+
+    Parameters
+    ----------
+    base : mapping
+        The scenario by the names of ``qsim simulate``: ``trace`` (a file, a preset or a
+        :class:`Trace`), ``profile``, ``replicas``, ``router``, ``seed``, engine options, ...
+    over : mapping or sequence of str
+        What is varied: ``{"max_num_seqs": [64, 128]}`` or ``["max_num_seqs=64,128"]``. Names are
+        those of ``base``, and ``gpu``, ``model``, ``method``, ``tensor_parallel_size`` (they choose
+        the profile), ``growth`` (arrivals so many times as fast) and ``rate`` or any other
+        parameter of a preset as ``trace.NAME``.
+    lhs : int, optional
+        Number of points; without it every combination is run.
+    slos, prices, provider, tasks, region, pue
+        For the figures of each run, as for :func:`qsim.plan`.
+    seed : int
+        Of the Latin hypercube; and of the runs unless ``seed`` is in ``base`` or varied.
+    journal : path, optional
+        Each finished run is kept here at once, a line each, so that a sweep can be resumed.
+    resume : bool
+        Take finished runs from ``journal``; without it there must be none in it.
+    jobs, dask
+        As for :func:`qsim.plan`; the rows do not depend on them.
+
+    Raises
+    ------
+    ScenarioError
+        If a name is unknown, nothing is varied, or every run fails for the same reason; if the
+        journal is damaged, in use by another process, or holds runs and is not to be resumed.
+    """
+    space = Space(parse_search(over, "--grid"))
+    limits = parse_slos(slos)
+    whole("seed", seed, 0, MAX_SEED)
+    size = space.size()
+    if lhs is None and size is not None and size > MAX_RUNS:
+        raise ScenarioError(
+            f"the grid has {size:.3g} points; must have at most {MAX_RUNS}: vary less, or draw "
+            "points (--lhs N)"
+        )
+    goal = quality_goal(tasks)
+    carbon = carbon_of(region, pue, "")
+    scenarios = Scenarios({"seed": seed, **base}, tuple(space.decisions))
+    points = list(space.grid()) if lhs is None else latin_hypercube(space, lhs, seed)
+    done: dict[int, Row] = {}
+    with (
+        _open_journal(journal, resume) as kept,
+        open_executor(jobs, at_most=len(points), dask=dask) as executor,
+    ):
+        runner = _Runner(executor, scenarios, limits, kept, prices, provider, goal, carbon)
+        for row in runner.run(points):
+            done[row.number] = row
+            if progress is not None:
+                progress(len(done) / len(points), f"{len(done)} of {len(points)} runs")
+        rows = tuple(done[i] for i in range(len(points)))
+        reasons = {r.error for r in rows}
+        if len(reasons) == 1 and (reason := reasons.pop()):
+            kept.discard()
+            raise ScenarioError(f"every one of {len(rows)} runs failed: {reason}")
+    settings = {
+        "over": space.to_dict(),
+        "design": "grid" if lhs is None else f"Latin hypercube of {lhs} points, seed {seed}",
+        "base": scenarios.plain(),
+        "slos": [str(s) for s in limits],
+        "qsim_version": __version__,
+    }
+    return SweepResult(rows, settings, (kept.failure,) if kept.failure else ())
+
+
+class _Runner:
+    """Runs points, a window of them at a time."""
+
+    def __init__(
+        self,
+        executor: TaskExecutor,
+        scenarios: Scenarios,
+        slos: tuple[Slo, ...],
+        journal: _Journal,
+        prices: Mapping[str, float] | None,
+        provider: str,
+        goal: Any,
+        carbon: Any,
+    ) -> None:
+        self.executor, self.scenarios, self.slos, self.journal = executor, scenarios, slos, journal
+        self.prices, self.provider, self.goal, self.carbon = prices, provider, goal, carbon
+        self.worths: dict[str, Worth] = {}
+        self.latest: Trace | None = None
+
+    def run(self, points: Sequence[dict[str, Any]]) -> Iterator[Row]:
+        """The rows, as they are finished."""
+        left = iter(enumerate(points))
+        running: dict[Future[Any], tuple[int, dict[str, Any], FleetTask, str]] = {}
+        more = True
+        while more or running:
+            while more and len(running) < self.executor.window:
+                following = next(left, None)
+                if following is None:
+                    more = False
+                    break
+                number, values = following
+                try:
+                    task = self._task(values)
+                except InputError as e:
+                    yield Row(number, values, {}, str(e))
+                    continue
+                key = self._key(values, task)
+                known = self.journal.rows.get(key)
+                if known is not None:
+                    yield Row(number, values, known["figures"], known["error"])
+                    continue
+                if task.trace is self.latest:  # one that is used once goes along with its task
+                    self.executor.share(task.trace)
+                self.latest = task.trace
+                self.executor.share(task.profile)
+                running[self.executor.submit(measure_fleet, task)] = (number, values, task, key)
+            if not running:
+                continue
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in sorted(finished, key=lambda f: running[f][0]):
+                number, values, task, key = running.pop(future)
+                row = self._row(number, values, task, future)
+                self.journal.add(key, row)
+                yield row
+
+    def _task(self, values: Mapping[str, Any]) -> FleetTask:
+        settings = self.scenarios.at(values)
+        trace, profile = self.scenarios.trace(settings), self.scenarios.profile(settings)
+        return FleetTask(
+            trace,
+            profile,
+            settings.get("replicas", 1),
+            self.slos,
+            EngineOptions().updated(settings),
+            settings.get("router", "least-requests"),
+            settings["seed"],
+            settings.get("too_long", "error"),
+            allow_backlog=bool(settings.get("allow_backlog")),
+        )
+
+    def _row(
+        self, number: int, values: dict[str, Any], task: FleetTask, future: Future[Any]
+    ) -> Row:
+        try:
+            figures = future.result()
+        except InputError as e:
+            return Row(number, values, {}, str(e))
+        profile = task.profile
+        worth = self.worths.get(profile.id)
+        if worth is None:
+            price = price_of(profile.identity.gpu, self.prices, self.provider)
+            worth = Worth({profile.id: price}, {profile.id: self.goal.of(profile)}, self.carbon)
+            self.worths[profile.id] = worth
+        source = profile.identity.source
+        full = {
+            "profile": profile.id,
+            "profile_source": source,
+            **worth.complete(figures, profile, task.replicas),
+        }
+        return Row(number, values, full)
+
+    def _key(self, values: Mapping[str, Any], task: FleetTask) -> str:
+        """What decides a row: if it is in the journal, it is not run again."""
+        parts = (
+            sorted((k, repr(v)) for k, v in values.items()),
+            self.scenarios.fingerprint(task.trace),
+            self.scenarios.fingerprint(task.profile),
+            (task.replicas, task.slos, task.options, task.router, task.seed, task.too_long),
+            task.allow_backlog,
+            (self.prices, self.provider, self.goal, self.carbon, __version__),
+        )
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+class _Journal:
+    """Finished rows, each kept as soon as it is there."""
+
+    def __init__(self, path: Path | None, resume: bool) -> None:
+        self.path = path
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.end = JournalEnd()
+        #: why rows are no longer kept
+        self.failure = ""
+        if path is None or not path.stat().st_size:
+            return
+        lines, self.end = read_lines(path, f"the journal {path}")
+        if lines and not resume:
+            raise ScenarioError(
+                f"{path} holds {len(lines)} finished runs of a sweep that was interrupted: go on "
+                "with it (--resume), give another path (--out), or remove it to begin anew"
+            )
+        for number, row in enumerate(lines, 1):
+            key, error, figures = (row.get(k) for k in ("key", "error", "figures"))
+            if not (isinstance(key, str) and isinstance(error, str) and isinstance(figures, dict)):
+                raise ScenarioError(f"{path} is no journal of a sweep: see line {number}")
+            self.rows[key] = row
+
+    def add(self, key: str, row: Row) -> None:
+        """Append a row; if that fails, the sweep goes on without a journal."""
+        if self.path is None or self.failure:
+            return
+        data = {"key": key, "error": row.error, "figures": dict(row.figures)}
+        try:
+            with uninterrupted():
+                self.end = append_lines(self.path, self.end, [data])
+        except OSError as e:
+            self.failure = f"{e.filename}: {e.strerror}; runs after that were not kept"
+
+    def discard(self) -> None:
+        """Nothing in it is worth going on from."""
+        if self.path is not None:
+            self.path.write_bytes(b"")
+
+
+@contextmanager
+def _open_journal(path: str | Path | None, resume: bool) -> Iterator[_Journal]:
+    """The journal, held for as long as the sweep runs; one without a row is not left behind."""
+    if path is None:
+        if resume:
+            raise ScenarioError("resume needs the journal of the sweep that was interrupted")
+        yield _Journal(None, resume)
+        return
+    path = Path(path)
+    with held(path, f"the journal {path}"):
+        try:
+            yield _Journal(path, resume)
+        finally:
+            with suppress(OSError):
+                if not path.stat().st_size:
+                    path.unlink()

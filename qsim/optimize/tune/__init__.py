@@ -1,0 +1,1 @@
+"""Tuning: fleets and engine settings that no other one beats."""

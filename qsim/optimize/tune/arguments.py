@@ -1,0 +1,122 @@
+"""What tuning is told, read and checked: objectives, constraints and decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qsim.errors import ScenarioError
+from qsim.optimize.search.expressions import All, Comparison, parse_condition
+from qsim.optimize.search.goals import check_floor
+from qsim.optimize.search.measures import Measure, find_measure
+from qsim.optimize.search.space import Choices, Decision, Range, parse_decision
+from qsim.optimize.tune.result import Limit
+from qsim.sim.results.slo import Slo
+
+__all__ = ["parse_fix", "parse_limits", "parse_objectives", "parse_search"]
+
+
+def parse_objectives(names: Sequence[str]) -> tuple[Measure, ...]:
+    """Objectives by name or alias, each once.
+
+    Raises
+    ------
+    ScenarioError
+        For an unknown one, one that comes twice, or none.
+    """
+    if isinstance(names, str):
+        raise ScenarioError(f"objectives is {names!r}; must be a list of names")
+    found = tuple(find_measure(n) for n in names)
+    if not found:
+        raise ScenarioError("no objective is given; give at least one, such as energy")
+    for i, measure in enumerate(found):
+        if measure in found[:i]:
+            raise ScenarioError(f"objective {measure.name} is given twice")
+    return found
+
+
+def parse_limits(slos: Sequence[Slo], constraints: Sequence[str]) -> tuple[Limit, ...]:
+    """SLOs and conditions as constraints.
+
+    Raises
+    ------
+    ScenarioError
+        For a condition that is not comparisons with <= and >=, joined by and.
+    """
+    limits = [Limit(find_measure(f"{s.statistic}_{s.metric}_ms"), "<=", s.limit_ms) for s in slos]
+    for text in constraints:
+        condition = parse_condition(text, "--constraint")
+        parts = condition.parts if isinstance(condition, All) else (condition,)
+        for part in parts:
+            if not isinstance(part, Comparison) or isinstance(part.value, str):
+                raise ScenarioError(
+                    f"--constraint {text!r}: must compare figures with numbers, joined by and, as "
+                    'in "p99_ttft_ms<=500 and gpus<=8"'
+                )
+            if part.op not in ("<=", ">="):
+                raise ScenarioError(f"--constraint {text!r}: {part.op} must be <= or >=")
+            measure = find_measure(part.name)
+            if measure.name in ("quality", "quality_low") and part.op == ">=":
+                check_floor(f"--constraint {text!r}: {measure.name}", part.value)
+            limits.append(Limit(measure, part.op, part.value))
+    return tuple(dict.fromkeys(limits))
+
+
+def parse_search(
+    search: Mapping[str, Any] | Sequence[str], option: str = "--search"
+) -> dict[str, Decision]:
+    """Decisions by name, from ``{"max_num_seqs": [64, 128]}`` or ``["max_num_seqs=64,128"]``.
+
+    Raises
+    ------
+    ScenarioError
+        For one that does not parse or comes twice.
+    """
+    found: dict[str, Decision] = {}
+    if isinstance(search, Mapping):
+        for name, values in search.items():
+            if isinstance(values, Choices | Range):
+                found[name] = values
+            elif isinstance(values, list | tuple):
+                found[name] = Choices(tuple(values))
+            else:
+                found[name] = parse_decision(f"{name}={_as_text(values)}")[1]
+        return found
+    for text in search:
+        name, decision = parse_decision(text, option)
+        if name in found:
+            raise ScenarioError(f"{option} gives {name} twice; give it once")
+        found[name] = decision
+    return found
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(_as_text(v) for v in value)
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def parse_fix(fix: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+    """Values by name; None, or a name alone, leaves a decision to the profile.
+
+    Raises
+    ------
+    ScenarioError
+        For several values of one decision.
+    """
+    pairs = (
+        [k if v is None else f"{k}={_as_text(v)}" for k, v in fix.items()]
+        if isinstance(fix, Mapping)
+        else list(fix)
+    )
+    found: dict[str, Any] = {}
+    for text in pairs:
+        if "=" not in text:
+            found[text.strip().lstrip("-").replace("-", "_")] = None
+            continue
+        name, decision = parse_decision(text, "--fix")
+        values = decision.grid()
+        if len(values) != 1:
+            raise ScenarioError(f"--fix {text!r}: must be one value; several are for --search")
+        found[name] = values[0]
+    return found

@@ -1,0 +1,433 @@
+"""Multi-objective tuning: the fleets and engine settings that no other one beats in everything."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from qsim.bounds import MAX_REPLICAS
+from qsim.checks import whole
+from qsim.errors import InputError, QsimError, ScenarioError
+from qsim.optimize.economics.prices import DEFAULT_CLASS, price_of
+from qsim.optimize.plan.forecast import forecast
+from qsim.optimize.plan.profile_choice import choose_profiles
+from qsim.optimize.search.executor import TaskExecutor
+from qsim.optimize.search.executors import open_executor
+from qsim.optimize.search.expressions import Pick, parse_pick
+from qsim.optimize.search.fleet_task import FleetTask, describe
+from qsim.optimize.search.goals import carbon_of, quality_goal
+from qsim.optimize.search.measures import (
+    ALIASES,
+    Measure,
+    Worth,
+    find_measure,
+    measure_fleet,
+    statistics,
+)
+from qsim.optimize.search.pareto import front_mask
+from qsim.optimize.search.space import Space
+from qsim.optimize.search.storage import held_study
+from qsim.optimize.search.study import (
+    Judgement,
+    Objective,
+    Params,
+    Record,
+    StudyInterrupted,
+    StudySettings,
+    StudyStoppedError,
+    run_study,
+)
+from qsim.optimize.tune.arguments import parse_fix, parse_limits, parse_objectives, parse_search
+from qsim.optimize.tune.result import Limit, TuneResult, check_pick
+from qsim.optimize.tune.space import TuneSpace, tune_space
+from qsim.profiles.schema import Profile
+from qsim.sim.results.slo import Slo, check_judgeable, parse_slos, too_few
+from qsim.sim.scheduler.config import EngineOptions, refuse_queue_limits
+from qsim.sim.scheduler.server_memory import most_model_len
+from qsim.traces.trace import Trace
+
+__all__ = ["DEFAULT_OBJECTIVES", "TuneInterrupted", "TuneStoppedError", "tune"]
+
+DEFAULT_OBJECTIVES = ("latency", "energy", "cost")
+
+#: latencies that every trial tells, beside those that are asked for
+_USUAL = ("p99_ttft_ms", "p99_tpot_ms", "p99_e2el_ms")
+
+
+class TuneInterrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of a tuning; ``result`` has the trials that were finished."""
+
+    def __init__(self, result: TuneResult) -> None:
+        super().__init__()
+        self.result = result
+
+
+class TuneStoppedError(QsimError):
+    """A tuning cannot go on; ``result`` has the trials that were finished."""
+
+    def __init__(self, reason: str, result: TuneResult) -> None:
+        super().__init__(reason)
+        self.result = result
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    """The problem that a study searches."""
+
+    spaces: TuneSpace
+    base: FleetTask
+    measures: tuple[Measure, ...]
+    limits: tuple[Limit, ...]
+    worth: Worth
+    #: keys by parameters: each is asked for once a batch
+    keys: dict[tuple[Any, ...], Hashable] = field(default_factory=dict)
+
+    @property
+    def space(self) -> Space:
+        return self.spaces.space
+
+    @property
+    def objectives(self) -> Sequence[Objective]:
+        return tuple(Objective(m.name, m.maximize) for m in self.measures)
+
+    @property
+    def latencies(self) -> tuple[str, ...]:
+        names = [m.name for m in self.measures] + [m.measure.name for m in self.limits]
+        return statistics([*names, *_USUAL])
+
+    def task(self, params: Params) -> FleetTask:
+        return replace(
+            self.base,
+            profile=self.spaces.choices[params["profile"]].profile,
+            replicas=params["replicas"],
+            router=params.get("router", self.base.router),
+            options=self.base.options.updated(params),
+        )
+
+    def key(self, params: Params) -> Hashable:
+        """What is simulated: options that vLLM resolves to the same settings are the same."""
+        given = tuple(params.items())
+        if given not in self.keys:
+            task = self.task(params)
+            try:
+                engine: Hashable = task.options.resolve(task.profile)
+            except ScenarioError:
+                engine = task.options
+            router = task.router if task.replicas > 1 else ""
+            self.keys[given] = (task.profile.id, task.replicas, router, engine)
+        return self.keys[given]
+
+    def submit(self, executor: TaskExecutor, params: Params) -> Future[Any]:
+        return executor.submit(measure_fleet, self.task(params), self.latencies)
+
+    def judge(self, params: Params, outcome: Mapping[str, float | None]) -> Judgement:
+        task = self.task(params)
+        figures = self.worth.complete(outcome, task.profile, task.replicas)
+        figures["configuration"] = hashlib.sha256(repr(self.key(params)).encode()).hexdigest()[:16]  # type: ignore[assignment]
+        values = [figures.get(m.name) for m in self.measures]
+        for measure, value in zip(self.measures, values, strict=True):
+            if value is None:
+                raise ScenarioError(
+                    f"{measure.name} is not defined for this run (a statistic over nothing, or a "
+                    "figure that is not known)"
+                )
+        return Judgement(
+            tuple(float(v) for v in values if v is not None),
+            {str(m): m.violation(figures.get(m.measure.name)) for m in self.limits},
+            figures,
+        )
+
+    def propose(self, records: Sequence[Record], count: int) -> list[Params]:
+        """Neighbours of the front that were not tried: first of its ends, then of the others."""
+        tried = {self.key(r.params) for r in records}
+        feasible = [r for r in records if r.feasible]
+        if feasible:
+            signs = np.array([-1.0 if m.maximize else 1.0 for m in self.measures])
+            values = np.array([r.values for r in feasible]) * signs
+            on_front = np.flatnonzero(front_mask(values))
+            front = values[on_front]
+            ends = [on_front[np.lexsort((front.sum(axis=1), front[:, j]))[0]]
+                    for j in range(front.shape[1])]  # fmt: skip
+            first = [feasible[i] for i in dict.fromkeys(ends)]
+            others = sorted((feasible[i] for i in on_front), key=lambda r: -r.number)
+        else:  # on the way to what is feasible
+            first = [r for r in records if r.complete]
+            first.sort(key=lambda r: sum(max(0.0, v) for v in r.violations.values()))
+            first, others = first[:3], first[3:6]
+        found: list[Params] = []
+        lines = [self.spaces.neighbours(r.params, far=True) for r in first]
+        more = [self.spaces.neighbours(r.params) for r in others]
+        for queues in (lines, more):
+            for params in _in_turn(queues):
+                if len(found) >= count:
+                    return found
+                key = self.key(params)
+                if key not in tried:
+                    tried.add(key)
+                    found.append(params)
+        return found
+
+
+def _in_turn(queues: Sequence[Sequence[Params]]) -> Iterator[Params]:
+    """The first of each queue, then the second of each, and so on."""
+    for step in range(max(map(len, queues), default=0)):
+        yield from (queue[step] for queue in queues if step < len(queue))
+
+
+def tune(
+    trace: Trace,
+    model: str | None = None,
+    *,
+    objectives: Sequence[str] = DEFAULT_OBJECTIVES,
+    slos: Sequence[Slo | str] = (),
+    constraints: Sequence[str] = (),
+    search: Mapping[str, Any] | Sequence[str] = (),
+    fix: Mapping[str, Any] | Sequence[str] = (),
+    gpus: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    profiles: Sequence[Profile | str] = (),
+    prices: Mapping[str, float] | None = None,
+    provider: str = DEFAULT_CLASS,
+    tasks: Mapping[str, float] | str | None = None,
+    min_quality: float | None = None,
+    region: str | float | None = None,
+    pue: float | None = None,
+    growth: float = 1.0,
+    peak_hour: bool = False,
+    max_replicas: int = 128,
+    router: str = "least-requests",
+    options: EngineOptions | None = None,
+    beyond_measured: bool = False,
+    seed: int = 0,
+    too_long: str = "error",
+    allow_backlog: bool = False,
+    sampler: str = "nsga2",
+    trials: int = 200,
+    batch: int = 10,
+    population: int = 20,
+    study: str | None = None,
+    study_name: str = "qsim-tune",
+    resume: bool = False,
+    pick: Pick | str | None = None,
+    jobs: int = 1,
+    dask: str | None = None,
+    progress: Callable[[float, str], None] | None = None,
+) -> TuneResult:
+    """Search the fleets and engine settings that no other one beats in every objective.
+
+    Every figure is simulated. The first trials are designed (each profile as it was measured, in
+    the smallest, a middle and the largest fleet, with the most and the fewest seats); of the
+    others four in ten are untried neighbours of the front, and the sampler chooses the rest.
+
+    Parameters
+    ----------
+    trace : Trace
+        The traffic to serve.
+    model, gpus, methods, profiles, prices, provider, tasks, region, pue, growth, peak_hour,
+    beyond_measured
+        As for :func:`qsim.plan`.
+    objectives : sequence of str
+        Figures of :mod:`qsim.optimize.search.measures`, such as ``p99_ttft_ms``,
+        ``joules_per_output_token``, ``usd_per_hour``, ``quality``; or ``latency``, ``energy``,
+        ``cost``, ``throughput``, ``carbon``. Each is made small or large as is better.
+    slos, constraints : sequence
+        SLOs, and conditions such as ``"gpus<=8"`` or ``"quality>=98"``, that all must be met.
+    min_quality : float, optional
+        Methods whose 90% interval of quality begins below it are not tried.
+    search : mapping or sequence of str
+        Decisions: ``{"max_num_seqs": "32:1024:log"}`` or ``["max_num_seqs=32:1024:log"]``; see
+        :func:`qsim.optimize.search.space.parse_decision`. Without it the profile, the number of
+        replicas, ``max_num_seqs`` and ``max_num_batched_tokens`` are searched.
+    fix : mapping or sequence of str
+        Decisions with the one value they are to have; a name alone leaves it to the profile.
+    sampler : {"nsga2", "tpe", "random", "grid"}
+        ``grid`` simulates every combination.
+    trials, batch, population, study, study_name, resume
+        See :class:`qsim.optimize.search.study.StudySettings`; ``study`` is its ``storage``.
+    allow_backlog : bool
+        Let fleets finish less than arrives (``overload<=0`` is a constraint otherwise).
+    seed : int
+        Of the search and of the router.
+    pick : Pick or str, optional
+        What :meth:`TuneResult.pick` will be asked for; refused before the study if it cannot be.
+    jobs, dask
+        As for :func:`qsim.plan`; the answer does not depend on them.
+
+    Raises
+    ------
+    ScenarioError
+        If an argument is wrong.
+    ProfileError
+        If there is no profile to choose from.
+    TuneInterrupted, TuneStoppedError
+        If it ends early after at least one trial: by Ctrl-C, or because its workers or the place
+        where it is kept fail.
+    """
+    limits = parse_slos(slos)
+    settings = StudySettings(sampler, trials, seed, batch, population, study, study_name, resume)
+    chosen_measures = parse_objectives(objectives)
+    all_limits = parse_limits(limits, constraints)
+    if not allow_backlog:
+        all_limits = (*all_limits, Limit(find_measure("overload"), "<=", 0.0))
+    asked = [*chosen_measures, *(m.measure for m in all_limits)]
+    goal = quality_goal(tasks, min_quality)
+    carbon = carbon_of(region, pue, "carbon" if any(m.needs == "region" for m in asked) else "")
+    if not limits and any(m.needs == "slo" for m in asked):
+        raise ScenarioError("goodput and attainment need SLOs (--slo) to count against")
+    whole("max_replicas", max_replicas, 1, MAX_REPLICAS)
+    for slo in limits:
+        check_judgeable(trace, [slo.metric], f"SLO {slo}")
+    options = replace(options or EngineOptions(), within_measured=not beyond_measured)
+    refuse_queue_limits(options.to_dict(), "qsim tune")
+    trace, shaped = forecast(trace, growth, peak_hour)
+    choices = choose_profiles(model, gpus, methods, profiles, options.vllm_version)
+    quality = {c.profile.id: goal.of(c.profile) for c in choices}
+    excluded, left = {}, []
+    for choice in choices:
+        reason = goal.objection(quality[choice.profile.id]) or _unfit(
+            choice.profile, options, trace, too_long
+        )
+        if reason:
+            excluded[choice.profile.id] = reason
+        else:
+            left.append(choice)
+    spaces = tune_space(
+        trace, left, excluded, parse_search(search), parse_fix(fix), options, max_replicas
+    )
+    price = {
+        id_: price_of(c.profile.identity.gpu, prices, provider) for id_, c in spaces.choices.items()
+    }
+    if any(m.needs == "price" for m in asked):
+        for id_, known in price.items():
+            if known is None:
+                gpu = spaces.choices[id_].profile.identity.gpu
+                raise ScenarioError(
+                    f"no price is known for gpu {gpu!r}; give one (--price {gpu}=USD per hour)"
+                )
+    first = next(iter(spaces.choices.values())).profile
+    problem = _Tuning(
+        spaces,
+        FleetTask(
+            trace, first, 1, limits, options, router, seed, too_long, None, bool(allow_backlog)
+        ),
+        chosen_measures,
+        all_limits,
+        Worth(price, quality, carbon),
+    )
+    if pick is not None:
+        _check_pick(parse_pick(pick) if isinstance(pick, str) else pick, problem)
+    identity = {
+        "trace": _fingerprint(trace),
+        "profiles": {
+            id_: hashlib.sha256(repr(asdict(c.profile)).encode()).hexdigest()[:16]
+            for id_, c in sorted(spaces.choices.items())
+        },
+        "constraints": [str(m) for m in all_limits],
+        "options": options.to_dict(),
+        **({"beyond_measured": True} if beyond_measured else {}),
+        "router": router,
+        "too_long": too_long,
+        "worth": repr((sorted(price.items()), carbon, goal)),
+    }
+    with held_study(study), open_executor(jobs, at_most=batch, dask=dask) as executor:
+        executor.share(trace)
+        for choice in spaces.choices.values():
+            executor.share(choice.profile)
+        unfinished = ""
+        end: StudyInterrupted | StudyStoppedError | None = None
+        try:
+            records, found = run_study(
+                problem,
+                settings,
+                executor,
+                designed=spaces.designed(),
+                propose=problem.propose,
+                identity=identity,
+                progress=progress,
+            )
+        except (StudyInterrupted, StudyStoppedError) as e:
+            end, records, found = e, e.records, e.study
+            wanted = spaces.space.size if sampler == "grid" else trials
+            unfinished = f"{len(records)} of {wanted} trials"
+            if isinstance(e, StudyStoppedError):
+                unfinished += f", {e}"
+    result = TuneResult(
+        chosen_measures,
+        all_limits,
+        tuple(records),
+        dict(spaces.excluded),
+        {**describe(trace), "forecast": shaped.to_dict()},
+        {
+            "sampler": sampler,
+            "trials": len(records),
+            "seed": seed,
+            "batch": batch,
+            "population": population if sampler == "nsga2" else None,
+            "space": spaces.space.to_dict(),
+            "router": router,
+            "too_long": too_long,
+            **options.to_dict(),
+        },
+        dict(spaces.choices),
+        options,
+        router,
+        goal,
+        price,
+        carbon,
+        tuple(too_few(limits, len(trace))),
+        found,
+        unfinished,
+    )
+    if isinstance(end, StudyInterrupted):
+        raise TuneInterrupted(result) from end
+    if end is not None:
+        raise TuneStoppedError(str(end), result) from end
+    return result
+
+
+def _unfit(profile: Profile, options: EngineOptions, trace: Trace, too_long: str) -> str:
+    """Why a profile cannot serve the trace whatever the fleet; "" if it can."""
+    try:
+        engine = options.resolve(profile)
+    except InputError as e:
+        return str(e)
+    longest = int(trace.prompt_tokens.max())
+    if too_long == "error" and longest >= engine.max_model_len:
+        most = most_model_len(profile, engine)
+        longer = f"raise --max-model-len, to at most {most}, or " if longest < most else ""
+        return (
+            f"the longest prompt has {longest} tokens, max_model_len is {engine.max_model_len}: "
+            f"{longer}give --too-long reject"
+        )
+    return ""
+
+
+def _check_pick(pick: Pick, problem: _Tuning) -> None:
+    """Refuse a pick by what no trial will tell: the figures of one request say what there are."""
+    trace = problem.base.trace
+    shortest = trace.take(np.array([int(np.argmin(trace.prompt_tokens))]))
+    task = replace(problem.base, trace=shortest)
+    try:
+        outcome = measure_fleet(task, problem.latencies)
+    except InputError:  # each trial will say why
+        return
+    known: dict[str, Any] = {
+        **problem.worth.complete(outcome, task.profile, 1),
+        **{name: decision.at(0.0) for name, decision in problem.space.decisions.items()},
+        **{"method": task.profile.identity.method, "gpu": task.profile.identity.gpu},
+    }
+    check_pick(pick, known | {a: known[m] for a, m in ALIASES.items() if m in known})
+
+
+def _fingerprint(trace: Trace) -> str:
+    digest = hashlib.sha256()
+    for column in (trace.arrival_s, trace.prompt_tokens, trace.output_tokens):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    if trace.hash_ids is not None:
+        digest.update(trace.hash_ids.values.tobytes() + trace.hash_ids.offsets.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""One server's engine core on a clock: steps, fast-forward, energy, token times."""

@@ -1,0 +1,56 @@
+"""Between client and engine: when the engine has a request, and the client its tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.profiles.schema import FrontEnd
+from qsim.sim.engine.timing import PS_PER_MS
+
+__all__ = ["FREE", "client_times", "receive_ps"]
+
+IntArray = npt.NDArray[np.int64]
+
+#: a front end that takes no time
+FREE = FrontEnd(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def receive_ps(frontend: FrontEnd, prompt_tokens: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """How long each request takes to the engine's queue, in whole ps."""
+    token_ps = frontend.receive_ms_per_1k_prompt_tokens * PS_PER_MS / 1000
+    prompt = prompt_tokens.astype(np.float64)
+    return np.rint(frontend.receive_ms * PS_PER_MS + token_ps * prompt)
+
+
+def client_times(
+    frontend: FrontEnd,
+    prompt_tokens: IntArray,
+    output_tokens: IntArray,
+    first_ps: IntArray,
+    first_rows: IntArray,
+    last_ps: IntArray,
+    last_rows: IntArray,
+) -> tuple[IntArray, IntArray]:
+    """When the client has the first and the last token of each request, ps.
+
+    Parameters
+    ----------
+    prompt_tokens, output_tokens : int64 array
+    first_ps, last_ps : int64 array
+        When the engine had these tokens.
+    first_rows, last_rows : int64 array
+        Requests in the engine's steps that made them.
+    """
+    f = frontend
+    token_ps = f.first_token_ms_per_1k_prompt_tokens * PS_PER_MS / 1000
+    row_ps = f.first_token_ms_per_running * PS_PER_MS
+    first = f.first_token_ms * PS_PER_MS + token_ps * prompt_tokens.astype(np.float64)
+    first += row_ps * first_rows
+    first_token_ps = first_ps + np.rint(first).astype(np.int64)
+    row_ps = f.last_token_ms_per_running * PS_PER_MS
+    last = f.last_token_ms * PS_PER_MS + row_ps * last_rows
+    last_token_ps = np.maximum(last_ps + np.rint(last).astype(np.int64), first_token_ps)
+    return first_token_ps, np.where(output_tokens == 1, first_token_ps, last_token_ps)

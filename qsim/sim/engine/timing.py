@@ -1,0 +1,240 @@
+"""A profile's step times, tabulated once in integer picoseconds.
+
+Integers make sums exact: a decode run that is added up in one go ends at the very picosecond at
+which single steps would have ended, so "equal" means ``==``. The model is that of
+:mod:`qsim.profiles.schema`; this module only evaluates it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+import numpy as np
+
+from qsim.catalog.versions import graph_sizes
+from qsim.profiles.measured_range import MeasuredRange
+from qsim.profiles.schema import MixedSpan, Profile
+from qsim.profiles.spans import mixed_base_ms
+from qsim.sim.scheduler.config import EngineConfig
+
+__all__ = ["DECODE", "EAGER", "PIECEWISE", "PS_PER_MS", "PS_PER_S", "Timing"]
+
+PS_PER_S = 1_000_000_000_000
+PS_PER_MS = 1_000_000_000
+
+#: execution modes of a step: full CUDA graph, piecewise graphs, no graph
+DECODE, PIECEWISE, EAGER = 0, 1, 2
+
+
+def _ps(ms: float) -> int:
+    return round(ms * PS_PER_MS)
+
+
+class Timing:
+    """Tables of one server: GPU spans and host times, in ps, by rows or tokens of a step.
+
+    Attributes
+    ----------
+    decode_mode : list of int, length max_num_seqs + 1
+        The execution mode of a step of R decodes.
+    decode_base_ps : list of int, length max_num_seqs + 1
+        Its GPU span at no context.
+    decode_slope_ps : list of lists of int, [segment][rows]
+        ps a context token; segment j lies between ``knots[j]`` and ``knots[j + 1]``.
+    slopes_ps : list of lists of int, [rows][segment]
+        The same by rows. Do not change the lists.
+    schedule_ps, update_ps : list of int, length max_num_seqs + 1
+        Host times by the number of running requests.
+    launch_ps : list (by mode) of lists of int, length max_num_seqs + 1
+        Host time of a launch by the number of requests in the step.
+    measured_requests, measured_tokens, measured_context_tokens : int
+        The largest step that was measured; huge where the profile does not say.
+    held_ppm : list of int, length max_num_batched_tokens + 1; empty if none is held
+        Millionths of its GPU span for which the launch of a step without a graph is held, by the
+        step's tokens.
+    """
+
+    def __init__(self, profile: Profile, config: EngineConfig) -> None:
+        latency, host = profile.latency, profile.host
+        seats = config.max_num_seqs
+        budget = config.max_num_batched_tokens
+        sizes = graph_sizes(latency.graph_sizes, seats, budget, config.vllm_version)
+        self.graph_max = sizes[-1] if sizes else 0
+
+        def pad(tokens: int) -> int:
+            return sizes[bisect_left(sizes, tokens)]
+
+        measured = MeasuredRange.of(profile)
+        self.measured_requests = _or_huge(measured.step_requests)
+        self.measured_tokens = _or_huge(measured.step_tokens)
+        self.measured_context_tokens = _or_huge(measured.step_context_tokens)
+        self.throttle = (
+            latency.throttle.decode,
+            latency.throttle.piecewise,
+            latency.throttle.eager,
+        )
+        #: steps of more tokens are charged as at the power limit: they keep the GPU busy for longer
+        #: than any burst that was measured at full clock
+        self.largest_step_tokens = latency.eager.tokens[-1]
+        self._at_limit = 1.0 + latency.throttle.eager
+        self.throttle_start_w = latency.throttle.start_w
+        self.throttle_full_w = latency.throttle.full_w
+
+        # mixed steps, by tokens in the step
+        padded_tokens = [pad(t) for t in range(1, self.graph_max + 1)]
+        self._piecewise_ps = [0, *(_ps(v) for v in mixed_base_ms(latency.piecewise, padded_tokens))]
+        steps = np.arange(max(budget, seats) + 1)
+        self._eager_ps = [_ps(v) for v in mixed_base_ms(latency.eager, steps).tolist()]
+        self._coefficients = {
+            PIECEWISE: _coefficients(latency.piecewise),
+            EAGER: _coefficients(latency.eager),
+        }
+
+        # decode steps, by rows
+        self.knots = list(latency.decode.context_knots_tokens)
+        self.decode_mode: list[int] = []
+        self.decode_base_ps: list[int] = []
+        self.decode_slope_ps: list[list[int]] = [[] for _ in self.knots]
+        rows = latency.decode.rows
+        base = latency.decode.base_ms
+        largest_graph_ps = 0
+        for r in range(seats + 1):
+            if r <= self.graph_max and (r == 0 or pad(r) <= seats):
+                padded = pad(max(r, 1))
+                self.decode_mode.append(DECODE)
+                base_ps = _ps(_line(rows, base, padded))
+                if (
+                    padded > rows[-1] and len(rows) > 1
+                ):  # as many tokens with a prefill among them were measured
+                    base_ps = max(base_ps, self._piecewise_ps[padded])
+                self.decode_base_ps.append(base_ps)
+                largest_graph_ps = max(largest_graph_ps, self.decode_base_ps[-1])
+                for j, slope in enumerate(latency.decode.ms_per_context_token):
+                    self.decode_slope_ps[j].append(max(0, _ps(_line(rows, slope, padded))))
+                continue
+            # no graph of that size: the mixed steps' terms, with no prefill in the step
+            mode = PIECEWISE if r <= self.graph_max else EAGER
+            span = latency.piecewise if mode == PIECEWISE else latency.eager
+            table = self._piecewise_ps if mode == PIECEWISE else self._eager_ps
+            self.decode_mode.append(mode)
+            own_base = table[r] + r * _ps(span.ms_per_decode)
+            own_slope = _ps(span.ms_per_decode_context_token)
+            if mode == PIECEWISE:
+                self.decode_base_ps.append(own_base)
+                for slopes in self.decode_slope_ps:
+                    slopes.append(own_slope)
+                continue
+            # the same kernels as those in the largest graph, with more rows: not for less
+            self.decode_base_ps.append(max(own_base, largest_graph_ps))
+            for slopes, slope in zip(
+                self.decode_slope_ps, latency.decode.ms_per_context_token, strict=True
+            ):
+                slopes.append(max(own_slope, _ps(slope[-1])))
+
+        self.slopes_ps: list[list[int]] = [
+            list(slopes) for slopes in zip(*self.decode_slope_ps, strict=True)
+        ]
+
+        # the host thread
+        def by_rows(pair: list[float]) -> list[int]:
+            return [_ps(pair[0] + pair[1] * r) for r in range(seats + 1)]
+
+        self.schedule_ps = by_rows(host.schedule_ms)
+        self.update_ps = by_rows(host.update_ms)
+        self.launch_ps = [
+            by_rows(host.launch_decode_ms),
+            by_rows(host.launch_piecewise_ms),
+            by_rows(host.launch_eager_ms),
+        ]
+        held = np.rint(host.held(np.arange(max(budget, seats) + 1)) * 1e6).astype(int)
+        self.held_ppm: list[int] = held.tolist() if held.any() else []
+        self.result_ps = _ps(host.result_ms)
+        self.turn_ps = _ps(host.turn_ms)
+        self.gpu_gap_ps = _ps(host.gpu_gap_ms)
+        self.idle_sleep_ps = _ps(host.idle_sleep_ms)
+        self.wake_ps = _ps(host.wake_ms)
+
+    def decode_span_ps(self, rows: int, context_tokens: int, factor: float) -> int:
+        """GPU span of a step of ``rows`` decodes over ``context_tokens`` tokens of context."""
+        span = round(self.decode_base_ps[rows] * factor)
+        for j, knot in enumerate(self.knots):
+            if context_tokens <= knot:
+                break
+            stop = self.knots[j + 1] if j + 1 < len(self.knots) else context_tokens
+            tokens = min(context_tokens, stop) - knot
+            span += round(self.decode_slope_ps[j][rows] * factor) * tokens
+        return span
+
+    def full_clock_span_ps(self, rows: int, context_tokens: int) -> int:
+        """The same at full clock, at less cost."""
+        span = self.decode_base_ps[rows]
+        knots = self.knots
+        last = len(knots) - 1
+        for j, slope in enumerate(self.slopes_ps[rows]):
+            if j == last or context_tokens <= knots[j + 1]:
+                return span + slope * (context_tokens - knots[j])
+            span += slope * (knots[j + 1] - knots[j])
+        return span
+
+    def least_slope_ps(self, rows: int, context_tokens: int) -> int:
+        """What a token of context costs at least, ps, at that context or beyond it."""
+        slopes = self.slopes_ps[rows]
+        least = slopes[-1]
+        for j in range(len(slopes) - 1, -1, -1):
+            if slopes[j] < least:
+                least = slopes[j]
+            if self.knots[j] < context_tokens:
+                break
+        return least
+
+    def mixed_span_ps(
+        self,
+        tokens: int,
+        decodes: int,
+        context_tokens: int,
+        chunks: list[tuple[int, int]],
+        factor: tuple[float, float, float],
+    ) -> tuple[int, int]:
+        """Execution mode and GPU span of a step with prefill ``chunks`` of (n, computed)."""
+        if tokens <= self.graph_max:
+            mode, base = PIECEWISE, self._piecewise_ps[tokens]
+        else:
+            mode, base = EAGER, self._eager_ps[tokens]
+        per_context, per_pair, per_chunk, per_decode = self._coefficients[mode]
+        pairs = 0
+        for n, computed in chunks:
+            pairs += n * (2 * computed + n + 1)
+        span = (
+            base
+            + per_context * context_tokens
+            + per_pair * 0.5 * pairs
+            + per_chunk * len(chunks)
+            + per_decode * decodes
+        )
+        slower = factor[mode]
+        if tokens > self.largest_step_tokens and slower < self._at_limit:
+            slower = self._at_limit
+        return mode, round(span * slower)
+
+
+def _or_huge(limit: int | None) -> int:
+    return 1 << 62 if limit is None else limit
+
+
+def _line(x: list[int], y: list[float], at: int) -> float:
+    """Linear interpolation; held below the first point, extended beyond the last if it rises."""
+    if at <= x[0] or len(x) == 1:
+        return y[0]
+    i = min(bisect_left(x, at), len(x) - 1)
+    if at > x[-1] and y[-1] < y[-2]:
+        return y[-1]
+    return y[i - 1] + (y[i] - y[i - 1]) * (at - x[i - 1]) / (x[i] - x[i - 1])
+
+
+def _coefficients(span: MixedSpan) -> tuple[float, float, float, float]:
+    return (
+        span.ms_per_decode_context_token * PS_PER_MS,
+        span.ms_per_pair * PS_PER_MS,
+        span.ms_per_chunk * PS_PER_MS,
+        span.ms_per_decode * PS_PER_MS,
+    )

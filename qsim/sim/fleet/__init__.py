@@ -1,0 +1,1 @@
+"""Servers behind a router, fed by a trace: router, lives, admission."""

@@ -1,0 +1,298 @@
+"""``simulate_dynamic``: a trace through pools of servers that a policy switches on and off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.errors import ScenarioError
+from qsim.sim.engine.timing import PS_PER_S
+from qsim.sim.fleet.admission import Admission
+from qsim.sim.fleet.autoscaler import Policy
+from qsim.sim.fleet.dynamic_fleet import DynamicFleet
+from qsim.sim.fleet.lifecycle import STATES, ServerPool
+from qsim.sim.results.finished import request_columns
+from qsim.sim.results.result import Gaps, SimulationResult
+from qsim.sim.results.slo import Slo
+from qsim.sim.scheduler.server_memory import most_model_len
+from qsim.traces.trace import Trace
+
+__all__ = ["DynamicResult", "PoolOutcome", "simulate_dynamic", "waits_for_answers"]
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class PoolOutcome:
+    """What one pool did.
+
+    Attributes
+    ----------
+    profile : str
+    gpus_per_server : int
+    requests : int
+        Answered by it.
+    starts, wakes : int
+        From off, and from asleep.
+    state_s, state_j : dict
+        Server-seconds and energy by state; the energy of draining is in that of ``on``.
+    billed_gpu_s : float
+        GPU-seconds that are paid for.
+    """
+
+    profile: str
+    gpus_per_server: int
+    requests: int
+    starts: int
+    wakes: int
+    state_s: dict[str, float]
+    state_j: dict[str, float]
+    billed_gpu_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class DynamicResult:
+    """A run of a fleet that changes.
+
+    Attributes
+    ----------
+    requests : SimulationResult
+        Latencies by request, as for an unchanging fleet; its energy is that of every state.
+    pool : int64 array
+        The pool that answered each request; -1 if it was rejected.
+    pools : tuple of PoolOutcome
+    end_s : float
+        Energy and rent are of [0, end_s).
+    bin_s : float
+        Width of the bins of ``energy_bins_j``.
+    energy_bins_j : float64 array
+        Energy of all GPUs by bin, from time 0.
+    changes, decisions
+        As of :class:`qsim.sim.fleet.dynamic_fleet.DynamicFleet`.
+    """
+
+    requests: SimulationResult
+    pool: IntArray
+    pools: tuple[PoolOutcome, ...]
+    end_s: float
+    bin_s: float
+    energy_bins_j: FloatArray
+    changes: list[tuple[float, int, int, int, int, int]] = field(repr=False)
+    decisions: list[tuple[float, tuple[int, ...]]] = field(repr=False)
+
+    @property
+    def energy_j(self) -> float:
+        """Energy of all GPUs, J."""
+        return self.requests.energy_j
+
+    @property
+    def gpu_hours(self) -> float:
+        """GPU-hours that are paid for."""
+        return sum(p.billed_gpu_s for p in self.pools) / 3600
+
+    @property
+    def starts(self) -> int:
+        """Starts from off; the servers that are on at time 0 are not among them."""
+        return sum(p.starts for p in self.pools)
+
+    @property
+    def wakes(self) -> int:
+        """Starts from asleep."""
+        return sum(p.wakes for p in self.pools)
+
+    def windows(self, window_s: float) -> IntArray:
+        """The window in which each request arrived."""
+        return np.asarray(self.requests.arrival_s // window_s, np.int64)
+
+    def attainment(self, slos: Sequence[Slo], window_s: float) -> FloatArray:
+        """Share of the requests within every limit by window of arrival; nan without requests."""
+        good = self.requests.meets(slos)
+        at = self.windows(window_s)
+        count = np.bincount(at)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.bincount(at, weights=good) / count)
+
+    def values(self, slo: Slo, window_s: float) -> FloatArray:
+        """The statistic of an SLO by window of arrival, ms; nan without requests.
+
+        Raises
+        ------
+        ScenarioError
+            For ``itl``, which is not kept by window.
+        """
+        if slo.metric == "itl":
+            raise ScenarioError(f"SLO {slo} is of itl, which is not kept by window; use tpot")
+        at = self.windows(window_s)
+        values: FloatArray = getattr(self.requests, f"{slo.metric}_ms")
+        edges = np.searchsorted(at, np.arange(int(at.max()) + 2))
+        return np.array([slo.of(values[a:b]) for a, b in pairwise(edges)])
+
+    def energy_by(self, window_s: float) -> FloatArray:
+        """Energy by window, J; a window must be a whole number of bins."""
+        each = round(window_s / self.bin_s)
+        if each < 1 or abs(each * self.bin_s - window_s) > 1e-9:
+            raise ScenarioError(
+                f"window is {window_s!r} s; must be a whole number of {self.bin_s:g} s"
+            )
+        count = -(-len(self.energy_bins_j) // each)
+        padded = np.zeros(count * each)
+        padded[: len(self.energy_bins_j)] = self.energy_bins_j
+        return np.asarray(padded.reshape(count, each).sum(axis=1))
+
+
+def simulate_dynamic(
+    trace: Trace,
+    pools: Sequence[ServerPool],
+    policy: Policy,
+    *,
+    end_s: float | None = None,
+    bin_s: float = 60.0,
+    pack: int = 0,
+    too_long: str = "error",
+    frontend: bool = True,
+    jump: bool = True,
+    keep_gaps: bool = False,
+    progress: Callable[[float], None] | None = None,
+) -> DynamicResult:
+    """Replay ``trace`` against pools of servers, of which ``policy`` says how many are on.
+
+    Parameters
+    ----------
+    trace : Trace
+    pools : sequence of ServerPool
+    policy : Policy
+    end_s : float, optional
+        Count energy and rent to this time; to the last token if that is later, or if not given.
+    bin_s : float
+        Width of the bins of energy over time, s.
+    pack : int
+        As for :class:`qsim.sim.fleet.dynamic_fleet.DynamicFleet`.
+    too_long : {"error", "reject"}
+        As for :func:`qsim.simulate`; a prompt must fit into every pool's ``max_model_len``.
+    frontend, jump
+        As for :func:`qsim.simulate`.
+    keep_gaps : bool
+        Keep the inter-token gaps, for ITL; they take much memory in long runs.
+
+    Raises
+    ------
+    ScenarioError
+        If there is no pool, or an option or a decision of the policy is not allowed; or the trace
+        has sessions whose turns wait for answers.
+    TraceError
+        If a prompt is too long and ``too_long`` is "error".
+    """
+    if not pools:
+        raise ScenarioError("no pool is given; a fleet needs at least one")
+    if trace.turns is not None:
+        raise waits_for_answers(trace)
+    if not bin_s > 0:
+        raise ScenarioError(f"bin_s is {bin_s!r}; must be > 0")
+    configs = [p.options.resolve(p.profile) for p in pools]
+    most = min(most_model_len(p.profile, c) for p, c in zip(pools, configs, strict=True))
+    admission = Admission(min(c.max_model_len for c in configs), too_long, most)
+    run, output, admissible = admission.admit(trace)
+    if run is None:
+        raise admission.too_long_error()
+    fleet = DynamicFleet(
+        run,
+        output.tolist(),
+        pools,
+        policy,
+        end_s=0.0 if end_s is None else end_s,
+        bin_s=bin_s,
+        pack=pack,
+        frontend=frontend,
+        jump=jump,
+        keep_gaps=keep_gaps,
+        progress=progress,
+    )
+    fleet.run()
+    return _collect(fleet, trace, output, admissible, bin_s, keep_gaps)
+
+
+def waits_for_answers(trace: Trace) -> ScenarioError:
+    """What to raise for a trace with sessions whose turns wait for answers."""
+    return ScenarioError(
+        f"{trace.name}: later turns of its sessions wait for answers, which is not simulated for "
+        "servers that come and go; give :turns=open after the path to let each turn come its "
+        "delay after the turn before it, as if answers took no time"
+    )
+
+
+def _collect(
+    fleet: DynamicFleet,
+    trace: Trace,
+    output: IntArray,
+    admissible: BoolArray,
+    bin_s: float,
+    keep_gaps: bool,
+) -> DynamicResult:
+    timeline = fleet.timeline.columns(fleet.end_ps, len(fleet.servers))
+    bins = round(fleet.end_ps / PS_PER_S / bin_s + 0.4999)
+    energy = np.zeros(max(bins, len(timeline["t_s"])))
+    width = np.full(len(timeline["t_s"]), bin_s)
+    if len(width):
+        width[-1] = min(bin_s, fleet.end_ps / PS_PER_S - bin_s * (len(width) - 1))
+    energy[: len(width)] = timeline["power_w"] * width
+    requests = SimulationResult(
+        **request_columns(trace, output, admissible, fleet.answered),
+        completed=admissible,
+        itl=Gaps(fleet.gaps if keep_gaps else np.empty(0, np.int64)),
+        duration_s=fleet.end_ps / PS_PER_S,
+        replica_stats=[
+            {
+                "replica": s.index,
+                "requests": s.requests,
+                "steps": s.steps,
+                "busy_s": s.total_busy_ps / PS_PER_S,
+                "energy_j": s.energy_j,
+                "preemptions": s.preemptions,
+                "peak_running": s.peak_running,
+                "peak_waiting": s.peak_waiting,
+            }
+            for s in fleet.servers
+        ],
+        timeline=timeline,
+        gpus=sum(p.limit * p.profile.identity.tensor_parallel_size for p in fleet.pools),
+        scenario={"trace": trace.name, "requests": len(trace)},
+    )
+    pools = np.array(
+        [*(s.pool for s in fleet.servers), -1]
+    )  # by server; the last: of no server, -1
+    return DynamicResult(
+        requests,
+        pools[requests.replica],
+        tuple(_outcome(fleet, k) for k in range(len(fleet.pools))),
+        fleet.end_ps / PS_PER_S,
+        bin_s,
+        energy,
+        fleet.changes,
+        fleet.decisions,
+    )
+
+
+def _outcome(fleet: DynamicFleet, number: int) -> PoolOutcome:
+    pool = fleet.pools[number]
+    servers = [s for s in fleet.servers if s.pool == number]
+    gpus = pool.profile.identity.tensor_parallel_size
+    state_s = {
+        name: sum(s.state_ps[k] for s in servers) / PS_PER_S for k, name in enumerate(STATES)
+    }
+    billed = sum(state_s[name] for k, name in enumerate(STATES) if pool.lifecycle.billed(k))
+    return PoolOutcome(
+        pool.profile.id,
+        gpus,
+        sum(s.requests for s in servers),
+        sum(s.starts for s in servers),
+        sum(s.wakes for s in servers),
+        state_s,
+        {name: float(sum(s.state_j[k] for s in servers)) for k, name in enumerate(STATES)},
+        billed * gpus,
+    )

@@ -1,0 +1,72 @@
+"""Limits of what an API server takes in: who comes while it has too much is rejected (HTTP 503).
+
+vLLM counts in the API server's process (vllm/v1/engine/async_llm.py, ``check_admission``): the
+unfinished requests, waiting or running, and the prompt tokens of the requests that have no token
+yet, each with its whole prompt. Several data-parallel engines behind one API server share a count.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qsim.sim.scheduler.config import EngineConfig
+
+if TYPE_CHECKING:
+    from qsim.sim.fleet.fleet import Fleet
+
+__all__ = ["QueueLimits"]
+
+
+class QueueLimits:
+    """Decides for the servers of a fleet; made only if there is a limit.
+
+    Attributes
+    ----------
+    shared
+        All replicas are engines behind one API server (the router is vLLM's own).
+    queued_tokens
+        Prompt tokens of the requests without a token, by replica.
+    rejected_by_requests, rejected_by_tokens
+        How many were rejected for which limit.
+    """
+
+    def __init__(self, config: EngineConfig, replicas: int, shared: bool) -> None:
+        self.shared = shared
+        self._most_requests = config.max_num_queued_reqs
+        self._most_tokens = config.max_num_queued_tokens
+        self.queued_tokens = [0] * replicas
+        self.rejected_by_requests = self.rejected_by_tokens = 0
+
+    def rejects(self, fleet: Fleet, target: int, now_ps: int) -> bool:
+        """Whether a request is rejected that comes now; counts it.
+
+        Parameters
+        ----------
+        target
+            The replica that it goes to; of no meaning if the limits are shared.
+        """
+        replicas = range(len(self.queued_tokens)) if self.shared else (target,)
+        for i in replicas:
+            fleet.replicas[i].catch_up(now_ps)
+        requests = sum([fleet.outstanding_requests[i] for i in replicas])
+        if self._most_requests is not None and requests + 1 > self._most_requests:
+            self.rejected_by_requests += 1
+            return True
+        tokens = sum([self.queued_tokens[i] for i in replicas])
+        if self._most_tokens is not None and tokens >= self._most_tokens:
+            self.rejected_by_tokens += 1
+            return True
+        return False
+
+    def notes(self) -> list[str]:
+        """What a reader should know."""
+        found = (
+            (self.rejected_by_requests, "max_num_queued_reqs", self._most_requests),
+            (self.rejected_by_tokens, "max_num_queued_tokens", self._most_tokens),
+        )
+        return [
+            f"{count} requests were rejected (HTTP 503): {name} is {limit}; they count as failed, "
+            "and latencies are those of the others"
+            for count, name, limit in found
+            if count
+        ]

@@ -1,0 +1,316 @@
+"""Routers: which replica a request goes to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from qsim.catalog.versions import DEFAULT_VERSION, rules_of
+from qsim.errors import ScenarioError
+from qsim.sim.engine.timing import PS_PER_S
+
+__all__ = ["ROUTERS", "FleetView", "Router", "make_router"]
+
+
+#: makes the generator of a router that draws
+Rng = Callable[[], "np.random.Generator"]  # a name only: importing numpy.random takes time
+
+
+class FleetView(Protocol):
+    """What a router may know of the fleet; lists have one entry a replica."""
+
+    #: requests sent to the replica and not finished
+    outstanding_requests: list[int]
+    #: prompt and output tokens of those requests
+    outstanding_tokens: list[int]
+
+    def queue_lengths(self) -> list[tuple[int, int]]:
+        """(waiting, running) of every replica, as its engine would report them now."""
+
+    def kv_usage(self) -> list[float]:
+        """The share of its KV blocks that every replica uses now."""
+
+    def prefix_ids(self, request: int) -> list[int]:
+        """The trace's prefix-block ids of a request; empty if it has none."""
+
+
+class Router(Protocol):
+    """Chooses a replica for each request, in order of arrival."""
+
+    def choose(self, request: int, now_ps: int) -> int:
+        """The replica (0 .. n - 1) for the trace's request number ``request``."""
+
+    # Further methods that a router may have: ``finished(replica)`` is called when a request has
+    # its last token, ``refresh()`` every ``period_ps`` while requests are outstanding; if it has a
+    # true ``reads_kv_usage``, it may read ``FleetView.kv_usage`` there.
+
+
+class RoundRobin:
+    """Each replica in turn."""
+
+    def __init__(self, view: FleetView, rng: Rng) -> None:
+        self._n = len(view.outstanding_requests)
+        self._next = -1
+
+    def choose(self, request: int, now_ps: int) -> int:
+        self._next = (self._next + 1) % self._n
+        return self._next
+
+
+class _Draws:
+    """Whole numbers in [0, n) from ``rng``, drawn a block at a time."""
+
+    def __init__(self, n: int, rng: np.random.Generator) -> None:
+        self._n = n
+        self._rng = rng
+        self._block: list[int] = []
+
+    def draw(self) -> int:
+        if not self._block:
+            self._block = self._rng.integers(self._n, size=4096).tolist()
+        return self._block.pop()
+
+
+class Random:
+    """Each replica with the same probability."""
+
+    def __init__(self, view: FleetView, rng: Rng) -> None:
+        self._draws = _Draws(len(view.outstanding_requests), rng())
+
+    def choose(self, request: int, now_ps: int) -> int:
+        return self._draws.draw()
+
+
+class _Least:
+    """The replica with the least load; ties go to the next one in turn."""
+
+    def __init__(self, load: list[int]) -> None:
+        self._load = load
+        self._last = -1
+
+    def choose(self, request: int, now_ps: int) -> int:
+        load = self._load
+        least = min(load)
+        start = self._last + 1
+        # list.index runs in C: a rotating scan without a Python loop
+        try:
+            self._last = load.index(least, start)
+        except ValueError:
+            self._last = load.index(least)
+        return self._last
+
+
+class LeastRequests:
+    """The replica with the fewest requests outstanding; ties go to the next one in turn.
+
+    It counts by itself, so that nothing is looked through, however many replicas there are: one
+    more where it sends a request, one less where one has finished.
+    """
+
+    def __init__(self, view: FleetView, rng: Rng) -> None:
+        self._load = list(view.outstanding_requests)
+        # by load, the replicas that have it, a bit each
+        self._having = [0] * (max(self._load) + 1)
+        for replica, load in enumerate(self._load):
+            self._having[load] |= 1 << replica
+        self._least = 0  # no replica has less
+        self._last = -1
+
+    def choose(self, request: int, now_ps: int) -> int:
+        having, least = self._having, self._least
+        while not having[least]:
+            least += 1
+        self._least = least
+        those = having[least]
+        later = those >> (self._last + 1)
+        if later:
+            target = self._last + (later & -later).bit_length()
+        else:
+            target = (those & -those).bit_length() - 1
+        self._last = target
+        if least + 1 == len(having):
+            having.append(0)
+        self._move(target, least + 1)
+        return target
+
+    def finished(self, replica: int) -> None:
+        """A request of this replica has finished."""
+        load = self._load[replica] - 1
+        self._move(replica, load)
+        if load < self._least:
+            self._least = load
+
+    def _move(self, replica: int, load: int) -> None:
+        bit = 1 << replica
+        self._having[self._load[replica]] -= bit
+        self._having[load] += bit
+        self._load[replica] = load
+
+
+class LeastTokens(_Least):
+    """The replica with the fewest tokens outstanding (prompt and output of its requests)."""
+
+    def __init__(self, view: FleetView, rng: Rng) -> None:
+        super().__init__(view.outstanding_tokens)
+
+
+class PowerOfTwo:
+    """The one with fewer requests outstanding of two replicas drawn at random."""
+
+    def __init__(self, view: FleetView, rng: Rng) -> None:
+        self._load = view.outstanding_requests
+        self._n = len(self._load)
+        generator = rng()
+        self._first = _Draws(self._n, generator)
+        self._second = _Draws(max(1, self._n - 1), generator)
+
+    def choose(self, request: int, now_ps: int) -> int:
+        a = self._first.draw()
+        if self._n == 1:
+            return a
+        b = self._second.draw()
+        if b >= a:
+            b += 1  # two different replicas
+        return b if self._load[b] < self._load[a] else a
+
+
+class VllmBalancer:
+    """vLLM's own balancer for data-parallel engines behind one API server.
+
+    The engine with the least load gets the request. The engines' waiting and running requests, and
+    how much of their KV cache is used, are published every 100 ms; in between, the API server
+    counts what it sent itself as waiting. What the load is, and which of equals is taken, depends
+    on the version (:class:`qsim.catalog.versions.VersionRules`, "balancer"; vllm/v1/engine/
+    core_client.py, ``DPLBAsyncMPClient.get_core_engine_for_request``).
+    """
+
+    #: the fleet calls ``refresh`` this often while requests are outstanding
+    period_ps = PS_PER_S // 10
+
+    def __init__(self, view: FleetView, rng: Rng, version: str = DEFAULT_VERSION) -> None:
+        rules = rules_of(version)
+        self._rotates = rules.balancer_rotates
+        self.reads_kv_usage = rules.balancer_by_cache_pressure
+        self._view = view
+        self._in_flight = view.outstanding_requests
+        n = len(self._in_flight)
+        self._waiting = [0] * n
+        self._running = [0] * n
+        self._pressure = [0.0] * n  # what each waiting request counts beside itself
+        self._start = 0
+
+    def refresh(self) -> None:
+        """Take over the counts that the engines publish now."""
+        for i, (waiting, running) in enumerate(self._view.queue_lengths()):
+            self._waiting[i] = waiting
+            self._running[i] = running
+        if self.reads_kv_usage:
+            for i, usage in enumerate(self._view.kv_usage()):
+                self._pressure[i] = 6.0 * max(0.0, usage - 0.5)
+
+    def choose(self, request: int, now_ps: int) -> int:
+        n = len(self._waiting)
+        target, least = -1, 0.0
+        for i in range(self._start, self._start + n):
+            engine = i if i < n else i - n
+            waiting, running = self._waiting[engine], self._running[engine]
+            if self.reads_kv_usage:
+                load = float(max(self._in_flight[engine], waiting + running))
+                load += waiting * self._pressure[engine]
+            else:
+                load = float(4 * waiting + running)
+            if target < 0 or load < least:
+                target, least = engine, load
+        self._waiting[target] += 1
+        if self._rotates:
+            self._start = (self._start + 1) % n
+        return target
+
+
+class PrefixAffinity:
+    """The replica that has most of the request's prefix, if that is enough and it has room.
+
+    Of the replicas to which the most of the request's leading prefix blocks were sent, the least
+    loaded one gets it, if these blocks are more than ``LEAST_SHARE`` of the prompt's and if it does
+    not have more than ``MOST_EXTRA`` requests above the least loaded replica and more than
+    ``MOST_RATIO`` times as many. Otherwise the least loaded replica gets it. What was sent is taken
+    to stay cached.
+
+    The rule is that of the cache-aware policy of SGLang's gateway and of vLLM's router, whose
+    defaults are 0.3, 64 and 1.5 (``--cache-threshold``, ``--balance-abs-threshold``,
+    ``--balance-rel-threshold``). The limit here is lower: up to 64 requests more would leave a
+    fleet's traffic with one system prompt on few of its replicas. llm-d, which adds scores for the
+    share (weight 3), short queues (2) and free KV cache (2), also gives way once requests wait;
+    production-stack's ``kvaware`` follows a prefix that all but 2,000 tokens of a prompt match.
+    """
+
+    LEAST_SHARE = 0.5
+    MOST_EXTRA = 4
+    MOST_RATIO = 1.5
+
+    def __init__(self, view: FleetView, rng: Rng) -> None:
+        self._view = view
+        self._load = view.outstanding_requests
+        self._least = _Least(self._load)
+        self._everyone = (1 << len(self._load)) - 1
+        #: by prefix block, the replicas to which it was sent, a bit each
+        self._sent: dict[int, int] = {}
+
+    def choose(self, request: int, now_ps: int) -> int:
+        ids = self._view.prefix_ids(request)
+        sent, load = self._sent, self._load
+        having, matched = self._everyone, 0
+        for i in ids:
+            those = sent.get(i, 0) & having
+            if not those:
+                break
+            having = those
+            matched += 1
+        target = -1
+        if matched > self.LEAST_SHARE * len(ids):
+            while having:
+                bit = having & -having
+                having ^= bit
+                replica = bit.bit_length() - 1
+                if target < 0 or load[replica] < load[target]:
+                    target = replica
+            least = min(load)
+            if load[target] - least > self.MOST_EXTRA and load[target] > self.MOST_RATIO * least:
+                target = -1
+        if target < 0:
+            target = self._least.choose(request, now_ps)
+        bit = 1 << target
+        for i in ids:
+            sent[i] = sent.get(i, 0) | bit
+        return target
+
+
+ROUTERS: dict[str, Callable[..., Router]] = {
+    "round-robin": RoundRobin,
+    "random": Random,
+    "least-requests": LeastRequests,
+    "least-tokens": LeastTokens,
+    "power-of-two": PowerOfTwo,
+    "vllm": VllmBalancer,
+    "prefix-affinity": PrefixAffinity,
+}
+
+
+def make_router(name: str, view: FleetView, rng: Rng, version: str = DEFAULT_VERSION) -> Router:
+    """The router called ``name``.
+
+    ``rng`` makes its generator, if it draws: numpy's generators take longer to import than a
+    short simulation takes. ``version`` is the release of vLLM whose balancer ``vllm`` is.
+
+    Raises
+    ------
+    ScenarioError
+        If there is no router of that name.
+    """
+    if name not in ROUTERS:
+        raise ScenarioError(f"router is {name!r}; must be one of: {', '.join(ROUTERS)}")
+    if name == "vllm":
+        return VllmBalancer(view, rng, version)
+    return ROUTERS[name](view, rng)

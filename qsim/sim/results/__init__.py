@@ -1,0 +1,1 @@
+"""What a run found: requests, latencies, SLOs, goodput, summary, timeline."""

@@ -1,0 +1,111 @@
+"""Requests that have had their last token, and the rows that a result has of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.sim.engine.timing import PS_PER_MS
+from qsim.traces.trace import Trace
+
+__all__ = ["Finished", "joined", "request_columns", "spread", "without_rejected"]
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """Requests that have had their last token, in order of arrival: int64 arrays, one length.
+
+    Attributes
+    ----------
+    arrival_ps, first_token_ps, last_token_ps : array
+        Times at the client, ps.
+    replica : array
+        Where each request went; -1 for one that a server rejected. Its times are its arrival.
+    cached_tokens, preemptions : array
+        As in :class:`qsim.sim.scheduler.request.Request`.
+    """
+
+    arrival_ps: IntArray
+    first_token_ps: IntArray
+    last_token_ps: IntArray
+    replica: IntArray
+    cached_tokens: IntArray
+    preemptions: IntArray
+
+
+def joined(parts: Sequence[Finished]) -> Finished:
+    """The requests of all parts."""
+    names = Finished.__dataclass_fields__
+    return Finished(**{k: np.concatenate([getattr(p, k) for p in parts]) for k in names})
+
+
+def without_rejected(
+    output_tokens: IntArray, admissible: BoolArray, finished: Finished
+) -> tuple[IntArray, BoolArray, Finished]:
+    """The same of those that were served: a server may have rejected some (replica -1)."""
+    served = finished.replica >= 0
+    if served.all():
+        return output_tokens, admissible, finished
+    completed = admissible.copy()
+    completed[np.flatnonzero(admissible)[~served]] = False
+    names = Finished.__dataclass_fields__
+    rest = Finished(**{k: getattr(finished, k)[served] for k in names})
+    return output_tokens[served], completed, rest
+
+
+def spread(values: npt.NDArray[Any], admissible: BoolArray, fill: float) -> npt.NDArray[Any]:
+    """A column of the admissible requests as one of all, with ``fill`` for the others."""
+    if len(values) == len(admissible):
+        return values
+    column = np.full(len(admissible), fill, values.dtype)
+    column[admissible] = values
+    return column
+
+
+def request_columns(
+    trace: Trace,
+    output_tokens: IntArray,
+    admissible: BoolArray,
+    finished: Finished | None,
+    first: int = 0,
+) -> dict[str, Any]:
+    """The columns of :data:`qsim.sim.results.requests.COLUMNS`, rejected requests among them.
+
+    Parameters
+    ----------
+    trace : Trace
+        All requests.
+    output_tokens : int64 array
+        Of the admissible ones.
+    admissible : bool array
+        Which they are.
+    finished : Finished, optional
+        How they fared; None if there are none.
+    first : int
+        Number of the first request.
+    """
+    none = np.empty(0, np.int64)
+    f = finished or Finished(none, none, none, none, none, none)
+    ttft_ms = (f.first_token_ps - f.arrival_ps) / PS_PER_MS
+    e2el_ms = (f.last_token_ps - f.arrival_ps) / PS_PER_MS
+    tpot_ms = np.full(len(output_tokens), np.nan)
+    np.divide(e2el_ms - ttft_ms, output_tokens - 1, out=tpot_ms, where=output_tokens > 1)
+    return {
+        "request_id": np.arange(first, first + len(trace), dtype=np.int64),
+        "arrival_s": trace.arrival_s,
+        "prompt_tokens": trace.prompt_tokens,
+        "output_tokens": spread(output_tokens, admissible, 0),
+        "replica": spread(f.replica, admissible, -1),
+        "cached_tokens": spread(f.cached_tokens, admissible, 0),
+        "ttft_ms": spread(ttft_ms, admissible, np.nan),
+        "tpot_ms": spread(tpot_ms, admissible, np.nan),
+        "e2el_ms": spread(e2el_ms, admissible, np.nan),
+        "preemptions": spread(f.preemptions, admissible, 0),
+    }

@@ -1,0 +1,174 @@
+"""What a run that lets its requests go keeps of them: rows as they come, sums, and counts."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.errors import TraceError
+from qsim.sim.engine.timing import PS_PER_MS, PS_PER_S
+from qsim.sim.fleet.admission import Admission
+from qsim.sim.results.backlog import Flow
+from qsim.sim.results.finished import Finished, request_columns, without_rejected
+from qsim.sim.results.histogram import Histogram
+from qsim.sim.results.itl import Gaps
+from qsim.sim.results.slo import Slo, within
+from qsim.traces.trace import Trace
+
+__all__ = ["Feed", "Latency", "Rows", "Sums"]
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+#: takes the columns of qsim.sim.results.requests.COLUMNS for the next requests, in order of arrival
+Rows = Callable[[Mapping[str, npt.NDArray[Any]]], None]
+
+
+class Latency:
+    """One latency over all requests: counts for its percentiles, and an exact sum."""
+
+    def __init__(self) -> None:
+        self.histogram = Histogram()
+        self._sums_ms: list[float] = []
+        self._sum_ps = 0
+
+    def add(self, ms: FloatArray) -> None:
+        """Count values in ms; nan is none."""
+        values = ms[~np.isnan(ms)]
+        self.histogram.add(values * PS_PER_MS)
+        self._sums_ms.append(float(values.sum()))
+        if len(self._sums_ms) == 1024:
+            self._sums_ms = [math.fsum(self._sums_ms)]
+
+    def add_gaps(self, gaps: Gaps) -> None:
+        """Count gaps between tokens."""
+        for ps, counts in gaps.each():
+            self.histogram.add(ps.astype(np.float64), counts)
+        self._sum_ps += gaps.sum_ps()
+
+    def mean(self) -> float:
+        total = self.histogram.total
+        if not total:
+            return math.nan
+        return self._sum_ps / (total * PS_PER_MS) + math.fsum(self._sums_ms) / total
+
+    def percentiles(self, qs: Sequence[float]) -> list[float]:
+        return [ps / PS_PER_MS for ps in self.histogram.percentiles(qs)]
+
+
+class Feed(Iterator[tuple[Trace, list[int]]]):
+    """Hands the admissible requests to the fleet; remembers each part until it has finished."""
+
+    def __init__(self, parts: Iterable[Trace], admission: Admission) -> None:
+        self._parts = iter(parts)
+        self._last_s = 0.0
+        self.admission = admission
+        self.name = "trace"
+        self.taken = 0
+        #: parts in the fleet: all requests, their output tokens, and which were admitted
+        self.open: deque[tuple[Trace, IntArray, BoolArray]] = deque()
+
+    def __next__(self) -> tuple[Trace, list[int]]:
+        for part in self._parts:
+            self._check(part)
+            admitted, output, admissible = self.admission.admit(part)
+            self.taken += len(part)
+            self.open.append((part, output, admissible))
+            if admitted is not None:
+                return admitted, output.tolist()
+        raise StopIteration
+
+    def _check(self, part: Trace) -> None:
+        self.name = part.name
+        if part.turns is not None:
+            raise TraceError(
+                f"{part.name}: later turns of its sessions wait for answers, so it is simulated as "
+                "a whole: give --no-stream"
+            )
+        begin_s = float(part.arrival_s[0])
+        if begin_s < self._last_s:
+            raise TraceError(
+                f"{part.name}: arrival_s of request {self.taken} is {begin_s!r}, before that of "
+                f"the part before it ({self._last_s!r}); parts must be in order of arrival"
+            )
+        self._last_s = float(part.arrival_s[-1])
+
+    def nothing(self) -> TraceError:
+        """Why there is no request to begin with."""
+        if self.admission.rejected:
+            return self.admission.too_long_error()
+        return TraceError("the trace has no request: no part came")
+
+
+class Sums:
+    """Takes finished requests, and keeps what the summary needs."""
+
+    def __init__(self, slos: tuple[Slo, ...], replicas: int, feed: Feed, rows: Rows | None) -> None:
+        self.flow = Flow()
+        self._slos = slos
+        self._feed = feed
+        self._rows = rows
+        self._numbered = 0
+        self.begin_ps: int = 0
+        self._begun = False
+        self.gaps: Any = None
+        self.requests = np.zeros(replicas, np.int64)
+        self.latencies = {name: Latency() for name in ("ttft", "tpot", "itl", "e2el")}
+        self.good = 0
+        names = ("completed", "failed", "input_tokens", "output_tokens", "preemptions")
+        self.counts = dict.fromkeys((*names, "cached_tokens"), 0)
+
+    def release(self, finished: Finished) -> None:
+        """The next part has finished."""
+        if not self._begun:
+            self.begin_ps, self._begun = int(finished.arrival_ps[0]), True
+            self.flow = Flow(self.begin_ps / PS_PER_S)
+        self._take_gaps()
+        part, output, admissible = self._feed.open.popleft()
+        while not admissible.any():  # nothing of it was in the fleet
+            self._count(part, output, admissible, None)
+            part, output, admissible = self._feed.open.popleft()
+        output, admissible, finished = without_rejected(output, admissible, finished)
+        self._count(part, output, admissible, finished)
+        self.flow.add(
+            finished.arrival_ps / PS_PER_S,
+            finished.first_token_ps / PS_PER_S,
+            finished.last_token_ps / PS_PER_S,
+        )
+        self.requests += np.bincount(finished.replica, minlength=len(self.requests))
+
+    def end(self) -> None:
+        """All have finished."""
+        self._take_gaps()
+        while self._feed.open:
+            self._count(*self._feed.open.popleft(), None)
+
+    def _take_gaps(self) -> None:
+        if len(self.gaps):
+            self.latencies["itl"].add_gaps(Gaps(np.array(self.gaps, np.int64)))
+            del self.gaps[:]
+
+    def _count(
+        self, part: Trace, output: IntArray, admissible: BoolArray, finished: Finished | None
+    ) -> None:
+        columns = request_columns(part, output, admissible, finished, self._numbered)
+        self._numbered += len(part)
+        counts = self.counts
+        done = int(admissible.sum())
+        counts["completed"] += done
+        counts["failed"] += len(part) - done
+        counts["input_tokens"] += int(part.prompt_tokens[admissible].sum())
+        counts["output_tokens"] += int(output.sum())
+        counts["preemptions"] += int(columns["preemptions"].sum())
+        counts["cached_tokens"] += int(columns["cached_tokens"].sum())
+        self.good += int(within(self._slos, columns, admissible).sum())
+        for name in ("ttft", "tpot", "e2el"):
+            self.latencies[name].add(columns[f"{name}_ms"])
+        if self._rows is not None:
+            self._rows(columns)

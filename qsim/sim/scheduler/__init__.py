@@ -1,0 +1,1 @@
+"""vLLM's scheduler without a clock: rules, KV blocks, prefix cache, batches."""

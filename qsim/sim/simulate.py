@@ -1,0 +1,206 @@
+"""``simulate``: a trace through a fleet of equal replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from qsim.catalog.versions import DEFAULT_VERSION, version_notes
+from qsim.profiles.measured_range import BeyondMeasured, MeasuredRange
+from qsim.profiles.schema import Profile
+from qsim.sim.engine.steplog import Step
+from qsim.sim.engine.timing import PS_PER_S
+from qsim.sim.fleet.admission import Setup, resolve
+from qsim.sim.fleet.fleet import Fleet
+from qsim.sim.fleet.sessions import in_order_of_arrival
+from qsim.sim.results.finished import Finished, joined, request_columns, without_rejected
+from qsim.sim.results.result import Gaps, SimulationResult
+from qsim.sim.scheduler.config import EngineConfig, EngineOptions
+from qsim.sim.scheduler.server_memory import memory_notes
+from qsim.traces.trace import Trace
+
+__all__ = ["beyond_measured", "replica_stats", "run_notes", "simulate"]
+
+#: requests that the fleet takes at a time
+_PART = 1 << 15
+
+
+def simulate(
+    trace: Trace,
+    profile: Profile | str,
+    *,
+    replicas: int = 1,
+    router: str = "least-requests",
+    options: EngineOptions | None = None,
+    seed: int = 0,
+    too_long: str = "error",
+    frontend: bool = True,
+    progress: Callable[[float], None] | None = None,
+    jump: bool = True,
+    step_log: list[Step] | None = None,
+) -> SimulationResult:
+    """Replay ``trace`` against ``replicas`` servers described by ``profile``.
+
+    Parameters
+    ----------
+    trace : Trace
+    profile : Profile or str
+        A profile, the id of a shipped one, or a path.
+    replicas : int
+        Servers, each on ``tensor_parallel_size`` GPUs; >= 1.
+    router : str
+        How requests are spread: see :data:`qsim.sim.fleet.router.ROUTERS`.
+    options : EngineOptions, optional
+        vLLM settings that differ from the profile's.
+    seed : int
+        Of the router's random draws.
+    too_long : {"error", "reject"}
+        What to do with a prompt that leaves no room for a token within ``max_model_len``: raise,
+        or count it as failed as the server would (HTTP 400).
+    frontend : bool
+        Include the times of the API server before and after the engine.
+    progress : callable, optional
+        Called now and then with the share of requests that have arrived.
+    jump : bool
+        Plan decode runs in one go (the default); False steps one by one to the same result.
+    step_log : list of Step, optional
+        Takes every engine step, for :mod:`qsim.sim.engine.steplog`.
+
+    Raises
+    ------
+    ScenarioError
+        If an option is not allowed.
+    ProfileError
+        If the profile is unknown or malformed.
+    TraceError
+        If a prompt is too long and ``too_long`` is "error".
+    """
+    setup = resolve(profile, options, replicas, router, seed, too_long, frontend)
+    admission = setup.admission()
+    run, output, admissible = admission.admit(trace)
+    notes = admission.notes()
+    if run is None:
+        raise admission.too_long_error()
+
+    n = len(run)
+    gaps = Gaps(np.empty(0, np.int64))
+    had: list[Finished] = []
+
+    def release(finished: Finished) -> None:
+        had.append(finished)
+        gaps.pack(fleet.gaps)
+
+    # in parts, so that the fleet's columns are those of the requests that are in it
+    parts = _parts(run, output, _PART if run.turns is None else n)
+    fleet = Fleet(
+        *next(parts),
+        setup,
+        jump=jump,
+        step_log=step_log,
+        progress=None if progress is None else lambda arrived: progress(arrived / n),
+        more=parts,
+        release=release,
+        span_s=(float(run.arrival_s[0]), float(run.arrival_s[-1])),
+    )
+    fleet.run()
+    beyond = beyond_measured(setup, fleet, n, admission.longer)
+    notes += run_notes(setup, beyond)
+    if step_log and fleet.origin_s:
+        notes.append(f"times of steps count from {fleet.origin_s:,.0f} s of the trace on")
+    if progress is not None:
+        progress(1.0)
+    finished = joined(had)
+    had.clear()
+    if trace.turns is not None:
+        trace, output, admissible, finished = in_order_of_arrival(
+            trace, output, admissible, finished, fleet.origin_s
+        )
+    begin_ps = int(finished.arrival_ps[0])
+    if fleet.limits is not None:
+        notes += fleet.limits.notes()
+        output, admissible, finished = without_rejected(output, admissible, finished)
+    requests = np.bincount(finished.replica, minlength=replicas)
+    return SimulationResult(
+        **request_columns(trace, output, admissible, finished),
+        completed=admissible,
+        itl=gaps,
+        duration_s=(fleet.end_ps - begin_ps) / PS_PER_S,
+        replica_stats=replica_stats(fleet, requests, setup.config),
+        timeline=fleet.timeline.columns(fleet.end_ps, replicas, fleet.origin_s),
+        gpus=setup.gpus,
+        scenario=setup.scenario(trace.name, len(trace)),
+        truncated=admission.truncated,
+        notes=notes,
+        beyond=beyond,
+    )
+
+
+def _parts(
+    trace: Trace, output: np.ndarray[Any, np.dtype[np.int64]], size: int
+) -> Iterator[tuple[Trace, list[int]]]:
+    n = len(trace)
+    for begin in range(0, n, size):
+        end = min(begin + size, n)
+        part = trace if end - begin == n else trace.take(np.arange(begin, end))
+        yield part, output[begin:end].tolist()
+
+
+def beyond_measured(
+    setup: Setup, fleet: Fleet, requests: int, longer: int
+) -> BeyondMeasured | None:
+    """How much of a run lay beyond the profile's measurements; None if it does not say.
+
+    Parameters
+    ----------
+    requests, longer : int
+        Requests that were served, and those longer than any that was measured.
+    """
+    measured = MeasuredRange.of(setup.profile)
+    if not measured.known:
+        return None
+    return BeyondMeasured(
+        measured,
+        steps=sum(r.steps for r in fleet.replicas),
+        by_requests=sum(r.beyond_requests for r in fleet.replicas),
+        by_tokens=sum(r.beyond_tokens for r in fleet.replicas),
+        by_context=sum(r.beyond_context for r in fleet.replicas),
+        requests=requests,
+        long_requests=longer,
+        peak_requests=max(r.peak_running for r in fleet.replicas),
+        max_num_batched_tokens=setup.config.max_num_batched_tokens,
+    )
+
+
+def run_notes(setup: Setup, beyond: BeyondMeasured | None) -> list[str]:
+    """What a reader should know of a run: vLLM's version, memory, and what was not measured."""
+    from qsim.profiles.lookup import carry_note
+
+    measured_with = setup.profile.identity.vllm_version or DEFAULT_VERSION
+    notes = version_notes(measured_with, setup.config.vllm_version)
+    if (note := carry_note(setup.profile)) is not None:
+        notes.append(note)
+    notes += memory_notes(setup.profile, setup.config)
+    return notes if beyond is None else [*notes, *beyond.notes()]
+
+
+def replica_stats(
+    fleet: Fleet, requests: np.ndarray[Any, np.dtype[np.int64]], config: EngineConfig
+) -> list[dict[str, Any]]:
+    """One dict a replica; ``requests`` is how many each of them served."""
+    usable = config.num_gpu_blocks - 1
+    return [
+        {
+            "replica": r.index,
+            "requests": int(requests[r.index]),
+            "steps": r.steps,
+            "busy_s": r.meter.total_busy_ps / PS_PER_S,
+            "energy_j": r.meter.energy_j,
+            "preemptions": r.preemptions,
+            "peak_running": r.peak_running,
+            "peak_waiting": r.peak_waiting,
+            "peak_kv_usage": 1.0 - r.least_free_blocks / usable,
+        }
+        for r in fleet.replicas
+    ]

@@ -1,0 +1,1 @@
+"""Tables of requests from files: rows, columns, times, and one checked Trace."""

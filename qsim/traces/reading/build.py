@@ -1,0 +1,294 @@
+"""From the blocks that a reader parsed to one checked Trace."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.errors import TraceError
+from qsim.traces.reading.source import Source
+from qsim.traces.trace import HashIds, Trace, Turns
+
+__all__ = ["UNIX_FROM_S", "Reading", "TraceBuilder", "read_parts", "read_whole", "unix_ticks_per_s"]
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+#: a trace that begins so late is on the clock of a computer: 1973 and later
+UNIX_FROM_S = 1e8
+#: numbers that are taken for Unix times in s even where a format has ms: of 2001 to 2049
+_UNIX_S = (1e9, 2.5e9)
+UNITS = {1: "s", 1000: "ms", 10**6: "us", 10**9: "ns"}
+
+
+def unix_ticks_per_s(stamp: float) -> int:
+    """The unit of a Unix time by its size: in s it would be past the year 5138."""
+    for ticks, end in ((1, 1e11), (1000, 1e14), (10**6, 1e17)):
+        if stamp < end:
+            return ticks
+    return 10**9
+
+
+class TraceBuilder:
+    """Collects requests in the order of the file, checks their times, and makes the Trace.
+
+    Parameters
+    ----------
+    source : Source
+        The file, for messages and the trace's name.
+    format : str
+        The name of the format, kept in ``meta["format"]``.
+    sort : bool
+        Put the requests in order of arrival instead of refusing a file that is not.
+    absolute : bool
+        The times are of a clock (dates, ``perf_counter``): count them from the earliest. Without
+        it that is done with times which can only be those of a clock: negative ones, and Unix
+        times (from 3 years on).
+    ticks_per_s : int
+        The unit of the times given to ``add``. Whole ticks are kept as integers to the end, so
+        that nothing is lost when a large clock value is subtracted.
+    guess_unit : bool
+        Let Unix times in ms, us or ns, where ``ticks_per_s`` would make them the far future, tell
+        their own unit.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        format: str,
+        *,
+        sort: bool,
+        absolute: bool = False,
+        ticks_per_s: int = 1,
+        guess_unit: bool = False,
+    ) -> None:
+        self._source = source
+        self._format = format
+        self._sort = sort
+        self._absolute = absolute
+        self._ticks_per_s = ticks_per_s
+        self._guess_unit = guess_unit
+        self._times: list[npt.NDArray[Any]] = []
+        self._prompt: list[IntArray] = []
+        self._output: list[IntArray] = []
+        self._hash_values = array("q")
+        self._hash_lengths = array("q")
+        # later turns of sessions: the row, the row that it waits for, how long after its answer
+        self._turns: list[tuple[int, int, float]] = []
+        self._has_sessions = False
+        self._last: Any = None
+        self._rows = 0
+        self._origin: Any = None  # of the clock, once a part was taken
+        #: tokens that a prefix-block id stands for; 0 while there are no ids
+        self.block_tokens = 0
+        #: what an error about an empty trace should add
+        self.hint: Callable[[], str] = str
+        self.skipped: dict[str, int] = {}
+        #: by role, the column that was taken for it, for formats of which that can be asked
+        self.columns: dict[str, str] = {}
+        #: how the file was understood, where a reader of the answer should know
+        self.notes: list[str] = []
+
+    def skip(self, reason: str, count: int = 1) -> None:
+        """Count rows that a rule of the format leaves out."""
+        if count:
+            self.skipped[reason] = self.skipped.get(reason, 0) + count
+
+    def add(
+        self,
+        line: IntArray,
+        times: npt.NDArray[Any],
+        prompt_tokens: IntArray,
+        output_tokens: IntArray,
+        *,
+        column: str,
+        place: Callable[[int], str] = "line {}".format,
+    ) -> None:
+        """Append requests; ``place`` of ``line`` and ``column`` say where their times stand."""
+        if len(times) == 0:
+            return
+        if self._rows == 0 and self._last is None and self._guess_unit:
+            self._settle_unit(float(times[0]), column)
+        if not self._sort:
+            self._check_times(line, times, column, place)
+            self._last = times[-1]
+        self._times.append(times)
+        self._prompt.append(prompt_tokens)
+        self._output.append(output_tokens)
+        self._rows += len(times)
+
+    def add_turn(self, row: int, previous: int | None, delay: float) -> None:
+        """Say which row a row waits for, both counted from 0, and how long after its answer.
+
+        Sessions stand in a file one after the other, so its rows are then sorted by arrival;
+        ``previous`` may be None for that alone.
+        """
+        self._sort = self._has_sessions = True
+        if previous is not None:
+            self._turns.append((row, previous, delay))
+
+    def _settle_unit(self, first: float, column: str) -> None:
+        """Numbers of the size of a Unix time tell their unit, whatever the format's own is."""
+        if _UNIX_S[0] <= first < _UNIX_S[1]:
+            ticks = 1
+        elif first / self._ticks_per_s >= 1e11:
+            ticks = unix_ticks_per_s(first)
+        else:
+            return
+        if ticks != self._ticks_per_s:
+            self.notes.append(
+                f"{column} begins at {first:.0f}: read as Unix time in {UNITS[ticks]}, not as "
+                f"{UNITS[self._ticks_per_s]} from a start of its own"
+            )
+            self._ticks_per_s = ticks
+
+    def add_hash_ids(self, ids: list[int]) -> None:
+        """Append the prefix-block ids of one request, in the order of ``add``."""
+        self._hash_values.extend(array("q", ids))  # all of them or, on an error, none
+        self._hash_lengths.append(len(ids))
+
+    def _check_times(
+        self,
+        line: IntArray,
+        times: npt.NDArray[Any],
+        column: str,
+        place: Callable[[int], str],
+    ) -> None:
+        path = self._source.path
+        help_ = "--sort (sort=True) puts the requests in order of arrival"
+        if not self._absolute and (times < 0).any():
+            row = int(np.argmax(times < 0))
+            raise TraceError(
+                f"{path}, {place(int(line[row]))}, column {column!r}: {times[row].item()!r} is "
+                f"negative; times must be >= 0: {help_} and starts the clock at the earliest"
+            )
+        before = times[:1] if self._last is None else np.array([self._last], times.dtype)
+        down = np.diff(np.concatenate([before, times])) < 0
+        if down.any():
+            row = int(np.argmax(down))
+            back = np.concatenate([before, times])[row] - times[row]
+            raise TraceError(
+                f"{path}, {place(int(line[row]))}, column {column!r}: arrives "
+                f"{back / self._ticks_per_s:g} s before the request above it; "
+                f"times must not go down: {help_}"
+            )
+
+    def build(self, *, name: str = "", **meta: Any) -> Trace:
+        """The whole trace.
+
+        Raises
+        ------
+        TraceError
+            If nothing is left.
+        """
+        if self._rows == 0:
+            raise self.nothing()
+        return self._trace(name, meta)
+
+    def take(self) -> Trace | None:
+        """What was added since the last call, on the clock of the first request of all.
+
+        None if nothing was. Not for traces that are to be sorted.
+        """
+        if self._rows and self._has_sessions:
+            raise TraceError(
+                f"{self._source.path}: a session's next turn follows the one before it, wherever "
+                "both stand in the file, so it cannot be taken part by part: give --no-stream"
+            )
+        return self._trace("", {}) if self._rows else None
+
+    def nothing(self) -> TraceError:
+        """What to raise if there is no request in the file."""
+        left = ", ".join(f"{n} rows skipped: {why}" for why, n in self.skipped.items())
+        hint = self.hint()
+        return TraceError(
+            f"{self._source.path}: no request in it"
+            + (f" ({left})" if left else "; the file has no data row")
+            + (f"; {hint}" if hint else "")
+        )
+
+    def _trace(self, name: str, meta: dict[str, Any]) -> Trace:
+        times = np.concatenate(self._times)
+        self._times.clear()
+        prompt = np.concatenate(self._prompt)
+        self._prompt.clear()
+        output = np.concatenate(self._output)
+        self._output.clear()
+        turns = None
+        if self._turns:
+            turns = Turns(np.full(self._rows, -1, np.int64), np.zeros(self._rows))
+            rows, previous, delays = zip(*self._turns, strict=True)
+            turns.previous[list(rows)] = previous
+            turns.delay_s[list(rows)] = np.array(delays) / self._ticks_per_s
+        hash_ids = None
+        if self.block_tokens:
+            offsets = np.zeros(self._rows + 1, dtype=np.int64)
+            np.cumsum(np.frombuffer(self._hash_lengths, dtype=np.int64), out=offsets[1:])
+            values = np.array(self._hash_values, dtype=np.int64)
+            hash_ids = HashIds(values, offsets, self.block_tokens)
+        self._hash_values, self._hash_lengths = array("q"), array("q")
+        self._rows = 0
+        if self._sort:
+            order = np.argsort(times, kind="stable")
+            times, prompt, output = times[order], prompt[order], output[order]
+            hash_ids = None if hash_ids is None else hash_ids.take(order)
+            turns = None if turns is None else turns.take(order)
+        if self._origin is None:
+            far = times[0] / self._ticks_per_s >= UNIX_FROM_S
+            if far and self._guess_unit and "arrival" in self.columns:
+                unit = f"(Unix time in {UNITS[self._ticks_per_s]})"
+                self.columns["arrival"] = f"{self.columns['arrival'].rpartition(' (')[0]} {unit}"
+            self._origin = times[0] if self._absolute or times[0] < 0 or far else 0
+        if self._origin:
+            times = times - self._origin
+        return Trace(
+            arrival_s=times / self._ticks_per_s if self._ticks_per_s != 1 else times,
+            prompt_tokens=prompt,
+            output_tokens=output,
+            hash_ids=hash_ids,
+            turns=turns,
+            name=name or self._source.name,
+            meta={
+                "format": self._format,
+                "skipped": dict(self.skipped),
+                **({"notes": list(self.notes)} if self.notes else {}),
+                **({"columns": dict(self.columns)} if self.columns else {}),
+                **meta,
+            },
+        )
+
+
+#: a builder, and the steps of reading: after each of them it has some more requests
+Reading = tuple[TraceBuilder, Iterator[None]]
+
+
+def read_whole(reading: Reading) -> Trace:
+    """Read to the end, and build the trace."""
+    builder, steps = reading
+    for _ in steps:
+        pass
+    return builder.build()
+
+
+def read_parts(reading: Reading) -> Iterator[Trace]:
+    """Build a trace of what each step of reading brings.
+
+    Raises
+    ------
+    TraceError
+        At the end, if nothing came.
+    """
+    builder, steps = reading
+    empty = True
+    for _ in steps:
+        part = builder.take()
+        if part is not None:
+            empty = False
+            yield part
+    if empty:
+        raise builder.nothing()

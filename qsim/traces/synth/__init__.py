@@ -1,0 +1,1 @@
+"""Traces drawn from a workload: arrivals, lengths, prefixes, presets."""
