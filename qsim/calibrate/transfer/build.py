@@ -28,6 +28,7 @@ from qsim.calibrate.transfer.spans import StepPoint
 from qsim.calibrate.transfer.specs import LEARNT_ON, gpu_spec
 from qsim.catalog.methods import find_method
 from qsim.catalog.models import Architecture
+from qsim.catalog.versions import DEFAULT_VERSION
 from qsim.errors import CalibrationError
 from qsim.profiles.lookup import list_profiles, load_profile
 from qsim.profiles.measured_range import MeasuredRange
@@ -140,9 +141,11 @@ def transfer(
     composer = Composer(tables, gpu_spec(gpu), a, tensor_parallel_size, kv_dtype(method))
     overheads = teacher.overheads
     linear = linear_of(method, composer, teacher.shapes, teacher.tables)
-    memory = kv_memory(
-        gpu, a, method, tensor_parallel_size, other_bytes(teacher.samples, a), memory_bytes
-    )
+    taught_by = [s for s in teacher.samples if _taught(s, method)]
+    donors = _donors(teacher, method, tensor_parallel_size)
+    version = donors[0].profile.identity.vllm_version
+    other = other_bytes(teacher.samples, a, version or DEFAULT_VERSION)
+    memory = kv_memory(gpu, a, method, tensor_parallel_size, other, memory_bytes)
 
     def span_ms(point: StepPoint) -> float:
         rows = point.rows or point.prefill_tokens
@@ -163,8 +166,6 @@ def transfer(
     errors, how = estimated_errors(
         gpu, method, tensor_parallel_size, _size(composer) / max(taught, default=_size(composer))
     )
-    taught_by = [s for s in teacher.samples if _taught(s, method)]
-    donors = _donors(teacher, method, tensor_parallel_size)
     engine = donors[0].profile.engine
     longest = int(config.get("max_position_embeddings") or engine.max_model_len)
     profile = Profile(
@@ -174,7 +175,7 @@ def transfer(
             method=method,
             tensor_parallel_size=tensor_parallel_size,
             source="transferred",
-            vllm_version=donors[0].profile.identity.vllm_version,
+            vllm_version=version,
             architecture={k: v for k, v in config.items() if k != "quantization_config"},
             vllm_args=_vllm_args(method),
         ),

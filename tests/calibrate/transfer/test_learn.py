@@ -8,7 +8,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from qsim.calibrate.transfer.build import Teacher, transfer
+from qsim.calibrate.transfer.build import TABLES_VERSION, Teacher, transfer
 from qsim.calibrate.transfer.compose import TABLE_OF
 from qsim.calibrate.transfer.errors import estimated_errors
 from qsim.calibrate.transfer.learn import (
@@ -243,7 +243,7 @@ def test_a_profile_of_power_gives_back_the_watts_of_decode(teacher: Teacher) -> 
     assert got == pytest.approx(want, rel=0.15)
 
 
-MEASURED = [load_profile(e.id) for e in list_profiles() if e.gpu == "h200_sxm"]
+MEASURED = [load_profile(e.id, TABLES_VERSION) for e in list_profiles() if e.gpu == "h200_sxm"]
 MEASURED = [p for p in MEASURED if not p.transferred]
 
 
