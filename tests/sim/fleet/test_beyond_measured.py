@@ -24,7 +24,7 @@ from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
 
-IDS = [e.id for e in list_profiles()]
+IDS = [e.name for e in list_profiles(all_versions=True)]
 FULL = (1.0, 1.0, 1.0)
 FAR_TOKENS = 70_000
 FAR_ROWS = 3000
@@ -35,9 +35,15 @@ DEEPEST_TOOTH = 0.45
 Profiles = st.sampled_from(IDS)
 
 
+def roomy(id_: str) -> Profile:
+    """The profile on a GPU whose memory holds any budget: step times are what is asked for."""
+    profile = load_profile(id_)
+    return replace(profile, memory=replace(profile.memory, num_gpu_blocks=100_000_000))
+
+
 @cache
 def timing(id_: str) -> Timing:
-    profile = load_profile(id_)
+    profile = roomy(id_)
     options = EngineOptions(max_num_seqs=FAR_ROWS, max_num_batched_tokens=FAR_TOKENS)
     return Timing(profile, options.resolve(profile))
 
@@ -167,7 +173,7 @@ def burst(n: int = 60, prompt: int = 1000, output: int = 1) -> Trace:
 def test_a_larger_token_budget_does_not_raise_throughput_beyond_what_was_measured(
     id_: str,
 ) -> None:
-    profile = load_profile(id_)
+    profile = roomy(id_)
 
     def tokens_per_s(budget: int) -> float:
         options = EngineOptions(max_num_batched_tokens=budget)
