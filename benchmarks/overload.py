@@ -37,7 +37,7 @@ SHARES = (0.5, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5)
 DURATIONS_S = (10, 15, 60, 300, 1800)
 ARRIVALS = ("preset", "poisson", "bursty")
 #: requests of the run that tells a draw's load
-_FLOOD = 1500
+_FLOOD = 8000
 #: loads are told between these
 EDGES = (0.0, 0.65, 0.8, 0.9, 0.95, 1.05, 1.1, 1.2, 9.9)
 
@@ -78,7 +78,7 @@ class Case:
         result = self.run(longer.speed(1 / fast))
         done = result.completed
         left_s = np.sort(result.arrival_s[done] + result.e2el_ms[done] / 1000)
-        a, b = len(left_s) // 3, len(left_s) * 5 // 6
+        a, b = len(left_s) // 2, len(left_s) * 5 // 6
         return (
             len(trace)
             / (trace.duration_s * len(trace) / (len(trace) - 1))
@@ -90,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--case", type=int)
+    parser.add_argument("--shortest", type=float, default=0)
     parser.add_argument("--longest", type=float, default=1800)
     args = parser.parse_args()
     totals: dict[tuple[str, float], Counter[str]] = defaultdict(Counter)
@@ -98,7 +99,7 @@ def main() -> None:
             continue
         case = Case(profile, preset)
         print(f"{profile} under {preset}: carries {case.capacity_rps:.3f} requests/s", flush=True)
-        for duration_s in (d for d in DURATIONS_S if d <= args.longest):
+        for duration_s in (d for d in DURATIONS_S if args.shortest <= d <= args.longest):
             seeds = args.seeds if duration_s <= 60 else max(1, args.seeds // 4)
             for arrivals in ARRIVALS:
                 for share in SHARES:
