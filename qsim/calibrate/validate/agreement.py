@@ -167,7 +167,10 @@ def compare_steps(
         num_gpu_blocks_override=server.num_gpu_blocks,
         vllm_version=server.vllm_version or None,
     )
-    profile = replace(profile, memory=replace(profile.memory, block_size=server.block_size))
+    memory = replace(
+        profile.memory, block_size=server.block_size, num_gpu_blocks=server.num_gpu_blocks
+    )
+    profile = replace(profile, memory=memory)
     config = options.resolve(profile)
     for p, phase in enumerate(recording.phases):
         if phase.label not in labels if labels is not None else phase.label.startswith("warm"):

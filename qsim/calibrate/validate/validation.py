@@ -131,6 +131,9 @@ def compare(
         If there is no such phase, or it has no requests.
     """
     options = engine_settings(recording)
+    # the recorded server had this many blocks, whatever the profile's had
+    blocks = recording.server.num_gpu_blocks
+    profile = replace(profile, memory=replace(profile.memory, num_gpu_blocks=blocks))
     trace = phase_trace(recording, label)
     result = simulate(trace, profile, options=options)
     simulated = statistics(latencies(result.ttft_ms, result.e2el_ms, trace.output_tokens))

@@ -94,9 +94,9 @@ def test_the_command(recording_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.json"
     like = "h200_sxm/llama-3.1-8b/fp8-w8a8"
     args = ["calibrate", "fit", str(recording_folder), "--out", str(out), "--no-validation"]
-    done = CliRunner().invoke(main, [*args, "--host-like", like])
+    done = CliRunner().invoke(main, [*args, "--host-like", f"{like}@0.24"])
     assert done.exit_code == 0, done.output
-    put, reference = Profile.load(out), load_profile(like)
+    put, reference = Profile.load(out), load_profile(like, "0.24")
     assert put.frontend == reference.frontend
     assert put.measured_host is not None
     assert f"host as that of {like}" in done.output
