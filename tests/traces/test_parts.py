@@ -41,6 +41,7 @@ def _assert_same(parts: TraceParts, trace: Trace, at_least: int = 2) -> None:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qsim.traces.reading.source, "CHUNK_BYTES", 1024)
     monkeypatch.setattr("qsim.traces.reading.table.BATCH_ROWS", 100)
+    monkeypatch.setattr("qsim.traces.formats.mooncake._BATCH_ROWS", 100)
 
 
 def _azure(path: Path) -> Path:
