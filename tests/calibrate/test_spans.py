@@ -47,7 +47,7 @@ def test_every_load_of_both_recordings(
 
 
 @pytest.mark.parametrize(
-    ("args", "words"), [(["x"], "'x' is not a folder"), (["x", "--part", "2"], "--part is 2")]
+    ("args", "words"), [(["no/such"], "no/such"), (["x", "--part", "2"], "--part is 2")]
 )
 def test_wrong_options(
     script: ModuleType, capsys: pytest.CaptureFixture[str], args: list[str], words: str
