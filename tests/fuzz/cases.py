@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import random
 from dataclasses import dataclass, field
@@ -206,7 +207,17 @@ def draw(rng: random.Random, line: str | None = None) -> Case:
         at = rng.randrange(1, len(argv))
         argv[at] = rng.choice(OPTION_VALUES) if rng.random() < 0.5 else _edited(rng, argv[at])
         notes.append(f"word {at}")
+    _little_work(argv)
     return Case(argv, files, f"{words[0]}: {', '.join(notes)}")
+
+
+def _little_work(argv: list[str]) -> None:
+    """No more trials than 20: a thousand take their minutes, which is no fault."""
+    for flag in {"--trials", "--startup", "--replications"} & set(argv):
+        at = argv.index(flag) + 1
+        with contextlib.suppress(IndexError, ValueError):
+            if int(argv[at]) > 20 and len(argv[at]) < 12:
+                argv[at] = "20"
 
 
 def _weight(line: str) -> float:

@@ -204,7 +204,8 @@ def launch_ratio(
         Above 1 for a host that was slower; None if no launch time was recorded.
     """
     s = recording.steps
-    ratio = (s.sample_end_s - s.launch_start_s) * 1e3 / _launch_ms(recording, mode, host)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a profile may launch in no time
+        ratio = (s.sample_end_s - s.launch_start_s) * 1e3 / _launch_ms(recording, mode, host)
     known = chosen & np.isfinite(ratio) & ~behind_eager(mode)
     no_graph = known & (mode != DECODE)
     if no_graph.sum() >= _ENOUGH_LAUNCHES:

@@ -22,6 +22,8 @@ FloatArray = npt.NDArray[np.float64]
 
 #: Requests are drawn this many at a time, however many are wanted.
 BLOCK_REQUESTS = 1 << 16
+#: most steps of a rate profile that is repeated
+_MOST_STEPS = 50_000_000
 KINDS = ("poisson", "gamma", "weibull")
 
 
@@ -142,6 +144,12 @@ class RateProfile:
         """The part from ``start_s`` on, repeated as often as ``duration_s`` needs."""
         first = math.floor(start_s / self.period_s)
         last = math.ceil((start_s + duration_s) / self.period_s)
+        if (last - first) * len(self.rates_rps) > _MOST_STEPS:
+            raise ScenarioError(
+                f"a rate profile of {len(self.rates_rps)} steps in {self.period_s:.3g} s would be "
+                f"repeated {last - first:,} times to last {duration_s:.3g} s; at most "
+                f"{_MOST_STEPS:,} steps: take longer ones"
+            )
         laps = np.arange(first, max(last, first + 1)) * self.period_s
         edges: FloatArray = np.append(
             (laps[:, None] + self.edges_s[None, :-1]).ravel(), laps[-1] + self.period_s

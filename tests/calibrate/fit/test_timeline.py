@@ -80,6 +80,9 @@ def test_by_hand(recorded: Recording, piecewise: int, want: float) -> None:
     few = np.arange(n) < 10
     assert launch_ratio(_with_launches(r, launch_ms), mode, HOST, few) == pytest.approx(0.8)
     assert launch_ratio(_with_launches(r, launch_ms), mode, HOST, ~everything) is None
+    # a profile that launches in no time: nothing to compare with, and no warning
+    none = replace(HOST, launch_decode_ms=[0.0, 0.0], launch_piecewise_ms=[0.0, 0.0])
+    assert launch_ratio(_with_launches(r, launch_ms), mode, none, everything) is None
 
 
 def test_a_server_like_its_profile_and_a_slower_one(recorded: Recording) -> None:
