@@ -217,8 +217,8 @@ def _resolved_profile(
     if not horizon_s <= MAX_SPAN_S:
         raise ScenarioError(
             f"{span.requests:,} requests at {mean_rps * span.scale:.3g} requests/s take "
-            f"{horizon_s:.3g} s; must be at most {MAX_SPAN_S:,.0f} s (ten years): raise the rate, or "
-            "ask for fewer"
+            f"{horizon_s:.3g} s; must be at most {MAX_SPAN_S:,.0f} s (ten years): raise the rate, "
+            "or ask for fewer"
         )
     profile = workload.profile.window(span.start_s, horizon_s)
     if span.rate_rps is not None:
