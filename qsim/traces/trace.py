@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qsim.errors import TraceError
 
-__all__ = ["MOST_ARRIVAL_S", "MOST_TOKENS", "HashIds", "Trace", "Turns", "merge"]
+__all__ = ["MOST_ARRIVAL_S", "MOST_PRIORITY", "MOST_TOKENS", "HashIds", "Trace", "Turns", "merge"]
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -19,6 +19,8 @@ FloatArray = npt.NDArray[np.float64]
 #: 300 years; and a length that no model has: sums over billions of requests fit into 64 bits
 MOST_ARRIVAL_S = 1e10
 MOST_TOKENS = 1_000_000_000
+#: of 32 bits, as programs send them
+MOST_PRIORITY = 2**31
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +93,10 @@ class Trace:
         Prefix-block ids, where the trace has them.
     turns : Turns, optional
         Which requests wait for answers, where the trace has sessions.
+    priority : int64 array, shape (n,), optional
+        As vLLM's: the smaller goes first under ``--scheduling-policy priority``; 0 by default.
+    timeout_s : float64 array, shape (n,), optional
+        How long the client waits for its answer, > 0; inf: as long as it takes.
     name : str
         Where it comes from (a file name or a preset), for reports.
     meta : dict
@@ -109,16 +115,23 @@ class Trace:
     name: str = "trace"
     meta: dict[str, Any] = field(default_factory=dict)
     turns: Turns | None = None
+    priority: IntArray | None = None
+    timeout_s: FloatArray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arrival_s", np.ascontiguousarray(self.arrival_s, np.float64))
         for column in ("prompt_tokens", "output_tokens"):
             object.__setattr__(self, column, np.ascontiguousarray(getattr(self, column), np.int64))
+        if self.priority is not None:
+            object.__setattr__(self, "priority", np.ascontiguousarray(self.priority, np.int64))
+        if self.timeout_s is not None:
+            object.__setattr__(self, "timeout_s", np.ascontiguousarray(self.timeout_s, np.float64))
         n = len(self.arrival_s)
-        for column in ("prompt_tokens", "output_tokens"):
-            if len(getattr(self, column)) != n:
+        for column in ("prompt_tokens", "output_tokens", "priority", "timeout_s"):
+            values = getattr(self, column)
+            if values is not None and len(values) != n:
                 raise TraceError(
-                    f"{self.name}: column {column} has {len(getattr(self, column))} rows, "
+                    f"{self.name}: column {column} has {len(values)} rows, "
                     f"arrival_s has {n}; every column needs one value a request"
                 )
         if n == 0:
@@ -161,6 +174,18 @@ class Trace:
                     f"{self.name}: {column} of request {i} is {int(values[i])}; must be >= 1 and "
                     f"at most {MOST_TOKENS:,}"
                 )
+        if self.priority is not None and (np.abs(self.priority) > MOST_PRIORITY).any():
+            i = int(np.argmax(np.abs(self.priority) > MOST_PRIORITY))
+            raise TraceError(
+                f"{self.name}: priority of request {i} is {int(self.priority[i])}; must be from "
+                f"-{MOST_PRIORITY} to {MOST_PRIORITY}"
+            )
+        if self.timeout_s is not None and not (self.timeout_s > 0).all():
+            i = int(np.argmin(self.timeout_s > 0))
+            raise TraceError(
+                f"{self.name}: timeout_s of request {i} is {float(self.timeout_s[i])!r}; must be "
+                "> 0 (inf: the client waits as long as it takes)"
+            )
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -179,6 +204,8 @@ class Trace:
             output_tokens=self.output_tokens[index],
             hash_ids=None if self.hash_ids is None else self.hash_ids.take(index),
             turns=None if self.turns is None else self.turns.take(index),
+            priority=None if self.priority is None else self.priority[index],
+            timeout_s=None if self.timeout_s is None else self.timeout_s[index],
         )
 
     def head(self, n: int) -> Trace:
@@ -234,9 +261,27 @@ def merge(traces: Sequence[Trace], name: str = "merged") -> Trace:
         output_tokens=np.concatenate([t.output_tokens for t in traces])[order],
         hash_ids=hash_ids,
         turns=None if turns is None else turns.take(order),
+        priority=_joined([t.priority for t in traces], traces, 0, order),
+        timeout_s=_joined([t.timeout_s for t in traces], traces, np.inf, order),
         name=name,
         meta={"merged": [t.name for t in traces]},
     )
+
+
+def _joined(
+    columns: Sequence[npt.NDArray[Any] | None],
+    traces: Sequence[Trace],
+    missing: Any,
+    order: IntArray,
+) -> npt.NDArray[Any] | None:
+    """One column of all traces in a new order; None if none has it."""
+    if all(c is None for c in columns):
+        return None
+    filled = [
+        np.full(len(t), missing) if c is None else c for c, t in zip(columns, traces, strict=True)
+    ]
+    joined: npt.NDArray[Any] = np.concatenate(filled)[order]
+    return joined
 
 
 def _joined_turns(traces: Sequence[Trace]) -> Turns | None:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import IO, Any
 
@@ -148,6 +149,12 @@ def _write_csv(chunks: Iterator[Trace], stream: IO[str], target: Path) -> None:
             names += ["session_id", "delay_s"]
             sessions, delays = _sessions(chunk.turns)
             columns += [sessions, ("" if d is None else repr(d) for d in delays)]
+        if chunk.priority is not None:
+            names.append("priority")
+            columns.append(chunk.priority.tolist())
+        if chunk.timeout_s is not None:
+            names.append("timeout_s")
+            columns.append("" if t == inf else repr(t) for t in chunk.timeout_s.tolist())
         if not header:
             stream.write(",".join(names) + "\n")
             header = True
@@ -216,6 +223,10 @@ def _write_lines(
             "output_length": output,
             "hash_ids": ids[i].tolist(),
         }
+        if chunk.priority is not None:
+            row["priority"] = -int(chunk.priority[i])  # as Dynamo reads it: the larger goes first
+        if chunk.timeout_s is not None and chunk.timeout_s[i] < inf:
+            row["timeout_s"] = float(chunk.timeout_s[i])
         stream.write(json.dumps(row) + "\n")
 
 
@@ -247,6 +258,11 @@ def _write_parquet(chunks: Iterator[Trace], raw: IO[bytes]) -> None:
             sessions, delays = _sessions(chunk.turns)
             columns["session_id"] = sessions
             columns["delay_s"] = pa.array(delays, pa.float64())
+        if chunk.priority is not None:
+            columns["priority"] = chunk.priority
+        if chunk.timeout_s is not None:
+            waits = [None if t == inf else t for t in chunk.timeout_s.tolist()]
+            columns["timeout_s"] = pa.array(waits, pa.float64())
         table = pa.table(columns)
         if writer is None:
             writer = pq.ParquetWriter(raw, table.schema)

@@ -26,9 +26,17 @@ def traces(draw: st.DrawFn, with_ids: bool | None = None, block_tokens: int = 51
         lists = draw(st.lists(one, **sized))
         lists = [x[: -(-p // block_tokens)] for x, p in zip(lists, prompts, strict=True)]
         ids = HashIds.from_lists(lists, block_tokens)
+    priority = timeout_s = None
+    if draw(st.booleans()):
+        priority = np.array(draw(st.lists(st.integers(-100, 100), **sized)))
+    if draw(st.booleans()):
+        waits = st.one_of(st.just(np.inf), st.floats(1e-3, 1e6))
+        timeout_s = np.array(draw(st.lists(waits, **sized)))
     return Trace(
         np.array(times),
         np.array(prompts),
         np.array(draw(st.lists(TOKENS, **sized))),
         hash_ids=ids,
+        priority=priority,
+        timeout_s=timeout_s,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsim.errors import TraceError
+from qsim.traces import load_trace
 from qsim.traces.reading import source as source_module
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.table import Kind, Rows, header_of, read_csv
@@ -177,3 +179,46 @@ def test_short_decimals_are_exact_to_half_an_ulp(scratch: Path, digits: int, pla
     value = float(rows_of(scratch, f"a,b\n{text},1\n").floats(0)[0]) if text != "." else 0.0
     exact = Fraction(digits, 10**places)
     assert abs(Fraction(value) - exact) <= Fraction(np.spacing(value)) / 2
+
+
+def test_priorities_and_timeouts_of_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("time,isl,osl,tier,wait_ms\n0,5,6,1,500\n1,7,8,,\n2,7,8,-2,inf\n")
+    trace = load_trace(
+        path, columns="arrival=time,prompt=isl,output=osl,priority=tier,timeout=wait_ms"
+    )
+    assert trace.priority is not None
+    assert trace.timeout_s is not None
+    assert trace.priority.tolist() == [1, 0, -2]
+    assert trace.timeout_s.tolist() == [0.5, float("inf"), float("inf")]
+    assert trace.meta["columns"]["timeout"] == "wait_ms (ms)"
+    for bad, message in (
+        ("gold", "line 2, column 'tier': 'gold' is not a whole number"),
+        ("1.5", "'1.5' is not a whole number"),
+        ("9e99", "'9e99' is not a whole number"),
+    ):
+        path.write_text(f"time,isl,osl,tier\n0,5,6,{bad}\n")
+        with pytest.raises(TraceError, match=message):
+            load_trace(path, columns="arrival=time,prompt=isl,output=osl,priority=tier")
+    path.write_text("time,isl,osl,wait\n0,5,6,1\n1,5,6,0\n")
+    with pytest.raises(TraceError, match="line 3, column 'wait': '0' is not a time > 0"):
+        load_trace(path, columns="arrival=time,prompt=isl,output=osl,timeout=wait[s]")
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_a_usual_name_with_other_values_is_left_out_and_told(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"t.{ending}"
+    if ending == "csv":
+        path.write_text("time,isl,osl,priority\n0,5,6,high\n1,7,8,low\n")
+    elif ending == "json":
+        rows = [{"time": i, "isl": 5, "osl": 6, "priority": "high"} for i in range(2)]
+        path.write_text(json.dumps(rows))
+    else:
+        pa = pytest.importorskip("pyarrow")
+        pq = pytest.importorskip("pyarrow.parquet")
+        values = {"time": [0.0, 1.0], "isl": [5, 7], "osl": [6, 8], "priority": ["high", "low"]}
+        pq.write_table(pa.table(values), path)
+    trace = load_trace(path)
+    assert trace.priority is None
+    assert "column 'priority' is not read as priority: it holds no numbers" in trace.meta["notes"]
+    assert "priority" not in trace.meta["columns"]

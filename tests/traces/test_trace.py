@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -93,6 +95,36 @@ def test_merging_with_a_trace_without_ids_gives_it_none() -> None:
     whole = merge([simple([0.0, 2.0]), one])
     assert whole.hash_ids is not None
     assert [len(whole.hash_ids[i]) for i in range(3)] == [0, 2, 0]
+
+
+def test_merging_fills_what_a_trace_does_not_say() -> None:
+    one = Trace(
+        np.array([1.0]), np.array([30]), np.array([1]),
+        priority=np.array([-3]), timeout_s=np.array([5.0]),
+    )  # fmt: skip
+    whole = merge([simple([0.0, 2.0]), one])
+    assert whole.priority is not None
+    assert whole.timeout_s is not None
+    assert whole.priority.tolist() == [0, -3, 0]
+    assert whole.timeout_s.tolist() == [np.inf, 5.0, np.inf]
+    assert whole.head(2).priority.tolist() == [0, -3]  # type: ignore[union-attr]
+    assert simple([0.0]).priority is None
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("priority", [1], "priority has 1 rows, arrival_s has 2"),
+        ("priority", [0, 2**40], f"priority of request 1 is {2**40}"),
+        ("timeout_s", [1.0, 0.0], "timeout_s of request 1 is 0.0; must be > 0"),
+        ("timeout_s", [np.nan, 1.0], "timeout_s of request 0 is nan"),
+    ],
+)
+def test_priorities_and_timeouts_are_checked(
+    column: str, values: list[float], message: str
+) -> None:
+    with pytest.raises(TraceError, match=message):
+        replace(simple([0.0, 1.0]), **{column: np.array(values)})
 
 
 def test_merging_nothing_is_an_error() -> None:

@@ -28,6 +28,12 @@ def same(a: Trace, b: Trace) -> bool:
         getattr(a, c).tobytes() == getattr(b, c).tobytes()
         for c in ("arrival_s", "prompt_tokens", "output_tokens")
     )
+    for c in ("priority", "timeout_s"):
+        one, other = getattr(a, c), getattr(b, c)
+        if one is None or other is None:
+            columns = columns and one is other
+        else:
+            columns = columns and one.tobytes() == other.tobytes()
     if a.hash_ids is None or b.hash_ids is None:
         return columns and a.hash_ids is b.hash_ids
     return (
@@ -61,6 +67,12 @@ def test_mooncake_gives_back_all_but_fractions_of_a_millisecond(
     assert trace.hash_ids is not None
     assert back.hash_ids.values.tolist() == trace.hash_ids.values.tolist()
     assert back.prompt_tokens.tolist() == trace.prompt_tokens.tolist()
+    for column, missing in (("priority", 0), ("timeout_s", np.inf)):
+        values, read = getattr(trace, column), getattr(back, column)
+        if values is None or (values == missing).all():
+            assert read is None
+        else:
+            assert read.tolist() == values.tolist()
 
 
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".parquet"])

@@ -9,7 +9,7 @@ so does the course of a day, because no stretch moves far.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,14 +72,7 @@ class Resample:
         keep = arrival <= first + duration_s
         order = np.argsort(arrival[keep], kind="stable")
         index = index[keep][order]
-        return Trace(
-            arrival[keep][order],
-            trace.prompt_tokens[index],
-            trace.output_tokens[index],
-            None if trace.hash_ids is None else trace.hash_ids.take(index),
-            trace.name,
-            dict(trace.meta),
-        )
+        return replace(trace.take(index), arrival_s=arrival[keep][order], meta=dict(trace.meta))
 
     def text(self) -> str:
         """How, for people."""

@@ -57,6 +57,8 @@ def repeated(trace: Trace, times: int) -> tuple[Trace, float]:
         output_tokens=np.tile(trace.output_tokens, times),
         hash_ids=ids,
         turns=turns,
+        priority=None if trace.priority is None else np.tile(trace.priority, times),
+        timeout_s=None if trace.timeout_s is None else np.tile(trace.timeout_s, times),
     )
     return longer, period_s * times
 

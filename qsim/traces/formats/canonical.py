@@ -1,8 +1,9 @@
 """qsim's own trace format: CSV or Parquet with ``arrival_s,prompt_tokens,output_tokens``.
 
 ``hash_ids`` (ids with blanks between them, or a JSON list) and ``hash_block_tokens`` (the prompt
-tokens that an id stands for, the same in every row) may follow, and ``session_id`` and ``delay_s``
-of turns that wait for the answer before them; other columns are ignored.
+tokens that an id stands for, the same in every row) may follow, ``session_id`` and ``delay_s``
+of turns that wait for the answer before them, ``priority`` and ``timeout_s``; other columns are
+ignored.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def reading(source: Source, options: ReadOptions) -> Reading:
         "block": Column("hash_block_tokens"),
         "session": Column("session_id"),
         "delay": Column("delay_s", "s"),
+        "priority": Column("priority", given=True),
+        "timeout": Column("timeout_s", "s", given=True),
     }
     needed = ("arrival", "prompt", "output")
     found = {r: c for r, c in mapping.items() if r in needed or c.name in names}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,7 +23,7 @@ from qsim.traces.prefix_id import prefix_id
 from qsim.traces.reading.build import Reading, TraceBuilder, read_whole
 from qsim.traces.reading.json_rows import first_object, objects
 from qsim.traces.reading.source import Source
-from qsim.traces.trace import Trace
+from qsim.traces.trace import MOST_PRIORITY, Trace
 
 __all__ = [
     "PARAMS",
@@ -158,6 +159,10 @@ def _reading(
     return builder, lines.steps()
 
 
+#: places, times, lengths of prompts and outputs, numbers of ids, priorities and timeouts of rows
+_Batch = tuple[list[str], list[float], list[int], list[int], list[int], list[int], list[float]]
+
+
 @dataclass
 class _Session:
     """Where a session is: its latest request in the file, and the earliest time of the next."""
@@ -191,7 +196,7 @@ class _Lines:
         """Read some thousands of rows at a time, fewer if they have many ids."""
         every = objects(self._source)
         while batch := self._batch(every):
-            places, times, prompts, outputs, counts = batch
+            places, times, prompts, outputs, counts, priority, timeout_s = batch
             if any(counts):
                 self._settle_block(places, prompts, counts)
             if self.question_ms and len(times) > 1:
@@ -203,18 +208,20 @@ class _Lines:
                 np.array(outputs, np.int64),
                 column="timestamp",
                 place=places.__getitem__,
+                priority=np.array(priority, np.int64) if any(priority) else None,
+                timeout_s=np.array(timeout_s) if min(timeout_s) < inf else None,
             )
             yield
 
-    def _batch(
-        self, every: Iterator[tuple[str, dict[str, Any]]]
-    ) -> tuple[list[str], list[float], list[int], list[int], list[int]] | None:
-        """Places, times, lengths and numbers of ids of the next rows; None at the end."""
+    def _batch(self, every: Iterator[tuple[str, dict[str, Any]]]) -> _Batch | None:
+        """The next rows; None at the end."""
         places: list[str] = []
         times: list[float] = []
         prompts: list[int] = []
         outputs: list[int] = []
         counts: list[int] = []
+        priority: list[int] = []
+        timeout_s: list[float] = []
         ids = 0
         for place, row in every:
             if self.output_tokens is not None:
@@ -234,10 +241,35 @@ class _Lines:
             places.append(place)
             prompts.append(prompt)
             outputs.append(output)
+            priority.append(self._priority(place, row))
+            timeout_s.append(self._timeout_s(place, row))
             ids += counts[-1]
             if len(places) == _BATCH_ROWS or ids > _BATCH_IDS:
                 break
-        return (places, times, prompts, outputs, counts) if places else None
+        if not places:
+            return None
+        return places, times, prompts, outputs, counts, priority, timeout_s
+
+    def _priority(self, place: str, row: dict[str, Any]) -> int:
+        value = row.get("priority")
+        if value is None:
+            return 0
+        if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MOST_PRIORITY:
+            _fail(self._source, place, row, "priority", "a whole number: the larger goes first")
+        if not self._told_priority:
+            self._told_priority = True
+            self._builder.notes.append(
+                "priority is read as Dynamo's, where the larger goes first; vLLM's is its negative"
+            )
+        return -value
+
+    def _timeout_s(self, place: str, row: dict[str, Any]) -> float:
+        value = row.get("timeout_s")
+        if value is None:
+            return inf
+        if not _is_number(value) or not value > 0:
+            _fail(self._source, place, row, "timeout_s", "a number of seconds > 0")
+        return float(value)
 
     def _time(self, place: str, row: dict[str, Any]) -> float:
         """When a request is sent; of a later turn the earliest time that can be."""
@@ -267,7 +299,7 @@ class _Lines:
             self._sessions[_key(session)] = _Session(self._rows, time)
         return time  # type: ignore[no-any-return]  # as it stands: whole or not
 
-    _told_delay = False
+    _told_delay = _told_priority = False
 
     def _add_ids(self, place: str, row: dict[str, Any]) -> int:
         ids = row.get("hash_ids")

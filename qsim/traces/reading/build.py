@@ -76,6 +76,8 @@ class TraceBuilder:
         self._times: list[npt.NDArray[Any]] = []
         self._prompt: list[IntArray] = []
         self._output: list[IntArray] = []
+        self._priority: list[IntArray | None] = []
+        self._timeout_s: list[FloatArray | None] = []
         self._hash_values = array("q")
         self._hash_lengths = array("q")
         # later turns of sessions: the row, the row that it waits for, how long after its answer
@@ -108,6 +110,8 @@ class TraceBuilder:
         *,
         column: str,
         place: Callable[[int], str] = "line {}".format,
+        priority: IntArray | None = None,
+        timeout_s: FloatArray | None = None,
     ) -> None:
         """Append requests; ``place`` of ``line`` and ``column`` say where their times stand."""
         if len(times) == 0:
@@ -120,6 +124,8 @@ class TraceBuilder:
         self._times.append(times)
         self._prompt.append(prompt_tokens)
         self._output.append(output_tokens)
+        self._priority.append(priority)
+        self._timeout_s.append(timeout_s)
         self._rows += len(times)
 
     def add_turn(self, row: int, previous: int | None, delay: float) -> None:
@@ -213,12 +219,15 @@ class TraceBuilder:
         )
 
     def _trace(self, name: str, meta: dict[str, Any]) -> Trace:
+        sizes = [len(block) for block in self._times]
         times = np.concatenate(self._times)
         self._times.clear()
         prompt = np.concatenate(self._prompt)
         self._prompt.clear()
         output = np.concatenate(self._output)
         self._output.clear()
+        priority = _filled(self._priority, sizes, 0)
+        timeout_s = _filled(self._timeout_s, sizes, np.inf)
         turns = None
         if self._turns:
             turns = Turns(np.full(self._rows, -1, np.int64), np.zeros(self._rows))
@@ -238,6 +247,8 @@ class TraceBuilder:
             times, prompt, output = times[order], prompt[order], output[order]
             hash_ids = None if hash_ids is None else hash_ids.take(order)
             turns = None if turns is None else turns.take(order)
+            priority = None if priority is None else priority[order]
+            timeout_s = None if timeout_s is None else timeout_s[order]
         if self._origin is None:
             far = times[0] / self._ticks_per_s >= UNIX_FROM_S
             if far and self._guess_unit and "arrival" in self.columns:
@@ -252,6 +263,8 @@ class TraceBuilder:
             output_tokens=output,
             hash_ids=hash_ids,
             turns=turns,
+            priority=priority,
+            timeout_s=timeout_s,
             name=name or self._source.name,
             meta={
                 "format": self._format,
@@ -261,6 +274,17 @@ class TraceBuilder:
                 **meta,
             },
         )
+
+
+def _filled(blocks: list[Any], sizes: list[int], missing: Any) -> Any:
+    """One column of all blocks, which are then forgotten; None if no block has it."""
+    known = any(block is not None for block in blocks)
+    column = None
+    if known:
+        pairs = zip(blocks, sizes, strict=True)
+        column = np.concatenate([np.full(n, missing) if b is None else b for b, n in pairs])
+    blocks.clear()
+    return column
 
 
 #: a builder, and the steps of reading: after each of them it has some more requests

@@ -43,7 +43,7 @@ class Collector:
             source, format, sort=True, absolute=True, ticks_per_s=ticks_per_s, guess_unit=True
         )
         self.builder.columns = dict(zip(("arrival", "prompt", "output"), names, strict=True))
-        self._rows: list[tuple[float, int, int]] = []
+        self._rows: list[tuple[float, int, int, int, float]] = []
 
     def skip(self, reason: str, count: int = 1) -> None:
         """Count requests that are left out."""
@@ -57,8 +57,22 @@ class Collector:
             f"{expected}"
         )
 
-    def add(self, place: str, time: Any, prompt: Any, output: Any) -> None:
+    def add(
+        self,
+        place: str,
+        time: Any,
+        prompt: Any,
+        output: Any,
+        *,
+        priority: int = 0,
+        timeout_s: float = math.inf,
+    ) -> bool:
         """Take a request; those without a prompt or output token are skipped and counted.
+
+        Returns
+        -------
+        bool
+            Whether it was taken.
 
         Raises
         ------
@@ -69,10 +83,11 @@ class Collector:
         lengths = [self._length(place, k, v) for k, v in ((1, prompt), (2, output))]
         if 0 in lengths:
             self.skip("no prompt token" if lengths[0] == 0 else "no output token")
-            return
-        self._rows.append((at, lengths[0], lengths[1]))
+            return False
+        self._rows.append((at, lengths[0], lengths[1], priority, timeout_s))
         if len(self._rows) == _STEPS:
             self._flush()
+        return True
 
     def _time(self, place: str, value: Any) -> float:
         if isinstance(value, str):
@@ -98,7 +113,7 @@ class Collector:
     def _flush(self) -> None:
         if not self._rows:
             return
-        times, prompts, outputs = zip(*self._rows, strict=True)
+        times, prompts, outputs, priority, timeout_s = zip(*self._rows, strict=True)
         whole = all(isinstance(t, int) for t in times)
         self.builder.add(
             np.arange(len(times)),
@@ -106,6 +121,8 @@ class Collector:
             np.array(prompts, np.int64),
             np.array(outputs, np.int64),
             column=self._names[0],
+            priority=np.array(priority, np.int64) if any(priority) else None,
+            timeout_s=np.array(timeout_s) if min(timeout_s) < math.inf else None,
         )
         self._rows = []
 

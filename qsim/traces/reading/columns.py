@@ -25,6 +25,8 @@ ROLES = {
     "delay": "how long after the answer before it a turn is sent",
     "hash_ids": "prefix-block ids",
     "block": "prompt tokens that a prefix id stands for",
+    "priority": "its priority, a whole number: the smaller goes first, as vLLM has it",
+    "timeout": "how long its client waits for the answer",
 }
 #: names of each, in the order in which they are tried
 ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -55,6 +57,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "delay": ("delay_s", "delay", "delay_ms", "think_time_s", "think_time"),
     "hash_ids": ("hash_ids", "prefix_ids", "block_hashes"),
     "block": ("hash_block_tokens",),
+    "priority": ("priority", "vllm_priority", "request_priority"),
+    "timeout": ("timeout_s", "timeout", "client_timeout", "request_timeout", "timeout_ms"),
 }  # fmt: skip
 #: units at the end of a name
 _SUFFIXES = (
@@ -63,8 +67,11 @@ _SUFFIXES = (
     ("us", ("us", "micros", "usec", "microsecond", "microseconds")),
     ("ns", ("ns", "nanos", "nsec", "nanosecond", "nanoseconds")),
 )
+_SUFFIX_UNITS = tuple(unit for unit, _ in _SUFFIXES)
 _SUFFIX = {text: unit for unit, texts in _SUFFIXES for text in texts}
-_TIMES = ("arrival", "delay")
+_TIMES = ("arrival", "delay", "timeout")
+#: roles of which a column of the usual name may hold something else
+_PLAIN = ("priority", "timeout")
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class Column:
         A key of :data:`qsim.traces.reading.times.UNITS`: given, or told by the name. None: told by
         the values.
     given : bool
-        Whether the unit was given by the user.
+        Whether the unit (of a priority or timeout, the column) was given by the user.
     """
 
     name: str
@@ -153,14 +160,14 @@ def parse_columns(text: str) -> dict[str, Column]:
                 "arrival=start_time[unix_ms],prompt=usage.prompt_tokens,output=tokens_out"
             )
         role, name, unit = match.groups()
-        if role == "priority":
-            raise TraceError("--columns: priority is not kept by a trace yet; leave it out")
         if role not in ROLES:
             raise TraceError(f"--columns: {role!r} is unknown; must be one of {', '.join(ROLES)}")
         if role in found:
             raise TraceError(f"--columns: {role} is given twice")
-        if unit is not None and (role not in _TIMES or unit not in UNITS):
-            allowed = f"one of {', '.join(UNITS)}" if role in _TIMES else "left out for tokens"
+        units = list(UNITS) if role == "arrival" else list(_SUFFIX_UNITS) if role in _TIMES else []
+        if unit is not None and unit not in units:
+            allowed = f"one of {', '.join(units)}" if units else "left out"
             raise TraceError(f"--columns: unit of {role} is {unit!r}; must be {allowed}")
-        found[role] = Column(name, unit or (unit_of(name) if role in _TIMES else None), bool(unit))
+        given = bool(unit) or role in _PLAIN
+        found[role] = Column(name, unit or (unit_of(name) if role in _TIMES else None), given)
     return found

@@ -20,6 +20,7 @@ from qsim.traces.reading.parquet import MAGIC, duration_ticks_per_s, parquet_col
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.table import Dialect, Kind, Rows, dialect_of, read_csv
 from qsim.traces.reading.times import UNITS, Unit, looks_like_date
+from qsim.traces.trace import MOST_PRIORITY
 
 __all__ = ["DEFAULT_BLOCK_TOKENS", "is_json", "is_parquet", "names_of", "read_mapped"]
 
@@ -111,9 +112,9 @@ class _Table:
             "parquet" if is_parquet(source) else "csv" if self._dialect is not None else "json"
         )
 
-    def sample(self) -> str:
-        """The first time in the file that is not empty."""
-        name = self.columns["arrival"].name
+    def sample(self, role: str = "arrival") -> str:
+        """The first value of a column, such as the time, that is not empty."""
+        name = self.columns[role].name
         if self._kind == "json":
             for _, row in islice(objects(self.source), _SAMPLE_ROWS):
                 value = lookup(row, name)
@@ -123,7 +124,7 @@ class _Table:
         if self._kind == "parquet":
             column = self._parquet[name]
             if column.type != "VARCHAR" and not column.type.endswith("INT"):
-                return ""
+                return "" if role == "arrival" else "0" if column.is_number else column.type
             for rows in read_parquet(self.source, [(column, "text")]):
                 return next((str(v) for v in rows.values[0][:_SAMPLE_ROWS] if v is not None), "")
             return ""
@@ -233,14 +234,30 @@ def read_mapped(
             )
     filters = [(names[name.lower()], wanted, asked) for name, wanted, asked in filters]
     columns = table.columns
+    for role in ("priority", "timeout"):
+        if role in columns and not columns[role].given and not _is_number(table.sample(role)):
+            builder.notes.append(
+                f"column {columns[role].name!r} is not read as {role}: it holds no numbers"
+            )
+            del columns[role]
     builder.columns = {
         role: c.name + (f" ({unit.words})" if role == "arrival" else "")
         for role, c in columns.items()
     }
+    if "timeout" in columns:
+        words = UNITS[columns["timeout"].unit or "s"].words
+        builder.columns["timeout"] = f"{columns['timeout'].name} ({words})"
     reader = _Mapped(table, builder, kind, unit, strict, zero, filters)
     if filters:
         builder.hint = reader.seen_text
     return builder, reader.steps()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return not text or abs(float(text)) >= 0
+    except ValueError:
+        return False
 
 
 class _Mapped:
@@ -276,6 +293,7 @@ class _Mapped:
         kinds: list[tuple[str, Kind]] = [("hash_ids", "text"), ("block", "count")]
         if sessions:
             kinds += [("session", "text"), ("delay", "text")]
+        kinds += [("priority", "text"), ("timeout", "text")]
         for role, k in kinds:
             if role in columns:
                 self._at[role] = len(self._wanted)
@@ -331,12 +349,57 @@ class _Mapped:
         else:
             times = rows.floats(0, _TIME)
         name = rows.names[0]
-        builder.add(rows.number, times, prompt, output, column=name, place=rows.place)
+        builder.add(
+            rows.number,
+            times,
+            prompt,
+            output,
+            column=name,
+            place=rows.place,
+            priority=self._priority(rows),
+            timeout_s=self._timeout_s(rows),
+        )
         if self._question and self._row == 0:
             self._ask(name, times)
         self._row += len(rows)
         if "hash_ids" in self._at:
             self._add_ids(rows, prompt)
+
+    def _priority(self, rows: Rows) -> IntArray | None:
+        """Priorities; an empty one is 0."""
+        at = self._at.get("priority")
+        if at is None:
+            return None
+        found = np.zeros(len(rows), np.int64)
+        for i, text in enumerate(rows.texts(at)):
+            if text.strip():
+                try:
+                    value = float(text)
+                except ValueError:
+                    value = np.nan
+                if value != value or abs(value) > MOST_PRIORITY or value != int(value):
+                    rows.fail(i, at, "a whole number: the smaller goes first")
+                found[i] = int(value)
+        return found
+
+    def _timeout_s(self, rows: Rows) -> npt.NDArray[np.float64] | None:
+        """How long clients wait; an empty one, as long as it takes."""
+        at = self._at.get("timeout")
+        if at is None:
+            return None
+        unit = self._table.columns["timeout"].unit
+        ticks = UNITS[unit].ticks_per_s if unit else 1
+        found = np.full(len(rows), np.inf)
+        for i, text in enumerate(rows.texts(at)):
+            if text.strip():
+                try:
+                    value = float(text) / ticks
+                except ValueError:
+                    value = 0.0
+                if not value > 0:
+                    rows.fail(i, at, "a time > 0 that the client waits (empty: without limit)")
+                found[i] = value
+        return found
 
     def _ask(self, name: str, times: npt.NDArray[Any]) -> None:
         """Say so if seconds, which nothing tells, make a rate that is hardly meant."""
