@@ -72,7 +72,16 @@ class Resample:
         keep = arrival <= first + duration_s
         order = np.argsort(arrival[keep], kind="stable")
         index = index[keep][order]
-        return replace(trace.take(index), arrival_s=arrival[keep][order], meta=dict(trace.meta))
+        return replace(
+            trace,
+            arrival_s=arrival[keep][order],
+            prompt_tokens=trace.prompt_tokens[index],
+            output_tokens=trace.output_tokens[index],
+            hash_ids=None if trace.hash_ids is None else trace.hash_ids.take(index),
+            priority=None if trace.priority is None else trace.priority[index],
+            timeout_s=None if trace.timeout_s is None else trace.timeout_s[index],
+            meta=dict(trace.meta),
+        )
 
     def text(self) -> str:
         """How, for people."""
