@@ -22,6 +22,7 @@ from tests.traces.test_formats import (
     VLLM_BENCH,
 )
 from tests.traces.test_servegen import TABLE
+from tests.traces.test_serving_logs import BLIS, DYNAMO, GENAI_PERF, VLLM_LOG, VLLM_LOG_OLD
 from tests.traces.test_tools import (
     AIPERF,
     GUIDELLM,
@@ -44,6 +45,7 @@ SAMPLES += [
 ]
 SAMPLES += [AIPERF, GUIDELLM, LITELLM, OPENAI, OTLP, OTLP_LINES, SPANS, SPLITWISE, VIDUR, SHAREGPT]
 SAMPLES += [json.dumps(SGLANG), json.dumps(VLLM_OLD)]
+SAMPLES += [BLIS, DYNAMO, GENAI_PERF, VLLM_LOG, VLLM_LOG_OLD]
 SAMPLES += [
     "time;isl;osl;hash_ids;session_id;delay_ms\n0,5;20;1;a b;s;\n1;5;1;;s;200\n",
     '[{"t": 1, "usage": {"prompt_tokens": 5, "completion_tokens": 6}, "created": 5}]',

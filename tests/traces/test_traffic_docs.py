@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from qsim.cli import main
+from tests.traces.test_serving_logs import DYNAMO, GENAI_PERF, START, VLLM_LOG, received
 from tests.traces.test_tools import (
     AIPERF,
     GUIDELLM,
@@ -35,6 +36,10 @@ FILES = {
     "report.json": GUIDELLM,
     "profile_export.jsonl": AIPERF,
     "turns.csv": "t,in,out,user,think\n0,5,6,a,\n,7,8,a,1500\n",
+    "profile_export.json": GENAI_PERF,
+    "server.log": VLLM_LOG,
+    "info.log": START + received("11-30 07:01:10", "a") + received("11-30 07:01:12", "b"),
+    "dynamo.jsonl": DYNAMO,
     "sharegpt.json": SHAREGPT,
 }
 

@@ -7,13 +7,13 @@ that is named, or told from the characters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from qsim.errors import MissingExtraError, TraceError
+from qsim.errors import TraceError
 from qsim.traces.formats.options import ReadOptions
+from qsim.traces.formats.text_tokens import TEXT_PARAMS, number_param, text_counter
 from qsim.traces.reading.collect import Collector
 from qsim.traces.reading.json_rows import first_object, objects
 from qsim.traces.reading.mapped import is_json
@@ -25,8 +25,7 @@ __all__ = ["PARAMS", "WHAT", "read", "recognise"]
 WHAT = "JSON of ShareGPT (conversations with from, value); needs :rate=RPS"
 PARAMS = {
     "rate": "requests a second, Poisson; the file has no times",
-    "chars": "characters a token; 4 unless given",
-    "tokenizer": "tokenizer.json, or a Hugging Face id, that counts the tokens instead",
+    **TEXT_PARAMS,
 }
 
 
@@ -37,13 +36,13 @@ def recognise(source: Source) -> bool:
 
 def read(source: Source, options: ReadOptions) -> Trace:
     """Read the first turn of every conversation, at times drawn with the seed."""
-    rate = _number(source, options, "rate")
+    rate = number_param(source, options, "rate")
     if rate is None:
         raise TraceError(
             f"{source.path}: conversations without times; say how many come a second with "
             ":rate=RPS after the path"
         )
-    count, how = _counter(source, options)
+    count, how = text_counter(source, options)
     requests = Collector(source, "sharegpt", ("rate", "conversations[0]", "conversations[1]"))
     del requests.builder.columns["arrival"]
     requests.builder.notes += [
@@ -64,38 +63,3 @@ def read(source: Source, options: ReadOptions) -> Trace:
         requests.add(place, time, count(texts[0]), count(texts[1]))
         time += float(rng.exponential(1 / rate))
     return requests.build()
-
-
-def _number(source: Source, options: ReadOptions, key: str) -> float | None:
-    text = options.params.get(key)
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise TraceError(f"{source.path}: {key} is {text!r}; must be a number > 0")
-    return value
-
-
-def _counter(source: Source, options: ReadOptions) -> tuple[Callable[[str], int], str]:
-    """Counts the tokens of a text; and how, for people."""
-    name = options.params.get("tokenizer")
-    if name is None:
-        chars = _number(source, options, "chars") or 4.0
-        return (
-            lambda text: round(len(text) / chars) or int(bool(text)),
-            f"tokens are estimated as {chars:g} characters each; :tokenizer=ID counts them",
-        )
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise MissingExtraError("tokenizers", "tokenizers", "counting tokens") from None
-    try:
-        own: Any = (
-            Tokenizer.from_file(name) if name.endswith(".json") else Tokenizer.from_pretrained(name)
-        )
-    except Exception as error:
-        raise TraceError(f"{source.path}: tokenizer {name!r} cannot be loaded: {error}") from None
-    return lambda text: len(own.encode(text).ids), f"tokens are counted by {name}"

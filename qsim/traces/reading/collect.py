@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,11 @@ class Collector:
         )
         self.builder.columns = dict(zip(("arrival", "prompt", "output"), names, strict=True))
         self._rows: list[tuple[float, int, int, int, float]] = []
+
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return self._source.path
 
     def skip(self, reason: str, count: int = 1) -> None:
         """Count requests that are left out."""
