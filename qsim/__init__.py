@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qsim.optimize.tune.tuning import tune
     from qsim.profiles.lookup import list_profiles, load_profile
     from qsim.profiles.schema import Profile
+    from qsim.sim.fleet.pool import Pool
     from qsim.sim.results.result import SimulationResult
     from qsim.sim.results.slo import Slo
     from qsim.sim.scheduler.config import EngineOptions
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "EngineOptions": "qsim.sim.scheduler.config",
+    "Pool": "qsim.sim.fleet.pool",
     "Profile": "qsim.profiles.schema",
     "QsimError": "qsim.errors",
     "SimulationResult": "qsim.sim.results.result",
@@ -47,6 +49,7 @@ _WHERE = {
 
 __all__ = [
     "EngineOptions",
+    "Pool",
     "Profile",
     "QsimError",
     "SimulationResult",

@@ -44,7 +44,8 @@ __all__ = [
 # qsim.sim.fleet.router.ROUTERS in words: importing it would cost --help its speed; a test compares
 # them
 ROUTER_HELP = (
-    "round-robin, random, least-requests, least-tokens, power-of-two, vllm or prefix-affinity."
+    "round-robin, random, least-requests, least-tokens, power-of-two, vllm, prefix-affinity or "
+    "expected-finish."
 )
 
 #: options that read and shape a trace, by parameter
@@ -212,8 +213,15 @@ def engine_from(options: Mapping[str, Any]) -> EngineOptions:
 
 def fleet_from(given: Mapping[str, Any]) -> dict[str, Any]:
     """A simulation's arguments beside trace and profile, from a command's parameters."""
-    names = ("replicas", "router", "seed", "too_long")
-    return {"options": engine_from(given), **{k: given[k] for k in names}}
+    names = ("router", "seed", "too_long")
+    return {**{k: given[k] for k in names}, **_servers_from(given)}
+
+
+def _servers_from(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The pools that a command has made of its options, or the one that these describe."""
+    if given.get("pools") is not None:
+        return {"pools": given["pools"]}
+    return {"options": engine_from(given), "replicas": given["replicas"]}
 
 
 #: ``--slo``, any number of times

@@ -49,7 +49,7 @@ def wants_stream(given: Mapping[str, Any]) -> bool:
 
 
 def run_streamed(
-    given: Mapping[str, Any], profile: Profile, out: Outputs
+    given: Mapping[str, Any], profile: Profile | None, out: Outputs
 ) -> tuple[StreamResult, str, int]:
     """Simulate, and write the requests file on the way; also the trace's name and length."""
     from qsim.sim.results.histogram import RELATIVE_ERROR

@@ -23,6 +23,7 @@ from qsim.cli._common import (
     write_json,
 )
 from qsim.cli._outputs import Outputs, check_outputs
+from qsim.cli._pools import fleet_title, pool_option, pools_from
 from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import resolved_scenario, save_scenario, shared_options
 from qsim.cli._stream import run_streamed, wants_stream
@@ -45,10 +46,9 @@ _GOES_ON = 12_000
 @shared_options
 @click.command(cls=Command)
 @trace_options
-@click.option(
-    "--profile", required=True, metavar="ID|FILE", help="A shipped profile's id, or a file."
-)
+@click.option("--profile", metavar="ID|FILE", help="A shipped profile's id, or a file.")
 @click.option("--replicas", type=int, default=1, show_default=True, help="Servers in the fleet.")
+@pool_option
 @router_option
 @engine_options
 @slo_option
@@ -73,7 +73,7 @@ _GOES_ON = 12_000
 )
 @click.pass_context
 def simulate(ctx: click.Context, /, **given: Any) -> None:
-    """Replay TRACE against a fleet of equal replicas of one profile.
+    """Replay TRACE against a fleet: equal replicas of one profile, or pools that differ.
 
     TRACE is a file (Azure, Mooncake, BurstGPT, ServeGen, vLLM bench, or arrival_s,prompt_tokens,
     output_tokens as CSV or Parquet) or a preset such as azure-conv-2023:duration=600,rate=20.
@@ -84,13 +84,17 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     from qsim import __version__
     from qsim.profiles.lookup import load_profile
     from qsim.report.text.results import simulation_text
+    from qsim.sim.fleet.pool import Pool
     from qsim.sim.results.histogram import RELATIVE_ERROR
     from qsim.sim.results.result import SimulationResult
     from qsim.sim.results.slo import MET, all_met, attainment, attainment_interval, check_slos
 
     check_outputs(given)
     out = Outputs()
-    profile = load_profile(given["profile"], given.get("vllm_version"))
+    given["pools"] = pools = pools_from(ctx)
+    profile = None
+    if pools is None:
+        profile = load_profile(given["profile"], given.get("vllm_version"))
     steps: list[Step] | None = None
     if given["steps_path"] or given["timeline_path"]:
         steps = []
@@ -117,13 +121,12 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     summary["slos_met"] = all_met(outcomes, backlog)
     summary["scenario"] = resolved_scenario(ctx)
     summary["resolved"] = resolved
-    summary |= {"profile": profile.id, "seed": given["seed"], "qsim_version": __version__}
+    summary |= {} if profile is None else {"profile": profile.id}
+    summary |= {"seed": given["seed"], "qsim_version": __version__}
     for text in result.notes:
         note(text)
-    title = (
-        f"{name}: {requests:,} requests on {given['replicas']} x {profile.id} "
-        f"({given['router']} router)"
-    )
+    fleet = fleet_title(pools or [Pool(profile or "", given["replicas"])])
+    title = f"{name}: {requests:,} requests on {fleet} ({given['router']} router)"
     if "-" not in (given["json_path"], given["steps_path"]):
         out.echo(simulation_text(summary, outcomes, attained, title, load))
     elif load.sentence():
@@ -152,7 +155,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
 
 
 def _run_whole(
-    given: Mapping[str, Any], profile: Profile, steps: list[Step] | None
+    given: Mapping[str, Any], profile: Profile | None, steps: list[Step] | None
 ) -> tuple[SimulationResult, Load, str, int]:
     """Simulate with the trace in memory; also whether the fleet kept up, name and length."""
     from qsim.sim.results.continued import find_carried, settled

@@ -1,8 +1,8 @@
-"""``simulate``: a trace through a fleet of equal replicas."""
+"""``simulate``: a trace through a fleet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,18 +10,21 @@ import numpy as np
 from qsim.catalog.versions import DEFAULT_VERSION, version_notes
 from qsim.profiles.measured_range import BeyondMeasured, MeasuredRange
 from qsim.profiles.schema import Profile
+from qsim.sim.engine.replica import Replica
 from qsim.sim.engine.steplog import Step
 from qsim.sim.engine.timing import PS_PER_S
-from qsim.sim.fleet.admission import Setup, resolve
+from qsim.sim.fleet.admission import Setup, asked_pools, resolve_fleet
 from qsim.sim.fleet.fleet import Fleet
+from qsim.sim.fleet.pool import Pool, ResolvedPool
 from qsim.sim.fleet.sessions import in_order_of_arrival
 from qsim.sim.results.finished import Finished, joined, request_columns, without_rejected
+from qsim.sim.results.pools import PoolUse, pool_rows_of_columns
 from qsim.sim.results.result import Gaps, SimulationResult
-from qsim.sim.scheduler.config import EngineConfig, EngineOptions
+from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.scheduler.server_memory import memory_notes
 from qsim.traces.trace import Trace
 
-__all__ = ["beyond_measured", "replica_stats", "run_notes", "simulate"]
+__all__ = ["beyond_measured", "pool_uses", "replica_stats", "simulate"]
 
 #: requests that the fleet takes at a time
 _PART = 1 << 15
@@ -29,9 +32,10 @@ _PART = 1 << 15
 
 def simulate(
     trace: Trace,
-    profile: Profile | str,
+    profile: Profile | str | None = None,
     *,
-    replicas: int = 1,
+    replicas: int | None = None,
+    pools: Sequence[Pool] | None = None,
     router: str = "least-requests",
     options: EngineOptions | None = None,
     seed: int = 0,
@@ -41,15 +45,18 @@ def simulate(
     jump: bool = True,
     step_log: list[Step] | None = None,
 ) -> SimulationResult:
-    """Replay ``trace`` against ``replicas`` servers described by ``profile``.
+    """Replay ``trace`` against ``replicas`` servers described by ``profile``, or against ``pools``.
 
     Parameters
     ----------
     trace : Trace
-    profile : Profile or str
+    profile : Profile or str, optional
         A profile, the id of a shipped one, or a path.
-    replicas : int
-        Servers, each on ``tensor_parallel_size`` GPUs; >= 1.
+    replicas : int, optional
+        Servers, each on ``tensor_parallel_size`` GPUs; >= 1, the default.
+    pools : sequence of Pool, optional
+        In the place of ``profile``, ``replicas`` and ``options``: pools of equal servers that
+        differ from each other, behind one router.
     router : str
         How requests are spread: see :data:`qsim.sim.fleet.router.ROUTERS`.
     options : EngineOptions, optional
@@ -77,10 +84,10 @@ def simulate(
     TraceError
         If a prompt is too long and ``too_long`` is "error".
     """
-    setup = resolve(profile, options, replicas, router, seed, too_long, frontend)
+    asked = asked_pools(profile, replicas, options, pools)
+    setup = resolve_fleet(asked, router, seed, too_long, frontend)
     admission = setup.admission()
     run, output, admissible = admission.admit(trace)
-    notes = admission.notes()
     if run is None:
         raise admission.too_long_error()
 
@@ -105,8 +112,8 @@ def simulate(
         span_s=(float(run.arrival_s[0]), float(run.arrival_s[-1])),
     )
     fleet.run()
-    beyond = beyond_measured(setup, fleet, n, admission.longer)
-    notes += run_notes(setup, beyond)
+    beyond, told = beyond_measured(setup, fleet, n, admission.longer)
+    notes = admission.notes() + told
     if step_log and fleet.origin_s:
         notes.append(f"times of steps count from {fleet.origin_s:,.0f} s of the trace on")
     if progress is not None:
@@ -121,19 +128,25 @@ def simulate(
     if fleet.limits is not None:
         notes += fleet.limits.notes()
         output, admissible, finished = without_rejected(output, admissible, finished)
-    requests = np.bincount(finished.replica, minlength=replicas)
+    requests = np.bincount(finished.replica, minlength=setup.replicas)
+    columns = request_columns(trace, output, admissible, finished)
+    duration_s = (fleet.end_ps - begin_ps) / PS_PER_S
+    stats = replica_stats(setup, fleet, requests)
     return SimulationResult(
-        **request_columns(trace, output, admissible, finished),
+        **columns,
         completed=admissible,
         itl=gaps,
-        duration_s=(fleet.end_ps - begin_ps) / PS_PER_S,
-        replica_stats=replica_stats(fleet, requests, setup.config),
-        timeline=fleet.timeline.columns(fleet.end_ps, replicas, fleet.origin_s),
+        duration_s=duration_s,
+        replica_stats=stats,
+        timeline=fleet.timeline.columns(fleet.end_ps, setup.replicas, fleet.origin_s),
         gpus=setup.gpus,
         scenario=setup.scenario(trace.name, len(trace)),
         truncated=admission.truncated,
         notes=notes,
         beyond=beyond,
+        pools=pool_rows_of_columns(pool_uses(setup), columns, stats, duration_s)
+        if len(setup.pools) > 1
+        else [],
     )
 
 
@@ -149,50 +162,80 @@ def _parts(
 
 def beyond_measured(
     setup: Setup, fleet: Fleet, requests: int, longer: int
-) -> BeyondMeasured | None:
-    """How much of a run lay beyond the profile's measurements; None if it does not say.
+) -> tuple[BeyondMeasured | None, list[str]]:
+    """How much of a run lay beyond the profile's measurements, and what a reader should know.
+
+    Of several pools each is told of by name, and there is no one figure for all.
 
     Parameters
     ----------
     requests, longer : int
         Requests that were served, and those longer than any that was measured.
     """
-    measured = MeasuredRange.of(setup.profile)
+    found = [
+        _beyond(pool, [fleet.replicas[i] for i in use.servers], requests, longer)
+        for pool, use in zip(setup.pools, pool_uses(setup), strict=True)
+    ]
+    if len(found) == 1:
+        return found[0], run_notes(setup.pools[0], found[0])
+    notes = [
+        f"{pool.name}: {text}"
+        for pool, beyond in zip(setup.pools, found, strict=True)
+        for text in run_notes(pool, beyond)
+    ]
+    return None, [*setup.notes(), *notes]
+
+
+def _beyond(
+    pool: ResolvedPool, replicas: Sequence[Replica], requests: int, longer: int
+) -> BeyondMeasured | None:
+    measured = MeasuredRange.of(pool.profile)
     if not measured.known:
         return None
     return BeyondMeasured(
         measured,
-        steps=sum(r.steps for r in fleet.replicas),
-        by_requests=sum(r.beyond_requests for r in fleet.replicas),
-        by_tokens=sum(r.beyond_tokens for r in fleet.replicas),
-        by_context=sum(r.beyond_context for r in fleet.replicas),
+        steps=sum(r.steps for r in replicas),
+        by_requests=sum(r.beyond_requests for r in replicas),
+        by_tokens=sum(r.beyond_tokens for r in replicas),
+        by_context=sum(r.beyond_context for r in replicas),
         requests=requests,
         long_requests=longer,
-        peak_requests=max(r.peak_running for r in fleet.replicas),
-        max_num_batched_tokens=setup.config.max_num_batched_tokens,
+        peak_requests=max(r.peak_running for r in replicas),
+        max_num_batched_tokens=pool.config.max_num_batched_tokens,
     )
 
 
-def run_notes(setup: Setup, beyond: BeyondMeasured | None) -> list[str]:
+def run_notes(pool: ResolvedPool, beyond: BeyondMeasured | None) -> list[str]:
     """What a reader should know of a run: vLLM's version, memory, and what was not measured."""
     from qsim.profiles.lookup import carry_note
 
-    measured_with = setup.profile.identity.vllm_version or DEFAULT_VERSION
-    notes = version_notes(measured_with, setup.config.vllm_version)
-    if (note := carry_note(setup.profile)) is not None:
+    measured_with = pool.profile.identity.vllm_version or DEFAULT_VERSION
+    notes = version_notes(measured_with, pool.config.vllm_version)
+    if (note := carry_note(pool.profile)) is not None:
         notes.append(note)
-    notes += memory_notes(setup.profile, setup.config)
+    notes += memory_notes(pool.profile, pool.config)
     return notes if beyond is None else [*notes, *beyond.notes()]
 
 
+def pool_uses(setup: Setup) -> list[PoolUse]:
+    """The pools with the numbers of their servers."""
+    uses, first = [], 0
+    for pool in setup.pools:
+        servers = range(first, first + pool.replicas)
+        uses.append(PoolUse(pool.name, pool.profile.id, pool.gpus, servers))
+        first += pool.replicas
+    return uses
+
+
 def replica_stats(
-    fleet: Fleet, requests: np.ndarray[Any, np.dtype[np.int64]], config: EngineConfig
+    setup: Setup, fleet: Fleet, requests: np.ndarray[Any, np.dtype[np.int64]]
 ) -> list[dict[str, Any]]:
     """One dict a replica; ``requests`` is how many each of them served."""
-    usable = config.num_gpu_blocks - 1
+    names = [setup.pools[k].name for k in setup.pool_of] if len(setup.pools) > 1 else []
     return [
         {
             "replica": r.index,
+            **({"pool": names[r.index]} if names else {}),
             "requests": int(requests[r.index]),
             "steps": r.steps,
             "busy_s": r.meter.total_busy_ps / PS_PER_S,
@@ -200,7 +243,7 @@ def replica_stats(
             "preemptions": r.preemptions,
             "peak_running": r.peak_running,
             "peak_waiting": r.peak_waiting,
-            "peak_kv_usage": 1.0 - r.least_free_blocks / usable,
+            "peak_kv_usage": 1.0 - r.least_free_blocks / r.usable_blocks,
         }
         for r in fleet.replicas
     ]

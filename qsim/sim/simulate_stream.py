@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,17 @@ from qsim.errors import ScenarioError
 from qsim.profiles.measured_range import BeyondMeasured
 from qsim.profiles.schema import Profile
 from qsim.sim.engine.timing import PS_PER_S
-from qsim.sim.fleet.admission import resolve
+from qsim.sim.fleet.admission import asked_pools, resolve_fleet
 from qsim.sim.fleet.fleet import Fleet
+from qsim.sim.fleet.pool import Pool
 from qsim.sim.results.backlog import Load, judge
+from qsim.sim.results.latency import Latency
+from qsim.sim.results.pools import PoolSums
 from qsim.sim.results.slo import Slo, has_something
-from qsim.sim.results.streaming import Feed, Latency, Rows, Sums
+from qsim.sim.results.streaming import Feed, Rows, Sums
 from qsim.sim.results.summary import parse_statistic, summarise
 from qsim.sim.scheduler.config import EngineOptions
-from qsim.sim.simulate import beyond_measured, replica_stats, run_notes
+from qsim.sim.simulate import beyond_measured, pool_uses, replica_stats
 from qsim.traces.trace import Trace
 
 __all__ = ["StreamResult", "simulate_stream"]
@@ -49,6 +52,8 @@ class StreamResult:
     _good: int
     #: whether the fleet kept up with the trace
     load: Load
+    #: one dict a pool, if there are several
+    pools: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def energy_j(self) -> float:
@@ -95,9 +100,10 @@ class StreamResult:
 
 def simulate_stream(
     parts: Iterable[Trace],
-    profile: Profile | str,
+    profile: Profile | str | None = None,
     *,
-    replicas: int = 1,
+    replicas: int | None = None,
+    pools: Sequence[Pool] | None = None,
     router: str = "least-requests",
     options: EngineOptions | None = None,
     seed: int = 0,
@@ -117,6 +123,8 @@ def simulate_stream(
     ----------
     parts : iterable of Trace
         On one clock, in order of arrival.
+    profile, replicas, pools, router, options, seed, too_long, frontend
+        As of :func:`qsim.simulate`.
     slos : sequence of Slo
         What ``attainment`` and goodput are counted for.
     rows : callable, optional
@@ -129,12 +137,14 @@ def simulate_stream(
     ScenarioError, ProfileError, TraceError
         As :func:`qsim.simulate`; also when parts are not in order of arrival.
     """
-    setup = resolve(profile, options, replicas, router, seed, too_long, frontend)
+    asked = asked_pools(profile, replicas, options, pools)
+    setup = resolve_fleet(asked, router, seed, too_long, frontend)
     feed = Feed(parts, setup.admission())
     first = next(feed, None)
     if first is None:
         raise feed.nothing()
-    sums = Sums(tuple(slos), replicas, feed, rows)
+    by_pool = PoolSums(pool_uses(setup)) if len(setup.pools) > 1 else None
+    sums = Sums(tuple(slos), setup.replicas, feed, rows, by_pool)
     fleet = Fleet(*first, setup, progress=progress, more=feed, release=sums.release)
     sums.gaps = fleet.gaps
     fleet.run()
@@ -143,15 +153,17 @@ def simulate_stream(
         progress(feed.taken)
     notes = feed.admission.notes()
     served = feed.taken - feed.admission.rejected
-    beyond = beyond_measured(setup, fleet, served, feed.admission.longer)
-    notes += run_notes(setup, beyond)
+    beyond, told = beyond_measured(setup, fleet, served, feed.admission.longer)
+    notes += told
     if fleet.limits is not None:
         notes += fleet.limits.notes()
+    duration_s = (fleet.end_ps - sums.begin_ps) / PS_PER_S
+    stats = replica_stats(setup, fleet, sums.requests)
     return StreamResult(
         counts={**sums.counts, "truncated": feed.admission.truncated},
-        duration_s=(fleet.end_ps - sums.begin_ps) / PS_PER_S,
-        replica_stats=replica_stats(fleet, sums.requests, setup.config),
-        timeline=fleet.timeline.columns(fleet.end_ps, replicas, fleet.origin_s),
+        duration_s=duration_s,
+        replica_stats=stats,
+        timeline=fleet.timeline.columns(fleet.end_ps, setup.replicas, fleet.origin_s),
         gpus=setup.gpus,
         scenario=setup.scenario(feed.name, feed.taken),
         notes=notes,
@@ -160,4 +172,5 @@ def simulate_stream(
         _slos=tuple(slos),
         _good=sums.good,
         load=judge(sums.flow),
+        pools=[] if by_pool is None else by_pool.rows(stats, duration_s),
     )

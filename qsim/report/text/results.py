@@ -26,6 +26,7 @@ __all__ = [
     "margin_remarks",
     "plan_rows",
     "plan_text",
+    "pools_table",
     "price_remarks",
     "profile_text",
     "quality_remarks",
@@ -78,6 +79,8 @@ def simulation_text(
         facts.append(fill(f"load        {load.sentence()}", " " * 12))
     latencies = table(["latency (ms)", "mean", "median", "p90", "p99"], latency_rows(s))
     parts = [title, "\n".join(facts), latencies]
+    if s.get("pools"):
+        parts.append(pools_table(s["pools"]))
     few = _few_requests(s)
     if few:
         parts.append(few)
@@ -100,6 +103,27 @@ def simulation_text(
                 text += f" ({low:.1%} to {high:.1%})"
             parts.append(text)
     return "\n\n".join(parts)
+
+
+def pools_table(pools: Sequence[Mapping[str, Any]]) -> str:
+    """What each pool of a mixed fleet did."""
+    keys = ("p99_ttft_ms", "mean_tpot_ms", "p99_tpot_ms", "p99_e2el_ms")
+    heads = ["pool", "servers", "GPUs", "requests", "output\ntokens/s", "energy\nkJ", "busy"]
+    heads += [f"{k.split('_')[1].upper()} {k.split('_')[0]}\nms" for k in keys]
+    rows = [
+        [
+            p["pool"],
+            number(p["replicas"]),
+            number(p["gpus"]),
+            number(p["requests"]),
+            number(p["output_throughput"], 3),
+            number(p["energy_j"] / 1000, 3),
+            f"{p['utilisation']:.0%}" if p["utilisation"] is not None else "-",
+            *(number(p[k], 3) for k in keys),
+        ]
+        for p in pools
+    ]
+    return table(heads, rows)
 
 
 def _few_requests(summary: Mapping[str, Any]) -> str:

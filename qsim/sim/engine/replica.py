@@ -88,8 +88,8 @@ class Replica:
         self.peak_running = 0
         self.peak_waiting = 0
         self.runs_ahead = True
-        self._usable_blocks = config.num_gpu_blocks - 1
-        self.least_free_blocks = self._usable_blocks
+        self.usable_blocks = config.num_gpu_blocks - 1
+        self.least_free_blocks = self.usable_blocks
         self._timing = timing
         self._first_knot = timing.knots[1] if len(timing.knots) > 1 else _NEVER
         self._sink = sink
@@ -167,7 +167,7 @@ class Replica:
     def kv_usage(self, now_ps: int) -> float:
         """The share of the KV blocks that requests hold."""
         self._catch_up(now_ps, now_ps)
-        return 1.0 - self.scheduler.free_blocks / self._usable_blocks
+        return 1.0 - self.scheduler.free_blocks / self.usable_blocks
 
     # ------------------------------------------------------------------ the host thread
 
@@ -299,7 +299,7 @@ class Replica:
         step.update_ps = self._due_ps
         step.running = scheduler.num_running
         step.waiting = scheduler.num_waiting
-        step.kv_usage = 1.0 - scheduler.free_blocks / self._usable_blocks
+        step.kv_usage = 1.0 - scheduler.free_blocks / self.usable_blocks
         self._step_log.append(step)
 
     def _idle(self, now: int) -> int:

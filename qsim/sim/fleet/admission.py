@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim import __version__
-from qsim.bounds import MAX_REPLICAS, MAX_SEED
+from qsim.bounds import MAX_SEED
+from qsim.catalog.versions import parse_version
 from qsim.checks import whole
 from qsim.errors import ScenarioError, TraceError
 from qsim.profiles.measured_range import MeasuredRange
 from qsim.profiles.schema import Profile
-from qsim.sim.fleet.router import ROUTERS
-from qsim.sim.scheduler.config import EngineConfig, EngineOptions
+from qsim.sim.fleet.pool import Pool, ResolvedPool, resolve_pools
+from qsim.sim.fleet.router import ROUTERS, check_weights
+from qsim.sim.scheduler.config import QUEUE_LIMITS, EngineOptions
 from qsim.sim.scheduler.server_memory import most_model_len
 from qsim.traces.trace import Trace
 
-__all__ = ["Admission", "Setup", "resolve"]
+__all__ = ["Admission", "Setup", "asked_pools", "resolve", "resolve_fleet"]
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -27,39 +30,78 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Setup:
-    """A fleet of equal replicas as it is run."""
+    """A fleet as it is run: pools of equal servers behind one router."""
 
-    profile: Profile
-    config: EngineConfig
-    replicas: int
+    pools: tuple[ResolvedPool, ...]
     router: str
     seed: int
     too_long: str
     frontend: bool
 
     def admission(self) -> Admission:
-        """What takes its requests."""
-        most = most_model_len(self.profile, self.config)
-        longest = MeasuredRange.of(self.profile).request_context_tokens
-        return Admission(self.config.max_model_len, self.too_long, most, longest)
+        """What takes its requests: those that every pool would take."""
+        most = [most_model_len(p.profile, p.config) for p in self.pools]
+        measured = [MeasuredRange.of(p.profile).request_context_tokens for p in self.pools]
+        known = [m for m in measured if m is not None]
+        return Admission(
+            min(p.config.max_model_len for p in self.pools),
+            self.too_long,
+            min(most),
+            min(known) if known else None,
+        )
+
+    @property
+    def replicas(self) -> int:
+        """Servers of the whole fleet."""
+        return sum(p.replicas for p in self.pools)
+
+    @property
+    def vllm_version(self) -> str:
+        """The newest release of its servers: that of the API server before several engines."""
+        return max((p.config.vllm_version for p in self.pools), key=parse_version)
+
+    def notes(self) -> list[str]:
+        """What a reader should know of pools that differ."""
+        versions = list(dict.fromkeys(p.config.vllm_version for p in self.pools))
+        if self.router != "vllm" or len(versions) == 1:
+            return []
+        return [
+            f"the pools run vLLM {' and '.join(versions)}; router vllm is that of "
+            f"{self.vllm_version}: one API server does not drive engines of another release"
+        ]
+
+    @property
+    def pool_of(self) -> list[int]:
+        """By server, the number of its pool."""
+        return [k for k, p in enumerate(self.pools) for _ in range(p.replicas)]
 
     @property
     def gpus(self) -> int:
         """Of the whole fleet."""
-        return self.replicas * self.profile.identity.tensor_parallel_size
+        return sum(p.gpus for p in self.pools)
 
     def scenario(self, name: str, requests: int) -> dict[str, Any]:
         """What is run on a trace, under the names of the options."""
-        return {
-            "trace": name,
-            "requests": requests,
-            "profile": self.profile.id,
-            "replicas": self.replicas,
+        first = self.pools[0]
+        run = {
             "router": self.router,
             "seed": self.seed,
             "too_long": self.too_long,
             "frontend": self.frontend,
-            **{name: getattr(self.config, name) for name in self.config.__dataclass_fields__},
+        }
+        if len(self.pools) == 1:
+            config = first.config
+            fleet = {"profile": first.profile.id, "replicas": first.replicas}
+            settings = {n: getattr(config, n) for n in config.__dataclass_fields__}
+        else:
+            fleet = {"pools": [p.to_dict() for p in self.pools]}
+            settings = {}
+        return {
+            "trace": name,
+            "requests": requests,
+            **fleet,
+            **run,
+            **settings,
             "qsim_version": __version__,
         }
 
@@ -73,7 +115,7 @@ def resolve(
     too_long: str,
     frontend: bool,
 ) -> Setup:
-    """Check the arguments of a simulation.
+    """Check the arguments of a simulation of one pool.
 
     Raises
     ------
@@ -82,19 +124,67 @@ def resolve(
     ProfileError
         If the profile is unknown or malformed.
     """
-    from qsim.profiles.lookup import load_profile, version_of
+    pool = Pool(profile, replicas, options or EngineOptions())
+    return resolve_fleet([pool], router, seed, too_long, frontend)
 
-    options = options or EngineOptions()
-    if isinstance(profile, str):
-        profile = load_profile(profile, options.vllm_version)
-    else:
-        profile = version_of(profile, options.vllm_version)
-    whole("replicas", replicas, 1, MAX_REPLICAS)
+
+def resolve_fleet(
+    pools: Sequence[Pool], router: str, seed: int, too_long: str, frontend: bool
+) -> Setup:
+    """Check the arguments of a simulation.
+
+    Raises
+    ------
+    ScenarioError
+        If an option is not allowed, or pools do not go together.
+    ProfileError
+        If a profile is unknown or malformed.
+    """
+    found = resolve_pools(pools)
     if router not in ROUTERS:
         raise ScenarioError(f"router is {router!r}; must be one of: {', '.join(ROUTERS)}")
+    check_weights(router, [p.weight for p in found])
     whole("seed", seed, 0, MAX_SEED)
-    config = options.resolve(profile)
-    return Setup(profile, config, replicas, router, seed, too_long, frontend)
+    if router == "vllm":
+        _check_engines(found)
+    return Setup(found, router, seed, too_long, frontend)
+
+
+def _check_engines(pools: Sequence[ResolvedPool]) -> None:
+    """Refuse engines that cannot share the limits of one API server (vLLM's own balancer)."""
+    for name in QUEUE_LIMITS:
+        values = list(dict.fromkeys(getattr(p.config, name) for p in pools))
+        if len(values) > 1:
+            raise ScenarioError(
+                f"{name} is {values[0]} in {pools[0].name} and {values[1]} in another pool; with "
+                "router vllm all servers are engines behind one API server, which has one: give "
+                "every pool the same, or take another router"
+            )
+
+
+def asked_pools(
+    profile: Profile | str | None,
+    replicas: int | None,
+    options: EngineOptions | None,
+    pools: Sequence[Pool] | None,
+) -> list[Pool]:
+    """The pools of a simulation: those that are given, or the one that the others describe.
+
+    Raises
+    ------
+    ScenarioError
+        If neither is given, or both are.
+    """
+    if pools is None:
+        if profile is None:
+            raise ScenarioError("neither profile nor pools is given; a fleet needs one of them")
+        return [Pool(profile, 1 if replicas is None else replicas, options or EngineOptions())]
+    for name, value in (("profile", profile), ("replicas", replicas), ("options", options)):
+        if value is not None:
+            raise ScenarioError(
+                f"{name} and pools are both given; each pool has its own {name}: give it there"
+            )
+    return list(pools)
 
 
 class Admission:

@@ -123,7 +123,7 @@ class DynamicFleet:
             Server(index, number)
             for index, number in enumerate(k for k, p in enumerate(pools) for _ in range(p.limit))
         ]
-        self._blocks = max(c.num_gpu_blocks for c in self.configs) - 1
+        self._blocks = [self.configs[s.pool].num_gpu_blocks - 1 for s in self.servers]
         self.timeline = Timeline(
             0,
             self.arrival_ps[-1],
@@ -335,7 +335,7 @@ class DynamicFleet:
             pool = self.pools[server.pool]
             watts = pool.lifecycle.power_w(server.state, pool.profile.power.idle_w)
             energy = watts * ((now - server.since_ps) / PS_PER_S)
-            self.timeline.add(server.index, now, energy, 0, 0, self._blocks)
+            self.timeline.add(server.index, now, energy, 0, 0, self._blocks[server.index])
             server.spend(now, energy)
 
     # ------------------------------------------------------------------ arrivals

@@ -1,4 +1,4 @@
-"""A fleet of replicas behind a router, fed by a trace."""
+"""A fleet: pools of servers behind a router, fed by a trace."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from qsim.sim.engine.wakeups import WakeUps
 from qsim.sim.fleet.admission import Setup
 from qsim.sim.fleet.queue_limits import QueueLimits
 from qsim.sim.fleet.router import make_router
+from qsim.sim.fleet.server_speed import ServerSpeed
 from qsim.sim.fleet.sessions import followers
 from qsim.sim.results.finished import Finished
 from qsim.sim.results.timeline import Timeline
@@ -39,16 +40,16 @@ _NEVER = 1 << 100
 
 
 class Fleet:
-    """Runs a trace through equal engines; one instance, one run.
+    """Runs a trace through the engines of its pools; one instance, one run.
 
     Parameters
     ----------
     trace : Trace
-        Its requests must all be admissible (no prompt of ``max_model_len`` or more tokens).
+        Its requests must be admissible for every pool.
     output_tokens : sequence of int
         Tokens that each request will generate.
     setup : Setup
-        Profile, engine settings, number of replicas and router.
+        Pools and router.
     release : callable
         Takes the requests of a part when all of them, and of the parts before, have finished.
         Inter-token gaps up to then are in ``gaps``, which it may empty.
@@ -88,11 +89,12 @@ class Fleet:
         more: Iterator[tuple[Trace, Sequence[int]]] | None = None,
         span_s: tuple[float, float] | None = None,
     ) -> None:
-        profile, config, replicas = setup.profile, setup.config, setup.replicas
-        self._block_size = config.block_size
-        self._prefix_caching = config.enable_prefix_caching
-        self._frontend = profile.frontend if setup.frontend else FREE
-        self._serial_ps = round(self._frontend.receive_serial_ms * PS_PER_MS)
+        pools, replicas = setup.pools, setup.replicas
+        self._pools = pools
+        self._configs = [p.config for p in pools]
+        self._pool_of = setup.pool_of
+        self._frontends = [p.profile.frontend if setup.frontend else FREE for p in pools]
+        self._serial_ps = [round(f.receive_serial_ms * PS_PER_MS) for f in self._frontends]
         self._ready_ps = [-(1 << 62)] * replicas  # when each front end handed on its last request
         self._progress = progress
         self._more = more
@@ -100,7 +102,9 @@ class Fleet:
 
         # one place a request; the trace's parts lie in stretches of places, in order of arrival
         self.arrival_ps = array("q")
-        self._prompt, self._output, self._receive_ps = array("q"), array("q"), array("q")
+        self._prompt, self._output = array("q"), array("q")
+        # how long each front end takes to hand on each request, by pool
+        self._receive_ps = [array("q") for _ in pools]
         self._replica, self._cached_tokens = array("q"), array("q")
         self._preemptions = array("q")
         # the engine's time of the first, the latest and the last token (0: not yet), and the rows
@@ -119,13 +123,15 @@ class Fleet:
         self.origin_s = clock_origin_s(float(trace.arrival_s[0]))
         self._take(trace, output_tokens)
 
-        timing = Timing(profile, config)
+        timings = [Timing(p.profile, p.config) for p in pools]
+        self._timings = timings
         first_ps, last_ps = (
             (self.arrival_ps[0], self.arrival_ps[-1])
             if span_s is None
             else (int(np.rint((s - self.origin_s) * PS_PER_S)) for s in span_s)
         )
-        self.timeline = Timeline(first_ps, last_ps, replicas, config.num_gpu_blocks - 1)
+        blocks = [self._configs[k].num_gpu_blocks - 1 for k in self._pool_of]
+        self.timeline = Timeline(first_ps, last_ps, replicas, blocks)
         # later turns of sessions need every answer at its time, so the engines step one by one
         self._followers = {} if trace.turns is None else followers(trace.turns)
         self._follow_at: Callable[[int, int], None] | None = None
@@ -133,14 +139,14 @@ class Fleet:
         self.replicas = [
             Replica(
                 i,
-                config,
-                timing,
-                PowerMeter(profile.power, timing),
+                pools[k].config,
+                timings[k],
+                PowerMeter(pools[k].profile.power, timings[k]),
                 self,
                 jump=self._jump,
                 step_log=step_log,
             )
-            for i in range(replicas)
+            for i, k in enumerate(self._pool_of)
         ]
         self.outstanding_requests = [0] * replicas
         self.outstanding_tokens = [0] * replicas
@@ -148,15 +154,19 @@ class Fleet:
             setup.router,
             self,
             lambda: np.random.default_rng(setup.seed),
-            config.vllm_version,
+            setup.vllm_version,
+            [pools[k].weight for k in self._pool_of],
         )
         self.limits: QueueLimits | None = None
-        if config.max_num_queued_reqs is not None or config.max_num_queued_tokens is not None:
-            self.limits = QueueLimits(config, replicas, setup.router == "vllm")
+        if any(c.limits_queue for c in self._configs):
+            self.limits = QueueLimits(
+                [self._configs[k] for k in self._pool_of], setup.router == "vllm"
+            )
         if self.limits is not None or getattr(self._router, "reads_kv_usage", False):
             for replica in self.replicas:
                 replica.runs_ahead = False
         self._freed: Callable[[int], None] | None = getattr(self._router, "finished", None)
+        self._learns: Callable[[int], None] | None = getattr(self._router, "finished_tokens", None)
         self._refresh: Callable[[], None] | None = None
         if replicas > 1:
             self._refresh = getattr(self._router, "refresh", None)
@@ -198,7 +208,8 @@ class Fleet:
         self.arrival_ps[part] = arrivals_ps(trace.name, trace.arrival_s, self.origin_s)
         self._prompt[part] = _integers(trace.prompt_tokens)
         self._output[part] = array("q", output_tokens)
-        self._receive_ps[part] = _integers(receive_ps(self._frontend, trace.prompt_tokens))
+        for column, frontend in zip(self._receive_ps, self._frontends, strict=True):
+            column[part] = _integers(receive_ps(frontend, trace.prompt_tokens))
         self._last_ps[part] = array("q", bytes(8 * n))
         self.emitted_ps[part] = array("q", [-1]) * n
         self._parts.append((range(begin, begin + n), size))
@@ -208,9 +219,9 @@ class Fleet:
 
     def _columns(self) -> tuple[array[int], ...]:
         return (
-            self.arrival_ps, self._prompt, self._output, self._receive_ps, self._replica,
-            self._cached_tokens, self._preemptions, self._first_ps, self._first_rows,
-            self._last_ps, self._last_rows, self.emitted_ps,
+            self.arrival_ps, self._prompt, self._output, self._replica, self._cached_tokens,
+            self._preemptions, self._first_ps, self._first_rows, self._last_ps, self._last_rows,
+            self.emitted_ps, *self._receive_ps,
         )  # fmt: skip
 
     def _take_more(self) -> bool:
@@ -249,16 +260,19 @@ class Fleet:
         def column(values: array[int]) -> IntArray:
             return np.frombuffer(values, np.int64)[places.start : places.stop].copy()
 
-        first_token_ps, last_token_ps = client_times(
-            self._frontend,
-            column(self._prompt),
-            column(self._output),
-            column(self._first_ps),
-            column(self._first_rows),
-            column(self._last_ps),
-            column(self._last_rows),
-        )
         arrival_ps, replica = column(self.arrival_ps), column(self._replica)
+        engine = (
+            column(self._prompt), column(self._output), column(self._first_ps),
+            column(self._first_rows), column(self._last_ps), column(self._last_rows),
+        )  # fmt: skip
+        first_token_ps, last_token_ps = client_times(self._frontends[0], *engine)
+        if len(self._frontends) > 1:
+            pool = np.array(self._pool_of)[replica]
+            for k in range(1, len(self._frontends)):
+                own = pool == k
+                first_token_ps[own], last_token_ps[own] = client_times(
+                    self._frontends[k], *(c[own] for c in engine)
+                )
         if self.limits is not None:
             rejected = replica < 0
             first_token_ps[rejected] = last_token_ps[rejected] = arrival_ps[rejected]
@@ -374,8 +388,12 @@ class Fleet:
         self._replica[i] = target
         self.outstanding_requests[target] += 1
         self.outstanding_tokens[target] += prompt + output
-        request = Request(i, prompt, output, block_ids=self._block_ids(i, prompt))
-        ready = self._ready(i, target, now)
+        pool = self._pool_of[target]
+        request = Request(i, prompt, output, block_ids=self._block_ids(i, prompt, pool))
+        ready = now + self._receive_ps[pool][i]
+        serial = self._ready_ps[target] + self._serial_ps[pool]
+        if ready < serial:
+            ready = serial
         self._ready_ps[target] = ready
         replica = self.replicas[target]
         replica.hand_in(request, ready, now)
@@ -420,17 +438,30 @@ class Fleet:
         ids: list[int] = self._hash_ids[request - self._begin].tolist()
         return ids
 
-    def _ready(self, i: int, target: int, now: int) -> int:
-        """When the engine's queue has request ``i``."""
-        ready = now + self._receive_ps[i]
-        serial = self._ready_ps[target] + self._serial_ps
-        return ready if ready > serial else serial
+    def length_of(self, request: int) -> tuple[int, int]:
+        return self._prompt[request], self._output[request]
 
-    def _block_ids(self, i: int, prompt: int) -> Sequence[int]:
-        if self._hash_ids is None or not self._prefix_caching:
+    def estimate(self) -> list[ServerSpeed]:
+        """By server; equal ones, of whatever pool, have the same one."""
+        speeds: list[ServerSpeed] = []
+        for k, pool in enumerate(self._pools):
+            same = [
+                j
+                for j, other in enumerate(self._pools[:k])
+                if other.config == pool.config and other.profile == pool.profile
+            ]
+            if same:
+                speeds.append(speeds[same[0]])
+            else:
+                speeds.append(ServerSpeed(pool.config, self._timings[k]))
+        return [speeds[k] for k in self._pool_of]
+
+    def _block_ids(self, i: int, prompt: int, pool: int) -> Sequence[int]:
+        if self._hash_ids is None or not self._configs[pool].enable_prefix_caching:
             return ()
         ids: list[int] = self._hash_ids[i - self._begin].tolist()
-        return prompt_block_ids(ids, self._hash_ids.block_tokens, self._block_size, prompt)
+        size = self._configs[pool].block_size
+        return prompt_block_ids(ids, self._hash_ids.block_tokens, size, prompt)
 
     # ------------------------------------------------------------------ what replicas report
 
@@ -452,10 +483,12 @@ class Fleet:
         self.outstanding_tokens[target] -= self._prompt[i] + self._output[i]
         if self._freed is not None:
             self._freed(target)
+        if self._learns is not None:
+            self._learns(self._output[i])
         if self._follow_at is not None and i in self._followers:
             # the client answers what it has, which is a little later than the engine's token
             _, last_token_ps = client_times(
-                self._frontend,
+                self._frontends[self._pool_of[target]],
                 *(np.array([v], np.int64) for v in (
                     self._prompt[i], self._output[i], self._first_ps[i], self._first_rows[i],
                     time_ps, rows,

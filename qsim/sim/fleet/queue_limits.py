@@ -7,6 +7,7 @@ yet, each with its whole prompt. Several data-parallel engines behind one API se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qsim.sim.scheduler.config import EngineConfig
@@ -20,21 +21,26 @@ __all__ = ["QueueLimits"]
 class QueueLimits:
     """Decides for the servers of a fleet; made only if there is a limit.
 
+    Parameters
+    ----------
+    configs
+        The settings of every server.
+    shared
+        Whether all are engines behind one API server (the router is vLLM's own): one limit then.
+
     Attributes
     ----------
-    shared
-        All replicas are engines behind one API server (the router is vLLM's own).
     queued_tokens
         Prompt tokens of the requests without a token, by replica.
     rejected_by_requests, rejected_by_tokens
         How many were rejected for which limit.
     """
 
-    def __init__(self, config: EngineConfig, replicas: int, shared: bool) -> None:
+    def __init__(self, configs: Sequence[EngineConfig], shared: bool) -> None:
         self.shared = shared
-        self._most_requests = config.max_num_queued_reqs
-        self._most_tokens = config.max_num_queued_tokens
-        self.queued_tokens = [0] * replicas
+        self._most_requests = [c.max_num_queued_reqs for c in configs]
+        self._most_tokens = [c.max_num_queued_tokens for c in configs]
+        self.queued_tokens = [0] * len(configs)
         self.rejected_by_requests = self.rejected_by_tokens = 0
 
     def rejects(self, fleet: Fleet, target: int, now_ps: int) -> bool:
@@ -48,12 +54,14 @@ class QueueLimits:
         replicas = range(len(self.queued_tokens)) if self.shared else (target,)
         for i in replicas:
             fleet.replicas[i].catch_up(now_ps)
+        most_requests = self._most_requests[max(target, 0)]
+        most_tokens = self._most_tokens[max(target, 0)]
         requests = sum([fleet.outstanding_requests[i] for i in replicas])
-        if self._most_requests is not None and requests + 1 > self._most_requests:
+        if most_requests is not None and requests + 1 > most_requests:
             self.rejected_by_requests += 1
             return True
         tokens = sum([self.queued_tokens[i] for i in replicas])
-        if self._most_tokens is not None and tokens >= self._most_tokens:
+        if most_tokens is not None and tokens >= most_tokens:
             self.rejected_by_tokens += 1
             return True
         return False
@@ -65,8 +73,13 @@ class QueueLimits:
             (self.rejected_by_tokens, "max_num_queued_tokens", self._most_tokens),
         )
         return [
-            f"{count} requests were rejected (HTTP 503): {name} is {limit}; they count as failed, "
-            "and latencies are those of the others"
-            for count, name, limit in found
+            f"{count} requests were rejected (HTTP 503): {name} is {_told(limits)}; they count as "
+            "failed, and latencies are those of the others"
+            for count, name, limits in found
             if count
         ]
+
+
+def _told(limits: Sequence[int | None]) -> str:
+    """The limits of all servers in words."""
+    return " or ".join(str(v) for v in dict.fromkeys(limits) if v is not None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -11,7 +11,10 @@ from qsim.catalog.versions import DEFAULT_VERSION, rules_of
 from qsim.errors import ScenarioError
 from qsim.sim.engine.timing import PS_PER_S
 
-__all__ = ["ROUTERS", "FleetView", "Router", "make_router"]
+if TYPE_CHECKING:
+    from qsim.sim.fleet.server_speed import ServerSpeed
+
+__all__ = ["ROUTERS", "FleetView", "Router", "check_weights", "make_router"]
 
 
 #: makes the generator of a router that draws
@@ -34,6 +37,12 @@ class FleetView(Protocol):
 
     def prefix_ids(self, request: int) -> list[int]:
         """The trace's prefix-block ids of a request; empty if it has none."""
+
+    def length_of(self, request: int) -> tuple[int, int]:
+        """Prompt and output tokens of a request."""
+
+    def estimate(self) -> list[ServerSpeed]:
+        """How fast each replica is, by its profile."""
 
 
 class Router(Protocol):
@@ -250,17 +259,22 @@ class PrefixAffinity:
     MOST_EXTRA = 4
     MOST_RATIO = 1.5
 
-    def __init__(self, view: FleetView, rng: Rng) -> None:
+    def __init__(self, view: FleetView, rng: Rng, weights: list[float] | None = None) -> None:
         self._view = view
         self._load = view.outstanding_requests
         self._least = _Least(self._load)
+        self._by_weight: _LeastByWeight | None = None
+        self._weights: list[float] = []
+        if weights is not None:
+            self._by_weight = _LeastByWeight(self._load, weights)
+            self._weights = [w / max(weights) for w in weights]  # requests beside the heaviest's
         self._everyone = (1 << len(self._load)) - 1
         #: by prefix block, the replicas to which it was sent, a bit each
         self._sent: dict[int, int] = {}
 
     def choose(self, request: int, now_ps: int) -> int:
         ids = self._view.prefix_ids(request)
-        sent, load = self._sent, self._load
+        sent = self._sent
         having, matched = self._everyone, 0
         for i in ids:
             those = sent.get(i, 0) & having
@@ -270,21 +284,201 @@ class PrefixAffinity:
             matched += 1
         target = -1
         if matched > self.LEAST_SHARE * len(ids):
-            while having:
-                bit = having & -having
-                having ^= bit
-                replica = bit.bit_length() - 1
-                if target < 0 or load[replica] < load[target]:
-                    target = replica
-            least = min(load)
-            if load[target] - least > self.MOST_EXTRA and load[target] > self.MOST_RATIO * least:
-                target = -1
+            if self._by_weight is None:
+                target = self._with_room(having)
+            else:
+                target = self._with_weighted_room(having)
         if target < 0:
-            target = self._least.choose(request, now_ps)
+            by_weight = self._by_weight
+            if by_weight is None:
+                target = self._least.choose(request, now_ps)
+            else:
+                target = by_weight.least(1)
         bit = 1 << target
         for i in ids:
             sent[i] = sent.get(i, 0) | bit
         return target
+
+    def _with_room(self, having: int) -> int:
+        """The least loaded of these replicas, -1 if it has too much to do."""
+        load, target = self._load, -1
+        while having:
+            bit = having & -having
+            having ^= bit
+            replica = bit.bit_length() - 1
+            if target < 0 or load[replica] < load[target]:
+                target = replica
+        least = min(load)
+        if load[target] - least > self.MOST_EXTRA and load[target] > self.MOST_RATIO * least:
+            return -1
+        return target
+
+    def _with_weighted_room(self, having: int) -> int:
+        """The same, by load per weight."""
+        loads = [n / w for n, w in zip(self._load, self._weights, strict=True)]
+        target = -1
+        while having:
+            bit = having & -having
+            having ^= bit
+            replica = bit.bit_length() - 1
+            if target < 0 or loads[replica] < loads[target]:
+                target = replica
+        least = min(loads)
+        if loads[target] - least > self.MOST_EXTRA and loads[target] > self.MOST_RATIO * least:
+            return -1
+        return target
+
+
+class WeightedRoundRobin:
+    """Each replica in turn, in shares by weight: nginx's smooth weighted round-robin."""
+
+    def __init__(self, view: FleetView, rng: Rng, weights: list[float]) -> None:
+        self._weights = weights
+        self._total = sum(weights)
+        self._due = [0.0] * len(weights)
+
+    def choose(self, request: int, now_ps: int) -> int:
+        due, weights = self._due, self._weights
+        for i in range(len(due)):
+            due[i] += weights[i]
+        target = due.index(max(due))
+        due[target] -= self._total
+        return target
+
+
+class WeightedRandom:
+    """Each replica with a probability by its weight."""
+
+    def __init__(self, view: FleetView, rng: Rng, weights: list[float]) -> None:
+        self._rng = rng()
+        self._shares = np.cumsum(weights) / sum(weights)
+        self._block: list[int] = []
+
+    def choose(self, request: int, now_ps: int) -> int:
+        if not self._block:
+            draws = self._rng.random(4096)
+            self._block = np.searchsorted(self._shares, draws, side="right").tolist()
+        return min(self._block.pop(), len(self._shares) - 1)
+
+
+class _LeastByWeight:
+    """The replica with the least load per weight, what comes included; of equals, the next one."""
+
+    def __init__(self, load: list[int], weights: list[float]) -> None:
+        self._load = load
+        self._inverse = [1.0 / w for w in weights]
+        self._last = -1
+
+    def least(self, more: int) -> int:
+        """Where ``more`` on top of its load is the least per weight."""
+        least, chosen, after = 0.0, -1, False
+        last = self._last
+        for i, load in enumerate(self._load):
+            value = (load + more) * self._inverse[i]
+            if chosen < 0 or value < least or (value == least and not after and i > last):
+                least, chosen, after = value, i, i > last
+        self._last = chosen
+        return chosen
+
+
+class WeightedLeastRequests:
+    """The replica with the fewest requests outstanding per weight, this one included."""
+
+    def __init__(self, view: FleetView, rng: Rng, weights: list[float]) -> None:
+        self._least = _LeastByWeight(view.outstanding_requests, weights)
+
+    def choose(self, request: int, now_ps: int) -> int:
+        return self._least.least(1)
+
+
+class WeightedLeastTokens:
+    """The replica with the fewest tokens outstanding per weight, this request's included."""
+
+    def __init__(self, view: FleetView, rng: Rng, weights: list[float]) -> None:
+        self._view = view
+        self._least = _LeastByWeight(view.outstanding_tokens, weights)
+
+    def choose(self, request: int, now_ps: int) -> int:
+        prompt, output = self._view.length_of(request)
+        return self._least.least(prompt + output)
+
+
+class WeightedPowerOfTwo:
+    """Of two replicas drawn at random, the one with fewer requests outstanding per weight."""
+
+    def __init__(self, view: FleetView, rng: Rng, weights: list[float]) -> None:
+        self._load = view.outstanding_requests
+        self._weights = weights
+        self._n = len(weights)
+        generator = rng()
+        self._first = _Draws(self._n, generator)
+        self._second = _Draws(max(1, self._n - 1), generator)
+
+    def choose(self, request: int, now_ps: int) -> int:
+        a = self._first.draw()
+        if self._n == 1:
+            return a
+        b = self._second.draw()
+        if b >= a:
+            b += 1  # two different replicas
+        load, weights = self._load, self._weights
+        return b if (load[b] + 1) * weights[a] < (load[a] + 1) * weights[b] else a
+
+
+class ExpectedFinish:
+    """The replica that is expected to finish the request first, by its profile.
+
+    It knows what a router can: the requests outstanding at each replica, the request's prompt, and
+    the mean prompt and output of what came and what finished before. See
+    :class:`qsim.sim.fleet.server_speed.ServerSpeed` for the estimate. Of equally fast replicas the
+    one with the fewest requests gets it; of equals, the next one in turn.
+    """
+
+    def __init__(self, view: FleetView, rng: Rng) -> None:
+        self._view = view
+        self._load = view.outstanding_requests
+        speeds = view.estimate()
+        self._speeds = speeds
+        #: replicas of each speed
+        kinds: list[ServerSpeed] = []
+        self._groups: list[list[int]] = []
+        for i, speed in enumerate(speeds):
+            for k, kind in enumerate(kinds):
+                if kind is speed:
+                    self._groups[k].append(i)
+                    break
+            else:
+                kinds.append(speed)
+                self._groups.append([i])
+        self._last = [-1] * len(self._groups)
+        self._prompts = self._outputs = self._came = self._ended = 0
+
+    def choose(self, request: int, now_ps: int) -> int:
+        prompt, _ = self._view.length_of(request)
+        self._came += 1
+        self._prompts += prompt
+        mean_prompt = self._prompts / self._came
+        mean_output = self._outputs / self._ended if self._ended else 1.0
+        load = self._load
+        soonest, target, kind = 0.0, -1, -1
+        for k, group in enumerate(self._groups):
+            last = self._last[k]
+            chosen, after = -1, False
+            for i in group:
+                if chosen < 0 or load[i] < load[chosen]:
+                    chosen, after = i, i > last
+                elif load[i] == load[chosen] and not after and i > last:
+                    chosen, after = i, True
+            ms = self._speeds[chosen].finish_ms(load[chosen], prompt, mean_prompt, mean_output)
+            if target < 0 or ms < soonest:
+                soonest, target, kind = ms, chosen, k
+        self._last[kind] = target
+        return target
+
+    def finished_tokens(self, output: int) -> None:
+        """A request has finished with so many tokens of output."""
+        self._ended += 1
+        self._outputs += output
 
 
 ROUTERS: dict[str, Callable[..., Router]] = {
@@ -295,22 +489,64 @@ ROUTERS: dict[str, Callable[..., Router]] = {
     "power-of-two": PowerOfTwo,
     "vllm": VllmBalancer,
     "prefix-affinity": PrefixAffinity,
+    "expected-finish": ExpectedFinish,
+}
+
+#: the same for replicas of different weights
+_WEIGHTED: dict[str, Callable[..., Router]] = {
+    "round-robin": WeightedRoundRobin,
+    "random": WeightedRandom,
+    "least-requests": WeightedLeastRequests,
+    "least-tokens": WeightedLeastTokens,
+    "power-of-two": WeightedPowerOfTwo,
+    "prefix-affinity": PrefixAffinity,
 }
 
 
-def make_router(name: str, view: FleetView, rng: Rng, version: str = DEFAULT_VERSION) -> Router:
-    """The router called ``name``.
-
-    ``rng`` makes its generator, if it draws: numpy's generators take longer to import than a
-    short simulation takes. ``version`` is the release of vLLM whose balancer ``vllm`` is.
+def check_weights(router: str, weights: Sequence[float]) -> None:
+    """Refuse weights that a router does not know.
 
     Raises
     ------
     ScenarioError
-        If there is no router of that name.
+        If they differ, and the router takes none.
+    """
+    if len(set(weights)) > 1 and router not in _WEIGHTED:
+        why = (
+            "vLLM's own balancer has none"
+            if router == "vllm"
+            else "it knows from the profiles how fast each server is"
+        )
+        raise ScenarioError(
+            f"weight is {' and '.join(f'{w:g}' for w in dict.fromkeys(weights))}, but router "
+            f"{router} takes no weights: {why}; leave them out, or take one of: "
+            f"{', '.join(_WEIGHTED)}"
+        )
+
+
+def make_router(
+    name: str,
+    view: FleetView,
+    rng: Rng,
+    version: str = DEFAULT_VERSION,
+    weights: Sequence[float] = (),
+) -> Router:
+    """The router called ``name``.
+
+    ``rng`` makes its generator, if it draws: numpy's generators take longer to import than a
+    short simulation takes. ``version`` is the release of vLLM whose balancer ``vllm`` is.
+    ``weights`` say how many requests each replica gets beside the others; none, if all are equal.
+
+    Raises
+    ------
+    ScenarioError
+        If there is no router of that name, or it takes no weights.
     """
     if name not in ROUTERS:
         raise ScenarioError(f"router is {name!r}; must be one of: {', '.join(ROUTERS)}")
     if name == "vllm":
         return VllmBalancer(view, rng, version)
+    check_weights(name, weights)
+    if len(set(weights)) > 1:
+        return _WEIGHTED[name](view, rng, list(weights))
     return ROUTERS[name](view, rng)

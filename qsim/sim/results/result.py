@@ -63,6 +63,8 @@ class SimulationResult:
     notes: list[str] = field(default_factory=list)
     #: how much lay beyond what the profile's measurements cover; None: the profile does not say
     beyond: BeyondMeasured | None = None
+    #: one dict a pool, if there are several: see :mod:`qsim.sim.results.pools`
+    pools: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def energy_j(self) -> float:

@@ -2,64 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qsim.errors import TraceError
-from qsim.sim.engine.timing import PS_PER_MS, PS_PER_S
+from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import Admission
 from qsim.sim.results.backlog import Flow
 from qsim.sim.results.finished import Finished, request_columns, without_rejected
-from qsim.sim.results.histogram import Histogram
 from qsim.sim.results.itl import Gaps
+from qsim.sim.results.latency import Latency
+from qsim.sim.results.pools import PoolSums
 from qsim.sim.results.slo import Slo, within
 from qsim.traces.trace import Trace
 
-__all__ = ["Feed", "Latency", "Rows", "Sums"]
+__all__ = ["Feed", "Rows", "Sums"]
 
-FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 #: takes the columns of qsim.sim.results.requests.COLUMNS for the next requests, in order of arrival
 Rows = Callable[[Mapping[str, npt.NDArray[Any]]], None]
-
-
-class Latency:
-    """One latency over all requests: counts for its percentiles, and an exact sum."""
-
-    def __init__(self) -> None:
-        self.histogram = Histogram()
-        self._sums_ms: list[float] = []
-        self._sum_ps = 0
-
-    def add(self, ms: FloatArray) -> None:
-        """Count values in ms; nan is none."""
-        values = ms[~np.isnan(ms)]
-        self.histogram.add(values * PS_PER_MS)
-        self._sums_ms.append(float(values.sum()))
-        if len(self._sums_ms) == 1024:
-            self._sums_ms = [math.fsum(self._sums_ms)]
-
-    def add_gaps(self, gaps: Gaps) -> None:
-        """Count gaps between tokens."""
-        for ps, counts in gaps.each():
-            self.histogram.add(ps.astype(np.float64), counts)
-        self._sum_ps += gaps.sum_ps()
-
-    def mean(self) -> float:
-        total = self.histogram.total
-        if not total:
-            return math.nan
-        return self._sum_ps / (total * PS_PER_MS) + math.fsum(self._sums_ms) / total
-
-    def percentiles(self, qs: Sequence[float]) -> list[float]:
-        return [ps / PS_PER_MS for ps in self.histogram.percentiles(qs)]
 
 
 class Feed(Iterator[tuple[Trace, list[int]]]):
@@ -109,7 +76,15 @@ class Feed(Iterator[tuple[Trace, list[int]]]):
 class Sums:
     """Takes finished requests, and keeps what the summary needs."""
 
-    def __init__(self, slos: tuple[Slo, ...], replicas: int, feed: Feed, rows: Rows | None) -> None:
+    def __init__(
+        self,
+        slos: tuple[Slo, ...],
+        replicas: int,
+        feed: Feed,
+        rows: Rows | None,
+        pools: PoolSums | None = None,
+    ) -> None:
+        self._pools = pools
         self.flow = Flow()
         self._slos = slos
         self._feed = feed
@@ -170,5 +145,7 @@ class Sums:
         self.good += int(within(self._slos, columns, admissible).sum())
         for name in ("ttft", "tpot", "e2el"):
             self.latencies[name].add(columns[f"{name}_ms"])
+        if self._pools is not None:
+            self._pools.add(columns)
         if self._rows is not None:
             self._rows(columns)

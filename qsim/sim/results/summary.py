@@ -49,6 +49,10 @@ class Run(Protocol):
         """One dict a replica."""
 
     @property
+    def pools(self) -> list[dict[str, Any]]:
+        """One dict a pool; empty, if there is one pool."""
+
+    @property
     def notes(self) -> list[str]:
         """What a reader should know."""
 
@@ -171,6 +175,8 @@ def summarise(run: Run, slos: Sequence[Slo] = ()) -> dict[str, Any]:
         "intervals_90": intervals,
         "scenario": run.scenario,
     }
+    if run.pools:
+        out["pools"] = run.pools
     if run.beyond is not None:
         out["beyond_measured"] = run.beyond.to_dict()
     return {k: _finite(v) for k, v in out.items()}

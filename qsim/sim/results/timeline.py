@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from struct import Struct
 
 import numpy as np
@@ -15,7 +16,7 @@ __all__ = ["Timeline"]
 _BINS = 400
 #: stretches that are kept before they are put into their bins, which bounds the memory
 _KEPT = 1 << 15
-_pack = Struct("=5q").pack  # an array takes bytes faster than numbers
+_pack = Struct("=6q").pack  # an array takes bytes faster than numbers
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -32,8 +33,8 @@ class Timeline:
         The time from the first to the last is divided into some hundreds of bins.
     replicas : int
         Servers in the fleet.
-    kv_blocks : int
-        Usable KV blocks of a server.
+    kv_blocks : sequence of int
+        Usable KV blocks of every server.
     width_ps : int, optional
         Width of a bin, kept as long as a run does not take twice the time of the arrivals.
     """
@@ -43,7 +44,7 @@ class Timeline:
         start_ps: int,
         last_arrival_ps: int,
         replicas: int,
-        kv_blocks: int,
+        kv_blocks: Sequence[int],
         width_ps: int | None = None,
     ) -> None:
         self._start_ps = start_ps
@@ -52,9 +53,9 @@ class Timeline:
         if width_ps is not None:
             self._width_ps = width_ps
             self._limit = 2 * max(_BINS, (last_arrival_ps - start_ps) // width_ps + 1)
-        self._kv_blocks = kv_blocks
+        self._kv_blocks = np.array(kv_blocks, np.int64)
         self._since_ps = [start_ps] * replicas
-        # stretches: begin, end, running, waiting, free KV blocks; and their energy
+        # stretches: begin, end, running, waiting, free KV blocks, replica; and their energy
         self._stretches = array("q")
         self._energies_j = array("d")
         self._last_bin = 0
@@ -73,7 +74,7 @@ class Timeline:
         """Account for ``replica``'s time from the last call (or the start) to ``now_ps``."""
         begin = self._since_ps[replica]
         self._since_ps[replica] = now_ps
-        self._stretches.frombytes(_pack(begin, now_ps, running, waiting, free_blocks))
+        self._stretches.frombytes(_pack(begin, now_ps, running, waiting, free_blocks, replica))
         energies = self._energies_j
         energies.append(energy_j)
         if len(energies) == _KEPT:
@@ -81,7 +82,7 @@ class Timeline:
 
     def _settle(self) -> None:
         """Put what was added into bins, in the order in which it came."""
-        table = np.array(self._stretches, np.int64).reshape(-1, 5)
+        table = np.array(self._stretches, np.int64).reshape(-1, 6)
         energy = np.array(self._energies_j, np.float64)
         self._stretches = array("q")
         self._energies_j = array("d")
@@ -98,7 +99,7 @@ class Timeline:
                 self._widen()
 
     def _put(self, table: IntArray, energy: FloatArray, last: IntArray) -> None:
-        begin, end, running, waiting, free = table.T
+        begin, end, running, waiting, free, replica = table.T
         width, start = self._width_ps, self._start_ps
         first = (begin - start) // width
         self._last_bin = max(self._last_bin, int(last.max()))
@@ -108,7 +109,7 @@ class Timeline:
         bins = np.arange(len(row)) - np.repeat(np.cumsum(parts) - parts - first, parts)
         left = start + bins * width
         part = np.minimum(end[row], left + width) - np.maximum(begin[row], left)
-        usage = 1.0 - free / self._kv_blocks
+        usage = 1.0 - free / self._kv_blocks[replica]
         total = end - begin
         values = (
             energy[row] * part / total[row],

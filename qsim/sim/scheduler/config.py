@@ -89,6 +89,11 @@ class EngineConfig:
                 require(self.vllm_version, name, "queue_limits", limit)
 
     @property
+    def limits_queue(self) -> bool:
+        """Whether an API server rejects requests that come while it has too many."""
+        return any(getattr(self, name) is not None for name in QUEUE_LIMITS)
+
+    @property
     def seats(self) -> int:
         """Requests that may run at a time."""
         active = self.max_num_active_seqs

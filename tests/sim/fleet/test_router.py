@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from qsim.errors import ScenarioError
+from qsim.sim.engine.timing import Timing
 from qsim.sim.fleet.router import ROUTERS, make_router
+from qsim.sim.fleet.server_speed import ServerSpeed
+from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate
 from qsim.traces import load_trace
 from qsim.traces.trace import HashIds, Trace
@@ -26,6 +29,15 @@ class View:
 
     def kv_usage(self) -> list[float]:
         return self.usage
+
+    def length_of(self, request: int) -> tuple[int, int]:
+        return 100, 20
+
+    def estimate(self) -> list[ServerSpeed]:
+        profile = make_profile()
+        config = EngineOptions().resolve(profile)
+        speed = ServerSpeed(config, Timing(profile, config))
+        return [speed] * len(self.outstanding_requests)
 
     def prefix_ids(self, request: int) -> list[int]:
         return self.ids.get(request, [])

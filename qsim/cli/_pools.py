@@ -1,0 +1,131 @@
+"""``--pool``: a pool of equal servers as text, profile=ID,replicas=4,max-num-seqs=256,..."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qsim.bounds import shown
+from qsim.cli._common import count
+from qsim.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from qsim.sim.fleet.pool import Pool
+
+__all__ = ["fleet_title", "parse_pool", "pool_option", "pools_from"]
+
+#: ``--pool``, any number of times
+pool_option = click.option(
+    "--pool",
+    "pool_texts",
+    multiple=True,
+    metavar="KEY=VALUE,...",
+    help="A pool of equal servers, e.g. profile=ID,replicas=4,max-num-seqs=256; repeat for a "
+    "mixed fleet behind one router. Keys: profile, replicas, weight, name and the engine options, "
+    "which otherwise are those beside it.",
+)
+
+
+def parse_pool(text: str, options: Mapping[str, Any]) -> Pool:
+    """The pool that a text describes.
+
+    Parameters
+    ----------
+    text : str
+        ``KEY=VALUE`` pairs between commas; dashes or underscores in keys.
+    options : mapping
+        A command's parameters: engine options that hold where the text does not give its own.
+
+    Raises
+    ------
+    ScenarioError
+        Naming the key, its value and what is allowed.
+    """
+    from qsim.checks import near_names
+    from qsim.sim.fleet.pool import Pool
+    from qsim.sim.scheduler.config import ENGINE, EngineOptions
+
+    known = ("profile", "replicas", "weight", "name", *ENGINE)
+    values: dict[str, Any] = {}
+    for pair in text.split(","):
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        key = key.replace("-", "_")
+        where = f"--pool {shown(text)}"
+        if not equals or not value:
+            raise ScenarioError(f"{where}: {shown(pair)} is no KEY=VALUE pair")
+        if key not in known:
+            raise ScenarioError(f"{where}: unknown key {shown(key)}; {near_names(key, known)}")
+        if key in values:
+            raise ScenarioError(f"{where}: {key} is given twice")
+        values[key] = _reader(key)(value, f"{where}: {key}")
+    if "profile" not in values:
+        raise ScenarioError(f"--pool {shown(text)}: has no profile; give profile=ID|FILE")
+    engine = {k: values[k] for k in ENGINE if k in values}
+    rest = {k: v for k, v in values.items() if k not in engine}
+    return Pool(**rest, options=EngineOptions().updated({**options, **engine}))
+
+
+def pools_from(ctx: click.Context) -> list[Pool] | None:
+    """The pools of a command's ``--pool`` options; None without any.
+
+    Raises
+    ------
+    ScenarioError
+        If one is malformed, if ``--profile`` or ``--replicas`` is given beside them, or if there
+        is neither.
+    """
+    given = ctx.params
+    if not given["pool_texts"]:
+        if given["profile"] is None:
+            raise ScenarioError("neither --profile nor --pool is given; give one of them")
+        return None
+    usual = click.core.ParameterSource.DEFAULT
+    for name in ("profile", "replicas"):
+        if ctx.get_parameter_source(name) is not usual:
+            raise ScenarioError(
+                f"--{name} and --pool are both given; each pool has its own {name}: give it there"
+            )
+    given["replicas"] = None  # not to be saved, and not to be read
+    return [parse_pool(text, given) for text in given["pool_texts"]]
+
+
+def fleet_title(pools: Sequence[Pool]) -> str:
+    """The pools in words."""
+    names = [p.profile if isinstance(p.profile, str) else p.profile.id for p in pools]
+    return " + ".join(f"{p.replicas} x {name}" for p, name in zip(pools, names, strict=True))
+
+
+def _reader(key: str) -> Callable[[str, str], Any]:
+    if key in ("profile", "name", "scheduling_policy", "vllm_version"):
+        return lambda value, where: value
+    if key == "weight":
+        return _number
+    if key in (
+        "enable_prefix_caching",
+        "async_scheduling",
+        "long_prefill_token_threshold_adaptive",
+    ):
+        return _flag
+    return _count
+
+
+def _count(value: str, where: str) -> int:
+    try:
+        return count(value)
+    except (click.BadParameter, ValueError) as e:
+        raise ScenarioError(f"{where} is {shown(value)}; must be a whole number") from e
+
+
+def _number(value: str, where: str) -> float:
+    try:
+        return float(value)
+    except ValueError as e:
+        raise ScenarioError(f"{where} is {shown(value)}; must be a number > 0") from e
+
+
+def _flag(value: str, where: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise ScenarioError(f"{where} is {shown(value)}; must be true or false")
+    return value.lower() == "true"
