@@ -299,6 +299,31 @@ def test_mooncake_in_an_array(tmp_path: Path) -> None:
         load_trace(path)
 
 
+def test_agentic_rows_of_dynamo_wait_for_others(tmp_path: Path) -> None:
+    path = tmp_path / "agentic.jsonl"
+    rows = [
+        {"request_id": "a", "session_id": "s", "timestamp": 0.0, "input_tokens": 600,
+         "output_tokens": 5, "hash_ids": [1, 2], "prefix_reset": True},
+        {"request_id": "b", "created_time": 50.0, "input_length": 600, "output_length": 5,
+         "hash_ids": None},
+        {"request_id": "c", "session_id": "s", "wait_for": ["a", "b"], "delay_ms": 20,
+         "tool_wait_ms": 400.5, "input_length": 600, "output_length": 5, "hash_ids": [1, 3]},
+        {"request_id": "d", "session_id": "s", "delay": 10, "input_length": 600,
+         "output_length": 5, "hash_ids": []},
+    ]  # fmt: skip
+    path.write_text(lines(*rows))
+    trace = load_trace(path)
+    assert trace.meta["format"] == "mooncake"
+    assert trace.turns is not None
+    assert trace.turns.previous.tolist() == [-1, -1, 1, 2]
+    assert trace.turns.delay_s.tolist() == [0, 0, 0.4205, 0.01]
+    assert trace.arrival_s.tolist() == [0.0, 0.05, 0.4705, 0.4805]
+    assert any("several answers" in note for note in trace.meta["notes"])
+    path.write_text(lines(rows[0], rows[2] | {"wait_for": ["x"]}))
+    with pytest.raises(TraceError, match=r"line 2, column 'wait_for'.*request_ids of rows above"):
+        load_trace(path)
+
+
 def test_seconds_that_nothing_tells_are_questioned(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     for step, asked in ((0.0001, True), (0.5, False), (300_000, True)):

@@ -4,6 +4,11 @@ All three have ``input_length``, ``output_length``, ``hash_ids`` and ``timestamp
 the unit of the time and in the tokens that an id stands for. A row with a ``session_id`` and
 without a ``timestamp`` is the next turn of that session: it is sent ``delay`` ms after the answer
 to the turn before it, as NVIDIA AIPerf sends it.
+
+Dynamo's agentic form (``AgenticMooncakeRow`` in its lib/data-gen/src/mooncake.rs) adds
+``request_id`` and ``wait_for``, the requests whose answers a row waits for, then ``delay`` and
+``tool_wait_ms``; it also reads ``input_tokens``, ``output_tokens``, ``created_time`` and
+``delay_ms`` as other names.
 """
 
 from __future__ import annotations
@@ -58,10 +63,27 @@ PARAMS = {
 _UNITS = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
 _BATCH_ROWS, _BATCH_IDS = 1 << 14, 1 << 19
 _LENGTHS = ("input_length", "output_length")
+#: other names, as Dynamo reads them
+_ALIASES = {
+    "input_tokens": "input_length",
+    "output_tokens": "output_length",
+    "created_time": "timestamp",
+    "delay_ms": "delay",
+}
+
+
+def _named(row: dict[str, Any]) -> dict[str, Any]:
+    """A row under its own names."""
+    for alias, name in _ALIASES.items():
+        if alias in row and name not in row:
+            row[name] = row[alias]
+    return row
 
 
 def _first_object(source: Source) -> dict[str, Any]:
     row = first_object(source)
+    if _LENGTHS[0] not in row and ("hash_ids" in row or "wait_for" in row):
+        row = _named(dict(row))
     return row if _LENGTHS[0] in row and _LENGTHS[1] in row else {}
 
 
@@ -184,6 +206,7 @@ class _Lines:
         self._given = given is not None
         self._open = open_
         self._sessions: dict[Any, _Session] = {}
+        self._by_id: dict[Any, _Session] = {}
         self._rows = 0
         #: whether milliseconds may be an error
         self.question_ms = False
@@ -223,7 +246,8 @@ class _Lines:
         priority: list[int] = []
         timeout_s: list[float] = []
         ids = 0
-        for place, row in every:
+        for place, given in every:
+            row = _named(given)
             if self.output_tokens is not None:
                 row.setdefault(_LENGTHS[1], self.output_tokens)
             elif self.all_at_once and _LENGTHS[1] not in row:
@@ -277,6 +301,8 @@ class _Lines:
         if self.all_at_once:
             return 0
         time: Any = row.get("timestamp")
+        if row.get("wait_for"):
+            return self._after(place, row)
         session = row.get("session_id")
         before = None if session is None else self._sessions.get(_key(session))
         if time is None and before is not None:
@@ -297,9 +323,44 @@ class _Lines:
                 )
         if session is not None:
             self._sessions[_key(session)] = _Session(self._rows, time)
+        self._name(row, time)
         return time  # type: ignore[no-any-return]  # as it stands: whole or not
 
-    _told_delay = _told_priority = False
+    def _name(self, row: dict[str, Any], time: float) -> None:
+        """Others may wait for a row that has a ``request_id``."""
+        name = row.get("request_id")
+        if name is not None:
+            self._by_id[_key(name)] = _Session(self._rows, time)
+
+    def _after(self, place: str, row: dict[str, Any]) -> float:
+        """The earliest time at which a row can be sent that waits for others by their names."""
+        names = row["wait_for"]
+        names = names if isinstance(names, list) else [names]
+        found = [self._by_id[_key(name)] for name in names if _key(name) in self._by_id]
+        if not found:
+            _fail(self._source, place, row, "wait_for", "a list of request_ids of rows above it")
+        if len(names) > 1 and not self._told_several:
+            self._told_several = True
+            self._builder.notes.append(
+                "a row that waits for several answers waits for the one of them that is asked for "
+                "last"
+            )
+        before = max(found, key=lambda entry: (entry.at, entry.row))
+        delay = 0.0
+        for key in ("delay", "tool_wait_ms"):
+            value = row.get(key)
+            value = 0 if value is None else value
+            if not _is_number(value) or value < 0:
+                _fail(self._source, place, row, key, "a number of milliseconds >= 0")
+            delay += value
+        time = before.at + delay
+        self._builder.add_turn(self._rows, None if self._open else before.row, delay)
+        if row.get("session_id") is not None:
+            self._sessions[_key(row["session_id"])] = _Session(self._rows, time)
+        self._name(row, time)
+        return time
+
+    _told_delay = _told_priority = _told_several = False
 
     def _add_ids(self, place: str, row: dict[str, Any]) -> int:
         ids = row.get("hash_ids")
