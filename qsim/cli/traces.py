@@ -189,6 +189,90 @@ def synth(
     note(f"{out}: {count:,} requests over {last_s:,.0f} s")
 
 
+@group.command()
+@click.argument("paths", nargs=-1, metavar="[METRICS]... OUT")
+@click.option("--seconds", type=float, metavar="S", help="Between two scrapes, or from the "
+              "server's start to the only one.")  # fmt: skip
+@click.option(
+    "--rate", type=float, metavar="RPS", help="Requests a second; needed without METRICS."
+)
+@click.option("--prompt", metavar="MEAN,P95", help="Tokens of prompts, without METRICS.")
+@click.option("--output", metavar="MEAN,P95", help="Tokens of outputs, without METRICS.")
+@click.option("--model-name", metavar="NAME", help="Of METRICS of several models.")
+@click.option("--cv", type=float, default=1.0, show_default=True, metavar="X",
+              help="CV of the gaps between requests; 1 is Poisson.")  # fmt: skip
+@click.option("--correlation", type=float, default=0.0, show_default=True, metavar="X",
+              help="Rank correlation of the two lengths.")  # fmt: skip
+@click.option("--duration", type=float, metavar="S", help="Seconds of traffic; as long as what "
+              "was seen by default.")  # fmt: skip
+@click.option("--requests", type=int, metavar="N", help="Exactly so many requests.")
+@_TO
+@_SEED
+def reconstruct(
+    paths: tuple[str, ...], to: str | None, seed: int, duration: float | None,
+    requests: int | None, **given: Any,
+) -> None:  # fmt: skip
+    """Put a trace together anew from aggregates, and write it to OUT.
+
+    METRICS is one scrape of vLLM's /metrics, two (the earlier first), or answers of Prometheus's
+    API as JSON. Without METRICS, say --rate, --prompt and --output. What was assumed is told.
+
+    \b
+    qsim traces reconstruct before.txt after.txt --seconds 600 out.csv
+    qsim traces reconstruct range.json out.csv
+    qsim traces reconstruct --rate 5 --prompt 800,2500 --output 200,600 out.csv
+    """
+    from qsim.traces.reconstruct.reconstruct import (
+        reconstruct_from_metrics,
+        reconstruct_from_numbers,
+    )
+    from qsim.traces.synth.synthesize import Span
+    from qsim.traces.write import format_for, write_trace
+
+    if not paths:
+        raise click.UsageError("give OUT, and METRICS or --rate, --prompt and --output before it")
+    *metrics, last = paths
+    out = Path(last)
+    format_for(out, to)
+    check_output("OUT", out)
+    span = Span(duration_s=duration, requests=requests)
+    lengths = {k: _mean_and_p95(k, given.pop(k)) for k in ("prompt", "output")}
+    rate, seconds, model = (given.pop(k) for k in ("rate", "seconds", "model_name"))
+    if metrics:
+        told = [f"--{k}" for k, v in lengths.items() if v is not None]
+        if told:
+            raise click.UsageError(f"{told[0]} is told by METRICS; leave one of them out")
+        made = reconstruct_from_metrics(
+            metrics, seconds=seconds, rate_rps=rate, model_name=model, span=span, **given
+        )
+    else:
+        prompt, output = lengths["prompt"], lengths["output"]
+        if rate is None or prompt is None or output is None:
+            raise click.UsageError("without METRICS, give --rate, --prompt and --output")
+        if seconds is not None or model is not None:
+            raise click.UsageError("--seconds and --model-name are of METRICS")
+        made = reconstruct_from_numbers(
+            rate_rps=rate, prompt=prompt, output=output, span=span, **given
+        )
+    for text in made.notes:
+        note(text)
+    trace = made.draw(seed)
+    write_trace(trace, out, format=to)
+    note(f"{out}: {len(trace):,} requests over {trace.duration_s:,.0f} s")
+
+
+def _mean_and_p95(option: str, text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        mean, p95 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise click.UsageError(
+            f"--{option} is {text!r}; must be MEAN,P95 in tokens, such as 800,2500"
+        ) from None
+    return mean, p95
+
+
 _SPAN_OPTIONS = ("rate", "duration", "requests", "start", "scale")
 
 

@@ -5,7 +5,7 @@ Reading guide: ``trace`` is the table of requests, ``load`` reads a file or draw
 ``statistics`` the numbers that describe a trace. ``synth`` draws traces from a ``Workload``:
 ``arrivals`` and ``bursts`` say when, ``lengths`` how long, ``prefixes`` what prompts share;
 ``presets`` are workloads measured from public traces (``data/``), ``custom`` builds one from
-options.
+options. ``reconstruct`` makes workloads of aggregates.
 
 The names are imported when they are first used.
 """
@@ -17,6 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qsim.traces.load import iter_preset, load_trace, shape
+    from qsim.traces.reconstruct.reconstruct import (
+        reconstruct_from_metrics,
+        reconstruct_from_numbers,
+    )
     from qsim.traces.statistics import trace_statistics
     from qsim.traces.trace import HashIds, Trace, Turns, merge
     from qsim.traces.write import write_trace
@@ -28,6 +32,8 @@ _WHERE = {
     "iter_preset": "load",
     "load_trace": "load",
     "merge": "trace",
+    "reconstruct_from_metrics": "reconstruct.reconstruct",
+    "reconstruct_from_numbers": "reconstruct.reconstruct",
     "shape": "load",
     "trace_statistics": "statistics",
     "write_trace": "write",
@@ -40,6 +46,8 @@ __all__ = [
     "iter_preset",
     "load_trace",
     "merge",
+    "reconstruct_from_metrics",
+    "reconstruct_from_numbers",
     "shape",
     "trace_statistics",
     "write_trace",

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from qsim.cli import main
+from tests.traces.test_reconstruct import answer, scrape
 from tests.traces.test_serving_logs import DYNAMO, GENAI_PERF, START, VLLM_LOG, received
 from tests.traces.test_tools import (
     AIPERF,
@@ -41,6 +42,11 @@ FILES = {
     "info.log": START + received("11-30 07:01:10", "a") + received("11-30 07:01:12", "b"),
     "dynamo.jsonl": DYNAMO,
     "sharegpt.json": SHAREGPT,
+    "before.txt": scrape([5], [6]),
+    "after.txt": scrape([5, 9, 800] * 50, [6, 6, 70] * 50),
+    "range.json": answer(
+        (0.0, scrape([5], [6])), (60.0, scrape([5, 9, 800] * 50, [6, 6, 70] * 50))
+    ),
 }
 
 
@@ -60,7 +66,7 @@ def test_the_commands_work(command: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert program == "qsim"
     done = CliRunner().invoke(main, args)
     assert done.exit_code == 0, done.stderr
-    assert done.stdout or Path(args[-1]).exists() or "mine.csv" in args
+    assert done.stdout or Path(args[-1]).exists() or {"mine.csv", "traffic.csv"} & set(args)
 
 
 def test_every_link_leads_somewhere() -> None:
