@@ -114,16 +114,22 @@ class Confidence:
             head += f", its KV cache likewise, e of {self.kv_sigma:.1%}"
         lines = [head + ")"]
         if self.missed():
-            named = ", ".join(f"{g} {k} times" for g, k in self.missed().items())
+            often = {1: "once", 2: "twice"}
+            named = ", ".join(f"{g} {often.get(k, f'{k} times')}" for g, k in self.missed().items())
             lines[0] += f"; missed: {named}"
         if self.more:
             good = sum(r.met for r in self.more)
             lines.append(f"with one replica more: {good} of {n}")
         if self.by_profile:
+            misses = n - self.met
+            what = (
+                "the one miss comes"
+                if misses == 1
+                else f"{self.by_profile} of the {misses} misses come"
+            )
             lines.append(
-                f"{self.by_profile} of the {n - self.met} misses come from the error of the "
-                f"{self.source} profile alone; measured on your own server that doubt would be "
-                f"less: {self.calibrate}"
+                f"{what} from the error of the {self.source} profile alone; measured on your own "
+                f"server that doubt would be less: {self.calibrate}"
             )
         if not self.sigma:
             lines.append("the profile states no error, so that none is in this figure")
