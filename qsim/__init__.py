@@ -10,11 +10,13 @@ The public names are imported when they are first used, so ``import qsim`` costs
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # checkers know the name; typing need not be imported for it
 if TYPE_CHECKING:
+    from typing import Any
+
     from qsim.errors import QsimError
     from qsim.optimize.plan.planning import plan
     from qsim.optimize.schedule.scheduling import schedule

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from qsim.startup import end_at_once
+
 __all__ = ["ENDING_SIGNALS", "ended_by_signals", "uninterrupted"]
 
 #: what ends a command, where the platform has it
@@ -23,7 +25,7 @@ ENDING_SIGNALS: tuple[signal.Signals, ...] = tuple(
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt for the time of a ``with`` block.
+    """SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does, for the time of a ``with`` block.
 
     Once one of them has come both are ignored until the end of the block: what is cleaning up is
     not interrupted again by a caller who sends them twice. Ctrl-C still is obeyed each time.
@@ -35,13 +37,16 @@ def ended_by_signals() -> Iterator[None]:
 
     def end(number: int, frame: Any) -> None:
         for other in before:
-            signal.signal(other, signal.SIG_IGN)
+            if other != signal.SIGINT:
+                signal.signal(other, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     for number in ENDING_SIGNALS:
         # a handler of the caller's own is left alone, and so is "ignore"
-        if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL:
-            before[number] = signal.signal(number, end)
+        usual = signal.getsignal(number)
+        if usual == end_at_once or (usual == signal.SIG_DFL and number != signal.SIGINT):
+            handler = signal.default_int_handler if number == signal.SIGINT else end
+            before[number] = signal.signal(number, handler)
     try:
         yield
     finally:

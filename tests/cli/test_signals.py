@@ -82,6 +82,43 @@ def test_sigterm_and_sighup_end_a_command_as_ctrl_c_does(
     assert files_left(tmp_path) == []
 
 
+@pytest.mark.parametrize("module", ["click", "qsim.cli._root", "numpy", "qsim.sim.simulate"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_modules_are_imported_ends_without_a_traceback(
+    module: str, name: str
+) -> None:
+    code = f"""
+import os, signal, sys
+
+class Sender:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.{name})
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+sys.meta_path.insert(0, Sender())
+from qsim.__main__ import run
+run()
+"""
+    words = ["simulate", "azure-conv-2023:duration=5", "--profile", "h200_sxm/llama-3.1-8b/bf16"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nInterrupted.\n")
+
+
+def test_nothing_is_imported_before_signals_are_answered() -> None:
+    code = "import os, signal, sys; before = set(sys.modules); import qsim.__main__; "
+    code += "print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.split()) <= {
+        "__future__", "importlib", "importlib._bootstrap", "importlib._bootstrap_external",
+        "warnings", "qsim", "qsim.__main__", "qsim.startup",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("group", [False, True])
 def test_sigkill_of_the_parent_ends_its_workers(tmp_path: Path, profile: Path, group: bool) -> None:
     process = begin(tmp_path, *sweep(tmp_path, profile, 2))
