@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from qsim.cli._say import say
 from qsim.errors import MissingExtraError, OutputError, QsimError, ScenarioError
 from qsim.files import check_folder_writable, check_writable
 
@@ -124,9 +125,13 @@ class Outputs:
         self._interrupt = by
 
     def echo(self, text: str | Callable[[], str], nl: bool = True) -> None:
-        """Print on stdout."""
+        """Print on stdout; with ``nl`` it is text for people."""
         with self.attempt("stdout"):
-            click.echo(text if isinstance(text, str) else text(), nl=nl)
+            text = text if isinstance(text, str) else text()
+            if nl:
+                say(text)
+            else:  # rows and exports, which are read by programs
+                click.echo(text, nl=False)
 
     @property
     def failed(self) -> bool:

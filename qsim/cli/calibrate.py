@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qsim.cli._command import Group
+from qsim.cli._say import say
 
 if TYPE_CHECKING:
     from qsim.calibrate.recordings.read import Recording
@@ -50,7 +51,7 @@ def group() -> None:
 
 
 def _say(text: str) -> None:
-    click.echo(f"  {text}", err=True)
+    say(f"  {text}", err=True)
 
 
 def _host_from(source: str | None) -> HostTimes | None:
@@ -61,7 +62,7 @@ def _host_from(source: str | None) -> HostTimes | None:
         from qsim.calibrate.fit.fitting import fit
         from qsim.calibrate.recordings.read import read_recording
 
-        click.echo(f"host times from {source}", err=True)
+        say(f"host times from {source}", err=True)
         return fit([read_recording(source)], held_out=False, progress=_say).profile.host
     from qsim.profiles.lookup import load_profile
 
@@ -218,25 +219,25 @@ def fit_command(
         with outputs.attempt("--out"):
             profile.save(path)
             written = True
-        click.echo(f"{profile.id}: {path if written else 'not written, so it follows here'}")
+        say(f"{profile.id}: {path if written else 'not written, so it follows here'}")
         if not written:
             click.echo(to_json(profile.to_dict()), nl=False)
-        click.echo(mode_table(result))
+        say(mode_table(result))
         if profile.fit_error:
             e = profile.fit_error
-            click.echo(
+            say(
                 f"  phases left out, end to end: means within {e['worst_mean']}%, medians "
                 f"{e['worst_median']}%, p99 {e['worst_p99']}%, energy {e['worst_energy']}%"
             )
         if profile.measured_host is not None:
-            click.echo(
+            say(
                 f"  host as that of {profile.measured_host.like}; the measured one takes "
                 f"{profile.measured_host.slower:.2f} times as long"
             )
         if diagnostics is not None:
             with outputs.attempt("--diagnostics"):
                 for picture in draw_diagnostics(result, diagnostics):
-                    click.echo(f"  {picture}")
+                    say(f"  {picture}")
     outputs.finish()
 
 
@@ -332,7 +333,7 @@ def validate_command(
     if out is not None:
         with outputs.attempt("--out"):
             write_text(out, page)
-            click.echo(f"{out}", err=True)
+            say(f"{out}", err=True)
     if (out is None or outputs.failed) and json_path != "-":
         outputs.echo(page, nl=False)
     outputs.finish()

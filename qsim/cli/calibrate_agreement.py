@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from qsim.cli._command import Command
+from qsim.cli._say import say
 
 __all__ = ["agreement"]
 
@@ -53,7 +54,7 @@ def agreement(
         if not counts:
             continue
         for c in [StepCounts.sum(counts, recording.name, "all")] if total else counts:
-            click.echo(c.row())
+            say(c.row())
         overall += counts
     if overall:
         click.echo(StepCounts.sum(overall, "all", "").row())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qsim.cli._command import Command
+from qsim.cli._say import say
 
 if TYPE_CHECKING:
     from qsim.calibrate.measure.workload import HoldoutTrace
@@ -204,7 +205,7 @@ def run(
     names = list(METHODS) if methods == "all" else [m.strip() for m in methods.split(",")]
     jobs, refused = make_jobs(wanted, names, kind, template)
     for name, reason in refused.items():
-        click.echo(f"Note: {name} is left out: {reason}", err=True)
+        say(f"Note: {name} is left out: {reason}", err=True)
     with campaign_progress() as report:
         groups = groups_of(numbers or range(tensor_parallel_size), tensor_parallel_size)
         campaign = Campaign(jobs, refused, groups, out, report)
@@ -308,7 +309,7 @@ def _fit(folders: dict[str, Path]) -> dict[str, str]:
     for name, folder in sorted(folders.items()):
         target = folder.parent / f"{name}.profile.json"
         if not is_newer(target, folder):
-            click.echo(f"fitting and validating {name}", err=True)
+            say(f"fitting and validating {name}", err=True)
             try:
                 profile_recording(folder, target)
             except Exception as e:  # whatever it is, the recordings of the others must be fitted

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.cli._command import Command
+from qsim.cli._say import say
 
 if TYPE_CHECKING:
     from qsim.calibrate.recordings.measured import MeasuredRow
@@ -43,7 +44,7 @@ def table(recordings: tuple[str, ...], phases: tuple[str, ...], as_json: bool) -
     if as_json:
         click.echo(to_json([r.to_dict() for r in rows]))
         return
-    click.echo(_markdown(rows, bool(phases)))
+    say(_markdown(rows, bool(phases)))
 
 
 def _markdown(rows: list[MeasuredRow], with_phase: bool) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.cli._command import Command
+from qsim.cli._say import say
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ def transfer(
         from qsim.calibrate.transfer.catalogue import write_all
 
         folder = out or Path(qsim.profiles.lookup.__file__).parent
-        made = write_all(teacher, folder, lambda id: click.echo(f"  {id}", err=True))
-        click.echo(f"{len(made)} profiles in {folder}")
+        made = write_all(teacher, folder, lambda id: say(f"  {id}", err=True))
+        say(f"{len(made)} profiles in {folder}")
     if checks:
         _check(teacher, checks, as_json)
     if published is not None:
@@ -127,15 +128,15 @@ def _some(
         if reason is not None:
             if methods not in (None, "all"):
                 raise ScenarioError(f"{name}: {reason}")
-            click.echo(f"  {name}: {reason}", err=True)
+            say(f"  {name}: {reason}", err=True)
             continue
         profile = build(teacher, gpu, known.id, known.config, name, tp, memory)
         if profile.id in measured:
-            click.echo(f"Note: {profile.id} was measured; qsim has that profile", err=True)
+            say(f"Note: {profile.id} was measured; qsim has that profile", err=True)
         path = out / f"{profile.id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         profile.save(path)
-        click.echo(f"{profile.id}: {path}")
+        say(f"{profile.id}: {path}")
 
 
 def _check(teacher: Any, names: tuple[str, ...], as_json: bool) -> None:
@@ -175,7 +176,7 @@ def _check(teacher: Any, names: tuple[str, ...], as_json: bool) -> None:
     cells = [[r["profile"], r["quantity"], *(f"{r[k]:+.1f}" if k in ("worst", "mean")
               else f"{r[k]:.1f}" for k in ("median", "p90", "worst", "mean"))]
              for r in rows]  # fmt: skip
-    click.echo(table(heads, cells, left=2))
+    say(table(heads, cells, left=2))
 
 
 def _published(teacher: Any, path: Path, as_json: bool) -> None:
@@ -198,5 +199,5 @@ def _published(teacher: Any, path: Path, as_json: bool) -> None:
             ]
             for o in found
         ]
-        click.echo(table(heads, cells, left=3))
-        click.echo("\n" + summary(found))
+        say(table(heads, cells, left=3))
+        say("\n" + summary(found))

@@ -9,6 +9,7 @@ import click
 
 from qsim.cli._command import Group
 from qsim.cli._common import write_json
+from qsim.cli._say import say
 from qsim.profiles.lookup import list_profiles, load_profile, stated_errors
 from qsim.profiles.schema import Profile
 
@@ -42,7 +43,7 @@ def list_command(as_json: bool = False) -> None:
         write_json(rows, "-")
         return
     kinds = ("mean", "median", "p99", "energy")
-    click.echo(
+    say(
         table(
             ["id", "source", "vLLM", "KV tokens", *(f"error %\n{k}" for k in kinds)],
             [
@@ -61,7 +62,7 @@ def list_command(as_json: bool = False) -> None:
             left=3,
         )
     )
-    click.echo(
+    say(
         "\nerror: the worst deviation of a simulated mean, median or p99 latency, or energy, from"
         "\nthe measured one, on loads left out of the fit ('qsim profiles show ID' has them all);"
         "\nof a transferred profile an estimate"
@@ -80,7 +81,7 @@ def show(profile: str, as_json: bool, vllm_version: str | None) -> None:
     if as_json:
         write_json(loaded.to_dict(), "-")
     else:
-        click.echo(profile_text(loaded))
+        say(profile_text(loaded))
 
 
 @group.command("path")

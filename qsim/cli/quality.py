@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.cli._command import Command
+from qsim.cli._say import say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,7 +74,7 @@ def quality(
         }
         click.echo(to_json(data), nl=False)
         return
-    click.echo(_text(rows, mix, sources, "an unknown model, " if unknown else ""))
+    say(_text(rows, mix, sources, "an unknown model, " if unknown else ""))
 
 
 def _measured(model: str, profiles: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:

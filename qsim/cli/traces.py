@@ -11,6 +11,7 @@ import click
 from qsim.cli._command import Group
 from qsim.cli._common import load_shaped, note, option_group, to_json, trace_options
 from qsim.cli._outputs import check_output
+from qsim.cli._say import say
 
 if TYPE_CHECKING:
     from qsim.traces.synth.synthesize import Span, Workload
@@ -53,7 +54,10 @@ def info(as_json: bool, **given: Any) -> None:
         **({"columns": trace.meta["columns"]} if "columns" in trace.meta else {}),
         **trace_statistics(trace),
     }
-    click.echo(to_json(statistics) if as_json else _table(statistics), nl=False)
+    if as_json:
+        click.echo(to_json(statistics), nl=False)
+    else:
+        say(_table(statistics), nl=False)
 
 
 @group.command()

@@ -22,6 +22,8 @@ FloatArray = npt.NDArray[np.float64]
 
 #: Requests are drawn this many at a time, however many are wanted.
 BLOCK_REQUESTS = 1 << 16
+#: of smaller ones a gamma's draws are one number, and Weibull shapes are not searched
+_LEAST_CV = 0.003
 #: most steps of a rate profile that is repeated
 _MOST_STEPS = 50_000_000
 KINDS = ("poisson", "gamma", "weibull")
@@ -36,7 +38,7 @@ class Gaps:
     kind : str
         ``"poisson"``, ``"gamma"`` or ``"weibull"``.
     cv : float
-        Standard deviation over mean of the gaps, > 0; 1 is Poisson for all kinds.
+        Standard deviation over mean of the gaps, 0.003 to 100; 1 is Poisson for all kinds.
     """
 
     kind: str = "poisson"
@@ -45,8 +47,8 @@ class Gaps:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ScenarioError(f"arrivals is {self.kind!r}; must be one of {', '.join(KINDS)}")
-        if not (0 < self.cv <= 100):
-            raise ScenarioError(f"cv is {self.cv!r}; must be > 0 and <= 100")
+        if not (_LEAST_CV <= self.cv <= 100):
+            raise ScenarioError(f"cv is {self.cv!r}; must be from {_LEAST_CV} to 100")
         if self.kind == "poisson" and self.cv != 1:
             raise ScenarioError(
                 f"cv is {self.cv!r}; Poisson arrivals have 1: choose gamma or weibull"
