@@ -221,7 +221,7 @@ def test_a_rate_profile_from_a_file(tmp_path: Path) -> None:
         ("steady", {}, "arrivals is 'steady'; must be one of poisson"),
         ("gamma", {}, "gamma arrivals need --cv"),
         ("poisson", {"cv": 2.0}, "poisson arrivals take none; use gamma"),
-        ("gamma", {"cv": -1.0}, "cv is -1.0; must be > 0"),
+        ("gamma", {"cv": -1.0}, "cv is -1.0; must be from 0.003 to 100"),
         ("poisson", {"lengths": "gpt"}, "preset is 'gpt'; must be one of"),
         ("poisson", {"correlation": 1.0}, "correlation is 1.0; must be > -1 and < 1"),
         ("diurnal", {"peak_to_trough": 0.5}, "peak_to_trough is 0.5; must be >= 1"),
