@@ -19,6 +19,7 @@ from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces.trace import Trace
 
 __all__ = [
+    "RESHAPE",
     "SHAPE",
     "backlog_option",
     "engine_from",
@@ -49,7 +50,12 @@ ROUTER_HELP = (
 )
 
 #: options that read and shape a trace, by parameter
-SHAPE = ("format", "columns", "sort", "start", "end", "speed", "head")
+SHAPE = (
+    "format", "columns", "sort", "start", "end", "sample", "scale_prompt", "scale_output",
+    "shared_prefix", "speed", "head", "merge",
+)  # fmt: skip
+#: of them those of :func:`qsim.traces.shape` that it takes by name alone
+RESHAPE = ("sample", "scale_prompt", "scale_output", "shared_prefix")
 PICTURES = (".png", ".svg", ".pdf")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -102,9 +108,17 @@ trace_options = option_group(
                  help="Leave out requests before this time of the trace, s."),
     click.option("--end", type=float, metavar="S",
                  help="Leave out requests at or after this time of the trace, s."),
+    click.option("--sample", type=float, metavar="SHARE", help="Keep this share of the requests "
+                 "(of the sessions), drawn with --seed."),
+    click.option("--scale-prompt", type=float, metavar="X", help="Make prompts X times as long."),
+    click.option("--scale-output", type=float, metavar="X", help="Make outputs X times as long."),
+    click.option("--shared-prefix", type=count, metavar="TOKENS", help="So many tokens at the "
+                 "beginning of every prompt are the same, as a system prompt."),
     click.option("--speed", type=float, metavar="X",
                  help="Let requests arrive X times as fast (after --start and --end)."),
     click.option("--head", type=count, metavar="N", help="Keep the first N requests."),
+    click.option("--merge", multiple=True, metavar="TRACE", help="Add another trace, which starts "
+                 "with the first and is cut and scaled as it is; repeatable."),
 )  # fmt: skip
 
 
@@ -114,18 +128,27 @@ def load_shaped(
     format: str | None,
     columns: str | None,
     sort: bool | None,
-    start: float | None,
-    end: float | None,
-    speed: float | None,
-    head: int | None,
     seed: int,
+    merge: Iterable[str] = (),
+    **reshaping: Any,
 ) -> Trace:
-    """Read TRACE, say on stderr what was skipped, then cut and scale it."""
-    from qsim.traces import load_trace, shape
+    """Read TRACE, say on stderr what was skipped, then cut and scale it.
 
-    loaded = load_trace(trace, format=format, columns=columns, sort=bool(sort), seed=seed)
-    tell_reading(loaded.name, loaded.meta)
-    return shape(loaded, start, end, speed, head)
+    ``reshaping`` are fields of :class:`qsim.traces.reshape.Reshaping`.
+    """
+    from qsim.traces import load_trace
+    from qsim.traces.reshape import Reshaping, merge_all
+
+    asked = Reshaping(**reshaping)
+
+    def one(source: str, number: int, **read: Any) -> Trace:
+        loaded = load_trace(source, sort=bool(sort), seed=seed, **read)
+        shaped = asked.apply(loaded, seed, number)
+        tell_reading(loaded.name, {**shaped.meta, "skipped": loaded.meta.get("skipped")})
+        return shaped
+
+    first = one(trace, 0, format=format, columns=columns)
+    return merge_all(first, (one(other, k) for k, other in enumerate(merge, 1)))
 
 
 def tell_reading(name: str, meta: Mapping[str, Any]) -> None:

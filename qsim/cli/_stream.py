@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from qsim.cli._common import fleet_from, note, tell_reading
+from qsim.cli._common import RESHAPE, fleet_from, note, tell_reading
 from qsim.cli._progress import progress_bar
 from qsim.errors import ScenarioError
 
@@ -22,7 +22,7 @@ __all__ = ["run_streamed", "wants_stream"]
 #: options that need every request or step at the end, by parameter
 _WHOLE = {
     "report_path": "--report", "steps_path": "--steps", "timeline_path": "--timeline",
-    "sort": "--sort",
+    "sort": "--sort", "merge": "--merge",
 }  # fmt: skip
 
 
@@ -60,7 +60,14 @@ def run_streamed(
     trace = open_parts(
         given["trace"], format=given["format"], seed=given["seed"], columns=given["columns"]
     )
-    parts = trace.shaped(given["start"], given["end"], given["speed"], given["head"])
+    parts = trace.shaped(
+        given["start"],
+        given["end"],
+        given["speed"],
+        given["head"],
+        seed=given["seed"],
+        **{k: given[k] for k in RESHAPE},
+    )
     begin_s = time.monotonic()
     failure: OSError | None = None
     result: StreamResult | None = None

@@ -10,6 +10,7 @@ import click
 from qsim.checks import whole
 from qsim.cli._command import Command
 from qsim.cli._common import (
+    RESHAPE,
     backlog_option,
     engine_from,
     engine_options,
@@ -250,15 +251,20 @@ def _detail(given: dict[str, Any]) -> DetailWanted:
     replications = given["replications"] or (
         20 if explain or sure is not None else given["replications"]
     )
-    resampling = preset_draw(
-        given["trace"],
-        given["seed"],
-        given["growth"],
-        bool(given["peak_hour"]),
-        start_s=given["start"],
-        end_s=given["end"],
-        speed=given["speed"],
-        head=given["head"],
+    resampling = (
+        None
+        if given["merge"]
+        else preset_draw(
+            given["trace"],
+            given["seed"],
+            given["growth"],
+            bool(given["peak_hour"]),
+            start_s=given["start"],
+            end_s=given["end"],
+            speed=given["speed"],
+            head=given["head"],
+            **{k: given[k] for k in RESHAPE},
+        )
     )
     return DetailWanted(
         replications,

@@ -63,26 +63,18 @@ def info(as_json: bool, **given: Any) -> None:
 @group.command()
 @trace_options
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
-@click.option(
-    "--merge", "others", multiple=True, metavar="TRACE", help="Add another trace; repeatable."
-)
 @_TO
 @_SEED
-def convert(out: Path, others: tuple[str, ...], to: str | None, **given: Any) -> None:
-    """Write TRACE, cut and scaled, to OUT (.csv, .csv.gz, .parquet, .jsonl or .jsonl.gz).
+def convert(out: Path, to: str | None, **given: Any) -> None:
+    """Write TRACE, cut, scaled and merged, to OUT (.csv, .csv.gz, .parquet, .jsonl or .jsonl.gz).
 
-    Merged traces start together; --start, --end, --speed and --head apply to each of them.
+    Merged traces start together; what cuts and scales applies to each of them.
     """
-    from qsim.traces import merge
     from qsim.traces.write import format_for, write_trace
 
     format_for(out, to)  # fail before the work
     check_output("OUT", out)
-    source = given.pop("trace")
-    trace = load_shaped(source, **given)
-    if others:
-        more = [load_shaped(one, **{**given, "format": None, "columns": None}) for one in others]
-        trace = merge([trace, *more], name=f"{trace.name} and {len(more)} more")
+    trace = load_shaped(given.pop("trace"), **given)
     write_trace(trace, out, format=to)
     note(f"{out}: {len(trace):,} requests over {trace.duration_s:,.0f} s")
 

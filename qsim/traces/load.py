@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qsim.bounds import MAX_SEED
 from qsim.checks import whole
 from qsim.errors import TraceError
+from qsim.traces.reshape import Reshaping
 from qsim.traces.trace import Trace
 
 if TYPE_CHECKING:
@@ -236,8 +237,11 @@ def shape(
     end_s: float | None = None,
     speed: float | None = None,
     head: int | None = None,
+    *,
+    seed: int = 0,
+    **others: Any,
 ) -> Trace:
-    """Cut and scale a trace: first the slice, then the speed, then the head.
+    """Cut and scale a trace: the slice, what :class:`Reshaping` has besides, speed, head.
 
     Parameters
     ----------
@@ -250,16 +254,16 @@ def shape(
         Let the requests arrive so many times as fast.
     head : int, optional
         Keep the first so many requests.
+    seed : int
+        Of the sample.
+    **others
+        ``sample``, ``scale_prompt``, ``scale_output`` and ``shared_prefix``, as
+        :class:`qsim.traces.reshape.Reshaping` has them.
 
     Raises
     ------
     TraceError
         If no request is left or a value is not allowed.
     """
-    if start_s is not None or end_s is not None:
-        trace = trace.slice(start_s or 0.0, float("inf") if end_s is None else end_s)
-    if speed is not None:
-        trace = trace.speed(speed)
-    if head is not None:
-        trace = trace.head(head)
-    return trace
+    asked = Reshaping(start=start_s, end=end_s, speed=speed, head=head, **others)
+    return asked.apply(trace, seed)

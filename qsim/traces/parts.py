@@ -14,6 +14,7 @@ import numpy as np
 from qsim.errors import TraceError
 from qsim.traces.load import no_columns, opened, preset_request, split_params
 from qsim.traces.reading.source import Source
+from qsim.traces.reshape import Reshaping
 from qsim.traces.trace import Trace
 
 __all__ = ["PART_REQUESTS", "TraceParts", "is_large", "open_parts"]
@@ -89,6 +90,9 @@ class TraceParts:
         end_s: float | None = None,
         speed: float | None = None,
         head: int | None = None,
+        *,
+        seed: int = 0,
+        **others: Any,
     ) -> TraceParts:
         """Cut and scaled as :func:`qsim.traces.shape` does with a whole trace.
 
@@ -97,11 +101,8 @@ class TraceParts:
         TraceError
             If a value is not allowed; while the parts come, if no request is left.
         """
-        if speed is not None and not (speed > 0 and np.isfinite(speed)):
-            raise TraceError(f"{self.name}: speed is {speed!r}; must be a finite number > 0")
-        if head is not None and head < 1:
-            raise TraceError(f"{self.name}: head of {head} requests; must be >= 1")
-        parts = _shape(self, start_s or 0.0, end_s, speed, head)
+        asked = Reshaping(start=start_s, end=end_s, speed=speed, head=head, **others)
+        parts = _shape(self, asked, seed)
 
         def share(requests: int) -> float:
             return max(self._share(requests), requests / head if head else 0.0)
@@ -186,12 +187,12 @@ def _cut(trace: Trace) -> Iterator[Trace]:
         yield trace.take(np.arange(begin, min(begin + PART_REQUESTS, len(trace))))
 
 
-def _shape(
-    parts: TraceParts, start_s: float, end_s: float | None, speed: float | None, head: int | None
-) -> Iterator[Trace]:
-    left = head
+def _shape(parts: TraceParts, asked: Reshaping, seed: int) -> Iterator[Trace]:
+    left = asked.head
+    start_s, end_s = asked.start or 0.0, asked.end
+    reshaped = asked.piecewise(seed)
     seen: tuple[float, float] | None = None
-    empty = True
+    inside_any, empty = False, True
     for part in parts:
         arrival: Any = part.arrival_s
         seen = (float(arrival[0]) if seen is None else seen[0], float(arrival[-1]))
@@ -205,15 +206,19 @@ def _shape(
                 continue
             part = part.take(np.flatnonzero(inside))
             part = replace(part, arrival_s=part.arrival_s - start_s)
-        if speed is not None:
-            part = part.speed(speed)
+        inside_any = True
+        kept = reshaped(part)
+        if kept is None:
+            continue
         if left is not None:
-            part = part.head(left)
-            left -= len(part)
+            kept = kept.head(left)
+            left -= len(kept)
         empty = False
-        yield part
+        yield kept
         if left == 0:
             break
+    if empty and inside_any:
+        raise asked.nothing_left(parts.name)
     if empty and seen is not None:
         raise TraceError(
             f"{parts.name}: no request arrives in [{start_s:g} s, {end_s or float('inf'):g} s); "

@@ -27,6 +27,7 @@ from tests.traces.test_tools import (
 DOC = (Path(__file__).resolve().parents[2] / "docs" / "traffic.md").read_text("utf-8")
 FILES = {
     "log.csv": "time,input_tokens,output_tokens\n0,5,6\n1.5,7,8\n",
+    "other.csv": "time,input_tokens,output_tokens\n0,500,6\n1.5,700,8\n",
     "gateway.jsonl": lines({"req": {"at": 1700000000123, "tokens": 5}, "res": {"tokens": 6}}),
     "responses.jsonl": OPENAI,
     "spend_logs.csv": 'request_id,"startTime","prompt_tokens","completion_tokens"\n'
@@ -66,7 +67,7 @@ def test_the_commands_work(command: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert program == "qsim"
     done = CliRunner().invoke(main, args)
     assert done.exit_code == 0, done.stderr
-    assert done.stdout or Path(args[-1]).exists() or {"mine.csv", "traffic.csv"} & set(args)
+    assert done.stdout or Path(args[-1]).exists() or {"mine.csv", "traffic.csv", "tenth.csv"} & set(args)
 
 
 def test_every_link_leads_somewhere() -> None:

@@ -24,7 +24,10 @@ __all__ = ["EXPORTS", "Export", "export_plan", "export_pools", "parse_export", "
 
 EXPORTS = ("vllm", "kubernetes", "scenario")
 #: options of `qsim simulate` that read and shape a trace
-_TRACE_KEYS = ("trace", "format", "columns", "sort", "start", "end", "speed", "head")
+_TRACE_KEYS = (
+    "trace", "format", "columns", "sort", "start", "end", "sample", "scale_prompt", "scale_output",
+    "shared_prefix", "speed", "head", "merge",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,9 @@ def _scenario(
             )
         source = f"{beside}-profile.json"
         profile.save(source)
-    read = {k: options[k] for k in _TRACE_KEYS if options.get(k) is not None}
+    read = {k: options[k] for k in _TRACE_KEYS if options.get(k) not in (None, ())}
+    if "merge" in read:
+        read["merge"] = list(read["merge"])
     pool = pool_of(chosen, plan.router_of(chosen))
     scenario = pool_scenario(pool, read, source, plan.slos, plan.settings)
     text = to_yaml_text(scenario)

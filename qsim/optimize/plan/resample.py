@@ -108,7 +108,7 @@ class PresetDraw:
         """The draw number ``seed`` after the plan's own."""
         params = {**dict(self.params), "seed": str(self.seed + seed)}
         source = f"{self.name}:" + ",".join(f"{k}={v}" for k, v in params.items())
-        trace = shape(load_trace(source), **dict(self.shaped))
+        trace = shape(load_trace(source), **dict(self.shaped), seed=self.seed + seed)
         return forecast(trace, self.growth, self.peak_hour)[0]
 
     def text(self) -> str:

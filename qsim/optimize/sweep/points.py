@@ -17,7 +17,10 @@ from qsim.traces.trace import Trace
 
 __all__ = ["Scenarios"]
 
-_SHAPE = ("format", "columns", "sort", "start", "end", "speed", "head")
+_SHAPE = (
+    "format", "columns", "sort", "start", "end", "sample", "scale_prompt", "scale_output",
+    "shared_prefix", "speed", "head", "merge",
+)  # fmt: skip
 _RUN = (
     "trace",
     *_SHAPE,
@@ -100,20 +103,28 @@ class Scenarios:
         text = str(given)
         if parameters:
             text = _with_parameters(text, parameters)
-        shape = tuple((k, settings.get(k)) for k in _SHAPE)
+        shape = tuple(
+            (k, tuple(v) if isinstance(v := settings.get(k), list) else v) for k in _SHAPE
+        )
         return self._load_trace(text, shape, float(settings.get("growth", 1.0)), settings["seed"])
 
     def _read_trace(
         self, text: str, shape: tuple[tuple[str, Any], ...], growth: float, seed: int
     ) -> Trace:
         from qsim.traces import load_trace
-        from qsim.traces import shape as cut
+        from qsim.traces.reshape import Reshaping, merge_all
 
         s = dict(shape)
-        trace = load_trace(
-            text, format=s["format"], columns=s["columns"], sort=bool(s["sort"]), seed=seed
+        asked = Reshaping.of(s)
+        sort = bool(s["sort"])
+        first = load_trace(text, format=s["format"], columns=s["columns"], sort=sort, seed=seed)
+        merged = s["merge"] or ()
+        others = [merged] if isinstance(merged, str) else merged
+        more = (
+            asked.apply(load_trace(other, sort=sort, seed=seed), seed, k)
+            for k, other in enumerate(others, 1)
         )
-        return cut(trace, s["start"], s["end"], s["speed"], s["head"]).speed(growth)
+        return merge_all(asked.apply(first, seed), more).speed(growth)
 
     def profile(self, settings: Mapping[str, Any]) -> Profile:
         """The profile of ``settings``; its parts replace those of its id.

@@ -77,7 +77,8 @@ def trial_scenario(
             f"{trial.params['profile']} was not read from a file; save it and give its path"
         )
     growth = float(shaped.get("growth", 1.0))
-    scenario = {k: v for k, v in trace_options.items() if v is not None and k != "seed"}
+    said = {k: v for k, v in trace_options.items() if v not in (None, ()) and k != "seed"}
+    scenario = {k: list(v) if isinstance(v, tuple) else v for k, v in said.items()}
     if growth != 1:
         if scenario.get("speed") not in (None, 1.0):
             raise ScenarioError("--growth and --speed together cannot be said in a scenario")
