@@ -83,7 +83,7 @@ class Reshaping:
                 f"a KV block, to {MOST_TOKENS:,}"
             )
         if self.head is not None and self.head < 1:
-            raise TraceError(f"head is {self.head!r} requests; must be >= 1")
+            raise TraceError(f"head of {self.head!r} requests; must be >= 1")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Reshaping:

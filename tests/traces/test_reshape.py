@@ -121,7 +121,7 @@ def test_a_shared_prefix() -> None:
         ({"scale_prompt": 0.0}, "scale_prompt is 0.0"),
         ({"scale_output": float("inf")}, "scale_output is inf"),
         ({"shared_prefix": 15}, "shared_prefix is 15; must be from 16 tokens"),
-        ({"head": 0}, "head is 0"),
+        ({"head": 0}, "head of 0"),
         ({"speed": -1.0}, "speed is -1.0"),
     ],
 )
