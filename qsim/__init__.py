@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from qsim.errors import QsimError
+    from qsim.optimize.capacity.capacity import capacity
+    from qsim.optimize.capacity.curve import curve
     from qsim.optimize.plan.planning import plan
     from qsim.optimize.schedule.scheduling import schedule
     from qsim.optimize.sweep.sweeping import sweep
@@ -39,6 +41,8 @@ _WHERE = {
     "SimulationResult": "qsim.sim.results.result",
     "Slo": "qsim.sim.results.slo",
     "Trace": "qsim.traces",
+    "capacity": "qsim.optimize.capacity.capacity",
+    "curve": "qsim.optimize.capacity.curve",
     "list_profiles": "qsim.profiles.lookup",
     "load_profile": "qsim.profiles.lookup",
     "load_trace": "qsim.traces",
@@ -58,6 +62,8 @@ __all__ = [
     "Slo",
     "Trace",
     "__version__",
+    "capacity",
+    "curve",
     "list_profiles",
     "load_profile",
     "load_trace",

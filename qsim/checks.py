@@ -76,9 +76,9 @@ def check_ending(option: str, path: str, endings: tuple[str, ...]) -> None:
         For Parquet without pyarrow.
     """
     if not path.endswith(endings):
-        raise ScenarioError(
-            f"{option} is {path!r}; must end in {', '.join(endings[:-1])} or {endings[-1]}"
-        )
+        *others, last = endings
+        known = f"{', '.join(others)} or {last}" if others else last
+        raise ScenarioError(f"{option} is {path!r}; must end in {known}")
     if path.endswith(".parquet"):
         from importlib.util import find_spec
 

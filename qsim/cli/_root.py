@@ -28,6 +28,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "plan",
         "Find the smallest fleet of each method that meets the SLOs.",
     ),
+    "capacity": (
+        "qsim.cli.capacity",
+        "capacity",
+        "Find the most that given GPUs carry within the SLOs.",
+    ),
     "schedule": (
         "qsim.cli.schedule",
         "schedule",
@@ -43,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "tune",
         "Find the settings that nothing beats in every objective.",
     ),
+    "curve": ("qsim.cli.curve", "curve", "Show what fleets do over load, and where they break."),
     "sweep": ("qsim.cli.sweep", "sweep", "Simulate every point of a grid, one row a run."),
     "profiles": ("qsim.cli.profiles", "group", "List and show the calibrated profiles."),
     "traces": ("qsim.cli.traces", "group", "Describe, convert and synthesise request traces."),
@@ -54,7 +60,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 #: commands that multiply no matrices: starting a thread per core takes longer than importing the
 #: rest of numpy
-_NO_BLAS = ("simulate", "plan")
+_NO_BLAS = ("simulate", "plan", "capacity", "curve")
 
 
 def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:

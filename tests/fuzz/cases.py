@@ -64,6 +64,10 @@ COMMANDS: list[str] = [
     "plan {trace.csv} --profile {profile.json} --slo ttft:p99:9000 --jobs 1 --replications 2 "
     "--bottlenecks --max-replicas 3",
     "plan --scenario {plan.yaml} --jobs 1",
+    "capacity {trace.csv} --gpus h200_sxm=2 --profile {profile.json} --slo ttft:p50:9000 --jobs 1 "
+    "--precision 0.3",
+    "curve {trace.csv} --profile {profile.json} --slo ttft:p50:9000 --jobs 1 --rates 1,5 "
+    "--csv out/c.csv",
     "tune {trace.csv} --profile {profile.json} --objective energy --slo ttft:p99:9000 --trials 3 "
     "--batch 2 --max-replicas 2 --jobs 1",
     "tune {trace.csv} --profile {profile.json} --objective energy --trials 2 --batch 2 "

@@ -1,10 +1,9 @@
-"""The search for each profile's smallest fleet, and many such searches over one executor."""
+"""The search for a profile's smallest fleet."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from collections.abc import Generator
 from dataclasses import replace
 
 import numpy as np
@@ -12,26 +11,16 @@ import numpy as np
 from qsim.errors import TraceError
 from qsim.optimize.plan.budget import Budget
 from qsim.optimize.plan.candidate import Candidate, Shortfall
+from qsim.optimize.search.drive import Step
 from qsim.optimize.search.fleet_outcome import FleetOutcome, Goal
-from qsim.optimize.search.fleet_task import FleetTask, offered_load, run_fleet
+from qsim.optimize.search.fleet_task import FleetTask, offered_load
 from qsim.optimize.search.smallest_fleet import probes_left, smallest_fleet
 from qsim.sim.results.backlog import BacklogOutcome
 from qsim.sim.results.goodput import GoodputOutcome
 
-__all__ = ["Progress", "Search", "Step", "drive", "part_of", "search_candidate"]
+__all__ = ["Search", "search_candidate"]
 
-#: called with a fraction in [0, 1] and a text after every simulation
-Progress = Callable[[float, str], None]
-#: What a search yields: a fleet to simulate, and about how many more there will be
-Step = tuple[FleetTask, int]
 Search = Generator[Step, FleetOutcome, Candidate]
-
-
-def part_of(progress: Progress | None, begin: float, end: float) -> Progress | None:
-    """A callback for a part of the work, from ``begin`` to ``end`` of the whole."""
-    if progress is None:
-        return None
-    return lambda share, text: progress(begin + (end - begin) * share, text)
 
 
 def search_candidate(
@@ -139,42 +128,3 @@ def _infeasible(
 
 def _by_size(done: dict[int, FleetOutcome]) -> tuple[FleetOutcome, ...]:
     return tuple(done[n] for n in sorted(done))
-
-
-def drive(
-    executor: Executor,
-    searches: list[Search],
-    names: list[str],
-    progress: Progress | None = None,
-) -> list[Candidate]:
-    """Run all searches to their end, each one simulation ahead at a time."""
-    found: dict[int, Candidate] = {}
-    running: dict[Future[FleetOutcome], int] = {}
-    probes = [0] * len(searches)
-    shares = [0.0] * len(searches)
-
-    def advance(i: int, resume: Callable[[], Step]) -> None:
-        try:
-            task, left = resume()
-        except StopIteration as stop:
-            found[i] = stop.value
-            shares[i] = 1.0
-            return
-        shares[i] = max(shares[i], probes[i] / (probes[i] + 1 + left))
-        running[executor.submit(run_fleet, task)] = i
-
-    for i, search in enumerate(searches):
-        advance(i, search.__next__)
-    while running:
-        finished, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in sorted(finished, key=lambda f: running[f]):
-            i = running.pop(future)
-            search, error = searches[i], future.exception()
-            probes[i] += 1
-            if error is not None:
-                advance(i, lambda s=search, e=error: s.throw(e))  # type: ignore[misc]
-            else:
-                advance(i, lambda s=search, f=future: s.send(f.result()))  # type: ignore[misc]
-            if progress is not None:
-                progress(sum(shares) / len(shares), names[i])
-    return [found[i] for i in range(len(searches))]

@@ -11,7 +11,6 @@ from qsim.errors import ScenarioError
 from qsim.optimize.economics.prices import DEFAULT_CLASS
 from qsim.optimize.plan.budget import budget_of
 from qsim.optimize.plan.candidate import OBJECTIVES, Candidate
-from qsim.optimize.plan.candidate_search import Progress, part_of
 from qsim.optimize.plan.confidence import Replication
 from qsim.optimize.plan.detail import FEW, LITTLE, DetailWanted
 from qsim.optimize.plan.forecast import forecast
@@ -19,6 +18,7 @@ from qsim.optimize.plan.profile_choice import Choice, blank_candidate, choose_pr
 from qsim.optimize.plan.result import Plan
 from qsim.optimize.plan.setting_search import search_space
 from qsim.optimize.plan.stages import PlanRun
+from qsim.optimize.search.drive import Progress, part_of
 from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.fleet_task import FleetTask, describe
 from qsim.optimize.search.goals import carbon_of, quality_goal

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 from qsim.optimize.plan.budget import Budget
 from qsim.optimize.plan.candidate import Candidate, Shortfall
-from qsim.optimize.plan.candidate_search import Progress, drive, search_candidate
+from qsim.optimize.plan.candidate_search import search_candidate
 from qsim.optimize.plan.confidence import Replication, replicate
 from qsim.optimize.plan.detail import Detail, DetailWanted, plan_detail
 from qsim.optimize.plan.headroom import Headroom, find_headroom
 from qsim.optimize.plan.profile_choice import Choice
 from qsim.optimize.plan.resample import Resample
 from qsim.optimize.plan.setting_search import PlanProblem, SearchReport, run_search
+from qsim.optimize.search.drive import Progress, drive
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.fleet_task import FleetTask, run_fleet
 from qsim.optimize.search.space import Space

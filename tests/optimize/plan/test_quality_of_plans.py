@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from qsim.errors import ScenarioError
-from qsim.optimize.plan import candidate_search, headroom
+from qsim.optimize.plan import headroom
 from qsim.optimize.plan.planning import plan
+from qsim.optimize.search import drive
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask
 from qsim.optimize.tune.arguments import parse_limits
@@ -95,13 +96,13 @@ def test_below_the_floor_it_is_infeasible_and_never_simulated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ran: list[str] = []
-    run_fleet = candidate_search.run_fleet
+    run_fleet = drive.run_fleet
 
     def spy(task: FleetTask) -> FleetOutcome:
         ran.append(task.profile.identity.method)
         return run_fleet(task)
 
-    for module in (candidate_search, headroom):
+    for module in (drive, headroom):
         monkeypatch.setattr(module, "run_fleet", spy)
     awq = recovery(MODEL, "awq-w4a16")
     assert awq.low_pct < 96 < awq.mean_pct, "the floor must lie between low end and mean"

@@ -1,0 +1,245 @@
+"""What given GPUs carry: every layout at the highest rate at which the SLOs hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
+
+from qsim.bounds import MAX_REPLICAS
+from qsim.checks import whole
+from qsim.errors import ScenarioError, TraceError
+from qsim.optimize.capacity.layout import OBJECTIVES, Capacity, Layout, Traffic, ranked
+from qsim.optimize.capacity.rate_search import (
+    PRECISION,
+    Carried,
+    base_rate_rps,
+    first_speed,
+    rate_search,
+)
+from qsim.optimize.economics.prices import DEFAULT_CLASS
+from qsim.optimize.plan.candidate import Candidate
+from qsim.optimize.plan.profile_choice import Choice, blank_candidate, choose_profiles
+from qsim.optimize.search.drive import Progress, Step, drive
+from qsim.optimize.search.executors import open_executor
+from qsim.optimize.search.fleet_outcome import FleetOutcome
+from qsim.optimize.search.fleet_task import FleetTask, describe
+from qsim.optimize.search.goals import quality_goal
+from qsim.profiles.schema import Profile
+from qsim.sim.results.goodput import goodput_goal
+from qsim.sim.results.slo import Slo, check_judgeable, parse_slos
+from qsim.sim.scheduler.config import EngineOptions, refuse_queue_limits
+from qsim.traces import load_trace
+from qsim.traces.load import preset_names
+from qsim.traces.trace import Trace
+
+__all__ = ["DEFAULT_TRAFFIC", "capacity", "sized_traffic"]
+
+#: traffic where none is given
+DEFAULT_TRAFFIC = "azure-conv-2023"
+#: a preset of no given length is drawn to last about so long at the highest rate that is expected,
+#: within these numbers of requests
+_SECONDS = 120.0
+_FEWEST, _MOST = 2_000, 8_000
+
+
+def capacity(
+    model: str | None = None,
+    gpus: Mapping[str, int] | None = None,
+    trace: Trace | str = DEFAULT_TRAFFIC,
+    *,
+    slos: Sequence[Slo | str] = (),
+    goodput: Sequence[str] = (),
+    min_goodput: float | None = None,
+    methods: Sequence[str] = (),
+    profiles: Sequence[Profile | str] = (),
+    objective: str = "rate",
+    prices: Mapping[str, float] | None = None,
+    provider: str = DEFAULT_CLASS,
+    tasks: Mapping[str, float] | str | None = None,
+    min_quality: float | None = None,
+    router: str = "least-requests",
+    options: EngineOptions | None = None,
+    beyond_measured: bool = False,
+    precision: float = PRECISION,
+    seed: int = 0,
+    too_long: str = "error",
+    words: Sequence[str] = (),
+    jobs: int = 1,
+    dask: str | None = None,
+    progress: Progress | None = None,
+) -> Capacity:
+    """Find, for every layout of given GPUs, the highest rate at which every SLO is met.
+
+    A layout is a method and a tensor-parallel size on the GPUs of one type: as many replicas as
+    fit. All are given the same requests, faster or slower; every figure is simulated. A rate
+    counts only if the fleet keeps up with it (:mod:`qsim.sim.results.backlog`).
+
+    Parameters
+    ----------
+    model : str, optional
+        Take the shipped profiles of this model, on the types of ``gpus``, by ``methods`` if given.
+    gpus : mapping
+        Number of GPUs by type, such as ``{"h100_sxm": 8}``. Each layout uses one type.
+    trace : Trace or str
+        The traffic's shape; a preset of no given length is drawn long enough for the rates found.
+    slos, goodput, min_goodput, profiles, prices, provider, tasks, min_quality, router, options
+        As for :func:`qsim.plan`.
+    objective : {"rate", "cost", "energy"}
+        What layouts are ordered by: requests a second, USD per million output tokens, or J per
+        output token, each at the highest rate.
+    precision : float
+        A rate is the answer if one at most so much higher (0.02 is 2%) misses a goal.
+    words : sequence of str
+        TRACE and its options on the command line, for the commands that give a layout's figures
+        again; by default those of a ``trace`` that is text.
+    beyond_measured, seed, too_long, jobs, dask, progress
+        As for :func:`qsim.plan`.
+
+    Raises
+    ------
+    ScenarioError
+        If an argument is wrong, no SLO is given, the trace has no rate, or no layout fits.
+    ProfileError
+        If there is no profile to choose from.
+    """
+    limits = parse_slos(slos)
+    good = goodput_goal(goodput, min_goodput, limits)
+    if not limits and good is None:
+        raise ScenarioError("no SLO is given; a capacity needs one, such as ttft:p99:500")
+    if objective not in OBJECTIVES:
+        raise ScenarioError(f"objective is {objective!r}; must be one of {', '.join(OBJECTIVES)}")
+    stock = _stock(gpus)
+    options = replace(options or EngineOptions(), within_measured=not beyond_measured)
+    refuse_queue_limits(options.to_dict(), "qsim capacity")
+    goal = quality_goal(tasks, min_quality)
+    choices = choose_profiles(
+        model, tuple(stock) if model else (), methods, profiles, options.vllm_version
+    )
+    fitting = _fitting(choices, stock)
+    need = "cost" if objective == "cost" else "rate"
+    blanks = [blank_candidate(c, options, prices, need, goal, None, provider) for c, _ in fitting]
+    layouts = [_layout(b, stock) for b in blanks]
+    if all(b.reason for b in blanks):
+        raise ScenarioError(blanks[0].reason)
+
+    def task_of(layout: Layout, profile: Profile, trace: Trace) -> FleetTask:
+        return FleetTask(
+            trace, profile, layout.replicas, limits, layout.blank.options, router, seed, too_long,
+            good,
+        )  # fmt: skip
+
+    pairs = [(y, c.profile) for y, (c, _) in zip(layouts, fitting, strict=True)]
+    able = [(y, p) for y, p in pairs if not y.blank.reason]
+    if isinstance(trace, str):
+        trace, words = sized_traffic(
+            trace, seed, lambda t: [task_of(y, p, t) for y, p in able], tuple(words)
+        )
+    for slo in limits:
+        check_judgeable(trace, [slo.metric], f"SLO {slo}")
+    if good is not None:
+        check_judgeable(trace, [m for m, _ in good.limits], str(good))
+    traffic = Traffic(describe(trace), base_rate_rps(trace), tuple(words))
+    searches = [_search(task_of(y, p, trace), y, precision) for y, p in pairs]
+    with open_executor(jobs, at_most=len(able), dask=dask) as executor:
+        executor.share(trace)
+        for _, profile in able:
+            executor.share(profile)
+        found = drive(executor, searches, [y.profile for y in layouts], progress)
+    if progress is not None:
+        progress(1.0, "done")
+    settings = {"router": router, "seed": seed, "too_long": too_long, "precision": precision,
+                **options.to_dict()}  # fmt: skip
+    return Capacity(
+        ranked(found, objective), stock, traffic, limits, good, objective, goal, settings
+    )
+
+
+def _stock(gpus: Mapping[str, int] | None) -> dict[str, int]:
+    if not gpus:
+        raise ScenarioError("no GPUs are given; say how many of which, such as h100_sxm=8")
+    for gpu, count in gpus.items():
+        whole(f"gpus {gpu}", count, 1, MAX_REPLICAS)
+    return dict(gpus)
+
+
+def _fitting(choices: Sequence[Choice], stock: Mapping[str, int]) -> list[tuple[Choice, int]]:
+    """The profiles that fit the stock, each with its number of replicas."""
+    foreign = sorted({c.profile.identity.gpu for c in choices} - set(stock))
+    if foreign:
+        raise ScenarioError(
+            f"a profile is of gpu {foreign[0]!r}, of which there is none; there are "
+            f"{', '.join(f'{n} {g}' for g, n in stock.items())}"
+        )
+    sizes = [(c, c.profile.identity.tensor_parallel_size, c.profile.identity.gpu) for c in choices]
+    fitting = [(c, stock[g] // size) for c, size, g in sizes if size <= stock[g]]
+    if not fitting:
+        least = min(size for _, size, _ in sizes)
+        raise ScenarioError(
+            f"no profile fits the GPUs: the smallest needs {least} of one type; give more"
+        )
+    return fitting
+
+
+def _layout(blank: Candidate, stock: Mapping[str, int]) -> Layout:
+    replicas = stock[blank.gpu] // blank.tensor_parallel_size
+    return Layout(
+        blank,
+        replicas,
+        stock[blank.gpu] - replicas * blank.tensor_parallel_size,
+        reason=blank.reason,
+    )
+
+
+def sized_traffic(
+    trace: str,
+    seed: int,
+    tasks: Callable[[Trace], Sequence[FleetTask]],
+    words: tuple[str, ...] = (),
+) -> tuple[Trace, tuple[str, ...]]:
+    """Read or draw the traffic; a preset of no given length as long as the fleets call for.
+
+    Parameters
+    ----------
+    tasks : callable
+        The fleets' tasks with a trace.
+
+    Returns
+    -------
+    Trace
+    tuple of str
+        TRACE for the command line.
+    """
+    if trace not in preset_names():
+        return load_trace(trace, seed=seed), words or (trace,)
+    drawn = load_trace(f"{trace}:requests={_FEWEST}", seed=seed)
+    rate_rps = base_rate_rps(drawn)
+    fastest = max((first_speed(t) for t in tasks(drawn)), default=1.0)
+    count = min(max(math.ceil(fastest * rate_rps * _SECONDS / 100) * 100, _FEWEST), _MOST)
+    text = f"{trace}:requests={count}"
+    return load_trace(text, seed=seed), (text,)
+
+
+def _search(
+    task: FleetTask, layout: Layout, precision: float
+) -> Generator[Step, FleetOutcome, Layout]:
+    """One layout's search as :func:`qsim.optimize.search.drive.drive` runs it."""
+    if layout.blank.reason:
+        return layout
+    search = rate_search(first_speed(task), precision)
+    tried: list[FleetOutcome] = []
+    try:
+        speed = next(search)
+        while True:
+            tried.append((yield replace(task, trace=task.trace.speed(speed)), 3))
+            speed = search.send(tried[-1])
+    except TraceError as e:
+        return replace(layout, reason=str(e))
+    except StopIteration as stop:
+        found: Carried = stop.value
+    reason = ""
+    if found.best is None:
+        slowest = found.points[0]
+        rate_rps = slowest.speed * base_rate_rps(task.trace)
+        reason = f"{slowest.outcome.binding.sentence()} even at {rate_rps:.3g} requests/s"
+    return replace(layout, carried=found, reason=reason)
