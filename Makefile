@@ -10,13 +10,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # to make: a fit, a campaign, a cluster.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadscope
 
-.PHONY: help demo test quick check fuzz torture compiled clean
+.PHONY: help demo test quick check docs fuzz torture compiled clean
 
 help:
 	@echo "make demo   a capacity plan with the shipped profiles; pictures in demo-out/"
 	@echo "make test   all tests"
 	@echo "make quick  all tests but the slow ones"
 	@echo "make check  ruff, mypy and all tests, as .ci/run does"
+	@echo "make docs   the documentation as a site, in build/docs"
 	@echo "make torture  kill commands at random moments; they must go on as if undisturbed"
 	@echo "make fuzz   mutated inputs and options: N=100000 SEED=7 for more and others"
 	@echo "make compiled   compiles the simulator's inner loop in place (needs a C compiler)"
@@ -55,6 +56,15 @@ quick: $(VENV)/.stamp-dev
 
 check:
 	.ci/run
+
+$(VENV)/.stamp-docs: pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --editable '.[docs]'
+	@touch $@
+
+# Any warning, such as a link that leads nowhere, is an error.
+docs: $(VENV)/.stamp-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
 
 # Mutated inputs and options; what fails is kept in fuzz-failures/.
 N ?= 10000

@@ -1,15 +1,21 @@
-"""Every Python block of docs/quickstart.md runs, one after the other, as in a notebook."""
+"""The pages of docs/ say what qsim does: their Python runs, their commands print what is shown."""
 
 from __future__ import annotations
 
 import re
+import shlex
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.helpers import qsim
+
 DOCS = Path(__file__).parent.parent / "docs"
 ROOT = DOCS.parent
+#: a command in an indented block, and what it prints behind an empty line
+SHOWN = r"^    \$ (qsim (?:.*\\\n)*.*)\n\n?((?:    .*\n|\n(?=    (?!\$)))*)"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -26,6 +32,35 @@ def test_quickstart_runs_block_by_block(capsys: pytest.CaptureFixture[str]) -> N
     printed = capsys.readouterr().out
     assert "h200_sxm/llama-3.1-8b/fp8-w8a8" in printed
     assert "vllm serve" in printed
+
+
+@pytest.mark.slow
+def test_the_tutorial_shows_what_its_commands_print(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    shown = re.findall(SHOWN, text, re.MULTILINE)
+    assert len(shown) == 6
+    monkeypatch.chdir(tmp_path)
+    for command, output in shown:
+        words = shlex.split(re.sub(r"\\\n\s*", "", command))[1:]
+        result = qsim(*words)
+        assert result.exit_code == 0, (command, result.output)
+        printed = "".join(f"{line.rstrip()}\n" for line in result.stdout.splitlines())
+        at = 0
+        for part in textwrap.dedent(output).strip("\n").split("...\n"):  # "..." is what is left out
+            found = printed.find(part.strip("\n"), at)
+            assert found >= 0, f"{command}\n{part}\nis not in\n{printed}"
+            at = found + len(part)
+    assert (tmp_path / "fleet.yaml").exists()
+    assert (tmp_path / "serve.sh").read_text().count("vllm serve") == 1
+
+
+def test_every_page_is_in_the_site() -> None:
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    trees = "\n".join(re.findall(r"```{toctree}\n(.*?)```", index, re.DOTALL))
+    listed = set(re.findall(r"^(?:.*<)?([\w-]+)>?$", trees, re.MULTILINE))
+    assert listed == {p.stem for p in DOCS.glob("*.md")} - {"index"}
 
 
 def test_the_python_of_the_planning_page_runs(capsys: pytest.CaptureFixture[str]) -> None:

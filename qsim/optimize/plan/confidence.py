@@ -104,8 +104,10 @@ class Confidence:
     def text(self) -> list[str]:
         """Sentences for people."""
         n = len(self.runs)
+        size = self.runs[0].replicas
+        fleet = "1 replica meets" if size == 1 else f"{size} replicas meet"
         head = (
-            f"confidence: {self.runs[0].replicas} replicas meet every SLO in {self.met} of {n} "
+            f"confidence: {fleet} every SLO in {self.met} of {n} "
             f"replications ({self.traffic}; other seeds"
         )
         if self.sigma:

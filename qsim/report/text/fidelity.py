@@ -23,58 +23,12 @@ from qsim.calibrate.validate.fidelity import (
 
 __all__ = ["fidelity_page"]
 
-_INTRODUCTION = """\
-# How well the profiles predict
+_HEAD = """\
+# Simulated and measured
 
-This page is written by
+Each cell is *simulated / measured* and the error in percent, bold above 5%. qsim's docs/fidelity.md
+says what the columns mean."""
 
-    qsim calibrate validate RECORDING... --out docs/fidelity.md --remarks docs/fidelity-remarks.md
-
-from recordings of real vLLM servers: every engine step, every request as the client saw it, and
-the GPU's energy counter. A phase is a load that was sent to the server. Its own send times, prompt
-and output lengths go through the simulator, under the engine settings of the recording, and what
-comes out is compared with what was measured.
-
-* **left out**: the profile was fitted without this phase (on all other ones, or, of a profile given
-  by `--profile`, on other recordings), so the numbers are a prediction. This is the error that a
-  profile states in its `fit_error`.
-* **fitted**: the profile was fitted on all phases, this one among them. The shipped profiles are of
-  this kind, since more data make a better profile.
-
-Every cell is *simulated / measured* and the error in percent. Latencies are in ms, under the
-definitions of `vllm bench serve`; energy is that of the GPU from the first send to the last token.
-A cell above 5% is bold. The last column shows the band of the simulated p99 TTFT when the send
-times are shaken by 1 ms (standard deviation, five times): where a band is wide, so is what a real
-server would do.
-
-Now and then a real server's host thread is held for the length of a whole step, by all signs in an
-allocation. The update of the step before, and so every output in it, then comes late, by up to
-0.4 s. The simulator has no such events. Each phase below tells how many there were in the
-recording (updates more than 20 ms later than GPU and launches explain); in phases of a few hundred
-requests a single one can move the p99 by 10%.
-
-The same is told of two other things that a busy or shared host does and the simulator does not:
-requests that reached the engine more than 20 ms later than the model of the front end says, held in
-the API process or in the client (an engine that made schedule calls meanwhile, with an empty queue,
-shows them; bursts are left out); and launches that took over 10% more or less time than by the
-profile, whose launch times are those of all fitted loads together.
-
-## How well a real server repeats itself
-
-The same load, sent again to the same server with other token ids, or to a second server on another
-GPU (Llama-3.1-8B; largest differences seen; at the power limit and in energy of Qwen2.5-14B and
-Llama-3.1-70B too). Errors below these mean nothing.
-
-| TTFT / TPOT / E2EL | same server | two servers |
-|---|---|---|"""
-
-#: row, statistic, and what was seen between two servers
-_TWO_SERVERS = (
-    ("mean under load", "mean", "3% (light load) / 0.3% / 0.4%; at the power limit 2-3%"),
-    ("median", "median", "5% (light load) / 0.2% / 0.9%"),
-    ("p90", "p90", "4.5% / 1% / 1%"),
-    ("p99", "p99", "4% / 6% (very short outputs) / 0.2%"),
-)
 _TITLES = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "e2el_ms": "E2EL"}
 
 
@@ -90,7 +44,7 @@ def fidelity_page(
     agreement : sequence of StepCounts
         Steps that the scheduler reproduced, one count for each recording.
     """
-    lines = [_INTRODUCTION, *_repeats(), "", "## In short", ""]
+    lines = [_HEAD, "", "## In short", ""]
     lines += [*_counts(comparisons), "", *_summary(comparisons)]
     if any(c.held_out for c in comparisons):
         lines += ["", *_aims(comparisons), "", *_groups(comparisons), "", *_off(comparisons)]
@@ -106,15 +60,6 @@ def fidelity_page(
             lines += ["", f"### {phase}: {rows[0].what}", "", _facts(rows[0]), ""]
             lines += _phase_table(rows)
     return "\n".join(lines) + "\n"
-
-
-def _repeats() -> list[str]:
-    rows = []
-    for title, statistic, two_servers in _TWO_SERVERS:
-        same = " / ".join(f"{repeats_percent(statistic, m):g}%" for m in METRICS)
-        rows.append(f"| {title} | {same} | {two_servers} |")
-    energy = repeats_percent("energy", "j")
-    return [*rows, f"| energy | {energy:g}% | 1-4% under load, 2-9% in light load |"]
 
 
 def _counts(comparisons: Sequence[Comparison]) -> list[str]:
@@ -224,25 +169,11 @@ def _off(comparisons: Sequence[Comparison]) -> list[str]:
         *lines,
         *wrap(text, 100),
         "",
-        _OFF_LEGEND,
         "| recording | load | requests | | simulated / measured | error | nearby | between "
         "| repeats | held |",
         "|---|---|---:|---|---:|---:|---|---:|---|---|",
         *(_off_row(cell) for cell in cells),
     ]
-
-
-_OFF_LEGEND = """\
-* *nearby*: measured values 5 percentage points below and above a median or p90, 1 for a p99. Where
-  they are far apart, a few requests decide the statistic.
-* *between*: how many measured requests have a value between the measured statistic and the
-  simulated one. Beyond the slowest request there are none, so read it with *nearby*.
-* *repeats*: by how much the same server differs from itself at most (above); for a p99 of TTFT also
-  the band of the simulated one with shaken send times.
-* *held*: how often the server's host thread was held in that load, and how long at most; how many
-  requests came late to the engine, and how late at most; and the time of the host's launches over
-  that of the profile's, if they differ by more than 10% (x1.24: slower by 24%).
-"""
 
 
 def _off_row(cell: Cell) -> str:
@@ -277,22 +208,10 @@ def _held(c: Comparison) -> str:
     return "; ".join(parts)
 
 
-_AGREEMENT = """\
-## Does the scheduler run the same steps?
-
-The recorded send times and the recorded times of every schedule call and update are fed to the
-scheduler, and its batches are compared with the recorded ones, over all loads but the warm-up. A
-step agrees if it has the same prefill tokens and the same number of decodes. In the fourth column
-requests reach the engine when the model of the front end says; in the last one at the schedule call
-that first ran them in the recording, where that is within 6 ms of it. Load by load:
-
-    qsim calibrate agreement RECORDING...
-"""
-
-
 def _agreement(counts: Sequence[StepCounts]) -> list[str]:
     rows = [*counts, StepCounts.sum(counts, "all", "")]
-    return [_AGREEMENT, *AGREEMENT_HEAD, *(c.row() for c in rows)]
+    head = "## Does the scheduler run the same steps?"
+    return [head, "", *AGREEMENT_HEAD, *(c.row() for c in rows)]
 
 
 def _summary(comparisons: Sequence[Comparison]) -> list[str]:
