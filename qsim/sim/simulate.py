@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,22 @@ import numpy as np
 from qsim.catalog.versions import DEFAULT_VERSION, version_notes
 from qsim.profiles.measured_range import BeyondMeasured, MeasuredRange
 from qsim.profiles.schema import Profile
-from qsim.sim.engine.replica import Replica
 from qsim.sim.engine.steplog import Step
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import Setup, asked_pools, resolve_fleet
 from qsim.sim.fleet.fleet import Fleet
+from qsim.sim.fleet.parts import in_parts
 from qsim.sim.fleet.pool import Pool, ResolvedPool
+from qsim.sim.fleet.server import Server
 from qsim.sim.fleet.sessions import in_order_of_arrival
-from qsim.sim.results.finished import Finished, joined, request_columns, without_rejected
+from qsim.sim.results.finished import (
+    Finished,
+    joined,
+    outcome_notes,
+    outcomes,
+    request_columns,
+    without_rejected,
+)
 from qsim.sim.results.pools import PoolUse, pool_rows_of_columns
 from qsim.sim.results.result import Gaps, SimulationResult
 from qsim.sim.scheduler.config import EngineOptions
@@ -25,9 +33,6 @@ from qsim.sim.scheduler.server_memory import memory_notes
 from qsim.traces.trace import Trace
 
 __all__ = ["beyond_measured", "pool_uses", "replica_stats", "simulate"]
-
-#: requests that the fleet takes at a time
-_PART = 1 << 15
 
 
 def simulate(
@@ -100,7 +105,7 @@ def simulate(
         gaps.pack(fleet.gaps)
 
     # in parts, so that the fleet's columns are those of the requests that are in it
-    parts = _parts(run, output, _PART if run.turns is None else n)
+    parts = in_parts(run, output, None if run.turns is None else n)
     fleet = Fleet(
         *next(parts),
         setup,
@@ -127,7 +132,8 @@ def simulate(
     begin_ps = int(finished.arrival_ps[0])
     if fleet.limits is not None:
         notes += fleet.limits.notes()
-        output, admissible, finished = without_rejected(output, admissible, finished)
+    notes += outcome_notes(outcomes(finished))
+    output, admissible, finished = without_rejected(output, admissible, finished)
     requests = np.bincount(finished.replica, minlength=setup.replicas)
     columns = request_columns(trace, output, admissible, finished)
     duration_s = (fleet.end_ps - begin_ps) / PS_PER_S
@@ -150,16 +156,6 @@ def simulate(
     )
 
 
-def _parts(
-    trace: Trace, output: np.ndarray[Any, np.dtype[np.int64]], size: int
-) -> Iterator[tuple[Trace, list[int]]]:
-    n = len(trace)
-    for begin in range(0, n, size):
-        end = min(begin + size, n)
-        part = trace if end - begin == n else trace.take(np.arange(begin, end))
-        yield part, output[begin:end].tolist()
-
-
 def beyond_measured(
     setup: Setup, fleet: Fleet, requests: int, longer: int
 ) -> tuple[BeyondMeasured | None, list[str]]:
@@ -173,7 +169,7 @@ def beyond_measured(
         Requests that were served, and those longer than any that was measured.
     """
     found = [
-        _beyond(pool, [fleet.replicas[i] for i in use.servers], requests, longer)
+        _beyond(pool, [fleet.lives.servers[i] for i in use.servers], requests, longer)
         for pool, use in zip(setup.pools, pool_uses(setup), strict=True)
     ]
     if len(found) == 1:
@@ -187,20 +183,20 @@ def beyond_measured(
 
 
 def _beyond(
-    pool: ResolvedPool, replicas: Sequence[Replica], requests: int, longer: int
+    pool: ResolvedPool, servers: Sequence[Server], requests: int, longer: int
 ) -> BeyondMeasured | None:
     measured = MeasuredRange.of(pool.profile)
     if not measured.known:
         return None
     return BeyondMeasured(
         measured,
-        steps=sum(r.steps for r in replicas),
-        by_requests=sum(r.beyond_requests for r in replicas),
-        by_tokens=sum(r.beyond_tokens for r in replicas),
-        by_context=sum(r.beyond_context for r in replicas),
+        steps=sum(r.steps for r in servers),
+        by_requests=sum(r.beyond_requests for r in servers),
+        by_tokens=sum(r.beyond_tokens for r in servers),
+        by_context=sum(r.beyond_context for r in servers),
         requests=requests,
         long_requests=longer,
-        peak_requests=max(r.peak_running for r in replicas),
+        peak_requests=max(r.peak_running for r in servers),
         max_num_batched_tokens=pool.config.max_num_batched_tokens,
     )
 
@@ -238,12 +234,12 @@ def replica_stats(
             **({"pool": names[r.index]} if names else {}),
             "requests": int(requests[r.index]),
             "steps": r.steps,
-            "busy_s": r.meter.total_busy_ps / PS_PER_S,
-            "energy_j": r.meter.energy_j,
+            "busy_s": r.total_busy_ps / PS_PER_S,
+            "energy_j": r.energy_j,
             "preemptions": r.preemptions,
             "peak_running": r.peak_running,
             "peak_waiting": r.peak_waiting,
             "peak_kv_usage": 1.0 - r.least_free_blocks / r.usable_blocks,
         }
-        for r in fleet.replicas
+        for r in fleet.lives.servers
     ]

@@ -17,6 +17,7 @@ from qsim.sim.fleet.admission import asked_pools, resolve_fleet
 from qsim.sim.fleet.fleet import Fleet
 from qsim.sim.fleet.pool import Pool
 from qsim.sim.results.backlog import Load, judge
+from qsim.sim.results.finished import outcome_notes
 from qsim.sim.results.latency import Latency
 from qsim.sim.results.pools import PoolSums
 from qsim.sim.results.slo import Slo, has_something
@@ -157,6 +158,7 @@ def simulate_stream(
     notes += told
     if fleet.limits is not None:
         notes += fleet.limits.notes()
+    notes += outcome_notes(sums.outcomes)
     duration_s = (fleet.end_ps - sums.begin_ps) / PS_PER_S
     stats = replica_stats(setup, fleet, sums.requests)
     return StreamResult(

@@ -135,7 +135,7 @@ def test_a_simulation_gives_the_bytes_that_it_always_gave(name: str, tmp_path: P
 def test_the_parts_that_a_fleet_takes_do_not_matter(
     name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qsim.sim.simulate._PART", size)
+    monkeypatch.setattr("qsim.sim.fleet.parts.PART", size)
     test_a_simulation_gives_the_bytes_that_it_always_gave(name, tmp_path)
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from qsim.errors import InfeasibleError
 from qsim.optimize.search.fleet_task import offered_load
-from qsim.sim.fleet.lifecycle import ServerPool
+from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.results.backlog import BacklogOutcome
 from qsim.sim.results.continued import settled
 from qsim.sim.results.result import SimulationResult

@@ -314,7 +314,7 @@ class Bench:
                 rows = [list(row) for row in counts]
                 for t in run.missed:
                     k = int(np.argmax(rows[t]))
-                    rows[t][k] = min(rows[t][k] + 1, search.choices[k].pool.limit)
+                    rows[t][k] = min(rows[t][k] + 1, search.choices[k].pool.replicas)
                 following = tuple(tuple(row) for row in rows)
                 if following == counts:
                     break
@@ -328,4 +328,4 @@ class Bench:
 
 
 def _limited(choice: PoolChoice, servers: int) -> PoolChoice:
-    return replace(choice, pool=replace(choice.pool, limit=max(1, math.ceil(servers))))
+    return replace(choice, pool=replace(choice.pool, replicas=max(1, math.ceil(servers))))

@@ -96,7 +96,7 @@ def tune_policy(
             "trace": digest[:16],
             "slos": [str(s) for s in problem.slos],
             "window_s": problem.window_s,
-            "pools": [[c.name, c.pool.limit] for c in choices],
+            "pools": [[c.name, c.pool.replicas] for c in choices],
         },
         progress=progress,
     )

@@ -13,7 +13,7 @@ from qsim.errors import ScenarioError
 from qsim.optimize.economics.carbon import CarbonSeries, GridIntensity
 from qsim.optimize.schedule.tasks import BIN_S, RunOutcome
 from qsim.quality.recovery import Recovery
-from qsim.sim.fleet.lifecycle import ServerPool
+from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.results.slo import Slo
 from qsim.traces.trace import Trace
 

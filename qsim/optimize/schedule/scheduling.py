@@ -35,7 +35,8 @@ from qsim.optimize.search.study import StudySettings
 from qsim.optimize.search.study_open import check_study
 from qsim.profiles.schema import Profile
 from qsim.sim.fleet.dynamic import waits_for_answers
-from qsim.sim.fleet.lifecycle import Lifecycle, ServerPool
+from qsim.sim.fleet.lifecycle import Lifecycle
+from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.results.slo import Slo, check_judgeable, parse_slos
 from qsim.sim.scheduler.config import EngineOptions, refuse_queue_limits
 from qsim.traces.trace import Trace
@@ -288,7 +289,7 @@ def _choices(
                 f"no price is known for gpu {identity.gpu!r}; give one (--price "
                 f"{identity.gpu}=USD per hour) or choose another objective"
             )
-        pool = ServerPool(one.profile, 1, 1.0, options.settled(one.profile), lifecycle)
+        pool = ServerPool(one.profile, 1, options.settled(one.profile), lifecycle=lifecycle)
         pool.options.resolve(one.profile)
         choices.append(
             PoolChoice(
@@ -333,7 +334,7 @@ def _measure(
             (n for n in range(1, max_replicas) if capacity.of(n) >= peak * 1.1), max_replicas
         )
         limit = min(max_replicas, need + 1)
-        kept.append((replace(choice, pool=replace(choice.pool, limit=limit)), capacity))
+        kept.append((replace(choice, pool=replace(choice.pool, replicas=limit)), capacity))
         tell.step(len(kept) / len(choices), choice.name)
     if not kept:
         raise InfeasibleError("; ".join(notes))
@@ -432,7 +433,7 @@ def _run(
             "trace_simulations": sum(r.trials for r in results) + best.trials,
             "capacity_optimism": OPTIMISM,
             "capacities_rps": {
-                c.name: [k.of(n) for n in range(1, c.pool.limit + 1)]
+                c.name: [k.of(n) for n in range(1, c.pool.replicas + 1)]
                 for c, k in zip(choices, capacities, strict=True)
             },
         },

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qsim.sim.fleet.autoscaler import Constant, Policy
 from qsim.sim.fleet.dynamic import DynamicResult, simulate_dynamic
-from qsim.sim.fleet.lifecycle import ServerPool
+from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.results.slo import Slo, SloOutcome, attainment
 from qsim.traces.trace import Trace
 
@@ -78,7 +78,9 @@ def run_window(task: WindowTask) -> WindowOutcome:
     begin_s, end_s = task.start_s - warm_s, task.start_s + task.window_s
     at = task.trace.arrival_s
     low, high = np.searchsorted(at, [begin_s, begin_s + (end_s - begin_s) * task.speed])
-    pools = tuple(replace(p, limit=max(1, n)) for p, n in zip(task.pools, task.counts, strict=True))
+    pools = tuple(
+        replace(p, replicas=max(1, n)) for p, n in zip(task.pools, task.counts, strict=True)
+    )
     watts = sum(n * p.profile.power.idle_w for p, n in zip(task.pools, task.counts, strict=True))
     if low == high:  # nobody comes
         empty = tuple(0.0 for _ in task.slos)

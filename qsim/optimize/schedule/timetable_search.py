@@ -24,7 +24,7 @@ from qsim.optimize.schedule.dynamic_programming import cheapest_path, fleet_stat
 from qsim.optimize.schedule.problem import PoolChoice, ScheduleProblem
 from qsim.optimize.schedule.tasks import WindowOutcome, WindowTask, run_window
 from qsim.optimize.search.executor import TaskExecutor
-from qsim.sim.fleet.lifecycle import ServerPool
+from qsim.sim.fleet.pool import ServerPool
 
 __all__ = ["OPTIMISM", "Proposal", "WindowSearch"]
 
@@ -64,7 +64,7 @@ class WindowSearch:
     capacities : sequence of PoolCapacity
     executor : TaskExecutor
     pack : int
-        How requests are routed, as in :class:`qsim.sim.fleet.dynamic_fleet.DynamicFleet`.
+        How requests are routed, as in :func:`qsim.sim.fleet.dynamic.simulate_dynamic`.
     """
 
     problem: ScheduleProblem
@@ -77,7 +77,7 @@ class WindowSearch:
     def __post_init__(self) -> None:
         p = self.problem
         gpus = [c.gpus for c in self.choices]
-        self.states = fleet_states([c.pool.limit for c in self.choices], p.max_gpus, gpus)
+        self.states = fleet_states([c.pool.replicas for c in self.choices], p.max_gpus, gpus)
         if not len(self.states):
             raise InfeasibleError(
                 f"max_gpus is {p.max_gpus}, and one server needs {min(gpus)}: raise it by "
@@ -284,7 +284,7 @@ class WindowSearch:
             for (t, s), o in self.known.items()
             if t == window and not o.met
         ]
-        most = ", ".join(f"{c.pool.limit} of {c.label}" for c in self.choices)
+        most = ", ".join(f"{c.pool.replicas} of {c.label}" for c in self.choices)
         limit = f"max_gpus {p.max_gpus}" if p.max_gpus is not None else f"the most to try ({most})"
         if not tried:
             carried = float(self.capacity.max())

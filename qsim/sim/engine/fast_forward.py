@@ -101,6 +101,8 @@ class FastForward:
             if not inflight.grouped or not inflight.rows:
                 return False
             batch = inflight.batch
+            if batch.step <= replica.scheduler.last_abort:
+                return False  # not all who are in it go on
             self._launched = (
                 inflight.rows,
                 inflight.gpu_end_ps,
@@ -253,6 +255,8 @@ class FastForward:
             # ---- who has come, and who decodes from now on
             while inbox and inbox[0][0] <= now:
                 scheduler.add(inbox.popleft()[1])
+            if replica.aborts:
+                break
             if phase != (launched is not None):
                 if members or leaving:
                     break

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from qsim.profiles.schema import FrontEnd
 from qsim.sim.engine.timing import PS_PER_MS
 
-__all__ = ["FREE", "client_times", "receive_ps"]
+__all__ = ["FREE", "client_last_ps", "client_times", "receive_ps"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -23,6 +23,27 @@ def receive_ps(frontend: FrontEnd, prompt_tokens: npt.NDArray[Any]) -> npt.NDArr
     token_ps = frontend.receive_ms_per_1k_prompt_tokens * PS_PER_MS / 1000
     prompt = prompt_tokens.astype(np.float64)
     return np.rint(frontend.receive_ms * PS_PER_MS + token_ps * prompt)
+
+
+def client_last_ps(
+    frontend: FrontEnd,
+    prompt_tokens: int,
+    output_tokens: int,
+    first_ps: int,
+    first_rows: int,
+    last_ps: int,
+    last_rows: int,
+) -> int:
+    """When the client has the last token of one request, ps: as :func:`client_times`."""
+    f = frontend
+    token_ps = f.first_token_ms_per_1k_prompt_tokens * PS_PER_MS / 1000
+    first = f.first_token_ms * PS_PER_MS + token_ps * float(prompt_tokens)
+    first += f.first_token_ms_per_running * PS_PER_MS * first_rows
+    first_token_ps = first_ps + round(first)
+    if output_tokens == 1:
+        return first_token_ps
+    last = f.last_token_ms * PS_PER_MS + f.last_token_ms_per_running * PS_PER_MS * last_rows
+    return max(last_ps + round(last), first_token_ps)
 
 
 def client_times(

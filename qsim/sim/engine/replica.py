@@ -98,6 +98,7 @@ class Replica:
         self._jump = jump
         self._step_log = step_log
         self._inbox: deque[tuple[int, Request]] = deque()
+        self.aborts: list[Request] = []  # to be ended with the next turn
         self._queue: deque[_Inflight] = deque()
         self._gpu_free_ps = 0
         self._launched = True
@@ -147,9 +148,23 @@ class Replica:
 
     def call_ps(self) -> int:
         """When to call ``proceed``: no request finishes before; -1: not before the next request."""
-        if self._fast_forward.active:
+        if self._fast_forward.active and not self.aborts:
             return earliest_finish_ps(self, self._fast_forward, self._next_ps)
         return self._next_ps
+
+    def abort(self, request: Request) -> None:
+        """End a request that has not finished: its client has gone.
+
+        The engine hears of it at its next turn, whose result it still applies, as vLLM's does
+        (vllm/v1/engine/core.py, ``_process_input_queue``): seat and KV blocks are free then. One
+        that is still in the front end never comes.
+        """
+        for entry in self._inbox:
+            if entry[1] is request:
+                self._inbox.remove(entry)
+                request.finished = True
+                return
+        self.aborts.append(request)
 
     def settle(self) -> None:
         """Write what is kept about finished requests: their indices may be used again."""
@@ -198,7 +213,7 @@ class Replica:
             if not self._launched and scheduler.has_unfinished():
                 self._launched = True  # vLLM's loop sleeps once, then goes on
                 return now + self._timing.idle_sleep_ps
-        if self._jump and self._fast_forward.enter():
+        if self._jump and not self.aborts and self._fast_forward.enter():
             return now
         inbox = self._inbox
         while inbox and inbox[0][0] <= now:
@@ -207,6 +222,10 @@ class Replica:
 
     def _step(self, now: int) -> int:
         scheduler, queue, timing = self.scheduler, self._queue, self._timing
+        if self.aborts:
+            for request in self.aborts:
+                scheduler.abort(request)
+            self.aborts = []
         time = now
         self._launched = False
         if scheduler.has_work():

@@ -53,13 +53,15 @@ class TokenTimes:
         gaps = self.gaps
         if as_group and self.grouped:
             members = len(batch.members)
+            if len(update.tokens) < members + len(batch.sampled):  # somebody was aborted
+                members = sum([r in update.tokens for r in batch.members])
             if members:
                 gaps.frombytes(pack_entry(time_ps - self.time_ps, 0, 1, members))
             if len(batch.sampled) > len(update.first):  # somebody who was preempted
                 emitted = self.emitted_ps
                 for request in batch.sampled:
                     before = emitted[request.index]
-                    if before >= 0:
+                    if before >= 0 and request in update.tokens:
                         gaps.extend((time_ps - before, 0, 1, 1))
             self._unwritten = update.tokens
         else:

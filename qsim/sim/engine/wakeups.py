@@ -16,10 +16,11 @@ class WakeUps:
         How many there are.
     """
 
-    __slots__ = ("_heap", "_n", "_times")
+    __slots__ = ("_heap", "_n", "_times", "time_ps")
 
     def __init__(self, replicas: int) -> None:
         self._n = replicas
+        self.time_ps = 0  # of what ``next_before`` returned last
         self._times = [-1] * replicas  # -1: none
         # time x replicas + replica; entries that no longer hold are dropped when they come up
         self._heap: list[int] = []
@@ -44,5 +45,6 @@ class WakeUps:
             replica = key - time_ps * n
             if times[replica] == time_ps:
                 times[replica] = -1
+                self.time_ps = time_ps
                 return replica
         return -1

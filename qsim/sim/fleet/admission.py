@@ -16,6 +16,7 @@ from qsim.checks import whole
 from qsim.errors import ScenarioError, TraceError
 from qsim.profiles.measured_range import MeasuredRange
 from qsim.profiles.schema import Profile
+from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.pool import Pool, ResolvedPool, resolve_pools
 from qsim.sim.fleet.router import ROUTERS, check_weights
 from qsim.sim.scheduler.config import QUEUE_LIMITS, EngineOptions
@@ -37,6 +38,11 @@ class Setup:
     seed: int
     too_long: str
     frontend: bool
+    concurrency: int | None = None
+    client_timeout_s: float | None = None
+    failures: Failures | None = None
+    #: fill one server after the other, with so many requests per weight, instead of the router
+    pack: int = 0
 
     def admission(self) -> Admission:
         """What takes its requests: those that every pool would take."""

@@ -11,14 +11,17 @@ import numpy.typing as npt
 
 from qsim.errors import ScenarioError
 from qsim.sim.engine.timing import PS_PER_S
-from qsim.sim.fleet.admission import Admission
+from qsim.sim.fleet.admission import Setup
 from qsim.sim.fleet.autoscaler import Policy
-from qsim.sim.fleet.dynamic_fleet import DynamicFleet
-from qsim.sim.fleet.lifecycle import STATES, ServerPool
-from qsim.sim.results.finished import request_columns
+from qsim.sim.fleet.fleet import Fleet
+from qsim.sim.fleet.lifecycle import STATES
+from qsim.sim.fleet.parts import in_parts
+from qsim.sim.fleet.pool import Pool, ResolvedPool, resolve_servers
+from qsim.sim.fleet.server import Server
+from qsim.sim.results.finished import Finished, joined, request_columns
 from qsim.sim.results.result import Gaps, SimulationResult
 from qsim.sim.results.slo import Slo
-from qsim.sim.scheduler.server_memory import most_model_len
+from qsim.sim.scheduler.config import refuse_queue_limits
 from qsim.traces.trace import Trace
 
 __all__ = ["DynamicResult", "PoolOutcome", "simulate_dynamic", "waits_for_answers"]
@@ -74,7 +77,7 @@ class DynamicResult:
     energy_bins_j : float64 array
         Energy of all GPUs by bin, from time 0.
     changes, decisions
-        As of :class:`qsim.sim.fleet.dynamic_fleet.DynamicFleet`.
+        As of :class:`qsim.sim.fleet.lives.Lives`.
     """
 
     requests: SimulationResult
@@ -148,7 +151,7 @@ class DynamicResult:
 
 def simulate_dynamic(
     trace: Trace,
-    pools: Sequence[ServerPool],
+    pools: Sequence[Pool],
     policy: Policy,
     *,
     end_s: float | None = None,
@@ -165,14 +168,18 @@ def simulate_dynamic(
     Parameters
     ----------
     trace : Trace
-    pools : sequence of ServerPool
+    pools : sequence of Pool
+        ``replicas`` is the most servers that may exist at a time, those that start, drain or sleep
+        included.
     policy : Policy
     end_s : float, optional
         Count energy and rent to this time; to the last token if that is later, or if not given.
     bin_s : float
         Width of the bins of energy over time, s.
     pack : int
-        As for :class:`qsim.sim.fleet.dynamic_fleet.DynamicFleet`.
+        With 0 a request goes to the server with the fewest requests outstanding per weight; else
+        to the first one, in a fixed order, that has fewer than ``pack`` times its weight, and to
+        the one with the fewest if all are full.
     too_long : {"error", "reject"}
         As for :func:`qsim.simulate`; a prompt must fit into every pool's ``max_model_len``.
     frontend, jump
@@ -194,27 +201,39 @@ def simulate_dynamic(
         raise waits_for_answers(trace)
     if not bin_s > 0:
         raise ScenarioError(f"bin_s is {bin_s!r}; must be > 0")
-    configs = [p.options.resolve(p.profile) for p in pools]
-    most = min(most_model_len(p.profile, c) for p, c in zip(pools, configs, strict=True))
-    admission = Admission(min(c.max_model_len for c in configs), too_long, most)
+    for p in pools:
+        refuse_queue_limits(p.options.to_dict(), "a schedule")
+    setup = Setup(resolve_servers(pools), "least-requests", 0, too_long, frontend, pack=pack)
+    admission = setup.admission()
     run, output, admissible = admission.admit(trace)
     if run is None:
         raise admission.too_long_error()
-    fleet = DynamicFleet(
-        run,
-        output.tolist(),
-        pools,
-        policy,
+    had: list[Finished] = []
+    gaps = Gaps(np.empty(0, np.int64))
+    n = len(run)
+
+    def release(finished: Finished) -> None:
+        had.append(finished)
+        if keep_gaps:
+            gaps.pack(fleet.gaps)
+        else:
+            del fleet.gaps[:]
+
+    parts = in_parts(run, output)
+    fleet = Fleet(
+        *next(parts),
+        setup,
+        release=release,
+        jump=jump,
+        progress=None if progress is None else lambda arrived: progress(arrived / n),
+        more=parts,
+        span_s=(float(run.arrival_s[0]), float(run.arrival_s[-1])),
+        policy=policy,
         end_s=0.0 if end_s is None else end_s,
         bin_s=bin_s,
-        pack=pack,
-        frontend=frontend,
-        jump=jump,
-        keep_gaps=keep_gaps,
-        progress=progress,
     )
     fleet.run()
-    return _collect(fleet, trace, output, admissible, bin_s, keep_gaps)
+    return _collect(fleet, setup, trace, output, admissible, joined(had), gaps, bin_s)
 
 
 def waits_for_answers(trace: Trace) -> ScenarioError:
@@ -227,14 +246,18 @@ def waits_for_answers(trace: Trace) -> ScenarioError:
 
 
 def _collect(
-    fleet: DynamicFleet,
+    fleet: Fleet,
+    setup: Setup,
     trace: Trace,
     output: IntArray,
     admissible: BoolArray,
+    answered: Finished,
+    gaps: Gaps,
     bin_s: float,
-    keep_gaps: bool,
 ) -> DynamicResult:
-    timeline = fleet.timeline.columns(fleet.end_ps, len(fleet.servers))
+    servers = fleet.lives.servers
+    answers = np.bincount(answered.replica, minlength=len(servers))
+    timeline = fleet.timeline.columns(fleet.end_ps, len(servers))
     bins = round(fleet.end_ps / PS_PER_S / bin_s + 0.4999)
     energy = np.zeros(max(bins, len(timeline["t_s"])))
     width = np.full(len(timeline["t_s"]), bin_s)
@@ -242,14 +265,14 @@ def _collect(
         width[-1] = min(bin_s, fleet.end_ps / PS_PER_S - bin_s * (len(width) - 1))
     energy[: len(width)] = timeline["power_w"] * width
     requests = SimulationResult(
-        **request_columns(trace, output, admissible, fleet.answered),
+        **request_columns(trace, output, admissible, answered),
         completed=admissible,
-        itl=Gaps(fleet.gaps if keep_gaps else np.empty(0, np.int64)),
+        itl=gaps,
         duration_s=fleet.end_ps / PS_PER_S,
         replica_stats=[
             {
                 "replica": s.index,
-                "requests": s.requests,
+                "requests": int(answers[s.index]),
                 "steps": s.steps,
                 "busy_s": s.total_busy_ps / PS_PER_S,
                 "energy_j": s.energy_j,
@@ -257,30 +280,33 @@ def _collect(
                 "peak_running": s.peak_running,
                 "peak_waiting": s.peak_waiting,
             }
-            for s in fleet.servers
+            for s in servers
         ],
         timeline=timeline,
-        gpus=sum(p.limit * p.profile.identity.tensor_parallel_size for p in fleet.pools),
+        gpus=setup.gpus,
         scenario={"trace": trace.name, "requests": len(trace)},
     )
-    pools = np.array(
-        [*(s.pool for s in fleet.servers), -1]
-    )  # by server; the last: of no server, -1
+    pools = np.array([*(s.pool for s in servers), -1])  # by server; the last: of no server, -1
     return DynamicResult(
         requests,
         pools[requests.replica],
-        tuple(_outcome(fleet, k) for k in range(len(fleet.pools))),
+        tuple(
+            _outcome(
+                pool,
+                [s for s in servers if s.pool == k],
+                sum(int(answers[s.index]) for s in servers if s.pool == k),
+            )
+            for k, pool in enumerate(setup.pools)
+        ),
         fleet.end_ps / PS_PER_S,
         bin_s,
         energy,
-        fleet.changes,
-        fleet.decisions,
+        fleet.lives.changes,
+        fleet.lives.decisions,
     )
 
 
-def _outcome(fleet: DynamicFleet, number: int) -> PoolOutcome:
-    pool = fleet.pools[number]
-    servers = [s for s in fleet.servers if s.pool == number]
+def _outcome(pool: ResolvedPool, servers: Sequence[Server], requests: int) -> PoolOutcome:
     gpus = pool.profile.identity.tensor_parallel_size
     state_s = {
         name: sum(s.state_ps[k] for s in servers) / PS_PER_S for k, name in enumerate(STATES)
@@ -289,7 +315,7 @@ def _outcome(fleet: DynamicFleet, number: int) -> PoolOutcome:
     return PoolOutcome(
         pool.profile.id,
         gpus,
-        sum(s.requests for s in servers),
+        requests,
         sum(s.starts for s in servers),
         sum(s.wakes for s in servers),
         state_s,

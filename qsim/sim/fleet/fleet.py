@@ -1,4 +1,11 @@
-"""A fleet: pools of servers behind a router, fed by a trace."""
+"""A fleet: pools of servers behind a router, fed by a trace or by clients that wait for answers.
+
+The whole simulation in one place: arrivals are fed in a tight loop; whatever is rare (servers that
+start, stop and fail, the autoscaler's looks) is an event of SimPy in between
+(:mod:`qsim.sim.fleet.lives`). Before each of them the engines go on to its time
+(:mod:`qsim.sim.engine.replica`), and the router says where a request goes
+(:mod:`qsim.sim.fleet.router`). The requests' columns are in :mod:`qsim.sim.fleet.columns`.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +14,27 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from heapq import heappop, heappush
 
 import numpy as np
-import numpy.typing as npt
-import simpy
 
-from qsim.sim.engine.clock import arrivals_ps, clock_origin_s, within_clock
+from qsim.sim.engine.clock import clock_origin_s, within_clock
 from qsim.sim.engine.energy import PowerMeter
-from qsim.sim.engine.events import ARRIVAL, REFRESH, At, Timers
-from qsim.sim.engine.frontend import FREE, client_times, receive_ps
+from qsim.sim.engine.frontend import FREE, client_last_ps
 from qsim.sim.engine.replica import Replica
 from qsim.sim.engine.steplog import Step
 from qsim.sim.engine.timing import PS_PER_MS, PS_PER_S, Timing
 from qsim.sim.engine.wakeups import WakeUps
 from qsim.sim.fleet.admission import Setup
+from qsim.sim.fleet.autoscaler import Policy
+from qsim.sim.fleet.columns import Columns
+from qsim.sim.fleet.lives import Lives
 from qsim.sim.fleet.queue_limits import QueueLimits
-from qsim.sim.fleet.router import make_router
+from qsim.sim.fleet.router import Router, make_router
+from qsim.sim.fleet.router_mixed import Packing
 from qsim.sim.fleet.server_speed import ServerSpeed
 from qsim.sim.fleet.sessions import followers
-from qsim.sim.results.finished import Finished
+from qsim.sim.results.finished import FAILED, REJECTED, TIMED_OUT, Finished
 from qsim.sim.results.timeline import Timeline
 from qsim.sim.scheduler.kv_cache import prompt_block_ids
 from qsim.sim.scheduler.scheduler import Request
@@ -34,9 +42,9 @@ from qsim.traces.trace import Trace
 
 __all__ = ["Fleet"]
 
-IntArray = npt.NDArray[np.int64]
-
 _NEVER = 1 << 100
+#: in the place of a request that a client sends: the next one of the trace
+_NEXT = -1
 
 
 class Fleet:
@@ -49,7 +57,7 @@ class Fleet:
     output_tokens : sequence of int
         Tokens that each request will generate.
     setup : Setup
-        Pools and router.
+        Pools, router, clients and failures.
     release : callable
         Takes the requests of a part when all of them, and of the parts before, have finished.
         Inter-token gaps up to then are in ``gaps``, which it may empty.
@@ -61,10 +69,15 @@ class Fleet:
         Called now and then with the number of requests that have arrived.
     more : iterator of (Trace, sequence of int), optional
         What follows ``trace`` on the same clock, with its output tokens. A part is taken when the
-        last request before it has arrived. The columns then hold the parts that have unfinished
-        requests, so that memory does not grow with the trace.
+        last request before it has arrived.
     span_s : (float, float), optional
         First and last arrival of all parts, where they are known, for the timeline's bins.
+    policy : Policy, optional
+        Says how many servers of each pool are on; all are unless given. Time and energy then count
+        from 0, to ``end_s`` at least.
+    end_s : float
+    bin_s : float, optional
+        Width of the timeline's bins, s.
 
     Attributes
     ----------
@@ -74,6 +87,9 @@ class Fleet:
         When the last client has the last token.
     gaps : array of int64
         Inter-token gaps as the engine emits them: entries of :class:`qsim.sim.results.itl.Gaps`.
+    lost, retried : int
+        Requests that were under way at a server that failed, each time; and how often one was sent
+        again.
     """
 
     def __init__(
@@ -88,141 +104,213 @@ class Fleet:
         progress: Callable[[int], None] | None = None,
         more: Iterator[tuple[Trace, Sequence[int]]] | None = None,
         span_s: tuple[float, float] | None = None,
+        policy: Policy | None = None,
+        end_s: float = 0.0,
+        bin_s: float | None = None,
     ) -> None:
-        pools, replicas = setup.pools, setup.replicas
+        pools, n = setup.pools, setup.replicas
         self._pools = pools
         self._configs = [p.config for p in pools]
         self._pool_of = setup.pool_of
         self._frontends = [p.profile.frontend if setup.frontend else FREE for p in pools]
         self._serial_ps = [round(f.receive_serial_ms * PS_PER_MS) for f in self._frontends]
-        self._ready_ps = [-(1 << 62)] * replicas  # when each front end handed on its last request
-        self._progress = progress
-        self._more = more
-        self._release = release
+        self._ready_ps = [-(1 << 62)] * n  # when each front end handed on its last request
+        self._progress, self._more, self._release = progress, more, release
+        self._name = trace.name
+        self.origin_s = 0.0 if policy else clock_origin_s(float(trace.arrival_s[0]))
 
-        # one place a request; the trace's parts lie in stretches of places, in order of arrival
-        self.arrival_ps = array("q")
-        self._prompt, self._output = array("q"), array("q")
-        # how long each front end takes to hand on each request, by pool
-        self._receive_ps = [array("q") for _ in pools]
-        self._replica, self._cached_tokens = array("q"), array("q")
-        self._preemptions = array("q")
-        # the engine's time of the first, the latest and the last token (0: not yet), and the rows
-        # of their steps
-        self._first_ps, self._first_rows = array("q"), array("q")
-        self._last_ps, self._last_rows = array("q"), array("q")
-        # the engine's time of each request's latest token, and entries of qsim.sim.results.itl.Gaps
-        self.emitted_ps = array("q")
+        columns = Columns(self._frontends, self._pool_of, self.origin_s, setup.client_timeout_s)
+        self._columns = columns
+        self._arrival_ps, self._prompt, self._output = (
+            columns.arrival_ps, columns.prompt, columns.output,
+        )  # fmt: skip
+        self._receive_ps = columns.receive_ps
+        self._server = columns.server
+        self._first_ps, self._first_rows = columns.first_ps, columns.first_rows
+        self._last_ps, self._last_rows = columns.last_ps, columns.last_rows
+        self.emitted_ps = columns.emitted_ps
         self.gaps = array("q")
-        # parts that may have unfinished requests: their places, and how many there is room for
-        self._parts: deque[tuple[range, int]] = deque()
-        self._free: list[tuple[int, int]] = []  # beginning and size of what may be used again
         # the next request, where its part begins and ends, and how many requests were before it
         self._begin = self._next = self._end = self._before = 0
-        self._name = trace.name
-        self.origin_s = clock_origin_s(float(trace.arrival_s[0]))
         self._take(trace, output_tokens)
 
-        timings = [Timing(p.profile, p.config) for p in pools]
-        self._timings = timings
+        self._timings = [Timing(p.profile, p.config) for p in pools]
         first_ps, last_ps = (
-            (self.arrival_ps[0], self.arrival_ps[-1])
+            (self._arrival_ps[0], self._arrival_ps[-1])
             if span_s is None
             else (int(np.rint((s - self.origin_s) * PS_PER_S)) for s in span_s)
         )
-        blocks = [self._configs[k].num_gpu_blocks - 1 for k in self._pool_of]
-        self.timeline = Timeline(first_ps, last_ps, replicas, blocks)
-        # later turns of sessions need every answer at its time, so the engines step one by one
+        self._start_ps = 0 if policy else self._arrival_ps[0]
+        self._span_end_ps = last_ps
+        self.timeline = Timeline(
+            0 if policy else first_ps,
+            last_ps,
+            n,
+            [self._configs[k].num_gpu_blocks - 1 for k in self._pool_of],
+            None if bin_s is None else round(bin_s * PS_PER_S),
+        )
+
+        # clients that wait for answers: requests that are still to be sent, as (time, number of
+        # this entry, place, arrival if it was sent before or -1)
+        self._coming: list[tuple[int, int, int, int]] = []
+        self._entries = 0
+        self._concurrency = setup.concurrency
         self._followers = {} if trace.turns is None else followers(trace.turns)
-        self._follow_at: Callable[[int, int], None] | None = None
-        self._jump = jump and step_log is None and not self._followers
-        self.replicas = [
-            Replica(
-                i,
-                pools[k].config,
-                timings[k],
-                PowerMeter(pools[k].profile.power, timings[k]),
-                self,
-                jump=self._jump,
-                step_log=step_log,
-            )
-            for i, k in enumerate(self._pool_of)
-        ]
-        self.outstanding_requests = [0] * replicas
-        self.outstanding_tokens = [0] * replicas
-        self._router = make_router(
+        self._answers = self._concurrency is not None or bool(self._followers)
+        self._deadlines: list[tuple[int, int, int]] = []  # (time, place, arrival)
+        self._times_out = setup.client_timeout_s is not None or trace.timeout_s is not None
+        self._failures = setup.failures
+        # requests by server, and those that the engine does not know yet to have gone
+        self._tracks = self._times_out or self._failures is not None
+        self._under_way: list[dict[int, Request]] = [{} for _ in range(n)]
+        self._gone: dict[int, Request] = {}
+        self._attempts: dict[int, int] = {}
+        self._held: deque[tuple[int, int]] = deque()  # places and arrivals, while no server is on
+        self._open = True
+        self.lost = self.retried = 0
+
+        self._jump, self._step_log = jump and step_log is None, step_log
+        self.replicas = [self._engine(i) for i in range(n)]
+        self._used = [False] * n  # engines that have begun
+        self.outstanding_requests, self.outstanding_tokens = [0] * n, [0] * n
+        self.limits: QueueLimits | None = None
+        if any(c.limits_queue for c in self._configs):
+            by_server = [self._configs[k] for k in self._pool_of]
+            self.limits = QueueLimits(by_server, setup.router == "vllm")
+        self.packs = setup.pack > 0
+        self._router = self._make_router(setup)
+        self._runs_ahead = not (
+            self._tracks
+            or self._answers
+            or self.limits is not None
+            or getattr(self._router, "reads_kv_usage", False)
+        )
+        for replica in self.replicas:
+            replica.runs_ahead = self._runs_ahead
+        self._freed: Callable[[int], None] | None = getattr(self._router, "finished", None)
+        self._learns: Callable[[int], None] | None = getattr(self._router, "finished_tokens", None)
+        self._refresh: Callable[[], None] | None = None
+        if n > 1:
+            self._refresh = getattr(self._router, "refresh", None)
+        self._refresh_ps = _NEVER
+        self._now_ps = 0  # when the router looks
+        self._wakeups = WakeUps(n)
+        self.lives = Lives(self, pools, self._pool_of, policy, setup.failures, setup.seed, end_s)
+        self._rare = self.lives.rare
+        # nobody need know who has finished
+        self._lags = n == 1 and self._jump and not (self._rare or self._tracks or self._answers)
+        self._sooner = False  # something was planned while the engines went on
+        self.end_ps = 0
+
+    def _make_router(self, setup: Setup) -> Router:
+        weights = [self._pools[k].weight for k in self._pool_of]
+        if setup.pack:
+            return Packing(self, weights, setup.pack)
+        return make_router(
             setup.router,
             self,
             lambda: np.random.default_rng(setup.seed),
             setup.vllm_version,
-            [pools[k].weight for k in self._pool_of],
+            weights,
         )
-        self.limits: QueueLimits | None = None
-        if any(c.limits_queue for c in self._configs):
-            self.limits = QueueLimits(
-                [self._configs[k] for k in self._pool_of], setup.router == "vllm"
-            )
-        if self.limits is not None or getattr(self._router, "reads_kv_usage", False):
-            for replica in self.replicas:
-                replica.runs_ahead = False
-        self._freed: Callable[[int], None] | None = getattr(self._router, "finished", None)
-        self._learns: Callable[[int], None] | None = getattr(self._router, "finished_tokens", None)
-        self._refresh: Callable[[], None] | None = None
-        if replicas > 1:
-            self._refresh = getattr(self._router, "refresh", None)
-        self._refresh_ps = _NEVER
-        self._now_ps = 0  # when the router looks
-        self._wakeups = WakeUps(replicas)
-        self._timers: Timers | None = None
-        self.end_ps = 0
 
     def run(self) -> None:
-        """Run to the last token."""
-        start = self.arrival_ps[0]
-        for replica in self.replicas:
-            replica.meter.start(start)
+        """Run to the last token, and to the end that was asked for."""
         with _rare_collections(), within_clock(self._name):
-            if self._jump:
-                self._drive()
-            else:
-                self._drive_by_events()
-            self._settle()
-            for replica in self.replicas:
-                replica.look(self.end_ps)
+            self.lives.begin(self._start_ps, self._span_end_ps)
+            self._send_first()
+            self._drive()
+            while not self._columns.empty:
+                self._let_go()
+            self.end_ps = max(self.end_ps, self.lives.end_ps)
+            self.lives.end(self.end_ps)
+
+    # ------------------------------------------------------------------ from event to event
+
+    def _drive(self) -> None:
+        """Take what comes first: an arrival, or something rare; the engines go on until then."""
+        lags = self._lags
+        while True:
+            arrival, rare = self._next_arrival_ps(), self._next_rare_ps()
+            at = arrival if arrival <= rare else rare
+            if not lags:
+                self._go_on(at)
+                if self._sooner:
+                    self._sooner = False
+                    continue
+            if at == _NEVER:
+                break
+            if arrival <= rare:
+                self._receive(at)
+            elif not self._happen(at):
+                break
+        if lags:
+            self.replicas[0].proceed(_NEVER)
+
+    def _next_arrival_ps(self) -> int:
+        at = self._coming[0][0] if self._coming else _NEVER
+        if self._next < self._end and not self._answers and self._arrival_ps[self._next] < at:
+            return self._arrival_ps[self._next]
+        return at
+
+    def _next_rare_ps(self) -> int:
+        at = self._refresh_ps
+        if self._deadlines and self._deadlines[0][0] < at:
+            at = self._deadlines[0][0]
+        if self._rare:
+            event = self.lives.env.peek()
+            if event < at:
+                at = int(event)
+        return at
+
+    def _go_on(self, horizon: int) -> None:
+        """Call the replicas that want to be called before the horizon."""
+        wakeups, replicas = self._wakeups, self.replicas
+        if not self._answers:
+            while (i := wakeups.next_before(horizon)) >= 0:
+                replicas[i].proceed(horizon)
+                wakeups.set(i, replicas[i].call_ps())
+            return
+        while (i := wakeups.next_before(horizon)) >= 0:
+            # an answer may bring the next request, so nobody goes beyond the next answer
+            self._now_ps = wakeups.time_ps
+            replicas[i].proceed(wakeups.time_ps + 1)
+            wakeups.set(i, replicas[i].call_ps())
+            if self._sooner:
+                return
+
+    def _happen(self, now: int) -> bool:
+        """What is rare and comes first; False if nothing is left to wait for."""
+        if self._refresh_ps == now:
+            self._on_refresh()
+        elif self._deadlines and self._deadlines[0][0] == now:
+            self._give_up(now)
+        elif self.lives.goes_on or self._unfinished():
+            self.lives.env.step()
+        else:
+            return False
+        return True
+
+    def _unfinished(self) -> bool:
+        return (
+            any(self.outstanding_requests)
+            or bool(self._coming)
+            or bool(self._held)
+            or (self._next < self._end and not self._followers)
+        )
+
+    def event_planned(self) -> None:
+        """An event of SimPy was planned, perhaps for earlier than what is being waited for."""
+        self._sooner = True
 
     # ------------------------------------------------------------------ parts of the trace
 
     def _take(self, trace: Trace, output_tokens: Sequence[int]) -> None:
-        """Give the requests of a part their places."""
-        n = len(trace)
-        self._hash_ids = trace.hash_ids
-        room = next((r for r in self._free if r[1] >= n), None)
-        if room is None:
-            room = len(self.arrival_ps), n
-            for column in self._columns():
-                column.frombytes(bytes(8 * n))
-        else:
-            self._free.remove(room)
-        begin, size = room
-        part = slice(begin, begin + n)
-        self.arrival_ps[part] = arrivals_ps(trace.name, trace.arrival_s, self.origin_s)
-        self._prompt[part] = _integers(trace.prompt_tokens)
-        self._output[part] = array("q", output_tokens)
-        for column, frontend in zip(self._receive_ps, self._frontends, strict=True):
-            column[part] = _integers(receive_ps(frontend, trace.prompt_tokens))
-        self._last_ps[part] = array("q", bytes(8 * n))
-        self.emitted_ps[part] = array("q", [-1]) * n
-        self._parts.append((range(begin, begin + n), size))
+        places = self._columns.take(trace, output_tokens)
+        self._has_ids = trace.hash_ids is not None
         self._before += self._end - self._begin
-        self._begin = self._next = begin
-        self._end = begin + n
-
-    def _columns(self) -> tuple[array[int], ...]:
-        return (
-            self.arrival_ps, self._prompt, self._output, self._replica, self._cached_tokens,
-            self._preemptions, self._first_ps, self._first_rows, self._last_ps, self._last_rows,
-            self.emitted_ps, *self._receive_ps,
-        )  # fmt: skip
+        self._begin = self._next = places.start
+        self._end = places.stop
 
     def _take_more(self) -> bool:
         """Let go what has finished, and take the next part; whether there is one."""
@@ -234,147 +322,97 @@ class Fleet:
             return False
         for replica in self.replicas:
             replica.settle()  # nothing may refer to a place that is used again
-        while self._parts and self._has_finished(self._parts[0][0]):
+        if self._gone:
+            self._gone = {i: r for i, r in self._gone.items() if not r.finished}
+        while self._columns.has_finished(set(self._gone)):
             self._let_go()
         self._take(*following)
         return True
 
-    def _has_finished(self, places: range) -> bool:
-        return 0 not in self._last_ps[places.start : places.stop]
-
     def _let_go(self) -> None:
-        """Hand out the requests of the first part, and free their places."""
-        places, size = self._parts.popleft()
-        finished = self._collected(places)
+        """Hand out the requests of the first part."""
+        finished = self._columns.let_go()
         self.end_ps = max(self.end_ps, int(finished.last_token_ps.max()))
         self._release(finished)
-        self._free.append((places.start, size))
 
-    def _settle(self) -> None:
-        while self._parts:
-            self._let_go()
+    # ------------------------------------------------------------------ requests that come
 
-    def _collected(self, places: range) -> Finished:
-        """The columns of a part, with when the client has the first and the last token."""
-
-        def column(values: array[int]) -> IntArray:
-            return np.frombuffer(values, np.int64)[places.start : places.stop].copy()
-
-        arrival_ps, replica = column(self.arrival_ps), column(self._replica)
-        engine = (
-            column(self._prompt), column(self._output), column(self._first_ps),
-            column(self._first_rows), column(self._last_ps), column(self._last_rows),
-        )  # fmt: skip
-        first_token_ps, last_token_ps = client_times(self._frontends[0], *engine)
-        if len(self._frontends) > 1:
-            pool = np.array(self._pool_of)[replica]
-            for k in range(1, len(self._frontends)):
-                own = pool == k
-                first_token_ps[own], last_token_ps[own] = client_times(
-                    self._frontends[k], *(c[own] for c in engine)
-                )
-        if self.limits is not None:
-            rejected = replica < 0
-            first_token_ps[rejected] = last_token_ps[rejected] = arrival_ps[rejected]
-        return Finished(
-            arrival_ps,
-            first_token_ps,
-            last_token_ps,
-            replica,
-            column(self._cached_tokens),
-            column(self._preemptions),
-        )
-
-    # ------------------------------------------------------------------ arrivals
-
-    def _drive(self) -> None:
-        """Go from arrival to arrival; no replica is called before somebody has to know."""
-        while self._next < self._end:
-            arrival = self.arrival_ps[self._next]
-            while self._refresh_ps < arrival:
-                self._go_on(self._refresh_ps)
-                self._on_refresh()
-            self._go_on(arrival)
-            self._receive()
-        while self._refresh_ps < _NEVER:
-            self._go_on(self._refresh_ps)
-            self._on_refresh()
-        for replica in self.replicas:
-            replica.proceed(_NEVER)
-
-    def _go_on(self, horizon: int) -> None:
-        """Call the replicas that want to be called before the horizon."""
-        wakeups, replicas = self._wakeups, self.replicas
-        while (i := wakeups.next_before(horizon)) >= 0:
-            replicas[i].proceed(horizon)
-            wakeups.set(i, replicas[i].call_ps())
-
-    def _drive_by_events(self) -> None:
-        """The same by events of SimPy: an arrival, a look of the router or a turn each."""
-        env = simpy.Environment(initial_time=0)
-        self._timers = Timers(env, self._one_turn)
-
-        def arrive(_event: simpy.Event) -> None:
-            planned = self._refresh_ps
-            self._receive()
-            if self._next < self._end:
-                plan(self.arrival_ps[self._next], ARRIVAL, arrive)
-            if self._refresh_ps != planned:
-                plan(self._refresh_ps, REFRESH, refresh)
-
-        def follow(i: int) -> None:
-            planned = self._refresh_ps
-            self._send(i, self.arrival_ps[i])
-            if self._refresh_ps != planned:
-                plan(self._refresh_ps, REFRESH, refresh)
-
-        def follow_at(i: int, time: int) -> None:
-            self.arrival_ps[i] = time
-            plan(time, ARRIVAL, lambda _event: follow(i))
-
-        def refresh(_event: simpy.Event) -> None:
-            self._on_refresh()
-            if self._refresh_ps < _NEVER:
-                plan(self._refresh_ps, REFRESH, refresh)
-
-        def plan(time: int, priority: int, call: Callable[[simpy.Event], None]) -> None:
-            At(env, time - int(env.now), priority).callbacks.append(call)
-
-        if self._followers:
-            self._follow_at = follow_at
+    def _send_first(self) -> None:
+        """Plan the first requests of clients that wait for answers."""
+        if self._concurrency is not None:
+            for _ in range(self._concurrency):
+                self._plan(self._start_ps, _NEXT, -1)
+        elif self._followers:
             waiting = {i for found in self._followers.values() for i, _ in found}
             for i in range(self._next, self._end):
                 if i not in waiting:
-                    follow_at(i, self.arrival_ps[i])
-        else:
-            plan(self.arrival_ps[self._next], ARRIVAL, arrive)
-        env.run()
+                    self._plan(self._arrival_ps[i], i, -1)
 
-    def _one_turn(self, i: int) -> int:
-        self.replicas[i].proceed(0)
-        return self.replicas[i].call_ps()
+    def _plan(self, time: int, i: int, arrived: int) -> None:
+        self._entries += 1
+        heappush(self._coming, (time, self._entries, i, arrived))
+        self._sooner = True
 
-    def _receive(self) -> None:
-        """Send out the requests that arrive at the next time of an arrival."""
-        arrival = self.arrival_ps
+    def _receive(self, now: int) -> None:
+        """Send out the requests that arrive now."""
+        while self._coming and self._coming[0][0] == now:
+            _, _, i, arrived = heappop(self._coming)
+            self._come(i, arrived, now)
+        if self._answers:
+            return
+        arrival = self._arrival_ps
         i, end = self._next, self._end
-        now = arrival[i]
         while i < end and arrival[i] == now:
             self._next = i + 1
-            self._send(i, now)
+            self._arrive(i, now)
             i += 1
             if self._progress is not None and i % 256 == 1:
-                self._progress(self._before + i - self._begin)
+                self._progress(self.arrived)
             if i == end and self._take_more():
                 i, end = self._next, self._end
+
+    def _come(self, i: int, arrived: int, now: int) -> None:
+        """A request of a client that waited, for an answer or after it was lost."""
+        if arrived >= 0:  # lost; the client may have given up meanwhile
+            if self._arrival_ps[i] == arrived and not self._last_ps[i]:
+                self.retried += 1
+                self._send(i, now)
+            return
+        if i == _NEXT:
+            if self._next == self._end and not self._take_more():
+                return
+            i = self._next
+            self._next = i + 1
+            if self._progress is not None and self._next % 256 == 1:
+                self._progress(self.arrived)
+        self._arrival_ps[i] = now
+        self._arrive(i, now)
+
+    @property
+    def arrived(self) -> int:
+        """Requests of the trace that have come."""
+        return self._before + self._next - self._begin
+
+    @property
+    def held_requests(self) -> int:
+        """Requests that wait for a server that is on."""
+        return len(self._held)
+
+    def _arrive(self, i: int, now: int) -> None:
+        if self._times_out and self._columns.timeout_ps[i]:
+            heappush(self._deadlines, (now + self._columns.timeout_ps[i], i, now))
+        self._send(i, now)
 
     def _send(self, i: int, now: int) -> None:
         """Hand a request to the replica that the router chooses."""
         if self._refresh is not None and self._refresh_ps == _NEVER:
             self._plan_refresh(now)
+        if not self._open:
+            self._held.append((i, self._arrival_ps[i]))
+            return
         limits = self.limits
         if limits is not None and limits.shared and limits.rejects(self, -1, now):
-            self._reject(i, now)
+            self._end_without_answer(i, REJECTED, now)
             return
         target = self._router.choose(i, now)
         prompt, output = self._prompt[i], self._output[i]
@@ -382,34 +420,40 @@ class Fleet:
             if not limits.shared and limits.rejects(self, target, now):
                 if self._freed is not None:
                     self._freed(target)  # it counts what it sends
-                self._reject(i, now)
+                self._end_without_answer(i, REJECTED, now)
                 return
             limits.queued_tokens[target] += prompt
-        self._replica[i] = target
+        self._server[i] = target
         self.outstanding_requests[target] += 1
         self.outstanding_tokens[target] += prompt + output
         pool = self._pool_of[target]
-        request = Request(i, prompt, output, block_ids=self._block_ids(i, prompt, pool))
+        request = Request(
+            i,
+            prompt,
+            output,
+            priority=self._columns.priority[i],
+            block_ids=self._block_ids(i, prompt, pool) if self._has_ids else (),
+        )
         ready = now + self._receive_ps[pool][i]
         serial = self._ready_ps[target] + self._serial_ps[pool]
         if ready < serial:
             ready = serial
         self._ready_ps[target] = ready
+        if self._tracks:
+            self._under_way[target][i] = request
         replica = self.replicas[target]
         replica.hand_in(request, ready, now)
-        if self._timers is not None:
-            self._timers.set(target, replica.call_ps())
-        elif len(self.replicas) > 1:  # else the router need not know who has finished
+        if not self._lags:
             self._wakeups.set(target, replica.call_ps())
 
-    def _reject(self, i: int, now: int) -> None:
-        """The server answers at once that it has too much to do."""
-        self._replica[i] = -1
-        self._first_ps[i] = self._last_ps[i] = max(now, 1)
-        self._cached_tokens[i] = self._preemptions[i] = 0
-        if self._follow_at is not None:
-            for follower, delay_ps in self._followers.get(i, ()):
-                self._follow_at(follower, now + delay_ps)
+    def _block_ids(self, i: int, prompt: int, pool: int) -> Sequence[int]:
+        config = self._configs[pool]
+        if not config.enable_prefix_caching:
+            return ()
+        ids, tokens = self._columns.ids_of(i)
+        return prompt_block_ids(ids, tokens, config.block_size, prompt)
+
+    # ------------------------------------------------------------------ what routers see
 
     def _plan_refresh(self, now: int) -> None:
         """Let the router see the queues at the next multiple of its period."""
@@ -433,10 +477,7 @@ class Fleet:
         return [r.kv_usage(now) for r in self.replicas]
 
     def prefix_ids(self, request: int) -> list[int]:
-        if self._hash_ids is None:
-            return []
-        ids: list[int] = self._hash_ids[request - self._begin].tolist()
-        return ids
+        return self._columns.ids_of(request)[0] if self._has_ids else []
 
     def length_of(self, request: int) -> tuple[int, int]:
         return self._prompt[request], self._output[request]
@@ -445,57 +486,180 @@ class Fleet:
         """By server; equal ones, of whatever pool, have the same one."""
         speeds: list[ServerSpeed] = []
         for k, pool in enumerate(self._pools):
-            same = [
-                j
-                for j, other in enumerate(self._pools[:k])
-                if other.config == pool.config and other.profile == pool.profile
-            ]
-            if same:
-                speeds.append(speeds[same[0]])
+            for j, other in enumerate(self._pools[:k]):
+                if other.config == pool.config and other.profile == pool.profile:
+                    speeds.append(speeds[j])
+                    break
             else:
                 speeds.append(ServerSpeed(pool.config, self._timings[k]))
         return [speeds[k] for k in self._pool_of]
-
-    def _block_ids(self, i: int, prompt: int, pool: int) -> Sequence[int]:
-        if self._hash_ids is None or not self._configs[pool].enable_prefix_caching:
-            return ()
-        ids: list[int] = self._hash_ids[i - self._begin].tolist()
-        size = self._configs[pool].block_size
-        return prompt_block_ids(ids, self._hash_ids.block_tokens, size, prompt)
 
     # ------------------------------------------------------------------ what replicas report
 
     def first_token(self, time_ps: int, request: Request, rows: int) -> None:
         i = request.index
+        if self._gone and i in self._gone:
+            return
         self._first_ps[i] = time_ps
         self._first_rows[i] = rows
         if self.limits is not None:
-            self.limits.queued_tokens[self._replica[i]] -= self._prompt[i]
+            self.limits.queued_tokens[self._server[i]] -= self._prompt[i]
 
     def finished(self, time_ps: int, request: Request, rows: int) -> None:
         i = request.index
+        if self._gone and i in self._gone:
+            return
         self._last_ps[i] = time_ps
         self._last_rows[i] = rows
-        self._cached_tokens[i] = request.cached_tokens
-        self._preemptions[i] = request.preemptions
-        target = self._replica[i]
+        self._columns.cached_tokens[i] = request.cached_tokens
+        self._columns.preemptions[i] = request.preemptions
+        target = self._server[i]
+        if self._tracks:
+            del self._under_way[target][i]
+            if self._attempts:
+                self._attempts.pop(i, None)
+        self._free(target, i)
+        if self._learns is not None:
+            self._learns(self._output[i])
+        if self._answers or self._times_out:
+            # the client has what the engine has a little later
+            client_ps = client_last_ps(
+                self._frontends[self._pool_of[target]],
+                self._prompt[i],
+                self._output[i],
+                self._first_ps[i],
+                self._first_rows[i],
+                time_ps,
+                rows,
+            )
+            timeout = self._columns.timeout_ps[i] if self._times_out else 0
+            if timeout and client_ps > self._arrival_ps[i] + timeout:
+                self._end_without_answer(i, TIMED_OUT, self._arrival_ps[i] + timeout)
+            elif self._answers:
+                self._answered(i, client_ps)
+        if self._rare and not self.outstanding_requests[target]:
+            self.lives.finished(target, time_ps)
+
+    def _free(self, target: int, i: int) -> None:
+        """The replica has a request less."""
         self.outstanding_requests[target] -= 1
         self.outstanding_tokens[target] -= self._prompt[i] + self._output[i]
         if self._freed is not None:
             self._freed(target)
-        if self._learns is not None:
-            self._learns(self._output[i])
-        if self._follow_at is not None and i in self._followers:
-            # the client answers what it has, which is a little later than the engine's token
-            _, last_token_ps = client_times(
-                self._frontends[self._pool_of[target]],
-                *(np.array([v], np.int64) for v in (
-                    self._prompt[i], self._output[i], self._first_ps[i], self._first_rows[i],
-                    time_ps, rows,
-                )),
-            )  # fmt: skip
+
+    # ------------------------------------------------------------------ clients
+
+    def _answered(self, i: int, time: int) -> None:
+        """A client has its answer, or none: whoever waits for it sends the next request."""
+        if time < self._now_ps:
+            time = self._now_ps
+        if self._concurrency is not None:
+            self._plan(time, _NEXT, -1)
+        elif i in self._followers:
             for follower, delay_ps in self._followers[i]:
-                self._follow_at(follower, int(last_token_ps[0]) + delay_ps)
+                self._plan(time + delay_ps, follower, -1)
+
+    def _end_without_answer(self, i: int, how: int, now: int) -> None:
+        """A request was rejected, its client has gone, or it failed."""
+        self._server[i] = how
+        self._first_ps[i] = self._last_ps[i] = max(now, 1)
+        self._columns.cached_tokens[i] = self._columns.preemptions[i] = 0
+        if self._attempts:
+            self._attempts.pop(i, None)
+        if self._answers:
+            self._answered(i, now)
+
+    def _give_up(self, now: int) -> None:
+        """A client has waited for long enough, unless it has its answer."""
+        _, i, arrived = heappop(self._deadlines)
+        if self._arrival_ps[i] != arrived or self._last_ps[i]:
+            return
+        self._now_ps = now
+        target = self._server[i]
+        if target >= 0 and i in self._under_way[target]:
+            replica = self.replicas[target]
+            replica.catch_up(now)
+            if self._last_ps[i]:
+                return
+            self._take_back(target, i, self._under_way[target].pop(i))
+            self._wakeups.set(target, replica.call_ps())
+            if self._rare and not self.outstanding_requests[target]:
+                self.lives.finished(target, now)
+        elif (i, arrived) in self._held:
+            self._held.remove((i, arrived))
+        self._end_without_answer(i, TIMED_OUT, now)
+
+    def _take_back(self, target: int, i: int, request: Request) -> None:
+        self._gone[i] = request
+        self.replicas[target].abort(request)
+        self._free(target, i)
+        if self.limits is not None and not self._first_ps[i]:
+            self.limits.queued_tokens[target] -= self._prompt[i]
+
+    # ------------------------------------------------------------------ servers come and go
+
+    def _engine(self, i: int) -> Replica:
+        k = self._pool_of[i]
+        meter = PowerMeter(self._pools[k].profile.power, self._timings[k])
+        return Replica(
+            i,
+            self._configs[k],
+            self._timings[k],
+            meter,
+            self,
+            jump=self._jump,
+            step_log=self._step_log,
+        )
+
+    def start_engine(self, i: int, now: int) -> Replica:
+        """The engine of a server that is on from now: a new one, with an empty KV cache."""
+        if self._used[i]:
+            self.replicas[i] = self._engine(i)
+            self.replicas[i].runs_ahead = self._runs_ahead
+        self._used[i] = True
+        self.replicas[i].meter.start(now)
+        return self.replicas[i]
+
+    def set_open(self, servers: list[int], now: int) -> None:
+        """These servers take requests from now on."""
+        self._open = bool(servers)
+        if not servers:
+            return
+        self._router.only(servers)
+        while self._held:
+            i, _ = self._held.popleft()
+            self._send(i, now)
+
+    def lose(self, target: int, now: int) -> None:
+        """The server fails: the requests under way are lost; clients send them again, or fail."""
+        failures = self._failures
+        assert failures is not None
+        self._now_ps = now
+        replica = self.replicas[target]
+        replica.catch_up(now)
+        replica.settle()
+        for request in replica.aborts:
+            request.finished = True
+        lost, self._under_way[target] = self._under_way[target], {}
+        self._wakeups.set(target, -1)
+        self.replicas[target], self._used[target] = self._engine(target), False
+        forget = getattr(self._router, "forget", None)
+        if forget is not None:
+            forget(target)
+        again = now + round(failures.retry_after_s * PS_PER_S)
+        for i in lost:
+            self.lost += 1
+            self._free(target, i)
+            if self.limits is not None and not self._first_ps[i]:
+                self.limits.queued_tokens[target] -= self._prompt[i]
+            self._first_ps[i] = 0
+            self.emitted_ps[i] = -1
+            attempts = self._attempts.get(i, 0) + 1
+            if attempts > failures.retries:
+                self._end_without_answer(i, FAILED, now)
+            else:
+                self._attempts[i] = attempts
+                self._plan(again, i, self._arrival_ps[i])
 
 
 @contextmanager
@@ -508,7 +672,3 @@ def _rare_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-
-
-def _integers(values: npt.NDArray[Any]) -> array[int]:
-    return array("q", values.astype(np.int64).tobytes())

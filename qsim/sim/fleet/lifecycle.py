@@ -6,6 +6,9 @@
                        ^        |
                     waking <- asleep
 
+    on, draining -> failed -> starting
+
+A failed server has lost its requests and its KV cache; it draws idle power until it starts again.
 A draining server takes no new request, finishes its own and stops; it cannot be called back.
 Asleep, the process lives on with its weights in the host's memory (``vllm serve
 --enable-sleep-mode``, level 1) and an empty KV cache.
@@ -14,28 +17,26 @@ Asleep, the process lives on with its weights in the host's memory (``vllm serve
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
-from qsim.checks import is_number, whole
+from qsim.checks import is_number
 from qsim.errors import ScenarioError
-from qsim.profiles.schema import Profile
-from qsim.sim.scheduler.config import EngineOptions
 
 __all__ = [
     "ASLEEP",
     "DRAINING",
+    "FAILED",
     "OFF",
     "ON",
     "STARTING",
     "STATES",
     "WAKING",
     "Lifecycle",
-    "ServerPool",
 ]
 
-OFF, STARTING, ON, DRAINING, ASLEEP, WAKING = range(6)
+OFF, STARTING, ON, DRAINING, ASLEEP, WAKING, FAILED = range(7)
 #: names of the states, by number
-STATES = ("off", "starting", "on", "draining", "asleep", "waking")
+STATES = ("off", "starting", "on", "draining", "asleep", "waking", "failed")
 
 
 @dataclass(frozen=True)
@@ -100,31 +101,3 @@ class Lifecycle:
     def billed(self, state: int) -> bool:
         """Whether the GPUs are paid for in a state."""
         return state != OFF or self.off_billed
-
-
-@dataclass(frozen=True)
-class ServerPool:
-    """Equal servers of a fleet, of which some are on.
-
-    Attributes
-    ----------
-    profile : Profile
-    limit : int
-        The most servers that may exist at a time, those that start, drain or sleep included.
-    weight : float
-        How many requests a server gets beside one of weight 1, both in use.
-    sleeps : bool
-        A server that is taken out of use goes to sleep instead of off.
-    """
-
-    profile: Profile
-    limit: int
-    weight: float = 1.0
-    options: EngineOptions = field(default_factory=EngineOptions)
-    lifecycle: Lifecycle = field(default_factory=Lifecycle)
-    sleeps: bool = False
-
-    def __post_init__(self) -> None:
-        whole("limit", self.limit)
-        if not 0 < self.weight < math.inf:
-            raise ScenarioError(f"weight is {self.weight!r}; must be a finite number > 0")

@@ -15,7 +15,7 @@ from qsim.profiles.schema import Profile
 from qsim.sim.fleet.lifecycle import Lifecycle
 from qsim.sim.scheduler.config import EngineConfig, EngineOptions
 
-__all__ = ["Pool", "ResolvedPool", "resolve_pool", "resolve_pools"]
+__all__ = ["Pool", "ResolvedPool", "ServerPool", "resolve_pool", "resolve_pools", "resolve_servers"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,13 @@ class Pool:
             isinstance(self.name, str) and self.name.strip() == self.name and self.name
         ):
             raise ScenarioError(f"name of a pool is {shown(self.name)}; must be a word or a few")
+
+
+@dataclass(frozen=True)
+class ServerPool(Pool):
+    """The same of servers that come and go: ``replicas`` is the most that may exist at a time."""
+
+    profile: Profile
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,11 @@ def resolve_pools(pools: Sequence[Pool]) -> tuple[ResolvedPool, ...]:
             f"the pools serve {' and '.join(models)}; behind one router all must serve one model"
         )
     return tuple(_named(found, [p.name is not None for p in pools]))
+
+
+def resolve_servers(pools: Sequence[Pool]) -> tuple[ResolvedPool, ...]:
+    """Those of servers that come and go: there may be none of a pool, and models may differ."""
+    return tuple(_named([resolve_pool(p) for p in pools], [False] * len(pools)))
 
 
 def _named(pools: Sequence[ResolvedPool], fixed: Sequence[bool]) -> list[ResolvedPool]:

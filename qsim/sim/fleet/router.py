@@ -2,58 +2,24 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
 
 from qsim.catalog.versions import DEFAULT_VERSION, rules_of
 from qsim.errors import ScenarioError
 from qsim.sim.engine.timing import PS_PER_S
-
-if TYPE_CHECKING:
-    from qsim.sim.fleet.server_speed import ServerSpeed
+from qsim.sim.fleet.router_mixed import (
+    ExpectedFinish,
+    LeastByWeight,
+    WeightedLeastRequests,
+    WeightedLeastTokens,
+    WeightedPowerOfTwo,
+    WeightedRandom,
+    WeightedRoundRobin,
+)
+from qsim.sim.fleet.router_view import Draws, FleetView, Pairs, Rng, Router
 
 __all__ = ["ROUTERS", "FleetView", "Router", "check_weights", "make_router"]
-
-
-#: makes the generator of a router that draws
-Rng = Callable[[], "np.random.Generator"]  # a name only: importing numpy.random takes time
-
-
-class FleetView(Protocol):
-    """What a router may know of the fleet; lists have one entry a replica."""
-
-    #: requests sent to the replica and not finished
-    outstanding_requests: list[int]
-    #: prompt and output tokens of those requests
-    outstanding_tokens: list[int]
-
-    def queue_lengths(self) -> list[tuple[int, int]]:
-        """(waiting, running) of every replica, as its engine would report them now."""
-
-    def kv_usage(self) -> list[float]:
-        """The share of its KV blocks that every replica uses now."""
-
-    def prefix_ids(self, request: int) -> list[int]:
-        """The trace's prefix-block ids of a request; empty if it has none."""
-
-    def length_of(self, request: int) -> tuple[int, int]:
-        """Prompt and output tokens of a request."""
-
-    def estimate(self) -> list[ServerSpeed]:
-        """How fast each replica is, by its profile."""
-
-
-class Router(Protocol):
-    """Chooses a replica for each request, in order of arrival."""
-
-    def choose(self, request: int, now_ps: int) -> int:
-        """The replica (0 .. n - 1) for the trace's request number ``request``."""
-
-    # Further methods that a router may have: ``finished(replica)`` is called when a request has
-    # its last token, ``refresh()`` every ``period_ps`` while requests are outstanding; if it has a
-    # true ``reads_kv_usage``, it may read ``FleetView.kv_usage`` there.
 
 
 class RoundRobin:
@@ -61,35 +27,34 @@ class RoundRobin:
 
     def __init__(self, view: FleetView, rng: Rng) -> None:
         self._n = len(view.outstanding_requests)
+        self._open: list[int] | None = None  # all
         self._next = -1
 
     def choose(self, request: int, now_ps: int) -> int:
         self._next = (self._next + 1) % self._n
+        if self._open is not None:
+            at = bisect_left(self._open, self._next)
+            self._next = self._open[at] if at < len(self._open) else self._open[0]
         return self._next
 
-
-class _Draws:
-    """Whole numbers in [0, n) from ``rng``, drawn a block at a time."""
-
-    def __init__(self, n: int, rng: np.random.Generator) -> None:
-        self._n = n
-        self._rng = rng
-        self._block: list[int] = []
-
-    def draw(self) -> int:
-        if not self._block:
-            self._block = self._rng.integers(self._n, size=4096).tolist()
-        return self._block.pop()
+    def only(self, servers: list[int]) -> None:
+        self._open = servers if len(servers) < self._n else None
 
 
 class Random:
     """Each replica with the same probability."""
 
     def __init__(self, view: FleetView, rng: Rng) -> None:
-        self._draws = _Draws(len(view.outstanding_requests), rng())
+        self._draws = Draws(len(view.outstanding_requests), rng())
+        self._open = set(range(len(view.outstanding_requests)))
 
     def choose(self, request: int, now_ps: int) -> int:
-        return self._draws.draw()
+        while (target := self._draws.draw()) not in self._open:
+            pass
+        return target
+
+    def only(self, servers: list[int]) -> None:
+        self._open = set(servers)
 
 
 class _Least:
@@ -97,11 +62,26 @@ class _Least:
 
     def __init__(self, load: list[int]) -> None:
         self._load = load
+        self._open: list[int] | None = None  # all
         self._last = -1
+
+    def only(self, servers: list[int]) -> None:
+        self._open = servers if len(servers) < len(self._load) else None
+
+    def least_load(self) -> int:
+        """Of those that take requests."""
+        if self._open is None:
+            return min(self._load)
+        return min([self._load[i] for i in self._open])
 
     def choose(self, request: int, now_ps: int) -> int:
         load = self._load
-        least = min(load)
+        least = self.least_load()
+        if self._open is not None:
+            those = [i for i in self._open if load[i] == least]
+            later = [i for i in those if i > self._last]
+            self._last = later[0] if later else those[0]
+            return self._last
         start = self._last + 1
         # list.index runs in C: a rotating scan without a Python loop
         try:
@@ -126,6 +106,12 @@ class LeastRequests:
             self._having[load] |= 1 << replica
         self._least = 0  # no replica has less
         self._last = -1
+        self._closed = 0  # who takes no request, a bit each
+
+    def only(self, servers: list[int]) -> None:
+        self._closed = (1 << len(self._load)) - 1
+        for replica in servers:
+            self._closed -= 1 << replica
 
     def choose(self, request: int, now_ps: int) -> int:
         having, least = self._having, self._least
@@ -133,6 +119,9 @@ class LeastRequests:
             least += 1
         self._least = least
         those = having[least]
+        if self._closed:
+            while not (those := having[least] & ~self._closed):
+                least += 1
         later = those >> (self._last + 1)
         if later:
             target = self._last + (later & -later).bit_length()
@@ -170,19 +159,14 @@ class PowerOfTwo:
 
     def __init__(self, view: FleetView, rng: Rng) -> None:
         self._load = view.outstanding_requests
-        self._n = len(self._load)
-        generator = rng()
-        self._first = _Draws(self._n, generator)
-        self._second = _Draws(max(1, self._n - 1), generator)
+        self._pairs = Pairs(len(self._load), rng())
 
     def choose(self, request: int, now_ps: int) -> int:
-        a = self._first.draw()
-        if self._n == 1:
-            return a
-        b = self._second.draw()
-        if b >= a:
-            b += 1  # two different replicas
+        a, b = self._pairs.draw()
         return b if self._load[b] < self._load[a] else a
+
+    def only(self, servers: list[int]) -> None:
+        self._pairs.open = servers
 
 
 class VllmBalancer:
@@ -209,6 +193,10 @@ class VllmBalancer:
         self._running = [0] * n
         self._pressure = [0.0] * n  # what each waiting request counts beside itself
         self._start = 0
+        self._open = set(range(n))
+
+    def only(self, servers: list[int]) -> None:
+        self._open = set(servers)
 
     def refresh(self) -> None:
         """Take over the counts that the engines publish now."""
@@ -224,6 +212,8 @@ class VllmBalancer:
         target, least = -1, 0.0
         for i in range(self._start, self._start + n):
             engine = i if i < n else i - n
+            if engine not in self._open:
+                continue
             waiting, running = self._waiting[engine], self._running[engine]
             if self.reads_kv_usage:
                 load = float(max(self._in_flight[engine], waiting + running))
@@ -263,14 +253,30 @@ class PrefixAffinity:
         self._view = view
         self._load = view.outstanding_requests
         self._least = _Least(self._load)
-        self._by_weight: _LeastByWeight | None = None
+        self._by_weight: LeastByWeight | None = None
         self._weights: list[float] = []
         if weights is not None:
-            self._by_weight = _LeastByWeight(self._load, weights)
+            self._by_weight = LeastByWeight(self._load, weights)
             self._weights = [w / max(weights) for w in weights]  # requests beside the heaviest's
         self._everyone = (1 << len(self._load)) - 1
         #: by prefix block, the replicas to which it was sent, a bit each
         self._sent: dict[int, int] = {}
+        self._open = list(range(len(self._load)))
+
+    def only(self, servers: list[int]) -> None:
+        self._open = servers
+        self._everyone = 0
+        for replica in servers:
+            self._everyone |= 1 << replica
+        self._least.only(servers)
+        if self._by_weight is not None:
+            self._by_weight.open = servers
+
+    def forget(self, replica: int) -> None:
+        """Its KV cache is gone."""
+        keep = ~(1 << replica)
+        for i, those in self._sent.items():
+            self._sent[i] = those & keep
 
     def choose(self, request: int, now_ps: int) -> int:
         ids = self._view.prefix_ids(request)
@@ -308,7 +314,7 @@ class PrefixAffinity:
             replica = bit.bit_length() - 1
             if target < 0 or load[replica] < load[target]:
                 target = replica
-        least = min(load)
+        least = self._least.least_load()
         if load[target] - least > self.MOST_EXTRA and load[target] > self.MOST_RATIO * least:
             return -1
         return target
@@ -323,162 +329,10 @@ class PrefixAffinity:
             replica = bit.bit_length() - 1
             if target < 0 or loads[replica] < loads[target]:
                 target = replica
-        least = min(loads)
+        least = min([loads[i] for i in self._open])
         if loads[target] - least > self.MOST_EXTRA and loads[target] > self.MOST_RATIO * least:
             return -1
         return target
-
-
-class WeightedRoundRobin:
-    """Each replica in turn, in shares by weight: nginx's smooth weighted round-robin."""
-
-    def __init__(self, view: FleetView, rng: Rng, weights: list[float]) -> None:
-        self._weights = weights
-        self._total = sum(weights)
-        self._due = [0.0] * len(weights)
-
-    def choose(self, request: int, now_ps: int) -> int:
-        due, weights = self._due, self._weights
-        for i in range(len(due)):
-            due[i] += weights[i]
-        target = due.index(max(due))
-        due[target] -= self._total
-        return target
-
-
-class WeightedRandom:
-    """Each replica with a probability by its weight."""
-
-    def __init__(self, view: FleetView, rng: Rng, weights: list[float]) -> None:
-        self._rng = rng()
-        self._shares = np.cumsum(weights) / sum(weights)
-        self._block: list[int] = []
-
-    def choose(self, request: int, now_ps: int) -> int:
-        if not self._block:
-            draws = self._rng.random(4096)
-            self._block = np.searchsorted(self._shares, draws, side="right").tolist()
-        return min(self._block.pop(), len(self._shares) - 1)
-
-
-class _LeastByWeight:
-    """The replica with the least load per weight, what comes included; of equals, the next one."""
-
-    def __init__(self, load: list[int], weights: list[float]) -> None:
-        self._load = load
-        self._inverse = [1.0 / w for w in weights]
-        self._last = -1
-
-    def least(self, more: int) -> int:
-        """Where ``more`` on top of its load is the least per weight."""
-        least, chosen, after = 0.0, -1, False
-        last = self._last
-        for i, load in enumerate(self._load):
-            value = (load + more) * self._inverse[i]
-            if chosen < 0 or value < least or (value == least and not after and i > last):
-                least, chosen, after = value, i, i > last
-        self._last = chosen
-        return chosen
-
-
-class WeightedLeastRequests:
-    """The replica with the fewest requests outstanding per weight, this one included."""
-
-    def __init__(self, view: FleetView, rng: Rng, weights: list[float]) -> None:
-        self._least = _LeastByWeight(view.outstanding_requests, weights)
-
-    def choose(self, request: int, now_ps: int) -> int:
-        return self._least.least(1)
-
-
-class WeightedLeastTokens:
-    """The replica with the fewest tokens outstanding per weight, this request's included."""
-
-    def __init__(self, view: FleetView, rng: Rng, weights: list[float]) -> None:
-        self._view = view
-        self._least = _LeastByWeight(view.outstanding_tokens, weights)
-
-    def choose(self, request: int, now_ps: int) -> int:
-        prompt, output = self._view.length_of(request)
-        return self._least.least(prompt + output)
-
-
-class WeightedPowerOfTwo:
-    """Of two replicas drawn at random, the one with fewer requests outstanding per weight."""
-
-    def __init__(self, view: FleetView, rng: Rng, weights: list[float]) -> None:
-        self._load = view.outstanding_requests
-        self._weights = weights
-        self._n = len(weights)
-        generator = rng()
-        self._first = _Draws(self._n, generator)
-        self._second = _Draws(max(1, self._n - 1), generator)
-
-    def choose(self, request: int, now_ps: int) -> int:
-        a = self._first.draw()
-        if self._n == 1:
-            return a
-        b = self._second.draw()
-        if b >= a:
-            b += 1  # two different replicas
-        load, weights = self._load, self._weights
-        return b if (load[b] + 1) * weights[a] < (load[a] + 1) * weights[b] else a
-
-
-class ExpectedFinish:
-    """The replica that is expected to finish the request first, by its profile.
-
-    It knows what a router can: the requests outstanding at each replica, the request's prompt, and
-    the mean prompt and output of what came and what finished before. See
-    :class:`qsim.sim.fleet.server_speed.ServerSpeed` for the estimate. Of equally fast replicas the
-    one with the fewest requests gets it; of equals, the next one in turn.
-    """
-
-    def __init__(self, view: FleetView, rng: Rng) -> None:
-        self._view = view
-        self._load = view.outstanding_requests
-        speeds = view.estimate()
-        self._speeds = speeds
-        #: replicas of each speed
-        kinds: list[ServerSpeed] = []
-        self._groups: list[list[int]] = []
-        for i, speed in enumerate(speeds):
-            for k, kind in enumerate(kinds):
-                if kind is speed:
-                    self._groups[k].append(i)
-                    break
-            else:
-                kinds.append(speed)
-                self._groups.append([i])
-        self._last = [-1] * len(self._groups)
-        self._prompts = self._outputs = self._came = self._ended = 0
-
-    def choose(self, request: int, now_ps: int) -> int:
-        prompt, _ = self._view.length_of(request)
-        self._came += 1
-        self._prompts += prompt
-        mean_prompt = self._prompts / self._came
-        mean_output = self._outputs / self._ended if self._ended else 1.0
-        load = self._load
-        soonest, target, kind = 0.0, -1, -1
-        for k, group in enumerate(self._groups):
-            last = self._last[k]
-            chosen, after = -1, False
-            for i in group:
-                if chosen < 0 or load[i] < load[chosen]:
-                    chosen, after = i, i > last
-                elif load[i] == load[chosen] and not after and i > last:
-                    chosen, after = i, True
-            ms = self._speeds[chosen].finish_ms(load[chosen], prompt, mean_prompt, mean_output)
-            if target < 0 or ms < soonest:
-                soonest, target, kind = ms, chosen, k
-        self._last[kind] = target
-        return target
-
-    def finished_tokens(self, output: int) -> None:
-        """A request has finished with so many tokens of output."""
-        self._ended += 1
-        self._outputs += output
 
 
 ROUTERS: dict[str, Callable[..., Router]] = {

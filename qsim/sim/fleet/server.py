@@ -1,20 +1,11 @@
-"""A server of a fleet whose servers come and go: its states, and its books over all of them."""
+"""One server of a fleet: the state it is in, and its books."""
 
 from __future__ import annotations
 
 from qsim.sim.engine.replica import Replica
-from qsim.sim.fleet.lifecycle import OFF, STATES
+from qsim.sim.fleet.lifecycle import OFF, ON, STATES
 
-__all__ = ["Life", "Server"]
-
-
-class Life:
-    """One engine, from on to off or asleep."""
-
-    __slots__ = ("replica",)
-
-    def __init__(self, replica: Replica) -> None:
-        self.replica = replica
+__all__ = ["Server"]
 
 
 class Server:
@@ -22,19 +13,29 @@ class Server:
 
     Attributes
     ----------
+    index, pool : int
+        Its number in the fleet, and its pool's.
     state : int
-        Since ``since_ps``.
+        Since ``since_ps``; ``changes`` counts how often it changed.
+    replica : Replica or None
+        The engine that it runs: each time that it starts a new one, with an empty KV cache.
     state_ps, state_j : list
-        Time and energy by state. The energy of a life counts as that of ``on``, draining included.
+        Time and energy by state. The energy of an engine counts as that of ``on``, draining
+        included.
     """
 
     __slots__ = (
+        "beyond_context",
+        "beyond_requests",
+        "beyond_tokens",
+        "changes",
         "index",
-        "life",
+        "least_free_blocks",
         "peak_running",
         "peak_waiting",
         "pool",
         "preemptions",
+        "replica",
         "requests",
         "since_ps",
         "starts",
@@ -43,15 +44,17 @@ class Server:
         "state_ps",
         "steps",
         "total_busy_ps",
+        "usable_blocks",
         "wakes",
     )
 
-    def __init__(self, index: int, pool: int) -> None:
+    def __init__(self, index: int, pool: int, usable_blocks: int) -> None:
         self.index = index
         self.pool = pool
         self.state = OFF
+        self.changes = 0
         self.since_ps = 0
-        self.life: Life | None = None
+        self.replica: Replica | None = None
         self.state_ps = [0] * len(STATES)
         self.state_j = [0.0] * len(STATES)
         self.starts = 0
@@ -62,6 +65,8 @@ class Server:
         self.peak_running = 0
         self.peak_waiting = 0
         self.total_busy_ps = 0
+        self.usable_blocks = self.least_free_blocks = usable_blocks
+        self.beyond_requests = self.beyond_tokens = self.beyond_context = 0
 
     @property
     def energy_j(self) -> float:
@@ -75,15 +80,19 @@ class Server:
         self.since_ps = now_ps
 
     def end_life(self, now_ps: int) -> None:
-        """The engine is idle and goes."""
-        assert self.life is not None
-        replica = self.life.replica
-        self.life = None
+        """The engine goes."""
+        assert self.replica is not None
+        replica = self.replica
+        self.replica = None
         replica.look(now_ps)
         self.steps += replica.steps
         self.preemptions += replica.preemptions
         self.peak_running = max(self.peak_running, replica.peak_running)
         self.peak_waiting = max(self.peak_waiting, replica.peak_waiting)
+        self.least_free_blocks = min(self.least_free_blocks, replica.least_free_blocks)
+        self.beyond_requests += replica.beyond_requests
+        self.beyond_tokens += replica.beyond_tokens
+        self.beyond_context += replica.beyond_context
         self.total_busy_ps += replica.meter.total_busy_ps
         self.spend(now_ps, 0.0)
-        self.state_j[STATES.index("on")] += replica.meter.energy_j
+        self.state_j[ON] += replica.meter.energy_j

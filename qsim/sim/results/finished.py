@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,22 @@ import numpy.typing as npt
 from qsim.sim.engine.timing import PS_PER_MS
 from qsim.traces.trace import Trace
 
-__all__ = ["Finished", "joined", "request_columns", "spread", "without_rejected"]
+__all__ = [
+    "FAILED",
+    "REJECTED",
+    "TIMED_OUT",
+    "Finished",
+    "joined",
+    "outcome_notes",
+    "outcomes",
+    "request_columns",
+    "spread",
+    "without_rejected",
+]
+
+#: in the place of the server of a request that has no answer: a server rejected it, its client gave
+#: up, or the servers that had it failed
+REJECTED, TIMED_OUT, FAILED = -1, -2, -3
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -27,7 +42,7 @@ class Finished:
     arrival_ps, first_token_ps, last_token_ps : array
         Times at the client, ps.
     replica : array
-        Where each request went; -1 for one that a server rejected. Its times are its arrival.
+        Where each request went; below 0 why it has no answer. Its times are then when it ended.
     cached_tokens, preemptions : array
         As in :class:`qsim.sim.scheduler.request.Request`.
     """
@@ -46,10 +61,30 @@ def joined(parts: Sequence[Finished]) -> Finished:
     return Finished(**{k: np.concatenate([getattr(p, k) for p in parts]) for k in names})
 
 
+def outcomes(finished: Finished) -> dict[str, int]:
+    """How many have no answer, by why."""
+    names = {"rejected": REJECTED, "timed_out": TIMED_OUT, "failed": FAILED}
+    return {name: int((finished.replica == code).sum()) for name, code in names.items()}
+
+
+def outcome_notes(counts: Mapping[str, int]) -> list[str]:
+    """What a reader should know of requests without an answer that no server rejected."""
+    told = (
+        ("timed_out", "timed out: their clients gave up, and the servers stopped working on them"),
+        ("failed", "failed: the servers that had them failed"),
+    )
+    return [
+        f"{counts[key]} requests {what}; they count as failed, and latencies are those of the "
+        "others"
+        for key, what in told
+        if counts[key]
+    ]
+
+
 def without_rejected(
     output_tokens: IntArray, admissible: BoolArray, finished: Finished
 ) -> tuple[IntArray, BoolArray, Finished]:
-    """The same of those that were served: a server may have rejected some (replica -1)."""
+    """The same of those that have their answer."""
     served = finished.replica >= 0
     if served.all():
         return output_tokens, admissible, finished

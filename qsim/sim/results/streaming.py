@@ -13,7 +13,7 @@ from qsim.errors import TraceError
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import Admission
 from qsim.sim.results.backlog import Flow
-from qsim.sim.results.finished import Finished, request_columns, without_rejected
+from qsim.sim.results.finished import Finished, outcomes, request_columns, without_rejected
 from qsim.sim.results.itl import Gaps
 from qsim.sim.results.latency import Latency
 from qsim.sim.results.pools import PoolSums
@@ -96,6 +96,7 @@ class Sums:
         self.requests = np.zeros(replicas, np.int64)
         self.latencies = {name: Latency() for name in ("ttft", "tpot", "itl", "e2el")}
         self.good = 0
+        self.outcomes = dict.fromkeys(("rejected", "timed_out", "failed"), 0)
         names = ("completed", "failed", "input_tokens", "output_tokens", "preemptions")
         self.counts = dict.fromkeys((*names, "cached_tokens"), 0)
 
@@ -109,6 +110,8 @@ class Sums:
         while not admissible.any():  # nothing of it was in the fleet
             self._count(part, output, admissible, None)
             part, output, admissible = self._feed.open.popleft()
+        for name, count in outcomes(finished).items():
+            self.outcomes[name] += count
         output, admissible, finished = without_rejected(output, admissible, finished)
         self._count(part, output, admissible, finished)
         self.flow.add(

@@ -17,7 +17,7 @@ mode, 1 in asynchronous mode. Every member was part of each of them.
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from qsim.sim.scheduler.batch import Batch
 from qsim.sim.scheduler.request import Request
@@ -103,6 +103,11 @@ class DecodeGroup:
         else:
             self._drop(request)
         self._settle(request)
+
+    def forget(self, request: Request) -> None:
+        """Do not expect the last step of somebody who was let go before it."""
+        self._ends[:] = [end for end in self._ends if end[2] is not request]
+        heapify(self._ends)
 
     def counters(self, request: Request) -> tuple[int, int, int, int]:
         """Computed tokens, tokens in flight, blocks held and blocks entered in the prefix cache."""

@@ -40,14 +40,14 @@ class Scheduler(Rules):
         "_grouped",
         "_horizon",
         "_in_flight",
-        "_last_abort",
         "_tail",
+        "last_abort",
     )
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
         self._in_flight: deque[Batch] = deque()  # scheduled, not yet applied
-        self._last_abort = 0  # the step after which a running request was aborted last
+        self.last_abort = 0  # the step after which a running request was aborted last
         # While ``_grouped``, decodes are members of the group. Others that run: those in
         # ``_fresh``, which the last batch brought to their first decode; those whose last token is
         # in flight; and at most one in the midst of its prefill, ``_tail``, the last in the list.
@@ -78,13 +78,14 @@ class Scheduler(Rules):
         self._horizon = 0
         if request.group is not None:
             self._group.release(request)
+            self._group.forget(request)
         if request is self._tail:
             self._tail = None
         self.outstanding_tokens -= request.limit - request.prompt_tokens
         self.outstanding_tokens += request.num_output_tokens
         self.outstanding_tokens -= max(0, request.prompt_tokens - request.computed)
         if request.state == RUNNING:
-            self._last_abort = self._group.scheduled
+            self.last_abort = self._group.scheduled
             self._kv.release(request, preempted=False)
             del self._running[request]
         self._close(request)
@@ -239,7 +240,7 @@ class Scheduler(Rules):
         group = self._group
         group.updated += 1
         tokens = batch.members
-        if tokens and batch.step <= self._last_abort:
+        if tokens and batch.step <= self.last_abort:
             tokens = [request for request in tokens if request.state != FINISHED]
         first: list[Request] = []
         finished: list[Request] = []

@@ -21,7 +21,7 @@ from qsim.optimize.search.measures import measure_fleet
 from qsim.optimize.sweep.sweeping import sweep
 from qsim.optimize.tune.tuning import tune
 from qsim.report.text.results import plan_text
-from qsim.sim.fleet.lifecycle import ServerPool
+from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.results.slo import parse_slos
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces.trace import Trace

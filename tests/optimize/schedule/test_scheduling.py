@@ -21,9 +21,9 @@ from qsim.optimize.schedule.scheduling import POLICIES, schedule
 from qsim.optimize.schedule.tasks import RunTask, WindowTask, run_policy, run_window
 from qsim.profiles.schema import Profile
 from qsim.sim.fleet.autoscaler import Constant
-from qsim.sim.fleet.lifecycle import Lifecycle, ServerPool
+from qsim.sim.fleet.lifecycle import Lifecycle
+from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.results.slo import parse_slos
-from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
@@ -95,7 +95,7 @@ def test_the_timetable_is_no_worse_than_any_other_by_brute_force() -> None:
     found = solve(trace)
     limits = parse_slos(SLOS)
     window_s = found.problem.window_s
-    pool = replace(found.choices[0].pool, limit=4)
+    pool = replace(found.choices[0].pool, replicas=4)
     outcome = {
         (t, n): run_window(WindowTask(trace, t * window_s, window_s, (pool,), (n,), limits))
         for t in range(4)
@@ -132,7 +132,7 @@ def test_constant_traffic_gives_the_static_plan() -> None:
 
 def test_pools_have_labels_of_their_own() -> None:
     def labels(*profiles: Profile) -> list[str]:
-        pools = [ServerPool(p, 1, 1.0, EngineOptions(), QUICK) for p in profiles]
+        pools = [ServerPool(p, 1, lifecycle=QUICK) for p in profiles]
         return [c.label for c in labelled([PoolChoice(p, None, None) for p in pools])]
 
     tp2 = replace(FAST, identity=replace(FAST.identity, tensor_parallel_size=2))

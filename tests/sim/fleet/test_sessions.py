@@ -14,7 +14,7 @@ from qsim.errors import ScenarioError, TraceError
 from qsim.profiles.lookup import load_profile
 from qsim.sim.fleet.autoscaler import Constant
 from qsim.sim.fleet.dynamic import simulate_dynamic
-from qsim.sim.fleet.lifecycle import ServerPool
+from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.fleet.router import ROUTERS
 from qsim.sim.simulate_stream import simulate_stream
 from qsim.traces import Trace, load_trace, merge
@@ -109,7 +109,7 @@ def test_what_cannot_wait_says_so(tmp_path: Path) -> None:
     trace = sessions(2, 2, 0)
     with pytest.raises(TraceError, match="--no-stream"):
         simulate_stream([trace], PROFILE)
-    pool = ServerPool(load_profile(PROFILE), limit=1)
+    pool = ServerPool(load_profile(PROFILE), replicas=1)
     with pytest.raises(ScenarioError, match=":turns=open"):
         simulate_dynamic(trace, [pool], Constant((1,)))
 

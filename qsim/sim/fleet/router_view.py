@@ -1,0 +1,94 @@
+"""What a router is, what it may know of the fleet, and how it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from qsim.sim.fleet.server_speed import ServerSpeed
+
+__all__ = ["Draws", "FleetView", "Pairs", "Rng", "Router"]
+
+#: makes the generator of a router that draws
+Rng = Callable[[], "np.random.Generator"]  # a name only: importing numpy.random takes time
+
+
+class FleetView(Protocol):
+    """What a router may know of the fleet; lists have one entry a replica."""
+
+    #: requests sent to the replica and not finished
+    outstanding_requests: list[int]
+    #: prompt and output tokens of those requests
+    outstanding_tokens: list[int]
+
+    def queue_lengths(self) -> list[tuple[int, int]]:
+        """(waiting, running) of every replica, as its engine would report them now."""
+
+    def kv_usage(self) -> list[float]:
+        """The share of its KV blocks that every replica uses now."""
+
+    def prefix_ids(self, request: int) -> list[int]:
+        """The trace's prefix-block ids of a request; empty if it has none."""
+
+    def length_of(self, request: int) -> tuple[int, int]:
+        """Prompt and output tokens of a request."""
+
+    def estimate(self) -> list[ServerSpeed]:
+        """How fast each replica is, by its profile."""
+
+
+class Router(Protocol):
+    """Chooses a replica for each request, in order of arrival."""
+
+    def choose(self, request: int, now_ps: int) -> int:
+        """The replica (0 .. n - 1) for the trace's request number ``request``."""
+
+    def only(self, servers: list[int]) -> None:
+        """From now on these take requests, in ascending order, and no others; all at first."""
+
+    # Further methods that a router may have: ``finished(replica)`` is called when a request has
+    # its last token, ``finished_tokens(output)`` too; ``forget(replica)`` when a KV cache is gone;
+    # ``refresh()`` every ``period_ps`` while requests are outstanding. If it has a true
+    # ``reads_kv_usage``, it may read ``FleetView.kv_usage`` there.
+
+
+class Draws:
+    """Whole numbers in [0, n) from ``rng``, drawn a block at a time."""
+
+    def __init__(self, n: int, rng: np.random.Generator) -> None:
+        self._n = n
+        self._rng = rng
+        self._block: list[int] = []
+
+    def draw(self) -> int:
+        if not self._block:
+            self._block = self._rng.integers(self._n, size=4096).tolist()
+        return self._block.pop()
+
+
+class Pairs:
+    """Two different replicas of those that are open, drawn at random; one twice, if it is alone."""
+
+    def __init__(self, n: int, generator: np.random.Generator) -> None:
+        self._n = n
+        self.open = list(range(n))
+        self._first = Draws(n, generator)
+        self._second = Draws(max(1, n - 1), generator)
+
+    def draw(self) -> tuple[int, int]:
+        if len(self.open) == self._n:
+            a = self._first.draw()
+            if self._n == 1:
+                return a, a
+            b = self._second.draw()
+            return a, b + 1 if b >= a else b
+        if len(self.open) == 1:
+            return self.open[0], self.open[0]
+        while (a := self._first.draw()) not in self.open:
+            pass
+        while (b := self._first.draw()) not in self.open or b == a:
+            pass
+        return a, b
