@@ -198,6 +198,63 @@ def test_samples(
     assert load_trace(path, format=format).arrival_s.tolist() == trace.arrival_s.tolist()
 
 
+@pytest.mark.parametrize(
+    "text", [AIPERF, OPENAI, OPENAI_BATCH, RESPONSES, LITELLM, OTLP, OTLP_LINES, SPANS, GUIDELLM]
+)
+def test_json_may_be_laid_out_in_any_way(tmp_path: Path, text: str) -> None:
+    """As jq does: objects over several lines, one after the other; or ending in blank lines."""
+    path = tmp_path / "sample"
+    path.write_text(text)
+    expected = load_trace(path)
+    parsed = [json.loads(text)] if text[0] == "[" or text.count("\n") == 0 else [
+        json.loads(line) for line in text.splitlines() if line.startswith("{")
+    ]  # fmt: skip
+    if text == LITELLM:
+        parsed = json.loads(text)
+    for written in (
+        "\n".join(json.dumps(one, indent=2) for one in parsed),
+        "".join(json.dumps(one, indent=1) for one in parsed) + "\n\n",
+        "\n\n" + "\r\n".join(json.dumps(one) for one in parsed) + "\r\n\n \n",
+        "\ufeff" + "\n".join(json.dumps(one, ensure_ascii=False) for one in parsed),
+    ):
+        path.write_text(written, encoding="utf-8", newline="")
+        trace = load_trace(path)
+        assert trace.meta["format"] == expected.meta["format"]
+        assert trace.meta["skipped"] == expected.meta["skipped"]
+        assert trace.arrival_s.tolist() == expected.arrival_s.tolist()
+        assert trace.prompt_tokens.tolist() == expected.prompt_tokens.tolist()
+    path.write_text("\n".join(json.dumps(one) for one in parsed), encoding="utf-16")
+    with pytest.raises(TraceError, match="the text is UTF-16; convert it"):
+        load_trace(path)
+
+
+def test_the_first_lines_may_be_calls_that_failed(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    failed = {"id": "c", "created": 1699999999, "usage": None, "error": {"message": "x"}}
+    path.write_text(lines(failed, failed) + OPENAI)
+    trace = load_trace(path)
+    assert trace.prompt_tokens.tolist() == [250, 256]
+    assert trace.meta["skipped"] == {"no usage: a call that failed": 3}
+    route = {"name": "POST", "start_time": "2024-05-10T00:00:00Z",
+             "attributes": {"http.route": "/v1"}}  # fmt: skip
+    path.write_text(lines(route) + SPANS)
+    assert load_trace(path).meta["skipped"] == {"span without tokens": 1}
+    path.write_text(lines({"t": 0, "in": None}, {"t": 0, "usage": {"p": 5, "c": 6}}))
+    asked = "arrival=t[s],prompt=usage.p,output=usage.c"
+    with pytest.raises(TraceError, match=r"line 1, column 'usage\.p'"):
+        load_trace(path, columns=asked)
+
+
+def test_numbers_of_tokens_as_texts(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    usage = {"prompt_tokens": "250", "completion_tokens": "60"}
+    path.write_text(lines({"created": 1700000000, "usage": usage}))
+    assert load_trace(path).prompt_tokens.tolist() == [250]
+    path.write_text(lines({"created": 1700000000, "usage": usage | {"prompt_tokens": "2e3"}}))
+    with pytest.raises(TraceError, match="'2e3' is not a whole number of tokens"):
+        load_trace(path)
+
+
 def test_times_of_aiperf_are_exact_to_a_nanosecond(tmp_path: Path) -> None:
     path = tmp_path / "profile_export.jsonl"
     path.write_text(lines(aiperf(NS, 5, 5), aiperf(NS + 1, 5, 5)))

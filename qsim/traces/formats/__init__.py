@@ -120,7 +120,9 @@ def recognise(source: Source, columns: bool = False) -> Format:
     if source.is_dir:
         seen = "a directory without chunk-N-trace.csv files"
     else:
-        seen = f"it begins {source.head[:80].splitlines()[0].decode('utf-8', 'replace')!r}"
+        start = source.head.lstrip()[:80].splitlines()[0].decode("utf-8", "replace")
+        blank = source.head.lstrip(b" \t")[:1] in (b"\n", b"\r")
+        seen = f"{'after a blank line ' if blank else ''}it begins {start!r}"
     raise TraceError(
         f"{source.path}: not a trace format that qsim knows ({seen}); if it is a table, "
         f"--columns arrival=NAME,prompt=NAME,output=NAME says what is what; the formats are {known}"

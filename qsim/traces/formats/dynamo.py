@@ -71,7 +71,7 @@ def read(source: Source, options: ReadOptions) -> Trace:
             prompt = lookup(record, "request.input_tokens")
         if not requests.add(place, received_ms, prompt, lookup(record, _NAMES[2])):
             continue
-        ids.append(_ids(requests, place, record, prompt))
+        ids.append(_ids(requests, place, record, int(prompt)))
         session = _session(record)
         if session is not None:
             last = before.get(session)

@@ -28,8 +28,8 @@ def recognise(source: Source) -> bool:
 
 
 def _is_lines(source: Source) -> bool:
-    line, end, _ = source.head.lstrip().partition(b"\n")
-    return bool(end) and line.rstrip().endswith(b"}")
+    line, _, rest = source.head.lstrip().partition(b"\n")
+    return bool(rest.strip()) and line.rstrip().endswith(b"}")
 
 
 def read(source: Source, options: ReadOptions) -> Trace:

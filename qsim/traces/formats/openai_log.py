@@ -11,7 +11,7 @@ from typing import Any
 from qsim.errors import TraceError
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.reading.collect import Collector
-from qsim.traces.reading.json_rows import first_object, lookup, objects
+from qsim.traces.reading.json_rows import first_objects, lookup, objects
 from qsim.traces.reading.mapped import is_json
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
@@ -66,17 +66,24 @@ def _names(row: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def recognise(source: Source) -> bool:
-    """Whether the first object has a usage with a time, or LiteLLM's fields."""
+    """Whether one of the first objects has a usage with a time, or LiteLLM's fields."""
     if not is_json(source):
         return False
-    row = first_object(source)
-    path = _usage(row)
-    return path is not None and ("usage" in path or "startTime" in row) and _time(row) is not None
+    return bool(_first_call(source))
+
+
+def _first_call(source: Source) -> dict[str, Any]:
+    """The first object with a usage and a time, or LiteLLM's fields; the first ones may fail."""
+    for row in first_objects(source):
+        path = _usage(row)
+        if path is not None and ("usage" in path or "startTime" in row) and _time(row) is not None:
+            return row
+    return {}
 
 
 def read(source: Source, options: ReadOptions) -> Trace:
     """Read the calls in order of their time; those without usage (they failed) are counted."""
-    requests = Collector(source, "openai-log", _names(first_object(source)))
+    requests = Collector(source, "openai-log", _names(_first_call(source)))
     if options.columns:
         raise TraceError(f"{source.path}: --columns goes with --format table")
     whole = True

@@ -12,7 +12,7 @@ from typing import Any
 
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.reading.collect import Collector
-from qsim.traces.reading.json_rows import first_object, objects
+from qsim.traces.reading.json_rows import first_objects, objects
 from qsim.traces.reading.mapped import is_json
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
@@ -31,14 +31,16 @@ _START = "startTimeUnixNano"
 
 
 def recognise(source: Source) -> bool:
-    """Whether it is an export of spans, or the first line is a span with GenAI attributes."""
+    """Whether it is an export of spans, or one of the first is a span with GenAI attributes."""
     if not is_json(source):
         return False
-    row = first_object(source)
-    if "resourceSpans" in row or "resource_spans" in row:
-        return True
-    attributes = row.get("attributes")
-    return isinstance(attributes, dict) and any(k in attributes for k in (*_PROMPT, *_OUTPUT))
+    for row in first_objects(source):
+        if "resourceSpans" in row or "resource_spans" in row:
+            return True
+        attributes = row.get("attributes")
+        if isinstance(attributes, dict) and any(k in attributes for k in (*_PROMPT, *_OUTPUT)):
+            return True
+    return False
 
 
 def read(source: Source, options: ReadOptions) -> Trace:

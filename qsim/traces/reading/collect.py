@@ -111,9 +111,12 @@ class Collector:
         return value  # type: ignore[no-any-return]
 
     def _length(self, place: str, column: int, value: Any) -> int:
+        given = value
+        if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
+            value = int(value)  # as some exporters write numbers
         good = isinstance(value, int | float) and not isinstance(value, bool)
         if not good or not 0 <= value < 2**53 or value != int(value):
-            raise self.fail(place, column, value, "a whole number of tokens >= 0")
+            raise self.fail(place, column, given, "a whole number of tokens >= 0")
         return int(value)
 
     def _flush(self) -> None:

@@ -6,6 +6,7 @@ import codecs
 import json
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,11 @@ from qsim.traces.reading.source import MOST_LINE_BYTES, Source
 from qsim.traces.reading.table import Kind, Rows
 from qsim.traces.reading.times import parse_time_ns
 
-__all__ = ["first_object", "lookup", "objects", "parse_json", "read_json"]
+__all__ = ["first_object", "first_objects", "lookup", "objects", "parse_json", "read_json"]
+
+
+#: a longer object is not looked into to recognise a format
+_FIRST_BYTES = 16 << 20
 
 
 def parse_json(text: bytes | str) -> Any:
@@ -33,16 +38,20 @@ def parse_json(text: bytes | str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def objects(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file of JSON lines, or of one JSON array, with their places.
+def objects(source: Source, longest: int = MOST_LINE_BYTES) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, of one JSON array, or over several lines each.
 
     Raises
     ------
     TraceError
         If a line or item is no JSON object, or is longer than 64 MiB.
     """
-    if source.head.lstrip().startswith(b"["):
-        yield from _items(source)
+    head = source.head.lstrip()
+    if head.startswith(b"["):
+        yield from _items(source, "[", longest)
+        return
+    if head.startswith(b"{") and not _one_a_line(head):
+        yield from _items(source, "", longest)
         return
     for number, line in source.lines():
         try:
@@ -59,7 +68,21 @@ def objects(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"line {number}", value
 
 
-def _items(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
+def _one_a_line(head: bytes) -> bool:
+    """Whether the first line is an object or ought to be; not so in what ``jq`` lays out."""
+    line, end, _ = head.partition(b"\n")
+    line = line.strip()
+    if not end or line.endswith(b"}"):
+        return True
+    try:
+        parse_json(line)
+    except ValueError:
+        return line not in (b"{", b"{ ") and not line.endswith((b",", b"{", b"["))
+    return True
+
+
+def _items(source: Source, opening: str, longest: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The items of an array, or objects that stand one after the other."""
     decoder = json.JSONDecoder()
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     chunks = source.chunks()
@@ -88,9 +111,10 @@ def _items(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
             if at < len(text) or not more():
                 return text[at] if at < len(text) else ""
 
-    if skip("[") == "":
+    if skip(opening) == "":
         return
-    while (mark := skip(",")) != "]":
+    between, closing = (",", "]") if opening else ("", "")
+    while (mark := skip(between)) != closing:
         number += 1
         where = f"{source.path}, item {number}"
         if mark == "":
@@ -104,8 +128,8 @@ def _items(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
             except (ValueError, RecursionError) as error:
                 if ended or isinstance(error, RecursionError):
                     raise TraceError(f"{where}: not JSON: {error}") from None
-            if len(text) - at > MOST_LINE_BYTES:
-                raise TraceError(f"{where}: longer than {MOST_LINE_BYTES >> 20} MiB, or not JSON")
+            if len(text) - at > longest:
+                raise TraceError(f"{where}: longer than {longest >> 20} MiB, or not JSON")
             more()
         at = end
         if not isinstance(value, dict):
@@ -113,17 +137,24 @@ def _items(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"item {number}", value
 
 
+def first_objects(source: Source, most: int = 20) -> list[dict[str, Any]]:
+    """The first objects of a file of JSON; none if it holds something else."""
+    if source.is_dir or source.head.lstrip()[:1] not in (b"{", b"["):
+        return []
+    if "firsts" not in source.__dict__:  # asked by one format after the other
+        found: list[dict[str, Any]] = []
+        try:
+            for _, row in islice(objects(source, _FIRST_BYTES), most):
+                found.append(row)
+        except TraceError:
+            pass  # it is told when the file is read
+        source.__dict__["firsts"] = found
+    return list(source.__dict__["firsts"])
+
+
 def first_object(source: Source) -> dict[str, Any]:
     """The first object of a file of JSON lines or an array; empty if it holds something else."""
-    if source.is_dir or source.head.lstrip()[:1] not in (b"{", b"["):
-        return {}
-    if "first" not in source.__dict__:  # asked by one format after the other
-        try:
-            source.__dict__["first"] = next(objects(source), ("", {}))[1]
-        except TraceError:
-            source.__dict__["first"] = {}
-    found: dict[str, Any] = source.__dict__["first"]
-    return found
+    return next(iter(first_objects(source)), {})
 
 
 def lookup(row: Any, path: str) -> Any:

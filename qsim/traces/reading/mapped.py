@@ -15,7 +15,7 @@ from qsim.traces.block_size import fitting_block_tokens, most_ids
 from qsim.traces.prefix_id import prefix_id
 from qsim.traces.reading.build import UNIX_FROM_S, Reading, TraceBuilder
 from qsim.traces.reading.columns import ROLES, Column
-from qsim.traces.reading.json_rows import first_object, lookup, objects, read_json
+from qsim.traces.reading.json_rows import first_objects, lookup, objects, read_json
 from qsim.traces.reading.parquet import MAGIC, duration_ticks_per_s, parquet_columns, read_parquet
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.table import Dialect, Kind, Rows, dialect_of, read_csv
@@ -55,7 +55,8 @@ def _names_of(source: Source) -> list[str]:
     if is_parquet(source):
         return [column.name for column in parquet_columns(source)]
     if is_json(source):
-        return list(_paths(first_object(source)))
+        # a value may be missing in some of them
+        return list(dict.fromkeys(p for row in first_objects(source) for p in _paths(row)))
     return list(dialect_of(source.head).names)
 
 

@@ -22,6 +22,7 @@ MOST_LINE_BYTES = 64 << 20
 #: a format that is one JSON document is held as a whole, several times its size
 MOST_DOCUMENT_BYTES = 512 << 20
 _UTF8_BOM = b"\xef\xbb\xbf"
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 #: errors of damaged data; the modules of the others are imported where they are needed
 _DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 _DAMAGED_NAMES = ("LZMAError", "BadZipFile", "ZstdError")
@@ -130,7 +131,10 @@ class Source:
             If the compressed data are damaged or cut off.
         """
         with self.open() as stream:
-            return self._checked_read(stream, size).removeprefix(_UTF8_BOM)
+            data = self._checked_read(stream, size)
+        if data[:2] in _UTF16_BOMS:
+            raise self._utf16()
+        return data.removeprefix(_UTF8_BOM)
 
     def read_whole(self) -> bytes:
         """The whole file, which must not be larger than a document may be.
@@ -167,11 +171,8 @@ class Source:
             while chunk := self._checked_read(stream, CHUNK_BYTES):
                 if first:
                     first = False
-                    if chunk[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                        raise TraceError(
-                            f"{self.path}: the text is UTF-16; convert it to UTF-8 (iconv -f "
-                            "UTF-16 -t UTF-8)"
-                        )
+                    if chunk[:2] in _UTF16_BOMS:
+                        raise self._utf16()
                     chunk = chunk.removeprefix(_UTF8_BOM)
                 chunk = held + chunk
                 held = b"\r" if chunk.endswith(b"\r") else b""
@@ -229,6 +230,11 @@ class Source:
             if isinstance(error, _DAMAGED) or type(error).__name__ in _DAMAGED_NAMES:
                 raise self._damaged(error) from None
             raise
+
+    def _utf16(self) -> TraceError:
+        return TraceError(
+            f"{self.path}: the text is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)"
+        )
 
     def _damaged(self, error: Exception) -> TraceError:
         return TraceError(
