@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from qsim.optimize.tune.tuning import tune
     from qsim.profiles.lookup import list_profiles, load_profile
     from qsim.profiles.schema import Profile
+    from qsim.scenario import Scenario
     from qsim.sim.fleet.pool import Pool
     from qsim.sim.results.result import SimulationResult
     from qsim.sim.results.slo import Slo
+    from qsim.sim.run_scenario import simulate
     from qsim.sim.scheduler.config import EngineOptions
-    from qsim.sim.simulate import simulate
     from qsim.traces import Trace, load_trace
 
 _WHERE = {
@@ -38,6 +39,7 @@ _WHERE = {
     "Pool": "qsim.sim.fleet.pool",
     "Profile": "qsim.profiles.schema",
     "QsimError": "qsim.errors",
+    "Scenario": "qsim.scenario",
     "SimulationResult": "qsim.sim.results.result",
     "Slo": "qsim.sim.results.slo",
     "Trace": "qsim.traces",
@@ -48,7 +50,7 @@ _WHERE = {
     "load_trace": "qsim.traces",
     "plan": "qsim.optimize.plan.planning",
     "schedule": "qsim.optimize.schedule.scheduling",
-    "simulate": "qsim.sim.simulate",
+    "simulate": "qsim.sim.run_scenario",
     "sweep": "qsim.optimize.sweep.sweeping",
     "tune": "qsim.optimize.tune.tuning",
 }
@@ -58,6 +60,7 @@ __all__ = [
     "Pool",
     "Profile",
     "QsimError",
+    "Scenario",
     "SimulationResult",
     "Slo",
     "Trace",

@@ -200,7 +200,8 @@ class Text:
             "strict": True,
             "min_length": self.shortest,
             "max_length": self.longest,
-            "pattern": f"^[^{_UNPRINTABLE}]*$",
+            # "$" alone would take a line's end behind the text
+            "pattern": f"^[^{_UNPRINTABLE}]*$(?![\\s\\S])",
             "regex_engine": "python-re",
         }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TypeGuard
 
 from qsim.bounds import shown
 from qsim.errors import MissingExtraError, ScenarioError
 
-__all__ = ["check_ending", "finite", "is_number", "near_names", "whole"]
+__all__ = ["check_ending", "finite", "is_number", "near_names", "parse_count", "whole"]
 
 #: largest whole number that a double holds exactly, and its neighbours
 MAX_WHOLE = 1 << 53
@@ -54,6 +55,30 @@ def finite(
         raise ScenarioError(
             f"{name} is {shown(value)}; must be a finite number {sign} {least:g}, at most {most:g}"
         )
+
+
+_COUNT = re.compile(r"([+-]?\d+(?:\.\d+)?)([kmgtKMGT])?")
+
+
+def parse_count(text: str) -> int:
+    """A whole number, or one with k/m/g/t (1000s) or K/M/G/T (1024s) behind it, as in vLLM.
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+    """
+    match = _COUNT.fullmatch(str(text).strip())
+    if match and len(match[0]) <= 30:
+        digits, unit = match.groups()
+        if unit is None and digits.lstrip("+-").isdecimal():
+            return int(digits)
+        if unit is not None:
+            base = 1000 if unit.islower() else 1024
+            number = float(digits) * base ** ("kmgt".index(unit.lower()) + 1)
+            if number == int(number):
+                return int(number)
+    raise ValueError(f"{shown(text)} is not a whole number (thousands may be written 8k, 1024s 8K)")
 
 
 def near_names(name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ A type is a frozen dataclass or a pydantic model whose fields are annotated with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from types import UnionType
@@ -18,9 +18,11 @@ from pydantic import TypeAdapter, ValidationError
 from qsim.bounds import shown
 from qsim.errors import QsimError
 
-__all__ = ["build"]
+__all__ = ["Place", "build", "message"]
 
 T = TypeVar("T")
+#: where a field lies: names, and numbers in lists
+Place = tuple[str | int, ...]
 
 
 def build(cls: type[T], data: object, where: str, error: type[QsimError]) -> T:
@@ -49,7 +51,7 @@ def build(cls: type[T], data: object, where: str, error: type[QsimError]) -> T:
         problem = e.errors(include_url=False, include_context=True)[0]
     except RecursionError:
         raise error(f"{where}: is nested too deeply") from None
-    raise error(f"{where}: {_message(cls, problem)}")
+    raise error(f"{where}: {message(cls, problem)}")
 
 
 @lru_cache(maxsize=64)
@@ -57,22 +59,47 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
-def _message(cls: Any, problem: Mapping[str, Any]) -> str:
+def message(
+    cls: Any,
+    problem: Mapping[str, Any],
+    names: Mapping[Place, str] | None = None,
+    unknown: Callable[[Place, Iterable[str]], str] | None = None,
+) -> str:
+    """One of pydantic's errors as a sentence.
+
+    Parameters
+    ----------
+    cls : type
+        What was built.
+    problem : mapping
+        Of ``ValidationError.errors()``.
+    names : mapping, optional
+        What fields are called, by place; their path otherwise.
+    unknown : callable, optional
+        Says what to do about an unknown field, from its place and its known siblings.
+    """
     kind, value = problem["type"], problem["input"]
     at = [step for step in problem["loc"] if step != "[key]"]
-    path = _path(at)
+    path = (names or {}).get(tuple(at)) or _path(at)
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{path} is missing"
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = ", ".join(_known(_at(cls, at[:-1])[0])) or "none"
+        fields_ = _known(_at(cls, at[:-1])[0])
+        known = f"known: {', '.join(fields_) or 'none'}"
+        if unknown is not None:
+            known = unknown(tuple(at), fields_)
         inside = f"{_path(at[:-1])}: " if at[:-1] else ""
-        return f"{inside}unknown field {shown(at[-1])}; known: {known}"
+        return f"{inside}unknown field {shown(at[-1])}; {known}"
     if kind == "value_error":
         reason = str(problem["ctx"]["error"])
         return f"{path} {reason}" if path else reason
     hint, bounds = _at(cls, at)
     rule = _rule(kind, value, hint, bounds)
-    return f"{path or 'the data'} is {shown(value)}; must be {rule}"
+    quotes = kind == "string_type" and isinstance(value, int | float) and hint is str
+    return (
+        f"{path or 'the data'} is {shown(value)}; must be {rule}"
+        f"{': write it in quotes' if quotes else ''}"
+    )
 
 
 def _path(at: list[Any]) -> str:

@@ -28,6 +28,7 @@ ORDER = (
     ("sim.scheduler",),
     ("sim.engine", "sim.results"),
     ("sim.fleet", "sim.results.streaming"),
+    ("scenario",),
     ("sim",),
     ("quality",),
     ("calibrate.recorder",),

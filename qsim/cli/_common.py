@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from qsim.bounds import one_line
+from qsim.checks import parse_count
 from qsim.errors import MissingExtraError, ScenarioError
 from qsim.files import write_text
 from qsim.sim.results.slo import Slo
@@ -19,13 +19,11 @@ from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces.trace import Trace
 
 __all__ = [
-    "RESHAPE",
     "SHAPE",
     "backlog_option",
     "engine_from",
     "engine_options",
     "executor_options",
-    "fleet_from",
     "jobs_from",
     "load_shaped",
     "need_matplotlib",
@@ -54,8 +52,6 @@ SHAPE = (
     "format", "columns", "sort", "start", "end", "sample", "scale_prompt", "scale_output",
     "shared_prefix", "speed", "head", "merge",
 )  # fmt: skip
-#: of them those of :func:`qsim.traces.shape` that it takes by name alone
-RESHAPE = ("sample", "scale_prompt", "scale_output", "shared_prefix")
 PICTURES = (".png", ".svg", ".pdf")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,27 +68,12 @@ def option_group(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
     return decorate
 
 
-_COUNT = re.compile(r"([+-]?\d+(?:\.\d+)?)([kmgtKMGT])?")
-
-
 def count(text: str) -> int:
     """A whole number, or one with k/m/g/t (1000s) or K/M/G/T (1024s) behind it, as in vLLM."""
-    match = _COUNT.fullmatch(str(text).strip())
-    if match:
-        digits, unit = match.groups()
-        scale = (
-            1
-            if unit is None
-            else (1000 if unit.islower() else 1024) ** ("kmgt".index(unit.lower()) + 1)
-        )
-        number = float(digits) * scale
-        if unit is None and digits.lstrip("+-").isdecimal():
-            return int(digits)
-        if unit is not None and number == int(number):
-            return int(number)
-    raise click.BadParameter(
-        f"{text!r} is not a whole number (thousands may be written 8k, 1024s 8K)"
-    )
+    try:
+        return parse_count(text)
+    except ValueError as e:
+        raise click.BadParameter(str(e)) from None
 
 
 #: TRACE and the options that read and shape it; :func:`trace_from` reads it
@@ -232,19 +213,6 @@ engine_options = option_group(
 def engine_from(options: Mapping[str, Any]) -> EngineOptions:
     """The engine options among a command's parameters."""
     return EngineOptions().updated(options)
-
-
-def fleet_from(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A simulation's arguments beside trace and profile, from a command's parameters."""
-    names = ("router", "seed", "too_long")
-    return {**{k: given[k] for k in names}, **_servers_from(given)}
-
-
-def _servers_from(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The pools that a command has made of its options, or the one that these describe."""
-    if given.get("pools") is not None:
-        return {"pools": given["pools"]}
-    return {"options": engine_from(given), "replicas": given["replicas"]}
 
 
 #: ``--slo``, any number of times

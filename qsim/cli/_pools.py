@@ -14,7 +14,7 @@ from qsim.errors import ScenarioError
 if TYPE_CHECKING:
     from qsim.sim.fleet.pool import Pool
 
-__all__ = ["fleet_title", "parse_pool", "pool_option", "pools_from"]
+__all__ = ["fleet_title", "parse_pool", "pool_option", "put_pools"]
 
 #: ``--pool``, any number of times
 pool_option = click.option(
@@ -28,15 +28,15 @@ pool_option = click.option(
 )
 
 
-def parse_pool(text: str, options: Mapping[str, Any]) -> Pool:
-    """The pool that a text describes.
+def parse_pool(text: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A pool of a scenario as a text describes it.
 
     Parameters
     ----------
     text : str
         ``KEY=VALUE`` pairs between commas; dashes or underscores in keys.
     options : mapping
-        A command's parameters: engine options that hold where the text does not give its own.
+        Engine options that hold where the text does not give its own.
 
     Raises
     ------
@@ -44,8 +44,7 @@ def parse_pool(text: str, options: Mapping[str, Any]) -> Pool:
         Naming the key, its value and what is allowed.
     """
     from qsim.checks import near_names
-    from qsim.sim.fleet.pool import Pool
-    from qsim.sim.scheduler.config import ENGINE, EngineOptions
+    from qsim.sim.scheduler.config import ENGINE
 
     known = ("profile", "replicas", "weight", "name", *ENGINE)
     values: dict[str, Any] = {}
@@ -62,37 +61,34 @@ def parse_pool(text: str, options: Mapping[str, Any]) -> Pool:
         values[key] = _reader(key)(value, f"{where}: {key}")
     if "profile" not in values:
         raise ScenarioError(f"--pool {shown(text)}: has no profile; give profile=ID|FILE")
-    engine = {k: values[k] for k in ENGINE if k in values}
-    rest = {k: v for k, v in values.items() if k not in engine}
-    return Pool(**rest, options=EngineOptions().updated({**options, **engine}))
+    engine = {**options, **{k: values[k] for k in ENGINE if k in values}}
+    pool = {k: v for k, v in values.items() if k not in ENGINE}
+    return pool | ({"engine": engine} if engine else {})
 
 
-def pools_from(ctx: click.Context) -> list[Pool] | None:
-    """The pools of a command's ``--pool`` options; None without any.
+def put_pools(data: dict[str, Any], texts: Sequence[str], values: dict[str, Any]) -> None:
+    """Put the pools of ``--pool`` into a scenario's data, and take what they say of ``values``.
 
     Raises
     ------
     ScenarioError
-        If one is malformed, if ``--profile`` or ``--replicas`` is given beside them, or if there
-        is neither.
+        If one is malformed, or ``--profile`` or ``--replicas`` is given beside them.
     """
-    given = ctx.params
-    if not given["pool_texts"]:
-        if given["profile"] is None:
-            raise ScenarioError("neither --profile nor --pool is given; give one of them")
-        return None
-    usual = click.core.ParameterSource.DEFAULT
+    from qsim.sim.scheduler.config import ENGINE
+
     for name in ("profile", "replicas"):
-        if ctx.get_parameter_source(name) is not usual:
+        if name in values:
             raise ScenarioError(
                 f"--{name} and --pool are both given; each pool has its own {name}: give it there"
             )
-    given["replicas"] = None  # not to be saved, and not to be read
-    return [parse_pool(text, given) for text in given["pool_texts"]]
+    engine = {name: values.pop(name) for name in ENGINE if name in values}
+    data.setdefault("fleet", {})["pools"] = [parse_pool(text, engine) for text in texts]
 
 
-def fleet_title(pools: Sequence[Pool]) -> str:
-    """The pools in words."""
+def fleet_title(resolved: Mapping[str, Any], pools: Sequence[Pool]) -> str:
+    """The pools in words; of a single one the profile's id."""
+    if len(pools) == 1:
+        return f"{pools[0].replicas} x {resolved['profile']}"
     names = [p.profile if isinstance(p.profile, str) else p.profile.id for p in pools]
     return " + ".join(f"{p.replicas} x {name}" for p, name in zip(pools, names, strict=True))
 

@@ -1,40 +1,86 @@
-"""Scenario files: everything a command can be told, as YAML under the options' names."""
+"""A command's options, its scenario file and ``--set`` become one ``Scenario``."""
 
 from __future__ import annotations
 
+import copy
 import difflib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from qsim.bounds import shown
+from qsim.cli._command import Command
 from qsim.cli._common import write_json
-from qsim.documents import read_yaml, to_yaml
-from qsim.errors import ScenarioError
+from qsim.cli._pools import put_pools
+from qsim.errors import QsimError, ScenarioError
 from qsim.files import write_text
 
-__all__ = ["resolved_scenario", "save_scenario", "shared_options", "write_outputs"]
+if TYPE_CHECKING:
+    from qsim.scenario import Scenario
 
+__all__ = ["ScenarioCommand", "save_scenario", "scenario_from", "shared_options", "write_outputs"]
+
+#: keys that only a file in sections has, not one of options
+_SECTIONS = {"traffic", "fleet", "slos", "accounts", "plan", "tune", "schedule", "sweep"}
+#: parameters whose place in a scenario has another name
+_RENAMED = {"prices_path": "price_list", "searched": "search"}
 #: options that say where results go or how the work is done, not what is computed
 _NOT_SAVED = {
-    "scenario", "save_scenario", "json", "out", "csv", "trials_csv", "requests", "report",
-    "picture", "export", "autoscaler", "gpus_per_host", "steps", "timeline", "fail_on_slo",
-    "progress", "jobs", "dask", "study", "study_name", "resume", "importance",
+    "scenario", "save_scenario", "json", "csv", "report", "picture", "progress", "jobs", "dask",
 }  # fmt: skip
+_GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
+#: largest JSON file that may be a scenario
+_MOST_JSON = 256 << 10
+
+
+class ScenarioCommand(Command):
+    """Takes a scenario file in the place of TRACE."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does."""
+        if not ctx.resilient_parsing:
+            values, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+            first = values.get("trace")
+            if isinstance(first, str) and _is_scenario(first):
+                args = list(args)
+                args.remove(first)
+                args = ["--scenario", first, *args]
+        return super().parse_args(ctx, args)
+
+
+def _is_scenario(path: str) -> bool:
+    """Whether a positional argument is a scenario and no trace: by its name, or its sections."""
+    if path.endswith((".yaml", ".yml")):
+        return True
+    if not path.endswith(".json"):
+        return False
+    try:
+        if os.path.getsize(path) > _MOST_JSON:
+            return False
+        from qsim.documents import read_json
+
+        data = read_json(path)
+    except (OSError, ValueError, QsimError):
+        return False  # whoever reads it as a trace says what is wrong
+    return isinstance(data, dict) and bool(_SECTIONS & set(data))
 
 
 def shared_options(command: click.Command) -> click.Command:
-    """Give a command that simulates ``--progress``, ``--scenario`` and ``--save-scenario``."""
-    command.params.append(
+    """Give a command ``--progress`` and what reads, changes and saves its scenario."""
+    for param in command.params:
+        if param.name in ("trace", "profile"):  # they may come from the file
+            param.required = False
+    sections = isinstance(command, ScenarioCommand)
+    options = [
         click.Option(
             ["--progress/--no-progress"],
             default=None,
             help="Show a bar on stderr; by default on a terminal.",
-        )
-    )
-    command.params.append(
+        ),
         click.Option(
             ["--scenario"],
             type=click.Path(exists=True, dir_okay=False),
@@ -42,52 +88,124 @@ def shared_options(command: click.Command) -> click.Command:
             expose_value=False,
             callback=_load,
             metavar="FILE.yaml",
-            help="Take the options from this file (names with underscores); the command line "
-            "goes first.",
-        )
-    )
-    command.params.append(
+            help="Take the scenario from this file (see qsim schema), or the options by their "
+            "names with underscores; the command line goes first. It may stand in the place of "
+            "TRACE."
+            if sections
+            else "Take the options from this file (names with underscores); the command line goes "
+            "first.",
+        ),
+        click.Option(
+            ["--set", "assignments"],
+            multiple=True,
+            metavar="PATH=VALUE",
+            help="Set a field of the scenario, such as fleet.pools.0.engine.max_num_seqs=64; "
+            "after all other options; repeatable.",
+        ),
         click.Option(
             ["--save-scenario"],
             metavar="FILE.yaml",
-            help="Write the scenario as resolved, to be run again with --scenario.",
-        )
-    )
+            help="Write the scenario as resolved, to be run again.",
+        ),
+    ]
+    command.params += [o for o in options if sections or o.name != "assignments"]
     return command
 
 
-def resolved_scenario(ctx: click.Context) -> dict[str, Any]:
-    """All options that decide the result, as used, by scenario key; those not set are left out."""
-    scenario: dict[str, Any] = {}
-    for key, param in _params(ctx.command).items():
-        value = ctx.params.get(param.name or "")
-        if key in _NOT_SAVED or value is None or value == ():
-            continue
-        scenario[key] = _plain(value)
+def scenario_from(ctx: click.Context) -> Scenario:
+    """What is asked: the scenario file, with the options and ``--set`` over it.
+
+    Raises
+    ------
+    click.UsageError
+        If there is no trace.
+    ScenarioError
+        If a value is not allowed.
+    """
+    from qsim.scenario import Scenario
+    from qsim.scenario.names import fill, place_of
+    from qsim.scenario.paths import parse_set
+
+    command = str(ctx.command.name)
+    data: dict[str, Any] = copy.deepcopy(ctx.meta.get(_DATA, {}))
+    values: dict[str, Any] = {}
+    for param in ctx.command.params:
+        name = str(param.name)
+        value = ctx.params.get(name)
+        given = ctx.get_parameter_source(name) in _GIVEN
+        name = _RENAMED.get(name, name)
+        if given and value is not None and place_of(command, name) is not None:
+            values[name] = _converted(name, value)
+    if ctx.params.get("pool_texts"):
+        put_pools(data, ctx.params["pool_texts"], values)
+    names = fill(data, command, values)
+    for text in ctx.params["assignments"]:
+        parse_set(data, text, Scenario)
+    scenario = Scenario.from_dict(data, names=names)
+    if scenario.traffic.trace is None:
+        for param in ctx.command.params:
+            if param.name == "trace":
+                raise click.MissingParameter(ctx=ctx, param=param)
     return scenario
 
 
-def save_scenario(ctx: click.Context) -> None:
-    """``--save-scenario``: the resolved scenario as YAML."""
+_DATA = "qsim.scenario"
+
+
+def _converted(name: str, value: Any) -> Any:
+    if name == "prices":
+        from qsim.cli._search import prices_from
+
+        return prices_from(value)
+    if name == "policies" and tuple(value) == ("none",):
+        return []
+    return value
+
+
+def save_scenario(ctx: click.Context, scenario: Scenario | None = None) -> None:
+    """``--save-scenario``: what was asked as YAML; options by name where there is no scenario."""
     path = ctx.params["save_scenario"]
     if not path:
         return
-    text = to_yaml(resolved_scenario(ctx))
-    write_text(
-        path, f"# qsim {ctx.command.name} --scenario {' '.join(Path(path).name.split())}\n{text}"
-    )
+    command = str(ctx.command.name)
+    name = " ".join(Path(path).name.split())
+    if scenario is None:
+        from qsim.documents import to_yaml
+
+        write_text(path, f"# qsim {command} --scenario {name}\n{to_yaml(_options(ctx))}")
+    else:
+        write_text(path, f"# qsim {command} {name}\n{scenario.to_yaml(command)}")
 
 
-def write_outputs(ctx: click.Context, data: Callable[[], Mapping[str, Any]]) -> None:
-    """``--save-scenario``, and ``--json``: ``data`` with the resolved scenario."""
-    save_scenario(ctx)
+def write_outputs(
+    ctx: click.Context, data: Callable[[], Mapping[str, Any]], scenario: Scenario | None = None
+) -> None:
+    """``--save-scenario``, and ``--json``: ``data`` with what was asked."""
+    save_scenario(ctx, scenario)
     path = ctx.params["json_path"]
     if path:
-        write_json({**data(), "scenario": resolved_scenario(ctx)}, path)
+        asked = _options(ctx) if scenario is None else scenario.to_dict(str(ctx.command.name))
+        write_json({**data(), "scenario": asked}, path)
+
+
+def _options(ctx: click.Context) -> dict[str, Any]:
+    """All options that decide the result, as used, by key; those not set are left out."""
+    found: dict[str, Any] = {}
+    for key, param in _params(ctx.command).items():
+        value = ctx.params.get(param.name or "")
+        if key not in _NOT_SAVED and value is not None and value != ():
+            found[key] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, bool | int | float) else str(value)
 
 
 def _params(command: click.Command) -> dict[str, click.Parameter]:
-    """Scenario key -> parameter; the key is the longest option name, with underscores."""
+    """Key of a file of options -> parameter; the key is the longest name, with underscores."""
     keys: dict[str, click.Parameter] = {}
     for param in command.params:
         if isinstance(param, click.Option):
@@ -98,28 +216,37 @@ def _params(command: click.Command) -> dict[str, click.Parameter]:
 
 
 def _load(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
-    """Make the values of the file the defaults of the other options."""
+    """Read a scenario; or make the values of a file of options the defaults of the others."""
     if path is None:
         return
-    data = read_yaml(path)
+    from qsim.documents import read_json, read_yaml
+
+    data = read_json(path) if path.endswith(".json") else read_yaml(path)
     if data is None:
         data = {}
     if not isinstance(data, dict):
         raise ScenarioError(
-            f"{path}: holds a {type(data).__name__}; must be a mapping of option names to values"
+            f"{path}: holds a {type(data).__name__}; must be a mapping of a scenario's sections, "
+            "or of option names to values"
         )
+    if _SECTIONS & set(data) and isinstance(ctx.command, ScenarioCommand):
+        from qsim.scenario import Scenario
+
+        ctx.meta[_DATA] = Scenario.from_dict(data, path).given()
+        return
     known = _params(ctx.command)
     del known["scenario"]
+    known.pop("set", None)
     defaults: dict[str, Any] = {}
     for key, value in data.items():
         option = known.get(key)
         if option is None:
+            names = [*known, *sorted(_SECTIONS)]
             near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5)
-            hint = (
-                f"did you mean {' or '.join(map(repr, near))}?"
-                if near
-                else f"known: {', '.join(known)}"
-            )
+            near = near or difflib.get_close_matches(str(key), _SECTIONS, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(repr, near))}?"
+            if not near:
+                hint = f"known: {', '.join(names)}"
             raise ScenarioError(f"{path}: unknown key {shown(key)}; {hint}")
         if value is not None:
             defaults[option.name or ""] = _texts(option, value, f"{path}: {key}")
@@ -141,11 +268,3 @@ def _text(value: Any, where: str) -> str:
     if isinstance(value, str | int | float):
         return str(value)
     raise ScenarioError(f"{where} is {shown(value)}; must be text, a number, true or false")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    if isinstance(value, bool | int | float):
-        return value
-    return str(value)

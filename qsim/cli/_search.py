@@ -74,7 +74,7 @@ def prices_from(texts: Sequence[str]) -> dict[str, float]:
     return {p.split("=")[0]: float(p.split("=")[1]) for p in texts}
 
 
-#: ``--price``, ``--prices FILE`` and ``--provider``. Read them with :func:`market_from`
+#: ``--price``, ``--prices FILE`` and ``--provider``
 market_options = option_group(
     price_option,
     click.option("--prices", "prices_path", metavar="FILE.csv",

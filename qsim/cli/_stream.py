@@ -7,26 +7,24 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from qsim.cli._common import RESHAPE, fleet_from, note, tell_reading
+from qsim.cli._common import note, tell_reading
 from qsim.cli._progress import progress_bar
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
     from qsim.cli._outputs import Outputs
-    from qsim.profiles.schema import Profile
+    from qsim.scenario import Scenario
+    from qsim.scenario.sections import Traffic
     from qsim.sim.results.requests import Columns
     from qsim.sim.simulate_stream import StreamResult
 
 __all__ = ["run_streamed", "wants_stream"]
 
 #: options that need every request or step at the end, by parameter
-_WHOLE = {
-    "report_path": "--report", "steps_path": "--steps", "timeline_path": "--timeline",
-    "sort": "--sort", "merge": "--merge",
-}  # fmt: skip
+_WHOLE = {"report_path": "--report", "steps_path": "--steps", "timeline_path": "--timeline"}
 
 
-def wants_stream(given: Mapping[str, Any]) -> bool:
+def wants_stream(given: Mapping[str, Any], traffic: Traffic) -> bool:
     """Whether to take the trace part by part: when asked to, or when it is large.
 
     Raises
@@ -35,39 +33,49 @@ def wants_stream(given: Mapping[str, Any]) -> bool:
         If it is asked for together with an option that needs the whole run.
     """
     whole = [option for name, option in _WHOLE.items() if given[name]]
-    if given["stream"] is None:
+    whole += ["--merge"] * bool(traffic.merge) + ["--sort"] * traffic.sort + ["--peak-hour (traffic.peak_hour)"] * traffic.peak_hour
+    if not isinstance(traffic.trace, str):
+        return False
+    if traffic.stream is None:
         from qsim.traces.parts import is_large
 
-        return not whole and is_large(given["trace"])
-    if given["stream"] and whole:
+        return not whole and is_large(traffic.trace)
+    if traffic.stream and whole:
         help_ = ": sort the file first" if whole[-1] == "--sort" else ""
         raise ScenarioError(
             f"--stream and {whole[-1]} are both given; {whole[-1]} needs the whole run in "
             f"memory{help_}"
         )
-    return bool(given["stream"])
+    return traffic.stream
 
 
 def run_streamed(
-    given: Mapping[str, Any], profile: Profile | None, out: Outputs
+    given: Mapping[str, Any], scenario: Scenario, out: Outputs
 ) -> tuple[StreamResult, str, int]:
     """Simulate, and write the requests file on the way; also the trace's name and length."""
     from qsim.sim.results.histogram import RELATIVE_ERROR
     from qsim.sim.results.requests import request_writer
+    from qsim.sim.run_scenario import fleet_of
     from qsim.sim.simulate_stream import simulate_stream
     from qsim.traces.parts import open_parts
 
+    traffic = scenario.traffic
     trace = open_parts(
-        given["trace"], format=given["format"], seed=given["seed"], columns=given["columns"]
+        str(traffic.trace), format=traffic.format, seed=scenario.seed, columns=traffic.columns
     )
     parts = trace.shaped(
-        given["start"],
-        given["end"],
-        given["speed"],
-        given["head"],
-        seed=given["seed"],
-        **{k: given[k] for k in RESHAPE},
+        traffic.start,
+        traffic.end,
+        traffic.speed,
+        traffic.head,
+        seed=scenario.seed,
+        sample=traffic.sample,
+        scale_prompt=traffic.scale_prompt,
+        scale_output=traffic.scale_output,
+        shared_prefix=traffic.shared_prefix,
     )
+    if traffic.growth != 1:
+        parts = parts.shaped(speed=traffic.growth)
     begin_s = time.monotonic()
     failure: OSError | None = None
     result: StreamResult | None = None
@@ -93,9 +101,8 @@ def run_streamed(
 
             result = simulate_stream(
                 parts,
-                profile,
-                **fleet_from(given),
-                slos=given["slos"],
+                **fleet_of(scenario),
+                slos=scenario.limits(),
                 rows=None if write is None else rows,
                 progress=progress,
             )
@@ -106,7 +113,7 @@ def run_streamed(
             raise
         out.failure("--requests", e)
     tell_reading(trace.name, trace.meta)
-    asked = "" if given["stream"] else " because it is large (--no-stream holds it in memory)"
+    asked = "" if traffic.stream else " because it is large (--no-stream holds it in memory)"
     note(
         f"{trace.name} was streamed{asked}: percentiles are within {RELATIVE_ERROR:.4%} of the "
         "exact ones"

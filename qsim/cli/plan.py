@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.checks import whole
-from qsim.cli._command import Command
 from qsim.cli._common import (
-    RESHAPE,
     backlog_option,
-    engine_from,
     engine_options,
     executor_options,
     jobs_from,
@@ -22,37 +19,31 @@ from qsim.cli._common import (
     router_option,
     run_options,
     slo_option,
-    trace_from,
+    tell_reading,
     trace_options,
 )
 from qsim.cli._outputs import Outputs, check_outputs
 from qsim.cli._progress import progress_bar
-from qsim.cli._scenario import shared_options, write_outputs
+from qsim.cli._scenario import ScenarioCommand, scenario_from, shared_options, write_outputs
 from qsim.cli._search import (
     beyond_option,
     candidate_options,
     carbon_options,
     market_options,
-    prices_from,
 )
 from qsim.errors import InfeasibleError, ScenarioError
 
 if TYPE_CHECKING:
     from qsim.optimize.deploy.export import Export
-    from qsim.optimize.plan.detail import DetailWanted
     from qsim.optimize.search.study import StudySettings
+    from qsim.scenario import Scenario
+    from qsim.scenario.sections import Traffic
 
 __all__ = ["plan"]
 
-#: options that the search takes under their own names
-_SAME = ("gpus", "methods", "profiles", "slos", "objective", "provider", "goodput", "min_goodput",
-         "max_gpus", "max_usd_per_hour", "max_power_kw", "max_peak_power_kw", "tasks",
-         "min_quality", "region", "pue", "growth", "headroom", "max_replicas", "router", "seed",
-         "too_long", "allow_backlog")  # fmt: skip
-
 
 @shared_options
-@click.command(cls=Command)
+@click.command(cls=ScenarioCommand)
 @trace_options
 @click.option("--peak-hour", is_flag=True, default=None,
               help="Plan for the busiest hour of TRACE, by requests.")  # fmt: skip
@@ -145,44 +136,33 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     need_matplotlib("--report", given["report_path"], (".html", ".htm"))
     need_matplotlib("--picture", given["picture_path"])
     from qsim.optimize.deploy.export import export_plan, parse_export
-    from qsim.optimize.economics.prices import load_prices
-    from qsim.optimize.plan.planning import plan as search
+    from qsim.optimize.plan.planning import plan_for
     from qsim.profiles.lookup import left_out_note
     from qsim.report.text.results import plan_text
+    from qsim.scenario.resolve import candidates_of, load_traffic
 
     exports = [parse_export(e) for e in given["exports"]]
     to_stdout = one_to_stdout(given, exports)
-    check_outputs(given, exports)
-    _check_exports(given, exports)
-    trace = trace_from(given)
+    scenario = scenario_from(ctx)
+    check_outputs({**given, "trace": scenario.traffic.trace}, exports)
+    _check_exports(given, scenario.traffic, exports)
+    trace = load_traffic(scenario.traffic, scenario.seed, tell_reading, grown=False)
     with progress_bar("plan", given["progress"]) as update:
-        found = search(
-            trace,
-            given["model"],
-            **{k: given[k] for k in _SAME},
-            prices=prices_from(given["prices"]),
-            price_list=None if given["prices_path"] is None else load_prices(given["prices_path"]),
-            peak_hour=bool(given["peak_hour"]),
-            search=given["searched"],
-            study=_study(given),
-            detail=_detail(given),
-            options=engine_from(given),
-            beyond_measured=bool(given["beyond_measured"]),
-            **jobs_from(given),
-            progress=update,
+        found = plan_for(
+            scenario, trace, study=_study(given, scenario), **jobs_from(given), progress=update
         )
     out = Outputs()
     if not to_stdout:
         out.echo(plan_text(found))
     with out.attempt("--json"):
-        write_outputs(ctx, found.to_dict)
+        write_outputs(ctx, found.to_dict, scenario)
     for export in exports if found.best is not None else ():
         with out.attempt(f"--export {export.kind}"):
             text = export_plan(
                 found,
                 export,
                 trace=trace,
-                trace_options=given,
+                scenario=scenario,
                 autoscaler=given["autoscaler"],
                 gpus_per_host=given["gpus_per_host"],
             )
@@ -200,8 +180,9 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
             save_figure(plan_figure(found), given["picture_path"])
     if to_stdout and found.best is not None and found.best.note:
         note(found.best.note)  # it is part of the text, which was not shown
-    if given["model"] and not given["gpus"]:
-        more = left_out_note(given["model"], tuple(given["methods"]))
+    among = candidates_of(scenario, scenario.plan)
+    if among.model and not among.gpus:
+        more = left_out_note(among.model, among.methods)
         if more is not None:
             note(more)
     out.finish()
@@ -209,7 +190,7 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
         raise InfeasibleError(found.objection())
 
 
-def _check_exports(given: dict[str, Any], exports: Sequence[Export]) -> None:
+def _check_exports(given: dict[str, Any], traffic: Traffic, exports: Sequence[Export]) -> None:
     """Refuse before the search what would be refused after it."""
     from qsim.optimize.deploy.kubernetes import AUTOSCALERS
 
@@ -219,57 +200,12 @@ def _check_exports(given: dict[str, Any], exports: Sequence[Export]) -> None:
         )
     if any(e.kind == "vllm" for e in exports):
         whole("gpus_per_host", given["gpus_per_host"])
-    twice = given["growth"] != 1 and given["speed"] not in (None, 1.0)
-    if any(e.kind == "scenario" and e.path is None for e in exports) and (
-        given["peak_hour"] or twice
-    ):
-        raise ScenarioError(
-            "with --peak-hour, or --growth and --speed, a scenario needs a file of the trace "
-            "beside it: give a path (--export scenario=FILE.yaml)"
-        )
 
 
-def _study(given: dict[str, Any]) -> StudySettings | None:
-    """How to search; None if nothing of it is said."""
-    from qsim.optimize.search.study import StudySettings
+def _study(given: dict[str, Any], scenario: Scenario) -> StudySettings | None:
+    """Where the search is kept; None if nothing is said of it."""
+    from qsim.optimize.plan.planning import study_of
 
-    names = {"trials": "trials", "sampler": "sampler", "study_path": "storage",
-             "study_name": "name", "resume": "resume"}  # fmt: skip
-    said = {to: given[name] for name, to in names.items() if given[name] is not None}
-    if not said and not given["searched"]:
-        return None
-    return StudySettings(**{"sampler": "tpe", "trials": 60, "seed": given["seed"], **said})
-
-
-def _detail(given: dict[str, Any]) -> DetailWanted:
-    """What else to find out; other traffic of a preset is drawn, that of a file resampled."""
-    from qsim.optimize.plan.detail import DetailWanted
-    from qsim.optimize.plan.resample import preset_draw
-
-    explain = bool(given["explain"])
-    sure = given["min_confidence"]
-    replications = given["replications"] or (
-        20 if explain or sure is not None else given["replications"]
-    )
-    resampling = (
-        None
-        if given["merge"]
-        else preset_draw(
-            given["trace"],
-            given["seed"],
-            given["growth"],
-            bool(given["peak_hour"]),
-            start_s=given["start"],
-            end_s=given["end"],
-            speed=given["speed"],
-            head=given["head"],
-            **{k: given[k] for k in RESHAPE},
-        )
-    )
-    return DetailWanted(
-        replications,
-        explain or bool(given["sensitivity"]),
-        explain or bool(given["bottlenecks"]),
-        resampling,
-        sure,
-    )
+    names = {"study_path": "storage", "study_name": "name", "resume": "resume"}
+    kept = {to: given[name] for name, to in names.items() if given[name] is not None}
+    return study_of(scenario, **kept) if kept else None

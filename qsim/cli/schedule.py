@@ -6,36 +6,28 @@ from typing import Any
 
 import click
 
-from qsim.cli._command import Command
 from qsim.cli._common import (
     backlog_option,
-    engine_from,
     engine_options,
     executor_options,
     jobs_from,
     need_matplotlib,
     one_to_stdout,
     slo_option,
-    trace_from,
+    tell_reading,
     trace_options,
 )
 from qsim.cli._outputs import Outputs, check_outputs
 from qsim.cli._progress import progress_bar
-from qsim.cli._scenario import shared_options, write_outputs
-from qsim.cli._search import beyond_option, candidate_options, price_option, prices_from
-from qsim.errors import InfeasibleError, ScenarioError
+from qsim.cli._scenario import ScenarioCommand, scenario_from, shared_options, write_outputs
+from qsim.cli._search import beyond_option, candidate_options, price_option
+from qsim.errors import InfeasibleError
 
 __all__ = ["schedule"]
 
-#: options that the search takes under their own names
-_SAME = ("gpus", "methods", "profiles", "slos", "objective", "window", "tasks", "min_quality",
-         "max_replicas", "max_gpus", "owned_gpus", "off_w", "forecast", "forecast_margin",
-         "too_long", "allow_backlog", "trials", "seed")  # fmt: skip
-_LIFECYCLE = ("start_s", "start_w", "stop_s", "wake_s", "sleep_w")
-
 
 @shared_options
-@click.command(cls=Command)
+@click.command(cls=ScenarioCommand)
 @trace_options
 @candidate_options("One more candidate; repeatable.")
 @slo_option
@@ -113,35 +105,22 @@ def schedule(ctx: click.Context, /, **given: Any) -> None:
     qsim simulate.
     """
     need_matplotlib("--picture", given["picture_path"])
-    from qsim.optimize.economics.carbon import load_carbon_series
     from qsim.optimize.schedule.export import check_week, export_schedule, parse_schedule_export
-    from qsim.optimize.schedule.scheduling import POLICIES
-    from qsim.optimize.schedule.scheduling import schedule as search
+    from qsim.optimize.schedule.scheduling import schedule_for
     from qsim.report.text.schedule import schedule_text
-    from qsim.sim.fleet.lifecycle import Lifecycle
+    from qsim.scenario.resolve import load_traffic
 
     exports = [parse_schedule_export(e) for e in given["exports"]]
     to_stdout = one_to_stdout(given, exports)
-    check_outputs(given, exports)
-    if given["carbon_series"] and given["region"]:
-        raise ScenarioError("--carbon-series and --region are both given; drop one")
-    series = given["carbon_series"]
-    policies = given["policies"] or POLICIES
-    trace = trace_from(given)
+    scenario = scenario_from(ctx)
+    check_outputs({**given, "trace": scenario.traffic.trace}, exports)
+    trace = load_traffic(scenario.traffic, scenario.seed, tell_reading)
     if any(e.kind == "kubernetes" for e in exports):
         check_week(float(trace.arrival_s[-1]))
     with progress_bar("schedule", given["progress"]) as update:
-        found = search(
+        found = schedule_for(
+            scenario,
             trace,
-            given["model"],
-            **{k: given[k] for k in _SAME},
-            policies=() if tuple(policies) == ("none",) else policies,
-            grid=load_carbon_series(series) if series else given["region"],
-            pue=given["pue"],
-            prices=prices_from(given["prices"]),
-            lifecycle=Lifecycle(**{k: given[k] for k in _LIFECYCLE}),
-            options=engine_from(given),
-            beyond_measured=bool(given["beyond_measured"]),
             study=given["study_path"],
             resume=bool(given["resume"]),
             **jobs_from(given),
@@ -151,7 +130,7 @@ def schedule(ctx: click.Context, /, **given: Any) -> None:
     if not to_stdout:
         out.echo(schedule_text(found))
     with out.attempt("--json"):
-        write_outputs(ctx, found.to_dict)
+        write_outputs(ctx, found.to_dict, scenario)
     for export in exports:
         with out.attempt(f"--export {export.kind}"):
             text = export_schedule(

@@ -8,29 +8,27 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.checks import check_ending
-from qsim.cli._command import Command
 from qsim.cli._common import (
     backlog_option,
     engine_options,
-    fleet_from,
     need_matplotlib,
     note,
     router_option,
     run_options,
     slo_option,
-    trace_from,
+    tell_reading,
     trace_options,
     write_json,
 )
 from qsim.cli._outputs import Outputs, check_outputs
-from qsim.cli._pools import fleet_title, pool_option, pools_from
+from qsim.cli._pools import fleet_title, pool_option
 from qsim.cli._progress import progress_bar
-from qsim.cli._scenario import resolved_scenario, save_scenario, shared_options
+from qsim.cli._scenario import ScenarioCommand, save_scenario, scenario_from, shared_options
 from qsim.cli._stream import run_streamed, wants_stream
-from qsim.errors import InfeasibleError
+from qsim.errors import InfeasibleError, ScenarioError
 
 if TYPE_CHECKING:
-    from qsim.profiles.schema import Profile
+    from qsim.scenario import Scenario
     from qsim.sim.engine.steplog import Step
     from qsim.sim.results.backlog import Load
     from qsim.sim.results.result import SimulationResult
@@ -44,7 +42,7 @@ _GOES_ON = 12_000
 
 
 @shared_options
-@click.command(cls=Command)
+@click.command(cls=ScenarioCommand)
 @trace_options
 @click.option("--profile", metavar="ID|FILE", help="A shipped profile's id, or a file.")
 @click.option("--replicas", type=int, default=1, show_default=True, help="Servers in the fleet.")
@@ -82,51 +80,57 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     if given["requests_path"] is not None:
         check_ending("--requests", given["requests_path"], (".csv", ".csv.gz", ".parquet"))
     from qsim import __version__
-    from qsim.profiles.lookup import load_profile
     from qsim.report.text.results import simulation_text
-    from qsim.sim.fleet.pool import Pool
     from qsim.sim.results.histogram import RELATIVE_ERROR
     from qsim.sim.results.result import SimulationResult
     from qsim.sim.results.slo import MET, all_met, attainment, attainment_interval, check_slos
+    from qsim.sim.run_scenario import pools_of
 
-    check_outputs(given)
+    scenario = scenario_from(ctx)
+    check_outputs({**given, "trace": scenario.traffic.trace})
     out = Outputs()
-    given["pools"] = pools = pools_from(ctx)
-    profile = None
-    if pools is None:
-        profile = load_profile(given["profile"], given.get("vllm_version"))
+    if not any(p.profile or p.model for p in scenario.fleet.pools):
+        raise ScenarioError(
+            "neither --profile nor --pool is given; give one of them, or fleet.pools in a scenario"
+        )
+    pools = pools_of(scenario)
     steps: list[Step] | None = None
     if given["steps_path"] or given["timeline_path"]:
         steps = []
-    slos = given["slos"]
-    streamed = wants_stream(given)
+    slos = scenario.limits()
+    if scenario.goodput:
+        raise ScenarioError(
+            "goodput is given; qsim simulate judges SLOs only: leave it out (--set goodput=), or "
+            "use qsim plan"
+        )
+    streamed = wants_stream(given, scenario.traffic)
     result: SimulationResult | StreamResult
     if streamed:
-        result, name, requests = run_streamed(given, profile, out)
+        result, name, requests = run_streamed(given, scenario, out)
         attained, load = result.attainment(), result.load
     else:
-        result, load, name, requests = _run_whole(given, profile, steps)
+        result, load, name, requests = _run_whole(given, scenario, steps)
         attained = attainment(result, slos)
     outcomes = check_slos(result, slos)
     summary = result.summary(slos)
     if streamed:
         summary["percentile_error"] = RELATIVE_ERROR
-    # what was asked for, so that --scenario can ask for it again, beside what it came down to
+    # what was asked for, so that it can be asked for again, beside what it came down to
     resolved = summary["scenario"]
     summary["slos"] = [o.to_dict() for o in outcomes]
     summary["attainment"] = attained
     summary["attainment_interval"] = attainment_interval(attained, requests)
     summary["load"] = load.to_dict()
-    backlog = load.overloaded and not given["allow_backlog"]
+    backlog = load.overloaded and not scenario.allow_backlog
     summary["slos_met"] = all_met(outcomes, backlog)
-    summary["scenario"] = resolved_scenario(ctx)
+    summary["scenario"] = scenario.to_dict()
     summary["resolved"] = resolved
-    summary |= {} if profile is None else {"profile": profile.id}
-    summary |= {"seed": given["seed"], "qsim_version": __version__}
+    summary |= {"profile": resolved["profile"]} if len(pools) == 1 else {}
+    summary |= {"seed": scenario.seed, "qsim_version": __version__}
     for text in result.notes:
         note(text)
-    fleet = fleet_title(pools or [Pool(profile or "", given["replicas"])])
-    title = f"{name}: {requests:,} requests on {fleet} ({given['router']} router)"
+    fleet = fleet_title(resolved, pools)
+    title = f"{name}: {requests:,} requests on {fleet} ({scenario.fleet.router} router)"
     if "-" not in (given["json_path"], given["steps_path"]):
         out.echo(simulation_text(summary, outcomes, attained, title, load))
     elif load.sentence():
@@ -135,7 +139,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
         with out.attempt("--json"):
             write_json(summary, given["json_path"])
     with out.attempt("--save-scenario"):
-        save_scenario(ctx)
+        save_scenario(ctx, scenario)
     if given["requests_path"] and isinstance(result, SimulationResult):
         with out.attempt("--requests"):
             result.write_requests(given["requests_path"])
@@ -155,24 +159,26 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
 
 
 def _run_whole(
-    given: Mapping[str, Any], profile: Profile | None, steps: list[Step] | None
+    given: Mapping[str, Any], scenario: Scenario, steps: list[Step] | None
 ) -> tuple[SimulationResult, Load, str, int]:
     """Simulate with the trace in memory; also whether the fleet kept up, name and length."""
+    from qsim.scenario.resolve import load_traffic
     from qsim.sim.results.continued import find_carried, settled
+    from qsim.sim.run_scenario import fleet_of
     from qsim.sim.simulate import simulate as run
 
-    trace = trace_from(given)
+    trace = load_traffic(scenario.traffic, scenario.seed, tell_reading)
+    fleet = fleet_of(scenario)
     with progress_bar("simulate", given["progress"]) as update:
         result = run(
             trace,
-            profile,
-            **fleet_from(given),
+            **fleet,
             progress=None if update is None else lambda share: update(share, ""),
             step_log=steps,
         )
 
     def again(longer: Trace) -> SimulationResult:
-        return run(longer, profile, **fleet_from(given))
+        return run(longer, **fleet)
 
     load = find_carried(settled(result.load, trace, again, _GOES_ON), trace, again, _GOES_ON)
     return result, load, trace.name, len(trace)

@@ -7,11 +7,8 @@ from typing import Any
 import click
 
 from qsim.checks import check_ending
-from qsim.cli._command import Command
 from qsim.cli._common import (
-    SHAPE,
     backlog_option,
-    engine_from,
     engine_options,
     executor_options,
     jobs_from,
@@ -23,38 +20,15 @@ from qsim.cli._common import (
 )
 from qsim.cli._outputs import Outputs, check_outputs
 from qsim.cli._progress import progress_bar, resumable
-from qsim.cli._scenario import save_scenario, shared_options
-from qsim.cli._search import market_from, worth_options
+from qsim.cli._scenario import ScenarioCommand, save_scenario, scenario_from, shared_options
+from qsim.cli._search import worth_options
 from qsim.errors import ScenarioError
 
 __all__ = ["sweep"]
 
-#: the scenario that is varied, by option
-_BASE = (
-    "trace",
-    *SHAPE,
-    "profile",
-    "growth",
-    "replicas",
-    "router",
-    "seed",
-    "too_long",
-    "allow_backlog",
-)
-
-
-class _SweepCommand(Command):
-    """Takes a scenario file in the place of TRACE."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does."""
-        if args and args[0].endswith((".yaml", ".yml")):
-            args = ["--scenario", *args]
-        return super().parse_args(ctx, args)
-
 
 @shared_options
-@click.command(cls=_SweepCommand)
+@click.command(cls=ScenarioCommand)
 @trace_options
 @click.option("--profile", metavar="ID|FILE", help="A shipped profile's id, or a file.")
 @click.option("--growth", type=float, default=1.0, show_default=True, metavar="F",
@@ -92,15 +66,13 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
         raise ScenarioError("--resume needs --out FILE: what was finished is kept beside it")
     if out != "-":
         check_ending("--out", out, ENDINGS)
-    check_outputs(given)
+    scenario = scenario_from(ctx)
+    check_outputs({**given, "trace": scenario.traffic.trace})
     journal = None if out == "-" else Path(f"{out}.rows.jsonl")
     kept = None if journal is None else f"finished runs are kept in {journal}"
     with progress_bar("sweep", given["progress"]) as update, resumable(kept, bool(given["resume"])):
         found = run(
-            {**{k: given[k] for k in _BASE}, **engine_from(given).to_dict()},
-            given["over"],
-            **{k: given[k] for k in ("lhs", "slos", "tasks", "region", "pue", "seed")},
-            **market_from(given),
+            scenario,
             journal=journal,
             resume=bool(given["resume"]),
             **jobs_from(given),
@@ -125,5 +97,5 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
     if journal is None or outputs.failed:  # the rows are not to be lost for a file
         outputs.echo(rows_csv(found.to_rows()), nl=False)
     with outputs.attempt("--save-scenario"):
-        save_scenario(ctx)
+        save_scenario(ctx, scenario)
     outputs.finish()

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from qsim.cli._command import Command
 from qsim.cli._common import (
-    SHAPE,
     backlog_option,
-    engine_from,
     engine_options,
     executor_options,
     jobs_from,
@@ -21,35 +17,25 @@ from qsim.cli._common import (
     router_option,
     run_options,
     slo_option,
-    trace_from,
+    tell_reading,
     trace_options,
 )
 from qsim.cli._outputs import Outputs, check_outputs
 from qsim.cli._progress import progress_bar, resumable
-from qsim.cli._scenario import shared_options, write_outputs
+from qsim.cli._scenario import ScenarioCommand, scenario_from, shared_options, write_outputs
 from qsim.cli._search import (
     beyond_option,
     candidate_options,
-    market_from,
     study_options,
     worth_options,
 )
-from qsim.errors import InfeasibleError, ScenarioError
-
-if TYPE_CHECKING:
-    from qsim.optimize.deploy.export import Export
+from qsim.errors import InfeasibleError
 
 __all__ = ["tune"]
 
-#: options that the search takes under their own names
-_SAME = ("slos", "constraints", "search", "fix", "gpus", "methods", "profiles", "tasks",
-         "min_quality", "region", "pue", "growth", "max_replicas", "router", "seed", "too_long",
-         "allow_backlog", "sampler", "trials", "batch", "population", "study",
-         "study_name")  # fmt: skip
-
 
 @shared_options
-@click.command(cls=Command)
+@click.command(cls=ScenarioCommand)
 @trace_options
 @click.option("--peak-hour", is_flag=True, default=None,
               help="Tune for the busiest hour of TRACE, by requests.")  # fmt: skip
@@ -115,16 +101,17 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
     from qsim.optimize.deploy.export import parse_export
     from qsim.optimize.search.expressions import parse_pick
     from qsim.optimize.tune.export import export_trial
-    from qsim.optimize.tune.tuning import DEFAULT_OBJECTIVES, TuneInterrupted, TuneStoppedError
-    from qsim.optimize.tune.tuning import tune as search
+    from qsim.optimize.tune.tuning import TuneInterrupted, TuneStoppedError, study_of, tune_for
     from qsim.report.text.tune import importance_text, tune_text
+    from qsim.scenario.resolve import load_traffic
 
-    pick = parse_pick(given["pick"] or "knee")
+    scenario = scenario_from(ctx)
+    pick = parse_pick(scenario.tune.pick or "knee")
     exports = [parse_export(e) for e in given["exports"]]
     to_stdout = one_to_stdout(given, exports, ("csv", "json"))
-    check_outputs(given, exports)
-    _check_scenario(given, exports)
-    trace = trace_from(given)
+    check_outputs({**given, "trace": scenario.traffic.trace}, exports)
+    settings = study_of(scenario, given["study"], given["study_name"], bool(given["resume"]))
+    trace = load_traffic(scenario.traffic, scenario.seed, tell_reading, grown=False)
     kept = f"the study is kept in {given['study']}" if given["study"] else None
     ended: TuneInterrupted | TuneStoppedError | None = None
     try:
@@ -132,19 +119,8 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
             progress_bar("tune", given["progress"]) as update,
             resumable(kept, bool(given["resume"])),
         ):
-            found = search(
-                trace,
-                given["model"],
-                objectives=given["objectives"] or DEFAULT_OBJECTIVES,
-                **{k: given[k] for k in _SAME},
-                **market_from(given),
-                options=engine_from(given),
-                beyond_measured=bool(given["beyond_measured"]),
-                peak_hour=bool(given["peak_hour"]),
-                resume=bool(given["resume"]),
-                pick=pick,
-                **jobs_from(given),
-                progress=update,
+            found = tune_for(
+                scenario, trace, settings, pick=pick, **jobs_from(given), progress=update
             )
     except (TuneInterrupted, TuneStoppedError) as e:  # what was finished is not lost
         found, ended = e.result, e
@@ -171,8 +147,7 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
         if picked is None:
             break
         with out.attempt(f"--export {export.kind}"):
-            read_as = {k: given[k] for k in ("trace", *SHAPE)}
-            text = export_trial(found, picked, export, read_as, slos=given["slos"])
+            text = export_trial(found, picked, export, scenario)
             if text is not None:
                 out.echo(text, nl=False)
     if importance and not (to_stdout and not given["json_path"]):
@@ -185,7 +160,7 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
         out.echo("\n" + importance_text(found))
     chosen = None if picked is None else {"how": str(pick), "trial": picked.number}
     with out.attempt("--json"):
-        write_outputs(ctx, lambda: {**found.to_dict(), "picked": chosen})
+        write_outputs(ctx, lambda: {**found.to_dict(), "picked": chosen}, scenario)
     if given["picture_path"]:
         from qsim.report.figures.style import save_figure
         from qsim.report.figures.tune import tune_figure
@@ -197,19 +172,3 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
         raise ended
     if picked is None:
         raise InfeasibleError(why_none)
-
-
-def _check_scenario(given: dict[str, Any], exports: Sequence[Export]) -> None:
-    """Refuse before the study what cannot be said in a scenario after it."""
-    if not any(e.kind == "scenario" for e in exports):
-        return
-    if given["peak_hour"]:
-        raise ScenarioError(
-            "--export scenario and --peak-hour are both given; a scenario names the trace as qsim "
-            "simulate reads it: cut it with --start and --end instead"
-        )
-    if given["growth"] != 1 and given["speed"] not in (None, 1.0):
-        raise ScenarioError(
-            "--growth and --speed together cannot be said in a scenario (--export scenario); give "
-            "one of them"
-        )

@@ -112,7 +112,7 @@ def test_a_scenario_with_a_leading_zero_is_decimal(inputs: Path) -> None:
     write(inputs / "s.yaml", "max_num_seqs: 010\ntrace: t.csv\nprofile: p.json\n")
     result = qsim("simulate", "--scenario", "s.yaml", "--json", "-")
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["scenario"]["max_num_seqs"] == 10
+    assert json.loads(result.stdout)["resolved"]["max_num_seqs"] == 10
 
 
 @pytest.mark.parametrize("name", ["1e3", "0o7", "010", "yes", "1:30"])
@@ -122,7 +122,7 @@ def test_a_saved_scenario_reads_back(inputs: Path, name: str) -> None:
     assert result.exit_code == 0, result.stderr
     again = qsim("simulate", "--scenario", "s.yaml", "--json", "-")
     assert again.exit_code == 0, again.stderr
-    assert json.loads(again.stdout)["scenario"]["trace"] == name
+    assert json.loads(again.stdout)["scenario"]["traffic"]["trace"] == name
 
 
 @pytest.mark.parametrize(

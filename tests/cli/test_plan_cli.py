@@ -25,7 +25,7 @@ def test_table_picture_report_json_and_command(
     assert "<svg" in page.read_text()
     plan = json.loads(data.read_text())
     assert plan["best"] == "h200_sxm/toy-1b/fp8-w8a8"
-    assert plan["scenario"]["slo"] == ["ttft:p99:400", "tpot:p99:9"]
+    assert plan["scenario"]["slos"] == ["ttft:p99:400", "tpot:p99:9"]
     assert plan["serve_command"] in " ".join(result.stdout.replace("\\\n", "").split())
 
 
@@ -70,7 +70,7 @@ def test_quality_floor_and_mix(trace: Path, profile: Path, slower: Path) -> None
     assert "the low end is below the floor of 100" in " ".join(result.stdout.split())
     plan = json.loads(qsim(*args, *mix, "--json", "-").stdout)
     assert plan["quality"]["tasks"] == {"gsm8k": 0.3, "mmlu": 0.7}
-    assert plan["scenario"]["tasks"] == "gsm8k:0.3,mmlu:0.7"
+    assert plan["scenario"]["accounts"]["tasks"] == "gsm8k:0.3,mmlu:0.7"
     only = qsim("plan", trace, "--profile", profile, *SLOS, "--min-quality", 100)
     assert only.exit_code == 3
 
@@ -96,7 +96,7 @@ def test_growth_is_stated_and_saved(tmp_path: Path, trace: Path, profile: Path) 
     assert "planned for arrivals 2 times as fast as in the trace" in result.stdout
     assert "5 requests in 0.5750 s" in result.stdout
     assert "planned for" not in qsim(*args).stdout
-    assert yaml.safe_load(saved.read_text())["growth"] == 2.0
+    assert yaml.safe_load(saved.read_text())["traffic"]["growth"] == 2.0
     assert qsim("plan", "--scenario", saved, "--jobs", 1).stdout == result.stdout
 
 
@@ -118,7 +118,7 @@ def test_scenario(tmp_path: Path, trace: Path, profile: Path, slower: Path) -> N
     saved = tmp_path / "saved.yaml"
     first = qsim("plan", "--scenario", s, "--save-scenario", saved, "--json", "-")
     assert first.exit_code == 0, first.output
-    assert yaml.safe_load(saved.read_text())["price"] == ["h200_sxm=3"]
+    assert yaml.safe_load(saved.read_text())["accounts"]["prices"] == {"h200_sxm": 3.0}
     assert qsim("plan", "--scenario", saved, "--json", "-").stdout_bytes == first.stdout_bytes
     assert json.loads(first.stdout)["settings"]["max_num_seqs"] == 64
 
@@ -209,7 +209,7 @@ def test_a_search_is_shown_saved_and_resumed(tmp_path: Path, trace: Path, profil
     told = " ".join(result.stdout.split())
     assert "search: 2 settings tried (grid) of profile, max_num_seqs; " in told
     scenario = yaml.safe_load(saved.read_text())
-    assert scenario["search"] == ["max_num_seqs=2,4"]
+    assert scenario["plan"]["search"] == {"max_num_seqs": "2,4"}
     assert "study" not in scenario
     fails(qsim(*args, "--sampler", "grid", "--study", journal), 2, "exists already", "--resume")
     again = qsim("plan", "--scenario", saved, "--study", journal, "--resume", "--jobs", 1)

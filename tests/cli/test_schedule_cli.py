@@ -51,7 +51,7 @@ def test_table_files_and_picture(traffic: Path, server: Path, tmp_path: Path) ->
     counts = [w["servers"][0] for w in data["schedule"]["windows"]]
     assert counts[1] > counts[0]
     assert [int(r.split(",")[2]) for r in table.read_text().splitlines()[1:]] == counts
-    assert data["scenario"]["window"] == "1min"
+    assert data["scenario"]["schedule"]["window"] == "1min"
     assert picture.read_text().startswith("<?xml")
     optimized = data["policies"][-1]
     assert sum(optimized["requests"].values()) == 300

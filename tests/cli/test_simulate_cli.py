@@ -92,7 +92,7 @@ def test_trace_shaping(trace: Path, profile: Path) -> None:
                   "--speed", 2, "--head", 1, "--json", "-")  # fmt: skip
     data = json.loads(result.stdout)
     assert (data["completed"], data["total_input_tokens"]) == (1, 90)
-    assert data["scenario"]["speed"] == 2.0
+    assert data["scenario"]["traffic"]["speed"] == 2.0
 
 
 def test_requests_file(tmp_path: Path, trace: Path, profile: Path) -> None:
@@ -407,7 +407,7 @@ def test_streamed_rows_are_those_of_the_whole_run(tmp_path: Path, profile: Path)
                 "total_output_tokens", "resolved"):  # fmt: skip
         assert one[key] == other[key], key
     assert other["p99_ttft_ms"] == pytest.approx(one["p99_ttft_ms"], rel=7e-5)
-    assert yaml.safe_load((tmp_path / "s.yaml").read_text())["stream"] is True
+    assert yaml.safe_load((tmp_path / "s.yaml").read_text())["traffic"]["stream"] is True
 
 
 def test_a_large_trace_is_streamed_unless_told_otherwise(profile: Path) -> None:
@@ -434,10 +434,10 @@ def test_every_engine_option_takes_thousands(trace: Path, profile: Path, tmp_pat
                   "--head", "1K", "--save-scenario", saved)  # fmt: skip
     assert result.exit_code == 0, result.output
     scenario = yaml.safe_load(saved.read_text())
-    assert {k: scenario[k] for k in ("max_num_seqs", "max_num_batched_tokens", "max_model_len",
-                                     "num_gpu_blocks_override", "head")} == {
+    assert scenario["traffic"]["head"] == 1024
+    assert scenario["fleet"]["pools"][0]["engine"] == {
         "max_num_seqs": 1024, "max_num_batched_tokens": 8192, "max_model_len": 8000,
-        "num_gpu_blocks_override": 2000, "head": 1024,
+        "num_gpu_blocks_override": 2000, "long_prefill_token_threshold": 1000,
     }  # fmt: skip
     for command in ("simulate", "plan", "tune", "sweep", "schedule"):
         found = main.get_command(click.Context(main), command)

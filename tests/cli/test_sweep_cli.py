@@ -36,7 +36,7 @@ def test_over_a_scenario_file(trace: Path, profile: Path, tmp_path: Path) -> Non
     assert first.exit_code == 0, first.output
     assert first.stdout == ""
     data = json.loads(out.read_text())
-    assert data["settings"]["base"]["max_num_seqs"] == 16
+    assert data["settings"]["base"]["fleet"]["pools"][0]["engine"] == {"max_num_seqs": 16}
     assert data["settings"]["slos"] == ["ttft:p99:500"]
     assert len(data["rows"]) == 2
     saved = tmp_path / "sweep.yaml"

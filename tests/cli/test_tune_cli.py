@@ -66,7 +66,7 @@ def test_csv_json_and_picture_agree(tune: list[object], tmp_path: Path) -> None:
     assert sorted(marked, key=int) == sorted((r["trial"] for r in rows), key=int)
     assert data["picked"] == {"how": "knee", "trial": data["picked"]["trial"]}
     assert data["picked"]["trial"] in {p["trial"] for p in data["front"]}
-    assert data["scenario"]["trials"] == 30
+    assert data["scenario"]["tune"]["trials"] == 30
     assert "<svg" in (out / "front.svg").read_text()
     again = qsim(*tune, "--json", "-")
     same = json.loads(again.stdout)
@@ -99,7 +99,9 @@ def test_the_exported_scenario_gives_the_figures_again(
     assert result.exit_code == 0, result.output
     data = json.loads(answer.read_text())
     picked = next(p for p in data["front"] if p["trial"] == data["picked"]["trial"])
-    assert yaml.safe_load(scenario.read_text())["replicas"] == picked["replicas"]
+    assert (
+        yaml.safe_load(scenario.read_text())["fleet"]["pools"][0]["replicas"] == picked["replicas"]
+    )
     again = qsim("simulate", "--scenario", scenario, "--json", "-")
     assert again.exit_code == 0, again.output
     summary = json.loads(again.stdout)
@@ -149,7 +151,8 @@ def test_wrong_options_end_with_2(tune: list[object], tmp_path: Path) -> None:
         fails(qsim(*tune, *study, "--pick", how), 2, word)
     fails(qsim(*tune, *study, "--constraint", "gpus=2"), 2, "must be <= or >=")
     fails(qsim(*tune, *study, "--constraint", "method<=2"), 2, "method")
-    fails(qsim(*tune, *study, "--export", "scenario", "--peak-hour"), 2, "--peak-hour")
+    fails(qsim(*tune, *study, "--goodput", "ttft:500"), 2, "--goodput")
+    fails(qsim(*tune, *study, "--set", "goodput=[ttft:500]"), 2, "goodput is given")
     fails(qsim(*tune, *study, "--export", "helm"), 2, "helm")
     fails(qsim(*tune, *study, "--json", tmp_path), 1, "--json", "is a folder")
     assert not (tmp_path / "never.journal").exists(), "refused before the study"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qsim.documents import to_yaml as to_yaml_text
 from qsim.errors import InfeasibleError, ScenarioError
 from qsim.files import write_text
 from qsim.optimize.deploy.deployment import Pool, pool_of
@@ -16,18 +15,25 @@ from qsim.optimize.deploy.kubernetes import manifests, to_yaml
 from qsim.optimize.deploy.vllm import GPUS_PER_HOST, serve_script
 from qsim.optimize.plan.candidate import Candidate
 from qsim.optimize.plan.result import Plan
+from qsim.profiles.schema import Profile
+from qsim.scenario import Scenario
+from qsim.scenario.sections import Traffic
 from qsim.sim.results.slo import Slo
+from qsim.traces.forecast import forecast
 from qsim.traces.parts import is_large
 from qsim.traces.trace import Trace
 
-__all__ = ["EXPORTS", "Export", "export_plan", "export_pools", "parse_export", "pool_scenario"]
+__all__ = [
+    "EXPORTS",
+    "Export",
+    "export_plan",
+    "export_pools",
+    "parse_export",
+    "pool_scenario",
+    "scenario_text",
+]
 
 EXPORTS = ("vllm", "kubernetes", "scenario")
-#: options of `qsim simulate` that read and shape a trace
-_TRACE_KEYS = (
-    "trace", "format", "columns", "sort", "start", "end", "sample", "scale_prompt", "scale_output",
-    "shared_prefix", "speed", "head", "merge",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,8 +102,8 @@ def export_plan(
     *,
     candidate: Candidate | None = None,
     trace: Trace | None = None,
-    trace_options: Mapping[str, Any] | None = None,
-    profile: Any = None,
+    scenario: Scenario | None = None,
+    profile: Profile | None = None,
     autoscaler: str = "hpa",
     gpus_per_host: int = GPUS_PER_HOST,
 ) -> str | None:
@@ -110,10 +116,9 @@ def export_plan(
         ``vllm``, ``kubernetes`` or ``scenario``, with ``=PATH`` after it or not.
     trace : Trace, optional
         For ``scenario``: what was planned for (before growth and peak hour), written beside the
-        scenario where ``trace_options`` cannot say it exactly.
-    trace_options : mapping, optional
-        For ``scenario``: how ``qsim simulate`` reads the same trace: ``trace``, and ``format``,
-        ``sort``, ``start``, ``end``, ``speed``, ``head`` where they were given.
+        scenario where none names it.
+    scenario : Scenario, optional
+        For ``scenario``: what the plan was asked; it names the trace.
     profile : Profile, optional
         For ``scenario``: the candidate's profile, where it was not read from a file.
 
@@ -131,30 +136,37 @@ def export_plan(
     if export.kind != "scenario":
         pool = pool_of(chosen, plan.router_of(chosen))
         return export_pools(pool, export, autoscaler=autoscaler, gpus_per_host=gpus_per_host)
-    return _scenario(plan, export.path, chosen, trace, trace_options, profile)
+    return _scenario(plan, export.path, chosen, trace, scenario, profile)
 
 
 def pool_scenario(
     pool: Pool,
-    trace_options: Mapping[str, Any],
+    traffic: Traffic,
     profile: str,
     slos: Sequence[Slo | str],
     settings: Mapping[str, Any],
-) -> dict[str, Any]:
+) -> Scenario:
     """The scenario of ``qsim simulate`` that gives a pool's figures again.
 
     ``settings`` has the ``seed`` and ``too_long`` of its simulation.
     """
-    scenario = dict(trace_options)
-    if is_large(scenario["trace"]):
-        scenario["stream"] = False  # taken in parts its percentiles would be a little off
-    scenario |= {"profile": profile, "replicas": pool.replicas, "router": pool.router}
-    scenario |= pool.options.to_dict()
-    if slos:
-        scenario["slo"] = [str(s) for s in slos]
-    if settings.get("allow_backlog"):
-        scenario["allow_backlog"] = True
-    return {**scenario, "seed": settings["seed"], "too_long": settings["too_long"]}
+    given = {**traffic.model_dump(exclude_unset=True), "too_long": settings["too_long"]}
+    if is_large(str(traffic.trace)):
+        given["stream"] = False  # taken in parts its percentiles would be a little off
+    servers = {"profile": profile, "replicas": pool.replicas, "engine": pool.options.to_dict()}
+    return Scenario(
+        traffic=given,
+        fleet={"pools": [servers], "router": pool.router},
+        slos=[str(s) for s in slos],
+        allow_backlog=bool(settings.get("allow_backlog")),
+        seed=settings["seed"],
+    )
+
+
+def scenario_text(scenario: Scenario, path: str | None) -> str:
+    """A scenario file, which begins with how it is run."""
+    name = "FILE.yaml" if path is None else " ".join(path.split())
+    return f"# qsim simulate {name}\n{scenario.to_yaml()}"
 
 
 def _scenario(
@@ -162,24 +174,26 @@ def _scenario(
     path: str | None,
     chosen: Candidate,
     trace: Trace | None,
-    trace_options: Mapping[str, Any] | None,
-    profile: Any,
+    asked: Scenario | None,
+    profile: Profile | None,
 ) -> str | None:
     target = None if path is None else _inside(path, "scenario.yaml")
     beside = None if target is None else target.with_suffix("")
-    options = _shaped(plan, trace_options)
-    if options is None:
-        if trace is None or beside is None:
-            raise ScenarioError(
-                "this plan's trace needs a file beside the scenario, because it was cut or sped "
-                "up in ways that options of qsim simulate cannot say; give a path: "
-                "--export scenario=FILE.yaml"
-            )
+    if asked is not None and isinstance(asked.traffic.trace, str):
+        traffic = asked.traffic
+    elif trace is None or beside is None:
+        raise ScenarioError(
+            "this plan's trace was not read by name and needs a file beside the scenario; give "
+            "the trace and a path: --export scenario=FILE.yaml"
+        )
+    else:
         from qsim.traces.write import write_trace
 
         file = beside.with_name(f"{beside.name}-trace.csv.gz")
-        write_trace(_planned(plan, trace), file)
-        options = {"trace": str(file)}
+        shaped = plan.forecast
+        planned, _ = forecast(trace, shaped.growth, shaped.peak_hour_start_s is not None)
+        write_trace(planned, file)
+        traffic = Traffic(trace=str(file))
     source = chosen.source
     if source is None:
         if profile is None or beside is None:
@@ -189,39 +203,13 @@ def _scenario(
             )
         source = f"{beside}-profile.json"
         profile.save(source)
-    read = {k: options[k] for k in _TRACE_KEYS if options.get(k) not in (None, ())}
-    if "merge" in read:
-        read["merge"] = list(read["merge"])
     pool = pool_of(chosen, plan.router_of(chosen))
-    scenario = pool_scenario(pool, read, source, plan.slos, plan.settings)
-    text = to_yaml_text(scenario)
-    name = "FILE.yaml" if target is None else str(target)
-    text = f"# qsim simulate --scenario {' '.join(name.split())}\n{text}"
+    scenario = pool_scenario(pool, traffic, source, plan.slos, plan.settings)
+    text = scenario_text(scenario, None if target is None else str(target))
     if target is None:
         return text
     write_text(target, text)
     return None
-
-
-def _shaped(plan: Plan, options: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The trace as options of ``qsim simulate``; None where they cannot say it bit for bit."""
-    if options is None:
-        return None
-    shaped = plan.forecast
-    if shaped.peak_hour_start_s is not None:
-        return None
-    if shaped.growth == 1:
-        return dict(options)
-    if options.get("speed") not in (None, 1.0):
-        return None  # one division is not two
-    return {**options, "speed": shaped.growth}
-
-
-def _planned(plan: Plan, trace: Trace) -> Trace:
-    from qsim.optimize.plan.forecast import forecast
-
-    shaped = plan.forecast
-    return forecast(trace, shaped.growth, shaped.peak_hour_start_s is not None)[0]
 
 
 def _inside(path: str, name: str) -> Path:

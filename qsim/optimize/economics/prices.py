@@ -22,9 +22,18 @@ from typing import Any
 from qsim.bounds import check_name, shown
 from qsim.checks import is_number
 from qsim.errors import ScenarioError
+from qsim.scenario.sections import Accounts
 from qsim.tables import csv_lines
 
-__all__ = ["DEFAULT_CLASS", "PROVIDERS", "Price", "load_prices", "price_of", "price_table"]
+__all__ = [
+    "DEFAULT_CLASS",
+    "PROVIDERS",
+    "Price",
+    "load_prices",
+    "price_of",
+    "price_table",
+    "prices_of",
+]
 
 #: classes of provider: the big clouds, GPU clouds, and marketplaces of small ones
 PROVIDERS = ("hyperscaler", "specialty", "longtail")
@@ -166,3 +175,18 @@ def load_prices(path: str | os.PathLike[str]) -> dict[str, float]:
             )
         prices[gpu] = usd
     return prices
+
+
+def prices_of(accounts: Accounts) -> dict[str, float]:
+    """USD per GPU and hour as the accounts give them: ``prices`` over ``price_list``.
+
+    Raises
+    ------
+    ScenarioError
+        If the list cannot be read.
+    """
+    listed = accounts.price_list
+    own: dict[str, float] = (
+        {} if listed is None else (load_prices(listed) if isinstance(listed, str) else dict(listed))
+    )
+    return {**own, **accounts.prices}

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qsim.optimize.plan.forecast import forecast
+from qsim.traces.forecast import forecast
 from qsim.traces.load import load_trace, preset_names, shape, split_params
 from qsim.traces.trace import Trace
 

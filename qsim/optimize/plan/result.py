@@ -10,11 +10,11 @@ from qsim.errors import InfeasibleError
 from qsim.optimize.deploy.vllm import serve_command
 from qsim.optimize.plan.budget import Budget
 from qsim.optimize.plan.candidate import Candidate, deciding_order
-from qsim.optimize.plan.forecast import Forecast
 from qsim.optimize.plan.why_not_best import behind_best
 from qsim.optimize.search.goals import Carbon, QualityGoal
 from qsim.sim.results.goodput import Goodput
 from qsim.sim.results.slo import Slo
+from qsim.traces.forecast import Forecast
 
 if TYPE_CHECKING:
     from qsim.optimize.plan.detail import Detail

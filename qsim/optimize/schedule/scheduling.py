@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from qsim.bounds import MAX_GPUS, MAX_REPLICAS
-from qsim.checks import whole
 from qsim.errors import InfeasibleError, ScenarioError
-from qsim.optimize.economics.carbon import CarbonSeries, GridIntensity, grid_intensity
-from qsim.optimize.economics.prices import DEFAULT_CLASS, price_of
+from qsim.optimize.economics.carbon import (
+    CarbonSeries,
+    GridIntensity,
+    grid_intensity,
+    load_carbon_series,
+)
+from qsim.optimize.economics.prices import price_of, prices_of
 from qsim.optimize.plan.profile_choice import choose_profiles
 from qsim.optimize.schedule.capacity import CapacityTask, PoolCapacity, measure_capacity
 from qsim.optimize.schedule.policies import Bench, smallest_static
 from qsim.optimize.schedule.problem import (
-    OBJECTIVES,
     PoolChoice,
     ScheduleProblem,
     labelled,
@@ -33,19 +35,25 @@ from qsim.optimize.search.goals import quality_goal
 from qsim.optimize.search.storage import held_study
 from qsim.optimize.search.study import StudySettings
 from qsim.optimize.search.study_open import check_study
-from qsim.profiles.schema import Profile
+from qsim.scenario import Scenario
+from qsim.scenario.arguments import ScheduleArguments
+from qsim.scenario.names import scenario_of
+from qsim.scenario.resolve import (
+    candidates_of,
+    common_lifecycle,
+    load_traffic,
+    searched_engine,
+)
+from qsim.scenario.sections import Accounts
 from qsim.sim.fleet.dynamic import waits_for_answers
-from qsim.sim.fleet.lifecycle import Lifecycle
 from qsim.sim.fleet.pool import ServerPool
-from qsim.sim.results.slo import Slo, check_judgeable, parse_slos
-from qsim.sim.scheduler.config import EngineOptions, refuse_queue_limits
+from qsim.sim.results.slo import Slo, check_judgeable
 from qsim.traces.trace import Trace
 
-__all__ = ["POLICIES", "schedule"]
+__all__ = ["POLICIES", "schedule", "schedule_for"]
 
 #: what the timetable is compared with
 POLICIES = ("static", "reactive", "predictive", "consolidation", "mixed")
-FORECASTS = ("perfect", "day-before")
 DAY_S = 86400.0
 #: with more candidates than this two are kept: the most efficient and the best in quality
 MOST_POOLS = 3
@@ -56,40 +64,16 @@ Progress = Callable[[float, str], None]
 
 
 def schedule(
-    trace: Trace,
+    trace: Scenario | Trace,
     model: str | None = None,
     *,
-    slos: Sequence[Slo | str],
-    gpus: Sequence[str] = (),
-    methods: Sequence[str] = (),
-    profiles: Sequence[Profile | str] = (),
-    objective: str = "energy",
-    window: str | float = "1h",
-    policies: Sequence[str] = POLICIES,
-    tasks: Mapping[str, float] | str | None = None,
-    min_quality: float | None = None,
-    prices: Mapping[str, float] | None = None,
-    provider: str = DEFAULT_CLASS,
     grid: str | float | CarbonSeries | None = None,
-    pue: float = 1.0,
-    max_replicas: int = 32,
-    max_gpus: int | None = None,
-    owned_gpus: int | None = None,
-    off_w: float = 80.3,
-    lifecycle: Lifecycle | None = None,
-    forecast: str = "perfect",
-    forecast_margin: float | None = None,
-    options: EngineOptions | None = None,
-    beyond_measured: bool = False,
-    too_long: str = "error",
-    allow_backlog: bool = False,
-    trials: int = 6,
-    seed: int = 0,
     study: str | None = None,
     resume: bool = False,
     jobs: int = 1,
     dask: str | None = None,
     progress: Progress | None = None,
+    **asked: Unpack[ScheduleArguments],
 ) -> Schedule:
     """Find how many servers of which method are on in each window, and compare with other policies.
 
@@ -101,100 +85,93 @@ def schedule(
 
     Parameters
     ----------
-    trace : Trace
-        Its windows begin at time 0 of the trace.
-    model, gpus, methods, profiles
-        Candidates, as for :func:`qsim.plan`.
-    slos : sequence of Slo or str
-        At least one; not of ``itl``.
-    objective : {"energy", "cost", "carbon"}
-        J of the GPUs, USD of rent, or gCO2e (needs ``grid``) over the whole trace.
-    window : str or float
-        ``10min``, ``1h`` or seconds; whole minutes.
-    policies : sequence of str
-        What to compare with, of :data:`POLICIES`.
-    min_quality : float, optional
-        Percent; the low end of the mean quality over requests, as they are routed.
+    trace : Scenario or Trace
+        All of what is asked; or the traffic, and ``model`` and ``asked`` say the rest. Windows
+        begin at time 0 of the traffic.
     grid : str, float or CarbonSeries, optional
-        As for :func:`qsim.optimize.economics.carbon.grid_intensity`, or intensities by the hour.
-    max_replicas : int
-        The most servers of one pool.
-    max_gpus : int, optional
-        The most GPUs of the timetable at any time.
-    owned_gpus, off_w
-        See :class:`qsim.optimize.schedule.problem.ScheduleProblem`.
-    beyond_measured : bool
-        As for :func:`qsim.plan`.
-    lifecycle : Lifecycle, optional
-        Times and powers of starting, stopping and sleeping.
-    forecast : {"perfect", "day-before"}
-        Make the timetable (and search the other policies' parameters) on the trace itself, or on
-        its first day; then everything is run on the days after.
-    forecast_margin : float, optional
-        Plan for so many times the traffic: 1 for a perfect forecast, else 1.15 unless given.
-    allow_backlog : bool
-        Let servers finish less than arrives, as for :func:`qsim.plan`.
-    trials : int
-        Simulations of the whole trace for each policy's search.
+        Instead of the scenario's ``region`` or ``carbon_series``.
     study, resume
         An Optuna storage in which the searches are kept, and to go on with it.
     jobs, dask, progress
         As for :func:`qsim.plan`.
+    **asked
+        Fields of the scenario by name; see :class:`qsim.scenario.arguments.ScheduleArguments`.
+        At least one SLO, and none of ``itl``.
 
     Raises
     ------
     ScenarioError
-        If an argument is wrong.
+        If a value is wrong.
     InfeasibleError
         If no timetable within the limits does; the message names what binds, and by how much.
     """
-    limits = parse_slos(slos)
-    _check(limits, objective, policies, forecast, grid, max_replicas, max_gpus, owned_gpus)
+    scenario = scenario_of("schedule", trace, model, asked)
+    traffic = load_traffic(scenario.traffic, scenario.seed)
+    return schedule_for(
+        scenario, traffic, grid=grid, study=study, resume=resume, jobs=jobs, dask=dask,
+        progress=progress,
+    )  # fmt: skip
+
+
+def schedule_for(
+    scenario: Scenario,
+    trace: Trace,
+    *,
+    grid: str | float | CarbonSeries | None = None,
+    study: str | None = None,
+    resume: bool = False,
+    jobs: int = 1,
+    dask: str | None = None,
+    progress: Progress | None = None,
+) -> Schedule:
+    """:func:`schedule` for traffic that was read already."""
+    asked, accounts = scenario.schedule, scenario.accounts
+    if grid is None:
+        grid = _grid(accounts)
+    limits = scenario.limits()
+    _check(scenario, limits, grid)
     if trace.turns is not None:
         raise waits_for_answers(trace)
     for slo in limits:
         check_judgeable(trace, [slo.metric], f"SLO {slo}")
-    window_s = parse_window(window)
+    window_s = parse_window(asked.window)
+    forecast = asked.forecast
     if forecast == "day-before" and DAY_S % window_s:
         raise ScenarioError(
             f"window is {window_s:g} s; with a day-before forecast it must divide a day"
         )
     plan_trace, serve_trace = _split(trace, forecast)
-    margin = (
-        (1.0 if forecast == "perfect" else 1.15) if forecast_margin is None else forecast_margin
-    )
+    margin = asked.forecast_margin
+    if margin is None:
+        margin = 1.0 if forecast == "perfect" else 1.15
     if not 0.1 <= margin <= 10:
         raise ScenarioError(f"forecast_margin is {margin!r}; must be from 0.1 to 10")
     where: CarbonSeries | GridIntensity | None = (
         grid if grid is None or isinstance(grid, CarbonSeries) else grid_intensity(grid)
     )
     plan = ScheduleProblem(
-        plan_trace, window_s, limits, objective, where, pue, min_quality, max_gpus, owned_gpus,
-        off_w, too_long, margin, bool(allow_backlog),
+        plan_trace, window_s, limits, asked.objective, where,
+        1.0 if accounts.pue is None else accounts.pue, asked.min_quality, asked.max_gpus,
+        asked.owned_gpus, asked.off_w, scenario.traffic.too_long, margin, scenario.allow_backlog,
     )  # fmt: skip
     serve = plan
     if serve_trace is not plan_trace:
         # the carbon of the hours that are served
         serve = replace(plan, trace=serve_trace, grid=_later(where, plan.end_s))
     settings = StudySettings(
-        "tpe", trials, seed, batch=2, storage=study, name="qsim-schedule", resume=resume
-    )
-    goal = quality_goal(tasks, min_quality)
-    version = None if options is None else options.vllm_version
-    choices = _choices(
-        choose_profiles(model, gpus, methods, profiles, version), goal, prices, provider,
-        replace(options or EngineOptions(), within_measured=not beyond_measured),
-        lifecycle or Lifecycle(), objective,
+        "tpe", asked.trials, scenario.seed, batch=2, storage=study, name="qsim-schedule",
+        resume=resume,
     )  # fmt: skip
+    choices = _choices(scenario)
     with held_study(study), open_executor(jobs, dask=dask) as executor:
         check_study(study, settings.name, resume)
         executor.share(plan_trace)
         executor.share(serve_trace)
-        tell = _Teller(progress, 3 + len(policies))
-        choices, capacities, notes = _measure(executor, plan, choices, max_replicas, tell)
+        tell = _Teller(progress, 3 + len(asked.policies))
+        choices, capacities, notes = _measure(executor, plan, choices, asked.max_replicas, tell)
         notes += _few(serve)
         bench = Bench(plan, serve, executor, settings)
-        return _run(bench, choices, capacities, policies, forecast, notes, tell)
+        return _run(bench, choices, capacities, asked.policies, forecast, notes, tell)
 
 
 def _few(problem: ScheduleProblem) -> list[str]:
@@ -212,40 +189,33 @@ def _few(problem: ScheduleProblem) -> list[str]:
     return notes
 
 
-def _check(
-    limits: Sequence[Slo],
-    objective: str,
-    policies: Sequence[str],
-    forecast: str,
-    grid: Any,
-    max_replicas: int,
-    max_gpus: int | None,
-    owned_gpus: int | None,
-) -> None:
+def _grid(accounts: Accounts) -> str | float | CarbonSeries | None:
+    """The grid's intensity: of a region, or by the hour."""
+    if accounts.carbon_series is None:
+        region: str | float | None = accounts.region
+        return region
+    if accounts.region is not None:
+        raise ScenarioError(
+            "both a carbon series (--carbon-series) and a region (--region) are given; drop one"
+        )
+    return load_carbon_series(accounts.carbon_series)
+
+
+def _check(scenario: Scenario, limits: Sequence[Slo], grid: Any) -> None:
     if not limits:
         raise ScenarioError("no SLO is given; a schedule needs at least one, such as ttft:p99:500")
+    if scenario.goodput:
+        raise ScenarioError(
+            "goodput is given; qsim schedule judges SLOs only: leave it out (--set goodput=)"
+        )
     for slo in limits:
         if slo.metric == "itl":
             raise ScenarioError(f"SLO {slo} is of itl, which is not kept by window; use tpot")
-    for name, value, allowed in (
-        ("objective", objective, OBJECTIVES),
-        ("forecast", forecast, FORECASTS),
-        *(("policy", p, POLICIES) for p in policies),
-    ):
-        if value not in allowed:
-            raise ScenarioError(f"{name} is {value!r}; must be one of {', '.join(allowed)}")
-    if objective == "carbon" and grid is None:
+    if scenario.schedule.objective == "carbon" and grid is None:
         raise ScenarioError(
             "objective carbon needs a grid: an hourly series (--carbon-series) or a region "
             "(--region)"
         )
-    for name, number, most in (
-        ("max_replicas", max_replicas, MAX_REPLICAS),
-        ("max_gpus", max_gpus, MAX_GPUS),
-        ("owned_gpus", owned_gpus, MAX_GPUS),
-    ):
-        if number is not None:
-            whole(name, number, 1, most)
 
 
 def _split(trace: Trace, forecast: str) -> tuple[Trace, Trace]:
@@ -269,22 +239,19 @@ def _later(
     return replace(grid, hourly=grid.hourly[hours:] + grid.hourly[:hours])
 
 
-def _choices(
-    found: Sequence[Any],
-    goal: Any,
-    prices: Mapping[str, float] | None,
-    provider: str,
-    options: EngineOptions,
-    lifecycle: Lifecycle,
-    objective: str,
-) -> list[PoolChoice]:
+def _choices(scenario: Scenario) -> list[PoolChoice]:
+    asked, accounts = scenario.schedule, scenario.accounts
+    options = searched_engine(scenario, asked, "schedule")
+    among = candidates_of(scenario, asked)
+    goal, prices = quality_goal(accounts.tasks, asked.min_quality), prices_of(accounts)
+    lifecycle = common_lifecycle(scenario, "schedule")
     choices = []
-    if options is not None:
-        refuse_queue_limits(options.to_dict(), "qsim schedule")
-    for one in found:
+    for one in choose_profiles(
+        among.model, among.gpus, among.methods, among.profiles, options.vllm_version
+    ):
         identity = one.profile.identity
-        price = price_of(identity.gpu, prices, provider)
-        if price is None and objective == "cost":
+        price = price_of(identity.gpu, prices, accounts.provider)
+        if price is None and asked.objective == "cost":
             raise ScenarioError(
                 f"no price is known for gpu {identity.gpu!r}; give one (--price "
                 f"{identity.gpu}=USD per hour) or choose another objective"

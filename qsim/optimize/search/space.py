@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qsim.bounds import shown
 from qsim.checks import MAX_WHOLE, is_number
@@ -16,7 +16,7 @@ from qsim.errors import ScenarioError
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-__all__ = ["Choices", "Decision", "Range", "Space", "parse_decision"]
+__all__ = ["Choices", "Decision", "Range", "Space", "parse_decision", "search_texts", "value_text"]
 
 Value = str | int | float | bool | None
 
@@ -256,6 +256,20 @@ def parse_decision(text: str, option: str = "--search") -> tuple[str, Decision]:
         return name, span or Choices(tuple(_value(v) for v in values.split(",")))
     except ScenarioError as e:
         raise ScenarioError(f"{option} {text!r}: {e}") from None
+
+
+def search_texts(values: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """``{"max_num_seqs": [64, 128], "router": None}`` as ``["max_num_seqs=64,128", "router"]``."""
+    if isinstance(values, Mapping):
+        return [k if v is None else f"{k}={value_text(v)}" for k, v in values.items()]
+    return list(values)
+
+
+def value_text(value: Any) -> str:
+    """A value, or several, as :func:`parse_decision` reads them."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(value_text, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _range(text: str) -> Decision | None:

@@ -1,4 +1,4 @@
-"""The scenario at one point of a sweep: settings, trace and profile."""
+"""The scenario at one point of a sweep, and its trace and profile."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ from typing import Any
 from qsim.checks import near_names
 from qsim.errors import ScenarioError
 from qsim.profiles.schema import Profile
+from qsim.scenario import Scenario
+from qsim.scenario.names import fill, place_of
+from qsim.scenario.paths import put_at
+from qsim.scenario.resolve import load_profile_of, load_traffic, one_pool
+from qsim.scenario.sections import PARTS, Traffic
 from qsim.sim.scheduler.config import ENGINE
 from qsim.traces.trace import Trace
 
-__all__ = ["Scenarios"]
+__all__ = ["Scenarios", "is_part"]
 
-_SHAPE = (
-    "format", "columns", "sort", "start", "end", "sample", "scale_prompt", "scale_output",
-    "shared_prefix", "speed", "head", "merge",
-)  # fmt: skip
-_RUN = (
-    "trace",
-    *_SHAPE,
-    "growth",
-    "profile",
-    "replicas",
-    "router",
-    "seed",
-    "too_long",
-    "allow_backlog",
-)
-#: parts of a profile's id
-_PARTS = ("gpu", "model", "method", "tensor_parallel_size")
+#: what may be varied by the name of its option, beside the engine's
+_RUN = ("trace", "format", "columns", "sort", "start", "end", "speed", "head", "sample",
+        "scale_prompt", "scale_output", "shared_prefix", "merge", "growth", "profile",
+        "replicas", "router", "seed", "too_long", "allow_backlog")  # fmt: skip
+#: the parts of a profile's id, in its order
+_ID = ("gpu", "model", "method", "tensor_parallel_size")
 _PRESET = re.compile(r"[a-z][a-z0-9-]*(:.*)?")
+
+
+def is_part(name: str) -> bool:
+    """Whether it replaces a part of the profile's id, or is a parameter of a preset."""
+    return name in PARTS or name == "rate" or name.startswith("trace.")
 
 
 class Scenarios:
@@ -42,10 +41,12 @@ class Scenarios:
 
     Parameters
     ----------
-    base : mapping
-        Settings by the names of ``qsim simulate``.
+    base : Scenario
     varied : tuple of str
-        Names that :meth:`at` will be given.
+        Names that :meth:`at` will be given: options of ``qsim simulate``, paths of a scenario
+        (``fleet.pools.1.replicas``), or names that :func:`is_part` knows.
+    parts : mapping
+        Values of the latter that are the same everywhere.
 
     Raises
     ------
@@ -53,118 +54,89 @@ class Scenarios:
         For an unknown name.
     """
 
-    def __init__(self, base: Mapping[str, Any], varied: tuple[str, ...]) -> None:
-        self.base = {k: v for k, v in base.items() if v is not None}
-        for name in (*self.base, *varied):
-            self._check(name)
-        if "profile" in varied and set(_PARTS) & set(varied):
+    def __init__(
+        self, base: Scenario, varied: tuple[str, ...], parts: Mapping[str, Any] | None = None
+    ) -> None:
+        self.base = base
+        self.parts = dict(parts or {})
+        for name in (*self.parts, *varied):
+            self.check(name)
+        if "profile" in varied and set(_ID) & set(varied):
             raise ScenarioError("profile and its parts (gpu, model, method) cannot both be varied")
         # by instance, so that nothing outlives the sweep
         self._load_trace = lru_cache(maxsize=8)(self._read_trace)
         self._load_profile = lru_cache(maxsize=None)(self._read_profile)
         self._prints: dict[int, tuple[Any, str]] = {}
+        self._pools: dict[str, Any] = {}
+        self._traffic: dict[str, Any] = {}
 
-    def _check(self, name: str) -> None:
-        known = (*_RUN, *ENGINE, *_PARTS, "rate")
-        if name in known or name.startswith("trace."):
+    @staticmethod
+    def check(name: str) -> None:
+        """Refuse a name that is no part of a scenario."""
+        known = (*_RUN, *ENGINE, *_ID, "rate")
+        if name in known or name.startswith(("trace.", "traffic.", "fleet.")):
             return
         raise ScenarioError(f"{name!r} is no part of a scenario; {near_names(name, known)}")
 
-    def plain(self) -> dict[str, Any]:
-        """The base scenario, JSON-ready."""
-        return {
-            k: v.name if isinstance(v, Trace) else v.id if isinstance(v, Profile) else v
-            for k, v in self.base.items()
-        }
+    def at(self, values: Mapping[str, Any]) -> Scenario:
+        """The scenario at one point.
 
-    def at(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings at one point."""
-        return {**self.base, **{k: v for k, v in values.items() if v is not None}}
+        Raises
+        ------
+        ScenarioError
+            If a value is not allowed, or a part is given for what has no parts.
+        """
+        given = {k: v for k, v in {**self.parts, **values}.items() if v is not None}
+        parts = {k: v for k, v in given.items() if is_part(k)}
+        data = self.base.given()
+        names = fill(data, "simulate", {k: v for k, v in given.items() if place_of("simulate", k)})
+        for path, value in given.items():
+            if path.startswith(("traffic.", "fleet.")):
+                put_at(data, path, value, Scenario)
+        point = Scenario.from_dict(data, names=names)
+        parameters = {k.removeprefix("trace."): v for k, v in parts.items() if k not in _ID}
+        if parameters:
+            point = point.updated({"traffic.trace": _with_parameters(point.traffic, parameters)})
+        chosen = {k: parts[k] for k in _ID if k in parts}
+        if chosen:
+            pools = point.given().get("fleet", {}).get("pools") or [{}]
+            name = _with_parts(pools, chosen)
+            pools[0] = {k: v for k, v in pools[0].items() if k not in PARTS} | {"profile": name}
+            point = point.updated({"fleet.pools": pools})
+        return point
 
-    def trace(self, settings: Mapping[str, Any]) -> Trace:
-        """The traffic of ``settings``; read once if it does not vary.
+    def trace(self, point: Scenario) -> Trace:
+        """The traffic of a point; read once if it does not vary.
 
         Raises
         ------
         TraceError, ScenarioError
-            If it cannot be read, or a preset's parameter is given for a file.
+            If there is none, or it cannot be read.
         """
-        given = settings.get("trace")
-        if given is None:
-            raise ScenarioError("trace is missing; give a file or a preset")
-        parameters = {k[6:]: v for k, v in settings.items() if k.startswith("trace.")}
-        if "rate" in settings:
-            parameters["rate"] = settings["rate"]
-        if isinstance(given, Trace):
-            if parameters:
-                raise ScenarioError(f"{next(iter(parameters))} is a parameter of presets; the "
-                                    "trace is given as such: vary growth")  # fmt: skip
-            return given.speed(float(settings.get("growth", 1.0)))
-        text = str(given)
-        if parameters:
-            text = _with_parameters(text, parameters)
-        shape = tuple(
-            (k, tuple(v) if isinstance(v := settings.get(k), list) else v) for k in _SHAPE
-        )
-        return self._load_trace(text, shape, float(settings.get("growth", 1.0)), settings["seed"])
+        traffic = point.traffic
+        key = tuple((k, _hashed(v)) for k, v in traffic if k not in ("too_long", "stream"))
+        self._traffic = {repr(key): traffic}
+        return self._load_trace(repr(key), point.seed if isinstance(traffic.trace, str) else 0)
 
-    def _read_trace(
-        self, text: str, shape: tuple[tuple[str, Any], ...], growth: float, seed: int
-    ) -> Trace:
-        from qsim.traces import load_trace
-        from qsim.traces.reshape import Reshaping, merge_all
+    def _read_trace(self, key: str, seed: int) -> Trace:
+        return load_traffic(self._traffic[key], seed)
 
-        s = dict(shape)
-        asked = Reshaping.of(s)
-        sort = bool(s["sort"])
-        first = load_trace(text, format=s["format"], columns=s["columns"], sort=sort, seed=seed)
-        merged = s["merge"] or ()
-        others = [merged] if isinstance(merged, str) else merged
-        more = (
-            asked.apply(load_trace(other, sort=sort, seed=seed), seed, k)
-            for k, other in enumerate(others, 1)
-        )
-        return merge_all(asked.apply(first, seed), more).speed(growth)
-
-    def profile(self, settings: Mapping[str, Any]) -> Profile:
-        """The profile of ``settings``; its parts replace those of its id.
+    def profile(self, point: Scenario) -> Profile:
+        """The profile of a point.
 
         Raises
         ------
         ProfileError, ScenarioError
-            If there is none, or parts are given for one that has no id.
+            If there is none.
         """
-        given = settings.get("profile")
-        parts = {p: settings[p] for p in _PARTS if p in settings}
-        if isinstance(given, Profile):
-            if parts:
-                raise ScenarioError(f"{next(iter(parts))} chooses among profiles by their id; "
-                                    "give the profile as an id")  # fmt: skip
-            return given
-        if not parts:
-            if given is None:
-                raise ScenarioError("profile is missing; give an id or a file")
-            return self._load_profile(str(given), settings.get("vllm_version"))
-        if given is not None and (str(given).endswith(".json") or str(given).count("/") < 2):
-            raise ScenarioError(
-                f"{next(iter(parts))} replaces a part of a profile's id; the profile is the file "
-                f"{given!r}: vary profile instead"
-            )
-        words = ["h200_sxm", "", "", ""] if given is None else [*str(given).split("/"), ""][:4]
-        tp = parts.pop("tensor_parallel_size", None)
-        for part, value in parts.items():
-            words[_PARTS.index(part)] = str(value)
-        if tp is not None:
-            words[3] = "" if tp == 1 else f"tp{tp}"
-        if not words[1] or not words[2]:
-            raise ScenarioError("model and method are needed to choose a profile; give a profile")
-        return self._load_profile("/".join(w for w in words if w), settings.get("vllm_version"))
+        pool = one_pool(point)
+        named = tuple((k, _hashed(getattr(pool, k))) for k in ("profile", *PARTS))
+        key = repr((named, pool.engine.vllm_version))
+        self._pools = {key: pool}
+        return self._load_profile(key)
 
-    @staticmethod
-    def _read_profile(text: str, vllm_version: str | None) -> Profile:
-        from qsim.profiles.lookup import load_profile
-
-        return load_profile(text, vllm_version)
+    def _read_profile(self, key: str) -> Profile:
+        return load_profile_of(self._pools[key])
 
     def fingerprint(self, value: Trace | Profile) -> str:
         """A hash of what a value holds."""
@@ -178,12 +150,57 @@ class Scenarios:
         return known[1]
 
 
-def _with_parameters(text: str, parameters: Mapping[str, Any]) -> str:
+def _hashed(value: Any) -> Any:
+    """A value of a section, or the identity of an object that was given in Python."""
+    if isinstance(value, list):
+        return tuple(map(_hashed, value))
+    return value if value is None or isinstance(value, str | int | float) else id(value)
+
+
+def _with_parts(pools: list[dict[str, Any]], parts: Mapping[str, Any]) -> str:
+    """The id of the pool's profile with some of its parts replaced."""
+    first = next(iter(parts))
+    if len(pools) > 1:
+        raise ScenarioError(
+            f"{first} is varied, and the scenario has {len(pools)} pools: vary one's profile, "
+            "as in fleet.pools.0.profile"
+        )
+    given = pools[0].get("profile")
+    if isinstance(given, Profile):
+        raise ScenarioError(
+            f"{first} chooses among profiles by their id; give the profile as an id"
+        )
+    if given is not None and (str(given).endswith(".json") or str(given).count("/") < 2):
+        raise ScenarioError(
+            f"{first} replaces a part of a profile's id; the profile is the file {given!r}: vary "
+            "profile instead"
+        )
+    if given is None:
+        size = pools[0].get("tensor_parallel_size", 1)
+        words = [pools[0].get("gpu", "h200_sxm"), pools[0].get("model", ""),
+                 pools[0].get("method", ""), "" if size == 1 else f"tp{size}"]  # fmt: skip
+    else:
+        words = [*str(given).split("/"), ""][:4]
+    for part, value in parts.items():
+        tp = part == "tensor_parallel_size"
+        words[_ID.index(part)] = ("" if value == 1 else f"tp{value}") if tp else str(value)
+    if not words[1] or not words[2]:
+        raise ScenarioError("model and method are needed to choose a profile; give a profile")
+    return "/".join(w for w in words if w)
+
+
+def _with_parameters(traffic: Traffic, parameters: Mapping[str, Any]) -> str:
     """A preset with some of its parameters replaced."""
+    first = next(iter(parameters))
+    text = "" if traffic.trace is None else traffic.trace
+    if isinstance(text, Trace):
+        raise ScenarioError(
+            f"{first} is a parameter of presets; the trace is given as such: vary growth"
+        )
     if not _PRESET.fullmatch(text):
         raise ScenarioError(
-            f"{next(iter(parameters))} is a parameter of presets, and the trace is the file "
-            f"{text!r}: vary growth instead"
+            f"{first} is a parameter of presets, and the trace is the file {text!r}: vary growth "
+            "instead"
         )
     name, _, given = text.partition(":")
     merged = dict(p.split("=", 1) for p in given.split(",") if "=" in p)

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from qsim.bounds import MAX_RUNS, MAX_SEED
 from qsim.checks import whole
 from qsim.errors import InputError, ScenarioError
 from qsim.interrupts import uninterrupted
-from qsim.optimize.economics.prices import DEFAULT_CLASS, price_of
+from qsim.optimize.economics.prices import price_of, prices_of
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.fleet_task import FleetTask
@@ -25,10 +25,13 @@ from qsim.optimize.search.goals import carbon_of, quality_goal
 from qsim.optimize.search.journal import JournalEnd, append_lines, held, read_lines
 from qsim.optimize.search.measures import Worth, measure_fleet
 from qsim.optimize.search.space import Space
-from qsim.optimize.sweep.points import Scenarios
+from qsim.optimize.sweep.points import Scenarios, is_part
 from qsim.optimize.tune.arguments import parse_search
-from qsim.sim.results.slo import Slo, parse_slos
-from qsim.sim.scheduler.config import EngineOptions
+from qsim.scenario import Scenario
+from qsim.scenario.arguments import SweepArguments
+from qsim.scenario.names import build
+from qsim.scenario.resolve import one_pool
+from qsim.sim.results.slo import Slo
 from qsim.traces.trace import Trace
 
 __all__ = ["Row", "SweepResult", "latin_hypercube", "sweep"]
@@ -93,47 +96,40 @@ def latin_hypercube(space: Space, n: int, seed: int) -> list[dict[str, Any]]:
 
 
 def sweep(
-    base: Mapping[str, Any],
-    over: Mapping[str, Any] | Sequence[str],
+    base: Scenario | Mapping[str, Any],
+    over: Mapping[str, Any] | Sequence[str] | None = None,
     *,
-    lhs: int | None = None,
-    slos: Sequence[Slo | str] = (),
-    prices: Mapping[str, float] | None = None,
-    provider: str = DEFAULT_CLASS,
-    tasks: Mapping[str, float] | str | None = None,
-    region: str | float | None = None,
-    pue: float | None = None,
-    seed: int = 0,
     journal: str | Path | None = None,
     resume: bool = False,
     jobs: int = 1,
     dask: str | None = None,
     progress: Callable[[float, str], None] | None = None,
+    **asked: Unpack[SweepArguments],
 ) -> SweepResult:
     """Simulate a scenario at every point of a grid, or at ``lhs`` points of a Latin hypercube.
 
     Parameters
     ----------
-    base : mapping
-        The scenario by the names of ``qsim simulate``: ``trace`` (a file, a preset or a
-        :class:`Trace`), ``profile``, ``replicas``, ``router``, ``seed``, engine options, ...
-    over : mapping or sequence of str
+    base : Scenario or mapping
+        All of what is asked; or what is simulated, by the names of ``qsim simulate``: ``trace`` (a
+        file, a preset or a :class:`Trace`), ``profile``, ``replicas``, ``router``, ``seed``,
+        engine options, ... and ``over`` and ``asked`` say the rest.
+    over : mapping or sequence of str, optional
         What is varied: ``{"max_num_seqs": [64, 128]}`` or ``["max_num_seqs=64,128"]``. Names are
-        those of ``base``, and ``gpu``, ``model``, ``method``, ``tensor_parallel_size`` (they choose
-        the profile), ``growth`` (arrivals so many times as fast) and ``rate`` or any other
-        parameter of a preset as ``trace.NAME``.
-    lhs : int, optional
-        Number of points; without it every combination is run.
-    slos, prices, provider, tasks, region, pue
-        For the figures of each run, as for :func:`qsim.plan`.
-    seed : int
-        Of the Latin hypercube; and of the runs unless ``seed`` is in ``base`` or varied.
+        those of ``base``, or paths of a scenario (``fleet.pools.1.replicas``); and ``gpu``,
+        ``model``, ``method``, ``tensor_parallel_size`` (they choose the profile), ``growth``
+        (arrivals so many times as fast) and ``rate`` or any other parameter of a preset as
+        ``trace.NAME``.
     journal : path, optional
         Each finished run is kept here at once, a line each, so that a sweep can be resumed.
     resume : bool
         Take finished runs from ``journal``; without it there must be none in it.
     jobs, dask
         As for :func:`qsim.plan`; the rows do not depend on them.
+    **asked
+        Fields of the scenario by name; see :class:`qsim.scenario.arguments.SweepArguments`.
+        ``seed`` is that of the Latin hypercube, and of the runs unless it is in ``base`` or
+        varied.
 
     Raises
     ------
@@ -141,18 +137,25 @@ def sweep(
         If a name is unknown, nothing is varied, or every run fails for the same reason; if the
         journal is damaged, in use by another process, or holds runs and is not to be resumed.
     """
-    space = Space(parse_search(over, "--grid"))
-    limits = parse_slos(slos)
-    whole("seed", seed, 0, MAX_SEED)
+    scenario, parts, seed = _scenario(base, over, asked)
+    wanted, accounts = scenario.sweep, scenario.accounts
+    lhs = wanted.lhs
+    space = Space(parse_search(wanted.over, "--grid"))
+    limits = scenario.limits()
+    if scenario.goodput:
+        raise ScenarioError(
+            "goodput is given; qsim sweep judges SLOs only: leave it out (--set goodput=)"
+        )
     size = space.size()
     if lhs is None and size is not None and size > MAX_RUNS:
         raise ScenarioError(
             f"the grid has {size:.3g} points; must have at most {MAX_RUNS}: vary less, or draw "
             "points (--lhs N)"
         )
-    goal = quality_goal(tasks)
-    carbon = carbon_of(region, pue, "")
-    scenarios = Scenarios({"seed": seed, **base}, tuple(space.decisions))
+    goal = quality_goal(accounts.tasks)
+    carbon = carbon_of(accounts.region, accounts.pue, "")
+    prices, provider = prices_of(accounts), accounts.provider
+    scenarios = Scenarios(scenario, tuple(space.decisions), parts)
     points = list(space.grid()) if lhs is None else latin_hypercube(space, lhs, seed)
     done: dict[int, Row] = {}
     with (
@@ -172,11 +175,32 @@ def sweep(
     settings = {
         "over": space.to_dict(),
         "design": "grid" if lhs is None else f"Latin hypercube of {lhs} points, seed {seed}",
-        "base": scenarios.plain(),
+        "base": {**scenario.to_dict(), **scenarios.parts},
         "slos": [str(s) for s in limits],
         "qsim_version": __version__,
     }
     return SweepResult(rows, settings, (kept.failure,) if kept.failure else ())
+
+
+def _scenario(
+    base: Scenario | Mapping[str, Any],
+    over: Mapping[str, Any] | Sequence[str] | None,
+    asked: SweepArguments,
+) -> tuple[Scenario, dict[str, Any], int]:
+    """What is asked, the parts that are replaced at every point, and the hypercube's seed."""
+    if isinstance(base, Scenario):
+        if asked or over is not None:
+            raise TypeError("sweep() got a scenario and arguments beside it; the scenario says all")
+        return base, {}, base.seed
+    given = {k: v for k, v in base.items() if v is not None}
+    for name in given:
+        Scenarios.check(name)
+    parts = {k: given.pop(k) for k in list(given) if is_part(k)}
+    seed = asked.get("seed", 0)
+    own = {k: v for k, v in asked.items() if v is not None}
+    whole("seed", seed, 0, MAX_SEED)
+    scenario = build("sweep", {"seed": seed, **own, **given, "over": over or []})
+    return scenario, parts, seed
 
 
 class _Runner:
@@ -235,18 +259,18 @@ class _Runner:
                 yield row
 
     def _task(self, values: Mapping[str, Any]) -> FleetTask:
-        settings = self.scenarios.at(values)
-        trace, profile = self.scenarios.trace(settings), self.scenarios.profile(settings)
+        point = self.scenarios.at(values)
+        pool = one_pool(point)
         return FleetTask(
-            trace,
-            profile,
-            settings.get("replicas", 1),
+            self.scenarios.trace(point),
+            self.scenarios.profile(point),
+            pool.replicas,
             self.slos,
-            EngineOptions().updated(settings),
-            settings.get("router", "least-requests"),
-            settings["seed"],
-            settings.get("too_long", "error"),
-            allow_backlog=bool(settings.get("allow_backlog")),
+            pool.engine.options(),
+            point.fleet.router,
+            point.seed,
+            point.traffic.too_long,
+            allow_backlog=point.allow_backlog,
         )
 
     def _row(

@@ -9,7 +9,14 @@ from qsim.errors import ScenarioError
 from qsim.optimize.search.expressions import All, Comparison, parse_condition
 from qsim.optimize.search.goals import check_floor
 from qsim.optimize.search.measures import Measure, find_measure
-from qsim.optimize.search.space import Choices, Decision, Range, parse_decision
+from qsim.optimize.search.space import (
+    Choices,
+    Decision,
+    Range,
+    parse_decision,
+    search_texts,
+    value_text,
+)
 from qsim.optimize.tune.result import Limit
 from qsim.sim.results.slo import Slo
 
@@ -80,7 +87,7 @@ def parse_search(
             elif isinstance(values, list | tuple):
                 found[name] = Choices(tuple(values))
             else:
-                found[name] = parse_decision(f"{name}={_as_text(values)}")[1]
+                found[name] = parse_decision(f"{name}={value_text(values)}")[1]
         return found
     for text in search:
         name, decision = parse_decision(text, option)
@@ -88,12 +95,6 @@ def parse_search(
             raise ScenarioError(f"{option} gives {name} twice; give it once")
         found[name] = decision
     return found
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ",".join(_as_text(v) for v in value)
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def parse_fix(fix: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
@@ -104,11 +105,7 @@ def parse_fix(fix: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
     ScenarioError
         For several values of one decision.
     """
-    pairs = (
-        [k if v is None else f"{k}={_as_text(v)}" for k, v in fix.items()]
-        if isinstance(fix, Mapping)
-        else list(fix)
-    )
+    pairs = search_texts(fix)
     found: dict[str, Any] = {}
     for text in pairs:
         if "=" not in text:

@@ -6,15 +6,12 @@ import hashlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from qsim.bounds import MAX_REPLICAS
-from qsim.checks import whole
 from qsim.errors import InputError, QsimError, ScenarioError
-from qsim.optimize.economics.prices import DEFAULT_CLASS, price_of
-from qsim.optimize.plan.forecast import forecast
+from qsim.optimize.economics.prices import price_of, prices_of
 from qsim.optimize.plan.profile_choice import choose_profiles
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.executors import open_executor
@@ -46,14 +43,17 @@ from qsim.optimize.tune.arguments import parse_fix, parse_limits, parse_objectiv
 from qsim.optimize.tune.result import Limit, TuneResult, check_pick
 from qsim.optimize.tune.space import TuneSpace, tune_space
 from qsim.profiles.schema import Profile
-from qsim.sim.results.slo import Slo, check_judgeable, parse_slos, too_few
-from qsim.sim.scheduler.config import EngineOptions, refuse_queue_limits
+from qsim.scenario import Scenario
+from qsim.scenario.arguments import TuneArguments
+from qsim.scenario.names import scenario_of
+from qsim.scenario.resolve import candidates_of, load_traffic, searched_engine
+from qsim.sim.results.slo import check_judgeable, too_few
+from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.scheduler.server_memory import most_model_len
+from qsim.traces.forecast import forecast
 from qsim.traces.trace import Trace
 
-__all__ = ["DEFAULT_OBJECTIVES", "TuneInterrupted", "TuneStoppedError", "tune"]
-
-DEFAULT_OBJECTIVES = ("latency", "energy", "cost")
+__all__ = ["TuneInterrupted", "TuneStoppedError", "study_of", "tune", "tune_for"]
 
 #: latencies that every trial tells, beside those that are asked for
 _USUAL = ("p99_ttft_ms", "p99_tpot_ms", "p99_e2el_ms")
@@ -180,36 +180,9 @@ def _in_turn(queues: Sequence[Sequence[Params]]) -> Iterator[Params]:
 
 
 def tune(
-    trace: Trace,
+    trace: Scenario | Trace,
     model: str | None = None,
     *,
-    objectives: Sequence[str] = DEFAULT_OBJECTIVES,
-    slos: Sequence[Slo | str] = (),
-    constraints: Sequence[str] = (),
-    search: Mapping[str, Any] | Sequence[str] = (),
-    fix: Mapping[str, Any] | Sequence[str] = (),
-    gpus: Sequence[str] = (),
-    methods: Sequence[str] = (),
-    profiles: Sequence[Profile | str] = (),
-    prices: Mapping[str, float] | None = None,
-    provider: str = DEFAULT_CLASS,
-    tasks: Mapping[str, float] | str | None = None,
-    min_quality: float | None = None,
-    region: str | float | None = None,
-    pue: float | None = None,
-    growth: float = 1.0,
-    peak_hour: bool = False,
-    max_replicas: int = 128,
-    router: str = "least-requests",
-    options: EngineOptions | None = None,
-    beyond_measured: bool = False,
-    seed: int = 0,
-    too_long: str = "error",
-    allow_backlog: bool = False,
-    sampler: str = "nsga2",
-    trials: int = 200,
-    batch: int = 10,
-    population: int = 20,
     study: str | None = None,
     study_name: str = "qsim-tune",
     resume: bool = False,
@@ -217,6 +190,7 @@ def tune(
     jobs: int = 1,
     dask: str | None = None,
     progress: Callable[[float, str], None] | None = None,
+    **asked: Unpack[TuneArguments],
 ) -> TuneResult:
     """Search the fleets and engine settings that no other one beats in every objective.
 
@@ -226,83 +200,107 @@ def tune(
 
     Parameters
     ----------
-    trace : Trace
-        The traffic to serve.
-    model, gpus, methods, profiles, prices, provider, tasks, region, pue, growth, peak_hour,
-    beyond_measured
-        As for :func:`qsim.plan`.
-    objectives : sequence of str
-        Figures of :mod:`qsim.optimize.search.measures`, such as ``p99_ttft_ms``,
-        ``joules_per_output_token``, ``usd_per_hour``, ``quality``; or ``latency``, ``energy``,
-        ``cost``, ``throughput``, ``carbon``. Each is made small or large as is better.
-    slos, constraints : sequence
-        SLOs, and conditions such as ``"gpus<=8"`` or ``"quality>=98"``, that all must be met.
-    min_quality : float, optional
-        Methods whose 90% interval of quality begins below it are not tried.
-    search : mapping or sequence of str
-        Decisions: ``{"max_num_seqs": "32:1024:log"}`` or ``["max_num_seqs=32:1024:log"]``; see
-        :func:`qsim.optimize.search.space.parse_decision`. Without it the profile, the number of
-        replicas, ``max_num_seqs`` and ``max_num_batched_tokens`` are searched.
-    fix : mapping or sequence of str
-        Decisions with the one value they are to have; a name alone leaves it to the profile.
-    sampler : {"nsga2", "tpe", "random", "grid"}
-        ``grid`` simulates every combination.
-    trials, batch, population, study, study_name, resume
-        See :class:`qsim.optimize.search.study.StudySettings`; ``study`` is its ``storage``.
-    allow_backlog : bool
-        Let fleets finish less than arrives (``overload<=0`` is a constraint otherwise).
-    seed : int
-        Of the search and of the router.
+    trace : Scenario or Trace
+        All of what is asked; or the traffic to serve, and ``model`` and ``asked`` say the rest.
+    study, study_name, resume
+        Where the study is kept: see :class:`qsim.optimize.search.study.StudySettings`, whose
+        ``storage`` is ``study``.
     pick : Pick or str, optional
-        What :meth:`TuneResult.pick` will be asked for; refused before the study if it cannot be.
-    jobs, dask
+        What :meth:`TuneResult.pick` will be asked for, in the place of the scenario's; refused
+        before the study if it cannot be.
+    jobs, dask, progress
         As for :func:`qsim.plan`; the answer does not depend on them.
+    **asked
+        Fields of the scenario by name; see :class:`qsim.scenario.arguments.TuneArguments`.
+        ``objectives`` are figures of :mod:`qsim.optimize.search.measures`, such as
+        ``p99_ttft_ms``, ``joules_per_output_token``, ``quality``, or ``latency``, ``energy``,
+        ``cost``, ``throughput``, ``carbon``; ``slos`` and ``constraints`` (``"gpus<=8"``) must be
+        met; ``search`` are decisions, ``{"max_num_seqs": "32:1024:log"}``
+        (:func:`qsim.optimize.search.space.parse_decision`), and ``fix`` decisions with the one
+        value they are to have, or None to leave them to the profile.
 
     Raises
     ------
     ScenarioError
-        If an argument is wrong.
+        If a value is wrong.
     ProfileError
         If there is no profile to choose from.
     TuneInterrupted, TuneStoppedError
         If it ends early after at least one trial: by Ctrl-C, or because its workers or the place
         where it is kept fail.
     """
-    limits = parse_slos(slos)
-    settings = StudySettings(sampler, trials, seed, batch, population, study, study_name, resume)
-    chosen_measures = parse_objectives(objectives)
-    all_limits = parse_limits(limits, constraints)
-    if not allow_backlog:
+    scenario = scenario_of("tune", trace, model, asked)
+    settings = study_of(scenario, study, study_name, resume)
+    traffic = load_traffic(scenario.traffic, scenario.seed, grown=False)
+    return tune_for(scenario, traffic, settings, pick=pick, jobs=jobs, dask=dask, progress=progress)
+
+
+def study_of(
+    scenario: Scenario, storage: str | None, name: str = "qsim-tune", resume: bool = False
+) -> StudySettings:
+    """How it is searched, and where the study is kept."""
+    asked = scenario.tune
+    return StudySettings(
+        asked.sampler, asked.trials, scenario.seed, asked.batch, asked.population, storage, name,
+        resume,
+    )  # fmt: skip
+
+
+def tune_for(
+    scenario: Scenario,
+    trace: Trace,
+    settings: StudySettings,
+    *,
+    pick: Pick | str | None = None,
+    jobs: int = 1,
+    dask: str | None = None,
+    progress: Callable[[float, str], None] | None = None,
+) -> TuneResult:
+    """:func:`tune` for traffic that was read already, before growth and peak hour."""
+    asked, traffic, accounts = scenario.tune, scenario.traffic, scenario.accounts
+    if scenario.goodput:
+        raise ScenarioError(
+            "goodput is given; qsim tune does not judge it: leave it out (--set goodput=), or "
+            "constrain attainment"
+        )
+    limits = scenario.limits()
+    chosen_measures = parse_objectives(asked.objectives)
+    all_limits = parse_limits(limits, asked.constraints)
+    if not scenario.allow_backlog:
         all_limits = (*all_limits, Limit(find_measure("overload"), "<=", 0.0))
-    asked = [*chosen_measures, *(m.measure for m in all_limits)]
-    goal = quality_goal(tasks, min_quality)
-    carbon = carbon_of(region, pue, "carbon" if any(m.needs == "region" for m in asked) else "")
-    if not limits and any(m.needs == "slo" for m in asked):
+    needed = {m.needs for m in (*chosen_measures, *(m.measure for m in all_limits))}
+    goal = quality_goal(accounts.tasks, asked.min_quality)
+    carbon = carbon_of(accounts.region, accounts.pue, "carbon" if "region" in needed else "")
+    if not limits and "slo" in needed:
         raise ScenarioError("goodput and attainment need SLOs (--slo) to count against")
-    whole("max_replicas", max_replicas, 1, MAX_REPLICAS)
     for slo in limits:
         check_judgeable(trace, [slo.metric], f"SLO {slo}")
-    options = replace(options or EngineOptions(), within_measured=not beyond_measured)
-    refuse_queue_limits(options.to_dict(), "qsim tune")
-    trace, shaped = forecast(trace, growth, peak_hour)
-    choices = choose_profiles(model, gpus, methods, profiles, options.vllm_version)
+    options = searched_engine(scenario, asked, "tune")
+    trace, shaped = forecast(trace, traffic.growth, traffic.peak_hour)
+    among = candidates_of(scenario, asked)
+    choices = choose_profiles(
+        among.model, among.gpus, among.methods, among.profiles, options.vllm_version
+    )
     quality = {c.profile.id: goal.of(c.profile) for c in choices}
     excluded, left = {}, []
     for choice in choices:
         reason = goal.objection(quality[choice.profile.id]) or _unfit(
-            choice.profile, options, trace, too_long
+            choice.profile, options, trace, traffic.too_long
         )
         if reason:
             excluded[choice.profile.id] = reason
         else:
             left.append(choice)
     spaces = tune_space(
-        trace, left, excluded, parse_search(search), parse_fix(fix), options, max_replicas
-    )
+        trace, left, excluded, parse_search(asked.search), parse_fix(asked.fix), options,
+        asked.max_replicas,
+    )  # fmt: skip
+    own = prices_of(accounts)
     price = {
-        id_: price_of(c.profile.identity.gpu, prices, provider) for id_, c in spaces.choices.items()
+        id_: price_of(c.profile.identity.gpu, own, accounts.provider)
+        for id_, c in spaces.choices.items()
     }
-    if any(m.needs == "price" for m in asked):
+    if "price" in needed:
         for id_, known in price.items():
             if known is None:
                 gpu = spaces.choices[id_].profile.identity.gpu
@@ -313,12 +311,22 @@ def tune(
     problem = _Tuning(
         spaces,
         FleetTask(
-            trace, first, 1, limits, options, router, seed, too_long, None, bool(allow_backlog)
+            trace,
+            first,
+            1,
+            limits,
+            options,
+            scenario.fleet.router,
+            scenario.seed,
+            traffic.too_long,
+            None,
+            scenario.allow_backlog,
         ),
         chosen_measures,
         all_limits,
         Worth(price, quality, carbon),
     )
+    pick = asked.pick if pick is None else pick
     if pick is not None:
         _check_pick(parse_pick(pick) if isinstance(pick, str) else pick, problem)
     identity = {
@@ -329,12 +337,15 @@ def tune(
         },
         "constraints": [str(m) for m in all_limits],
         "options": options.to_dict(),
-        **({"beyond_measured": True} if beyond_measured else {}),
-        "router": router,
-        "too_long": too_long,
+        **({"beyond_measured": True} if asked.beyond_measured else {}),
+        "router": scenario.fleet.router,
+        "too_long": traffic.too_long,
         "worth": repr((sorted(price.items()), carbon, goal)),
     }
-    with held_study(study), open_executor(jobs, at_most=batch, dask=dask) as executor:
+    with (
+        held_study(settings.storage),
+        open_executor(jobs, at_most=settings.batch, dask=dask) as executor,
+    ):
         executor.share(trace)
         for choice in spaces.choices.values():
             executor.share(choice.profile)
@@ -352,7 +363,7 @@ def tune(
             )
         except (StudyInterrupted, StudyStoppedError) as e:
             end, records, found = e, e.records, e.study
-            wanted = spaces.space.size if sampler == "grid" else trials
+            wanted = spaces.space.size if settings.sampler == "grid" else settings.trials
             unfinished = f"{len(records)} of {wanted} trials"
             if isinstance(e, StudyStoppedError):
                 unfinished += f", {e}"
@@ -363,19 +374,19 @@ def tune(
         dict(spaces.excluded),
         {**describe(trace), "forecast": shaped.to_dict()},
         {
-            "sampler": sampler,
+            "sampler": settings.sampler,
             "trials": len(records),
-            "seed": seed,
-            "batch": batch,
-            "population": population if sampler == "nsga2" else None,
+            "seed": settings.seed,
+            "batch": settings.batch,
+            "population": settings.population if settings.sampler == "nsga2" else None,
             "space": spaces.space.to_dict(),
-            "router": router,
-            "too_long": too_long,
+            "router": scenario.fleet.router,
+            "too_long": traffic.too_long,
             **options.to_dict(),
         },
         dict(spaces.choices),
         options,
-        router,
+        scenario.fleet.router,
         goal,
         price,
         carbon,

@@ -5,22 +5,19 @@ import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
+import qsim
 from qsim.errors import InfeasibleError, ScenarioError
 from qsim.optimize.deploy.deployment import Pool
 from qsim.optimize.deploy.export import Export, export_plan, parse_export
 from qsim.optimize.deploy.vllm import serve_script
 from qsim.optimize.plan.planning import plan
 from qsim.optimize.plan.result import Plan
-from qsim.profiles.lookup import load_profile
 from qsim.sim.scheduler.config import EngineConfig, EngineOptions
-from qsim.sim.simulate import simulate
-from qsim.traces.load import load_trace
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
 
@@ -110,25 +107,15 @@ def test_manifests_in_one_file_or_in_a_folder(answer: Plan, tmp_path: Path) -> N
     assert deployment["spec"]["replicas"] == answer.best.replicas  # type: ignore[union-attr]
 
 
-def again(scenario: dict[str, Any]) -> Any:
-    """What ``qsim simulate`` does with a scenario, in Python."""
-    options = {k: v for k, v in scenario.items() if k in EngineOptions.__dataclass_fields__}
-    return simulate(
-        load_trace(scenario["trace"]), load_profile(scenario["profile"]),
-        replicas=scenario["replicas"], router=scenario["router"], seed=scenario["seed"],
-        options=EngineOptions(**options), too_long=scenario["too_long"],
-    )  # fmt: skip
-
-
 def test_the_scenario_gives_the_plans_figures_again(answer: Plan, tmp_path: Path) -> None:
     export = f"scenario={tmp_path}/best.yaml"
     export_plan(answer, export, trace=traffic(), profile=make_profile())
-    scenario = yaml.safe_load((tmp_path / "best.yaml").read_text())
-    assert scenario["slo"] == list(SLOS)
+    scenario = qsim.Scenario.load(tmp_path / "best.yaml")
+    assert scenario.slos == list(SLOS)
     best = answer.best
     assert best is not None
     assert best.outcome is not None
-    got, planned = again(scenario).summary(), dict(best.outcome.summary)
+    got, planned = qsim.simulate(scenario).summary(), dict(best.outcome.summary)
     got.pop("scenario"), planned.pop("scenario")  # the name of the trace is that of the file
     assert got == planned
 
@@ -137,7 +124,7 @@ def test_what_cannot_be_said_without_files_needs_a_path(answer: Plan) -> None:
     with pytest.raises(ScenarioError, match="--export scenario=FILE"):
         export_plan(answer, "scenario", trace=traffic())
     with pytest.raises(ScenarioError, match="not read from a file"):
-        export_plan(answer, "scenario", trace_options={"trace": "t.csv"})
+        export_plan(answer, "scenario", scenario=qsim.Scenario(traffic={"trace": "t.csv"}))
 
 
 def test_nothing_to_export_from_an_infeasible_plan() -> None:

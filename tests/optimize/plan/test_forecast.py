@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsim.errors import ScenarioError
-from qsim.optimize.plan.forecast import busiest_hour, forecast
 from qsim.optimize.plan.planning import plan
 from qsim.report.text.results import plan_text
+from qsim.traces.forecast import busiest_hour, forecast
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
 

@@ -1,0 +1,110 @@
+"""Keyword arguments of ``qsim.plan`` and its like: each stands for a field of a scenario.
+
+``build`` (:mod:`qsim.scenario.names`) puts them where they belong; what they mean is said there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from qsim.profiles.schema import Profile
+from qsim.sim.fleet.lifecycle import Lifecycle
+from qsim.sim.results.slo import Slo
+from qsim.sim.scheduler.config import EngineOptions
+
+__all__ = [
+    "PlanArguments",
+    "ScheduleArguments",
+    "SearchArguments",
+    "SweepArguments",
+    "TuneArguments",
+]
+
+
+class SearchArguments(TypedDict, total=False):
+    """What every search takes."""
+
+    slos: Sequence[Slo | str]
+    gpus: Sequence[str]
+    methods: Sequence[str]
+    profiles: Sequence[Profile | str]
+    prices: Mapping[str, float] | None
+    provider: str
+    tasks: Mapping[str, float] | str | None
+    min_quality: float | None
+    region: str | float | None
+    pue: float | None
+    growth: float
+    peak_hour: bool
+    max_replicas: int
+    router: str
+    options: EngineOptions | None
+    beyond_measured: bool
+    seed: int
+    too_long: str
+    allow_backlog: bool
+
+
+class PlanArguments(SearchArguments, total=False):
+    """Of ``plan``: see :class:`qsim.scenario.searches.PlanSection`."""
+
+    goodput: Sequence[str]
+    min_goodput: float | None
+    objective: str
+    price_list: Mapping[str, float] | str | None
+    max_gpus: int | None
+    max_usd_per_hour: float | None
+    max_power_kw: float | None
+    max_peak_power_kw: float | None
+    headroom: bool
+    search: Mapping[str, Any] | Sequence[str]
+    trials: int | None
+    sampler: str | None
+    replications: int | None
+    min_confidence: float | None
+    sensitivity: bool
+    bottlenecks: bool
+    explain: bool
+
+
+class TuneArguments(SearchArguments, total=False):
+    """Of ``tune``: see :class:`qsim.scenario.searches.TuneSection`."""
+
+    objectives: Sequence[str]
+    constraints: Sequence[str]
+    search: Mapping[str, Any] | Sequence[str]
+    fix: Mapping[str, Any] | Sequence[str]
+    sampler: str
+    trials: int
+    batch: int
+    population: int
+
+
+class ScheduleArguments(SearchArguments, total=False):
+    """Of ``schedule``: see :class:`qsim.scenario.searches.ScheduleSection`."""
+
+    lifecycle: Lifecycle | None
+    objective: str
+    window: str | float
+    policies: Sequence[str]
+    carbon_series: str | None
+    max_gpus: int | None
+    owned_gpus: int | None
+    off_w: float
+    forecast: str
+    forecast_margin: float | None
+    trials: int
+
+
+class SweepArguments(TypedDict, total=False):
+    """Of ``sweep``: see :class:`qsim.scenario.searches.SweepSection`."""
+
+    lhs: int | None
+    slos: Sequence[Slo | str]
+    prices: Mapping[str, float] | None
+    provider: str
+    tasks: Mapping[str, float] | str | None
+    region: str | float | None
+    pue: float | None
+    seed: int

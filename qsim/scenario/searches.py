@@ -1,0 +1,140 @@
+"""The sections of the searches: what each looks for, among what, within which limits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field
+
+from qsim.bounds import MAX_GPUS, MAX_REPLICAS, MAX_RUNS, Items, Whole
+from qsim.scenario.fields import (
+    MOST,
+    Amount,
+    Factor,
+    Section,
+    Share,
+    Texts,
+    Values,
+    Word,
+    text_or_number,
+)
+from qsim.scenario.sections import ProfileName
+
+__all__ = ["PlanSection", "ScheduleSection", "SearchSection", "SweepSection", "TuneSection"]
+
+#: what a timetable is compared with
+Policy = Literal["static", "reactive", "predictive", "consolidation", "mixed"]
+_Replicas = Annotated[int, Whole(1, MAX_REPLICAS)]
+_Gpus = Annotated[int, Whole(1, MAX_GPUS)]
+_Runs = Annotated[int, Whole(1, MAX_RUNS)]
+_Percent = Factor
+_Names = Annotated[list[Word], Items(MOST)]
+
+
+class SearchSection(Section):
+    """Among which servers a search chooses; those of the fleet's pools if nothing is said."""
+
+    model: Word | None = Field(default=None, description="The shipped profiles of this model.")
+    gpus: _Names = Field(default_factory=list, description="Only on these GPUs.")
+    methods: _Names = Field(default_factory=list, description="Only by these methods.")
+    profiles: Annotated[list[ProfileName], Items(MOST)] = Field(
+        default_factory=list, description="More candidates, by id or file."
+    )
+    min_quality: _Percent | None = Field(
+        default=None,
+        description="Percent of the 16-bit model's score that the low end of the 90% interval "
+        "must reach.",
+    )
+    beyond_measured: bool = Field(
+        default=False,
+        description="Also recommend settings beyond what the profiles' measurements cover.",
+    )
+
+
+class PlanSection(SearchSection):
+    """``plan``: the smallest fleet of each method that meets the SLOs."""
+
+    objective: Literal["cost", "energy", "gpus", "carbon"] = "cost"
+    min_goodput: Share | None = Field(
+        default=None, description="Share of requests within every goodput limit; 0.99 unless given."
+    )
+    max_gpus: _Gpus | None = None
+    max_usd_per_hour: Amount | None = None
+    max_power_kw: Amount | None = Field(default=None, description="On average over the trace.")
+    max_peak_power_kw: Amount | None = Field(default=None, description="In any 1/400 of the trace.")
+    headroom: bool = Field(
+        default=True, description="Find how much more traffic the best fleet carries."
+    )
+    search: Values = Field(
+        default_factory=list, description="Settings to search too, such as max_num_seqs: [64, 128]."
+    )
+    trials: _Runs | None = Field(default=None, description="Settings to try; 60 unless given.")
+    sampler: Literal["tpe", "random", "nsga2", "grid"] | None = None
+    replications: Annotated[int, Whole(0, MAX_RUNS)] | None = Field(
+        default=None,
+        description="Runs of the best fleet with other traffic, seeds and profile errors.",
+    )
+    min_confidence: Share | None = Field(
+        default=None, description="Share of the replications that must meet every limit."
+    )
+    sensitivity: bool = False
+    bottlenecks: bool = False
+    explain: bool = Field(
+        default=False, description="sensitivity, bottlenecks and 20 replications."
+    )
+    max_replicas: _Replicas = 128
+
+
+class TuneSection(SearchSection):
+    """``tune``: the fleets and settings that nothing beats in every objective."""
+
+    objectives: _Names = Field(default_factory=lambda: ["latency", "energy", "cost"])
+    constraints: Texts = Field(
+        default_factory=list, description="Such as 'p99_ttft_ms<=500' or 'gpus<=8'."
+    )
+    search: Values = Field(default_factory=list, description="What else is decided.")
+    fix: Values = Field(default_factory=list, description="What is not decided, with its value.")
+    sampler: Literal["nsga2", "tpe", "random", "grid"] = "nsga2"
+    trials: _Runs = 200
+    batch: Annotated[int, Whole(1, MOST)] = 10
+    population: Annotated[int, Whole(2, 100_000)] = 20
+    pick: Word | None = Field(default=None, description="The point of the front to take; the knee.")
+    max_replicas: _Replicas = 128
+
+
+class ScheduleSection(SearchSection):
+    """``schedule``: which servers are on when."""
+
+    objective: Literal["energy", "cost", "carbon"] = "energy"
+    window: Annotated[
+        Any, text_or_number("a time in whole minutes, such as 10min or 1h, or seconds")
+    ] = Field(default="1h", description="How long a fleet stays as it is.")
+    policies: Annotated[list[Policy], Items(MOST)] = Field(
+        default_factory=lambda: [*get_args(Policy)],
+        description="What the timetable is compared with.",
+    )
+    max_replicas: _Replicas = 32
+    max_gpus: _Gpus | None = None
+    owned_gpus: _Gpus | None = Field(
+        default=None, description="GPUs that are paid for in any case."
+    )
+    off_w: Amount = Field(default=80.3, description="Power of an owned GPU without a server, W.")
+    forecast: Literal["perfect", "day-before"] = "perfect"
+    forecast_margin: Factor | None = Field(
+        default=None, description="Plan for so many times the traffic; 1 for perfect, else 1.15."
+    )
+    trials: _Runs = Field(
+        default=6, description="Simulations of the trace for each policy's search."
+    )
+
+
+class SweepSection(Section):
+    """``sweep``: one simulation for every point of a grid."""
+
+    over: Values = Field(
+        default_factory=list, description="What is varied, such as max_num_seqs: [64, 128]."
+    )
+    lhs: _Runs | None = Field(
+        default=None,
+        description="Run so many points of a Latin hypercube instead of every combination.",
+    )

@@ -1,0 +1,251 @@
+"""The sections that every command reads: traffic, fleet, accounts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from qsim.bounds import (
+    MAX_BATCHED_TOKENS,
+    MAX_BLOCKS,
+    MAX_MODEL_LEN,
+    MAX_REPLICAS,
+    MAX_SEQS,
+    MAX_TENSOR_PARALLEL,
+    Items,
+    Text,
+    Whole,
+)
+from qsim.checks import is_number
+from qsim.profiles.schema import Profile
+from qsim.scenario.fields import (
+    Amount,
+    Checked,
+    Factor,
+    File,
+    Seconds,
+    Section,
+    Word,
+    one_or_a_file,
+    size,
+    text_or_number,
+)
+from qsim.sim.fleet.lifecycle import Lifecycle
+from qsim.sim.scheduler.config import MAX_KV_BYTES, EngineOptions
+from qsim.traces.trace import Trace
+
+__all__ = ["Accounts", "Engine", "Fleet", "Lifetimes", "PoolSection", "ProfileName", "Traffic"]
+
+ProfileName = Annotated[
+    Any,
+    one_or_a_file(
+        lambda v: isinstance(v, Profile), "the id of a shipped profile, or a file, as a text"
+    ),
+]
+_TraceName = Annotated[
+    Any, one_or_a_file(lambda v: isinstance(v, Trace), "a file or a preset, as a text")
+]
+
+
+class Traffic(Section):
+    """What arrives."""
+
+    trace: _TraceName | None = Field(
+        default=None, description="File or preset, such as azure-conv-2023:duration=600,rate=20."
+    )
+    format: Word | None = Field(default=None, description="Recognised by content unless given.")
+    columns: Word | None = Field(
+        default=None,
+        description="What a table's columns are: ROLE=NAME[UNIT], separated by commas.",
+    )
+    sort: bool = Field(
+        default=False, description="Sort by arrival time instead of refusing the trace."
+    )
+    start: Seconds | None = Field(
+        default=None, description="Leave out requests before this time, s."
+    )
+    end: Seconds | None = Field(
+        default=None, description="Leave out requests at or after this time, s."
+    )
+    sample: Seconds | None = Field(
+        default=None, description="Keep this share of the requests (of the sessions)."
+    )
+    scale_prompt: Seconds | None = Field(
+        default=None, description="Make prompts so many times as long."
+    )
+    scale_output: Seconds | None = Field(
+        default=None, description="Make outputs so many times as long."
+    )
+    shared_prefix: Annotated[int, size(-(1 << 64), 1 << 64)] | None = Field(
+        default=None, description="Tokens at the beginning of every prompt that are the same."
+    )
+    speed: Seconds | None = Field(
+        default=None, description="Let requests arrive so many times as fast, after start and end."
+    )
+    head: Annotated[int, size(-(1 << 64), 1 << 64)] | None = Field(
+        default=None, description="Keep the first so many requests."
+    )
+    merge: Annotated[list[_TraceName], Items(1000)] = Field(
+        default_factory=list, description="Further traces, which start with the first."
+    )
+    peak_hour: bool = Field(default=False, description="Only the busiest hour, by requests.")
+    growth: Seconds = Field(
+        default=1.0, description="Let requests arrive so many times as fast, after everything else."
+    )
+    too_long: Literal["error", "reject"] = Field(
+        default="error",
+        description="Prompts of max_model_len or more: an error, or counted as failed as the "
+        "server would.",
+    )
+    stream: bool | None = Field(
+        default=None,
+        description="simulate: take the trace part by part in bounded memory; by default when "
+        "it is large.",
+    )
+
+
+class Engine(Section):
+    """vLLM's settings under vLLM's names; one that is left out is the profile's."""
+
+    max_num_seqs: Annotated[int, size(1, MAX_SEQS)] | None = None
+    max_num_batched_tokens: Annotated[int, size(1, MAX_BATCHED_TOKENS)] | None = None
+    max_model_len: Annotated[int, size(2, MAX_MODEL_LEN)] | None = None
+    enable_prefix_caching: bool | None = None
+    async_scheduling: bool | None = None
+    long_prefill_token_threshold: Annotated[int, size(0, MAX_MODEL_LEN)] | None = None
+    scheduling_policy: Literal["fcfs", "priority"] | None = None
+    num_gpu_blocks_override: Annotated[int, size(2, MAX_BLOCKS)] | None = None
+    kv_cache_memory_bytes: Annotated[int, size(1, MAX_KV_BYTES)] | None = None
+    max_num_active_seqs: Annotated[int, size(1, MAX_SEQS)] | None = None
+    long_prefill_token_threshold_adaptive: bool | None = None
+    max_num_queued_reqs: Annotated[int, size(0, 1 << 53)] | None = None
+    max_num_queued_tokens: Annotated[int, size(0, 1 << 53)] | None = None
+    vllm_version: Word | None = Field(
+        default=None,
+        description="Release of vLLM whose rules and defaults hold, in quotes: '0.33'.",
+    )
+
+    def options(self) -> EngineOptions:
+        """As the simulator takes them."""
+        return EngineOptions(**{name: getattr(self, name) for name in type(self).model_fields})
+
+
+class Lifetimes(Section):
+    """Times and powers of a server that starts, stops or sleeps."""
+
+    start_s: Amount = Field(default=105.0, description="From a server's start until it answers.")
+    start_w: Amount | None = Field(
+        default=None, description="Power meanwhile; idle power unless given."
+    )
+    stop_s: Amount = Field(default=5.0, description="From its last token until it is off.")
+    wake_s: Amount = Field(default=6.0, description="From asleep (sleep mode, level 1) to on.")
+    sleep_w: Amount | None = Field(
+        default=None, description="Power asleep; idle power unless given."
+    )
+    off_w: Amount = Field(default=0.0, description="Power of a GPU without a server.")
+    off_billed: bool = Field(
+        default=False, description="Whether a GPU without a server is paid for."
+    )
+
+    def lifecycle(self) -> Lifecycle:
+        """As the simulator takes them."""
+        return Lifecycle(**{name: getattr(self, name) for name in type(self).model_fields})
+
+
+class PoolSection(Section):
+    """Equal servers: a profile, or the model, method and GPU that a shipped one is chosen by."""
+
+    name: Word | None = Field(
+        default=None, description="What results and --set call it; its profile's id unless given."
+    )
+    profile: ProfileName | None = Field(
+        default=None, description="Id of a shipped profile, or a file."
+    )
+    model: Word | None = None
+    method: Word | None = None
+    gpu: Word | None = None
+    tensor_parallel_size: Annotated[int, Whole(1, MAX_TENSOR_PARALLEL)] | None = None
+    replicas: Annotated[int, Whole(1, MAX_REPLICAS)] = 1
+    weight: Factor = Field(
+        default=1.0, description="How many requests a server gets beside one of weight 1."
+    )
+    sleeps: bool = Field(
+        default=False, description="A server taken out of use sleeps instead of stopping."
+    )
+    engine: Engine = Field(default_factory=Engine)
+    lifecycle: Lifetimes = Field(default_factory=Lifetimes)
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> PoolSection:
+        parts = [p for p in PARTS if getattr(self, p) is not None]
+        if self.profile is not None and parts:
+            raise ValueError(f"gives both profile and {parts[0]}; give the one or the other")
+        return self
+
+    @property
+    def label(self) -> str | None:
+        """Its name, or else its profile's."""
+        if self.name is not None or not isinstance(self.profile, str):
+            return self.name
+        return self.profile
+
+
+#: what a shipped profile's id is made of, as fields of a pool
+PARTS = ("model", "method", "gpu", "tensor_parallel_size")
+
+
+class Fleet(Section):
+    """Pools of servers behind one router."""
+
+    pools: Annotated[list[PoolSection], Items(64)] = Field(default_factory=list)
+    router: Word = Field(default="least-requests", description="Which server a request goes to.")
+
+
+def _tasks(value: Any) -> Any:
+    text = Text(longest=10_000)
+    if isinstance(value, str) and text.allows(value):
+        return value
+    known = isinstance(value, dict) and len(value) <= 1000
+    if known and all(isinstance(k, str) and text.allows(k) and is_number(value[k]) for k in value):
+        return value
+    raise ValueError
+
+
+class Accounts(Section):
+    """What money, energy and quality are counted with."""
+
+    prices: Annotated[dict[Word, Amount], Items(1000)] = Field(
+        default_factory=dict, description="USD per GPU and hour, by GPU."
+    )
+    price_list: (
+        Annotated[Any, one_or_a_file(lambda v: isinstance(v, dict), "a CSV file, as a text")] | None
+    ) = Field(default=None, description="CSV file of gpu and usd_per_hour; prices goes first.")
+    provider: Word = Field(
+        default="specialty",
+        description="Whose prices the shipped table gives: hyperscaler, specialty, longtail.",
+    )
+    region: (
+        Annotated[
+            Any,
+            text_or_number("a country, a cloud region, world, or a number of gCO2e per kWh"),
+        ]
+        | None
+    ) = Field(default=None, description="Grid that the energy comes from.")
+    carbon_series: File | None = Field(
+        default=None, description="schedule: CSV file of the grid's intensity by the hour."
+    )
+    pue: Factor | None = Field(
+        default=None, description="Energy of the whole site over that of its IT; 1 unless given."
+    )
+    tasks: (
+        Annotated[
+            Any,
+            Checked(
+                "tasks with shares, such as gsm8k:0.3,mmlu:0.7 or {gsm8k: 0.3, mmlu: 0.7}",
+                _tasks,
+                {"type": ["string", "object"], "additionalProperties": {"type": "number"}},
+            ),
+        ]
+        | None
+    ) = Field(default=None, description="Tasks that quality is told for; a usual mix.")

@@ -1,0 +1,116 @@
+"""``qsim.simulate``: a scenario, or a trace and keyword arguments that make one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from qsim.errors import ScenarioError
+from qsim.profiles.schema import Profile
+from qsim.scenario import Scenario
+from qsim.scenario.names import build
+from qsim.scenario.resolve import load_traffic, profile_name
+from qsim.sim.engine.steplog import Step
+from qsim.sim.fleet.pool import Pool
+from qsim.sim.results.result import SimulationResult
+from qsim.sim.scheduler.config import EngineOptions
+from qsim.sim.simulate import simulate as run
+from qsim.traces.trace import Trace
+
+__all__ = ["fleet_of", "pools_of", "simulate"]
+
+
+def pools_of(scenario: Scenario) -> list[Pool]:
+    """The fleet's pools as the simulator takes them.
+
+    Raises
+    ------
+    ScenarioError, ProfileError
+        If there is none, or one names no profile.
+    """
+    pools = scenario.fleet.pools
+    if not pools:
+        raise ScenarioError(
+            "profile is missing: the fleet has no pool; give one with a profile (fleet.pools)"
+        )
+    return [
+        Pool(
+            profile_name(p, f"fleet.pools[{i}]"),
+            p.replicas,
+            p.engine.options(),
+            p.weight,
+            p.name,
+            p.lifecycle.lifecycle(),
+            p.sleeps,
+        )
+        for i, p in enumerate(pools)
+    ]
+
+
+def fleet_of(scenario: Scenario) -> dict[str, Any]:
+    """Arguments of a simulation beside the trace."""
+    return {
+        "pools": pools_of(scenario),
+        "router": scenario.fleet.router,
+        "seed": scenario.seed,
+        "too_long": scenario.traffic.too_long,
+    }
+
+
+def simulate(
+    trace: Scenario | Trace,
+    profile: Profile | str | None = None,
+    *,
+    replicas: int | None = None,
+    pools: Sequence[Pool] | None = None,
+    router: str = "least-requests",
+    options: EngineOptions | None = None,
+    seed: int = 0,
+    too_long: str = "error",
+    frontend: bool = True,
+    progress: Callable[[float], None] | None = None,
+    jump: bool = True,
+    step_log: list[Step] | None = None,
+) -> SimulationResult:
+    """Replay traffic against a fleet of servers.
+
+    Parameters
+    ----------
+    trace : Scenario or Trace
+        All of what is asked; or the traffic, and the next arguments say the rest.
+    profile, replicas, pools, router, options, seed, too_long
+        Of the fleet beside a trace: see :func:`qsim.sim.simulate.simulate`.
+    frontend, progress, jump, step_log
+        How it is simulated: see there.
+
+    Raises
+    ------
+    ScenarioError
+        If a value is not allowed.
+    ProfileError
+        If the profile is unknown or malformed.
+    TraceError
+        If the trace cannot be read, or a prompt is too long and ``too_long`` is "error".
+    """
+    beside = {"profile": profile, "replicas": replicas, "options": options}
+    given = [name for name, value in beside.items() if value is not None]
+    if isinstance(trace, Scenario):
+        if given or pools is not None:
+            raise TypeError("simulate() got a scenario and servers beside it; change the scenario")
+        asked = trace
+    else:
+        if given and pools is not None:
+            raise ScenarioError(
+                f"{given[0]} and pools are both given; each pool has its own {given[0]}: give it "
+                "there"
+            )
+        named = {"trace": trace, "router": router, "seed": seed, "too_long": too_long}
+        asked = build("simulate", {**named, **beside, "pools": pools})
+    return run(
+        load_traffic(asked.traffic, asked.seed),
+        **fleet_of(asked),
+        frontend=frontend,
+        progress=progress,
+        jump=jump,
+        step_log=step_log,
+    )
