@@ -69,11 +69,11 @@ def parse_count(text: str) -> int:
         For anything else.
     """
     match = _COUNT.fullmatch(str(text).strip())
-    if match and len(match[0]) <= 30:
+    if match and len(match[0]) <= 4000:  # Python reads whole numbers of 4,300 digits
         digits, unit = match.groups()
         if unit is None and digits.lstrip("+-").isdecimal():
             return int(digits)
-        if unit is not None:
+        if unit is not None and len(digits) <= 30:
             base = 1000 if unit.islower() else 1024
             number = float(digits) * base ** ("kmgt".index(unit.lower()) + 1)
             if number == int(number):

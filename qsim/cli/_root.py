@@ -54,6 +54,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "traces": ("qsim.cli.traces", "group", "Describe, convert and synthesise request traces."),
     "quality": ("qsim.cli.quality", "quality", "Show how much quality each method keeps."),
     "prices": ("qsim.cli.prices", "prices", "Show what GPUs cost, and the carbon of grids."),
+    "schema": ("qsim.cli.schema", "schema", "Print the JSON Schema of a scenario file."),
     "methods": ("qsim.cli.methods", "methods", "List the quantization methods, and what fits."),
     "calibrate": ("qsim.cli.calibrate", "group", "Measure a server and fit a profile of it."),
 }
@@ -177,6 +178,7 @@ def main() -> None:
     \b
     qsim plan azure-conv-2023 --model llama-3.1-8b --slo ttft:p99:500 --slo tpot:p99:50
     qsim simulate TRACE --profile h200_sxm/llama-3.1-8b/fp8-w8a8 --replicas 2
+    qsim plan scenario.yaml --set slos=[ttft:p99:300]
 
     Exit codes: 0 done, 2 bad input, 3 no fleet meets the SLOs (or --fail-on-slo),
     4 calibration failed, 5 an optional package is missing, 130 interrupted (by Ctrl-C, SIGTERM

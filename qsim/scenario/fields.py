@@ -44,6 +44,23 @@ class Section(BaseModel):
             return {k: v for k, v in data.items() if v is not None}
         return data
 
+    def given(self) -> dict[str, Any]:
+        """What was given, as plain data, without what was left to its default."""
+        return {k: _held(v) for k, v in self if k in self.model_fields_set}
+
+    def resolved(self) -> dict[str, Any]:
+        """All that is said, as plain data, defaults included; without what is None."""
+        return {k: _held(v, all_=True) for k, v in self if v is not None}
+
+
+def _held(value: Any, *, all_: bool = False) -> Any:
+    """Sections as dicts; all else (a trace, a profile) as it is."""
+    if isinstance(value, Section):
+        return value.resolved() if all_ else value.given()
+    if isinstance(value, list):
+        return [_held(v, all_=all_) for v in value]
+    return dict(value) if isinstance(value, dict) else value
+
 
 @dataclass(frozen=True)
 class Checked:

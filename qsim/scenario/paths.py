@@ -63,9 +63,12 @@ def put_at(
         name, _, left = left.partition(".")
         if name not in fields:
             where = f"{walked}: " if walked else ""
+            elsewhere = [] if walked else paths_named(name, root)[:4]
+            hint_ = near_names(name, fields)
+            if elsewhere:
+                hint_ = f"it belongs to {' or '.join(elsewhere)}"
             raise ScenarioError(
-                f"{path} leads nowhere: {where}unknown field {shown(name)}; "
-                f"{near_names(name, fields)}"
+                f"{path} leads nowhere: {where}unknown field {shown(name)}; {hint_}"
             )
         walked = f"{walked}.{name}" if walked else name
         hint, rule = _bare(fields[name])

@@ -144,10 +144,6 @@ class Scenario(Section):
             put_at(data, path, value, type(self))
         return type(self).from_dict(data)
 
-    def given(self) -> dict[str, Any]:
-        """What was given, without what was left to its default."""
-        return self.model_dump(exclude_unset=True)
-
     def limits(self) -> tuple[Slo, ...]:
         """The SLOs, parsed."""
         return parse_slos(self.slos)
@@ -160,7 +156,7 @@ class Scenario(Section):
         wanted = {*_ALWAYS, command, *self.model_fields_set}
         data = {
             k: v
-            for k, v in self.model_dump(exclude_none=True).items()
+            for k, v in self.resolved().items()
             if k in wanted and not (k in COMMANDS and k != command and not v)
         }
         for pool, section in zip(data["fleet"].get("pools", ()), self.fleet.pools, strict=True):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from qsim.bounds import MAX_GPUS, MAX_REPLICAS, MAX_RUNS, Items, Whole
+from qsim.bounds import MAX_GPUS, MAX_REPLICAS, MAX_RUNS, Items, Text, Whole
 from qsim.scenario.fields import (
     MOST,
     Amount,
@@ -98,7 +98,9 @@ class TuneSection(SearchSection):
     trials: _Runs = 200
     batch: Annotated[int, Whole(1, MOST)] = 10
     population: Annotated[int, Whole(2, 100_000)] = 20
-    pick: Word | None = Field(default=None, description="The point of the front to take; the knee.")
+    pick: Annotated[str, Text(longest=10_000)] | None = Field(
+        default=None, description="The point of the front to take; the knee."
+    )
     max_replicas: _Replicas = 128
 
 

@@ -14,6 +14,7 @@ from qsim.bounds import (
     MAX_SEQS,
     MAX_TENSOR_PARALLEL,
     Items,
+    Number,
     Text,
     Whole,
 )
@@ -215,7 +216,7 @@ def _tasks(value: Any) -> Any:
 class Accounts(Section):
     """What money, energy and quality are counted with."""
 
-    prices: Annotated[dict[Word, Amount], Items(1000)] = Field(
+    prices: Annotated[dict[Word, Annotated[float, Number(-1e308, 1e308)]], Items(1000)] = Field(
         default_factory=dict, description="USD per GPU and hour, by GPU."
     )
     price_list: (

@@ -100,7 +100,8 @@ def test_the_exported_scenario_gives_the_figures_again(
     data = json.loads(answer.read_text())
     picked = next(p for p in data["front"] if p["trial"] == data["picked"]["trial"])
     assert (
-        yaml.safe_load(scenario.read_text())["fleet"]["pools"][0]["replicas"] == picked["replicas"]
+        yaml.safe_load(scenario.read_text())["fleet"]["pools"][0]["replicas"]
+        == (picked["replicas"])
     )
     again = qsim("simulate", "--scenario", scenario, "--json", "-")
     assert again.exit_code == 0, again.output
@@ -169,7 +170,7 @@ def test_a_scenario_holds_the_tuning(tune: list[object], tmp_path: Path) -> None
     first = qsim(*tune, *more, "--save-scenario", saved)
     assert first.exit_code == 0, first.output
     held = yaml.safe_load(saved.read_text())
-    assert held["fix"] == ["max_num_seqs=64"]
+    assert held["tune"]["fix"] == {"max_num_seqs": "64"}
     assert "study" not in held
     assert "jobs" not in held
     again = qsim("tune", "--scenario", saved, "--jobs", 1, "--no-progress")

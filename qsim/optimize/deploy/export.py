@@ -150,7 +150,7 @@ def pool_scenario(
 
     ``settings`` has the ``seed`` and ``too_long`` of its simulation.
     """
-    given = {**traffic.model_dump(exclude_unset=True), "too_long": settings["too_long"]}
+    given = {**traffic.given(), "too_long": settings["too_long"]}
     if is_large(str(traffic.trace)):
         given["stream"] = False  # taken in parts its percentiles would be a little off
     servers = {"profile": profile, "replicas": pool.replicas, "engine": pool.options.to_dict()}
