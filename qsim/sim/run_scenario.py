@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from qsim.bounds import shown
 from qsim.errors import ScenarioError
 from qsim.profiles.schema import Profile
 from qsim.scenario import Scenario
@@ -31,7 +32,7 @@ def pools_of(scenario: Scenario) -> list[Pool]:
     pools = scenario.fleet.pools
     if not pools:
         raise ScenarioError(
-            "profile is missing: the fleet has no pool; give one with a profile (fleet.pools)"
+            "no pool is given; a fleet needs at least one, with a profile (fleet.pools)"
         )
     return [
         Pool(
@@ -104,6 +105,11 @@ def simulate(
                 f"{given[0]} and pools are both given; each pool has its own {given[0]}: give it "
                 "there"
             )
+        if profile is None and pools is None:
+            raise ScenarioError("neither profile nor pools is given; a fleet needs one of them")
+        for pool in pools or ():
+            if not isinstance(pool, Pool):
+                raise ScenarioError(f"a pool is {shown(pool)}; must be a qsim.Pool")
         named = {"trace": trace, "router": router, "seed": seed, "too_long": too_long}
         asked = build("simulate", {**named, **beside, "pools": pools})
     return run(

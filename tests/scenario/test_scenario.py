@@ -64,7 +64,7 @@ def test_every_option_that_decides_a_result_has_a_place_and_its_default(command:
               "timeline_path", "report_path", "picture_path", "exports", "autoscaler",
               "gpus_per_host", "fail_on_slo", "progress", "jobs", "dask", "study", "study_path",
               "study_name", "resume", "importance", "week_day", "timezone", "scenario",
-              "assignments", "save_scenario"}  # fmt: skip
+              "assignments", "save_scenario", "pool_texts"}  # fmt: skip
     found = main.get_command(click.Context(main), command)
     assert found is not None
     plain = Scenario.from_dict({"fleet": {"pools": [{}]}}).resolved()
