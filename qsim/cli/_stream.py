@@ -33,7 +33,11 @@ def wants_stream(given: Mapping[str, Any], traffic: Traffic) -> bool:
         If it is asked for together with an option that needs the whole run.
     """
     whole = [option for name, option in _WHOLE.items() if given[name]]
-    whole += ["--merge"] * bool(traffic.merge) + ["--sort"] * traffic.sort + ["--peak-hour (traffic.peak_hour)"] * traffic.peak_hour
+    whole += (
+        ["--merge"] * bool(traffic.merge)
+        + ["--sort"] * traffic.sort
+        + ["--peak-hour (traffic.peak_hour)"] * traffic.peak_hour
+    )
     if not isinstance(traffic.trace, str):
         return False
     if traffic.stream is None:
