@@ -45,13 +45,15 @@ def traffic_from(given: Mapping[str, Any]) -> tuple[Trace | str, tuple[str, ...]
     """The trace, or a preset that is yet to be drawn; and its words on the command line."""
     from qsim.traces.load import preset_names
 
-    shaped = {k: given[k] for k in SHAPE if given[k] not in (None, False)}
+    shaped = {k: given[k] for k in SHAPE if given[k] not in (None, False, ())}
     if given["trace"] in preset_names() and not shaped:
         return given["trace"], ()
     words = [str(given["trace"])]
     for name, value in shaped.items():
         if name != "speed":  # the commands that are printed have a speed of their own
-            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+            flag = f"--{name.replace('_', '-')}"
+            values = value if isinstance(value, tuple) else (value,)
+            words += [flag] if value is True else [w for v in values for w in (flag, str(v))]
     if shaped.get("speed", 1.0) != 1.0:
         raise ScenarioError("--speed is what is searched here; leave it out")
     return trace_from(given), tuple(words)
