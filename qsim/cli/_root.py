@@ -49,6 +49,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Find the settings that nothing beats in every objective.",
     ),
     "curve": ("qsim.cli.curve", "curve", "Show what fleets do over load, and where they break."),
+    "compare": (
+        "qsim.cli.compare",
+        "compare",
+        "Hold a benchmark's result or a recording beside its simulation.",
+    ),
     "sweep": ("qsim.cli.sweep", "sweep", "Simulate every point of a grid, one row a run."),
     "profiles": ("qsim.cli.profiles", "group", "List and show the calibrated profiles."),
     "traces": ("qsim.cli.traces", "group", "Describe, convert and synthesise request traces."),

@@ -25,6 +25,7 @@ _OTHERS = {
     "agreement": ("qsim.cli.calibrate_agreement", "agreement"),
     "quality": ("qsim.cli.calibrate_quality", "quality"),
     "table": ("qsim.cli.calibrate_table", "table"),
+    "spread": ("qsim.cli.calibrate_spread", "spread"),
     "versions": ("qsim.cli.calibrate_versions", "versions"),
     "transfer": ("qsim.cli.calibrate_transfer", "transfer"),
 }

@@ -54,6 +54,7 @@ from qsim.files import write_text
 
 __all__ = [
     "SCHEMA",
+    "Adapted",
     "Carried",
     "DecodeSpan",
     "EngineDefaults",
@@ -326,6 +327,23 @@ class Carried(Closed):
 
 
 @dataclass(frozen=True)
+class Adapted(Closed):
+    """What a profile was adapted from that was measured on another machine of the same type.
+
+    ``factors`` has, by name (:class:`qsim.profiles.factors.Factors`), [factor, low, high]: the
+    times, powers or slowdowns of this machine over those of the profile, with a 90% interval.
+    """
+
+    #: id of the profile that was adapted, and the recordings that it was measured by
+    profile: Line
+    recordings: Notes
+    #: the loads whose client times and energy were fitted
+    loads: Annotated[list[Line], Items(1000, 1)]
+    factors: Annotated[dict[Name, Annotated[list[Positive], Items(3, 3)]], Items(20, 1)]
+    notes: Notes = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Profile(Closed):
     """One calibrated server configuration. See the module's docstring for the model."""
 
@@ -348,6 +366,8 @@ class Profile(Closed):
     measured_host: MeasuredHost | None = None
     #: of a profile only that was carried to another version of vLLM
     carried: Carried | None = None
+    #: of a profile only that was adapted to another machine
+    adapted: Adapted | None = None
 
     def as_measured(self) -> Profile:
         """The profile with the host and front end of the machine that was measured."""
@@ -371,7 +391,7 @@ class Profile(Closed):
     def to_dict(self) -> dict[str, Any]:
         """The profile as JSON-ready data."""
         data = {"schema": SCHEMA, "id": self.id, **asdict(self)}
-        for optional in ("transfer", "measured_host", "carried"):
+        for optional in ("transfer", "measured_host", "carried", "adapted"):
             if data[optional] is None:
                 del data[optional]
         return data

@@ -421,6 +421,22 @@ def continued(command: str) -> str:
     return "  " + " \\\n    ".join([*lines, line])
 
 
+def _adapted(profile: Profile) -> list[tuple[str, str]]:
+    """What a profile was adapted by, and with which factors."""
+    a = profile.adapted
+    if a is None:
+        return []
+    factors = [
+        f"{name.replace('_', ' ')} x{value:.2f} ({low:.2f} to {high:.2f})"
+        for name, (value, low, high) in a.factors.items()
+    ]
+    return [
+        ("adapted", f"from {a.profile} by {', '.join(a.loads)}"),
+        ("factors", ", ".join(factors)),
+        *(("note", text) for text in a.notes),
+    ]
+
+
 def profile_text(profile: Profile) -> str:
     """A profile in readable form."""
     i, m, lat, power = profile.identity, profile.memory, profile.latency, profile.power
@@ -434,6 +450,7 @@ def profile_text(profile: Profile) -> str:
             f"{i.date or 'no date'}",
         ),
         ("recordings", ", ".join(i.recordings) or "-"),
+        *_adapted(profile),
         ("vllm args", " ".join(i.vllm_args) or "-"),
         (
             "KV cache",

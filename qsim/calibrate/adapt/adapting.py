@@ -1,0 +1,147 @@
+"""A profile adapted to a machine by loads that were sent to it, with the error that it states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.calibrate.adapt.fitting import LEAST_REQUESTS, FactorFit, fit_factors
+from qsim.calibrate.adapt.load import Load, replay
+from qsim.calibrate.validate.comparison import METRICS, latencies, percent, statistics
+from qsim.profiles.factors import apply
+from qsim.profiles.schema import Adapted, Profile
+from qsim.profiles.spread import Prior, shipped_spread
+
+__all__ = ["Adaptation", "adapt", "errors_percent"]
+
+BoolArray = npt.NDArray[np.bool_]
+Errors = dict[str, float | None]
+
+#: halves of a load with fewer requests say nothing of each other
+_LEAST_HALF = LEAST_REQUESTS
+
+
+@dataclass(frozen=True, eq=False)
+class Adaptation:
+    """What came of it.
+
+    Attributes
+    ----------
+    profile : Profile
+        The adapted one.
+    fit : FactorFit
+    left_out : dict
+        Load (or half of one) to statistic to error in percent, of factors that were fitted
+        without it. Empty if there was too little to leave anything out.
+    """
+
+    profile: Profile
+    fit: FactorFit
+    left_out: Mapping[str, Errors]
+
+
+def errors_percent(load: Load, profile: Profile, part: BoolArray | None = None) -> Errors:
+    """Simulated against measured statistics of a load, or of some of its requests, percent."""
+    seen = replay(load, profile)
+    mask = np.ones(len(load), dtype=bool) if part is None else part
+    outputs = load.trace.output_tokens[mask]
+    measured = statistics(latencies(load.ttft_ms[mask], load.e2el_ms[mask], outputs))
+    simulated = statistics(latencies(seen.ttft_ms[mask], seen.e2el_ms[mask], outputs))
+    if part is None and load.energy_j:
+        measured["energy_j"], simulated["energy_j"] = load.energy_j, seen.energy_j
+    return {k: percent((simulated[k] / m - 1) * 100) if m else None for k, m in measured.items()}
+
+
+def adapt(
+    loads: Sequence[Load],
+    profile: Profile,
+    *,
+    prior: Prior | None = None,
+    notes: Sequence[str] = (),
+    cross_validate: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Adaptation:
+    """Adapt a profile to the machine that answered ``loads``.
+
+    Its stated error is that of loads left out in turn; of a single load, that of each half of the
+    requests (by time) when only the other half was looked at.
+
+    Parameters
+    ----------
+    prior : Prior, optional
+        What is known of machines; by default the shipped spread.
+
+    Raises
+    ------
+    CalibrationError
+        If the loads have too few requests.
+    """
+    known = shipped_spread().prior(profile) if prior is None else prior
+    fit = fit_factors(loads, profile, known, progress=progress)
+    adapted = apply(profile, fit.factors)
+    left_out = _cross_validated(loads, profile, known, progress) if cross_validate else {}
+    factors = {k: [round(x, 4) for x in v] for k, v in fit.intervals().items()}
+    adapted = replace(
+        adapted,
+        fit_error=_stated(left_out, len(loads)),
+        adapted=Adapted(
+            profile=profile.id,
+            recordings=list(profile.identity.recordings),
+            loads=[x.name for x in loads],
+            factors=factors,
+            notes=list(notes),
+        ),
+    )
+    return Adaptation(adapted, fit, left_out)
+
+
+def _cross_validated(
+    loads: Sequence[Load], profile: Profile, prior: Prior, say: Callable[[str], None] | None
+) -> dict[str, Errors]:
+    if len(loads) > 1:
+        found = {}
+        for i, load in enumerate(loads):
+            rest = [x for j, x in enumerate(loads) if j != i]
+            if sum(map(len, rest)) < LEAST_REQUESTS or len(load) < _LEAST_HALF:
+                continue
+            if say is not None:
+                say(f"leaving out {load.name}")
+            fit = fit_factors(rest, profile, prior)
+            found[load.name] = errors_percent(load, apply(profile, fit.factors))
+        return found
+    load = loads[0]
+    if len(load) < 2 * _LEAST_HALF:
+        return {}
+    found = {}
+    first = np.arange(len(load)) < len(load) // 2
+    for name, part in (("first half", first), ("second half", ~first)):
+        if say is not None:
+            say(f"leaving out the {name} of {load.name}")
+        fit = fit_factors(loads, profile, prior, parts=[~part])
+        found[f"{load.name}, {name}"] = errors_percent(load, apply(profile, fit.factors), part)
+    return found
+
+
+def _stated(left_out: Mapping[str, Errors], loads: int) -> dict[str, Any]:
+    """``fit_error`` of the adapted profile."""
+    if not left_out:
+        return {}
+
+    def worst(names: Sequence[str]) -> float | None:
+        values = [abs(e[n] or 0.0) for e in left_out.values() for n in names if n in e]
+        return round(max(values), 2) if values else None
+
+    kind = "each load" if loads > 1 else "each half of the load, by time,"
+    return {
+        "unit": "percent, simulated against measured",
+        "how": f"{kind} left out in turn, factors fitted to the rest, simulated end to end",
+        "worst_mean": worst([f"mean_{m}" for m in METRICS]),
+        "worst_median": worst([f"median_{m}" for m in METRICS]),
+        "worst_p99": worst([f"p99_{m}" for m in METRICS]),
+        "worst_energy": worst(["energy_j"]),
+        "phases": {"left out": dict(left_out)},
+    }

@@ -1,0 +1,217 @@
+"""Factors of a machine from loads that its clients saw.
+
+The loads are replayed under draws of factors, a line is laid through what comes out (statistical
+linearisation: single replays are not smooth, a hair's difference regroups batches), and the line
+is solved for the factors that give what was measured, held to what is known of machines. This is
+done a few times around the last answer: an iterated, regularised Gauss-Newton method whose
+derivatives are averages over draws. What is left of uncertainty is the posterior's covariance.
+
+What is compared are means of the logarithms of TTFT, TPOT and E2EL over groups of requests (by
+time of arrival, prompt and output), some statistics over all of them, and the energy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qsim.calibrate.adapt.load import Load, Replay, replay
+from qsim.errors import CalibrationError
+from qsim.profiles.factors import FACTORS, Factors, apply
+from qsim.profiles.schema import Profile
+from qsim.profiles.spread import Prior
+
+__all__ = ["FactorFit", "fit_factors"]
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+_ROUNDS, _DRAWS = 5, 40
+#: error of the simulator itself in a group's mean, logarithms; and the scatter of one request
+_MODEL_SD = {"ttft": 0.04, "tpot": 0.010, "e2el": 0.010}
+_REQUEST_SD = {"ttft": 0.20, "tpot": 0.05, "e2el": 0.05}
+_ENERGY_SD = 0.01
+#: every request is counted in so many groups, so each is worth less
+_OVERLAP = 3.0
+#: of a factor that may not differ from 1
+_FIXED_SD = 1e-4
+#: beyond so many standard deviations a difference weighs less (Huber)
+_HUBER = 2.5
+#: fewer requests are no load to learn from
+LEAST_REQUESTS = 20
+_SMALL_MS = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class FactorFit:
+    """Factors with what is left of uncertainty.
+
+    Attributes
+    ----------
+    log_mean : array of shape (f,)
+        Logarithms of the factors, in the order of ``FACTORS``.
+    log_covariance : array of shape (f, f)
+    """
+
+    log_mean: FloatArray
+    log_covariance: FloatArray
+
+    @property
+    def factors(self) -> Factors:
+        """The factors."""
+        return Factors.of(np.exp(self.log_mean))
+
+    def intervals(self) -> dict[str, tuple[float, float, float]]:
+        """By factor: it, and the ends of its 90% interval."""
+        half = 1.645 * np.sqrt(np.diag(self.log_covariance))
+        return {
+            name: (float(np.exp(m)), float(np.exp(m - h)), float(np.exp(m + h)))
+            for name, m, h in zip(FACTORS, self.log_mean, half, strict=True)
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """What of a load is compared: groups of requests by metric, and the weight of each."""
+
+    load: Load
+    groups: tuple[tuple[str, BoolArray], ...]
+    sd: FloatArray
+    #: whether the energy is compared too
+    energy: bool
+
+    def vector(self, seen: Load | Replay) -> FloatArray:
+        """Logarithms: of each group's geometric mean, each metric's mean, and the energy."""
+        outputs = self.load.trace.output_tokens
+        gaps = np.maximum(outputs - 1, 1)
+        values = {
+            "ttft": seen.ttft_ms,
+            "tpot": (seen.e2el_ms - seen.ttft_ms) / gaps,
+            "e2el": seen.e2el_ms,
+        }
+        logs = {k: np.log(np.maximum(v, _SMALL_MS)) for k, v in values.items()}
+        found = [float(logs[metric][mask].mean()) for metric, mask in self.groups]
+        whole = self.groups[: 3 if outputs.max() > 1 else 2]
+        for metric, mask in whole:
+            v = values[metric][mask]
+            found.append(float(np.log(max(v.mean(), _SMALL_MS))))
+            found.append(float(np.log(max(np.median(v), _SMALL_MS))))
+        if self.energy and seen.energy_j is not None:
+            found.append(float(np.log(seen.energy_j)))
+        return np.array(found)
+
+
+def _view(load: Load, part: BoolArray | None = None) -> _View:
+    """Groups of a load's requests, or of a part of them (then without the energy)."""
+    n = len(load)
+    chosen = np.ones(n, dtype=bool) if part is None else part
+    trace = load.trace
+    many = trace.output_tokens > 1
+    metrics = ("ttft", "e2el", "tpot") if (many & chosen).any() else ("ttft", "e2el")
+
+    def cut(values: npt.NDArray[np.generic], pieces: int) -> list[BoolArray]:
+        order = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+        return [(order * pieces) // n == i for i in range(pieces)]
+
+    masks: list[tuple[str, BoolArray]] = [
+        (m, chosen & many if m == "tpot" else chosen) for m in metrics
+    ]
+    sets = [*cut(trace.arrival_s, 5), *cut(trace.prompt_tokens, 3), *cut(trace.output_tokens, 3)]
+    for metric in metrics:
+        for one in sets:
+            mask = one & chosen & (many if metric == "tpot" else True)
+            if mask.sum() >= 5:
+                masks.append((metric, mask))
+    sd = [np.sqrt(_MODEL_SD[m] ** 2 + _REQUEST_SD[m] ** 2 / g.sum()) for m, g in masks]
+    for metric, mask in masks[: len(metrics)]:
+        whole = np.sqrt(_MODEL_SD[metric] ** 2 + _REQUEST_SD[metric] ** 2 / mask.sum())
+        sd += [whole, 1.5 * whole]
+    weights = np.array(sd) * np.sqrt(_OVERLAP)
+    energy = load.energy_j is not None and load.energy_j > 0 and part is None
+    if energy:
+        weights = np.append(weights, _ENERGY_SD)
+    return _View(load, tuple(masks), weights, energy)
+
+
+def fit_factors(
+    loads: Sequence[Load],
+    profile: Profile,
+    prior: Prior,
+    *,
+    parts: Sequence[BoolArray | None] | None = None,
+    only: Sequence[str] = FACTORS,
+    rounds: int = _ROUNDS,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> FactorFit:
+    """Fit the factors by which a machine differs from a profile's.
+
+    Parameters
+    ----------
+    loads : sequence of Load
+        What was sent to the machine, and what its client saw.
+    prior : Prior
+        What is known of machines: what the loads do not tell stays there.
+    parts : sequence of arrays of shape (n,), optional
+        Of each load, the requests that may be looked at; the energy then is not.
+    only : sequence of str
+        The factors that may differ from 1.
+    rounds : int
+        How often the line is laid anew.
+
+    Raises
+    ------
+    CalibrationError
+        If the loads have too few requests to tell anything.
+    """
+    if not loads or sum(len(x) for x in loads) < LEAST_REQUESTS:
+        n = sum(len(x) for x in loads)
+        raise CalibrationError(
+            f"{n} requests are too few to tell machines apart; send {LEAST_REQUESTS} at least"
+        )
+    views = [_view(x, p) for x, p in zip(loads, parts or [None] * len(loads), strict=True)]
+    measured = np.concatenate([v.vector(v.load) for v in views])
+    noise = np.concatenate([v.sd for v in views]) ** 2
+    rng = np.random.default_rng(seed)
+    prior = _held(prior, only)
+    mean, f = prior.mean.copy(), len(prior.mean)
+    around = prior.covariance * 0.5
+    precision = np.linalg.inv(prior.covariance)
+    covariance = prior.covariance
+    for i in range(rounds):
+        if progress is not None:
+            progress(f"replaying under {_DRAWS} draws of factors, round {i + 1} of {rounds}")
+        half = rng.standard_normal((_DRAWS // 2, f))
+        draws = mean + np.concatenate([half, -half]) @ np.linalg.cholesky(around).T
+        rows = [_simulated(views, profile, x) for x in draws]
+        line = np.column_stack([np.ones(_DRAWS), draws - mean])
+        out = np.array(rows)
+        coefficients = np.linalg.lstsq(line, out, rcond=None)[0]
+        scatter = ((out - line @ coefficients) ** 2).sum(axis=0) / (_DRAWS - f - 1)
+        variance = noise + 0.5 * scatter
+        slopes, off = coefficients[1:].T, measured - coefficients[0]
+        weight = 1.0 / (variance * np.maximum(1.0, np.abs(off) / np.sqrt(variance) / _HUBER))
+        information = slopes.T @ (weight[:, None] * slopes) + precision
+        covariance = np.linalg.inv(information)
+        step = covariance @ (slopes.T @ (weight * off) - precision @ (mean - prior.mean))
+        mean = mean + np.clip(step, -1.5, 1.5)
+        around = 1.5 * covariance + 0.0025 * np.diag(np.diag(prior.covariance))
+    return FactorFit(mean, covariance)
+
+
+def _held(prior: Prior, only: Sequence[str]) -> Prior:
+    """A prior under which all factors but some are 1."""
+    free = np.array([name in only for name in FACTORS])
+    if free.all():
+        return prior
+    covariance = prior.covariance * np.outer(free, free)
+    covariance[~free, ~free] = _FIXED_SD**2
+    return Prior(np.where(free, prior.mean, 0.0), covariance)
+
+
+def _simulated(views: Sequence[_View], profile: Profile, logs: FloatArray) -> FloatArray:
+    adapted = apply(profile, Factors.of(np.exp(np.clip(logs, -6.0, 6.0))))
+    return np.concatenate([v.vector(replay(v.load, adapted)) for v in views])

@@ -1,0 +1,95 @@
+"""Factors from a load: what a simulated machine was given is found again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from qsim import load_trace
+from qsim.calibrate.adapt.adapting import adapt
+from qsim.calibrate.adapt.comparing import compare_load
+from qsim.calibrate.adapt.fitting import fit_factors
+from qsim.calibrate.adapt.load import Load, replay
+from qsim.errors import CalibrationError
+from qsim.profiles.factors import FACTORS, Factors, apply
+from qsim.profiles.lookup import load_profile
+from qsim.profiles.schema import Profile
+from qsim.profiles.spread import Prior
+from qsim.sim.scheduler.config import EngineOptions
+
+PROFILE = load_profile("h200_sxm/llama-3.1-8b/fp8-w8a8", "0.24")
+BROAD = Prior(np.zeros(9), np.diag(np.array([0.5, 0.5, 0.5, 0.05, 0.05, 0.5, 0.02, 0.1, 0.1]) ** 2))
+TRUE = Factors(launch=1.8, scheduler=1.3, front_end=1.4, memory=1.04, compute=0.97, busy_power=0.9)
+
+
+def measured(factors: Factors, seconds: int = 12, energy: bool = True) -> Load:
+    """A load that a machine with these factors answered."""
+    trace = load_trace(f"azure-conv-2023:duration={seconds},rate=9,seed=3")
+    load = Load("load", trace, np.ones(len(trace)), np.ones(len(trace)), None, EngineOptions())
+    seen = replay(load, apply(PROFILE, factors))
+    return replace(load, ttft_ms=seen.ttft_ms, e2el_ms=seen.e2el_ms,
+                   energy_j=seen.energy_j if energy else None)  # fmt: skip
+
+
+def test_factors_are_found_again() -> None:
+    fit = fit_factors([measured(TRUE)], PROFILE, BROAD)
+    found = fit.factors
+    assert found.memory == pytest.approx(TRUE.memory, rel=0.015)
+    assert found.compute == pytest.approx(TRUE.compute, rel=0.04)
+    assert found.launch > 1.1
+    for name, (value, low, high) in fit.intervals().items():
+        assert low < value < high
+        assert low < getattr(TRUE, name) < high, name
+
+
+def test_what_the_load_does_not_tell_stays_with_the_prior() -> None:
+    fit = fit_factors([measured(TRUE, energy=False)], PROFILE, BROAD)
+    for name in ("idle_power",):
+        value, low, high = fit.intervals()[name]
+        assert value == pytest.approx(1.0, abs=0.01)
+        assert np.log(high / low) == pytest.approx(2 * 1.645 * 0.02, rel=0.1)
+
+
+def test_too_few_requests_are_refused() -> None:
+    load = measured(Factors())
+    few = replace(
+        load, trace=load.trace.take(np.arange(5)), ttft_ms=load.ttft_ms[:5],
+        e2el_ms=load.e2el_ms[:5],
+    )  # fmt: skip
+    with pytest.raises(CalibrationError, match="5 requests are too few"):
+        fit_factors([few], PROFILE, BROAD)
+
+
+def test_an_adapted_profile_says_what_it_is_and_is_better() -> None:
+    load = measured(TRUE)
+    found = adapt([load], PROFILE, prior=BROAD)
+    profile = found.profile
+    assert isinstance(profile, Profile)
+    assert profile.adapted is not None
+    assert profile.adapted.loads == ["load"]
+    assert set(profile.adapted.factors) == set(FACTORS)
+    assert set(found.left_out) == {"load, first half", "load, second half"}
+    assert profile.fit_error["worst_mean"] < 6
+    before = compare_load(load, PROFILE, explain=False).mismatch_percent
+    after = compare_load(load, profile, explain=False).mismatch_percent
+    assert after < 1.5 < 4 < before
+
+
+def test_a_slow_host_is_named() -> None:
+    load = measured(Factors(launch=2.2, scheduler=2.2, front_end=2.2), seconds=8)
+    c = compare_load(load, PROFILE, prior=BROAD)
+    assert c.causes[0].name == "host"
+    assert c.causes[0].factors["launch"][0] > 1.5
+    assert c.causes[0].mismatch_percent < 0.4 * c.mismatch_percent
+
+
+def test_another_setting_is_named() -> None:
+    trace = load_trace("azure-code-2023:duration=10,rate=9,seed=1")
+    small = EngineOptions(max_num_batched_tokens=2048)
+    load = Load("load", trace, np.ones(len(trace)), np.ones(len(trace)), None, small)
+    seen = replay(load, PROFILE)
+    load = replace(load, ttft_ms=seen.ttft_ms, e2el_ms=seen.e2el_ms, options=EngineOptions())
+    c = compare_load(load, PROFILE, prior=BROAD)
+    assert "2,048 batched tokens" in [x.name for x in c.causes]
