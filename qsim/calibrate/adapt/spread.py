@@ -151,8 +151,9 @@ def learn_spread(machines: Sequence[Machine]) -> Spread:
     """The spread of some machines.
 
     Means and standard deviations of the factors' logarithms are told by their median and quartiles;
-    correlations are taken for three quarters of what a dozen machines show. What several machines say of one profile is kept
-    by profile: their mean, shrunk as that of a sample of n by n / (n + 1).
+    correlations are taken for three quarters of what a dozen machines show. What several
+    machines say of one profile is kept by profile: their mean, shrunk as that of a sample of n by
+    n / (n + 1).
 
     Raises
     ------
