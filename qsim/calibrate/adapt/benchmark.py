@@ -226,7 +226,8 @@ def _metric_s(row: Any, name: str, where: str) -> float:
     value = _value(row, name)
     if value is None:
         raise TraceError(f"{where}: no {name}; run aiperf with --streaming")
-    return _seconds(value, name, where) * _UNITS_S[unit]
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return _seconds(value * _UNITS_S[unit] if known else value, name, where)
 
 
 #: by name of the trace's format: what was measured of each request

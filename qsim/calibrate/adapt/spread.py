@@ -42,8 +42,9 @@ _BROAD_SD = {
 _KNOWN_SD = 0.03
 #: correlations of a dozen machines are believed by so much
 _BELIEVED = 0.75
-#: logarithm of the slowdown at the power limit
-_MOST_LIMIT = 1.2
+#: logarithm of the slowdown at the power limit; most loads hardly tell it from the speed of
+#: arithmetic, so its median is believed by a part, and it is not known better than this
+_MOST_LIMIT, _LIMIT_BELIEVED, _LEAST_LIMIT_SD = 1.2, 0.3, 0.7
 #: between the quartiles of a normal law lie so many standard deviations
 _QUARTILES = 1.349
 #: a dozen machines cannot tell that machines are more alike than this; and what else a host does
@@ -168,7 +169,9 @@ def learn_spread(machines: Sequence[Machine]) -> Spread:
     # by quartiles: a host that changed while it was measured does not tell how machines differ
     low, mean, high = np.percentile(logs, [25, 50, 75], axis=0)
     least = [_LEAST_HOST_SD if n in HOST else _LEAST_SD for n in FACTORS]
+    least[at] = _LEAST_LIMIT_SD
     sd = np.maximum((high - low) / _QUARTILES, least)
+    mean[at] *= _LIMIT_BELIEVED
     correlation = np.corrcoef(logs.T) * _BELIEVED
     np.fill_diagonal(correlation, 1.0)
     by_profile: dict[str, list[Machine]] = {}
@@ -178,6 +181,7 @@ def learn_spread(machines: Sequence[Machine]) -> Spread:
     for mine in by_profile.values():
         off = logs[[machines.index(m) for m in mine]].mean(axis=0) - mean
         shrunk = off * len(mine) / (len(mine) + 1)
+        shrunk[at] *= _LIMIT_BELIEVED
         known.append(
             Known(
                 profile=mine[0].profile.id,

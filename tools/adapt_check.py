@@ -1,0 +1,105 @@
+"""How well a profile adapted by one load predicts the other loads of that machine.
+
+    python tools/adapt_check.py RECORDING...
+
+Each load of a recording that is like traffic adapts the shipped profile of its server (one that
+was measured on another machine), by its client's times and its energy alone; the adapted profile
+predicts the others. Printed are, for each recording and all of them, the absolute errors of means
+and medians of TPOT and E2EL, of TTFT, and of energy: median, 90th percentile and share within 5%,
+before and after; and how many of the 90% ranges over known machines hold what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from qsim.calibrate.adapt.fitting import fit_factors
+from qsim.calibrate.adapt.load import Load, replay
+from qsim.calibrate.adapt.spread import foreign_profile, loads_of
+from qsim.calibrate.recordings.read import read_recording
+from qsim.profiles.factors import Factors, apply
+from qsim.profiles.schema import Profile
+from qsim.profiles.spread import shipped_spread
+
+KINDS = {
+    "TPOT, E2EL": ("mean_tpot_ms", "median_tpot_ms", "mean_e2el_ms", "median_e2el_ms"),
+    "TTFT": ("mean_ttft_ms", "median_ttft_ms"),
+    "energy": ("energy_j",),
+}
+#: draws of machines for a range
+DRAWS = 40
+
+
+def errors(load: Load, profile: Profile) -> dict[str, float]:
+    """Simulated against measured, percent."""
+    seen, measured = replay(load, profile).statistics(load), load.measured()
+    return {k: (seen[k] / m - 1) * 100 for k, m in measured.items()}
+
+
+def covered(load: Load, profile: Profile) -> list[bool]:
+    """Whether each mean, median and the energy lies within the range over known machines."""
+    prior = shipped_spread().prior(profile)
+    draws = prior.draw(DRAWS, np.random.default_rng(0))
+    seen = [replay(load, apply(profile, Factors.of(np.exp(x)))).statistics(load) for x in draws]
+    found = []
+    for name in [n for names in KINDS.values() for n in names]:
+        measured = load.measured()
+        if name in measured:
+            low, high = np.percentile([s[name] for s in seen], [5, 95])
+            found.append(bool(low <= measured[name] <= high))
+    return found
+
+
+def row(name: str, kind: str, before: list[dict[str, float]], after: list[dict[str, float]]) -> str:
+    """One line of the table."""
+    cells = []
+    for many in (before, after):
+        e = np.abs([x[k] for x in many for k in KINDS[kind] if k in x])
+        cells.append(
+            f"{np.median(e):.1f}%, {np.percentile(e, 90):.1f}%, {100 * np.mean(e <= 5):.0f}%"
+        )
+    return f"| {name} | {kind} | {cells[0]} | {cells[1]} |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("recordings", nargs="+")
+    parser.add_argument("--no-coverage", action="store_true")
+    args = parser.parse_args()
+    every_before: list[dict[str, float]] = []
+    every_after: list[dict[str, float]] = []
+    holds: list[bool] = []
+    print("| recording | | before: median, 90%, within 5% | adapted by one load |")
+    print("|---|---|---|---|")
+    for path in args.recordings:
+        recording = read_recording(path)
+        profile = foreign_profile(recording)
+        loads = loads_of(recording)
+        if profile is None or len(loads) < 2:
+            continue
+        plain = [errors(x, profile) for x in loads]
+        before, after = [], []
+        for i, load in enumerate(loads):
+            fit = fit_factors([load], profile, shipped_spread().prior(profile))
+            adapted = apply(profile, fit.factors)
+            for j, other in enumerate(loads):
+                if j != i:
+                    before.append(plain[j])
+                    after.append(errors(other, adapted))
+        for kind in KINDS:
+            print(row(recording.name, kind, before, after), flush=True)
+        every_before += before
+        every_after += after
+        if not args.no_coverage:
+            holds += [x for load in loads for x in covered(load, profile)]
+    for kind in KINDS:
+        print(row("all", kind, every_before, every_after))
+    if holds:
+        print(f"\n90% ranges over known machines: {100 * np.mean(holds):.0f}% of {len(holds)} hold")
+
+
+if __name__ == "__main__":
+    main()
