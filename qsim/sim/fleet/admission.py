@@ -54,6 +54,7 @@ class Setup:
             self.too_long,
             min(most),
             min(known) if known else None,
+            all(p.config.scheduling_policy == "fcfs" for p in self.pools),
         )
 
     @property
@@ -206,6 +207,8 @@ class Admission:
         The longest ``max_model_len`` that model and KV cache allow.
     measured_tokens : int, optional
         Prompt and output of the longest request that was measured.
+    fcfs : bool
+        Whether no server looks at priorities.
 
     Attributes
     ----------
@@ -223,6 +226,7 @@ class Admission:
         too_long: str,
         most: int | None = None,
         measured_tokens: int | None = None,
+        fcfs: bool = False,
     ) -> None:
         if too_long not in ("error", "reject"):
             raise ScenarioError(f"too_long is {too_long!r}; must be 'error' or 'reject'")
@@ -232,6 +236,8 @@ class Admission:
         self._seen = 0
         self._first: tuple[str, int, int] | None = None  # trace, number and prompt of the first
         self._measured = measured_tokens
+        self._fcfs = fcfs
+        self._priorities = 0
         self.truncated = 0
         self.rejected = 0
         self.longer = 0
@@ -256,6 +262,8 @@ class Admission:
                 raise self.too_long_error()
             run = trace.take(np.flatnonzero(admissible)) if admissible.any() else None
         self._seen += len(trace)
+        if self._fcfs and trace.priority is not None:
+            self._priorities += int((trace.priority != 0).sum())
         if run is None:
             return None, np.empty(0, np.int64), admissible
         room = self._limit - run.prompt_tokens
@@ -295,6 +303,11 @@ class Admission:
     def notes(self) -> list[str]:
         """What a reader should know."""
         notes = []
+        if self._priorities:
+            notes.append(
+                f"{self._priorities} requests have a priority, which no server looks at: "
+                "--scheduling-policy priority does"
+            )
         if self.rejected:
             notes.append(
                 f"{self.rejected} requests were rejected: prompts of max_model_len or more tokens"

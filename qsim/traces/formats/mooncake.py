@@ -26,7 +26,7 @@ from qsim.traces.block_size import fitting_block_tokens, most_ids
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.prefix_id import prefix_id
 from qsim.traces.reading.build import Reading, TraceBuilder, read_whole
-from qsim.traces.reading.json_rows import first_object, objects
+from qsim.traces.reading.json_rows import first_object, first_objects, objects
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import MOST_PRIORITY, Trace
 
@@ -208,6 +208,12 @@ class _Lines:
         self._sessions: dict[Any, _Session] = {}
         self._by_id: dict[Any, _Session] = {}
         self._rows = 0
+        self._said = {
+            key
+            for row in first_objects(source)
+            for key, missing in (("priority", 0), ("timeout_s", None))
+            if row.get(key) not in (None, missing)
+        }
         #: whether milliseconds may be an error
         self.question_ms = False
         #: whether there are no times
@@ -231,8 +237,8 @@ class _Lines:
                 np.array(outputs, np.int64),
                 column="timestamp",
                 place=places.__getitem__,
-                priority=np.array(priority, np.int64) if any(priority) else None,
-                timeout_s=np.array(timeout_s) if min(timeout_s) < inf else None,
+                priority=self._if_any("priority", np.array(priority, np.int64), 0),
+                timeout_s=self._if_any("timeout_s", np.array(timeout_s), inf),
             )
             yield
 
@@ -273,6 +279,12 @@ class _Lines:
         if not places:
             return None
         return places, times, prompts, outputs, counts, priority, timeout_s
+
+    def _if_any(self, key: str, values: Any, missing: float) -> Any:
+        """A column, or None if no request seen so far says anything."""
+        if key not in self._said and (values != missing).any():
+            self._said.add(key)
+        return values if key in self._said else None
 
     def _priority(self, place: str, row: dict[str, Any]) -> int:
         value = row.get("priority")

@@ -86,6 +86,8 @@ class TraceBuilder:
         self._last: Any = None
         self._rows = 0
         self._origin: Any = None  # of the clock, once a part was taken
+        self._taken = 0
+        self._known: set[str] = set()  # optional columns of the first part
         #: tokens that a prefix-block id stands for; 0 while there are no ids
         self.block_tokens = 0
         #: what an error about an empty trace should add
@@ -206,7 +208,20 @@ class TraceBuilder:
                 f"{self._source.path}: a session's next turn follows the one before it, wherever "
                 "both stand in the file, so it cannot be taken part by part: give --no-stream"
             )
-        return self._trace("", {}) if self._rows else None
+        if not self._rows:
+            return None
+        part = self._trace("", {})
+        for name in ("priority", "timeout_s"):
+            values = getattr(part, name)
+            if self._taken and values is not None and name not in self._known:
+                raise TraceError(
+                    f"{self._source.path}: a {name} stands in the file for the first time after "
+                    f"{self._taken:,} requests; give --no-stream"
+                )
+            if values is not None:
+                self._known.add(name)
+        self._taken += len(part)
+        return part
 
     def nothing(self) -> TraceError:
         """What to raise if there is no request in the file."""
