@@ -21,6 +21,7 @@ __all__ = [
     "OLDEST",
     "VersionRules",
     "default_budget",
+    "default_limits",
     "graph_sizes",
     "newer_than_known",
     "parse_version",
@@ -38,6 +39,10 @@ NEWEST = (0, 33)
 #: ``vllm serve``'s default of max_num_batched_tokens on GPUs of 70 GiB or more (but for A100), and
 #: of 160 GiB or more; and what the names of the latter begin with
 BUDGET, LARGE_BUDGET = 8192, 16384
+#: its defaults of max_num_batched_tokens and max_num_seqs on other GPUs, and on those of 70 GiB
+#: or more that are no A100 (``get_batch_defaults`` in vllm/engine/arg_utils.py, 0.24 to 0.33)
+SMALL_LIMITS, USUAL_LIMITS = (2048, 256), (BUDGET, 1024)
+_USUAL_BYTES = 70 << 30
 LARGE_GPUS = ("b200", "b300", "gb200", "gb300", "mi300", "mi325", "mi350", "mi355")
 
 # a release with whatever a wheel may add to it: rc1, .dev12, .post1, +cu130
@@ -139,6 +144,20 @@ def rules_of(version: str, name: str = "vllm_version") -> VersionRules:
     """
     release = parse_version(version, name)[:2]
     return VersionRules(**{rule: release >= since for rule, since in _SINCE.items()})
+
+
+def default_limits(gpu: str, memory_bytes: int) -> tuple[int, int]:
+    """``vllm serve``'s defaults of max_num_batched_tokens and max_num_seqs on a GPU.
+
+    Parameters
+    ----------
+    gpu
+        A profile's name of the GPU; none of :data:`LARGE_GPUS`.
+    memory_bytes
+        As CUDA reports it.
+    """
+    small = memory_bytes < _USUAL_BYTES or gpu.lower().startswith("a100")
+    return SMALL_LIMITS if small else USUAL_LIMITS
 
 
 def default_budget(budget: int, gpu: str, measured: str, version: str) -> int:

@@ -10,6 +10,7 @@ import pytest
 
 import qsim
 from qsim.calibrate.transfer.versions import learn, pairs_of
+from qsim.catalog.versions import default_limits
 from qsim.documents import read_json
 from qsim.edge import build
 from qsim.errors import CalibrationError, ProfileError
@@ -165,3 +166,26 @@ def test_the_shipped_factors_are_whole() -> None:
         assert 0.8 < c.decode < 1.25
         assert c.kv_gib < 0
         assert {"decode", "prefill", "power", "kv_tokens", "host"} <= set(c.error_percent)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gib", "limits"),
+    [
+        ("h200_sxm", 139.8, (8192, 1024)),
+        ("h100_sxm", 79.1, (8192, 1024)),
+        ("a100_sxm", 79.1, (2048, 256)),  # by its name, whatever its memory
+        ("a100_sxm", 39.4, (2048, 256)),
+        ("l40s", 44.4, (2048, 256)),
+    ],
+)
+def test_defaults_by_gpu(gpu: str, gib: float, limits: tuple[int, int]) -> None:
+    """Those of ``get_batch_defaults`` in vLLM's arg_utils.py for its API server."""
+    assert default_limits(gpu, int(gib * 2**30)) == limits
+
+
+def test_a_transferred_profile_has_the_defaults_of_its_gpu() -> None:
+    for entry in list_profiles():
+        if entry.gpu != "h200_sxm":
+            engine = load_profile(entry.id).engine
+            want = (2048, 256) if entry.gpu == "a100_sxm" else (8192, 1024)
+            assert (engine.max_num_batched_tokens, engine.max_num_seqs) == want, entry.id

@@ -26,9 +26,10 @@ from qsim.calibrate.transfer.power import PowerModel, learn_power, power_of
 from qsim.calibrate.transfer.ratios import MethodShape, kernels_of, learn_shapes, linear_of
 from qsim.calibrate.transfer.spans import StepPoint
 from qsim.calibrate.transfer.specs import LEARNT_ON, gpu_spec
+from qsim.catalog.gpus import gpu_type
 from qsim.catalog.methods import find_method
 from qsim.catalog.models import Architecture
-from qsim.catalog.versions import DEFAULT_VERSION
+from qsim.catalog.versions import BUDGET, DEFAULT_VERSION, default_limits
 from qsim.errors import CalibrationError
 from qsim.profiles.lookup import list_profiles, load_profile
 from qsim.profiles.measured_range import MeasuredRange
@@ -167,6 +168,11 @@ def transfer(
         gpu, method, tensor_parallel_size, _size(composer) / max(taught, default=_size(composer))
     )
     engine = donors[0].profile.engine
+    budget, seqs = default_limits(gpu, memory_bytes or gpu_type(gpu).memory_bytes)
+    if budget != BUDGET:  # what a server needs beside weights was learnt with this budget
+        memory = replace(
+            memory, measured_with={**memory.measured_with, "max_num_batched_tokens": BUDGET}
+        )
     longest = int(config.get("max_position_embeddings") or engine.max_model_len)
     profile = Profile(
         identity=Identity(
@@ -179,7 +185,9 @@ def transfer(
             architecture={k: v for k, v in config.items() if k != "quantization_config"},
             vllm_args=_vllm_args(method),
         ),
-        engine=EngineDefaults(max_model_len=longest),
+        engine=EngineDefaults(
+            max_num_seqs=seqs, max_num_batched_tokens=budget, max_model_len=longest
+        ),
         latency=_latency(composer, overheads, span_ms, donors, power.cap_w),
         host=_host(teacher, _hosts(teacher, donors, tensor_parallel_size), composer.layers),
         frontend=_frontend(donors),
