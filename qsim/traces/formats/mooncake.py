@@ -168,6 +168,12 @@ def _reading(
     builder = TraceBuilder(
         source, format, sort=options.sort, ticks_per_s=ticks_per_s, guess_unit="unit" not in params
     )
+    unit = next(name for name, ticks in _UNITS.items() if ticks == ticks_per_s)
+    builder.columns = {
+        "arrival": f"timestamp ({unit})",
+        "prompt": _LENGTHS[0],
+        "output": _LENGTHS[1],
+    }
     lines = _Lines(source, builder, block_tokens, given, params.get("turns") == "open")
     lines.all_at_once = format == "servegen-offline"
     if "output" in params:
@@ -176,6 +182,7 @@ def _reading(
             raise TraceError(f"{source.path}: output is {text!r}; must be a whole number >= 1")
         lines.output_tokens = int(text)
     if lines.all_at_once:
+        builder.columns["arrival"] = "none: all at the start"
         builder.notes.append("an offline job: all of its requests arrive at the start")
     lines.question_ms = ticks_per_s == 1000 and "unit" not in params
     return builder, lines.steps()
@@ -324,6 +331,8 @@ class _Lines:
                 _fail(source, place, row, "delay", "a number of milliseconds >= 0")
             time = before.at + delay
             builder.add_turn(self._rows, None if self._open else before.row, float(delay))
+            told = builder.columns["arrival"].replace("timestamp", "delay")
+            builder.columns |= {"session": "session_id", "delay": told}
         else:
             if not _is_number(time):
                 hint = " (or a session_id and delay, after a row of that session)"
@@ -400,6 +409,7 @@ class _Lines:
             self._block_tokens = self._stated if found is None else found
         size = self._block_tokens
         self._builder.block_tokens = size
+        self._builder.columns["hash_ids"] = f"hash_ids ({size} tokens each)"
         for place, prompt, n in zip(places, prompts, counts, strict=True):
             if n > most_ids(prompt, size):
                 what = "given as" if self._given else "taken to be"

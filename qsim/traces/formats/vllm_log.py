@@ -161,6 +161,7 @@ class _Reader:
         self._collector = Collector(
             source, "vllm-log", ("time", "prompt_token_ids", "output_token_ids"), ticks_per_s=10**9
         )
+        self._collector.builder.columns["arrival"] = "time of the line (dates)"
         self._several = 0
         self._estimated = False
         self._clock = _Clock(source)

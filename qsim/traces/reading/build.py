@@ -266,9 +266,11 @@ class TraceBuilder:
             timeout_s = None if timeout_s is None else timeout_s[order]
         if self._origin is None:
             far = times[0] / self._ticks_per_s >= UNIX_FROM_S
-            if far and self._guess_unit and "arrival" in self.columns:
+            column = self.columns.get("arrival", "")
+            if far and self._guess_unit and column and not column.endswith("(dates)"):
+                plain, known, _ = column.rpartition(" (")
                 unit = f"(Unix time in {UNITS[self._ticks_per_s]})"
-                self.columns["arrival"] = f"{self.columns['arrival'].rpartition(' (')[0]} {unit}"
+                self.columns["arrival"] = f"{plain if known else column} {unit}"
             self._origin = times[0] if self._absolute or times[0] < 0 or far else 0
         if self._origin:
             times = times - self._origin

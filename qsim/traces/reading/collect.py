@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import TraceError
-from qsim.traces.reading.build import TraceBuilder
+from qsim.traces.reading.build import UNITS, TraceBuilder
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.times import parse_time_ns
 from qsim.traces.trace import Trace
@@ -44,6 +44,7 @@ class Collector:
             source, format, sort=True, absolute=True, ticks_per_s=ticks_per_s, guess_unit=True
         )
         self.builder.columns = dict(zip(("arrival", "prompt", "output"), names, strict=True))
+        self.builder.columns["arrival"] += f" ({UNITS[ticks_per_s]})"
         self._rows: list[tuple[float, int, int, int, float]] = []
 
     @property
@@ -99,6 +100,7 @@ class Collector:
         if isinstance(value, str):
             ns = parse_time_ns(value)
             if ns is not None:
+                self.builder.columns["arrival"] = f"{self._names[0]} (dates)"
                 ticks, rest = divmod(ns * self._ticks_per_s, 10**9)
                 return ticks if not rest else ns * self._ticks_per_s / 10**9
             try:
