@@ -124,12 +124,13 @@ class Reshaping:
     def piecewise(self, seed: int, number: int = 0) -> Callable[[Trace], Trace | None]:
         """What lies between slice and head, for one part after the other; None: nothing is left."""
         whole("seed", seed, 0, MAX_SEED)
-        rng = np.random.default_rng(
-            np.random.SeedSequence(seed, spawn_key=(_SAMPLE_STREAM, number))
-        )
+        rng: np.random.Generator | None = None  # numpy.random takes time to import
+        if self.sample is not None and self.sample < 1:
+            sequence = np.random.SeedSequence(seed, spawn_key=(_SAMPLE_STREAM, number))
+            rng = np.random.default_rng(sequence)
 
         def reshaped(part: Trace) -> Trace | None:
-            if self.sample is not None and self.sample < 1:
+            if self.sample is not None and rng is not None:
                 kept = _sampled(part, self.sample, rng)
                 if kept is None:
                     return None

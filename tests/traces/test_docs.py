@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from qsim.cli import main
+from qsim.traces.formats import FORMATS
 from tests.traces.preset_table import table
 
 DOC = (Path(__file__).resolve().parents[2] / "docs" / "traces.md").read_text("utf-8")
@@ -49,3 +50,8 @@ def test_the_commands_work(command: str, tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_table_of_presets_is_what_they_draw() -> None:
     stated = DOC.partition("<!-- preset table -->\n")[2].partition("<!-- end -->")[0]
     assert stated == table()
+
+
+def test_every_format_is_listed() -> None:
+    for one in FORMATS:
+        assert f"| `{one.name}` |" in DOC, one.name
