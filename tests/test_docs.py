@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import re
+import runpy
 import shlex
 import textwrap
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -105,3 +108,48 @@ def test_every_option_is_documented() -> None:
             for name in (*param.opts, *param.secondary_opts):
                 if name.startswith("--"):
                     assert re.search(rf"{name}(?![-\w])", text), f"{command.name} {name}"
+
+
+def test_the_accuracy_that_the_readme_states_is_that_of_the_data() -> None:
+    with (DOCS / "data" / "fidelity-cells.csv").open(encoding="utf-8") as file:
+        left_out = [row for row in csv.DictReader(file) if row["fit"] == "left out"]
+
+    def errors(*statistics: str) -> list[float]:
+        return sorted(
+            abs(float(r["error_percent"])) for r in left_out if r["statistic"] in statistics
+        )
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    center, p99, energy = errors("mean", "median"), errors("p99"), errors("")
+    assert f"half are within {median(center):.1f}%, 94% within 5%, all but two within 16%" in text
+    assert sum(e <= 5 for e in center) / len(center) == pytest.approx(0.94, abs=0.005)
+    assert center[-3] <= 16 < center[-2]
+    assert f"half are within {median(p99):.1f}%, 90% within 4.6%, all but three within 19%" in text
+    assert sum(e <= 4.6 for e in p99) >= 0.9 * len(p99)
+    assert p99[-4] <= 19 < p99[-3]
+    assert f"half are within {median(energy):.1f}%, all within 3.8%" in text
+    assert energy[-1] <= 3.8
+
+
+def test_the_scenario_page_lists_every_field() -> None:
+    written = (DOCS / "data" / "scenario.csv").read_text(encoding="utf-8")
+    table = runpy.run_path(str(DOCS / "scripts" / "scenario_fields.py"))["table"]
+    assert table() == written, "run python docs/scripts/scenario_fields.py"
+
+
+@pytest.mark.slow
+def test_the_scenario_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (DOCS / "scenario.md").read_text(encoding="utf-8")
+    (scenario,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "chat.yaml").write_text(scenario)
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^    (qsim (?:simulate|plan) .*)$", text, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        result = qsim(*shlex.split(command)[1:])
+        assert result.exit_code == 0, result.output
+    (block,) = BLOCK.finditer(text)
+    exec(compile(block[1], "scenario.md", "exec"), {})
+    assert capsys.readouterr().out.endswith(" ms\n")
