@@ -22,6 +22,7 @@ __all__ = ["group"]
 #: commands of other modules, imported when they are used
 _OTHERS = {
     "run": ("qsim.cli.calibrate_run", "run"),
+    "adapt": ("qsim.cli.calibrate_adapt", "adapt_command"),
     "agreement": ("qsim.cli.calibrate_agreement", "agreement"),
     "quality": ("qsim.cli.calibrate_quality", "quality"),
     "table": ("qsim.cli.calibrate_table", "table"),

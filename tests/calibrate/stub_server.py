@@ -75,6 +75,7 @@ class Engine:
         self.queues = {}
         self.wake = asyncio.Event()
         self.steps = 0
+        self.finished = 0
         self.crash_prompt = int(os.environ.get("STUB_CRASH_PROMPT", "-1"))
         self.last_step = math.inf
         if mode == "crash-later" and self.crash_prompt < 0:
@@ -109,7 +110,25 @@ class Engine:
                 print("RuntimeError: CUDA error: an illegal memory access", flush=True)
                 os._exit(1)
             for name, finished in self.scheduler.update_from_output(output, result):
+                self.finished += bool(finished)
                 self.queues[name].put_nowait(finished)
+
+
+def metrics(engine):
+    """None with STUB_NO_METRICS; STUB_BUSY requests of others run."""
+    if "STUB_NO_METRICS" in os.environ:
+        return None
+    dtype = os.environ.get("STUB_CACHE_DTYPE", "auto")
+    busy = float(os.environ.get("STUB_BUSY", "0"))
+    return (
+        f'vllm:cache_config_info{{block_size="16",cache_dtype="{dtype}",engine="0",'
+        f'num_gpu_blocks="{BLOCKS}"}} 1.0\n'
+        f'vllm:num_requests_running{{engine="0"}} {busy}\n'
+        'vllm:num_requests_waiting{engine="0"} 0.0\n'
+        f'vllm:request_success_total{{engine="0",finished_reason="length"}} {engine.finished}\n'
+        f'vllm:request_success_total{{engine="0",finished_reason="stop"}} '
+        f"{os.environ.get('STUB_OTHERS', '0') if engine.finished else 0}\n"
+    )
 
 
 async def serve(reader, writer, engine):
@@ -128,9 +147,19 @@ async def serve(reader, writer, engine):
             continue
         text = {
             "/health": "",
+            "/v1/models": json.dumps(
+                {
+                    "data": [
+                        {
+                            "id": "m",
+                            "root": os.environ.get("STUB_ROOT", "/tmp/model"),
+                            "max_model_len": 32768,
+                        }
+                    ]
+                }
+            ),
             "/version": json.dumps({"version": version()}),
-            "/metrics": 'vllm:cache_config_info{block_size="16",engine="0",'
-            f'num_gpu_blocks="{BLOCKS}"}} 1.0\n',
+            "/metrics": metrics(engine),
         }.get(path)
         status = "404 Not Found" if text is None else "200 OK"
         text = text or ""

@@ -21,6 +21,8 @@ __all__ = ["Adaptation", "adapt", "errors_percent"]
 BoolArray = npt.NDArray[np.bool_]
 Errors = dict[str, float | None]
 
+#: rounds of a fit without one of several loads
+_LEFT_OUT_ROUNDS = 3
 #: halves of a load with fewer requests say nothing of each other
 _LEAST_HALF = LEAST_REQUESTS
 
@@ -110,7 +112,7 @@ def _cross_validated(
                 continue
             if say is not None:
                 say(f"leaving out {load.name}")
-            fit = fit_factors(rest, profile, prior)
+            fit = fit_factors(rest, profile, prior, rounds=_LEFT_OUT_ROUNDS)
             found[load.name] = errors_percent(load, apply(profile, fit.factors))
         return found
     load = loads[0]

@@ -55,14 +55,16 @@ class LoadResult:
 
 
 class LoadClient:
-    """A client process for the server on ``port``; close it when done."""
+    """A client process for the server on ``port`` of ``host``; close it when done."""
 
-    def __init__(self, port: int, *, model: str, vocab_size: int) -> None:
+    def __init__(self, port: int, *, model: str, vocab_size: int, host: str = "127.0.0.1") -> None:
         self.process = subprocess.Popen(
             [
                 sys.executable,
                 "-m",
                 "qsim.calibrate.measure.client",
+                "--host",
+                host,
                 "--port",
                 str(port),
                 "--model",

@@ -1,0 +1,195 @@
+"""``qsim calibrate adapt`` against the stub of a running server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from qsim.calibrate.adapt.power import EnergyMeter, dcgm_reader
+from qsim.calibrate.adapt.server import describe, split_url
+from qsim.calibrate.measure.server import Server, free_port
+from qsim.errors import CalibrationError, ScenarioError
+from qsim.profiles.lookup import load_profile
+from qsim.profiles.schema import Profile
+from tests.calibrate.stub import NVML, STUB, stub_environment
+
+ROOT = Path(__file__).parents[3]
+STEPS = ["--seconds", "5", "--most-error", "1e6"]
+
+
+@contextlib.contextmanager
+def serving(folder: Path, **environment: str) -> Iterator[Server]:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    env = stub_environment(STUB_START_S="0", **environment)
+    server = Server([*STUB, str(folder)], env, folder / "server.log")
+    server.start()
+    try:
+        server.wait_healthy(120.0)
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stub's KV cache and version."""
+    shipped = load_profile("h200_sxm/llama-3.1-8b/fp8-w8a8", "0.24")
+    path = tmp_path_factory.mktemp("profile") / "p.json"
+    replace(shipped, memory=replace(shipped.memory, num_gpu_blocks=20001)).save(path)
+    return path
+
+
+def adapt(
+    server: Server | str, profile: object, out: Path, *more: str, **env: str
+) -> tuple[int, str, str]:
+    url = server if isinstance(server, str) else f"http://127.0.0.1:{server.port}"
+    done = subprocess.run(
+        [sys.executable, "-m", "qsim", "calibrate", "adapt", "--base-url", url, "--profile",
+         str(profile), "--out", str(out), *more],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{NVML}", **env},
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_running_server_is_adapted_to(tmp_path: Path, profile: Path) -> None:
+    out = tmp_path / "a.json"
+    with serving(tmp_path / "m") as server:
+        code, text, err = adapt(server, profile, out, *STEPS)
+    assert code == 0, err
+    assert "decode steps (memory)" in text
+    adapted = Profile.load(out).adapted
+    assert adapted is not None
+    assert adapted.loads == ["single", "ladder", "moderate", "full"]
+    assert "idle power: 1" in err  # the stand-in's 100 W
+    assert not adapted.notes
+
+
+def test_without_power_and_metrics_the_loss_is_stated(tmp_path: Path, profile: Path) -> None:
+    out = tmp_path / "a.json"
+    with serving(tmp_path / "m", STUB_NO_METRICS="1") as server:
+        code, _, err = adapt(server, profile, out, *STEPS, FAKE_GPUS="0")
+    assert code == 0, err
+    assert "NVML cannot be used" in err
+    assert "going on without power" in err
+    adapted = Profile.load(out).adapted
+    assert adapted is not None
+    assert any("no metrics" in n for n in adapted.notes)
+    assert any("no power was measured" in n for n in adapted.notes)
+
+
+WRONG = [
+    ({"STUB_VERSION": "0.31.0"}, "runs vLLM 0.31.0"),
+    ({"STUB_CACHE_DTYPE": "fp8_e4m3"}, "KV cache is of type 'fp8_e4m3'"),
+    ({"STUB_ROOT": "Qwen/Qwen2.5-14B-Instruct"}, "give the profile of qwen2.5-14b"),
+    ({"STUB_BUSY": "3"}, "busy with 3 requests of others"),
+    ({"STUB_OTHERS": "500"}, "500 requests of others meanwhile"),
+    ({"STUB_MODE": "crash-later"}, "failed"),
+]
+
+
+@pytest.mark.parametrize(("environment", "message"), WRONG)
+def test_a_wrong_server_is_refused(
+    tmp_path: Path, profile: Path, environment: dict[str, str], message: str
+) -> None:
+    out = tmp_path / "a.json"
+    with serving(tmp_path / "m", **environment) as server:
+        code, _, err = adapt(server, profile, out, *STEPS)
+    assert code == 4
+    assert message in err
+    assert "Traceback" not in err
+    assert not out.exists()
+    assert list(tmp_path.iterdir()) == [tmp_path / "m"]
+
+
+def test_another_kv_cache_and_other_speeds_are_refused(tmp_path: Path, profile: Path) -> None:
+    out = tmp_path / "a.json"
+    with serving(tmp_path / "m") as server:
+        code, _, err = adapt(server, "h200_sxm/llama-3.1-8b/fp8-w8a8", out, *STEPS)
+        assert (code, out.exists()) == (4, False)
+        assert "room for 320,016 tokens" in err
+        code, _, err = adapt(server, profile, out, "--seconds", "5", "--most-error", "0.001")
+        assert (code, out.exists()) == (4, False)
+        assert "this is not the server of" in err
+
+
+def test_nobody_answers(tmp_path: Path, profile: Path) -> None:
+    code, _, err = adapt(f"http://127.0.0.1:{free_port()}", profile, tmp_path / "a.json")
+    assert code == 4
+    assert "/v1/models does not answer" in err
+    code, _, err = adapt("ftp://x", profile, tmp_path / "a.json")
+    assert code == 2
+    assert "--base-url is 'ftp://x'" in err
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000", "http://", "http://h:99999", "http://h/x"])
+def test_only_the_url_of_a_server(url: str) -> None:
+    with pytest.raises(ScenarioError, match="--base-url"):
+        split_url(url)
+
+
+class _Http(BaseHTTPRequestHandler):
+    answers: ClassVar[dict[str, str]] = {}
+
+    def do_GET(self) -> None:
+        text = self.answers.get(self.path)
+        self.send_response(404 if text is None else 200)
+        self.end_headers()
+        self.wfile.write((text or "").encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def answering(answers: dict[str, str]) -> Iterator[str]:
+    handler = type("Http", (_Http,), {"answers": answers})
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"data": []}', '{"data": [3]}', "[" * 5000])
+def test_a_server_that_is_none(text: str) -> None:
+    with (
+        answering({"/v1/models": text}) as url,
+        pytest.raises(CalibrationError, match="/v1/models"),
+    ):
+        describe(url)
+
+
+def test_energy_by_dcgm() -> None:
+    name = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
+    answers = {"/metrics": f'# HELP\n{name}{{gpu="0",UUID="a"}} 5000\n{name}{{gpu="1"}} 9000\n'}
+    with answering(answers) as url:
+        assert dcgm_reader(f"{url}/metrics", [0])() == 5.0
+        assert dcgm_reader(f"{url}/metrics", [0, 1])() == 14.0
+        with pytest.raises(CalibrationError, match="of GPU 2"):
+            dcgm_reader(f"{url}/metrics", [2])
+        with pytest.raises(CalibrationError, match="does not answer"):
+            dcgm_reader(f"{url}/none", [0])
+
+
+def test_energy_is_told_only_where_it_was_read() -> None:
+    begin = time.perf_counter()
+    meter = EnergyMeter(lambda: time.perf_counter() * 200)
+    time.sleep(0.5)
+    end = time.perf_counter()
+    assert meter.joules(begin, end) == pytest.approx(200 * (end - begin), rel=0.3)
+    assert meter.joules(begin - 10, end) is None
+    assert meter.joules(begin, end + 10) is None
+    meter.stop()
