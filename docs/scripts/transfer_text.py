@@ -182,7 +182,7 @@ LEADERBOARD = """## H100 against the ML.ENERGY leaderboard
 
 The leaderboard (v3.0, December 2025; vLLM 0.11.1) gives median ITL, power per GPU and energy a
 token by the limit of running requests. Its client sends 1,024 chat prompts (or 198 of GPQA) at once
-and evaluates the time in which all seats are taken. The same steady state is evaluated here in
+and evaluates the time in which as many run as may. The same steady state is evaluated here in
 closed form, from a transferred profile of each model. What is assumed beside the profile:
 
 * **Contexts** are not published. Two servers whose KV cache was full tell them: chat holds 125

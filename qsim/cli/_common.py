@@ -177,7 +177,8 @@ def _known_version(ctx: click.Context, param: click.Parameter, version: str | No
 
 #: vLLM's options that the simulator knows, under vLLM's names
 engine_options = option_group(
-    click.option("--max-num-seqs", type=count, metavar="N", help="Seats of one replica."),
+    click.option("--max-num-seqs", type=count, metavar="N",
+                 help="Requests that a server runs at a time."),
     click.option("--max-num-batched-tokens", type=count, metavar="N",
                  help="Token budget of one step."),
     click.option("--max-model-len", type=count, metavar="N",
@@ -194,7 +195,7 @@ engine_options = option_group(
                  help="Longest prefill chunk of one request; 0 for no limit."),
     click.option("--scheduling-policy", metavar="NAME", help="fcfs or priority."),
     click.option("--max-num-active-seqs", type=count, metavar="N",
-                 help="Of the seats as many may be taken (vLLM 0.31 and newer)."),
+                 help="Of max_num_seqs as many may run (vLLM 0.31 and newer)."),
     click.option("--long-prefill-token-threshold-adaptive/"
                  "--no-long-prefill-token-threshold-adaptive", default=None,
                  help="Raise the threshold to a fair share of the budget (vLLM 0.31 and newer)."),

@@ -1,12 +1,11 @@
 """Transferred profiles against ML.ENERGY's measurements of vLLM (leaderboard v3, vLLM 0.11.1).
 
-ML.ENERGY sends all requests of a task at once to a server with ``max_num_seqs`` seats and evaluates
-the time in which all seats are taken. The same is evaluated here, in closed form: B requests decode
-over a mean context; each finished one is replaced by a prefill chunk in the next step. Its clients
-sample with top-p 0.95, for which vLLM 0.11 sorts the logits of every row at each step. No profile
-holds that (they were measured with greedy sampling); it is added here, by one coefficient for all
-models: ``SORT_S_PER_LOGIT`` on H100, in inverse proportion to the bandwidth elsewhere.
-"""
+ML.ENERGY sends all requests of a task at once to a server with a limit ``max_num_seqs`` and
+evaluates the time in which as many run. The same is evaluated here, in closed form: B requests
+decode over a mean context; each finished one is replaced by a prefill chunk in the next step. Its
+clients sample with top-p 0.95, for which vLLM 0.11 sorts the logits of every row at each step. No
+profile holds that (they were measured with greedy sampling); it is added here, by one coefficient
+for all models: ``SORT_S_PER_LOGIT`` on H100, in inverse proportion to the bandwidth elsewhere."""
 
 from __future__ import annotations
 

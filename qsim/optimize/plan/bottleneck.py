@@ -10,7 +10,7 @@ Every moment of every replica, from the first arrival to the last token, is put 
 * ``idle``: the engine had no request.
 
 Beside these, the share of the time in which requests waited in an engine's queue, by what they
-waited for: a free seat (``seats``: ``max_num_seqs`` were running), KV blocks (``kv_memory``), or
+waited for: another to end (``seats``: ``max_num_seqs`` were running), KV blocks (``kv_memory``), or
 their turn within the token budget (``token_budget``).
 """
 
@@ -41,7 +41,7 @@ _NAMES = {
     "power_cap": "power cap",
     "host": "host thread",
     "idle": "idle",
-    "seats": "a seat",
+    "seats": "max_num_seqs (as many ran)",
     "kv_memory": "KV blocks",
     "token_budget": "their turn in the token budget",
 }

@@ -80,7 +80,7 @@ class WhatIf:
 
 
 def changes_of(task: FleetTask, other: FleetTask | None = None) -> list[Change]:
-    """The changes to try: KV memory, seats, token budget, host, power cap, a replica, a method.
+    """The changes to try: KV memory, batch, token budget, host, power cap, a replica, a method.
 
     ``other`` is the fleet of the next best candidate; it is tried with as many GPUs. What does
     not suit the profile is left out.

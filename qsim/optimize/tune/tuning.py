@@ -195,8 +195,9 @@ def tune(
     """Search the fleets and engine settings that no other one beats in every objective.
 
     Every figure is simulated. The first trials are designed (each profile as it was measured, in
-    the smallest, a middle and the largest fleet, with the most and the fewest seats); of the
-    others four in ten are untried neighbours of the front, and the sampler chooses the rest.
+    the smallest, a middle and the largest fleet, with the largest and the smallest
+    ``max_num_seqs``); of the others four in ten are untried neighbours of the front, and the
+    sampler chooses the rest.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ of the time in which requests arrive:
 * The drift is what the last third has more than the middle one, a second, over the requests that
   arrive a second. A fleet that finishes 1 - d of what arrives comes to d.
 * A batch that fills up in the first seconds drifts too, but its queue does not: a queue that grows
-  means that seats, KV blocks or the token budget are used up.
+  means that ``max_num_seqs``, KV blocks or the token budget are used up.
 * Traffic that comes in bursts leaves more or fewer requests at any time. What may be chance is
   taken from the arrivals' own index of dispersion (variance over mean of counts; Cox and Lewis,
   1966), as in a queue of many servers (Whitt, 1992: the variance of the number in the system is

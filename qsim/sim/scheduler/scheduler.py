@@ -25,7 +25,7 @@ class Scheduler(Rules):
     Parameters
     ----------
     config
-        Token budget, seats, KV blocks and policy.
+        Token budget, ``max_num_seqs``, KV blocks and policy.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class Scheduler(Rules):
         return self._group.blocks_needed()
 
     def abort(self, request: Request) -> None:
-        """End a request now: its seat and blocks are free, tokens in flight are dropped."""
+        """End a request now: it leaves the batch, its blocks are free, tokens in flight dropped."""
         if request.state == FINISHED:
             return
         self._horizon = 0

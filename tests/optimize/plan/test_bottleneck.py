@@ -93,7 +93,7 @@ def test_what_requests_wait_for() -> None:
     assert blocks.preemptions > 0
     tokens = time_shares(task(make_profile(), max_num_batched_tokens=256, max_num_seqs=256))
     assert tokens.waiting["token_budget"] > 0.2
-    assert "a seat" in " ".join(seats.text())
+    assert "for max_num_seqs (as many ran)" in " ".join(seats.text())
 
 
 def test_the_busiest_requests_of_a_long_trace() -> None:
