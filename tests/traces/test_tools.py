@@ -245,6 +245,32 @@ def test_the_first_lines_may_be_calls_that_failed(tmp_path: Path) -> None:
         load_trace(path, columns=asked)
 
 
+def test_cached_tokens_are_part_of_a_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    anthropic = {"input_tokens": 7, "cache_read_input_tokens": 100,
+                 "cache_creation_input_tokens": 3, "output_tokens": 8}  # fmt: skip
+    path.write_text(lines({"created_at": "2024-05-10T00:00:00Z", "usage": anthropic}))
+    trace = load_trace(path)
+    assert trace.prompt_tokens.tolist() == [110]
+    assert any("as Anthropic counts" in note for note in trace.meta["notes"])
+    openai = {"prompt_tokens": 110, "completion_tokens": 8,
+              "prompt_tokens_details": {"cached_tokens": 100}}  # fmt: skip
+    path.write_text(lines({"created_at": 1700000000.5, "usage": openai}))
+    assert load_trace(path).prompt_tokens.tolist() == [110]
+    none = {"input_tokens": 7, "cache_read_input_tokens": None, "output_tokens": 8}
+    path.write_text(lines({"created_at": 1700000000.5, "usage": none}))
+    assert load_trace(path).prompt_tokens.tolist() == [7]
+
+
+def test_a_name_that_two_columns_have(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("timestamp,prompt_tokens,prompt_tokens,completion_tokens\n0,1,2,3\n")
+    with pytest.raises(TraceError, match="2 columns are called 'prompt_tokens'"):
+        load_trace(path)
+    path.write_text("timestamp,x,x,prompt_tokens,completion_tokens\n0,1,2,3,4\n")
+    assert load_trace(path).prompt_tokens.tolist() == [3]
+
+
 def test_numbers_of_tokens_as_texts(tmp_path: Path) -> None:
     path = tmp_path / "log"
     usage = {"prompt_tokens": "250", "completion_tokens": "60"}

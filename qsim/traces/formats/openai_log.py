@@ -23,6 +23,8 @@ WHAT = "JSON lines of OpenAI responses (created, usage) or LiteLLM spend logs (s
 _BODIES = ("", "response", "response.body", "body")
 _TIMES = ("startTime", "start_time", "request_time", "created_at", "created")
 _PROMPTS = ("prompt_tokens", "input_tokens")
+#: of Anthropic's usage, beside input_tokens; OpenAI's prompt_tokens have the cached ones in them
+_CACHE = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _OUTPUTS = ("completion_tokens", "output_tokens")
 
 
@@ -43,6 +45,12 @@ def _usage(row: dict[str, Any]) -> str | None:
             if _within(row, path, _PROMPTS) is not None:
                 return path
     return None
+
+
+def _cached_beside(row: dict[str, Any], path: str) -> int:
+    """Prompt tokens that ``input_tokens`` leaves out: those of the cache, as Anthropic counts."""
+    found = (_within(row, path, (name,)) for name in _CACHE)
+    return sum(v for v in found if isinstance(v, int) and not isinstance(v, bool) and v > 0)
 
 
 def _time(row: dict[str, Any]) -> Any:
@@ -86,7 +94,7 @@ def read(source: Source, options: ReadOptions) -> Trace:
     requests = Collector(source, "openai-log", _names(_first_call(source)))
     if options.columns:
         raise TraceError(f"{source.path}: --columns goes with --format table")
-    whole = True
+    whole, beside = True, False
     for place, row in objects(source):
         path = _usage(row)
         if path is None:
@@ -95,10 +103,19 @@ def read(source: Source, options: ReadOptions) -> Trace:
         time = _time(row)
         whole = whole and isinstance(time, int) and time < 1e11
         prompt, output = _within(row, path, _PROMPTS), _within(row, path, _OUTPUTS)
+        cached = _cached_beside(row, path)
+        if cached and isinstance(prompt, int):
+            prompt += cached
+            beside = True
         total = _within(row, path, ("total_tokens",))
         if output is None and isinstance(total, int) and isinstance(prompt, int):
             output = total - prompt
         requests.add(place, time, prompt, output or 0)
+    if beside:
+        requests.builder.notes.append(
+            "prompts are input_tokens and the tokens of the cache beside them (cache_read_..., "
+            "cache_creation_input_tokens), as Anthropic counts"
+        )
     if whole:
         requests.builder.notes.append(
             "times are whole seconds, when the response was created: requests of one second arrive "

@@ -85,6 +85,11 @@ def _resolved(
         name = column.name if column.name in names else lower.get(column.name.lower())
         if name is None:
             raise _missing(source, role, column.name, names)
+        if list(names).count(name) > 1:
+            raise TraceError(
+                f"{source.path}: {list(names).count(name)} columns are called {name!r}, which "
+                f"is to tell {ROLES[role]}; rename the others"
+            )
         found[role] = Column(name, column.unit, column.given)
     return found
 
