@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qsim.profiles.lookup import list_profiles, load_profile
     from qsim.profiles.schema import Profile
     from qsim.scenario import Scenario
+    from qsim.sim.fleet.failures import Failure, Failures
     from qsim.sim.fleet.pool import Pool
     from qsim.sim.results.result import SimulationResult
     from qsim.sim.results.slo import Slo
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "EngineOptions": "qsim.sim.scheduler.config",
+    "Failure": "qsim.sim.fleet.failures",
+    "Failures": "qsim.sim.fleet.failures",
     "Pool": "qsim.sim.fleet.pool",
     "Profile": "qsim.profiles.schema",
     "QsimError": "qsim.errors",
@@ -57,6 +60,8 @@ _WHERE = {
 
 __all__ = [
     "EngineOptions",
+    "Failure",
+    "Failures",
     "Pool",
     "Profile",
     "QsimError",

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from qsim.bounds import shown
+from qsim.cli._clients import failures_from
 from qsim.cli._command import Command
 from qsim.cli._common import write_json
 from qsim.cli._pools import put_pools
@@ -138,6 +139,8 @@ def scenario_from(ctx: click.Context) -> Scenario:
             values[name] = _converted(name, value)
     if ctx.params.get("pool_texts"):
         put_pools(data, ctx.params["pool_texts"], values)
+    if (failures := failures_from(ctx.params)) is not None:
+        values["failures"] = failures
     names = fill(data, command, values)
     for text in ctx.params["assignments"]:
         parse_set(data, text, Scenario)

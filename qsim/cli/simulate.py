@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.checks import check_ending
+from qsim.cli._clients import client_options
 from qsim.cli._common import (
     backlog_option,
     engine_options,
@@ -51,6 +52,7 @@ _GOES_ON = 12_000
 @engine_options
 @slo_option
 @backlog_option
+@client_options
 @run_options
 @click.option("--json", "json_path", metavar="FILE", help="Write the summary; - for stdout.")
 @click.option("--requests", "requests_path", metavar="FILE",

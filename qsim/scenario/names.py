@@ -17,6 +17,7 @@ from qsim.errors import ScenarioError
 from qsim.scenario.fields import Section
 from qsim.scenario.scenario import COMMANDS, Scenario
 from qsim.scenario.sections import PARTS
+from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.lifecycle import Lifecycle
 from qsim.sim.fleet.pool import Pool
 from qsim.sim.results.slo import Slo
@@ -27,7 +28,7 @@ __all__ = ["build", "fill", "place_of", "scenario_of"]
 
 _TRAFFIC = ("trace", "format", "columns", "sort", "start", "end", "speed", "head", "sample",
             "scale_prompt", "scale_output", "shared_prefix", "merge", "peak_hour",
-            "growth", "too_long", "stream")  # fmt: skip
+            "growth", "too_long", "stream", "concurrency", "client_timeout_s")  # fmt: skip
 _LIFETIMES = ("start_s", "start_w", "stop_s", "wake_s", "sleep_w")
 _ACCOUNTS = ("prices", "price_list", "provider", "region", "carbon_series", "pue", "tasks")
 #: of every pool
@@ -41,6 +42,7 @@ _PLACES: dict[str, Place] = {
     **{name: (*_POOLS, _EVERY, "lifecycle", name) for name in _LIFETIMES},
     "router": ("fleet", "router"),
     "pools": _POOLS,
+    "failures": ("fleet", "failures"),
     **{name: (name,) for name in ("slos", "goodput", "allow_backlog", "seed")},
     **{name: ("accounts", name) for name in _ACCOUNTS},
 }  # fmt: skip
@@ -123,6 +125,8 @@ def _plain(value: Any) -> Any:
             "name": value.name, "sleeps": value.sleeps, "engine": value.options.to_dict(),
             "lifecycle": asdict(value.lifecycle),
         }  # fmt: skip
+    if isinstance(value, Failures):
+        return _plain(asdict(value))
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
     if isinstance(value, Mapping):
@@ -167,6 +171,7 @@ def scenario_of(
     """
     if not isinstance(asked, Scenario):
         return build(command, {"trace": asked, "model": model, **values})
+    _refuse_clients(command, asked)
     given = [*values] if model is None else ["model", *values]
     if given:
         raise TypeError(
@@ -174,6 +179,20 @@ def scenario_of(
             "(scenario.updated)"
         )
     return asked
+
+
+def _refuse_clients(command: str, scenario: Scenario) -> None:
+    """Refuse what a search would leave out of its simulations."""
+    for path, value in (
+        ("traffic.concurrency", scenario.traffic.concurrency),
+        ("traffic.client_timeout_s", scenario.traffic.client_timeout_s),
+        ("fleet.failures", scenario.fleet.failures),
+    ):
+        if value is not None:
+            raise ScenarioError(
+                f"{path} is given, and {command} does not simulate it: leave it out (--set "
+                f"{path}=), or use simulate"
+            )
 
 
 _DEFAULT = Scenario()

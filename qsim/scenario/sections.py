@@ -11,6 +11,7 @@ from qsim.bounds import (
     MAX_BLOCKS,
     MAX_MODEL_LEN,
     MAX_REPLICAS,
+    MAX_REQUESTS,
     MAX_SEQS,
     MAX_TENSOR_PARALLEL,
     Items,
@@ -32,6 +33,7 @@ from qsim.scenario.fields import (
     size,
     text_or_number,
 )
+from qsim.sim.fleet.failures import Failure, Failures
 from qsim.sim.fleet.lifecycle import Lifecycle
 from qsim.sim.scheduler.config import MAX_KV_BYTES, EngineOptions
 from qsim.traces.trace import Trace
@@ -93,6 +95,15 @@ class Traffic(Section):
     peak_hour: bool = Field(default=False, description="Only the busiest hour, by requests.")
     growth: Seconds = Field(
         default=1.0, description="Let requests arrive so many times as fast, after everything else."
+    )
+    concurrency: Annotated[int, Whole(1, MAX_REQUESTS)] | None = Field(
+        default=None,
+        description="simulate: so many clients, each of which sends the next request when its last "
+        "one has ended; arrival times then mean nothing.",
+    )
+    client_timeout_s: Factor | None = Field(
+        default=None,
+        description="simulate: a client gives up after so many seconds without its whole answer.",
     )
     too_long: Literal["error", "reject"] = Field(
         default="error",
@@ -196,11 +207,48 @@ class PoolSection(Section):
 PARTS = ("model", "method", "gpu", "tensor_parallel_size")
 
 
+class FailureSection(Section):
+    """One server fails once."""
+
+    at_s: Amount = Field(description="When, on the trace's clock.")
+    for_s: Amount = Field(description="How long it is under repair; then it starts.")
+    server: Annotated[int, Whole(0, MAX_REPLICAS)] = Field(
+        default=0, description="Its number in its pool, from 0."
+    )
+    pool: Annotated[int, Whole(0, 64)] | Word = Field(
+        default=0, description="Name or number of the pool."
+    )
+
+
+class FailuresSection(Section):
+    """How servers fail, and what their clients do."""
+
+    events: Annotated[list[FailureSection], Items(10_000)] = Field(default_factory=list)
+    mtbf_s: Factor | None = Field(
+        default=None, description="Mean time that a server is on before it fails at random."
+    )
+    repair_s: Amount = Field(default=0.0, description="Mean time to repair of those.")
+    retries: Annotated[int, Whole(0, 1000)] = Field(
+        default=2, description="How often a client sends a lost request again."
+    )
+    retry_after_s: Amount = Field(default=0.5, description="How long after it was lost.")
+
+    def failures(self) -> Failures:
+        """As the simulator takes them."""
+        events = tuple(
+            Failure(**{k: getattr(e, k) for k in type(e).model_fields}) for e in self.events
+        )
+        return Failures(events, self.mtbf_s, self.repair_s, self.retries, self.retry_after_s)
+
+
 class Fleet(Section):
     """Pools of servers behind one router."""
 
     pools: Annotated[list[PoolSection], Items(64)] = Field(default_factory=list)
     router: Word = Field(default="least-requests", description="Which server a request goes to.")
+    failures: FailuresSection | None = Field(
+        default=None, description="simulate: servers that fail."
+    )
 
 
 def _tasks(value: Any) -> Any:

@@ -12,6 +12,7 @@ from qsim.scenario import Scenario
 from qsim.scenario.names import build
 from qsim.scenario.resolve import load_traffic, profile_name
 from qsim.sim.engine.steplog import Step
+from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.pool import Pool
 from qsim.sim.results.result import SimulationResult
 from qsim.sim.scheduler.config import EngineOptions
@@ -50,11 +51,15 @@ def pools_of(scenario: Scenario) -> list[Pool]:
 
 def fleet_of(scenario: Scenario) -> dict[str, Any]:
     """Arguments of a simulation beside the trace."""
+    failures = scenario.fleet.failures
     return {
         "pools": pools_of(scenario),
         "router": scenario.fleet.router,
         "seed": scenario.seed,
         "too_long": scenario.traffic.too_long,
+        "concurrency": scenario.traffic.concurrency,
+        "client_timeout_s": scenario.traffic.client_timeout_s,
+        "failures": None if failures is None else failures.failures(),
     }
 
 
@@ -68,6 +73,9 @@ def simulate(
     options: EngineOptions | None = None,
     seed: int = 0,
     too_long: str = "error",
+    concurrency: int | None = None,
+    client_timeout_s: float | None = None,
+    failures: Failures | None = None,
     frontend: bool = True,
     progress: Callable[[float], None] | None = None,
     jump: bool = True,
@@ -81,6 +89,8 @@ def simulate(
         All of what is asked; or the traffic, and the next arguments say the rest.
     profile, replicas, pools, router, options, seed, too_long
         Of the fleet beside a trace: see :func:`qsim.sim.simulate.simulate`.
+    concurrency, client_timeout_s, failures
+        Of clients and servers that fail, beside a trace: see there.
     frontend, progress, jump, step_log
         How it is simulated: see there.
 
@@ -94,9 +104,12 @@ def simulate(
         If the trace cannot be read, or a prompt is too long and ``too_long`` is "error".
     """
     beside = {"profile": profile, "replicas": replicas, "options": options}
+    clients = {
+        "concurrency": concurrency, "client_timeout_s": client_timeout_s, "failures": failures
+    }  # fmt: skip
     given = [name for name, value in beside.items() if value is not None]
     if isinstance(trace, Scenario):
-        if given or pools is not None:
+        if given or pools is not None or any(v is not None for v in clients.values()):
             raise TypeError("simulate() got a scenario and servers beside it; change the scenario")
         asked = trace
     else:
@@ -110,8 +123,10 @@ def simulate(
         for pool in pools or ():
             if not isinstance(pool, Pool):
                 raise ScenarioError(f"a pool is {shown(pool)}; must be a qsim.Pool")
+        if failures is not None and not isinstance(failures, Failures):
+            raise ScenarioError(f"failures is {shown(failures)}; must be a qsim.Failures")
         named = {"trace": trace, "router": router, "seed": seed, "too_long": too_long}
-        asked = build("simulate", {**named, **beside, "pools": pools})
+        asked = build("simulate", {**named, **clients, **beside, "pools": pools})
     return run(
         load_traffic(asked.traffic, asked.seed),
         **fleet_of(asked),

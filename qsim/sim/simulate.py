@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from qsim.catalog.versions import DEFAULT_VERSION, version_notes
+from qsim.errors import ScenarioError
 from qsim.profiles.measured_range import BeyondMeasured, MeasuredRange
 from qsim.profiles.schema import Profile
 from qsim.sim.engine.steplog import Step
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import Setup, asked_pools, resolve_fleet
+from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.fleet import Fleet
+from qsim.sim.fleet.lifecycle import DRAINING, ON
 from qsim.sim.fleet.parts import in_parts
 from qsim.sim.fleet.pool import Pool, ResolvedPool
 from qsim.sim.fleet.server import Server
 from qsim.sim.fleet.sessions import in_order_of_arrival
 from qsim.sim.results.finished import (
     Finished,
+    as_sent,
     joined,
     outcome_notes,
     outcomes,
     request_columns,
     without_rejected,
 )
+from qsim.sim.results.outages import Outages
 from qsim.sim.results.pools import PoolUse, pool_rows_of_columns
 from qsim.sim.results.result import Gaps, SimulationResult
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.scheduler.server_memory import memory_notes
 from qsim.traces.trace import Trace
 
-__all__ = ["beyond_measured", "pool_uses", "replica_stats", "simulate"]
+__all__ = [
+    "beyond_measured",
+    "outages_of",
+    "outages_s",
+    "pool_uses",
+    "replica_stats",
+    "simulate",
+    "tells_outcomes",
+]
 
 
 def simulate(
@@ -46,6 +60,9 @@ def simulate(
     seed: int = 0,
     too_long: str = "error",
     frontend: bool = True,
+    concurrency: int | None = None,
+    client_timeout_s: float | None = None,
+    failures: Failures | None = None,
     progress: Callable[[float], None] | None = None,
     jump: bool = True,
     step_log: list[Step] | None = None,
@@ -73,6 +90,14 @@ def simulate(
         or count it as failed as the server would (HTTP 400).
     frontend : bool
         Include the times of the API server before and after the engine.
+    concurrency : int, optional
+        So many clients, each of which sends the trace's next request when its last one has ended,
+        as ``vllm bench serve --max-concurrency`` does; the trace's arrivals mean nothing then.
+    client_timeout_s : float, optional
+        How long a client waits for its whole answer, where the trace does not say it. Then it gives
+        up, and the server aborts the request.
+    failures : Failures, optional
+        Servers that fail.
     progress : callable, optional
         Called now and then with the share of requests that have arrived.
     jump : bool
@@ -83,14 +108,28 @@ def simulate(
     Raises
     ------
     ScenarioError
-        If an option is not allowed.
+        If an option is not allowed, or ``concurrency`` is given for sessions.
     ProfileError
         If the profile is unknown or malformed.
     TraceError
         If a prompt is too long and ``too_long`` is "error".
     """
     asked = asked_pools(profile, replicas, options, pools)
-    setup = resolve_fleet(asked, router, seed, too_long, frontend)
+    setup = resolve_fleet(
+        asked,
+        router,
+        seed,
+        too_long,
+        frontend,
+        concurrency=concurrency,
+        client_timeout_s=client_timeout_s,
+        failures=failures,
+    )
+    if concurrency is not None and trace.turns is not None:
+        raise ScenarioError(
+            f"{trace.name}: its sessions wait for answers by themselves, and concurrency is "
+            f"{concurrency}: leave it out, or give :turns=open after the path"
+        )
     admission = setup.admission()
     run, output, admissible = admission.admit(trace)
     if run is None:
@@ -129,10 +168,13 @@ def simulate(
         trace, output, admissible, finished = in_order_of_arrival(
             trace, output, admissible, finished, fleet.origin_s
         )
+    if concurrency is not None:
+        trace = as_sent(trace, admissible, finished, fleet.origin_s)
     begin_ps = int(finished.arrival_ps[0])
     if fleet.limits is not None:
         notes += fleet.limits.notes()
-    notes += outcome_notes(outcomes(finished))
+    ended = outcomes(finished)
+    notes += outcome_notes(ended)
     output, admissible, finished = without_rejected(output, admissible, finished)
     requests = np.bincount(finished.replica, minlength=setup.replicas)
     columns = request_columns(trace, output, admissible, finished)
@@ -153,6 +195,8 @@ def simulate(
         pools=pool_rows_of_columns(pool_uses(setup), columns, stats, duration_s)
         if len(setup.pools) > 1
         else [],
+        outcomes=ended if tells_outcomes(setup, trace) else {},
+        outages=outages_of(setup, fleet),
     )
 
 
@@ -211,6 +255,40 @@ def run_notes(pool: ResolvedPool, beyond: BeyondMeasured | None) -> list[str]:
         notes.append(note)
     notes += memory_notes(pool.profile, pool.config)
     return notes if beyond is None else [*notes, *beyond.notes()]
+
+
+def tells_outcomes(setup: Setup, trace: Trace) -> bool:
+    """Whether requests may end without an answer, but for those that a server rejects."""
+    waits = setup.client_timeout_s is not None or trace.timeout_s is not None
+    return waits or setup.failures is not None
+
+
+def outages_of(setup: Setup, fleet: Fleet) -> Outages | None:
+    """What failed in a run; None where nothing can."""
+    if setup.failures is None:
+        return None
+    lives = fleet.lives
+    on_ps = sum(s.state_ps[ON] + s.state_ps[DRAINING] for s in lives.servers)
+    all_ps = sum(sum(s.state_ps) for s in lives.servers)
+    return Outages(
+        lives.failed,
+        fleet.lost,
+        fleet.retried,
+        on_ps / all_ps if all_ps else 1.0,
+        outages_s(fleet),
+    )
+
+
+def outages_s(fleet: Fleet) -> tuple[tuple[int, float, float], ...]:
+    """When servers were down so far, on the trace's clock; who is down now is so for ever."""
+
+    def at_s(time_ps: int) -> float:
+        return fleet.origin_s + time_ps / PS_PER_S
+
+    lives = fleet.lives
+    over = [(server, at_s(begin), at_s(end)) for server, begin, end in lives.outages]
+    now = [(server, at_s(begin), math.inf) for server, begin in lives.down.items()]
+    return tuple(over + now)
 
 
 def pool_uses(setup: Setup) -> list[PoolUse]:

@@ -14,17 +14,25 @@ from qsim.profiles.measured_range import BeyondMeasured
 from qsim.profiles.schema import Profile
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import asked_pools, resolve_fleet
+from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.fleet import Fleet
 from qsim.sim.fleet.pool import Pool
-from qsim.sim.results.backlog import Load, judge
+from qsim.sim.results.backlog import CLOSED_LOOP, Load, judge
 from qsim.sim.results.finished import outcome_notes
 from qsim.sim.results.latency import Latency
+from qsim.sim.results.outages import Outages, Windows
 from qsim.sim.results.pools import PoolSums
 from qsim.sim.results.slo import Slo, has_something
 from qsim.sim.results.streaming import Feed, Rows, Sums
 from qsim.sim.results.summary import parse_statistic, summarise
 from qsim.sim.scheduler.config import EngineOptions
-from qsim.sim.simulate import beyond_measured, pool_uses, replica_stats
+from qsim.sim.simulate import (
+    beyond_measured,
+    outages_of,
+    outages_s,
+    pool_uses,
+    replica_stats,
+)
 from qsim.traces.trace import Trace
 
 __all__ = ["StreamResult", "simulate_stream"]
@@ -55,6 +63,11 @@ class StreamResult:
     load: Load
     #: one dict a pool, if there are several
     pools: list[dict[str, Any]] = field(default_factory=list)
+    #: how many requests have no answer, by why, where clients give up or servers fail
+    outcomes: dict[str, int] = field(default_factory=dict)
+    #: where servers fail
+    outages: Outages | None = None
+    _windows: Windows = field(default_factory=Windows)
 
     @property
     def energy_j(self) -> float:
@@ -94,6 +107,11 @@ class StreamResult:
             return None
         return self._good / (self.counts["completed"] + self.counts["failed"])
 
+    def windows(self, slos: Sequence[Slo]) -> Windows:
+        """As of a whole run; of the SLOs that were given to the run."""
+        self.count_good(slos)
+        return self._windows
+
     def summary(self, slos: Sequence[Slo] = ()) -> dict[str, Any]:
         """As :meth:`qsim.sim.results.result.SimulationResult.summary`."""
         return summarise(self, slos)
@@ -110,6 +128,9 @@ def simulate_stream(
     seed: int = 0,
     too_long: str = "error",
     frontend: bool = True,
+    concurrency: int | None = None,
+    client_timeout_s: float | None = None,
+    failures: Failures | None = None,
     slos: Sequence[Slo] = (),
     rows: Rows | None = None,
     progress: Callable[[int], None] | None = None,
@@ -126,6 +147,8 @@ def simulate_stream(
         On one clock, in order of arrival.
     profile, replicas, pools, router, options, seed, too_long, frontend
         As of :func:`qsim.simulate`.
+    concurrency, client_timeout_s, failures
+        As of :func:`qsim.simulate`.
     slos : sequence of Slo
         What ``attainment`` and goodput are counted for.
     rows : callable, optional
@@ -139,7 +162,16 @@ def simulate_stream(
         As :func:`qsim.simulate`; also when parts are not in order of arrival.
     """
     asked = asked_pools(profile, replicas, options, pools)
-    setup = resolve_fleet(asked, router, seed, too_long, frontend)
+    setup = resolve_fleet(
+        asked,
+        router,
+        seed,
+        too_long,
+        frontend,
+        concurrency=concurrency,
+        client_timeout_s=client_timeout_s,
+        failures=failures,
+    )
     feed = Feed(parts, setup.admission())
     first = next(feed, None)
     if first is None:
@@ -148,6 +180,11 @@ def simulate_stream(
     sums = Sums(tuple(slos), setup.replicas, feed, rows, by_pool)
     fleet = Fleet(*first, setup, progress=progress, more=feed, release=sums.release)
     sums.gaps = fleet.gaps
+    if concurrency is not None:
+        sums.closed_origin_s = fleet.origin_s
+    if failures is not None:
+        sums.outages = lambda: outages_s(fleet)
+    tells = failures is not None or client_timeout_s is not None or first[0].timeout_s is not None
     fleet.run()
     sums.end()
     if progress is not None:
@@ -173,6 +210,9 @@ def simulate_stream(
         _latencies=sums.latencies,
         _slos=tuple(slos),
         _good=sums.good,
-        load=judge(sums.flow),
+        load=judge(sums.flow) if concurrency is None else CLOSED_LOOP,
+        outcomes=sums.outcomes if tells else {},
+        outages=outages_of(setup, fleet),
+        _windows=sums.windows,
         pools=[] if by_pool is None else by_pool.rows(stats, duration_s),
     )

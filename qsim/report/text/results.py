@@ -75,6 +75,10 @@ def simulation_text(
         f"{number(s['preemptions'])} preemptions, "
         f"{number(s['cached_tokens'])} prompt tokens from the prefix cache",
     ]
+    if s.get("outcomes"):
+        facts.append(f"clients     {_outcomes(s['outcomes'])}")
+    if s.get("failures"):
+        facts += _failure_lines(s["failures"])
     if load is not None and load.sentence():
         facts.append(fill(f"load        {load.sentence()}", " " * 12))
     latencies = table(["latency (ms)", "mean", "median", "p90", "p99"], latency_rows(s))
@@ -103,6 +107,27 @@ def simulation_text(
                 text += f" ({low:.1%} to {high:.1%})"
             parts.append(text)
     return "\n\n".join(parts)
+
+
+def _outcomes(outcomes: Mapping[str, int]) -> str:
+    words = {"timed_out": "timed out", "failed": "failed with a server", "rejected": "rejected"}
+    return ", ".join(f"{number(outcomes[k])} {word}" for k, word in words.items())
+
+
+def _failure_lines(failures: Mapping[str, Any]) -> list[str]:
+    f = failures
+    lines = [
+        f"failures    {number(f['failures'])} of servers, availability {f['availability']:.3%}; "
+        f"{number(f['lost'])} requests lost, {number(f['retried'])} sent again"
+    ]
+    phases = [
+        f"{f[key]:.2%} {phase}"
+        for phase in ("before", "during", "after")
+        if f.get(key := f"attainment_{phase}") is not None
+    ]
+    if phases:
+        lines.append(f"            within every limit: {', '.join(phases)} outages")
+    return lines
 
 
 def pools_table(pools: Sequence[Mapping[str, Any]]) -> str:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qsim import __version__
-from qsim.bounds import MAX_SEED
+from qsim.bounds import MAX_REQUESTS, MAX_SEED, shown
 from qsim.catalog.versions import parse_version
-from qsim.checks import whole
+from qsim.checks import finite, whole
 from qsim.errors import ScenarioError, TraceError
 from qsim.profiles.measured_range import MeasuredRange
 from qsim.profiles.schema import Profile
+from qsim.sim.engine.clock import MOST_S
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.pool import Pool, ResolvedPool, resolve_pools
 from qsim.sim.fleet.router import ROUTERS, check_weights
@@ -90,12 +91,17 @@ class Setup:
     def scenario(self, name: str, requests: int) -> dict[str, Any]:
         """What is run on a trace, under the names of the options."""
         first = self.pools[0]
-        run = {
+        run: dict[str, Any] = {
             "router": self.router,
             "seed": self.seed,
             "too_long": self.too_long,
             "frontend": self.frontend,
         }
+        for name in ("concurrency", "client_timeout_s"):
+            if getattr(self, name) is not None:
+                run[name] = getattr(self, name)
+        if self.failures is not None:
+            run["failures"] = asdict(self.failures)
         if len(self.pools) == 1:
             config = first.config
             fleet = {"profile": first.profile.id, "replicas": first.replicas}
@@ -136,7 +142,15 @@ def resolve(
 
 
 def resolve_fleet(
-    pools: Sequence[Pool], router: str, seed: int, too_long: str, frontend: bool
+    pools: Sequence[Pool],
+    router: str,
+    seed: int,
+    too_long: str,
+    frontend: bool,
+    *,
+    concurrency: int | None = None,
+    client_timeout_s: float | None = None,
+    failures: Failures | None = None,
 ) -> Setup:
     """Check the arguments of a simulation.
 
@@ -154,7 +168,15 @@ def resolve_fleet(
     whole("seed", seed, 0, MAX_SEED)
     if router == "vllm":
         _check_engines(found)
-    return Setup(found, router, seed, too_long, frontend)
+    if concurrency is not None:
+        whole("concurrency", concurrency, 1, MAX_REQUESTS)
+    if client_timeout_s is not None:
+        finite("client_timeout_s", client_timeout_s, 0.0, MOST_S, above=True)
+    if failures is not None:
+        if not isinstance(failures, Failures):
+            raise ScenarioError(f"failures is {shown(failures)}; must be a qsim.Failures")
+        failures.listed(found)
+    return Setup(found, router, seed, too_long, frontend, concurrency, client_timeout_s, failures)
 
 
 def _check_engines(pools: Sequence[ResolvedPool]) -> None:

@@ -154,7 +154,7 @@ class Columns:
         )  # fmt: skip
         first_token_ps, last_token_ps = client_times(self._frontends[0], *engine)
         if len(self._frontends) > 1:
-            pool = self._pool_of[server]
+            pool = self._pool_of[np.maximum(server, 0)]  # of those below 0 it means nothing
             for k in range(1, len(self._frontends)):
                 own = pool == k
                 first_token_ps[own], last_token_ps[own] = client_times(

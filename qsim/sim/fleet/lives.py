@@ -131,7 +131,8 @@ class Lives:
     def end(self, end_ps: int) -> None:
         """Close the books."""
         for number, since_ps in self.down.items():
-            self.outages.append((number, since_ps, end_ps))
+            self.outages.append((number, since_ps, max(end_ps, since_ps)))
+        self.down = {}
         for server in self.servers:
             self._leave(server, max(end_ps, server.since_ps))
 

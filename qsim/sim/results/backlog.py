@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BURST_S", "BacklogOutcome", "Flow", "Load", "judge"]
+__all__ = ["BURST_S", "CLOSED_LOOP", "BacklogOutcome", "Flow", "Load", "judge"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -54,8 +54,9 @@ class Load:
 
     Attributes
     ----------
-    verdict : {"sustained", "overloaded", "too short to tell", "burst"}
-        A burst is a trace whose requests all arrive within a second: nothing is said of it.
+    verdict : {"sustained", "overloaded", "too short to tell", "burst", "closed loop"}
+        A burst is a trace whose requests all arrive within a second: nothing is said of it, nor of
+        clients that send a request when the one before it has ended.
     arriving_rps : float or None
         Requests a second that arrived; None for a burst.
     finished_rps : float or None
@@ -131,6 +132,10 @@ class Load:
             "unfinished_at_last_arrival": self.unfinished,
             "continued_s": self.continued_s,
         }
+
+
+#: clients wait for answers, so that no more can arrive than the fleet finishes
+CLOSED_LOOP = Load("closed loop", None, None, 0)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qsim.sim.engine.timing import PS_PER_MS
+from qsim.sim.engine.timing import PS_PER_MS, PS_PER_S
 from qsim.traces.trace import Trace
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "REJECTED",
     "TIMED_OUT",
     "Finished",
+    "as_sent",
     "joined",
     "outcome_notes",
     "outcomes",
@@ -79,6 +80,23 @@ def outcome_notes(counts: Mapping[str, int]) -> list[str]:
         for key, what in told
         if counts[key]
     ]
+
+
+def as_sent(
+    trace: Trace, admissible: BoolArray, finished: Finished | None, origin_s: float
+) -> Trace:
+    """A trace whose clients waited for answers, with the times at which they sent its requests.
+
+    What a server would refuse at once is sent with the next one.
+    """
+    if finished is None:
+        return trace
+    arrival_s = np.full(len(trace), np.nan)
+    arrival_s[admissible] = origin_s + finished.arrival_ps / PS_PER_S
+    last = float(arrival_s[admissible][-1])
+    for i in np.flatnonzero(~admissible)[::-1].tolist():
+        arrival_s[i] = arrival_s[i + 1] if i + 1 < len(trace) else last
+    return replace(trace, arrival_s=arrival_s)
 
 
 def without_rejected(

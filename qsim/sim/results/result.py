@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from qsim.errors import ScenarioError
 from qsim.profiles.measured_range import BeyondMeasured
-from qsim.sim.results.backlog import Flow, Load, judge
+from qsim.sim.results.backlog import CLOSED_LOOP, Flow, Load, judge
 from qsim.sim.results.itl import Gaps
+from qsim.sim.results.outages import Outages, Windows
 from qsim.sim.results.requests import COLUMNS, request_writer
 from qsim.sim.results.slo import Slo, within
 from qsim.sim.results.summary import PERCENTILES, exact_percentiles, parse_statistic, summarise
@@ -65,6 +66,10 @@ class SimulationResult:
     beyond: BeyondMeasured | None = None
     #: one dict a pool, if there are several: see :mod:`qsim.sim.results.pools`
     pools: list[dict[str, Any]] = field(default_factory=list)
+    #: how many requests have no answer, by why, where clients give up or servers fail
+    outcomes: dict[str, int] = field(default_factory=dict)
+    #: where servers fail
+    outages: Outages | None = None
 
     @property
     def energy_j(self) -> float:
@@ -87,6 +92,8 @@ class SimulationResult:
     @cached_property
     def load(self) -> Load:
         """Whether the fleet kept up with the trace."""
+        if "concurrency" in self.scenario:
+            return CLOSED_LOOP
         return judge(self.flow)
 
     def metric(self, name: str) -> FloatArray:
@@ -138,6 +145,13 @@ class SimulationResult:
             "preemptions": int(self.preemptions.sum()),
             "cached_tokens": int(self.cached_tokens[done].sum()),
         }
+
+    def windows(self, slos: Sequence[Slo]) -> Windows:
+        """Requests and those within all limits before, during and after outages."""
+        windows = Windows()
+        if self.outages is not None:
+            windows.add(self.arrival_s, self.meets(slos), self.outages.outages)
+        return windows
 
     def summary(self, slos: Sequence[Slo] = ()) -> dict[str, Any]:
         """One flat dict under the names of ``vllm bench serve``, and qsim's beside them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from qsim.errors import TraceError
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import Admission
 from qsim.sim.results.backlog import Flow
-from qsim.sim.results.finished import Finished, outcomes, request_columns, without_rejected
+from qsim.sim.results.finished import Finished, as_sent, outcomes, request_columns, without_rejected
 from qsim.sim.results.itl import Gaps
 from qsim.sim.results.latency import Latency
+from qsim.sim.results.outages import Windows
 from qsim.sim.results.pools import PoolSums
 from qsim.sim.results.slo import Slo, within
 from qsim.traces.trace import Trace
@@ -96,6 +97,11 @@ class Sums:
         self.requests = np.zeros(replicas, np.int64)
         self.latencies = {name: Latency() for name in ("ttft", "tpot", "itl", "e2el")}
         self.good = 0
+        #: where clients wait for answers: the trace's time at which the run's clock is 0
+        self.closed_origin_s: float | None = None
+        #: where servers fail: when they were down so far
+        self.outages: Callable[[], Sequence[tuple[int, float, float]]] | None = None
+        self.windows = Windows()
         self.outcomes = dict.fromkeys(("rejected", "timed_out", "failed"), 0)
         names = ("completed", "failed", "input_tokens", "output_tokens", "preemptions")
         self.counts = dict.fromkeys((*names, "cached_tokens"), 0)
@@ -110,6 +116,8 @@ class Sums:
         while not admissible.any():  # nothing of it was in the fleet
             self._count(part, output, admissible, None)
             part, output, admissible = self._feed.open.popleft()
+        if self.closed_origin_s is not None:
+            part = as_sent(part, admissible, finished, self.closed_origin_s)
         for name, count in outcomes(finished).items():
             self.outcomes[name] += count
         output, admissible, finished = without_rejected(output, admissible, finished)
@@ -145,7 +153,10 @@ class Sums:
         counts["output_tokens"] += int(output.sum())
         counts["preemptions"] += int(columns["preemptions"].sum())
         counts["cached_tokens"] += int(columns["cached_tokens"].sum())
-        self.good += int(within(self._slos, columns, admissible).sum())
+        good = within(self._slos, columns, admissible)
+        self.good += int(good.sum())
+        if self.outages is not None:
+            self.windows.add(columns["arrival_s"], good, self.outages())
         for name in ("ttft", "tpot", "e2el"):
             self.latencies[name].add(columns[f"{name}_ms"])
         if self._pools is not None:

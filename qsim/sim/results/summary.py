@@ -16,6 +16,7 @@ from qsim.sim.results.slo import check_slos, has_something
 if TYPE_CHECKING:
     from qsim.profiles.measured_range import BeyondMeasured
     from qsim.sim.results.backlog import Load
+    from qsim.sim.results.outages import Outages, Windows
     from qsim.sim.results.slo import Slo
 
 __all__ = ["PERCENTILES", "Run", "exact_percentiles", "parse_statistic", "summarise"]
@@ -51,6 +52,17 @@ class Run(Protocol):
     @property
     def pools(self) -> list[dict[str, Any]]:
         """One dict a pool; empty, if there is one pool."""
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """Requests without an answer, by why; empty unless clients give up or servers fail."""
+
+    @property
+    def outages(self) -> Outages | None:
+        """Where servers fail."""
+
+    def windows(self, slos: Sequence[Slo]) -> Windows:
+        """Requests before, during and after outages."""
 
     @property
     def notes(self) -> list[str]:
@@ -175,6 +187,12 @@ def summarise(run: Run, slos: Sequence[Slo] = ()) -> dict[str, Any]:
         "intervals_90": intervals,
         "scenario": run.scenario,
     }
+    if run.outcomes:
+        out["outcomes"] = {"completed": completed, **run.outcomes}
+    if run.outages is not None:
+        out["failures"] = run.outages.to_dict()
+        if slos:
+            out["failures"] |= run.windows(slos).to_dict()
     if run.pools:
         out["pools"] = run.pools
     if run.beyond is not None:

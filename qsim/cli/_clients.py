@@ -1,0 +1,78 @@
+"""Options for clients that wait or give up, and for servers that fail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from qsim.bounds import shown
+from qsim.cli._common import option_group
+from qsim.errors import ScenarioError
+
+__all__ = ["client_options", "failures_from"]
+
+client_options = option_group(
+    click.option("--concurrency", type=int, metavar="N",
+                 help="Clients, each of which sends the next request of TRACE when its last one "
+                 "has ended; when requests arrive in TRACE means nothing then."),
+    click.option("--client-timeout", "client_timeout_s", type=float, metavar="S",
+                 help="Seconds after which a client gives up, and the server aborts its request."),
+    click.option("--failure", "failure_texts", multiple=True, metavar="KEY=VALUE,...",
+                 help="A server fails, e.g. at=600,for=120,server=0 (seconds of TRACE; pool=NAME "
+                 "of several); repeat for more."),
+    click.option("--mtbf", "mtbf_s", type=float, metavar="S",
+                 help="Mean seconds that a server is on before it fails, at random."),
+    click.option("--repair-time", "repair_s", type=float, metavar="S",
+                 help="Mean seconds until it is repaired (0 by default); then it starts."),
+    click.option("--retries", type=int, metavar="N",
+                 help="How often a client sends a request again that a failed server has lost "
+                 "(2 by default)."),
+)  # fmt: skip
+
+
+def failures_from(given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The failures of a scenario as a command's parameters say them; None if they say none.
+
+    Raises
+    ------
+    ScenarioError
+        If one is malformed, or belongs to failures and nothing fails.
+    """
+    texts, mtbf_s = given.get("failure_texts") or (), given.get("mtbf_s")
+    settings = {k: given[k] for k in ("repair_s", "retries") if given.get(k) is not None}
+    if "repair_s" in settings and mtbf_s is None:
+        raise ScenarioError("--repair-time is given without --mtbf; a --failure has its own for=")
+    if not texts and mtbf_s is None:
+        if "retries" in settings:
+            raise ScenarioError("--retries is given, and no server fails: give --failure or --mtbf")
+        return None
+    found = {"events": [_failure(text) for text in texts], "mtbf_s": mtbf_s, **settings}
+    return {k: v for k, v in found.items() if v is not None}
+
+
+def _failure(text: str) -> dict[str, Any]:
+    from qsim.checks import near_names
+
+    where = f"--failure {shown(text)}"
+    names = {"at": "at_s", "for": "for_s", "server": "server", "pool": "pool"}
+    values: dict[str, Any] = {}
+    for pair in text.split(","):
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not value:
+            raise ScenarioError(f"{where}: {shown(pair)} is no KEY=VALUE pair")
+        if key not in names:
+            raise ScenarioError(f"{where}: unknown key {shown(key)}; {near_names(key, names)}")
+        if names[key] in values:
+            raise ScenarioError(f"{where}: {key} is given twice")
+        try:
+            values[names[key]] = (
+                value if key == "pool" else int(value) if key == "server" else float(value)
+            )
+        except ValueError as e:
+            raise ScenarioError(f"{where}: {key} is {shown(value)}; must be a number") from e
+    missing = [key for key in ("at", "for") if names[key] not in values]
+    if missing:
+        raise ScenarioError(f"{where}: has no {missing[0]}; give {missing[0]}=SECONDS")
+    return values

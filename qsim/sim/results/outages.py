@@ -1,0 +1,87 @@
+"""What failures of servers did to a run: availability, lost requests, attainment around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Outages", "Windows"]
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+_PHASES = ("before", "during", "after")
+
+
+class Windows:
+    """Counts requests that arrive before, during and after outages, and those within all limits."""
+
+    def __init__(self) -> None:
+        self.requests = [0, 0, 0]
+        self.good = [0, 0, 0]
+
+    def add(
+        self, arrival_s: FloatArray, good: BoolArray, outages: Sequence[tuple[int, float, float]]
+    ) -> None:
+        """Count requests.
+
+        Parameters
+        ----------
+        outages : sequence of (server, begin_s, end_s)
+            On the same clock.
+        """
+        phase = np.zeros(len(arrival_s), np.int64)
+        if outages:
+            phase[arrival_s >= min(begin for _, begin, _ in outages)] = 2
+            for _, begin, end in outages:
+                phase[(arrival_s >= begin) & (arrival_s < end)] = 1
+        for k in range(3):
+            self.requests[k] += int((phase == k).sum())
+            self.good[k] += int((good & (phase == k)).sum())
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Attainment by phase; None over nothing."""
+        pairs = zip(_PHASES, self.requests, self.good, strict=True)
+        return {f"attainment_{name}": good / n if n else None for name, n, good in pairs}
+
+
+@dataclass(frozen=True)
+class Outages:
+    """The failures of a run.
+
+    Attributes
+    ----------
+    failures : int
+        How often a server failed.
+    lost : int
+        Requests that were under way at a server that failed, each time.
+    retried : int
+        How often one was sent again.
+    availability : float
+        The share of the time in which a server was on, over all servers.
+    outages : tuple of (server, begin_s, end_s)
+        When each was down, its start-up included, on the trace's clock.
+    """
+
+    failures: int
+    lost: int
+    retried: int
+    availability: float
+    outages: tuple[tuple[int, float, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "failures": self.failures,
+            "lost": self.lost,
+            "retried": self.retried,
+            "availability": self.availability,
+            "outages": [
+                {"server": server, "begin_s": begin, "end_s": end}
+                for server, begin, end in self.outages
+            ],
+        }
