@@ -60,11 +60,39 @@ def test_every_option_that_decides_a_result_has_a_place_and_its_default(command:
     from qsim.cli._scenario import _RENAMED
 
     # where results go, how the work is done; and what is told beside the answer
-    beside = {"json_path", "csv_path", "trials_path", "requests_path", "steps_path", "out",
-              "timeline_path", "report_path", "picture_path", "exports", "autoscaler",
-              "gpus_per_host", "fail_on_slo", "progress", "jobs", "dask", "study", "study_path",
-              "study_name", "resume", "importance", "week_day", "timezone", "scenario",
-              "assignments", "save_scenario", "pool_texts"}  # fmt: skip
+    beside = {
+        "json_path",
+        "csv_path",
+        "trials_path",
+        "requests_path",
+        "steps_path",
+        "out",
+        "timeline_path",
+        "report_path",
+        "picture_path",
+        "exports",
+        "autoscaler",
+        "gpus_per_host",
+        "fail_on_slo",
+        "progress",
+        "jobs",
+        "dask",
+        "study",
+        "study_path",
+        "study_name",
+        "resume",
+        "importance",
+        "week_day",
+        "timezone",
+        "scenario",
+        "assignments",
+        "save_scenario",
+        "pool_texts",
+        "failure_texts",
+        "mtbf_s",
+        "repair_s",
+        "retries",
+    }  # fleet.failures; fmt: skip
     found = main.get_command(click.Context(main), command)
     assert found is not None
     plain = Scenario.from_dict({"fleet": {"pools": [{}]}}).resolved()

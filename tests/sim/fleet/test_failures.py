@@ -198,3 +198,51 @@ def test_wrong_values_are_named(make, words):
 
 def run(failure: Failure):
     return simulate(requests(3), pools=pools(2), failures=Failures([failure]))
+
+
+def test_command(tmp_path, capsys):
+    import json
+
+    from qsim.cli import main
+
+    out, saved = tmp_path / "out.json", tmp_path / "saved.yaml"
+    profile, trace = "h200_sxm/llama-3.1-8b/fp8-w8a8", "azure-conv-2023:duration=60,seed=1"
+    args = ["simulate", trace, "--profile", profile, "--replicas", "2", "--json", str(out)]
+    args += ["--failure", "at=10,for=5,server=1", "--mtbf", "5000", "--retries", "1"]
+    args += ["--slo", "e2el:p99:3000", "--save-scenario", str(saved)]
+    direct = simulate(
+        load_trace(trace),
+        profile,
+        replicas=2,
+        failures=Failures([Failure(10, 5, 1)], mtbf_s=5000.0, retries=1),
+    ).summary([Slo.parse("e2el:p99:3000")])
+    for again in (args, [*args, "--stream"], ["simulate", str(saved), "--json", str(out)]):
+        with pytest.raises(SystemExit) as exit_:
+            main(again)
+        assert not exit_.value.code
+        summary = json.loads(out.read_text())
+        assert summary["failures"] == json.loads(json.dumps(direct["failures"]))
+        assert summary["outcomes"] == direct["outcomes"]
+        assert summary["scenario"]["fleet"]["failures"]["events"][0]["at_s"] == 10.0
+    assert "availability" in capsys.readouterr().out
+    for wrong, words in (
+        (["--failure", "at=10"], "has no for"),
+        (["--failure", "at=10,for=x"], "for is 'x'"),
+        (["--failure", "at=10,fro=2"], "unknown key 'fro'; did you mean"),
+        (["--repair-time", "3"], "--repair-time is given without --mtbf"),
+        (["--retries", "3"], "no server fails"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main(["simulate", trace, "--profile", profile, *wrong])
+        assert exit_.value.code == 2
+        assert words in capsys.readouterr().err
+
+
+def test_searches_say_that_they_do_not_simulate_it():
+    from qsim import Scenario, plan
+
+    asked = Scenario(
+        traffic={"trace": "azure-conv-2023:duration=60"}, fleet={"failures": {"mtbf_s": 100.0}}
+    )
+    with pytest.raises(ScenarioError, match="fleet.failures is given, and plan does not"):
+        plan(asked)
