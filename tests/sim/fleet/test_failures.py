@@ -244,5 +244,5 @@ def test_searches_say_that_they_do_not_simulate_it():
     asked = Scenario(
         traffic={"trace": "azure-conv-2023:duration=60"}, fleet={"failures": {"mtbf_s": 100.0}}
     )
-    with pytest.raises(ScenarioError, match="fleet.failures is given, and plan does not"):
+    with pytest.raises(ScenarioError, match="failures is given, and plan does not"):
         plan(asked)
