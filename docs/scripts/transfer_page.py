@@ -1,4 +1,4 @@
-"""Write docs/transfer.md: every comparison of transferred profiles, as a page.
+"""Write docs/transfer.md: every comparison of transferred profiles; long tables into docs/data.
 
     python docs/scripts/transfer_page.py h100.json --published LEADERBOARD.csv \\
         --out docs/transfer.md
@@ -16,6 +16,7 @@ from statistics import mean
 
 import numpy as np
 import transfer_text as text
+from long_tables import move_long_tables
 
 from qsim.calibrate.transfer.build import Teacher, learn_from_shipped, transfer
 from qsim.calibrate.transfer.check import Difference, comparable, compare_profiles, leave_out
@@ -38,6 +39,15 @@ from qsim.errors import QsimError
 from qsim.files import write_text
 from qsim.profiles.lookup import load_profile
 from qsim.profiles.schema import Profile
+
+#: files of the long tables, by the first words of their heads
+TABLES = {
+    "profile,quantity": "h200",
+    ",decode,piecewise": "before-measured",
+    "profile,decode": "h200-own",
+    "task,": "leaderboard",
+    "model, method, rows": "a100-products",
+}
 
 
 def transfer_page(
@@ -187,7 +197,14 @@ def main() -> int:
     try:
         measured = [load_profile(name) for name in args.measured]
         teacher = learn_from_shipped()
-        write_text(args.out, transfer_page(teacher, outcomes(teacher, args.published), measured))
+        page, tables = move_long_tables(
+            transfer_page(teacher, outcomes(teacher, args.published), measured), "transfer", TABLES
+        )
+        folder = args.out.parent / "data"
+        folder.mkdir(exist_ok=True)
+        for name, table in tables.items():
+            write_text(folder / name, table)
+        write_text(args.out, page)
     except QsimError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
