@@ -1,9 +1,15 @@
-"""Conditions on figures, such as ``quality>=98 and gpus<=4``: parsed, never run as code."""
+"""Conditions on figures, such as ``quality>=98 and gpus<=4``: parsed, never run as code.
+
+Python's own grammar (:mod:`ast`) says what binds closer. It never sees the text: names, numbers and
+quoted texts, which are written as in tables of results (``fp8-w8a8``, ``p99_ttft_ms``), stand in
+what it parses as numbered names.
+"""
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +30,10 @@ _TOKEN = re.compile(
 )
 #: characters, and levels of brackets, of one condition; its largest number
 _LONGEST, _DEEPEST, _LARGEST = 2000, 20, 1e18
+_RULES = ("knee", "min", "max")
+_SIGNS: dict[type[ast.cmpop], str] = {
+    ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=",
+}  # fmt: skip
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "==": "==", "!=": "!="}
 
 Figures = Mapping[str, Any]
@@ -147,27 +157,37 @@ def _nested(part: Condition) -> str:
     return f"({part})" if isinstance(part, All | Any_) else str(part)
 
 
-class _Parser:
+@dataclass(frozen=True)
+class _Token:
+    """A number, op, mark (bracket, comma), quoted text or word."""
+
+    kind: str
+    text: str
+
+    @property
+    def is_value(self) -> bool:
+        return self.kind in ("number", "quoted", "word")
+
+
+class _Expression:
+    """A text as tokens; what is wrong with it is told in its own words."""
+
     def __init__(self, text: str, what: str) -> None:
         self.text, self.what = text, what
-        self.tokens = list(self._tokens())
-        self.at = 0
-        self.depth = 0
-
-    def _tokens(self) -> Iterator[tuple[str, str]]:
-        if len(self.text) > _LONGEST:
+        if len(text) > _LONGEST:
             raise ScenarioError(
-                f"{self.what} {shown(self.text)} has {len(self.text)} characters; must have at "
-                f"most {_LONGEST}"
+                f"{what} {shown(text)} has {len(text)} characters; must have at most {_LONGEST}"
             )
+        self.tokens = list(self._read(text.rstrip()))
+
+    def _read(self, text: str) -> Iterator[_Token]:
         position = 0
-        text = self.text.rstrip()
         while position < len(text):
             match = _TOKEN.match(text, position)
             if match is None:
                 raise self.error(f"{text[position:].strip()[:20]!r} cannot be read")
             kind = str(match.lastgroup)
-            yield kind, match[kind]
+            yield _Token(kind, match[kind])
             position = match.end()
 
     def error(self, reason: str) -> ScenarioError:
@@ -176,67 +196,112 @@ class _Parser:
             '"quality>=98 and p99_ttft_ms<=500"'
         )
 
-    def peek(self, *words: str) -> bool:
-        return self.at < len(self.tokens) and self.tokens[self.at][1].lower() in words
+    def too_early(self) -> ScenarioError:
+        return self.error("it ends too early")
 
-    def take(self) -> tuple[str, str]:
-        if self.at >= len(self.tokens):
-            raise self.error("it ends too early")
-        self.at += 1
-        return self.tokens[self.at - 1]
+    def unexpected(self, token: _Token) -> ScenarioError:
+        return self.error(f"{token.text!r} is not expected there")
 
-    def end(self) -> None:
-        if self.at < len(self.tokens):
-            raise self.error(f"{self.tokens[self.at][1]!r} is not expected there")
+    def condition(self, tokens: Sequence[_Token]) -> Condition:
+        """Python's grammar gives the tree; names and values stand in it as numbered names."""
+        words = self._checked(tokens)
+        try:
+            tree = ast.parse(" ".join(words), mode="eval")
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            raise self.error("it cannot be read") from None
+        return self._built(tree.body, tokens)
 
-    def either(self) -> Condition:
-        parts = [self.both()]
-        while self.peek("or"):
-            self.take()
-            parts.append(self.both())
-        return parts[0] if len(parts) == 1 else Any_(tuple(parts))
-
-    def both(self) -> Condition:
-        parts = [self.one()]
-        while self.peek("and"):
-            self.take()
-            parts.append(self.one())
-        return parts[0] if len(parts) == 1 else All(tuple(parts))
-
-    def one(self) -> Condition:
-        if not self.peek("not", "("):
-            return self.comparison()
-        self.depth += 1
-        if self.depth > _DEEPEST:
-            raise self.error(f"brackets and not are nested deeper than {_DEEPEST}")
-        inner: Condition
-        if self.take()[1] == "(":
-            inner = self.either()
-            if not self.peek(")"):
+    def _checked(self, tokens: Sequence[_Token]) -> list[str]:
+        """The tokens as Python's, each in a place where it may stand."""
+        words: list[str] = []
+        # what waits for the end of its condition, and what must come next
+        open_: list[str] = []
+        expected = "condition"
+        for i, token in enumerate(tokens):
+            lower = token.text.lower() if token.kind == "word" else token.text
+            if expected == "condition" and lower in ("not", "("):
+                open_.append(lower)
+                if len(open_) > _DEEPEST:
+                    raise self.error(f"brackets and not are nested deeper than {_DEEPEST}")
+                words.append(lower)
+            elif expected in ("condition", "value"):
+                if not token.is_value:
+                    if expected == "value":
+                        left = tokens[i - 2].text
+                        raise self.error(f"{left!r} is compared with {token.text!r}")
+                    raise self.unexpected(token)
+                words.append(f"_{i}")
+                expected = "op" if expected == "condition" else "end"
+            elif expected == "op":
+                if token.kind != "op":
+                    before = tokens[i - 1].text
+                    raise self.error(
+                        f"after {before!r} comes {token.text!r}, not one of < <= > >= == !="
+                    )
+                words.append("==" if token.text == "=" else token.text)
+                expected = "value"
+            elif lower in ("and", "or"):
+                words.append(lower)
+                expected = "condition"
+            elif lower == ")" and "(" in open_:
+                while open_.pop() != "(":
+                    pass
+                words.append(lower)
+            elif "(" in open_:
                 raise self.error("a bracket is not closed")
-            self.take()
-        else:
-            inner = Not(self.one())
-        self.depth -= 1
-        return inner
+            else:
+                raise self.unexpected(token)
+            if expected == "end":
+                while open_ and open_[-1] == "not":
+                    open_.pop()
+        if expected != "end":
+            raise self.too_early()
+        if open_:
+            raise self.error("a bracket is not closed")
+        return words
 
-    def comparison(self) -> Comparison:
-        left, op, right = self.take(), self.take(), self.take()
-        if op[0] != "op":
-            raise self.error(f"after {left[1]!r} comes {op[1]!r}, not one of < <= > >= == !=")
-        sign = "==" if op[1] == "=" else op[1]
-        if left[0] == "number" and right[0] == "word":
+    def _built(self, node: ast.expr, tokens: Sequence[_Token]) -> Condition:
+        if isinstance(node, ast.BoolOp):
+            parts = tuple(self._built(value, tokens) for value in node.values)
+            return All(parts) if isinstance(node.op, ast.And) else Any_(parts)
+        if isinstance(node, ast.UnaryOp):
+            return Not(self._built(node.operand, tokens))
+        if isinstance(node, ast.Compare) and len(node.ops) == 1:
+            left, right = (
+                tokens[int(side.id[1:])]
+                for side in (node.left, node.comparators[0])
+                if isinstance(side, ast.Name)
+            )
+            return self._comparison(left, _SIGNS[type(node.ops[0])], right)
+        raise self.error("it cannot be read")
+
+    def _comparison(self, left: _Token, sign: str, right: _Token) -> Comparison:
+        if left.kind == "number" and right.kind == "word":
             left, right, sign = right, left, _FLIPPED[sign]
-        if left[0] != "word" or right[0] not in ("number", "word", "quoted"):
-            raise self.error(f"{left[1]!r} is compared with {right[1]!r}")
-        value: float | str = right[1].strip("\"'")
-        if right[0] == "number":
-            value = float(right[1])
+        if left.kind != "word":
+            raise self.error(f"{left.text!r} is compared with {right.text!r}")
+        value: float | str = right.text.strip("\"'")
+        if right.kind == "number":
+            value = float(right.text)
             if abs(value) > _LARGEST:
-                raise self.error(f"{shown(right[1])} is too large; numbers go to {_LARGEST:g}")
+                raise self.error(f"{shown(right.text)} is too large; numbers go to {_LARGEST:g}")
         elif sign not in ("==", "!="):
-            raise self.error(f"{right[1]!r} is no number")
-        return Comparison(left[1], sign, value)
+            raise self.error(f"{right.text!r} is no number")
+        return Comparison(left.text, sign, value)
+
+    def rule(self, where: Condition | None, tokens: Sequence[_Token]) -> Pick:
+        """``knee``, ``min NAME`` or ``max NAME``."""
+        if not tokens:
+            raise self.too_early()
+        word = tokens[0].text.lower()
+        length = 1 if word == "knee" else 2
+        if word not in _RULES:
+            raise self.error(f"{word!r} is no rule; the rules are knee, min NAME and max NAME")
+        if len(tokens) < length:
+            raise self.too_early()
+        if len(tokens) > length:
+            raise self.unexpected(tokens[length])
+        return Pick(where, word, tokens[1].text if length == 2 else "")
 
 
 def parse_condition(text: str, what: str = "condition") -> Condition:
@@ -247,10 +312,8 @@ def parse_condition(text: str, what: str = "condition") -> Condition:
     ScenarioError
         Saying where it stops making sense.
     """
-    parser = _Parser(str(text), what)
-    condition = parser.either()
-    parser.end()
-    return condition
+    expression = _Expression(str(text), what)
+    return expression.condition(expression.tokens)
 
 
 def parse_pick(text: str) -> Pick:
@@ -261,23 +324,12 @@ def parse_pick(text: str) -> Pick:
     ScenarioError
         Saying where it stops making sense.
     """
-    parser = _Parser(str(text), "--pick")
-
-    def rule(where: Condition | None) -> Pick:
-        word = parser.take()[1].lower()
-        if word == "knee":
-            return Pick(where, "knee")
-        if word not in ("min", "max"):
-            raise parser.error(f"{word!r} is no rule; the rules are knee, min NAME and max NAME")
-        return Pick(where, word, parser.take()[1])
-
-    if parser.peek("knee", "min", "max"):
-        pick = rule(None)
-    else:
-        condition = parser.either()
-        pick = Pick(condition, "first")
-        if parser.peek(",", ";"):
-            parser.take()
-            pick = rule(condition)
-    parser.end()
-    return pick
+    expression = _Expression(str(text), "--pick")
+    tokens = expression.tokens
+    if tokens and tokens[0].text.lower() in _RULES:
+        return expression.rule(None, tokens)
+    comma = next((i for i, t in enumerate(tokens) if t.text in (",", ";")), len(tokens))
+    where = expression.condition(tokens[:comma])
+    if comma == len(tokens):
+        return Pick(where, "first")
+    return expression.rule(where, tokens[comma + 1 :])

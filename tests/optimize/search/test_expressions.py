@@ -83,6 +83,15 @@ def test_what_is_written_is_read_back(condition: Condition) -> None:
         ("__import__('os').system('true')", "cannot be read"),
         ("a<=1 and", "ends too early"),
         ("a<=1 & b", "cannot be read"),
+        ("a<=2<=3", "not expected there"),
+        ("a<=1)", "not expected there"),
+        ("a<=1 if b<=2 else b<=3", "not expected there"),
+        ("lambda: 1", "cannot be read"),
+        ("a<=(1)", "compared with"),
+        ("not " * 400 + "a<=1", "nested deeper than 20"),
+        ("(" * 400 + "a<=1" + ")" * 400, "nested deeper than 20"),
+        ("a<=1 and " * 300 + "a<=1", "2704 characters"),
+        ("a<=1e300", "too large"),
     ],
 )
 def test_what_is_wrong_is_told(text: str, words: str) -> None:
