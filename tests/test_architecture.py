@@ -216,4 +216,4 @@ def test_architecture_md_names_files_that_exist() -> None:
     missing = [n for n in named if not ((root / n).exists() or (PACKAGE / n).exists())]
     assert missing == []
     answers = text.partition("## Where is ...?")[2].partition("## Rules")[0]
-    assert len(re.findall(r"^\| [^|]+\? \| `qsim/", answers, re.MULTILINE)) == 10
+    assert len(re.findall(r"^\| [^|]+\? \| `qsim/", answers, re.MULTILINE)) >= 10

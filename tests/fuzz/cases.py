@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from tests.fuzz.mutate import OPTION_VALUES, OPTION_WORDS, mutate
 
@@ -56,6 +57,13 @@ COMMANDS: list[str] = [
     "simulate {trace.csv} --profile {profile.json} --requests out/r.csv --steps out/s.jsonl",
     "simulate {trace.csv} --profile {profile.json} --stream",
     "simulate --scenario {simulate.yaml}",
+    "simulate {chat.yaml}",
+    "simulate {chat.yaml} --set fleet.pools.other.replicas=2 --set slos=[ttft:p99:500]",
+    "simulate {chat.json} --save-scenario out/s.yaml",
+    "plan {chat.yaml} --jobs 1",
+    "tune {chat.yaml} --jobs 1",
+    'sweep {chat.yaml} --jobs 1 --set fleet.pools=[{"profile":"profile.json"}]',
+    "schema",
     "plan {trace.csv} --profile {profile.json} --slo ttft:p99:9000 --no-headroom --jobs 1",
     "plan {trace.csv} --profile {profile.json} --slo ttft:p99:9000 --no-headroom --jobs 1 "
     "--prices {prices.csv} --region DEU --export vllm --max-replicas 4",
@@ -173,7 +181,7 @@ def plain(line: str) -> Case:
     words = line.split()
     good = seeds()
     names = [w[1:].partition("}")[0] for w in words if w.startswith("{")]
-    if any(n.endswith(".yaml") for n in names):
+    if any(n.endswith(".yaml") or n == "chat.json" for n in names):
         names += ["trace.csv", "profile.json"]
     return Case(_argv(words), {n: good[n] for n in names})
 
@@ -269,6 +277,40 @@ def _argv(words: list[str]) -> list[str]:
     return argv
 
 
+#: a scenario of all sections
+CHAT = """traffic:
+  trace: trace.csv
+  speed: 2
+  growth: 1.5
+fleet:
+  router: random
+  pools:
+  - name: one
+    profile: profile.json
+    replicas: 2
+    engine: {max_num_seqs: 8, enable_prefix_caching: false}
+  - name: other
+    profile: profile.json
+    weight: 2
+    engine: {max_num_seqs: 8, enable_prefix_caching: false}
+    lifecycle: {start_s: 10}
+slos: ['ttft:p99:9000']
+accounts: {prices: {h200_sxm: 2.5}, region: DEU, tasks: 'gsm8k:0.3,mmlu:0.7'}
+seed: 1
+plan: {profiles: [profile.json], headroom: false, max_replicas: 3, replications: 0}
+tune:
+  profiles: [profile.json]
+  objectives: [energy]
+  trials: 2
+  batch: 2
+  max_replicas: 2
+  fix: {max_num_seqs: 8}
+schedule: {window: 1min, policies: []}
+sweep:
+  over: {max_num_seqs: [2, 4], seed: '0:1'}
+"""
+
+
 @lru_cache(maxsize=1)
 def seeds() -> dict[str, bytes]:
     """The good files, by name."""
@@ -336,6 +378,8 @@ def seeds() -> dict[str, bytes]:
         "carbon.csv": "hour,gco2e_per_kwh\n" + "".join(f"{h},{300 + h}\n" for h in range(24)),
         "simulate.yaml": "trace: trace.csv\nprofile: profile.json\nreplicas: 2\nseed: 1\n"
         "slo: [ttft:p99:500]\nmax_num_seqs: 8\nrouter: random\ntoo_long: error\n",
+        "chat.yaml": CHAT,
+        "chat.json": json.dumps(yaml.safe_load(CHAT)),
         "plan.yaml": "trace: trace.csv\nprofile: [profile.json]\nslo:\n- ttft:p99:9000\n"
         "headroom: false\nprice: {h200_sxm: 2.5}\nmax_replicas: 4\n",
         "config/config.json": json.dumps({
