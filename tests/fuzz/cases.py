@@ -304,7 +304,7 @@ tune:
   trials: 2
   batch: 2
   max_replicas: 2
-  fix: {max_num_seqs: 8}
+  fix: {router: random}
 schedule: {window: 1min, policies: []}
 sweep:
   over: {max_num_seqs: [2, 4], seed: '0:1'}
