@@ -153,3 +153,13 @@ def test_the_scenario_of_the_page_runs(
     (block,) = BLOCK.finditer(text)
     exec(compile(block[1], "scenario.md", "exec"), {})
     assert capsys.readouterr().out.endswith(" ms\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    if page.name == "CHANGELOG.md":  # it also tells of what is gone
+        return
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:qsim|tests|tools|docs|benchmarks)/[\w./+@-]+)`", text):
+        if "NAME" not in path:  # stands for one that a contributor adds
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
