@@ -57,7 +57,7 @@ _DETAILS = re.compile(r"Request ([^\s:]+) details: ")
 _GENERATED = re.compile(
     r"Generated response (\S+?)( \(streaming (?:delta|complete)\))?( details)?: "
 )
-_TEXT = re.compile(r"(?:prompt|output): ('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")")
+_TEXT = re.compile(r"(?:prompt|output): ('[^'\\]*(?:\\.[^'\\]*)*'|\"[^\"\\]*(?:\\.[^\"\\]*)*\")")
 _IDS = re.compile(r"(?:prompt|output)_token_ids: (?:\[([\d, ]*)\]|\(([\d, ]*)\)|None)")
 _MAX = re.compile(r"\bmax_tokens=(\d{1,18})\b")
 _MANY = re.compile(r"\(n=(\d{1,9})\b")
