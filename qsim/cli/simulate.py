@@ -65,6 +65,9 @@ _GOES_ON = 12_000
 @click.option("--stream/--no-stream", default=None,
               help="Read TRACE and write requests part by part, in bounded memory; by default when "
               "TRACE is large.")  # fmt: skip
+@click.option("--machines", type=click.IntRange(8, 1000), metavar="N",
+              help="Simulate again on N machines as they are known to differ, and show the 90% "
+              "range of each figure.")  # fmt: skip
 @click.option(
     "--fail-on-slo",
     is_flag=True,
@@ -106,6 +109,11 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
             "use qsim plan"
         )
     streamed = wants_stream(given, scenario.traffic)
+    if streamed and given["machines"]:
+        raise ScenarioError(
+            "--machines simulates the trace again and again, which needs it in memory: add "
+            "--no-stream, or take a part of the trace (--head, --start, --end)"
+        )
     result: SimulationResult | StreamResult
     if streamed:
         result, name, requests = run_streamed(given, scenario, out)
@@ -129,12 +137,19 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     summary["resolved"] = resolved
     summary |= {"profile": resolved["profile"]} if len(pools) == 1 else {}
     summary |= {"seed": scenario.seed, "qsim_version": __version__}
+    ranges = _machine_ranges(given["machines"], scenario) if given["machines"] else {}
+    if ranges:
+        summary["machines"] = {"draws": given["machines"], "range_90": ranges}
     for text in result.notes:
         note(text)
     fleet = fleet_title(resolved, pools)
     title = f"{name}: {requests:,} requests on {fleet} ({scenario.fleet.router} router)"
     if "-" not in (given["json_path"], given["steps_path"]):
         out.echo(simulation_text(summary, outcomes, attained, title, load))
+        if ranges:
+            from qsim.report.text.machines import machines_text
+
+            out.echo(machines_text(summary, ranges, given["machines"]))
     elif load.sentence():
         note(load.sentence())
     if given["json_path"]:
@@ -184,6 +199,16 @@ def _run_whole(
 
     load = find_carried(settled(result.load, trace, again, _GOES_ON), trace, again, _GOES_ON)
     return result, load, trace.name, len(trace)
+
+
+def _machine_ranges(draws: int, scenario: Scenario) -> dict[str, tuple[float, float]]:
+    """90% ranges over machines of what the fleet does."""
+    from qsim.scenario.resolve import load_traffic
+    from qsim.sim.machines import machine_ranges
+    from qsim.sim.run_scenario import fleet_of
+
+    trace = load_traffic(scenario.traffic, scenario.seed, lambda *_: None)
+    return machine_ranges(trace, draws=draws, **fleet_of(scenario))
 
 
 def _write_steps(
