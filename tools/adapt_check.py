@@ -15,7 +15,7 @@ import argparse
 
 import numpy as np
 
-from qsim.calibrate.adapt.fitting import fit_factors
+from qsim.calibrate.adapt.fitting import LEAST_REQUESTS, fit_factors
 from qsim.calibrate.adapt.load import Load, replay
 from qsim.calibrate.adapt.spread import foreign_profile, loads_of
 from qsim.calibrate.recordings.read import read_recording
@@ -77,7 +77,7 @@ def main() -> None:
     for path in args.recordings:
         recording = read_recording(path)
         profile = foreign_profile(recording)
-        loads = loads_of(recording)
+        loads = [x for x in loads_of(recording) if len(x) >= LEAST_REQUESTS]
         if profile is None or len(loads) < 2:
             continue
         plain = [errors(x, profile) for x in loads]
