@@ -220,7 +220,13 @@ def draw(rng: random.Random, line: str | None = None) -> Case:
         argv[at] = rng.choice(OPTION_VALUES) if rng.random() < 0.5 else _edited(rng, argv[at])
         notes.append(f"word {at}")
     _little_work(argv)
+    argv[1:] = [_inside(word) for word in argv[1:]]
     return Case(argv, files, f"{words[0]}: {', '.join(notes)}")
+
+
+def _inside(word: str) -> str:
+    """A path that was made absolute is relative again: to write there is what was asked for."""
+    return word.lstrip("/") if word.startswith("/out") else word
 
 
 def _little_work(argv: list[str]) -> None:

@@ -21,6 +21,8 @@ __all__ = ["MOST_REQUESTS", "find_carried", "repeated", "settled"]
 
 #: a trace goes on for so many requests, or for three times its own if that is more
 MOST_REQUESTS = 30_000
+#: of traffic with long outputs for fewer: so many tokens a request are taken for usual
+_USUAL_TOKENS = 250
 #: and for so many seconds to begin with
 _FIRST_S = 60.0
 #: of the rate that a fleet carries
@@ -89,6 +91,8 @@ def settled(
     if not load.unclear or trace.duration_s < BURST_S:
         return load
     most = max(MOST_REQUESTS, 3 * len(trace)) if most_requests is None else most_requests
+    long = max(1.0, float(trace.output_tokens.mean()) / _USUAL_TOKENS)
+    most = max(min(most, 3 * len(trace)), int(most / long))
     times = 3 * max(1, math.ceil(_FIRST_S / 3 / trace.duration_s))
     times = max(3, min(times, most // len(trace) // 3 * 3))
     found = load
