@@ -198,6 +198,10 @@ def parse_mix(text: str) -> dict[str, float]:
     return normalise_mix(given)
 
 
+#: shares of tasks before they are scaled to a sum of 1: their sums and ratios stay finite
+LEAST_SHARE, MOST_SHARE = 1e-9, 1e9
+
+
 def normalise_mix(shares: Mapping[str, float] | None) -> dict[str, float]:
     """Check a mix, put the tasks of families in their place, scale to a sum of 1.
 
@@ -214,8 +218,11 @@ def normalise_mix(shares: Mapping[str, float] | None) -> dict[str, float]:
         raise ScenarioError("the task mix is empty; name at least one task, as in {'mmlu': 1.0}")
     for name, share in shares.items():
         number = isinstance(share, int | float) and not isinstance(share, bool)
-        if not number or not 0 < share < math.inf:
-            raise ScenarioError(f"the share of task {name!r} is {share!r}; must be a number > 0")
+        if not number or not LEAST_SHARE <= share <= MOST_SHARE:
+            raise ScenarioError(
+                f"the share of task {name!r} is {share!r}; must be a number > 0, from "
+                f"{LEAST_SHARE:g} to {MOST_SHARE:g}"
+            )
     total = math.fsum(shares.values())
     mix: dict[str, float] = {}
     for name, share in shares.items():

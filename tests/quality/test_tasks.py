@@ -99,3 +99,9 @@ def test_a_wrong_mapping() -> None:
 def test_what_a_name_says(name: str, key: tuple[str, str, float | None, str]) -> None:
     found = model_key(name)
     assert (found.id, found.lineage, found.size_b, found.size_class) == key
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1e-300, 1e10, 1e308, math.inf, math.nan, True, "1"])
+def test_a_share_without_sense_is_refused(share: float) -> None:
+    with pytest.raises(ScenarioError, match="the share of task 'gsm8k' is .*; must be a number"):
+        normalise_mix({"gsm8k": share, "mmlu": 0.5})

@@ -43,6 +43,9 @@ class Replication:
     goals : dict
         Value over limit by goal, as :attr:`FleetOutcome.goals` have it.
     met : bool
+        No goal's value is above its limit.
+    enough : bool
+        There were the requests that it takes to judge every SLO.
     """
 
     number: int
@@ -51,6 +54,7 @@ class Replication:
     kv_factor: float
     goals: dict[str, float]
     met: bool
+    enough: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,11 @@ class Confidence:
         """Replications that missed a goal only because of the profile's error."""
         return sum(r.met for r in self.exact)
 
+    @property
+    def judged(self) -> int:
+        """Replications with the requests that it takes to judge every SLO."""
+        return sum(r.enough for r in self.runs)
+
     def missed(self) -> dict[str, int]:
         """Replications that missed each goal; those that none missed are left out."""
         counts = {g: sum(r.goals[g] > 1 for r in self.runs) for g in self.runs[0].goals}
@@ -105,9 +114,13 @@ class Confidence:
         """Sentences for people."""
         n = len(self.runs)
         size = self.runs[0].replicas
-        fleet = "1 replica meets" if size == 1 else f"{size} replicas meet"
+        fleet = "1 replica" if size == 1 else f"{size} replicas"
+        if self.judged == n:
+            does = "meets every SLO" if size == 1 else "meet every SLO"
+        else:
+            does = f"{'is' if size == 1 else 'are'} within every limit"
         head = (
-            f"confidence: {fleet} every SLO in {self.met} of {n} "
+            f"confidence: {fleet} {does} in {self.met} of {n} "
             f"replications ({self.traffic}; other seeds"
         )
         if self.sigma:
@@ -119,6 +132,9 @@ class Confidence:
             often = {1: "once", 2: "twice"}
             named = ", ".join(f"{g} {often.get(k, f'{k} times')}" for g, k in self.missed().items())
             lines[0] += f"; missed: {named}"
+        if self.judged < n:
+            few = "none of them has" if not self.judged else f"{self.judged} of them have"
+            lines.append(f"{few} the requests that it takes to judge every SLO: take a longer trace")
         if self.more:
             good = sum(r.met for r in self.more)
             lines.append(f"with one replica more: {good} of {n}")
@@ -142,6 +158,7 @@ class Confidence:
         return {
             "replications": len(self.runs),
             "met": self.met,
+            "judged": self.judged,
             "missed": self.missed(),
             "met_with_one_more": sum(r.met for r in self.more) if self.more else None,
             "missed_by_profile_error_alone": self.by_profile,
@@ -217,7 +234,8 @@ def replicate(
                 found.append(Replication(r, n, factor, kv_factor, none, False))
             else:
                 goals = {str(g.slo): min(g.ratio, _MOST) for g in outcome.goals}
-                found.append(Replication(r, n, factor, kv_factor, goals, outcome.met))
+                enough = all(s.enough for s in outcome.slos)
+                found.append(Replication(r, n, factor, kv_factor, goals, outcome.met, enough))
             if progress is not None:
                 progress(share + len(found) / len(jobs) * (0.5 - share / 2), "replications")
         return tuple(found)

@@ -37,7 +37,7 @@ class Headroom:
     broken : FleetOutcome or None
         The simulation at ``broken_speed``.
     simulations : int
-        How many were run.
+        How many were run; 0 where all requests arrive at one time, so that none can come faster.
     """
 
     speed: float
@@ -47,6 +47,11 @@ class Headroom:
 
     def text(self) -> str:
         """One sentence for people."""
+        if not self.simulations:
+            return (
+                "head-room: not to be told, as all requests arrive at the same time: a faster "
+                "trace is the same trace"
+            )
         if self.broken is None:
             return f"head-room: still meets every SLO with arrivals {self.speed:.3g} times as fast"
         more = (self.speed - 1) * 100
@@ -111,6 +116,8 @@ def find_headroom(
     An executor that runs several tasks at a time also gets the speed that will probably follow.
     What is found does not depend on it.
     """
+    if task.trace.duration_s == 0 and task.trace.turns is None:
+        return Headroom(1.0, None, None, 0)
     n = task.replicas
     if n > 1:
         guess = n / (n - 1)

@@ -284,3 +284,20 @@ def test_too_sure_for_the_budget() -> None:
 def test_wrong_confidence(wanted: dict[str, Any], words: str) -> None:
     with pytest.raises(ScenarioError, match=words):
         DetailWanted(**wanted)
+
+
+@pytest.mark.parametrize(
+    ("slo", "judged", "says"),
+    [
+        ("ttft:p99:60000", 3, "replicas meet every SLO in 3 of 3 replications"),
+        ("ttft:p99.9:60000", 0, "replicas are within every limit in 3 of 3 replications"),
+    ],
+)
+def test_replications_of_too_few_requests_do_not_meet_an_slo(
+    slo: str, judged: int, says: str
+) -> None:
+    found = replicate(SerialExecutor(), task(slos=(Slo.parse(slo),)), Same(), 3)
+    text = " ".join(found.text())
+    assert (found.met, found.judged, found.to_dict()["judged"]) == (3, judged, judged)
+    assert says in text
+    assert ("none of them has the requests that it takes to judge" in text) == (not judged)

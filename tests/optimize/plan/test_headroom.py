@@ -136,3 +136,13 @@ def test_looking_ahead_changes_no_answer(replicas: int) -> None:
     assert len(one.speeds) == alone.simulations > 3
     assert set(one.speeds) < set(two.speeds), "it looked at no speed ahead"
     assert len(two.speeds) == len(set(two.speeds)), "a speed was simulated twice"
+
+
+@pytest.mark.parametrize("n", [1, 40])
+def test_requests_that_all_arrive_at_once_have_no_headroom(n: int) -> None:
+    trace = Trace(np.zeros(n), np.full(n, 200), np.full(n, 20))
+    found = plan(trace, profiles=[make_profile()], slos=["ttft:mean:60000"])
+    assert found.headroom == Headroom(1.0, None, None, 0)
+    assert "head-room: not to be told, as all requests arrive at the same time" in " ".join(
+        plan_text(found).split()
+    )
