@@ -134,7 +134,9 @@ class Confidence:
             lines[0] += f"; missed: {named}"
         if self.judged < n:
             few = "none of them has" if not self.judged else f"{self.judged} of them have"
-            lines.append(f"{few} the requests that it takes to judge every SLO: take a longer trace")
+            lines.append(
+                f"{few} the requests that it takes to judge every SLO: take a longer trace"
+            )
         if self.more:
             good = sum(r.met for r in self.more)
             lines.append(f"with one replica more: {good} of {n}")
