@@ -45,7 +45,7 @@ class Replication:
     met : bool
         No goal's value is above its limit.
     enough : bool
-        There were the requests that it takes to judge every SLO.
+        It missed a goal, or had the requests that it takes to judge every SLO.
     """
 
     number: int
@@ -102,7 +102,7 @@ class Confidence:
 
     @property
     def judged(self) -> int:
-        """Replications with the requests that it takes to judge every SLO."""
+        """Replications that missed a goal, or had the requests to judge every SLO."""
         return sum(r.enough for r in self.runs)
 
     def missed(self) -> dict[str, int]:
@@ -115,7 +115,7 @@ class Confidence:
         n = len(self.runs)
         size = self.runs[0].replicas
         fleet = "1 replica" if size == 1 else f"{size} replicas"
-        if self.judged == n:
+        if self.judged:
             does = "meets every SLO" if size == 1 else "meet every SLO"
         else:
             does = f"{'is' if size == 1 else 'are'} within every limit"
@@ -236,7 +236,7 @@ def replicate(
                 found.append(Replication(r, n, factor, kv_factor, none, False))
             else:
                 goals = {str(g.slo): min(g.ratio, _MOST) for g in outcome.goals}
-                enough = all(s.enough for s in outcome.slos)
+                enough = not outcome.met or all(s.enough for s in outcome.slos)
                 found.append(Replication(r, n, factor, kv_factor, goals, outcome.met, enough))
             if progress is not None:
                 progress(share + len(found) / len(jobs) * (0.5 - share / 2), "replications")

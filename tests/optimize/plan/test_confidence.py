@@ -300,4 +300,4 @@ def test_replications_of_too_few_requests_do_not_meet_an_slo(
     text = " ".join(found.text())
     assert (found.met, found.judged, found.to_dict()["judged"]) == (3, judged, judged)
     assert says in text
-    assert ("none of them has the requests it takes to judge" in text) == (not judged)
+    assert ("3 of the 3 had too few requests to judge every SLO" in text) == (not judged)
