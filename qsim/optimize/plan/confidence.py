@@ -133,9 +133,9 @@ class Confidence:
             named = ", ".join(f"{g} {often.get(k, f'{k} times')}" for g, k in self.missed().items())
             lines[0] += f"; missed: {named}"
         if self.judged < n:
-            few = "none of them has" if not self.judged else f"{self.judged} of them have"
             lines.append(
-                f"{few} the requests that it takes to judge every SLO: take a longer trace"
+                f"{n - self.judged} of the {n} had too few requests to judge every SLO: take a "
+                "longer trace"
             )
         if self.more:
             good = sum(r.met for r in self.more)
