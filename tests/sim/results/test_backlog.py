@@ -232,3 +232,19 @@ def test_a_streamed_run_says_the_same() -> None:
         assert streamed.finished_rps == (
             None if whole.finished_rps is None else pytest.approx(whole.finished_rps, rel=1e-4)
         )
+
+
+def test_traffic_of_long_outputs_goes_on_for_fewer_requests() -> None:
+    """Five requests of 16,000 tokens became 30,000 of them."""
+    asked: list[int] = []
+
+    def ask(longer: Trace) -> SimulationResult:
+        asked.append(int(longer.output_tokens.sum()))
+        raise RuntimeError
+
+    at = np.array([0.0, 0.0, 0.4, 1.1, 1.15])
+    trace = Trace(at, np.full(5, 200), np.full(5, 16_000))
+    load = Load("too short to tell", 4.0, None, 5)
+    with pytest.raises(RuntimeError):
+        settled(load, trace, ask, 12_000)
+    assert asked[0] <= 12_000 * 250
