@@ -142,17 +142,18 @@ def test_the_scenario_of_the_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = (DOCS / "scenario.md").read_text(encoding="utf-8")
-    (scenario,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "chat.yaml").write_text(scenario)
+    (tmp_path / "chat.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"^    (qsim (?:simulate|plan) .*)$", text, re.MULTILINE)
-    assert len(commands) == 3
+    commands = re.findall(r"^    (qsim (?:simulate|sweep) chat\.yaml.*)$", text, re.MULTILINE)
+    assert len(commands) == 4  # the searches are tried in tests/cli/test_scenario_cli.py
     for command in commands:
-        result = qsim(*shlex.split(command)[1:])
+        result = qsim(*shlex.split(command, comments=True)[1:])
         assert result.exit_code == 0, result.output
+    (wrong,) = re.findall(r"^    \$ (qsim .*)\n    (Error: .*)$", text, re.MULTILINE)
+    assert qsim(*shlex.split(wrong[0])[1:]).stderr.strip() == wrong[1]
     (block,) = BLOCK.finditer(text)
     exec(compile(block[1], "scenario.md", "exec"), {})
-    assert capsys.readouterr().out.endswith(" ms\n")
+    assert "max_num_seqs: 8" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
