@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 
 from qsim.bounds import MAX_GPUS, MAX_REPLICAS, MAX_RUNS, Items, Text, Whole
+from qsim.checks import is_number
 from qsim.scenario.fields import (
     MOST,
     Amount,
+    Checked,
     Factor,
     Section,
     Share,
@@ -27,7 +29,23 @@ Policy = Literal["static", "reactive", "predictive", "consolidation", "mixed"]
 _Replicas = Annotated[int, Whole(1, MAX_REPLICAS)]
 _Gpus = Annotated[int, Whole(1, MAX_GPUS)]
 _Runs = Annotated[int, Whole(1, MAX_RUNS)]
-_Percent = Factor
+
+
+def _a_floor(value: Any) -> float:
+    """Any number > 0: what the search says of one that is out of range tells what was meant."""
+    if is_number(value) and 0 < value < 1e18:
+        return float(value)
+    raise ValueError
+
+
+_Percent = Annotated[
+    float,
+    Checked(
+        "from 50 to 100, percent of the 16-bit model's score that is kept",
+        _a_floor,
+        {"type": "number", "minimum": 50, "maximum": 100},
+    ),
+]
 _Names = Annotated[list[Word], Items(MOST)]
 
 

@@ -66,6 +66,7 @@ def test_wrong_options_are_told(args: tuple[object, ...], message: str) -> None:
 
 
 def test_nothing_is_written_where_it_cannot_be(tmp_path: Path) -> None:
-    code, _, err = run(RECORDING, "--phase", "mix80", "--adapt", tmp_path / "no" / "a.json")
+    (tmp_path / "file").write_text("no folder")
+    code, _, err = run(RECORDING, "--phase", "mix80", "--adapt", tmp_path / "file" / "a.json")
     assert code == 1
     assert "--adapt" in err

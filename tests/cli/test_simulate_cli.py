@@ -232,7 +232,7 @@ def test_scenario_may_name_outputs_and_single_values(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("replicsa: 2\n", ["unknown key 'replicsa'", "did you mean 'replicas'?"]),
+        ("replicsa: 2\n", ["unknown key 'replicsa'", "did you mean 'replicas'"]),
         ("zzz: 2\n", ["unknown key 'zzz'", "known: trace"]),
         ("scenario: other.yaml\n", ["unknown key 'scenario'"]),
         ("- a\n", ["holds a list", "mapping"]),

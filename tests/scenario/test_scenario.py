@@ -92,6 +92,7 @@ def test_every_option_that_decides_a_result_has_a_place_and_its_default(command:
         "mtbf_s",
         "repair_s",
         "retries",
+        "machines",
     }  # fleet.failures; fmt: skip
     found = main.get_command(click.Context(main), command)
     assert found is not None

@@ -81,7 +81,8 @@ def test_a_slow_host_is_named() -> None:
     load = measured(Factors(launch=2.2, scheduler=2.2, front_end=2.2), seconds=8)
     c = compare_load(load, PROFILE, prior=BROAD)
     assert c.causes[0].name == "host"
-    assert c.causes[0].factors["launch"][0] > 1.5
+    # a load tells that the host is slow, and not always which part of it
+    assert max(middle for middle, _, _ in c.causes[0].factors.values()) > 1.5
     assert c.causes[0].mismatch_percent < 0.4 * c.mismatch_percent
 
 

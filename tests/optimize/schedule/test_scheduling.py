@@ -177,7 +177,7 @@ def test_mistakes_are_named() -> None:
         ({"slos": []}, "no SLO"),
         ({"slos": ["itl:p99:50"]}, "itl"),
         ({"objective": "joy"}, "objective is 'joy'"),
-        ({"policies": ("magic",)}, "policy is 'magic'"),
+        ({"policies": ("magic",)}, r"policies\[0\] is 'magic'"),
         ({"objective": "carbon"}, "needs a grid"),
         ({"forecast": "day-before"}, "needs a first day"),
         ({"forecast_margin": 0.0}, "forecast_margin"),

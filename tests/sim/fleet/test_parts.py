@@ -109,7 +109,7 @@ def test_ties_and_pauses_between_parts(gaps: list[float], size: int, seed: int) 
 def test_places_are_used_again() -> None:
     trace = load_trace("azure-conv-2023:requests=2000,rate=5,seed=4")
     _, fleet = _run(trace, 20)
-    assert len(fleet.arrival_ps) < 400
+    assert len(fleet._columns.arrival_ps) < 400
 
 
 def test_nothing_of_a_finished_request_reaches_the_one_in_its_place() -> None:
