@@ -138,7 +138,7 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     from qsim.optimize.deploy.export import export_plan, parse_export
     from qsim.optimize.plan.planning import plan_for
     from qsim.profiles.lookup import left_out_note
-    from qsim.report.text.results import plan_text
+    from qsim.report.text.plan import plan_text
     from qsim.scenario.resolve import candidates_of, load_traffic
 
     exports = [parse_export(e) for e in given["exports"]]

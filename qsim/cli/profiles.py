@@ -75,7 +75,7 @@ def list_command(as_json: bool = False) -> None:
 @click.option("--vllm-version", metavar="VERSION", help="As it is under this version.")
 def show(profile: str, as_json: bool, vllm_version: str | None) -> None:
     """Show one profile."""
-    from qsim.report.text.results import profile_text
+    from qsim.report.text.profile import profile_text
 
     loaded = load_profile(profile, vllm_version)
     if as_json:

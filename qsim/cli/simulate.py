@@ -85,7 +85,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     if given["requests_path"] is not None:
         check_ending("--requests", given["requests_path"], (".csv", ".csv.gz", ".parquet"))
     from qsim import __version__
-    from qsim.report.text.results import simulation_text
+    from qsim.report.text.simulation import simulation_text
     from qsim.sim.results.histogram import RELATIVE_ERROR
     from qsim.sim.results.result import SimulationResult
     from qsim.sim.results.slo import MET, all_met, attainment, attainment_interval, check_slos

@@ -21,7 +21,9 @@ from qsim.report.figures.results import (
     timeline_figure,
 )
 from qsim.report.html.reports import write_plan_report, write_simulation_report
-from qsim.report.text.results import plan_text, profile_text, simulation_text
+from qsim.report.text.plan import plan_text
+from qsim.report.text.profile import profile_text
+from qsim.report.text.simulation import simulation_text
 from qsim.sim.results.result import SimulationResult
 from qsim.sim.results.slo import Slo, attainment, check_slos
 from qsim.sim.simulate import simulate

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from qsim.files import write_text
 from qsim.report.figures.results import figure_svg, latency_figure, plan_figure, timeline_figure
-from qsim.report.text.plan_detail import detail_lines
-from qsim.report.text.results import (
+from qsim.report.text.plan import (
     carbon_remarks,
-    latency_rows,
     margin_remarks,
     plan_rows,
     quality_remarks,
@@ -21,6 +19,8 @@ from qsim.report.text.results import (
     tie_remarks,
     transfer_remarks,
 )
+from qsim.report.text.plan_detail import detail_lines
+from qsim.report.text.simulation import latency_rows
 from qsim.report.text.tables import number
 from qsim.sim.results.slo import MET
 

@@ -124,7 +124,7 @@ def _command(choice: PoolChoice) -> str:
     """What starts a server of a pool."""
     from qsim.optimize.deploy.deployment import Pool
     from qsim.optimize.deploy.vllm import serve_command
-    from qsim.report.text.results import continued
+    from qsim.report.text.tables import continued
 
     pool = choice.pool
     command = serve_command(Pool.of(pool.profile, pool.options, 1))

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-__all__ = ["WIDTH", "fill", "number", "table"]
+__all__ = ["WIDTH", "continued", "fill", "number", "table"]
 
 WIDTH = 100
 
@@ -62,3 +62,16 @@ def table(
 
     rule = " " * indent + "  ".join("-" * w for w in widths)
     return "\n".join([*map(line, lines), rule, *map(line, body)])
+
+
+def continued(command: str) -> str:
+    """A shell command over several lines, broken before options."""
+    lines, line = [], ""
+    for i, part in enumerate(command.split(" --")):
+        word = part if i == 0 else f"--{part}"
+        if line and len(line) + len(word) + 7 > WIDTH:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    return "  " + " \\\n    ".join([*lines, line])

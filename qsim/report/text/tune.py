@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qsim.profiles.lookup import transfer_note
-from qsim.report.text.results import continued, price_remarks
-from qsim.report.text.tables import fill, number, table
+from qsim.report.text.plan import price_remarks
+from qsim.report.text.tables import continued, fill, number, table
 
 if TYPE_CHECKING:
     from qsim.optimize.search.study import Record

@@ -11,7 +11,7 @@ from qsim.errors import ScenarioError
 from qsim.optimize.plan.budget import Budget
 from qsim.optimize.plan.planning import plan
 from qsim.optimize.plan.result import Plan
-from qsim.report.text.results import plan_text
+from qsim.report.text.plan import plan_text
 from qsim.sim.results.slo import Slo
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace

@@ -11,7 +11,7 @@ from qsim.errors import ScenarioError
 from qsim.optimize.plan.detail import DetailWanted
 from qsim.optimize.plan.planning import plan
 from qsim.profiles.schema import Profile
-from qsim.report.text.results import plan_text
+from qsim.report.text.plan import plan_text
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
 

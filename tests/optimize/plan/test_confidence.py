@@ -23,7 +23,7 @@ from qsim.optimize.plan.sensitivity import fleet_sensitivity
 from qsim.optimize.search.executor import SerialExecutor
 from qsim.optimize.search.fleet_task import FleetTask, run_fleet
 from qsim.profiles.schema import Profile
-from qsim.report.text.results import plan_text
+from qsim.report.text.plan import plan_text
 from qsim.sim.results.goodput import Goodput
 from qsim.sim.results.slo import Slo
 from qsim.sim.scheduler.config import EngineOptions

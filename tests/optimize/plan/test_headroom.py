@@ -14,7 +14,7 @@ from qsim.optimize.plan.result import Plan
 from qsim.optimize.search.executor import SerialExecutor
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask
-from qsim.report.text.results import plan_text
+from qsim.report.text.plan import plan_text
 from qsim.sim.results.slo import Slo, SloOutcome
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate

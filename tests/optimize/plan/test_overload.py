@@ -20,7 +20,7 @@ from qsim.optimize.search.fleet_task import FleetTask, run_fleet
 from qsim.optimize.search.measures import measure_fleet
 from qsim.optimize.sweep.sweeping import sweep
 from qsim.optimize.tune.tuning import tune
-from qsim.report.text.results import plan_text
+from qsim.report.text.plan import plan_text
 from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.results.slo import parse_slos
 from qsim.sim.scheduler.config import EngineOptions

@@ -18,7 +18,7 @@ from qsim.profiles.schema import Profile
 from qsim.quality.recovery import recovery
 from qsim.quality.tasks import DEFAULT_MIX
 from qsim.report.figures.results import plan_figure
-from qsim.report.text.results import plan_text
+from qsim.report.text.plan import plan_text
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
 

@@ -17,7 +17,7 @@ from qsim.optimize.plan.result import Plan
 from qsim.optimize.plan.setting_search import search_space
 from qsim.optimize.search.study import StudySettings
 from qsim.profiles.lookup import load_profile
-from qsim.report.text.results import plan_text
+from qsim.report.text.plan import plan_text
 from qsim.sim.results.slo import Slo
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate

@@ -1,0 +1,281 @@
+"""A plan as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from qsim.report.text.tables import continued, fill, number, table
+
+if TYPE_CHECKING:
+    from qsim.optimize.economics.prices import Price
+    from qsim.optimize.plan.candidate import Candidate
+    from qsim.optimize.plan.result import Plan
+
+__all__ = [
+    "carbon_remarks",
+    "margin_remarks",
+    "plan_rows",
+    "plan_text",
+    "price_remarks",
+    "quality_remarks",
+    "search_remarks",
+    "tie_remarks",
+    "transfer_remarks",
+]
+
+
+def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """Headers and a row for each feasible candidate of a plan."""
+    keys = list(dict.fromkeys(f"{s.statistic}_{s.metric}_ms" for s in plan.slos))
+    several = len({(c.gpu, c.model, c.tensor_parallel_size) for c in plan.candidates}) > 1
+    headers = ["", "profile" if several else "method", "GPUs", "USD/h", "energy\nkJ", "power\nW"]
+    headers += ["J/output\ntoken", "within\nlimits"]
+    headers += ["gCO2e", "gCO2e\nper h", "gCO2e/1k\noutput"] if plan.carbon else []
+    headers += ["quality, %"] if plan.quality_goal else []
+    headers += ["goodput"] if plan.goodput else []
+    headers += [f"{k.split('_')[1].upper()} {k.split('_')[0]}\nms" for k in keys]
+    rows = []
+    for c in plan.candidates:
+        if not c.feasible or c.outcome is None:
+            continue
+        energy_j = c.metric("energy_j")
+        attained = c.outcome.attainment
+        values = {f"{o.slo.statistic}_{o.slo.metric}_ms": o.value_ms for o in c.outcome.slos}
+        rows.append(
+            [
+                "*" if c is plan.best else "",
+                ("~" if c.note else "") + (c.profile if several else c.method),
+                number(c.gpus),
+                "-" if c.usd_per_hour is None else f"{c.usd_per_hour:,.2f}",
+                number(None if energy_j is None else energy_j / 1000),
+                number(c.metric("avg_power_w")),
+                number(c.metric("joules_per_output_token"), 3),
+                "-" if attained is None else f"{attained:.1%}",
+                *(
+                    [
+                        number(c.gco2e),
+                        number(c.gco2e_per_hour),
+                        number(c.gco2e_per_1k_output_tokens, 3),
+                    ]
+                    if plan.carbon
+                    else []
+                ),
+                *([quality_cell(c)] if plan.quality_goal else []),
+                *([f"{c.outcome.goodput.share:.2%}"] if c.outcome.goodput else []),
+                *(number(values[k]) for k in keys),
+            ]
+        )
+    return headers, rows
+
+
+def quality_cell(candidate: Candidate) -> str:
+    """Mean recovery and its interval, ``~99.6 (98.9-100.3)``; ``~`` if estimated."""
+    q = candidate.quality
+    if q is None:
+        return "-"
+    mark = "~" if q.status == "estimated" else ""
+    return f"{mark}{q.mean_pct:.1f} ({q.low_pct:.1f}-{q.high_pct:.1f})"
+
+
+def carbon_remarks(plan: Plan) -> list[str]:
+    """Where the carbon figures come from and what they leave out."""
+    if plan.carbon is None:
+        return []
+    grid, pue = plan.carbon.grid, plan.carbon.pue
+    where = f"{grid.key} ({grid.name})" if grid.key != grid.name else grid.key
+    source = "" if grid.source == "given" else f", {grid.source}"
+    year = f", {grid.year}" if grid.year else ""
+    return [
+        f"carbon: {number(grid.gco2e_per_kwh)} gCO2e per kWh, {where}{source}{year}; PUE "
+        f"{pue:.15g}; energy of the GPUs only, without CPUs, memory, network and manufacture"
+    ]
+
+
+def price_remarks(prices: Iterable[Price | None]) -> list[str]:
+    """A line for each GPU with a price."""
+    known = {p.gpu: p for p in prices if p is not None}
+    return [
+        fill(f"price of {g}: {p.usd_per_hour:.2f} USD per GPU and hour, {p.source}")
+        for g, p in sorted(known.items())
+    ]
+
+
+def tie_remarks(plan: Plan) -> list[str]:
+    """What decided, where several fleets share the best one's objective."""
+    if plan.tie is None:
+        return []
+    from qsim.optimize.plan.candidate import deciding_order
+
+    names = {"cost": "cost", "energy": "energy", "gpus": "the number of GPUs",
+             "carbon": "carbon", "confidence": "confidence", "headroom": "head-room",
+             "name": "the profile's name"}  # fmt: skip
+    order = ", ".join(names[o] for o in (*deciding_order(plan.objective), "name"))
+    text = f"tie: {len(plan.tie.profiles)} fleets are equal in {names[plan.objective]}; "
+    if plan.tie.decided_by == "name":
+        return [f"{text}the first two are equal in all, and their names decided (order: {order})"]
+    how = {"confidence": _replications, "headroom": _room}.get(plan.tie.decided_by)
+    first, second = plan.candidates[:2]
+    reason = "" if how is None else f": {how(first)} against {how(second)}"
+    return [f"{text}{names[plan.tie.decided_by]} decided{reason} (order: {order})"]
+
+
+def _replications(candidate: Candidate) -> str:
+    if candidate.replications is None:
+        return "none known"
+    met, count = candidate.replications
+    return f"{candidate.method} met every SLO in {met} of {count} replications"
+
+
+def _room(candidate: Candidate) -> str:
+    if candidate.carries is None:
+        return "none known"
+    return f"{candidate.method} carries {candidate.carries:.3g} times the traffic"
+
+
+def quality_remarks(plan: Plan) -> list[str]:
+    """What the quality column is, and a line for each method that needs one."""
+    goal = plan.quality_goal
+    if goal is None:
+        return []
+    shown = [c.quality for c in plan.candidates]
+    text = (
+        f"quality: percent of the 16-bit model's score on {goal.mix_text()}, with its 90% interval"
+    )
+    if any(q is not None and q.status == "estimated" for q in shown):
+        text += "; ~ estimated: for some tasks no number of this model and method is known"
+    if any(q is None for q in shown):
+        text += "; - not known"
+    cautions = [
+        f"{c.profile}: {note}"
+        for c in plan.candidates
+        if c.quality is not None and c.method != "bf16"
+        for note in c.quality.note.split("; ")
+        if note and not note.startswith("estimated from")
+    ]
+    floor = f"; its low end must reach {goal.min_pct:.15g}" if goal.min_pct is not None else ""
+    return [text + floor, *cautions]
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as a page of text, with the command that starts the best fleet."""
+    t = plan.trace
+    rate = f", {number(t['request_rate'])} requests/s" if t["request_rate"] else ""
+    head = (
+        f"{t['name']}: {number(t['requests'])} requests in {number(t['duration_s'])} s{rate}, "
+        f"{number(t['mean_prompt_tokens'])} prompt and {number(t['mean_output_tokens'])} output "
+        f"tokens on average\nSLO {', '.join(map(str, plan.goals))}; smallest fleets by simulation, "
+        f"sorted by {plan.objective}"
+    )
+    if plan.forecast.text():
+        head += f"\nplanned for {plan.forecast.text()}"
+    parts = ["\n".join(fill(line) for line in head.split("\n"))]
+    headers, rows = plan_rows(plan)
+    if rows:
+        parts.append(table(headers, rows, left=2))
+    bad = [c for c in plan.candidates if not c.feasible]
+    if bad:
+        lines = ["  " + fill(f"{c.profile}: {c.reason}", "    ") for c in bad]
+        parts.append("infeasible\n" + "\n".join(lines))
+    remarks = [fill(f"{', '.join(names)}: {text}") for text, names in _run_notes(plan).items()]
+    remarks += [fill(t) for t in quality_remarks(plan) + carbon_remarks(plan)]
+    remarks += price_remarks(c.price for c in plan.candidates)
+    more = search_remarks(plan) + tie_remarks(plan) + sample_remarks(plan)
+    more += margin_remarks(plan) + transfer_remarks(plan)
+    remarks += [fill(t) for t in more]
+    if remarks:
+        parts.append("\n".join(remarks))
+    from qsim.report.text.plan_detail import detail_lines
+
+    detail = [fill(line, "    ") for line in detail_lines(plan)]
+    if detail:
+        parts.append("\n".join(detail))
+    if plan.best is not None:
+        parts.append(_recommendation(plan, plan.best))
+    return "\n\n".join(parts)
+
+
+def _recommendation(plan: Plan, best: Candidate) -> str:
+    n = best.replicas or 0
+    head = f"* best by {plan.objective}: {n} replica{'s' if n != 1 else ''} of {best.profile}"
+    if n == 1:
+        head += ". Start it with"
+    else:
+        head += (
+            f" behind a {plan.router_of(best)} router. Start each, on its own GPUs and --port, with"
+        )
+    if plan.headroom is not None:
+        head = f"{plan.headroom.text()}\n\n{head}"
+    return (
+        "\n\n".join(fill(h) for h in head.split("\n\n"))
+        + "\n\n"
+        + continued(plan.serve_command(best))
+    )
+
+
+def search_remarks(plan: Plan) -> list[str]:
+    """What was searched, and the settings that a candidate has beside the plan's own."""
+    report = plan.search
+    if report is None:
+        return []
+    decisions = ", ".join(n for n in report.space.decisions)
+    lines = [
+        f"search: {len(report.records)} settings tried ({report.sampler}) of {decisions}; "
+        f"{report.simulations} simulations; {report.feasible} met the SLOs with a fleet that was "
+        f"not worse than the best {plan.objective} known until then"
+    ]
+    for c in plan.candidates:
+        found = {k: v for k, v in c.options.to_dict().items() if plan.settings.get(k) != v}
+        if c.router and c.router != plan.settings["router"]:
+            found["router"] = c.router
+        if c.feasible and found:
+            lines.append(
+                f"settings of {c.profile}: {', '.join(f'{k} {v}' for k, v in found.items())}"
+            )
+    return lines
+
+
+def _run_notes(plan: Plan) -> dict[str, list[str]]:
+    """What the runs of the fleets told, and whose fleets' they were."""
+    found: dict[str, list[str]] = {}
+    for c in plan.candidates:
+        for text in c.outcome.summary.get("notes", ()) if c.outcome is not None else ():
+            found.setdefault(text, []).append(c.profile)
+    return found
+
+
+def transfer_remarks(plan: Plan) -> list[str]:
+    """What the mark of a profile that was not measured means, and what to know of the best one."""
+    best = plan.best
+    lines = []
+    if any(c.note and c.feasible for c in plan.candidates):
+        lines.append(
+            "~ before a profile: not measured itself, but transferred from other measurements or "
+            "carried from another version of vLLM"
+        )
+    if best is not None and best.note and best.note not in _run_notes(plan):
+        lines.append(best.note)
+    lines += [f"{c.profile}: {c.caution}" for c in plan.candidates if c.caution and c.feasible]
+    return lines
+
+
+def sample_remarks(plan: Plan) -> list[str]:
+    """What the traffic is too little to tell of the best fleet."""
+    best = plan.best
+    return [] if best is None or best.outcome is None else best.outcome.doubts()
+
+
+def margin_remarks(plan: Plan) -> list[str]:
+    """A warning for each SLO that the best fleet meets by less than its profile's own error."""
+    best = plan.best
+    lines = []
+    for o in best.outcome.slos if best and best.outcome else ():
+        kind = o.slo.statistic if o.slo.statistic in ("mean", "median") else "p99"
+        error = best.error_percent.get(kind) if best else None
+        spare = (1 - o.ratio) * 100
+        if best and error is not None and spare < error:
+            lines.append(
+                f"margin: {best.profile} meets {o.slo} with {spare:.1f}% to spare, and its profile "
+                f"is off by up to {error:.1f}% ({kind}): one replica more is safer"
+            )
+    return lines

@@ -1,0 +1,162 @@
+"""A simulation as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qsim.report.text.tables import fill, number, table
+from qsim.sim.results.intervals import share_interval
+from qsim.sim.results.slo import NOTHING, TOO_FEW
+
+if TYPE_CHECKING:
+    from qsim.sim.results.backlog import Load
+    from qsim.sim.results.slo import SloOutcome
+
+__all__ = [
+    "latency_rows",
+    "pools_table",
+    "simulation_text",
+    "slo_verdict",
+]
+
+_LATENCIES = (
+    ("ttft", "TTFT, time to first token"),
+    ("tpot", "TPOT, time per output token"),
+    ("itl", "ITL, inter-token latency"),
+    ("e2el", "E2EL, end-to-end latency"),
+)
+#: percentiles of fewer requests are told with their intervals
+_FEW = 1000
+_PERCENTILES = ("median", "p90", "p99")
+
+
+def latency_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """A row a latency: its name, mean, median, p90 and p99 in ms."""
+    return [
+        [title, *(number(summary[f"{s}_{key}_ms"]) for s in ("mean", "median", "p90", "p99"))]
+        for key, title in _LATENCIES
+    ]
+
+
+def simulation_text(
+    summary: Mapping[str, Any],
+    slos: Sequence[SloOutcome],
+    attained: float | None,
+    title: str,
+    load: Load | None = None,
+) -> str:
+    """The summary of a simulation as a page of text."""
+    s = summary
+    facts = [
+        f"requests    {number(s['completed'])} completed, {number(s['failed'])} failed, "
+        f"in {number(s['duration'])} s",
+        f"throughput  {number(s['request_throughput'])} requests/s, "
+        f"{number(s['output_throughput'])} output tokens/s, "
+        f"{number(s['total_token_throughput'])} tokens/s in all",
+        f"energy      {number(s['energy_j'])} J, {number(s['avg_power_w'])} W on average, "
+        f"{number(s['joules_per_output_token'])} J per output token",
+        f"fleet       {number(s['gpus'])} GPU{'s' if s['gpus'] != 1 else ''}, "
+        f"{number(s['preemptions'])} preemptions, "
+        f"{number(s['cached_tokens'])} prompt tokens from the prefix cache",
+    ]
+    if s.get("outcomes"):
+        facts.append(f"clients     {_outcomes(s['outcomes'])}")
+    if s.get("failures"):
+        facts += _failure_lines(s["failures"])
+    if load is not None and load.sentence():
+        facts.append(fill(f"load        {load.sentence()}", " " * 12))
+    latencies = table(["latency (ms)", "mean", "median", "p90", "p99"], latency_rows(s))
+    parts = [title, "\n".join(facts), latencies]
+    if s.get("pools"):
+        parts.append(pools_table(s["pools"]))
+    few = _few_requests(s)
+    if few:
+        parts.append(few)
+    if slos:
+        rows = [
+            [
+                str(o.slo),
+                f"{o.slo.limit_ms:,.15g}",
+                number(o.value_ms),
+                slo_verdict(o) + (" (on this trace)" if o.met and load and load.overloaded else ""),
+            ]
+            for o in slos
+        ]
+        parts.append(table(["SLO", "limit (ms)", "value (ms)", "result"], rows))
+        parts += [fill(o.doubt()) for o in slos if o.doubt()]
+        if attained is not None:
+            text = f"{attained:.2%} of the requests are within every limit by themselves"
+            if few:
+                low, high = share_interval(attained, s["completed"] + s["failed"])
+                text += f" ({low:.1%} to {high:.1%})"
+            parts.append(text)
+    return "\n\n".join(parts)
+
+
+def _outcomes(outcomes: Mapping[str, int]) -> str:
+    words = {"timed_out": "timed out", "failed": "failed with a server", "rejected": "rejected"}
+    return ", ".join(f"{number(outcomes[k])} {word}" for k, word in words.items())
+
+
+def _failure_lines(failures: Mapping[str, Any]) -> list[str]:
+    f = failures
+    lines = [
+        f"failures    {number(f['failures'])} of servers, availability {f['availability']:.3%}; "
+        f"{number(f['lost'])} requests lost, {number(f['retried'])} sent again"
+    ]
+    phases = [
+        f"{f[key]:.2%} {phase}"
+        for phase in ("before", "during", "after")
+        if f.get(key := f"attainment_{phase}") is not None
+    ]
+    if phases:
+        lines.append(f"            within every limit: {', '.join(phases)} outages")
+    return lines
+
+
+def pools_table(pools: Sequence[Mapping[str, Any]]) -> str:
+    """What each pool of a mixed fleet did."""
+    keys = ("p99_ttft_ms", "mean_tpot_ms", "p99_tpot_ms", "p99_e2el_ms")
+    heads = ["pool", "servers", "GPUs", "requests", "output\ntokens/s", "energy\nkJ", "busy"]
+    heads += [f"{k.split('_')[1].upper()} {k.split('_')[0]}\nms" for k in keys]
+    rows = [
+        [
+            p["pool"],
+            number(p["replicas"]),
+            number(p["gpus"]),
+            number(p["requests"]),
+            number(p["output_throughput"], 3),
+            number(p["energy_j"] / 1000, 3),
+            f"{p['utilisation']:.0%}" if p["utilisation"] is not None else "-",
+            *(number(p[k], 3) for k in keys),
+        ]
+        for p in pools
+    ]
+    return table(heads, rows)
+
+
+def _few_requests(summary: Mapping[str, Any]) -> str:
+    """The intervals of percentiles of few requests; "" for many."""
+    if not 0 < summary["completed"] < _FEW:
+        return ""
+    rows = [
+        [key.upper(), *(_ends(summary["intervals_90"][f"{s}_{key}_ms"]) for s in _PERCENTILES)]
+        for key, _ in _LATENCIES
+        if key != "itl" and summary[f"mean_{key}_ms"] is not None
+    ]
+    return table(["90% interval (ms)", "median", "p90", "p99"], rows)
+
+
+def _ends(interval: Sequence[float | None]) -> str:
+    low, high = (number(end) for end in interval)
+    return f"{low} to {high}" if (low, high) != ("-", "-") else "-"
+
+
+def slo_verdict(outcome: SloOutcome) -> str:
+    """What is said of an SLO, for tables."""
+    if outcome.verdict in (NOTHING, TOO_FEW):
+        return outcome.verdict
+    word = "met" if outcome.met else "MISSED"
+    share = f"{abs(outcome.ratio - 1):.1%} {'under' if outcome.met else 'over'}"
+    return f"{word}, {share if outcome.ratio < 10 else number(outcome.ratio) + ' times the limit'}"
