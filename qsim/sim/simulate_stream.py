@@ -32,6 +32,7 @@ from qsim.sim.simulate import (
     outages_s,
     pool_uses,
     replica_stats,
+    tells_outcomes,
 )
 from qsim.traces.trace import Trace
 
@@ -184,7 +185,7 @@ def simulate_stream(
         sums.closed_origin_s = fleet.origin_s
     if failures is not None:
         sums.outages = lambda: outages_s(fleet)
-    tells = failures is not None or client_timeout_s is not None or first[0].timeout_s is not None
+    tells = tells_outcomes(setup, first[0])
     fleet.run()
     sums.end()
     if progress is not None:

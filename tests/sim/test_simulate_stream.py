@@ -58,6 +58,7 @@ def test_rows_and_summary_are_those_of_the_whole_run(
 
     one, all_ = run.summary(SLOS), whole.summary(SLOS)
     assert list(one) == list(all_)
+    assert one["scenario"]["trace"] == trace.name
     for key, exact in all_.items():
         if key.startswith(("median_", "p90_", "p99_")):
             assert one[key] == pytest.approx(exact, rel=RELATIVE_ERROR * (1 + 1e-9))

@@ -24,7 +24,7 @@ from qsim.sim.scheduler.config import QUEUE_LIMITS, EngineOptions
 from qsim.sim.scheduler.server_memory import most_model_len
 from qsim.traces.trace import Trace
 
-__all__ = ["Admission", "Setup", "asked_pools", "resolve", "resolve_fleet"]
+__all__ = ["Admission", "Setup", "asked_pools", "resolve_fleet"]
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -97,9 +97,9 @@ class Setup:
             "too_long": self.too_long,
             "frontend": self.frontend,
         }
-        for name in ("concurrency", "client_timeout_s"):
-            if getattr(self, name) is not None:
-                run[name] = getattr(self, name)
+        for option in ("concurrency", "client_timeout_s"):
+            if getattr(self, option) is not None:
+                run[option] = getattr(self, option)
         if self.failures is not None:
             run["failures"] = asdict(self.failures)
         if len(self.pools) == 1:
@@ -117,28 +117,6 @@ class Setup:
             **settings,
             "qsim_version": __version__,
         }
-
-
-def resolve(
-    profile: Profile | str,
-    options: EngineOptions | None,
-    replicas: int,
-    router: str,
-    seed: int,
-    too_long: str,
-    frontend: bool,
-) -> Setup:
-    """Check the arguments of a simulation of one pool.
-
-    Raises
-    ------
-    ScenarioError
-        If an option is not allowed.
-    ProfileError
-        If the profile is unknown or malformed.
-    """
-    pool = Pool(profile, replicas, options or EngineOptions())
-    return resolve_fleet([pool], router, seed, too_long, frontend)
 
 
 def resolve_fleet(
