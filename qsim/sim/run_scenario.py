@@ -12,6 +12,7 @@ from qsim.scenario import Scenario
 from qsim.scenario.names import build
 from qsim.scenario.resolve import load_traffic, profile_name
 from qsim.sim.engine.steplog import Step
+from qsim.sim.fleet.admission import check_pools
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.pool import Pool
 from qsim.sim.results.result import SimulationResult
@@ -107,19 +108,12 @@ def simulate(
     clients = {
         "concurrency": concurrency, "client_timeout_s": client_timeout_s, "failures": failures
     }  # fmt: skip
-    given = [name for name, value in beside.items() if value is not None]
     if isinstance(trace, Scenario):
-        if given or pools is not None or any(v is not None for v in clients.values()):
+        if any(v is not None for v in (*beside.values(), pools, *clients.values())):
             raise TypeError("simulate() got a scenario and servers beside it; change the scenario")
         asked = trace
     else:
-        if given and pools is not None:
-            raise ScenarioError(
-                f"{given[0]} and pools are both given; each pool has its own {given[0]}: give it "
-                "there"
-            )
-        if profile is None and pools is None:
-            raise ScenarioError("neither profile nor pools is given; a fleet needs one of them")
+        check_pools(pools, **beside)
         for pool in pools or ():
             if not isinstance(pool, Pool):
                 raise ScenarioError(f"a pool is {shown(pool)}; must be a qsim.Pool")

@@ -24,7 +24,7 @@ from qsim.sim.scheduler.config import QUEUE_LIMITS, EngineOptions
 from qsim.sim.scheduler.server_memory import most_model_len
 from qsim.traces.trace import Trace
 
-__all__ = ["Admission", "Setup", "asked_pools", "resolve_fleet"]
+__all__ = ["Admission", "Setup", "asked_pools", "check_pools", "resolve_fleet"]
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -182,16 +182,29 @@ def asked_pools(
     ScenarioError
         If neither is given, or both are.
     """
+    check_pools(pools, profile=profile, replicas=replicas, options=options)
+    if pools is not None:
+        return list(pools)
+    assert profile is not None
+    return [Pool(profile, 1 if replicas is None else replicas, options or EngineOptions())]
+
+
+def check_pools(pools: Sequence[Pool] | None, **single: object) -> None:
+    """Refuse pools beside arguments of a single one (None: not given), or neither.
+
+    Raises
+    ------
+    ScenarioError
+    """
     if pools is None:
-        if profile is None:
+        if single["profile"] is None:
             raise ScenarioError("neither profile nor pools is given; a fleet needs one of them")
-        return [Pool(profile, 1 if replicas is None else replicas, options or EngineOptions())]
-    for name, value in (("profile", profile), ("replicas", replicas), ("options", options)):
+        return
+    for name, value in single.items():
         if value is not None:
             raise ScenarioError(
                 f"{name} and pools are both given; each pool has its own {name}: give it there"
             )
-    return list(pools)
 
 
 class Admission:
