@@ -19,8 +19,11 @@ from qsim.bounds import shown
 from qsim.calibrate.adapt.load import Load
 from qsim.errors import TraceError
 from qsim.sim.scheduler.config import EngineOptions
+from qsim.traces.formats import aiperf, guidellm
+from qsim.traces.formats.bench_result import chosen_run
+from qsim.traces.formats.options import ReadOptions
 from qsim.traces.load import opened, split_params
-from qsim.traces.reading.json_rows import lookup, objects, parse_json
+from qsim.traces.reading.json_rows import lookup, lookup_first, objects
 from qsim.traces.reading.source import Source
 
 __all__ = ["FORMATS", "read_benchmark"]
@@ -71,7 +74,7 @@ def read_benchmark(
             f"{', '.join(FORMATS)} does"
         )
     trace = form.read(file, read_options)
-    timed = list(FORMATS[form.name](file, params))
+    timed = list(FORMATS[form.name](file, read_options))
     if all(math.isfinite(at) for at, _ in timed):
         timed.sort(key=lambda x: x[0])
     rows = [row for _, row in timed]
@@ -109,36 +112,32 @@ def _row(where: str, prompt: Any, output: Any, ttft_s: float, e2el_s: float) -> 
     return int(prompt), int(output), ttft_s, e2el_s
 
 
-def _vllm(source: Source, params: dict[str, str]) -> Iterator[_Timed]:
+def _vllm(source: Source, options: ReadOptions) -> Iterator[_Timed]:
     """``ttfts``, and ``latencies`` or ``itls``, of the requests without an error."""
-    run = _run(source, params)
-    names = ("input_lens", "output_lens", "ttfts")
-    lists = [run.get(name) for name in names]
-    ends = run.get("latencies")
-    gaps = run.get("itls")
-    if not isinstance(lists[2], list) or not (isinstance(ends, list) or isinstance(gaps, list)):
+    run = chosen_run(source, options)
+    prompts, outputs = run["input_lens"], run["output_lens"]  # the trace's reader checked them
+    ttfts, ends, gaps = (run.get(name) for name in ("ttfts", "latencies", "itls"))
+    if not isinstance(ttfts, list) or not (isinstance(ends, list) or isinstance(gaps, list)):
         raise TraceError(
             f"{source.path}: no lists 'ttfts' and 'itls' or 'latencies'; run the benchmark with "
             "--save-detailed (vLLM) or --output-details (SGLang)"
         )
-    n = len(lists[2])
-    of_ends = ends if isinstance(ends, list) and len(ends) == n else None
-    columns = [x if isinstance(x, list) and len(x) == n else None for x in lists]
-    if None in columns or (of_ends is None and (not isinstance(gaps, list) or len(gaps) != n)):
+    n = len(prompts)
+    whole = ends if isinstance(ends, list) and len(ends) == n else None
+    if len(ttfts) != n or (whole is None and (not isinstance(gaps, list) or len(gaps) != n)):
         raise TraceError(f"{source.path}: the lists of single requests differ in length")
-    prompts, outputs, ttfts = (x or [] for x in columns)
     starts, errors = run.get("start_times"), run.get("errors")
-    known = isinstance(starts, list) and len(starts) == n
     for i in range(n):
         where = f"{source.path}: request {i}"
         if isinstance(errors, list) and i < len(errors) and errors[i]:
             continue
         ttft = _seconds(ttfts[i], "ttft", where)
-        if of_ends is not None:
-            end = _seconds(of_ends[i], "latency", where)
+        if whole is not None:
+            end = _seconds(whole[i], "latency", where)
         else:
             end = ttft + sum(_seconds(g, "itl", where) for g in _gaps(gaps, i, where))
-        at = _seconds(starts[i], "start time", where) if known and starts is not None else math.nan
+        known = isinstance(starts, list) and starts
+        at = _seconds(starts[i], "start time", where) if known else math.nan
         if isinstance(outputs[i], int) and outputs[i] > 0:
             yield at, _row(where, prompts[i], outputs[i], ttft, max(end, ttft))
 
@@ -149,70 +148,44 @@ def _gaps(gaps: Any, i: int, where: str) -> list[Any]:
     return list(gaps[i])
 
 
-def _run(source: Source, params: dict[str, str]) -> dict[str, Any]:
-    data = source.read_whole()
-    try:
-        values = [parse_json(data)]
-    except ValueError:
-        values = [parse_json(line) for line in data.splitlines() if line.strip()]
-    if len(values) == 1 and isinstance(values[0], list):
-        values = values[0]
-    run = values[int(params.get("run", "1")) - 1]  # the trace's reader has checked it
-    return run if isinstance(run, dict) else {}
-
-
-def _guidellm(source: Source, params: dict[str, str]) -> Iterator[_Timed]:
+def _guidellm(source: Source, options: ReadOptions) -> Iterator[_Timed]:
     """The successful requests of a report."""
-    report = parse_json(source.read_whole())
-    run = report["benchmarks"][int(params.get("benchmark", "1")) - 1]
-    found = lookup(run, "requests")
-    rows = found.get("successful") if isinstance(found, dict) else found
-    for i, row in enumerate(rows if isinstance(rows, list) else []):
+    for i, row in enumerate(guidellm.request_groups(source, options)["successful"]):
         where = f"{source.path}: request {i}"
-
-        def first(*paths: str, row: Any = row) -> Any:
-            return next((v for v in (lookup(row, p) for p in paths) if v is not None), None)
-
-        start = _unix(first("request_start_time", "start_time", "info.timings.request_start"))
-        ttft_ms = first("time_to_first_token_ms", "ttft_ms")
-        token = first("first_token_time", "info.timings.first_iteration",
-                      "info.timings.first_token_iteration")  # fmt: skip
-        end = first("request_end_time", "end_time", "info.timings.request_end")
-        whole = first("request_latency")
-        ttft = ttft_ms / 1e3 if isinstance(ttft_ms, int | float) else _unix(token) - start
-        e2el = whole if isinstance(whole, int | float) else _unix(end) - start
-        prompt = first("prompt_tokens", "input_metrics.total_tokens", "input_metrics.text_tokens")
-        output = first("output_tokens", "output_metrics.total_tokens", "output_metrics.text_tokens")
+        start = _unix(lookup_first(row, guidellm.TIME))
+        ttft_ms = lookup_first(row, ("time_to_first_token_ms", "ttft_ms"))
+        whole = lookup(row, "request_latency")
+        ttft = ttft_ms / 1e3 if isinstance(ttft_ms, int | float) else _since(start, row, _FIRST)
+        e2el = whole if isinstance(whole, int | float) else _since(start, row, _END)
+        prompt, output = (lookup_first(row, x) for x in (guidellm.PROMPT, guidellm.OUTPUT))
         ttft_s = _seconds(ttft, "time to first token", where)
         yield start, _row(where, prompt, output, ttft_s, _seconds(e2el, "request latency", where))
+
+
+#: GuideLLM's names of the moments of the first token and the end, of several versions
+_FIRST = ("first_token_time", "info.timings.first_iteration", "info.timings.first_token_iteration")
+_END = ("request_end_time", "end_time", "info.timings.request_end")
+
+
+def _since(start: float, row: Any, paths: tuple[str, ...]) -> float:
+    return _unix(lookup_first(row, paths)) - start
 
 
 def _unix(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _aiperf(source: Source, params: dict[str, str]) -> Iterator[_Timed]:
+def _aiperf(source: Source, options: ReadOptions) -> Iterator[_Timed]:
     """The records of the profiling phase that were answered whole."""
     for place, row in objects(source):
+        if aiperf.left_out(row) is not None:
+            continue
         where = f"{source.path}, {place}"
-        if lookup(row, "metadata.benchmark_phase") not in (None, "profiling"):
-            continue
-        if row.get("error") or lookup(row, "metadata.was_cancelled"):
-            continue
-        start = lookup(row, "metadata.request_start_ns")
         ttft = _metric_s(row, "time_to_first_token", where)
         e2el = _metric_s(row, "request_latency", where)
-        output = _value(row, "output_sequence_length")
-        if output is None:
-            parts = [_value(row, k) for k in ("output_token_count", "reasoning_token_count")]
-            output = sum(p for p in parts if isinstance(p, int | float))
-        prompt = _value(row, "input_sequence_length")
+        prompt, output = aiperf.prompt_tokens(row), aiperf.output_tokens(row)
+        start = lookup(row, aiperf.TIME)
         yield _unix(start) / 1e9, _row(where, prompt, output, ttft, e2el)
-
-
-def _value(row: Any, name: str) -> Any:
-    found = lookup(row, f"metrics.{name}")
-    return found.get("value") if isinstance(found, dict) else found
 
 
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "sec": 1.0, "s": 1.0}
@@ -223,7 +196,7 @@ def _metric_s(row: Any, name: str, where: str) -> float:
     unit = found.get("unit", "ms") if isinstance(found, dict) else "ms"
     if unit not in _UNITS_S:
         raise TraceError(f"{where}: {name} is in {shown(unit)}; known are {', '.join(_UNITS_S)}")
-    value = _value(row, name)
+    value = aiperf.metric(row, name)
     if value is None:
         raise TraceError(f"{where}: no {name}; run aiperf with --streaming")
     known = isinstance(value, int | float) and not isinstance(value, bool)
@@ -231,7 +204,7 @@ def _metric_s(row: Any, name: str, where: str) -> float:
 
 
 #: by name of the trace's format: what was measured of each request
-FORMATS: dict[str, Callable[[Source, dict[str, str]], Iterator[_Timed]]] = {
+FORMATS: dict[str, Callable[[Source, ReadOptions], Iterator[_Timed]]] = {
     "vllm-bench": _vllm,
     "sglang-bench": _vllm,
     "guidellm": _guidellm,

@@ -11,12 +11,20 @@ from qsim.traces.reading.mapped import is_json
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
-__all__ = ["WHAT", "read", "recognise"]
+__all__ = [
+    "TIME",
+    "WHAT",
+    "left_out",
+    "metric",
+    "output_tokens",
+    "prompt_tokens",
+    "read",
+    "recognise",
+]
 
 WHAT = "JSON lines of aiperf profile (profile_export.jsonl: metadata, metrics)"
-_TIME = "metadata.request_start_ns"
-_PROMPT = "metrics.input_sequence_length"
-_OUTPUT = "metrics.output_sequence_length"
+TIME = "metadata.request_start_ns"
+_PROMPT, _OUTPUT = "input_sequence_length", "output_sequence_length"
 
 
 def recognise(source: Source) -> bool:
@@ -24,7 +32,7 @@ def recognise(source: Source) -> bool:
     if not is_json(source):
         return False
     row = first_object(source)
-    return lookup(row, _TIME) is not None and "metrics" in row
+    return lookup(row, TIME) is not None and "metrics" in row
 
 
 def read(source: Source, options: ReadOptions) -> Trace:
@@ -32,30 +40,43 @@ def read(source: Source, options: ReadOptions) -> Trace:
 
     Requests that failed or were cancelled are skipped and counted, as is the warm-up.
     """
-    requests = Collector(source, "aiperf", (_TIME, _PROMPT, _OUTPUT), ticks_per_s=10**9)
+    names = (TIME, f"metrics.{_PROMPT}", f"metrics.{_OUTPUT}")
+    requests = Collector(source, "aiperf", names, ticks_per_s=10**9)
     for place, row in objects(source):
-        phase = lookup(row, "metadata.benchmark_phase")
-        if phase not in (None, "profiling"):
-            requests.skip(f"{phase} phase")
-        elif row.get("error"):
-            requests.skip("failed request")
-        elif lookup(row, "metadata.was_cancelled"):
-            requests.skip("cancelled request")
+        reason = left_out(row)
+        if reason is not None:
+            requests.skip(reason)
         else:
-            requests.add(place, lookup(row, _TIME), _value(row, _PROMPT), _output(row))
+            requests.add(place, lookup(row, TIME), prompt_tokens(row), output_tokens(row))
     return requests.build()
 
 
-def _value(row: Any, path: str) -> Any:
-    found = lookup(row, path)
+def left_out(row: dict[str, Any]) -> str | None:
+    """Why a record is no request of the benchmark that was answered whole; None if it is one."""
+    phase = lookup(row, "metadata.benchmark_phase")
+    if phase not in (None, "profiling"):
+        return f"{phase} phase"
+    if row.get("error"):
+        return "failed request"
+    return "cancelled request" if lookup(row, "metadata.was_cancelled") else None
+
+
+def metric(row: Any, name: str) -> Any:
+    """The value of one of a record's metrics, without its unit; None where it is not told."""
+    found = lookup(row, f"metrics.{name}")
     return found.get("value") if isinstance(found, dict) else found
 
 
-def _output(row: Any) -> Any:
-    """All tokens that were generated, those of reasoning among them."""
-    whole = _value(row, _OUTPUT)
+def prompt_tokens(row: Any) -> Any:
+    """Tokens of the prompt; None where they are not told."""
+    return metric(row, _PROMPT)
+
+
+def output_tokens(row: Any) -> Any:
+    """All tokens that were generated, those of reasoning among them; None where not told."""
+    whole = metric(row, _OUTPUT)
     if whole is not None:
         return whole
-    parts = [_value(row, f"metrics.{k}") for k in ("output_token_count", "reasoning_token_count")]
+    parts = [metric(row, name) for name in ("output_token_count", "reasoning_token_count")]
     known = [p for p in parts if isinstance(p, int | float)]
     return sum(known) if known else None

@@ -21,7 +21,7 @@ from qsim.traces.reading.json_rows import parse_json
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
-__all__ = ["PARAMS", "read_runs"]
+__all__ = ["PARAMS", "chosen_run", "read_runs"]
 
 PARAMS = {"run": "which run of the file, from 1; needed if there are several"}
 _NAMES = ("start_times", "input_lens", "output_lens")
@@ -29,8 +29,7 @@ _NAMES = ("start_times", "input_lens", "output_lens")
 
 def read_runs(source: Source, options: ReadOptions, format: str, advice: str) -> Trace:
     """Read one run of a file; ``advice`` says how to get lists of one value a request."""
-    runs = _runs(source)
-    run = runs[_which(source, options, runs)]
+    run = chosen_run(source, options)
     prompts, outputs = (_list(source, run, key, advice) for key in _NAMES[1:])
     starts = run.get("start_times")
     requests = Collector(source, format, _NAMES)
@@ -49,6 +48,18 @@ def read_runs(source: Source, options: ReadOptions, format: str, advice: str) ->
         else:
             requests.add(f"request {i}", start, prompt, output)
     return requests.build()
+
+
+def chosen_run(source: Source, options: ReadOptions) -> dict[str, Any]:
+    """The run of a file that ``:run=N`` names, or its only one.
+
+    Raises
+    ------
+    TraceError
+        If the file has no such run, or several and none is named.
+    """
+    runs = _runs(source)
+    return runs[_which(source, options, runs)]
 
 
 def _runs(source: Source) -> list[dict[str, Any]]:

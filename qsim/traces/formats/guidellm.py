@@ -7,19 +7,19 @@ from typing import Any
 from qsim.errors import TraceError
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.reading.collect import Collector
-from qsim.traces.reading.json_rows import lookup, parse_json
+from qsim.traces.reading.json_rows import lookup, lookup_first, parse_json
 from qsim.traces.reading.mapped import is_json
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
-__all__ = ["PARAMS", "WHAT", "read", "recognise"]
+__all__ = ["OUTPUT", "PARAMS", "PROMPT", "TIME", "WHAT", "read", "recognise", "request_groups"]
 
 WHAT = "JSON of guidellm benchmark (benchmarks with requests.successful)"
 PARAMS = {"benchmark": "which run of the report, from 1; needed if there are several"}
 # field names of several versions, the newest first
-_TIME = ("request_start_time", "start_time", "info.timings.request_start")
-_PROMPT = ("prompt_tokens", "input_metrics.total_tokens", "input_metrics.text_tokens")
-_OUTPUT = ("output_tokens", "output_metrics.total_tokens", "output_metrics.text_tokens")
+TIME = ("request_start_time", "start_time", "info.timings.request_start")
+PROMPT = ("prompt_tokens", "input_metrics.total_tokens", "input_metrics.text_tokens")
+OUTPUT = ("output_tokens", "output_metrics.total_tokens", "output_metrics.text_tokens")
 
 
 def recognise(source: Source) -> bool:
@@ -34,6 +34,25 @@ def _is_lines(source: Source) -> bool:
 
 def read(source: Source, options: ReadOptions) -> Trace:
     """Read one run of a report; requests that failed or were cut off are skipped and counted."""
+    groups = request_groups(source, options)
+    requests = Collector(source, "guidellm", (TIME[0], PROMPT[0], OUTPUT[0]))
+    for i, row in enumerate(groups["successful"]):
+        values = [lookup_first(row, paths) for paths in (TIME, PROMPT, OUTPUT)]
+        requests.add(f"request {i}", *values)
+    for kind in ("incomplete", "errored"):
+        rows = groups.get(kind, [])
+        requests.skip(f"{kind} request", len(rows) if isinstance(rows, list) else 0)
+    return requests.build()
+
+
+def request_groups(source: Source, options: ReadOptions) -> dict[str, Any]:
+    """The requests of one run: a list of the successful ones, and what there is of the others.
+
+    Raises
+    ------
+    TraceError
+        If the file is no report, or has no such run, or the run no requests.
+    """
     try:
         report = parse_json(source.read_whole())
     except ValueError as error:
@@ -44,26 +63,12 @@ def read(source: Source, options: ReadOptions) -> Trace:
     run = runs[_which(source, options, runs)]
     found = lookup(run, "requests")
     if isinstance(found, dict) and isinstance(found.get("successful"), list):
-        groups = {kind: found.get(kind) or [] for kind in ("successful", "incomplete", "errored")}
-    elif isinstance(found, list):
-        groups = {"successful": found}
-    else:
-        raise TraceError(
-            f"{source.path}: no requests in the run; GuideLLM writes them unless sampling is off"
-        )
-    names = (_TIME[0], _PROMPT[0], _OUTPUT[0])
-    requests = Collector(source, "guidellm", names)
-    for i, row in enumerate(groups["successful"]):
-        values = [_first(row, paths) for paths in (_TIME, _PROMPT, _OUTPUT)]
-        requests.add(f"request {i}", *values)
-    for kind in ("incomplete", "errored"):
-        rows = groups.get(kind, [])
-        requests.skip(f"{kind} request", len(rows) if isinstance(rows, list) else 0)
-    return requests.build()
-
-
-def _first(row: Any, paths: tuple[str, ...]) -> Any:
-    return next((v for v in (lookup(row, p) for p in paths) if v is not None), None)
+        return {kind: found.get(kind) or [] for kind in ("successful", "incomplete", "errored")}
+    if isinstance(found, list):
+        return {"successful": found}
+    raise TraceError(
+        f"{source.path}: no requests in the run; GuideLLM writes them unless sampling is off"
+    )
 
 
 def _which(source: Source, options: ReadOptions, runs: list[Any]) -> int:

@@ -17,7 +17,15 @@ from qsim.traces.reading.source import MOST_LINE_BYTES, Source
 from qsim.traces.reading.table import Kind, Rows
 from qsim.traces.reading.times import parse_time_ns
 
-__all__ = ["first_object", "first_objects", "lookup", "objects", "parse_json", "read_json"]
+__all__ = [
+    "first_object",
+    "first_objects",
+    "lookup",
+    "lookup_first",
+    "objects",
+    "parse_json",
+    "read_json",
+]
 
 
 #: a longer object is not looked into to recognise a format
@@ -175,6 +183,11 @@ def lookup(row: Any, path: str) -> Any:
         more, dot, rest = rest.partition(".")
         head = f"{head}.{more}"
     return None
+
+
+def lookup_first(row: Any, paths: Sequence[str]) -> Any:
+    """The value at the first of several paths that is there; None where none is."""
+    return next((v for v in (lookup(row, path) for path in paths) if v is not None), None)
 
 
 def _convert(value: Any, kind: Kind) -> Any:
