@@ -126,7 +126,8 @@ def _vllm(source: Source, options: ReadOptions) -> Iterator[_Timed]:
     whole = ends if isinstance(ends, list) and len(ends) == n else None
     if len(ttfts) != n or (whole is None and (not isinstance(gaps, list) or len(gaps) != n)):
         raise TraceError(f"{source.path}: the lists of single requests differ in length")
-    starts, errors = run.get("start_times"), run.get("errors")
+    sent, errors = run.get("start_times"), run.get("errors")
+    starts = sent if isinstance(sent, list) and sent else None
     for i in range(n):
         where = f"{source.path}: request {i}"
         if isinstance(errors, list) and i < len(errors) and errors[i]:
@@ -136,8 +137,7 @@ def _vllm(source: Source, options: ReadOptions) -> Iterator[_Timed]:
             end = _seconds(whole[i], "latency", where)
         else:
             end = ttft + sum(_seconds(g, "itl", where) for g in _gaps(gaps, i, where))
-        known = isinstance(starts, list) and starts
-        at = _seconds(starts[i], "start time", where) if known else math.nan
+        at = math.nan if starts is None else _seconds(starts[i], "start time", where)
         if isinstance(outputs[i], int) and outputs[i] > 0:
             yield at, _row(where, prompts[i], outputs[i], ttft, max(end, ttft))
 
