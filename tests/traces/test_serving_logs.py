@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from qsim.cli import main
 from qsim.errors import TraceError
 from qsim.traces import load_trace
+from tests.traces.test_tools import load_sample
 
 PARAMS = (
     "SamplingParams(n=1, presence_penalty=0.0, repetition_penalty=1.0, temperature=0.7, top_p=0.95,"
@@ -168,13 +169,7 @@ def test_samples(
     tmp_path: Path, text: str, format: str, skipped: dict[str, int], gap_s: float
 ) -> None:
     path = tmp_path / "sample"
-    path.write_text(text)
-    trace = load_trace(path)
-    assert trace.meta["format"] == format
-    assert trace.meta["skipped"] == skipped
-    assert trace.prompt_tokens.tolist() == [250, 256]
-    assert trace.output_tokens.tolist() == [60, 64]
-    assert trace.arrival_s.tolist() == [0.0, gap_s]
+    trace = load_sample(path, text, format, skipped, gap_s)
     assert {"arrival", "prompt", "output"} <= set(trace.meta["columns"])
     done = CliRunner().invoke(
         main, ["simulate", str(path), "--profile", "h200_sxm/llama-3.1-8b/fp8-w8a8"]

@@ -14,8 +14,20 @@ from hypothesis import strategies as st
 
 from qsim.cli import main
 from qsim.errors import MissingExtraError, TraceError
-from qsim.traces import load_trace
+from qsim.traces import Trace, load_trace
 from qsim.traces.reading.columns import Column, find_columns, parse_columns, unit_of
+
+
+def load_sample(path: Path, text: str, format: str, skipped: dict[str, int], gap_s: float) -> Trace:
+    """Read one of the samples, which all hold the same two requests."""
+    path.write_text(text)
+    trace = load_trace(path)
+    assert trace.meta["format"] == format
+    assert trace.meta["skipped"] == skipped
+    assert trace.prompt_tokens.tolist() == [250, 256]
+    assert trace.output_tokens.tolist() == [60, 64]
+    assert trace.arrival_s.tolist() == [0.0, gap_s]
+    return trace
 
 
 def lines(*rows: dict[str, Any]) -> str:
@@ -187,13 +199,7 @@ def test_samples(
     tmp_path: Path, text: str, format: str, skipped: dict[str, int], gap_s: float
 ) -> None:
     path = tmp_path / "sample"
-    path.write_text(text)
-    trace = load_trace(path)
-    assert trace.meta["format"] == format
-    assert trace.meta["skipped"] == skipped
-    assert trace.prompt_tokens.tolist() == [250, 256]
-    assert trace.output_tokens.tolist() == [60, 64]
-    assert trace.arrival_s.tolist() == [0.0, gap_s]
+    trace = load_sample(path, text, format, skipped, gap_s)
     assert set(trace.meta["columns"]) == {"arrival", "prompt", "output"}
     assert load_trace(path, format=format).arrival_s.tolist() == trace.arrival_s.tolist()
 
