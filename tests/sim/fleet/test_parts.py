@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsim.sim.fleet.admission import resolve
+from qsim.sim.fleet.admission import resolve_fleet
 from qsim.sim.fleet.fleet import Fleet
+from qsim.sim.fleet.pool import Pool
 from qsim.sim.fleet.router import ROUTERS
 from qsim.sim.results.finished import Finished
 from qsim.sim.results.itl import Gaps
@@ -44,7 +45,7 @@ def _run(
     fleet = Fleet(
         first,
         output,
-        resolve(profile, None, replicas, router, 3, "error", True),
+        resolve_fleet([Pool(profile, replicas)], router, 3, "error", True),
         more=parts,
         release=had.append,
     )
