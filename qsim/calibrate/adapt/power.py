@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from qsim.calibrate.measure.power import Nvml
 from qsim.errors import CalibrationError, QsimError
+from qsim.prometheus import samples
 
 __all__ = ["EnergyMeter", "dcgm_reader", "nvml_reader"]
 
@@ -19,8 +19,7 @@ __all__ = ["EnergyMeter", "dcgm_reader", "nvml_reader"]
 Reader = Callable[[], float]
 
 _INTERVAL_S = 0.1
-_SAMPLE = re.compile(r"^DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION\{(.*)\}\s+(\S+)", re.MULTILINE)
-_GPU = re.compile(r'(?:^|,)gpu="(\d+)"')
+_DCGM_ENERGY = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
 #: readings must lie this close around a load, s
 _NEAR_S = 1.0
 
@@ -57,17 +56,11 @@ def dcgm_reader(url: str, gpus: Sequence[int]) -> Reader:
                 text = answer.read(16 << 20).decode("utf-8", "replace")
         except (OSError, ValueError) as e:
             raise CalibrationError(f"{url} does not answer: {e}") from None
-        seen: dict[int, float] = {}
-        for labels, value in _SAMPLE.findall(text):
-            found = _GPU.search(labels)
-            if found is not None:
-                seen[int(found[1])] = float(value)
-        missing = [g for g in gpus if g not in seen]
+        seen_mj = {s.labels.get("gpu"): s.value for s in samples(text) if s.name == _DCGM_ENERGY}
+        missing = [g for g in gpus if str(g) not in seen_mj]
         if missing:
-            raise CalibrationError(
-                f"{url} has no DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION of GPU {missing[0]}"
-            )
-        return sum(seen[g] for g in gpus) / 1e3
+            raise CalibrationError(f"{url} has no {_DCGM_ENERGY} of GPU {missing[0]}")
+        return sum(seen_mj[str(g)] for g in gpus) / 1e3
 
     read()
     return read

@@ -16,6 +16,7 @@ from qsim.catalog.versions import parse_version
 from qsim.errors import CalibrationError, ScenarioError
 from qsim.profiles.lookup import list_profiles
 from qsim.profiles.schema import Profile
+from qsim.prometheus import samples
 
 __all__ = ["Metrics", "RunningServer", "check_server", "describe", "read_metrics", "split_url"]
 
@@ -23,8 +24,6 @@ _TIMEOUT_S = 5.0
 _MOST_BYTES = 16 << 20
 #: KV blocks may be off by so much before the server must be another one
 _BLOCKS = (0.7, 1.3)
-_SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 @dataclass(frozen=True)
@@ -119,18 +118,11 @@ def read_metrics(host: str, port: int) -> Metrics | None:
     except (OSError, ValueError):
         return None
     sums: dict[str, float] = {}
-    cache: dict[str, str] = {}
-    for line in text.splitlines():
-        found = _SAMPLE.match(line)
-        if found is None or line.startswith("#"):
-            continue
-        name, labels = found[1], dict(_LABEL.findall(found[2] or ""))
-        if name == "vllm:cache_config_info":
-            cache = labels
-        try:
-            sums[name] = sums.get(name, 0.0) + float(found[3])
-        except ValueError:
-            continue
+    cache: Mapping[str, str] = {}
+    for sample in samples(text):
+        if sample.name == "vllm:cache_config_info":
+            cache = sample.labels
+        sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
     if not any(name.startswith("vllm:") for name in sums):
         return None
     return Metrics(

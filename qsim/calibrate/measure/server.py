@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qsim.errors import CalibrationError
+from qsim.prometheus import samples
 
 __all__ = ["Server", "ServerFacts", "crash_reason", "free_port", "serve_command"]
 
@@ -218,8 +219,8 @@ class Server:
             If it does not tell its number of KV blocks.
         """
         metrics, log = self._get("/metrics", 10.0) or "", self.log_text()
-        info = re.search(r"^vllm:cache_config_info\{(.*)\}", metrics, re.MULTILINE)
-        labels = dict(re.findall(r'(\w+)="([^"]*)"', info[1])) if info else {}
+        told = (s.labels for s in samples(metrics) if s.name == "vllm:cache_config_info")
+        labels = next(told, {})
         block_size = int(labels["block_size"]) if labels.get("block_size", "").isdigit() else 16
         blocks = labels.get("num_gpu_blocks", "")
         tokens = re.findall(r"KV cache size: ([\d,]+) tokens", log)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qsim.errors import TraceError
+from qsim.prometheus import parse_sample
 from qsim.traces.reading.json_rows import parse_json
 from qsim.traces.reading.source import Source
 
@@ -37,11 +38,7 @@ _GAUGES = ("num_requests_running", "num_requests_waiting")
 _QUERY = (
     '{__name__=~"vllm:(request_(prompt|generation)_tokens_(bucket|sum|count)|num_requests_.+)"}'
 )
-
-_LINE = re.compile(
-    r"vllm[:_](\w+)(?:\{((?:[^\"}]|\"(?:[^\"\\]|\\.)*\")*)\})?\s+(\S+)(?:\s+(-?\d+))?\s*"
-)
-_LABEL = re.compile(r"(\w+)\s*=\s*\"((?:[^\"\\]|\\.)*)\"")
+_PREFIX = re.compile(r"^vllm[:_]")
 
 
 @dataclass
@@ -200,18 +197,16 @@ def _from_text(source: Source) -> Iterator[Series]:
         line = data.decode("utf-8", "replace").strip()
         if not line.startswith(("vllm:", "vllm_")):
             continue
-        match = _LINE.fullmatch(line)
-        value = _number(match.group(3)) if match else None
-        if match is None or value is None:
+        sample = parse_sample(line)
+        if sample is None:
             raise TraceError(
                 f"{source.path}, line {number}: {line[:120]!r} is not a metric with a number"
             )
-        name = match.group(1)
+        name = _PREFIX.sub("", sample.name)
         if name in COUNTERS or name in _GAUGES:
-            time = match.group(4)
-            labels = dict(_LABEL.findall(match.group(2) or ""))
-            _check_value(source, f"line {number}", name, value)
-            yield Series(name, labels, [(int(time) / 1000 if time else None, value)])
+            _check_value(source, f"line {number}", name, sample.value)
+            time_s = None if sample.time_ms is None else sample.time_ms / 1000
+            yield Series(name, dict(sample.labels), [(time_s, sample.value)])
 
 
 def _check_value(source: Source, place: str, name: str, value: float) -> None:
@@ -252,7 +247,7 @@ def _from_json(source: Source) -> Iterator[Series]:
                 f"{source.path}, {place}: the metric has no name, as after rate() or sum(); query "
                 f"the counters themselves: {_QUERY}"
             )
-        name = re.sub(r"^vllm[:_]", "", name)
+        name = _PREFIX.sub("", name)
         if name not in COUNTERS and name not in _GAUGES:
             continue
         values = one.get("values")

@@ -177,7 +177,8 @@ def test_a_server_that_is_none(text: str) -> None:
 
 def test_energy_by_dcgm() -> None:
     name = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
-    answers = {"/metrics": f'# HELP\n{name}{{gpu="0",UUID="a"}} 5000\n{name}{{gpu="1"}} 9000\n'}
+    answers = {"/metrics": f'# HELP\n{name}{{gpu="0",UUID="a"}} 5000\n{name}{{gpu="1"}} 9000\n',
+               "/damaged": f'{name}{{gpu="0"}} 50x\n'}  # fmt: skip
     with answering(answers) as url:
         assert dcgm_reader(f"{url}/metrics", [0])() == 5.0
         assert dcgm_reader(f"{url}/metrics", [0, 1])() == 14.0
@@ -185,6 +186,8 @@ def test_energy_by_dcgm() -> None:
             dcgm_reader(f"{url}/metrics", [2])
         with pytest.raises(CalibrationError, match="does not answer"):
             dcgm_reader(f"{url}/none", [0])
+        with pytest.raises(CalibrationError, match="of GPU 0"):
+            dcgm_reader(f"{url}/damaged", [0])
 
 
 def test_energy_is_told_only_where_it_was_read() -> None:
