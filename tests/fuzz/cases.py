@@ -230,8 +230,8 @@ def _inside(word: str) -> str:
 
 
 def _little_work(argv: list[str]) -> None:
-    """No more trials than 20: a thousand take their minutes, which is no fault."""
-    for flag in {"--trials", "--startup", "--replications"} & set(argv):
+    """No more runs than 20: a thousand take their time, which is no fault."""
+    for flag in {"--trials", "--startup", "--replications", "--lhs", "--machines"} & set(argv):
         at = argv.index(flag) + 1
         with contextlib.suppress(IndexError, ValueError):
             if int(argv[at]) > 20 and len(argv[at]) < 12:
