@@ -12,22 +12,20 @@ from qsim.errors import ScenarioError, TraceError
 from qsim.optimize.capacity.layout import OBJECTIVES, Capacity, Layout, Traffic, ranked
 from qsim.optimize.capacity.rate_search import (
     PRECISION,
-    Carried,
     base_rate_rps,
     first_speed,
-    rate_search,
+    fleet_search,
 )
 from qsim.optimize.economics.prices import DEFAULT_CLASS
 from qsim.optimize.plan.candidate import Candidate
 from qsim.optimize.plan.profile_choice import Choice, blank_candidate, choose_profiles
-from qsim.optimize.search.drive import Progress, Step, drive
-from qsim.optimize.search.executors import open_executor
+from qsim.optimize.search.drive import Progress, Step, drive_with
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, describe
-from qsim.optimize.search.goals import quality_goal
+from qsim.optimize.search.goals import check_goals, quality_goal
 from qsim.profiles.schema import Profile
 from qsim.sim.results.goodput import goodput_goal
-from qsim.sim.results.slo import Slo, check_judgeable, parse_slos
+from qsim.sim.results.slo import Slo, parse_slos
 from qsim.sim.scheduler.config import EngineOptions, refuse_queue_limits
 from qsim.traces import load_trace
 from qsim.traces.load import preset_names
@@ -135,19 +133,12 @@ def capacity(
         trace, words = sized_traffic(
             trace, seed, lambda t: [task_of(y, p, t) for y, p in able], tuple(words)
         )
-    for slo in limits:
-        check_judgeable(trace, [slo.metric], f"SLO {slo}")
-    if good is not None:
-        check_judgeable(trace, [m for m, _ in good.limits], str(good))
+    check_goals(trace, limits, good)
     traffic = Traffic(describe(trace), base_rate_rps(trace), tuple(words))
     searches = [_search(task_of(y, p, trace), y, precision) for y, p in pairs]
-    with open_executor(jobs, at_most=len(able), dask=dask) as executor:
-        executor.share(trace)
-        for _, profile in able:
-            executor.share(profile)
-        found = drive(executor, searches, [y.profile for y in layouts], progress)
-    if progress is not None:
-        progress(1.0, "done")
+    found = drive_with(
+        jobs, dask, trace, [p for _, p in able], searches, [y.profile for y in layouts], progress
+    )
     settings = {"router": router, "seed": seed, "too_long": too_long, "precision": precision,
                 **options.to_dict()}  # fmt: skip
     return Capacity(
@@ -226,17 +217,10 @@ def _search(
     """One layout's search as :func:`qsim.optimize.search.drive.drive` runs it."""
     if layout.blank.reason:
         return layout
-    search = rate_search(first_speed(task), precision)
-    tried: list[FleetOutcome] = []
     try:
-        speed = next(search)
-        while True:
-            tried.append((yield replace(task, trace=task.trace.speed(speed)), 3))
-            speed = search.send(tried[-1])
+        found = yield from fleet_search(task, precision)
     except TraceError as e:
         return replace(layout, reason=str(e))
-    except StopIteration as stop:
-        found: Carried = stop.value
     reason = ""
     if found.best is None:
         slowest = found.points[0]

@@ -12,25 +12,21 @@ from qsim.bounds import MAX_REPLICAS
 from qsim.checks import finite, whole
 from qsim.errors import ScenarioError
 from qsim.optimize.capacity.capacity import DEFAULT_TRAFFIC, sized_traffic
-from qsim.optimize.capacity.layout import Layout, Traffic
+from qsim.optimize.capacity.layout import Layout, Traffic, usd_per_1m
 from qsim.optimize.capacity.rate_search import (
-    PRECISION,
-    Carried,
     Point,
     base_rate_rps,
-    first_speed,
-    rate_search,
+    fleet_search,
 )
 from qsim.optimize.economics.prices import DEFAULT_CLASS
 from qsim.optimize.plan.profile_choice import Choice, blank_candidate
-from qsim.optimize.search.drive import Progress, Step, drive
-from qsim.optimize.search.executors import open_executor
+from qsim.optimize.search.drive import Progress, Step, drive_with
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, describe
-from qsim.optimize.search.goals import quality_goal
+from qsim.optimize.search.goals import check_goals, quality_goal
 from qsim.profiles.lookup import load_profile, version_of
 from qsim.profiles.schema import Profile
-from qsim.sim.results.slo import Slo, check_judgeable, parse_slos
+from qsim.sim.results.slo import Slo, parse_slos
 from qsim.sim.scheduler.config import EngineOptions, refuse_queue_limits
 from qsim.traces.trace import Trace
 
@@ -79,8 +75,7 @@ class LoadCurve:
 
     def _row(self, curve: FleetCurve, point: Point) -> dict[str, Any]:
         summary, outcome, fleet = point.outcome.summary, point.outcome, curve.fleet
-        usd, throughput = fleet.usd_per_hour, summary["output_throughput"]
-        load = outcome.load
+        throughput, load = summary["output_throughput"], outcome.load
         return {
             "fleet": curve.name,
             "profile": fleet.profile,
@@ -102,9 +97,7 @@ class LoadCurve:
             "attainment": outcome.attainment if self.slos else None,
             "joules_per_output_token": summary["joules_per_output_token"],
             "avg_power_w": summary["avg_power_w"],
-            "usd_per_1m_output_tokens": None
-            if usd is None or not throughput
-            else usd / 3600 / throughput * 1e6,
+            "usd_per_1m_output_tokens": usd_per_1m(fleet.usd_per_hour, throughput),
             "preemptions": summary["preemptions"],
             "failed": summary["failed"],
         }
@@ -227,19 +220,12 @@ def curve(
         trace, words = sized_traffic(
             trace, seed, lambda t: [task_of(y, p, t) for y, p in fleets], tuple(words)
         )
-    for slo in limits:
-        check_judgeable(trace, [slo.metric], f"SLO {slo}")
+    check_goals(trace, limits)
     base_rps = base_rate_rps(trace)
     speeds = [float(f"{r / base_rps:.5g}") for r in sorted(set(rates))]
     searches = [_search(task_of(y, p, trace), y, speeds) for y, p in fleets]
     names = _names([y.profile for y, _ in fleets])
-    with open_executor(jobs, at_most=len(fleets), dask=dask) as executor:
-        executor.share(trace)
-        for _, profile in fleets:
-            executor.share(profile)
-        found = drive(executor, searches, names, progress)
-    if progress is not None:
-        progress(1.0, "done")
+    found = drive_with(jobs, dask, trace, [p for _, p in fleets], searches, names, progress)
     settings = {"router": router, "seed": seed, "too_long": too_long, **options.to_dict()}
     return LoadCurve(
         tuple(FleetCurve(n, y) for n, y in zip(names, found, strict=True)),
@@ -272,13 +258,7 @@ def _search(
     task: FleetTask, layout: Layout, speeds: Sequence[float]
 ) -> Generator[Step, FleetOutcome, Layout]:
     """The knee, then the points that are still missing."""
-    search = rate_search(first_speed(task), PRECISION)
-    try:
-        speed = next(search)
-        while True:
-            speed = search.send((yield replace(task, trace=task.trace.speed(speed)), 14))
-    except StopIteration as stop:
-        found: Carried = stop.value
+    found = yield from fleet_search(task, left=14)
     knee = found.best or found.points[0]
     wanted = list(speeds) or [float(f"{s * knee.speed:.5g}") for s in SHARES]
     done = {p.speed: p for p in found.points}

@@ -14,7 +14,7 @@ from qsim.optimize.search.goals import QualityGoal
 from qsim.sim.results.goodput import Goodput
 from qsim.sim.results.slo import Slo
 
-__all__ = ["OBJECTIVES", "Capacity", "Layout", "Traffic"]
+__all__ = ["OBJECTIVES", "Capacity", "Layout", "Traffic", "ranked", "usd_per_1m"]
 
 OBJECTIVES = ("rate", "cost", "energy")
 
@@ -94,8 +94,7 @@ class Layout:
 
     def usd_per_1m(self, key: str) -> float | None:
         """USD per million of the tokens of ``output_throughput`` or ``total_token_throughput``."""
-        usd, throughput = self.usd_per_hour, self.metric(key)
-        return None if usd is None or not throughput else usd / 3600 / throughput * 1e6
+        return usd_per_1m(self.usd_per_hour, self.metric(key))
 
     def worth(self, objective: str) -> float:
         """What it is ordered by, less is better; inf where it is not known."""
@@ -224,6 +223,13 @@ class Capacity:
             "best": None if self.best is None else self.best.profile,
             "layouts": [layout.to_dict(self) for layout in self.layouts],
         }
+
+
+def usd_per_1m(usd_per_hour: float | None, tokens_per_s: float | None) -> float | None:
+    """USD per million tokens; None where the rent is not known, or there are no tokens."""
+    if usd_per_hour is None or not tokens_per_s:
+        return None
+    return usd_per_hour / 3600 / tokens_per_s * 1e6
 
 
 def ranked(layouts: Sequence[Layout], objective: str) -> tuple[Layout, ...]:

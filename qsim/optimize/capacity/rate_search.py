@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qsim.checks import finite
 from qsim.errors import ScenarioError
+from qsim.optimize.search.drive import Step
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, offered_load
 from qsim.traces.trace import Trace
 
-__all__ = ["PRECISION", "Carried", "Point", "base_rate_rps", "first_speed", "rate_search"]
+__all__ = [
+    "PRECISION",
+    "Carried",
+    "Point",
+    "base_rate_rps",
+    "first_speed",
+    "fleet_search",
+    "rate_search",
+]
 
 #: the search ends when the rate that fails is at most so much above the one that does not
 PRECISION = 0.02
@@ -117,6 +126,26 @@ def rate_search(
         None if high is None else Point(high, points[high]),
         done,
     )
+
+
+def fleet_search(
+    task: FleetTask, precision: float = PRECISION, left: int = 3
+) -> Generator[Step, FleetOutcome, Carried]:
+    """:func:`rate_search` of one fleet, as :func:`qsim.optimize.search.drive.drive` runs it.
+
+    Parameters
+    ----------
+    left : int
+        About how many simulations follow each, for the progress that is shown.
+    """
+    search = rate_search(first_speed(task), precision)
+    try:
+        speed = next(search)
+        while True:
+            speed = search.send((yield replace(task, trace=task.trace.speed(speed)), left))
+    except StopIteration as stop:
+        found: Carried = stop.value
+        return found
 
 
 def _rounded(speed: float) -> float:

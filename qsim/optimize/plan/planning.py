@@ -20,7 +20,7 @@ from qsim.optimize.plan.stages import PlanRun
 from qsim.optimize.search.drive import Progress, part_of
 from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.fleet_task import FleetTask, describe
-from qsim.optimize.search.goals import carbon_of, quality_goal
+from qsim.optimize.search.goals import carbon_of, check_goals, quality_goal
 from qsim.optimize.search.space import search_texts
 from qsim.optimize.search.storage import held_study
 from qsim.optimize.search.study import StudySettings
@@ -30,7 +30,6 @@ from qsim.scenario.arguments import PlanArguments
 from qsim.scenario.names import scenario_of
 from qsim.scenario.resolve import candidates_of, load_traffic, searched_engine
 from qsim.sim.results.goodput import goodput_goal
-from qsim.sim.results.slo import check_judgeable
 from qsim.traces.forecast import forecast
 from qsim.traces.trace import Trace
 
@@ -108,10 +107,7 @@ def plan_for(
     good = goodput_goal(scenario.goodput, asked.min_goodput, limits)
     if not limits and good is None:
         raise ScenarioError("no SLO is given; a plan needs at least one, such as ttft:p99:500")
-    for slo in limits:
-        check_judgeable(trace, [slo.metric], f"SLO {slo}")
-    if good is not None:
-        check_judgeable(trace, [m for m, _ in good.limits], str(good))
+    check_goals(trace, limits, good)
     budget = budget_of(
         asked.max_gpus, asked.max_usd_per_hour, asked.max_power_kw, asked.max_peak_power_kw
     )

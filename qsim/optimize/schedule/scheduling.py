@@ -31,7 +31,7 @@ from qsim.optimize.schedule.timetable_search import OPTIMISM, Proposal, WindowSe
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.fleet_task import describe
-from qsim.optimize.search.goals import quality_goal
+from qsim.optimize.search.goals import check_goals, quality_goal
 from qsim.optimize.search.storage import held_study
 from qsim.optimize.search.study import StudySettings
 from qsim.optimize.search.study_open import check_study
@@ -47,7 +47,7 @@ from qsim.scenario.resolve import (
 from qsim.scenario.sections import Accounts
 from qsim.sim.fleet.dynamic import waits_for_answers
 from qsim.sim.fleet.pool import ServerPool
-from qsim.sim.results.slo import Slo, check_judgeable
+from qsim.sim.results.slo import Slo
 from qsim.traces.trace import Trace
 
 __all__ = ["POLICIES", "schedule", "schedule_for"]
@@ -132,8 +132,7 @@ def schedule_for(
     _check(scenario, limits, grid)
     if trace.turns is not None:
         raise waits_for_answers(trace)
-    for slo in limits:
-        check_judgeable(trace, [slo.metric], f"SLO {slo}")
+    check_goals(trace, limits)
     window_s = parse_window(asked.window)
     forecast = asked.forecast
     if forecast == "day-before" and DAY_S % window_s:

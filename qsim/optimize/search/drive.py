@@ -6,10 +6,13 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import TypeVar
 
+from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, run_fleet
+from qsim.profiles.schema import Profile
+from qsim.traces.trace import Trace
 
-__all__ = ["Progress", "Step", "drive", "part_of"]
+__all__ = ["Progress", "Step", "drive", "drive_with", "part_of"]
 
 T = TypeVar("T")
 #: called with a fraction in [0, 1] and a text after every simulation
@@ -66,3 +69,23 @@ def drive(
             if progress is not None:
                 progress(sum(shares) / len(shares), names[i])
     return [found[i] for i in range(len(searches))]
+
+
+def drive_with(
+    jobs: int,
+    dask: str | None,
+    trace: Trace,
+    profiles: Sequence[Profile],
+    searches: Sequence[Generator[Step, FleetOutcome, T]],
+    names: Sequence[str],
+    progress: Progress | None = None,
+) -> list[T]:
+    """:func:`drive` in an executor of its own, which gets the trace and the profiles once."""
+    with open_executor(jobs, at_most=len(profiles), dask=dask) as executor:
+        executor.share(trace)
+        for profile in profiles:
+            executor.share(profile)
+        found = drive(executor, searches, names, progress)
+    if progress is not None:
+        progress(1.0, "done")
+    return found

@@ -1,9 +1,9 @@
-"""What counts besides speed: the answers' quality, and the carbon of the energy."""
+"""What a search holds fleets to besides their size: SLOs that can be judged, quality, carbon."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,14 @@ from qsim.checks import is_number
 from qsim.errors import ScenarioError
 from qsim.optimize.economics.carbon import DEFAULT_PUE, GridIntensity, gco2e, grid_intensity
 from qsim.profiles.schema import Profile
+from qsim.sim.results.goodput import Goodput
+from qsim.sim.results.slo import Slo, check_judgeable
+from qsim.traces.trace import Trace
 
 if TYPE_CHECKING:
     from qsim.quality.recovery import Recovery
 
-__all__ = ["Carbon", "QualityGoal", "carbon_of", "check_floor", "quality_goal"]
+__all__ = ["Carbon", "QualityGoal", "carbon_of", "check_floor", "check_goals", "quality_goal"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,20 @@ def quality_goal(
     if min_quality is None:
         return QualityGoal(mix)
     return QualityGoal(mix, check_floor("min_quality", min_quality))
+
+
+def check_goals(trace: Trace, slos: Sequence[Slo], goodput: Goodput | None = None) -> None:
+    """Refuse SLOs and limits of a goodput that this traffic cannot be judged by.
+
+    Raises
+    ------
+    ScenarioError
+        As :func:`qsim.sim.results.slo.check_judgeable`.
+    """
+    for slo in slos:
+        check_judgeable(trace, [slo.metric], f"SLO {slo}")
+    if goodput is not None:
+        check_judgeable(trace, [metric for metric, _ in goodput.limits], str(goodput))
 
 
 @dataclass(frozen=True)

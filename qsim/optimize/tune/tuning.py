@@ -17,7 +17,7 @@ from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.expressions import Pick, parse_pick
 from qsim.optimize.search.fleet_task import FleetTask, describe
-from qsim.optimize.search.goals import carbon_of, quality_goal
+from qsim.optimize.search.goals import carbon_of, check_goals, quality_goal
 from qsim.optimize.search.measures import (
     ALIASES,
     Measure,
@@ -47,7 +47,7 @@ from qsim.scenario import Scenario
 from qsim.scenario.arguments import TuneArguments
 from qsim.scenario.names import scenario_of
 from qsim.scenario.resolve import candidates_of, load_traffic, searched_engine
-from qsim.sim.results.slo import check_judgeable, too_few
+from qsim.sim.results.slo import too_few
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.scheduler.server_memory import most_model_len
 from qsim.traces.forecast import forecast
@@ -274,8 +274,7 @@ def tune_for(
     carbon = carbon_of(accounts.region, accounts.pue, "carbon" if "region" in needed else "")
     if not limits and "slo" in needed:
         raise ScenarioError("goodput and attainment need SLOs (--slo) to count against")
-    for slo in limits:
-        check_judgeable(trace, [slo.metric], f"SLO {slo}")
+    check_goals(trace, limits)
     options = searched_engine(scenario, asked, "tune")
     trace, shaped = forecast(trace, traffic.growth, traffic.peak_hour)
     among = candidates_of(scenario, asked)
