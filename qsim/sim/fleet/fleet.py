@@ -4,7 +4,8 @@ The whole simulation in one place: arrivals are fed in a tight loop; whatever is
 start, stop and fail, the autoscaler's looks) is an event of SimPy in between
 (:mod:`qsim.sim.fleet.lives`). Before each of them the engines go on to its time
 (:mod:`qsim.sim.engine.replica`), and the router says where a request goes
-(:mod:`qsim.sim.fleet.router`). The requests' columns are in :mod:`qsim.sim.fleet.columns`.
+(:mod:`qsim.sim.fleet.router`). What clients send after answers, and until when they wait, is in
+:mod:`qsim.sim.fleet.clients`; the requests' columns are in :mod:`qsim.sim.fleet.columns`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from heapq import heappop, heappush
+from heapq import heappop
 
 import numpy as np
 
@@ -27,13 +28,13 @@ from qsim.sim.engine.timing import PS_PER_MS, PS_PER_S, Timing
 from qsim.sim.engine.wakeups import WakeUps
 from qsim.sim.fleet.admission import Setup
 from qsim.sim.fleet.autoscaler import Policy
+from qsim.sim.fleet.clients import NEXT, Clients
 from qsim.sim.fleet.columns import Columns
 from qsim.sim.fleet.lives import Lives
 from qsim.sim.fleet.queue_limits import QueueLimits
 from qsim.sim.fleet.router import Router, make_router
 from qsim.sim.fleet.router_mixed import Packing
-from qsim.sim.fleet.server_speed import ServerSpeed
-from qsim.sim.fleet.sessions import followers
+from qsim.sim.fleet.server_speed import ServerSpeed, speeds_of
 from qsim.sim.results.finished import FAILED, REJECTED, TIMED_OUT, Finished
 from qsim.sim.results.timeline import Timeline
 from qsim.sim.scheduler.kv_cache import prompt_block_ids
@@ -43,8 +44,6 @@ from qsim.traces.trace import Trace
 __all__ = ["Fleet"]
 
 _NEVER = 1 << 100
-#: in the place of a request that a client sends: the next one of the trace
-_NEXT = -1
 
 
 class Fleet:
@@ -150,21 +149,15 @@ class Fleet:
             None if bin_s is None else round(bin_s * PS_PER_S),
         )
 
-        # clients that wait for answers: requests that are still to be sent, as (time, number of
-        # this entry, place, arrival if it was sent before or -1)
-        self._coming: list[tuple[int, int, int, int]] = []
-        self._entries = 0
-        self._concurrency = setup.concurrency
-        self._followers = {} if trace.turns is None else followers(trace.turns)
-        self._answers = self._concurrency is not None or bool(self._followers)
-        self._deadlines: list[tuple[int, int, int]] = []  # (time, place, arrival)
-        self._times_out = setup.client_timeout_s is not None or trace.timeout_s is not None
+        clients = Clients(setup, trace, self.event_planned)
+        self._clients = clients
+        self._coming, self._deadlines = clients.coming, clients.deadlines
+        self._answers, self._times_out = clients.waits, clients.times_out
         self._failures = setup.failures
         # requests by server, and those that the engine does not know yet to have gone
         self._tracks = self._times_out or self._failures is not None
         self._under_way: list[dict[int, Request]] = [{} for _ in range(n)]
         self._gone: dict[int, Request] = {}
-        self._attempts: dict[int, int] = {}
         self._held: deque[tuple[int, int]] = deque()  # places and arrivals, while no server is on
         self._open = True
         self.lost = self.retried = 0
@@ -218,7 +211,7 @@ class Fleet:
         """Run to the last token, and to the end that was asked for."""
         with _rare_collections(), within_clock(self._name):
             self.lives.begin(self._start_ps, self._span_end_ps)
-            self._send_first()
+            self._clients.begin(self._start_ps, range(self._next, self._end), self._arrival_ps)
             self._drive()
             while not self._columns.empty:
                 self._let_go()
@@ -296,7 +289,7 @@ class Fleet:
             any(self.outstanding_requests)
             or bool(self._coming)
             or bool(self._held)
-            or (self._next < self._end and not self._followers)
+            or (self._next < self._end and not self._clients.sessions)
         )
 
     def event_planned(self) -> None:
@@ -337,22 +330,6 @@ class Fleet:
 
     # ------------------------------------------------------------------ requests that come
 
-    def _send_first(self) -> None:
-        """Plan the first requests of clients that wait for answers."""
-        if self._concurrency is not None:
-            for _ in range(self._concurrency):
-                self._plan(self._start_ps, _NEXT, -1)
-        elif self._followers:
-            waiting = {i for found in self._followers.values() for i, _ in found}
-            for i in range(self._next, self._end):
-                if i not in waiting:
-                    self._plan(self._arrival_ps[i], i, -1)
-
-    def _plan(self, time: int, i: int, arrived: int) -> None:
-        self._entries += 1
-        heappush(self._coming, (time, self._entries, i, arrived))
-        self._sooner = True
-
     def _receive(self, now: int) -> None:
         """Send out the requests that arrive now."""
         while self._coming and self._coming[0][0] == now:
@@ -378,7 +355,7 @@ class Fleet:
                 self.retried += 1
                 self._send(i, now)
             return
-        if i == _NEXT:
+        if i == NEXT:
             if self._next == self._end and not self._take_more():
                 return
             i = self._next
@@ -400,7 +377,7 @@ class Fleet:
 
     def _arrive(self, i: int, now: int) -> None:
         if self._times_out and self._columns.timeout_ps[i]:
-            heappush(self._deadlines, (now + self._columns.timeout_ps[i], i, now))
+            self._clients.sent(i, now, self._columns.timeout_ps[i])
         self._send(i, now)
 
     def _send(self, i: int, now: int) -> None:
@@ -483,15 +460,7 @@ class Fleet:
         return self._prompt[request], self._output[request]
 
     def estimate(self) -> list[ServerSpeed]:
-        """By server; equal ones, of whatever pool, have the same one."""
-        speeds: list[ServerSpeed] = []
-        for k, pool in enumerate(self._pools):
-            for j, other in enumerate(self._pools[:k]):
-                if other.config == pool.config and other.profile == pool.profile:
-                    speeds.append(speeds[j])
-                    break
-            else:
-                speeds.append(ServerSpeed(pool.config, self._timings[k]))
+        speeds = speeds_of(self._pools, self._timings)
         return [speeds[k] for k in self._pool_of]
 
     # ------------------------------------------------------------------ what replicas report
@@ -516,8 +485,7 @@ class Fleet:
         target = self._server[i]
         if self._tracks:
             del self._under_way[target][i]
-            if self._attempts:
-                self._attempts.pop(i, None)
+            self._clients.ended(i)
         self._free(target, i)
         if self._learns is not None:
             self._learns(self._output[i])
@@ -550,22 +518,15 @@ class Fleet:
     # ------------------------------------------------------------------ clients
 
     def _answered(self, i: int, time: int) -> None:
-        """A client has its answer, or none: whoever waits for it sends the next request."""
-        if time < self._now_ps:
-            time = self._now_ps
-        if self._concurrency is not None:
-            self._plan(time, _NEXT, -1)
-        elif i in self._followers:
-            for follower, delay_ps in self._followers[i]:
-                self._plan(time + delay_ps, follower, -1)
+        """A client has its answer, or none; what it sends next comes now at the earliest."""
+        self._clients.answered(i, max(time, self._now_ps))
 
     def _end_without_answer(self, i: int, how: int, now: int) -> None:
         """A request was rejected, its client has gone, or it failed."""
         self._server[i] = how
         self._first_ps[i] = self._last_ps[i] = max(now, 1)
         self._columns.cached_tokens[i] = self._columns.preemptions[i] = 0
-        if self._attempts:
-            self._attempts.pop(i, None)
+        self._clients.ended(i)
         if self._answers:
             self._answered(i, now)
 
@@ -654,12 +615,10 @@ class Fleet:
                 self.limits.queued_tokens[target] -= self._prompt[i]
             self._first_ps[i] = 0
             self.emitted_ps[i] = -1
-            attempts = self._attempts.get(i, 0) + 1
-            if attempts > failures.retries:
+            if self._clients.lost(i) > failures.retries:
                 self._end_without_answer(i, FAILED, now)
             else:
-                self._attempts[i] = attempts
-                self._plan(again, i, self._arrival_ps[i])
+                self._clients.plan(again, i, self._arrival_ps[i])
 
 
 @contextmanager

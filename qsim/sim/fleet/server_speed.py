@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qsim.sim.engine.timing import PS_PER_MS, Timing
+from qsim.sim.fleet.pool import ResolvedPool
 from qsim.sim.scheduler.config import EngineConfig
 
-__all__ = ["ServerSpeed"]
+__all__ = ["ServerSpeed", "speeds_of"]
 
 _FULL_CLOCK = (1.0, 1.0, 1.0)
 
@@ -67,3 +70,16 @@ class ServerSpeed:
             total += span
             done += n
         return float(total)
+
+
+def speeds_of(pools: Sequence[ResolvedPool], timings: Sequence[Timing]) -> list[ServerSpeed]:
+    """By pool; those with equal servers have the same one."""
+    speeds: list[ServerSpeed] = []
+    for k, (pool, timing) in enumerate(zip(pools, timings, strict=True)):
+        for other, speed in zip(pools[:k], speeds, strict=True):
+            if other.config == pool.config and other.profile == pool.profile:
+                speeds.append(speed)
+                break
+        else:
+            speeds.append(ServerSpeed(pool.config, timing))
+    return speeds

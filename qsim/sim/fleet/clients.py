@@ -1,0 +1,99 @@
+"""Clients: when each sends its next request, or one again, and until when it waits for an answer.
+
+Requests of an open trace come at their arrivals, which the fleet feeds itself. What comes at other
+times is planned here: the next request of a closed loop or of a session, and one whose server
+failed.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from heapq import heappush
+
+from qsim.sim.fleet.admission import Setup
+from qsim.sim.fleet.sessions import followers
+from qsim.traces.trace import Trace
+
+__all__ = ["NEXT", "Clients"]
+
+#: in the place of a request that a client sends: the next one of the trace
+NEXT = -1
+
+
+class Clients:
+    """Plans what clients will do; the fleet takes it from the heaps when its time has come.
+
+    Parameters
+    ----------
+    setup : Setup
+        Says how many clients there are, and how long they wait.
+    trace : Trace
+        The first part: whether it has sessions and timeouts.
+    planned : callable
+        Called whenever a request is planned, perhaps for earlier than what is being waited for.
+
+    Attributes
+    ----------
+    coming : heap of (time_ps, entry, place, arrival_ps)
+        Requests still to be sent; the arrival is -1 unless it was sent before.
+    deadlines : heap of (time_ps, place, arrival_ps)
+        When clients give up on requests that were sent.
+    waits : bool
+        Whether requests are sent after answers, not at the trace's times.
+    sessions : bool
+        Whether it is because the trace has sessions.
+    times_out : bool
+        Whether clients may give up.
+    """
+
+    def __init__(self, setup: Setup, trace: Trace, planned: Callable[[], None]) -> None:
+        self._concurrency = setup.concurrency
+        self._followers = {} if trace.turns is None else followers(trace.turns)
+        self._planned = planned
+        self._entries = 0
+        self._losses: dict[int, int] = {}  # how often requests under way were lost
+        self.coming: list[tuple[int, int, int, int]] = []
+        self.deadlines: list[tuple[int, int, int]] = []
+        self.sessions = bool(self._followers)
+        self.waits = self._concurrency is not None or self.sessions
+        self.times_out = setup.client_timeout_s is not None or trace.timeout_s is not None
+
+    def begin(self, start_ps: int, places: range, arrival_ps: array[int]) -> None:
+        """Plan the first requests of clients that wait for answers."""
+        if self._concurrency is not None:
+            for _ in range(self._concurrency):
+                self.plan(start_ps, NEXT, -1)
+        elif self.sessions:
+            waiting = {i for found in self._followers.values() for i, _ in found}
+            for i in places:
+                if i not in waiting:
+                    self.plan(arrival_ps[i], i, -1)
+
+    def plan(self, time_ps: int, i: int, arrival_ps: int) -> None:
+        """A request is sent then, or sent again if it has arrived before (else -1)."""
+        self._entries += 1
+        heappush(self.coming, (time_ps, self._entries, i, arrival_ps))
+        self._planned()
+
+    def sent(self, i: int, now_ps: int, timeout_ps: int) -> None:
+        """Note until when the client waits."""
+        heappush(self.deadlines, (now_ps + timeout_ps, i, now_ps))
+
+    def answered(self, i: int, time_ps: int) -> None:
+        """A client has its answer, or none: whoever waits for it sends the next request."""
+        if self._concurrency is not None:
+            self.plan(time_ps, NEXT, -1)
+        elif i in self._followers:
+            for follower, delay_ps in self._followers[i]:
+                self.plan(time_ps + delay_ps, follower, -1)
+
+    def lost(self, i: int) -> int:
+        """A request was lost; how often it was by now."""
+        self._losses[i] = self._losses.get(i, 0) + 1
+        return self._losses[i]
+
+    def ended(self, i: int) -> None:
+        """A request has ended, in whatever way: its place may be that of another one."""
+        if self._losses:
+            self._losses.pop(i, None)
