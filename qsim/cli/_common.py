@@ -117,19 +117,19 @@ def load_shaped(
 
     ``reshaping`` are fields of :class:`qsim.traces.reshape.Reshaping`.
     """
-    from qsim.traces import load_trace
-    from qsim.traces.reshape import Reshaping, merge_all
+    from qsim.traces.load import load_reshaped
+    from qsim.traces.reshape import Reshaping
 
-    asked = Reshaping(**reshaping)
-
-    def one(source: str, number: int, **read: Any) -> Trace:
-        loaded = load_trace(source, sort=bool(sort), seed=seed, **read)
-        shaped = asked.apply(loaded, seed, number)
-        tell_reading(loaded.name, {**shaped.meta, "skipped": loaded.meta.get("skipped")})
-        return shaped
-
-    first = one(trace, 0, format=format, columns=columns)
-    return merge_all(first, (one(other, k) for k, other in enumerate(merge, 1)))
+    return load_reshaped(
+        trace,
+        Reshaping(**reshaping),
+        merge,
+        format=format,
+        columns=columns,
+        sort=bool(sort),
+        seed=seed,
+        tell=tell_reading,
+    )
 
 
 def tell_reading(name: str, meta: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from qsim.cli._common import note, tell_reading
@@ -67,17 +68,8 @@ def run_streamed(
     trace = open_parts(
         str(traffic.trace), format=traffic.format, seed=scenario.seed, columns=traffic.columns
     )
-    parts = trace.shaped(
-        traffic.start,
-        traffic.end,
-        traffic.speed,
-        traffic.head,
-        seed=scenario.seed,
-        sample=traffic.sample,
-        scale_prompt=traffic.scale_prompt,
-        scale_output=traffic.scale_output,
-        shared_prefix=traffic.shared_prefix,
-    )
+    asked = asdict(traffic.reshaping())
+    parts = trace.shaped(asked.pop("start"), asked.pop("end"), seed=scenario.seed, **asked)
     if traffic.growth != 1:
         parts = parts.shaped(speed=traffic.growth)
     begin_s = time.monotonic()

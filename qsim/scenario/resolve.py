@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qsim.bounds import shown
@@ -16,8 +16,7 @@ from qsim.scenario.sections import PoolSection, Traffic
 from qsim.sim.fleet.lifecycle import Lifecycle
 from qsim.sim.scheduler.config import EngineOptions, refuse_queue_limits
 from qsim.traces.forecast import forecast
-from qsim.traces.load import load_trace
-from qsim.traces.reshape import Reshaping, merge_all
+from qsim.traces.load import load_reshaped
 from qsim.traces.trace import Trace
 
 __all__ = [
@@ -55,18 +54,16 @@ def load_traffic(
     """
     if traffic.trace is None:
         raise ScenarioError("trace is missing; give a file or a preset (traffic.trace)")
-    asked = Reshaping(**{f.name: getattr(traffic, f.name) for f in fields(Reshaping)})
-
-    def one(source: Trace | str, number: int, **read: Any) -> Trace:
-        if isinstance(source, str):
-            source = load_trace(source, sort=traffic.sort, seed=seed, **read)
-        shaped = asked.apply(source, seed, number)
-        if tell is not None:
-            tell(source.name, {**shaped.meta, "skipped": source.meta.get("skipped")})
-        return shaped
-
-    first = one(traffic.trace, 0, format=traffic.format, columns=traffic.columns)
-    trace = merge_all(first, (one(other, k) for k, other in enumerate(traffic.merge, 1)))
+    trace = load_reshaped(
+        traffic.trace,
+        traffic.reshaping(),
+        traffic.merge,
+        format=traffic.format,
+        columns=traffic.columns,
+        sort=traffic.sort,
+        seed=seed,
+        tell=tell,
+    )
     if not grown or (traffic.growth == 1 and not traffic.peak_hour):
         return trace
     return forecast(trace, traffic.growth, traffic.peak_hour)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -36,6 +37,7 @@ from qsim.scenario.fields import (
 from qsim.sim.fleet.failures import Failure, Failures
 from qsim.sim.fleet.lifecycle import Lifecycle
 from qsim.sim.scheduler.config import MAX_KV_BYTES, EngineOptions
+from qsim.traces.reshape import Reshaping
 from qsim.traces.trace import Trace
 
 __all__ = ["Accounts", "Engine", "Fleet", "Lifetimes", "PoolSection", "ProfileName", "Traffic"]
@@ -115,6 +117,16 @@ class Traffic(Section):
         description="simulate: take the trace part by part in bounded memory; by default when "
         "it is large.",
     )
+
+    def reshaping(self) -> Reshaping:
+        """What is made of each trace that is read.
+
+        Raises
+        ------
+        TraceError
+            If a value is not allowed.
+        """
+        return Reshaping(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Reshaping)})
 
 
 class Engine(Section):

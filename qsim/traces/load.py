@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qsim.bounds import MAX_SEED
 from qsim.checks import whole
 from qsim.errors import TraceError
-from qsim.traces.reshape import Reshaping
+from qsim.traces.reshape import Reshaping, merge_all
 from qsim.traces.trace import Trace
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "iter_preset",
+    "load_reshaped",
     "load_trace",
     "no_columns",
     "opened",
@@ -267,3 +268,41 @@ def shape(
     """
     asked = Reshaping(start=start_s, end=end_s, speed=speed, head=head, **others)
     return asked.apply(trace, seed)
+
+
+def load_reshaped(
+    trace: Trace | str,
+    asked: Reshaping,
+    others: Iterable[Trace | str] = (),
+    *,
+    format: str | None = None,
+    columns: str | None = None,
+    sort: bool = False,
+    seed: int = 0,
+    tell: Callable[[str, Mapping[str, Any]], None] | None = None,
+) -> Trace:
+    """Read a trace and those that are merged into it, each cut and scaled as ``asked``.
+
+    Parameters
+    ----------
+    trace : Trace or str
+        ``format`` and ``columns`` are of it alone; ``sort`` and ``seed`` are of all.
+    tell : callable, optional
+        Takes the name of each trace and what is known of how it was read.
+
+    Raises
+    ------
+    TraceError
+        If one cannot be read, or nothing is left of it.
+    """
+
+    def one(source: Trace | str, number: int, **read: Any) -> Trace:
+        if isinstance(source, str):
+            source = load_trace(source, sort=sort, seed=seed, **read)
+        shaped = asked.apply(source, seed, number)
+        if tell is not None:
+            tell(source.name, {**shaped.meta, "skipped": source.meta.get("skipped")})
+        return shaped
+
+    first = one(trace, 0, format=format, columns=columns)
+    return merge_all(first, (one(other, k) for k, other in enumerate(others, 1)))

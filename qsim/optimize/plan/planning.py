@@ -226,16 +226,9 @@ def detail_of(scenario: Scenario) -> DetailWanted:
         resampling = preset_draw(
             traffic.trace,
             scenario.seed,
+            traffic.reshaping(),
             traffic.growth,
             traffic.peak_hour,
-            start_s=traffic.start,
-            end_s=traffic.end,
-            speed=traffic.speed,
-            head=traffic.head,
-            sample=traffic.sample,
-            scale_prompt=traffic.scale_prompt,
-            scale_output=traffic.scale_output,
-            shared_prefix=traffic.shared_prefix,
         )
     return DetailWanted(
         replications,

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from qsim.traces.forecast import forecast
-from qsim.traces.load import load_trace, preset_names, shape, split_params
+from qsim.traces.load import load_trace, preset_names, split_params
+from qsim.traces.reshape import Reshaping
 from qsim.traces.trace import Trace
 
 __all__ = ["PresetDraw", "Resample", "Resampling", "preset_draw"]
@@ -100,7 +101,7 @@ class PresetDraw:
     name: str
     params: tuple[tuple[str, str], ...]
     seed: int
-    shaped: tuple[tuple[str, Any], ...] = ()
+    asked: Reshaping
     growth: float = 1.0
     peak_hour: bool = False
 
@@ -108,7 +109,7 @@ class PresetDraw:
         """The draw number ``seed`` after the plan's own."""
         params = {**dict(self.params), "seed": str(self.seed + seed)}
         source = f"{self.name}:" + ",".join(f"{k}={v}" for k, v in params.items())
-        trace = shape(load_trace(source), **dict(self.shaped), seed=self.seed + seed)
+        trace = self.asked.apply(load_trace(source), self.seed + seed)
         return forecast(trace, self.growth, self.peak_hour)[0]
 
     def text(self) -> str:
@@ -117,14 +118,15 @@ class PresetDraw:
 
 
 def preset_draw(
-    source: str, seed: int, growth: float = 1.0, peak_hour: bool = False, **shaped: Any
+    source: str,
+    seed: int,
+    asked: Reshaping,
+    growth: float = 1.0,
+    peak_hour: bool = False,
 ) -> PresetDraw | None:
-    """New draws of ``source``, or None if it is no preset.
-
-    ``shaped`` are the arguments of :func:`qsim.traces.load.shape`.
-    """
+    """New draws of ``source``, each reshaped as ``asked``, or None if it is no preset."""
     name, params = split_params(source)
     if name not in preset_names():
         return None
     own = int(float(params.pop("seed", seed)))
-    return PresetDraw(name, tuple(params.items()), own, tuple(shaped.items()), growth, peak_hour)
+    return PresetDraw(name, tuple(params.items()), own, asked, growth, peak_hour)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from qsim.optimize.plan.resample import Resample, preset_draw
 from qsim.traces.load import load_trace
+from qsim.traces.reshape import Reshaping
 from qsim.traces.trace import HashIds, Trace
 
 
@@ -57,13 +58,13 @@ def test_a_burst_is_its_own_only_draw() -> None:
 
 def test_a_preset_is_drawn_anew_with_its_shape_growth_and_seed() -> None:
     source = "azure-conv-2023:duration=60,rate=10,seed=4"
-    found = preset_draw(source, 0, 2.0, False, start_s=10.0, end_s=None, speed=None, head=50)
+    found = preset_draw(source, 0, Reshaping(start=10.0, head=50), 2.0)
     assert found is not None
     expected = load_trace("azure-conv-2023:duration=60,rate=10,seed=7").slice(10.0).head(50)
     got = pickle.loads(pickle.dumps(found)).draw(3)
     assert (got.arrival_s == expected.speed(2.0).arrival_s).all()
     assert (got.prompt_tokens == expected.prompt_tokens).all()
-    bare = preset_draw("burstgpt", 5)
+    bare = preset_draw("burstgpt", 5, Reshaping())
     assert bare is not None
     assert bare.seed == 5
-    assert preset_draw("trace.csv", 0) is None
+    assert preset_draw("trace.csv", 0, Reshaping()) is None
