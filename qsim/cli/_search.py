@@ -12,8 +12,13 @@ from qsim.cli._common import option_group
 __all__ = [
     "candidate_options",
     "carbon_options",
+    "export_option",
+    "floor_option",
+    "forecast_options",
+    "goodput_options",
     "market_from",
     "market_options",
+    "most_replicas_option",
     "price_option",
     "prices_from",
     "study_options",
@@ -47,6 +52,58 @@ def candidate_options(
                      help="Only by this method; repeatable."),
         click.option("--profile", "profiles", multiple=True, metavar="ID|FILE", help=profile),
     )  # fmt: skip
+
+
+def forecast_options(verb: str) -> Callable[[F], F]:
+    """``--peak-hour`` and ``--growth``, with what the command does in their help."""
+    return option_group(
+        click.option("--peak-hour", is_flag=True, default=None,
+                     help=f"{verb} for the busiest hour of TRACE, by requests."),
+        click.option("--growth", type=float, default=1.0, show_default=True, metavar="F",
+                     help=f"{verb} for arrivals F times as fast."),
+    )  # fmt: skip
+
+
+#: ``--goodput`` and ``--min-goodput``
+goodput_options = option_group(
+    click.option("--goodput", multiple=True, metavar="METRIC:MS",
+                 help="Limit of single requests, as in vLLM: ttft:500; repeatable."),
+    click.option("--min-goodput", type=float, metavar="SHARE",
+                 help="Share of requests within every --goodput limit (or every SLO's); 0.99 "
+                 "unless given."),
+)  # fmt: skip
+
+#: ``--min-quality``
+floor_option = click.option(
+    "--min-quality",
+    type=float,
+    metavar="X",
+    help="Only methods whose 90% interval of quality is not below X percent of the 16-bit model's "
+    "score.",
+)
+
+#: ``--max-replicas``
+most_replicas_option = click.option(
+    "--max-replicas",
+    type=int,
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="The largest fleet to try.",
+)
+
+
+def export_option(which: str) -> Callable[[F], F]:
+    """``--export`` of the best or the picked fleet."""
+    return click.option(
+        "--export",
+        "exports",
+        multiple=True,
+        metavar="KIND[=PATH]",
+        help=f"Write the {which} fleet as vllm (commands), kubernetes (manifests) or scenario (for "
+        "qsim simulate), to a file or a folder/; without PATH to stdout instead of the table. "
+        "Repeatable.",
+    )
 
 
 #: ``--beyond-measured``

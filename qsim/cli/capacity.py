@@ -23,7 +23,13 @@ from qsim.cli._common import (
 from qsim.cli._outputs import Outputs, check_outputs
 from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import shared_options, write_outputs
-from qsim.cli._search import beyond_option, market_from, market_options
+from qsim.cli._search import (
+    beyond_option,
+    floor_option,
+    goodput_options,
+    market_from,
+    market_options,
+)
 from qsim.errors import InfeasibleError, ScenarioError
 from qsim.traces.trace import Trace
 
@@ -86,20 +92,14 @@ def _stock(texts: tuple[str, ...]) -> dict[str, int]:
 @click.option("--profile", "profiles", multiple=True, metavar="ID|FILE",
               help="One more candidate, such as a profile of your own; repeatable.")  # fmt: skip
 @slo_option
-@click.option("--goodput", multiple=True, metavar="METRIC:MS",
-              help="Limit of single requests, as in vLLM: ttft:500; repeatable.")  # fmt: skip
-@click.option("--min-goodput", type=float, metavar="SHARE",
-              help="Share of requests within every --goodput limit (or every SLO's); 0.99 unless "
-              "given.")  # fmt: skip
+@goodput_options
 @click.option("--objective", default="rate", show_default=True, metavar="rate|cost|energy",
               help="Order by requests/s, USD per output token or J per output token, each at the "
               "highest rate.")  # fmt: skip
 @market_options
 @click.option("--tasks", metavar="MIX", help="Tasks that quality is told for, such as "
               "gsm8k:0.3,mmlu:0.7.")  # fmt: skip
-@click.option("--min-quality", type=float, metavar="X",
-              help="Only methods whose 90% interval of quality is not below X percent of the "
-              "16-bit model's score.")  # fmt: skip
+@floor_option
 @click.option("--precision", type=float, default=0.02, show_default=True, metavar="SHARE",
               help="Search until a rate at most so much higher misses a limit.")  # fmt: skip
 @router_option

@@ -108,7 +108,7 @@ def curve(ctx: click.Context, /, **given: Any) -> None:
             write_text(given["csv_path"], found.to_csv())
     if given["picture_path"]:
         from qsim.report.figures.curve import curve_figure
-        from qsim.report.figures.results import save_figure
+        from qsim.report.figures.style import save_figure
 
         with out.attempt("--picture"):
             save_figure(curve_figure(found), given["picture_path"])

@@ -29,7 +29,12 @@ from qsim.cli._search import (
     beyond_option,
     candidate_options,
     carbon_options,
+    export_option,
+    floor_option,
+    forecast_options,
+    goodput_options,
     market_options,
+    most_replicas_option,
 )
 from qsim.errors import InfeasibleError, ScenarioError
 
@@ -45,10 +50,7 @@ __all__ = ["plan"]
 @shared_options
 @click.command(cls=ScenarioCommand)
 @trace_options
-@click.option("--peak-hour", is_flag=True, default=None,
-              help="Plan for the busiest hour of TRACE, by requests.")  # fmt: skip
-@click.option("--growth", type=float, default=1.0, show_default=True, metavar="F",
-              help="Plan for arrivals F times as fast.")  # fmt: skip
+@forecast_options("Plan")
 @candidate_options("One more candidate, such as a profile of your own; repeatable.",
                    "Plan with the shipped profiles of this model.")  # fmt: skip
 @slo_option
@@ -62,11 +64,7 @@ __all__ = ["plan"]
     "(with --region); of equals confidence, head-room, cost, energy, GPUs.",
 )
 @market_options
-@click.option("--goodput", multiple=True, metavar="METRIC:MS",
-              help="Limit of single requests, as in vLLM: ttft:500; repeatable.")  # fmt: skip
-@click.option("--min-goodput", type=float, metavar="SHARE",
-              help="Share of requests within every --goodput limit (or every SLO's); 0.99 unless "
-              "given.")  # fmt: skip
+@goodput_options
 @click.option("--max-gpus", type=int, metavar="N", help="At most so many GPUs.")
 @click.option("--max-usd-per-hour", type=float, metavar="USD", help="At most this rent.")
 @click.option("--max-power-kw", type=float, metavar="KW",
@@ -76,9 +74,7 @@ __all__ = ["plan"]
 @click.option("--tasks", metavar="MIX", help="Tasks that quality is told for, such as "
               "gsm8k:0.3,mmlu:0.7 (qsim quality --list-tasks); by default mmlu, gsm8k, humaneval, "
               "ifeval and arc-c in equal shares.")  # fmt: skip
-@click.option("--min-quality", type=float, metavar="X",
-              help="Only methods whose 90% interval of quality is not below X percent of the "
-              "16-bit model's score.")  # fmt: skip
+@floor_option
 @carbon_options
 @click.option("--headroom/--no-headroom", default=True, show_default=True,
               help="Find how much more traffic the best fleet carries.")  # fmt: skip
@@ -108,17 +104,13 @@ __all__ = ["plan"]
               help="Tell where the best fleet's time goes, and what would help.")  # fmt: skip
 @click.option("--explain", is_flag=True, default=None,
               help="--sensitivity, --bottlenecks and 20 replications.")  # fmt: skip
-@click.option("--max-replicas", type=int, default=128, show_default=True, metavar="N",
-              help="The largest fleet to try.")  # fmt: skip
+@most_replicas_option
 @router_option
 @engine_options
 @beyond_option
 @run_options
 @executor_options
-@click.option("--export", "exports", multiple=True, metavar="KIND[=PATH]",
-              help="Write the best fleet as vllm (commands), kubernetes (manifests) or scenario "
-              "(for qsim simulate), to a file or a folder/; without PATH to stdout instead of the "
-              "table. Repeatable.")  # fmt: skip
+@export_option("best")
 @click.option("--autoscaler", default="hpa", show_default=True, metavar="hpa|keda|none",
               help="What --export kubernetes adds to scale the fleet.")  # fmt: skip
 @click.option("--gpus-per-host", type=int, default=8, show_default=True, metavar="N",

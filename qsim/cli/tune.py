@@ -26,6 +26,10 @@ from qsim.cli._scenario import ScenarioCommand, scenario_from, shared_options, w
 from qsim.cli._search import (
     beyond_option,
     candidate_options,
+    export_option,
+    floor_option,
+    forecast_options,
+    most_replicas_option,
     study_options,
     worth_options,
 )
@@ -37,10 +41,7 @@ __all__ = ["tune"]
 @shared_options
 @click.command(cls=ScenarioCommand)
 @trace_options
-@click.option("--peak-hour", is_flag=True, default=None,
-              help="Tune for the busiest hour of TRACE, by requests.")  # fmt: skip
-@click.option("--growth", type=float, default=1.0, show_default=True, metavar="F",
-              help="Tune for arrivals F times as fast.")  # fmt: skip
+@forecast_options("Tune")
 @candidate_options("One more profile to choose, such as one of your own; repeatable.")
 @click.option(
     "--objective",
@@ -55,9 +56,7 @@ __all__ = ["tune"]
 @click.option("--constraint", "constraints", multiple=True, metavar="FIGURE<=X",
               help="What must hold, such as 'p99_ttft_ms<=500' or 'gpus<=8'; "
               "repeatable.")  # fmt: skip
-@click.option("--min-quality", type=float, metavar="X",
-              help="Only methods whose 90% interval of quality is not below X percent of the "
-              "16-bit model's score.")  # fmt: skip
+@floor_option
 @click.option("--search", multiple=True, metavar="NAME=VALUES",
               help="Decide this too, or among other values: max_num_seqs=64,128 or 32:512:log or "
               "64:512:x2; repeatable.")  # fmt: skip
@@ -73,17 +72,13 @@ __all__ = ["tune"]
               help="Take a point of the front: knee, 'min FIGURE', or a condition such as "
               "'quality>=98 and p99_ttft_ms<=500'. By default the knee.")  # fmt: skip
 @worth_options
-@click.option("--max-replicas", type=int, default=128, show_default=True, metavar="N",
-              help="The largest fleet to try.")  # fmt: skip
+@most_replicas_option
 @router_option
 @engine_options
 @beyond_option
 @run_options
 @executor_options
-@click.option("--export", "exports", multiple=True, metavar="KIND[=PATH]",
-              help="Write the picked fleet as vllm (commands), kubernetes (manifests) or scenario "
-              "(for qsim simulate), to a file or a folder/; without PATH to stdout instead of the "
-              "table. Repeatable.")  # fmt: skip
+@export_option("picked")
 @click.option("--csv", "csv_path", metavar="FILE", help="Write the front; - for stdout.")
 @click.option("--trials-csv", "trials_path", metavar="FILE", help="Write all trials.")
 @click.option("--json", "json_path", metavar="FILE", help="Write everything; - for stdout.")
