@@ -94,7 +94,7 @@ def test_the_exported_scenario_gives_the_figures_again(
     result = qsim(
         *tune, "--growth", 2, "--slo", "ttft:p99:3000", "--pick", "min energy",
         "--export", f"scenario={scenario}", "--export", f"vllm={tmp_path}/serve.sh",
-        "--json", answer,
+        "--export", f"scenario={tmp_path}/fleets/", "--json", answer,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     data = json.loads(answer.read_text())
@@ -103,6 +103,9 @@ def test_the_exported_scenario_gives_the_figures_again(
         yaml.safe_load(scenario.read_text())["fleet"]["pools"][0]["replicas"]
         == (picked["replicas"])
     )
+    command, _, saved = (tmp_path / "fleets" / "scenario.yaml").read_text().partition("\n")
+    assert command == f"# qsim simulate {tmp_path}/fleets/scenario.yaml"
+    assert saved == scenario.read_text().partition("\n")[2]
     again = qsim("simulate", "--scenario", scenario, "--json", "-")
     assert again.exit_code == 0, again.output
     summary = json.loads(again.stdout)

@@ -28,12 +28,14 @@ __all__ = [
     "Export",
     "export_plan",
     "export_pools",
+    "export_scenario",
     "parse_export",
     "pool_scenario",
-    "scenario_text",
 ]
 
 EXPORTS = ("vllm", "kubernetes", "scenario")
+#: name of a scenario in a folder
+_SCENARIO = "scenario.yaml"
 
 
 @dataclass(frozen=True)
@@ -163,10 +165,14 @@ def pool_scenario(
     )
 
 
-def scenario_text(scenario: Scenario, path: str | None) -> str:
-    """A scenario file, which begins with how it is run."""
-    name = "FILE.yaml" if path is None else " ".join(path.split())
-    return f"# qsim simulate {name}\n{scenario.to_yaml()}"
+def export_scenario(scenario: Scenario, path: str | None) -> str | None:
+    """Write a scenario file, which begins with how it is run; returns the text without a path.
+
+    In a folder (it exists, or the path ends in ``/``) it is ``scenario.yaml``.
+    """
+    name = "FILE.yaml" if path is None else " ".join(str(_inside(path, _SCENARIO)).split())
+    text = f"# qsim simulate {name}\n{scenario.to_yaml()}"
+    return _put(path, text, {_SCENARIO: text})
 
 
 def _scenario(
@@ -177,8 +183,7 @@ def _scenario(
     asked: Scenario | None,
     profile: Profile | None,
 ) -> str | None:
-    target = None if path is None else _inside(path, "scenario.yaml")
-    beside = None if target is None else target.with_suffix("")
+    beside = None if path is None else _inside(path, _SCENARIO).with_suffix("")
     if asked is not None and isinstance(asked.traffic.trace, str):
         traffic = asked.traffic
     elif trace is None or beside is None:
@@ -205,11 +210,7 @@ def _scenario(
         profile.save(source)
     pool = pool_of(chosen, plan.router_of(chosen))
     scenario = pool_scenario(pool, traffic, source, plan.slos, plan.settings)
-    text = scenario_text(scenario, None if target is None else str(target))
-    if target is None:
-        return text
-    write_text(target, text)
-    return None
+    return export_scenario(scenario, path)
 
 
 def _inside(path: str, name: str) -> Path:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from qsim.errors import ScenarioError
-from qsim.files import write_text
 from qsim.optimize.deploy.export import (
     Export,
     export_pools,
+    export_scenario,
     parse_export,
     pool_scenario,
-    scenario_text,
 )
 from qsim.optimize.search.study import Record
 from qsim.optimize.tune.result import TuneResult
@@ -44,11 +43,7 @@ def export_trial(
     export = parse_export(export) if isinstance(export, str) else export
     if export.kind != "scenario":
         return export_pools(result.pool(trial), export, autoscaler=autoscaler)
-    text = scenario_text(trial_scenario(result, trial, scenario), export.path)
-    if export.path is None:
-        return text
-    write_text(export.path, text)
-    return None
+    return export_scenario(trial_scenario(result, trial, scenario), export.path)
 
 
 def trial_scenario(result: TuneResult, trial: Record, asked: Scenario | None) -> Scenario:
