@@ -68,8 +68,8 @@ def run_streamed(
     trace = open_parts(
         str(traffic.trace), format=traffic.format, seed=scenario.seed, columns=traffic.columns
     )
-    asked = asdict(traffic.reshaping())
-    parts = trace.shaped(asked.pop("start"), asked.pop("end"), seed=scenario.seed, **asked)
+    shape = asdict(traffic.reshaping())
+    parts = trace.shaped(shape.pop("start"), shape.pop("end"), seed=scenario.seed, **shape)
     if traffic.growth != 1:
         parts = parts.shaped(speed=traffic.growth)
     begin_s = time.monotonic()
