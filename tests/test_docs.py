@@ -11,8 +11,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import click
 import pytest
 
+from qsim.cli import main
 from tests.cli.helpers import qsim
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -95,19 +97,17 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
             assert not anchor or anchor in anchors(other), f"{page.name}: {target}"
 
 
-def test_every_option_is_documented() -> None:
-    from qsim.cli.plan import plan
-    from qsim.cli.schedule import schedule
-    from qsim.cli.simulate import simulate
-    from qsim.cli.sweep import sweep
-    from qsim.cli.tune import tune
-
+@pytest.mark.parametrize(
+    "name", ["simulate", "plan", "capacity", "curve", "compare", "schedule", "tune", "sweep"]
+)
+def test_every_option_is_documented(name: str) -> None:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
     text = (DOCS / "cli.md").read_text(encoding="utf-8")
-    for command in (simulate, plan, schedule, tune, sweep):
-        for param in command.params:
-            for name in (*param.opts, *param.secondary_opts):
-                if name.startswith("--"):
-                    assert re.search(rf"{name}(?![-\w])", text), f"{command.name} {name}"
+    for param in command.params:
+        for option in (*param.opts, *param.secondary_opts):
+            if option.startswith("--"):
+                assert re.search(rf"{option}(?![-\w])", text), option
 
 
 def test_the_accuracy_that_the_readme_states_is_that_of_the_data() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["fitting_block_tokens", "most_ids"]
+__all__ = ["KV_BLOCK_TOKENS", "fitting_block_tokens", "most_ids"]
+
+#: vLLM's KV block: what prompts share is shared in whole ones
+KV_BLOCK_TOKENS = 16
 
 #: block sizes of engines and of published traces
 _COMMON = (512, 16, 32, 64, 128, 256, 1024, 8, 2048, 4096)

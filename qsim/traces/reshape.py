@@ -17,14 +17,13 @@ import numpy.typing as npt
 from qsim.bounds import MAX_SEED
 from qsim.checks import whole
 from qsim.errors import TraceError
+from qsim.traces.block_size import KV_BLOCK_TOKENS
 from qsim.traces.trace import MOST_TOKENS, HashIds, Trace, merge
 
-__all__ = ["KV_BLOCK_TOKENS", "Reshaping", "merge_all"]
+__all__ = ["Reshaping", "merge_all"]
 
 IntArray = npt.NDArray[np.int64]
 
-#: vLLM's KV block: what prompts share is shared in whole ones
-KV_BLOCK_TOKENS = 16
 #: of the stream of draws, apart from those of formats and presets
 _SAMPLE_STREAM = 101
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

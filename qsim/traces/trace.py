@@ -11,7 +11,16 @@ import numpy.typing as npt
 
 from qsim.errors import TraceError
 
-__all__ = ["MOST_ARRIVAL_S", "MOST_PRIORITY", "MOST_TOKENS", "HashIds", "Trace", "Turns", "merge"]
+__all__ = [
+    "MOST_ARRIVAL_S",
+    "MOST_PRIORITY",
+    "MOST_TOKENS",
+    "HashIds",
+    "Trace",
+    "Turns",
+    "join_column",
+    "merge",
+]
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -255,33 +264,44 @@ def merge(traces: Sequence[Trace], name: str = "merged") -> Trace:
             raise TraceError(f"merge: prefix blocks of different sizes {sizes}; must be one size")
         hash_ids = _joined_ids(traces, block_tokens).take(order)
     turns = _joined_turns(traces)
+    counts = [len(t) for t in traces]
+    priority = join_column([t.priority for t in traces], counts, 0)
+    timeout_s = join_column([t.timeout_s for t in traces], counts, np.inf)
     return Trace(
         arrival_s=arrival[order],
         prompt_tokens=np.concatenate([t.prompt_tokens for t in traces])[order],
         output_tokens=np.concatenate([t.output_tokens for t in traces])[order],
         hash_ids=hash_ids,
         turns=None if turns is None else turns.take(order),
-        priority=_joined([t.priority for t in traces], traces, 0, order),
-        timeout_s=_joined([t.timeout_s for t in traces], traces, np.inf, order),
+        priority=None if priority is None else priority[order],
+        timeout_s=None if timeout_s is None else timeout_s[order],
         name=name,
         meta={"merged": [t.name for t in traces]},
     )
 
 
-def _joined(
-    columns: Sequence[npt.NDArray[Any] | None],
-    traces: Sequence[Trace],
-    missing: Any,
-    order: IntArray,
+def join_column(
+    blocks: Sequence[npt.NDArray[Any] | None], sizes: Sequence[int], missing: float
 ) -> npt.NDArray[Any] | None:
-    """One column of all traces in a new order; None if none has it."""
-    if all(c is None for c in columns):
+    """An optional column of several blocks of requests, one after the other.
+
+    Parameters
+    ----------
+    blocks : sequence of arrays, each of shape (sizes[k],), or None
+    sizes : sequence of int
+        How many requests each block has.
+    missing : float
+        The value of the requests of a block without the column.
+
+    Returns
+    -------
+    array of shape (sum(sizes),), or None
+        None if no block has the column.
+    """
+    if all(block is None for block in blocks):
         return None
-    filled = [
-        np.full(len(t), missing) if c is None else c for c, t in zip(columns, traces, strict=True)
-    ]
-    joined: npt.NDArray[Any] = np.concatenate(filled)[order]
-    return joined
+    pairs = zip(blocks, sizes, strict=True)
+    return np.concatenate([np.full(n, missing) if b is None else b for b, n in pairs])
 
 
 def _joined_turns(traces: Sequence[Trace]) -> Turns | None:

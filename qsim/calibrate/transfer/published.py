@@ -5,7 +5,8 @@ evaluates the time in which as many run. The same is evaluated here, in closed f
 decode over a mean context; each finished one is replaced by a prefill chunk in the next step. Its
 clients sample with top-p 0.95, for which vLLM 0.11 sorts the logits of every row at each step. No
 profile holds that (they were measured with greedy sampling); it is added here, by one coefficient
-for all models: ``SORT_S_PER_LOGIT`` on H100, in inverse proportion to the bandwidth elsewhere."""
+for all models: ``SORT_S_PER_LOGIT`` on H100, in inverse proportion to the bandwidth elsewhere.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.reading.collect import Collector
 from qsim.traces.reading.json_rows import first_object, lookup, objects
-from qsim.traces.reading.mapped import is_json
+from qsim.traces.reading.kind import is_json
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim.errors import TraceError
+from qsim.traces.block_size import KV_BLOCK_TOKENS
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.formats.text_tokens import whole_param
 from qsim.traces.prefix_id import prefix_id
 from qsim.traces.reading.build import TraceBuilder
-from qsim.traces.reading.mapped import is_json, is_parquet, names_of
+from qsim.traces.reading.kind import is_json, is_parquet, names_of
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.table import Kind, Rows, read_csv
 from qsim.traces.trace import Trace
@@ -43,8 +44,6 @@ _KINDS: dict[str, Kind] = {
     "deadline_us": "stamp",
     "session_id": "text",
 }
-#: vLLM's KV block, which a shared beginning is cut into
-_BLOCK_TOKENS = 16
 
 IntArray = npt.NDArray[np.int64]
 
@@ -152,9 +151,9 @@ class _Reader:
         )
         shared = np.minimum(shared, prompt)
         for i, tokens in zip(kept.tolist(), shared.tolist(), strict=True):
-            blocks = tokens // _BLOCK_TOKENS
+            blocks = tokens // KV_BLOCK_TOKENS
             if blocks:
-                builder.block_tokens = _BLOCK_TOKENS
+                builder.block_tokens = KV_BLOCK_TOKENS
                 builder.columns["hash_ids"] = "prefix_group (its prefix_length tokens)"
             builder.add_hash_ids([prefix_id(f"{groups[i]}\n{k}") for k in range(blocks)])
 

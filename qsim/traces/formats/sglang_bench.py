@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qsim.traces.formats.bench_result import PARAMS, read_runs
 from qsim.traces.formats.options import ReadOptions
-from qsim.traces.reading.mapped import is_json
+from qsim.traces.reading.kind import is_json
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 

@@ -16,7 +16,7 @@ from qsim.traces.formats.options import ReadOptions
 from qsim.traces.formats.text_tokens import TEXT_PARAMS, number_param, text_counter
 from qsim.traces.reading.collect import Collector
 from qsim.traces.reading.json_rows import first_object, objects
-from qsim.traces.reading.mapped import is_json
+from qsim.traces.reading.kind import is_json
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 

@@ -6,7 +6,8 @@ from qsim.errors import TraceError
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.reading.build import Reading, read_whole
 from qsim.traces.reading.columns import find_columns
-from qsim.traces.reading.mapped import names_of, read_mapped
+from qsim.traces.reading.kind import names_of
+from qsim.traces.reading.mapped import read_mapped
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.reading.build import Reading, read_whole
 from qsim.traces.reading.columns import Column
-from qsim.traces.reading.mapped import is_json, names_of, read_mapped
+from qsim.traces.reading.kind import is_json, names_of
+from qsim.traces.reading.mapped import read_mapped
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 

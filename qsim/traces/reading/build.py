@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from qsim.errors import TraceError
 from qsim.traces.reading.source import Source
-from qsim.traces.trace import HashIds, Trace, Turns
+from qsim.traces.trace import HashIds, Trace, Turns, join_column
 
 __all__ = ["UNIX_FROM_S", "Reading", "TraceBuilder", "read_parts", "read_whole", "unix_ticks_per_s"]
 
@@ -241,8 +241,10 @@ class TraceBuilder:
         self._prompt.clear()
         output = np.concatenate(self._output)
         self._output.clear()
-        priority = _filled(self._priority, sizes, 0)
-        timeout_s = _filled(self._timeout_s, sizes, np.inf)
+        priority = join_column(self._priority, sizes, 0)
+        self._priority.clear()
+        timeout_s = join_column(self._timeout_s, sizes, np.inf)
+        self._timeout_s.clear()
         turns = None
         if self._turns:
             turns = Turns(np.full(self._rows, -1, np.int64), np.zeros(self._rows))
@@ -291,17 +293,6 @@ class TraceBuilder:
                 **meta,
             },
         )
-
-
-def _filled(blocks: list[Any], sizes: list[int], missing: Any) -> Any:
-    """One column of all blocks, which are then forgotten; None if no block has it."""
-    known = any(block is not None for block in blocks)
-    column = None
-    if known:
-        pairs = zip(blocks, sizes, strict=True)
-        column = np.concatenate([np.full(n, missing) if b is None else b for b, n in pairs])
-    blocks.clear()
-    return column
 
 
 #: a builder, and the steps of reading: after each of them it has some more requests

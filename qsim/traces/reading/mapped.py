@@ -15,57 +15,22 @@ from qsim.traces.block_size import fitting_block_tokens, most_ids
 from qsim.traces.prefix_id import prefix_id
 from qsim.traces.reading.build import UNIX_FROM_S, Reading, TraceBuilder
 from qsim.traces.reading.columns import ROLES, Column
-from qsim.traces.reading.json_rows import first_objects, lookup, objects, read_json
-from qsim.traces.reading.parquet import MAGIC, duration_ticks_per_s, parquet_columns, read_parquet
+from qsim.traces.reading.json_rows import lookup, objects, read_json
+from qsim.traces.reading.kind import is_json, is_parquet, names_of
+from qsim.traces.reading.parquet import duration_ticks_per_s, parquet_columns, read_parquet
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.table import Dialect, Kind, Rows, dialect_of, read_csv
 from qsim.traces.reading.times import UNITS, Unit, looks_like_date
 from qsim.traces.trace import MOST_PRIORITY
 
-__all__ = ["DEFAULT_BLOCK_TOKENS", "is_json", "is_parquet", "names_of", "read_mapped"]
+__all__ = ["read_mapped"]
 
 IntArray = npt.NDArray[np.int64]
 
 #: what an id stands for where neither the file nor the lengths say: Mooncake's block
-DEFAULT_BLOCK_TOKENS = 512
+_DEFAULT_BLOCK_TOKENS = 512
 _SAMPLE_ROWS = 100
 _TIME = "a finite number (or a date like 2024-05-10T12:00:00.5Z in every row)"
-
-
-def is_parquet(source: Source) -> bool:
-    """Whether a file is Parquet."""
-    return not source.is_dir and source.head.startswith(MAGIC)
-
-
-def is_json(source: Source) -> bool:
-    """Whether a file begins as JSON does."""
-    return not source.is_dir and source.head.lstrip()[:1] in (b"{", b"[")
-
-
-def names_of(source: Source) -> list[str]:
-    """The columns of a file: its header, Parquet's schema, or the paths of the first object."""
-    if source.is_dir:
-        return []
-    if "names" not in source.__dict__:  # asked by one format after the other
-        source.__dict__["names"] = _names_of(source)
-    return list(source.__dict__["names"])
-
-
-def _names_of(source: Source) -> list[str]:
-    if is_parquet(source):
-        return [column.name for column in parquet_columns(source)]
-    if is_json(source):
-        # a value may be missing in some of them
-        return list(dict.fromkeys(p for row in first_objects(source) for p in _paths(row)))
-    return list(dialect_of(source.head).names)
-
-
-def _paths(row: Mapping[str, Any], before: str = "", depth: int = 4) -> Iterator[str]:
-    for key, value in row.items():
-        path = f"{before}{key}"
-        yield path
-        if isinstance(value, dict) and depth:
-            yield from _paths(value, f"{path}.", depth - 1)
 
 
 def _missing(source: Source, role: str, name: str, names: Sequence[str]) -> TraceError:
@@ -455,14 +420,14 @@ class _Mapped:
         if self._block_tokens is None and (stated or any(counts)):
             pairs = [(p, n) for p, n in zip(prompt.tolist(), counts, strict=True) if n]
             found = stated or fitting_block_tokens(
-                [p for p, _ in pairs], [n for _, n in pairs], DEFAULT_BLOCK_TOKENS
+                [p for p, _ in pairs], [n for _, n in pairs], _DEFAULT_BLOCK_TOKENS
             )
-            if not stated and found is not None and found != DEFAULT_BLOCK_TOKENS:
+            if not stated and found is not None and found != _DEFAULT_BLOCK_TOKENS:
                 self._builder.notes.append(
                     f"a prefix id stands for {found} prompt tokens, as the lengths of the prompts "
                     "show (a column hash_block_tokens says otherwise)"
                 )
-            self._block_tokens = found or DEFAULT_BLOCK_TOKENS
+            self._block_tokens = found or _DEFAULT_BLOCK_TOKENS
         size = self._block_tokens
         if size is not None:
             self._builder.block_tokens = size

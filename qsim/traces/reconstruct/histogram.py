@@ -21,8 +21,6 @@ FloatArray = npt.NDArray[np.float64]
 #: pieces that a bucket is cut into
 _PIECES = 24
 _Z95 = NormalDist().inv_cdf(0.95)
-#: what a log-normal's p95 is at most, in means: at a standard deviation of its logarithm of z95
-MOST_P95_IN_MEANS = math.exp(_Z95 * _Z95 / 2)
 
 
 @dataclass(frozen=True)

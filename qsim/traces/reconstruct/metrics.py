@@ -23,11 +23,11 @@ from qsim.prometheus import parse_sample
 from qsim.traces.reading.json_rows import parse_json
 from qsim.traces.reading.source import Source
 
-__all__ = ["COUNTERS", "Metrics", "Series", "read_metrics"]
+__all__ = ["OUTPUT", "PROMPT", "Metrics", "Series", "read_metrics"]
 
 PROMPT, OUTPUT = "request_prompt_tokens", "request_generation_tokens"
 #: names that are read, without vllm: before them
-COUNTERS = (
+_COUNTERS = (
     *(f"{h}_{part}" for h in (PROMPT, OUTPUT) for part in ("bucket", "sum", "count")),
     "prefix_cache_queries_total",
     "prefix_cache_hits_total",
@@ -165,7 +165,7 @@ def read_metrics(paths: Sequence[str | PathLike[str]], model_name: str | None = 
                 )
             if len(one.samples) == 1:  # what the first scrape did not have yet was 0
                 one.samples.insert(0, (None, 0.0))
-            if one.name in COUNTERS and one.samples[1][1] < one.samples[0][1]:
+            if one.name in _COUNTERS and one.samples[1][1] < one.samples[0][1]:
                 raise TraceError(
                     f"{name}: vllm:{one.name} goes down from {one.samples[0][1]:g} to "
                     f"{one.samples[1][1]:g}: give the earlier scrape first; if the server was "
@@ -203,7 +203,7 @@ def _from_text(source: Source) -> Iterator[Series]:
                 f"{source.path}, line {number}: {line[:120]!r} is not a metric with a number"
             )
         name = _PREFIX.sub("", sample.name)
-        if name in COUNTERS or name in _GAUGES:
+        if name in _COUNTERS or name in _GAUGES:
             _check_value(source, f"line {number}", name, sample.value)
             time_s = None if sample.time_ms is None else sample.time_ms / 1000
             yield Series(name, dict(sample.labels), [(time_s, sample.value)])
@@ -248,7 +248,7 @@ def _from_json(source: Source) -> Iterator[Series]:
                 f"the counters themselves: {_QUERY}"
             )
         name = _PREFIX.sub("", name)
-        if name not in COUNTERS and name not in _GAUGES:
+        if name not in _COUNTERS and name not in _GAUGES:
             continue
         values = one.get("values")
         values = [one.get("value")] if values is None else values
