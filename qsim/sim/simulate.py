@@ -18,14 +18,12 @@ from qsim.sim.fleet.admission import Setup, asked_pools, resolve_fleet
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.fleet import Fleet
 from qsim.sim.fleet.lifecycle import DRAINING, ON
-from qsim.sim.fleet.parts import in_parts
+from qsim.sim.fleet.parts import run_whole
 from qsim.sim.fleet.pool import Pool, ResolvedPool
 from qsim.sim.fleet.server import Server
 from qsim.sim.fleet.sessions import in_order_of_arrival
 from qsim.sim.results.finished import (
-    Finished,
     as_sent,
-    joined,
     outcome_notes,
     outcomes,
     request_columns,
@@ -33,7 +31,7 @@ from qsim.sim.results.finished import (
 )
 from qsim.sim.results.outages import Outages
 from qsim.sim.results.pools import PoolUse, pool_rows_of_columns
-from qsim.sim.results.result import Gaps, SimulationResult
+from qsim.sim.results.result import SimulationResult
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.scheduler.server_memory import memory_notes
 from qsim.traces.trace import Trace
@@ -130,40 +128,15 @@ def simulate(
             f"{trace.name}: its sessions wait for answers by themselves, and concurrency is "
             f"{concurrency}: leave it out, or give :turns=open after the path"
         )
-    admission = setup.admission()
-    run, output, admissible = admission.admit(trace)
-    if run is None:
-        raise admission.too_long_error()
-
-    n = len(run)
-    gaps = Gaps(np.empty(0, np.int64))
-    had: list[Finished] = []
-
-    def release(finished: Finished) -> None:
-        had.append(finished)
-        gaps.pack(fleet.gaps)
-
-    # in parts, so that the fleet's columns are those of the requests that are in it
-    parts = in_parts(run, output, None if run.turns is None else n)
-    fleet = Fleet(
-        *next(parts),
-        setup,
-        jump=jump,
-        step_log=step_log,
-        progress=None if progress is None else lambda arrived: progress(arrived / n),
-        more=parts,
-        release=release,
-        span_s=(float(run.arrival_s[0]), float(run.arrival_s[-1])),
-    )
-    fleet.run()
-    beyond, told = beyond_measured(setup, fleet, n, admission.longer)
+    run = run_whole(trace, setup, jump=jump, step_log=step_log, progress=progress)
+    fleet, admission, finished = run.fleet, run.admission, run.finished
+    output, admissible = run.output_tokens, run.admissible
+    beyond, told = beyond_measured(setup, fleet, len(output), admission.longer)
     notes = admission.notes() + told
     if step_log and fleet.origin_s:
         notes.append(f"times of steps count from {fleet.origin_s:,.0f} s of the trace on")
     if progress is not None:
         progress(1.0)
-    finished = joined(had)
-    had.clear()
     if trace.turns is not None:
         trace, output, admissible, finished = in_order_of_arrival(
             trace, output, admissible, finished, fleet.origin_s
@@ -183,7 +156,7 @@ def simulate(
     return SimulationResult(
         **columns,
         completed=admissible,
-        itl=gaps,
+        itl=run.gaps,
         duration_s=duration_s,
         replica_stats=stats,
         timeline=fleet.timeline.columns(fleet.end_ps, setup.replicas, fleet.origin_s),

@@ -13,13 +13,12 @@ from qsim.errors import ScenarioError
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import Setup
 from qsim.sim.fleet.autoscaler import Policy
-from qsim.sim.fleet.fleet import Fleet
 from qsim.sim.fleet.lifecycle import STATES
-from qsim.sim.fleet.parts import in_parts
+from qsim.sim.fleet.parts import WholeRun, run_whole
 from qsim.sim.fleet.pool import Pool, ResolvedPool, resolve_servers
 from qsim.sim.fleet.server import Server
-from qsim.sim.results.finished import Finished, joined, request_columns
-from qsim.sim.results.result import Gaps, SimulationResult
+from qsim.sim.results.finished import request_columns
+from qsim.sim.results.result import SimulationResult
 from qsim.sim.results.slo import Slo
 from qsim.sim.scheduler.config import refuse_queue_limits
 from qsim.traces.trace import Trace
@@ -28,7 +27,6 @@ __all__ = ["DynamicResult", "PoolOutcome", "simulate_dynamic", "waits_for_answer
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -204,36 +202,17 @@ def simulate_dynamic(
     for p in pools:
         refuse_queue_limits(p.options.to_dict(), "a schedule")
     setup = Setup(resolve_servers(pools), "least-requests", 0, too_long, frontend, pack=pack)
-    admission = setup.admission()
-    run, output, admissible = admission.admit(trace)
-    if run is None:
-        raise admission.too_long_error()
-    had: list[Finished] = []
-    gaps = Gaps(np.empty(0, np.int64))
-    n = len(run)
-
-    def release(finished: Finished) -> None:
-        had.append(finished)
-        if keep_gaps:
-            gaps.pack(fleet.gaps)
-        else:
-            del fleet.gaps[:]
-
-    parts = in_parts(run, output)
-    fleet = Fleet(
-        *next(parts),
+    run = run_whole(
+        trace,
         setup,
-        release=release,
+        keep_gaps=keep_gaps,
         jump=jump,
-        progress=None if progress is None else lambda arrived: progress(arrived / n),
-        more=parts,
-        span_s=(float(run.arrival_s[0]), float(run.arrival_s[-1])),
+        progress=progress,
         policy=policy,
         end_s=0.0 if end_s is None else end_s,
         bin_s=bin_s,
     )
-    fleet.run()
-    return _collect(fleet, setup, trace, output, admissible, joined(had), gaps, bin_s)
+    return _collect(run, setup, trace, bin_s)
 
 
 def waits_for_answers(trace: Trace) -> ScenarioError:
@@ -245,16 +224,8 @@ def waits_for_answers(trace: Trace) -> ScenarioError:
     )
 
 
-def _collect(
-    fleet: Fleet,
-    setup: Setup,
-    trace: Trace,
-    output: IntArray,
-    admissible: BoolArray,
-    answered: Finished,
-    gaps: Gaps,
-    bin_s: float,
-) -> DynamicResult:
+def _collect(run: WholeRun, setup: Setup, trace: Trace, bin_s: float) -> DynamicResult:
+    fleet, answered = run.fleet, run.finished
     servers = fleet.lives.servers
     answers = np.bincount(answered.replica, minlength=len(servers))
     timeline = fleet.timeline.columns(fleet.end_ps, len(servers))
@@ -265,9 +236,9 @@ def _collect(
         width[-1] = min(bin_s, fleet.end_ps / PS_PER_S - bin_s * (len(width) - 1))
     energy[: len(width)] = timeline["power_w"] * width
     requests = SimulationResult(
-        **request_columns(trace, output, admissible, answered),
-        completed=admissible,
-        itl=gaps,
+        **request_columns(trace, run.output_tokens, run.admissible, answered),
+        completed=run.admissible,
+        itl=run.gaps,
         duration_s=fleet.end_ps / PS_PER_S,
         replica_stats=[
             {

@@ -1,15 +1,22 @@
-"""A trace in the parts that a fleet takes at a time."""
+"""A whole trace through a fleet, in the parts that it takes at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from qsim.sim.engine.steplog import Step
+from qsim.sim.fleet.admission import Admission, Setup
+from qsim.sim.fleet.autoscaler import Policy
+from qsim.sim.fleet.fleet import Fleet
+from qsim.sim.results.finished import Finished, joined
+from qsim.sim.results.itl import Gaps
 from qsim.traces.trace import Trace
 
-__all__ = ["in_parts"]
+__all__ = ["WholeRun", "in_parts", "run_whole"]
 
 #: requests that the fleet takes at a time
 PART = 1 << 15
@@ -25,3 +32,91 @@ def in_parts(
         end = min(begin + size, n)
         part = trace if end - begin == n else trace.take(np.arange(begin, end))
         yield part, output_tokens[begin:end].tolist()
+
+
+@dataclass(frozen=True, eq=False)
+class WholeRun:
+    """A fleet that has run, and what became of the trace's requests.
+
+    Attributes
+    ----------
+    fleet : Fleet
+    admission : Admission
+    admissible : bool array
+        Which requests the fleet got.
+    output_tokens : int64 array
+        Of the admissible ones.
+    finished : Finished
+        How the admissible ones fared.
+    gaps : Gaps
+        Between tokens; empty unless kept.
+    """
+
+    fleet: Fleet
+    admission: Admission
+    admissible: npt.NDArray[np.bool_]
+    output_tokens: npt.NDArray[np.int64]
+    finished: Finished
+    gaps: Gaps
+
+
+def run_whole(
+    trace: Trace,
+    setup: Setup,
+    *,
+    keep_gaps: bool = True,
+    jump: bool = True,
+    step_log: list[Step] | None = None,
+    progress: Callable[[float], None] | None = None,
+    policy: Policy | None = None,
+    end_s: float = 0.0,
+    bin_s: float | None = None,
+) -> WholeRun:
+    """Run all admissible requests of a trace.
+
+    Parameters
+    ----------
+    keep_gaps : bool
+        Keep the inter-token gaps.
+    progress : callable, optional
+        Called now and then with the share of requests that have arrived.
+    jump, step_log, policy, end_s, bin_s
+        As of :class:`qsim.sim.fleet.fleet.Fleet`.
+
+    Raises
+    ------
+    TraceError
+        If a prompt is too long and such prompts are an error, or there are no others.
+    """
+    admission = setup.admission()
+    run, output, admissible = admission.admit(trace)
+    if run is None:
+        raise admission.too_long_error()
+    n = len(run)
+    gaps = Gaps(np.empty(0, np.int64))
+    had: list[Finished] = []
+
+    def release(finished: Finished) -> None:
+        had.append(finished)
+        if keep_gaps:
+            gaps.pack(fleet.gaps)
+        else:
+            del fleet.gaps[:]
+
+    # in parts, so that the fleet's columns are those of the requests that are in it
+    parts = in_parts(run, output, None if run.turns is None else n)
+    fleet = Fleet(
+        *next(parts),
+        setup,
+        release=release,
+        jump=jump,
+        step_log=step_log,
+        progress=None if progress is None else lambda arrived: progress(arrived / n),
+        more=parts,
+        span_s=(float(run.arrival_s[0]), float(run.arrival_s[-1])),
+        policy=policy,
+        end_s=end_s,
+        bin_s=bin_s,
+    )
+    fleet.run()
+    return WholeRun(fleet, admission, admissible, output, joined(had), gaps)
