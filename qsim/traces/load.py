@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from os import PathLike, fspath
+from os.path import exists  # False for a text too long to be a path
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +73,10 @@ def load_trace(
     text = fspath(source)
     path = Path(text)
     params: dict[str, str] = {}
-    if not path.exists():
+    if not exists(text):
         text, params = split_params(text)
         path = Path(text)
-    if path.exists():
+    if exists(text):
         return _load_file(path, format, sort, seed, params, columns)
     from qsim.traces.synth.synthesize import synthesize
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BufferedIOBase
 from os import PathLike, fspath
+from os.path import exists  # False for a text too long to be a path
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -140,8 +141,8 @@ def open_parts(
         As ``load_trace``; about the rows while the parts come.
     """
     text = fspath(source)
-    name, params = (text, {}) if Path(text).exists() else split_params(text)
-    if Path(name).exists():
+    name, params = (text, {}) if exists(text) else split_params(text)
+    if exists(name):
         from qsim.traces.reading.build import read_parts
 
         watched = _Watched(Path(name))
@@ -169,11 +170,11 @@ def is_large(source: str | PathLike[str]) -> bool:
     it is compressed or Parquet).
     """
     text = fspath(source)
-    name, params = (text, {}) if Path(text).exists() else split_params(text)
+    name, params = (text, {}) if exists(text) else split_params(text)
     path = Path(name)
-    if path.is_dir():
-        return False
-    if path.exists():
+    if exists(name):
+        if path.is_dir():
+            return False
         packed = path.suffix in (".gz", ".parquet", ".zst", ".xz", ".bz2", ".zip")
         return path.stat().st_size > (LARGE_PACKED_BYTES if packed else LARGE_BYTES)
     from qsim.traces.synth.synthesize import expected_requests

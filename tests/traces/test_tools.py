@@ -204,6 +204,18 @@ def test_samples(
     assert load_trace(path, format=format).arrival_s.tolist() == trace.arrival_s.tolist()
 
 
+def test_a_run_is_not_named_by_thousands_of_digits(tmp_path: Path) -> None:
+    path = tmp_path / "sample"
+    digits = "9" * 5000
+    for text, key in ((GUIDELLM, "benchmark"), (json.dumps(VLLM_OLD), "run")):
+        path.write_text(text)
+        with pytest.raises(TraceError, match=rf"{key} is '99.*; must be one of 1 \("):
+            load_trace(f"{path}:{key}={digits}")
+    path.write_text('{"timestamp": 0, "input_length": 6, "output_length": 5, "hash_ids": [0]}\n')
+    with pytest.raises(TraceError, match=r"block is '99.*; must be a whole number >= 1"):
+        load_trace(f"{path}:block={digits}")
+
+
 @pytest.mark.parametrize(
     "text", [AIPERF, OPENAI, OPENAI_BATCH, RESPONSES, LITELLM, OTLP, OTLP_LINES, SPANS, GUIDELLM]
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from os import PathLike, fspath
+from os.path import exists, isfile  # False for a text too long to be a path
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,9 @@ def read_benchmark(
     """
     text = fspath(source)
     params: dict[str, str] = {}
-    if not Path(text).exists():
+    if not exists(text):
         text, params = split_params(text)
-    if not Path(text).is_file():
+    if not isfile(text):
         raise TraceError(f"{text}: no such file; give the result of a benchmark, or a recording")
     file = Source(Path(text))
     form, read_options = opened(file, None, True, seed, params)

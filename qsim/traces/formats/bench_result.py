@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import TraceError
-from qsim.traces.formats.options import ReadOptions
+from qsim.traces.formats.options import ReadOptions, chosen
 from qsim.traces.reading.collect import Collector
 from qsim.traces.reading.json_rows import parse_json
 from qsim.traces.reading.source import Source
@@ -59,7 +59,8 @@ def chosen_run(source: Source, options: ReadOptions) -> dict[str, Any]:
         If the file has no such run, or several and none is named.
     """
     runs = _runs(source)
-    return runs[_which(source, options, runs)]
+    told = [f"request_rate {run.get('request_rate')}" for run in runs]
+    return runs[chosen(source, options, "run", told, "runs, as --append-result writes them")]
 
 
 def _runs(source: Source) -> list[dict[str, Any]]:
@@ -81,21 +82,6 @@ def _runs(source: Source) -> list[dict[str, Any]]:
     if not values:
         raise TraceError(f"{source.path}: no run in it")
     return values
-
-
-def _which(source: Source, options: ReadOptions, runs: list[dict[str, Any]]) -> int:
-    told = ", ".join(f"{i + 1} (request_rate {r.get('request_rate')})" for i, r in enumerate(runs))
-    text = options.params.get("run")
-    if text is None:
-        if len(runs) > 1:
-            raise TraceError(
-                f"{source.path}: {len(runs)} runs, as --append-result writes them; choose one with "
-                f":run=N after the path: {told[:500]}"
-            )
-        return 0
-    if not text.isdecimal() or not 1 <= int(text) <= len(runs):
-        raise TraceError(f"{source.path}: run is {text!r}; must be one of {told[:500]}")
-    return int(text) - 1
 
 
 def _list(source: Source, run: dict[str, Any], key: str, advice: str) -> list[Any]:

@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from qsim.errors import TraceError
 from qsim.traces.block_size import KV_BLOCK_TOKENS
-from qsim.traces.formats.options import ReadOptions
-from qsim.traces.formats.text_tokens import whole_param
+from qsim.traces.formats.options import ReadOptions, whole_param
 from qsim.traces.prefix_id import prefix_id
 from qsim.traces.reading.build import TraceBuilder
 from qsim.traces.reading.kind import is_json, is_parquet, names_of

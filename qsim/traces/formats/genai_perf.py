@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from qsim.errors import TraceError
-from qsim.traces.formats.options import ReadOptions
-from qsim.traces.formats.text_tokens import TEXT_PARAMS, text_counter, whole_param
+from qsim.traces.formats.options import ReadOptions, chosen
+from qsim.traces.formats.text_tokens import TEXT_PARAMS, text_counter
 from qsim.traces.reading.collect import Collector
 from qsim.traces.reading.json_rows import lookup, parse_json
 from qsim.traces.reading.kind import is_json
@@ -49,7 +49,9 @@ def read(source: Source, options: ReadOptions) -> Trace:
             f"{source.path}: no experiments in it: these are the statistics of a run; its requests "
             "are in profile_export.json in the same folder"
         )
-    rows = lookup(_which(source, options, experiments), "requests")
+    told = [f"{lookup(e, 'experiment.mode')} {lookup(e, 'experiment.value')}" for e in experiments]
+    number = chosen(source, options, "experiment", told, "experiments")
+    rows = lookup(experiments[number], "requests")
     if not isinstance(rows, list):
         raise TraceError(f"{source.path}: no list of requests in the experiment")
     count, how = text_counter(source, options)
@@ -62,22 +64,6 @@ def read(source: Source, options: ReadOptions) -> Trace:
         requests.add(f"request {i}", row.get("timestamp"), prompt, output)
     requests.builder.notes += answers.notes(how)
     return requests.build()
-
-
-def _which(source: Source, options: ReadOptions, experiments: list[Any]) -> Any:
-    told = ", ".join(
-        f"{i + 1} ({lookup(e, 'experiment.mode')} {lookup(e, 'experiment.value')})"
-        for i, e in enumerate(experiments)
-    )
-    number = whole_param(source, options, "experiment")
-    if number is None and len(experiments) > 1:
-        raise TraceError(
-            f"{source.path}: {len(experiments)} experiments; choose one with :experiment=N after "
-            f"the path: {told[:500]}"
-        )
-    if number is not None and number > len(experiments):
-        raise TraceError(f"{source.path}: experiment is {number}; must be one of {told[:500]}")
-    return experiments[(number or 1) - 1]
 
 
 class _Answers:

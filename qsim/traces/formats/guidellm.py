@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qsim.errors import TraceError
-from qsim.traces.formats.options import ReadOptions
+from qsim.traces.formats.options import ReadOptions, chosen
 from qsim.traces.reading.collect import Collector
 from qsim.traces.reading.json_rows import lookup, lookup_first, parse_json
 from qsim.traces.reading.kind import is_json
@@ -60,7 +60,12 @@ def request_groups(source: Source, options: ReadOptions) -> dict[str, Any]:
     runs = report.get("benchmarks") if isinstance(report, dict) else None
     if not isinstance(runs, list) or not runs:
         raise TraceError(f"{source.path}: no list 'benchmarks' with a run in it")
-    run = runs[_which(source, options, runs)]
+    told = [
+        f"{lookup(run, 'config.strategy.type_') or 'run'}"
+        f"{_rate(lookup(run, 'config.strategy.rate'))}"
+        for run in runs
+    ]
+    run = runs[chosen(source, options, "benchmark", told, "runs")]
     found = lookup(run, "requests")
     if isinstance(found, dict) and isinstance(found.get("successful"), list):
         return {kind: found.get(kind) or [] for kind in ("successful", "incomplete", "errored")}
@@ -69,25 +74,6 @@ def request_groups(source: Source, options: ReadOptions) -> dict[str, Any]:
     raise TraceError(
         f"{source.path}: no requests in the run; GuideLLM writes them unless sampling is off"
     )
-
-
-def _which(source: Source, options: ReadOptions, runs: list[Any]) -> int:
-    told = [
-        f"{i + 1} ({lookup(run, 'config.strategy.type_') or 'run'}"
-        f"{_rate(lookup(run, 'config.strategy.rate'))})"
-        for i, run in enumerate(runs)
-    ]
-    text = options.params.get("benchmark")
-    if text is None:
-        if len(runs) > 1:
-            raise TraceError(
-                f"{source.path}: {len(runs)} runs; choose one with :benchmark=N after the path: "
-                f"{', '.join(told)}"
-            )
-        return 0
-    if not text.isdecimal() or not 1 <= int(text) <= len(runs):
-        raise TraceError(f"{source.path}: benchmark is {text!r}; must be one of {', '.join(told)}")
-    return int(text) - 1
 
 
 def _rate(rate: Any) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 
 from qsim.errors import TraceError
 from qsim.traces.block_size import fitting_block_tokens, most_ids
-from qsim.traces.formats.options import ReadOptions
+from qsim.traces.formats.options import ReadOptions, whole_param
 from qsim.traces.prefix_id import prefix_id
 from qsim.traces.reading.build import Reading, TraceBuilder, read_whole
 from qsim.traces.reading.json_rows import first_object, first_objects, objects
@@ -148,12 +148,7 @@ def _reading(
     source: Source, options: ReadOptions, format: str, *, ticks_per_s: int, block_tokens: int
 ) -> Reading:
     params = options.params
-    given = None
-    if "block" in params:
-        text = params["block"]
-        if not text.isdecimal() or not 1 <= int(text) <= 2**31:
-            raise TraceError(f"{source.path}: block is {text!r}; must be a whole number >= 1")
-        given = int(text)
+    given = whole_param(source, options, "block")
     if params.get("turns", "wait") not in ("wait", "open"):
         raise TraceError(
             f"{source.path}: turns is {params['turns']!r}; must be wait (a session's next turn "
@@ -176,11 +171,7 @@ def _reading(
     }
     lines = _Lines(source, builder, block_tokens, given, params.get("turns") == "open")
     lines.all_at_once = format == "servegen-offline"
-    if "output" in params:
-        text = params["output"]
-        if not text.isdecimal() or not 1 <= int(text) <= 10**9:
-            raise TraceError(f"{source.path}: output is {text!r}; must be a whole number >= 1")
-        lines.output_tokens = int(text)
+    lines.output_tokens = whole_param(source, options, "output")
     if lines.all_at_once:
         builder.columns["arrival"] = "none: all at the start"
         builder.notes.append("an offline job: all of its requests arrive at the start")

@@ -1,13 +1,16 @@
-"""What a caller may tell a reader."""
+"""What a caller may tell a reader, and what a format's parameters may be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from qsim.bounds import shown
+from qsim.errors import TraceError
 from qsim.traces.reading.columns import Column
+from qsim.traces.reading.source import Source
 
-__all__ = ["ReadOptions"]
+__all__ = ["ReadOptions", "chosen", "number_param", "whole_param"]
 
 
 @dataclass(frozen=True)
@@ -30,3 +33,84 @@ class ReadOptions:
     seed: int = 0
     params: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, Column] = field(default_factory=dict)
+
+
+def number_param(source: Source, options: ReadOptions, key: str) -> float | None:
+    """A parameter that is a number > 0; None if it is not given.
+
+    Raises
+    ------
+    TraceError
+        If it is something else.
+    """
+    text = options.params.get(key)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise TraceError(f"{source.path}: {key} is {shown(text)}; must be a number > 0")
+    return value
+
+
+def whole_param(source: Source, options: ReadOptions, key: str, least: int = 1) -> int | None:
+    """A parameter that is a whole number of at least ``least``; None if it is not given.
+
+    Raises
+    ------
+    TraceError
+        If it is something else.
+    """
+    text = options.params.get(key)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal()) or not least <= int(text[:20]) <= 10**9:
+        raise TraceError(
+            f"{source.path}: {key} is {shown(text)}; must be a whole number >= {least}"
+        )
+    return int(text)
+
+
+def chosen(
+    source: Source, options: ReadOptions, key: str, entries: Sequence[str], what: str
+) -> int:
+    """Which one of several entries of a file a parameter names.
+
+    Parameters
+    ----------
+    source : Source
+        The file.
+    options : ReadOptions
+        With the parameter, from 1; a single entry needs none.
+    key : str
+        The parameter's name.
+    entries : sequence of str
+        What each entry is, for people.
+    what : str
+        What they are called, in the plural.
+
+    Returns
+    -------
+    int
+        From 0.
+
+    Raises
+    ------
+    TraceError
+        If there is no such entry, or several and none is named.
+    """
+    told = ", ".join(f"{i} ({entry})" for i, entry in enumerate(entries, 1))[:500]
+    text = options.params.get(key)
+    if text is None:
+        if len(entries) > 1:
+            raise TraceError(
+                f"{source.path}: {len(entries)} {what}; choose one with :{key}=N after the path: "
+                f"{told}"
+            )
+        return 0
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
+    if not 1 <= number <= len(entries):
+        raise TraceError(f"{source.path}: {key} is {shown(text)}; must be one of {told}")
+    return number - 1

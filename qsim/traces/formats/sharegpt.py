@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import TraceError
-from qsim.traces.formats.options import ReadOptions
-from qsim.traces.formats.text_tokens import TEXT_PARAMS, number_param, text_counter
+from qsim.traces.formats.options import ReadOptions, number_param
+from qsim.traces.formats.text_tokens import TEXT_PARAMS, text_counter
 from qsim.traces.reading.collect import Collector
 from qsim.traces.reading.json_rows import first_object, objects
 from qsim.traces.reading.kind import is_json

@@ -6,51 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from qsim.errors import MissingExtraError, TraceError
-from qsim.traces.formats.options import ReadOptions
+from qsim.traces.formats.options import ReadOptions, number_param
 from qsim.traces.reading.source import Source
 
-__all__ = ["TEXT_PARAMS", "number_param", "text_counter", "whole_param"]
+__all__ = ["TEXT_PARAMS", "text_counter"]
 
 TEXT_PARAMS = {
     "chars": "characters a token; 4 unless given",
     "tokenizer": "tokenizer.json, or a Hugging Face id, that counts the tokens instead",
 }
-
-
-def number_param(source: Source, options: ReadOptions, key: str) -> float | None:
-    """A parameter that is a number > 0; None if it is not given.
-
-    Raises
-    ------
-    TraceError
-        If it is something else.
-    """
-    text = options.params.get(key)
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise TraceError(f"{source.path}: {key} is {text!r}; must be a number > 0")
-    return value
-
-
-def whole_param(source: Source, options: ReadOptions, key: str, least: int = 1) -> int | None:
-    """A parameter that is a whole number of at least ``least``; None if it is not given.
-
-    Raises
-    ------
-    TraceError
-        If it is something else.
-    """
-    text = options.params.get(key)
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdecimal()) or not least <= int(text[:20]) <= 10**9:
-        raise TraceError(f"{source.path}: {key} is {text!r}; must be a whole number >= {least}")
-    return int(text)
 
 
 def text_counter(source: Source, options: ReadOptions) -> tuple[Callable[[str], int], str]:

@@ -26,8 +26,8 @@ from datetime import datetime
 import numpy as np
 
 from qsim.errors import TraceError
-from qsim.traces.formats.options import ReadOptions
-from qsim.traces.formats.text_tokens import TEXT_PARAMS, text_counter, whole_param
+from qsim.traces.formats.options import ReadOptions, whole_param
+from qsim.traces.formats.text_tokens import TEXT_PARAMS, text_counter
 from qsim.traces.reading.collect import Collector
 from qsim.traces.reading.kind import is_json, is_parquet
 from qsim.traces.reading.source import Source
