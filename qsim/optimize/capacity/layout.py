@@ -81,6 +81,12 @@ class Layout:
         """The highest rate at which every goal is met, requests/s."""
         return None if self.best is None else self.best.speed * traffic.rate_rps
 
+    @property
+    def breaks_first(self) -> str | None:
+        """The goal that a little more misses; None where nothing that was tried did."""
+        broken = None if self.carried is None else self.carried.broken
+        return None if broken is None else str(broken.outcome.binding.slo)
+
     def metric(self, key: str) -> float | None:
         """A number of the summary at that rate."""
         value = None if self.best is None else self.best.outcome.summary.get(key)
@@ -151,9 +157,7 @@ class Layout:
             "rate_rps": self.rate_rps(capacity.traffic),
             "speed": None if best is None else best.speed,
             "breaks_at_rps": None if broken is None else broken.speed * base,
-            "breaks_first": None
-            if broken is None
-            else str(getattr(broken.outcome.binding, "slo", "backlog")),
+            "breaks_first": self.breaks_first,
             "output_tokens_per_s": self.metric("output_throughput"),
             "tokens_per_s": self.metric("total_token_throughput"),
             "usd_per_hour": self.usd_per_hour,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +13,7 @@ from qsim.checks import whole
 from qsim.errors import TraceError
 from qsim.optimize.plan.perturb import scaled_memory, scaled_times, stated_kv_sigma, stated_sigma
 from qsim.optimize.plan.resample import Resampling
+from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, run_fleet
 
@@ -24,7 +25,6 @@ __all__ = ["Confidence", "Replication", "replicate"]
 #: a value over its limit in a run that could not serve its traffic at all
 _MOST = 1e9
 
-Progress = Callable[[float, str], None]
 #: number of a replication, factors of times and of KV blocks
 _Job = tuple[int, float, float]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from qsim.optimize.plan.confidence import MAX_REPLICATIONS, Confidence, Replicat
 from qsim.optimize.plan.resample import Resample, Resampling
 from qsim.optimize.plan.sensitivity import Sensitivity, fleet_sensitivity
 from qsim.optimize.plan.what_if import WhatIf, changes_of, what_if
+from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask
 
@@ -21,8 +22,6 @@ __all__ = ["FEW", "LITTLE", "Detail", "DetailWanted", "plan_detail"]
 
 #: replications that are run without being asked for, of a trace of at most so many requests
 FEW, LITTLE = 5, 20_000
-
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)

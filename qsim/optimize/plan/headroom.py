@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, offered_load, run_fleet
@@ -106,7 +107,7 @@ def headroom_search(guess: float) -> Generator[float, FleetOutcome, Headroom]:
 
 
 def find_headroom(
-    executor: TaskExecutor, task: FleetTask, progress: Callable[[float, str], None] | None = None
+    executor: TaskExecutor, task: FleetTask, progress: Progress | None = None
 ) -> Headroom:
     """Speed up the trace until the fleet of ``task`` misses an SLO.
 

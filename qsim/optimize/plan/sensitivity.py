@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, run_fleet
 from qsim.optimize.search.smallest_fleet import smallest_fleet
@@ -40,7 +41,7 @@ def fleet_sensitivity(
     task: FleetTask,
     known: Sequence[FleetOutcome],
     max_replicas: int,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Sensitivity, ...]:
     """Find the smallest fleet for every limit times every factor of :data:`FACTORS`.
 

@@ -22,6 +22,7 @@ from qsim.optimize.plan.candidate import Candidate
 from qsim.optimize.plan.candidate_search import search_candidate
 from qsim.optimize.plan.profile_choice import Choice
 from qsim.optimize.search.decided_range import check_measured, largest_measured, measured_values
+from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, offered_load, run_fleet
@@ -379,7 +380,7 @@ def run_search(
     settings: StudySettings,
     executor: TaskExecutor,
     known: Sequence[Candidate],
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[list[Candidate], SearchReport]:
     """Search, and return each profile's candidate: the best of ``known`` and of what was found.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
 from qsim.errors import QsimError, ScenarioError
 from qsim.optimize.plan.perturb import scaled_host, without_power_cap
+from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, run_fleet
 
@@ -120,7 +120,7 @@ def what_if(
     task: FleetTask,
     changes: list[Change],
     speed: float = 1.0,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> WhatIf:
     """Simulate the fleet and every change of it on the trace at ``speed``.
 

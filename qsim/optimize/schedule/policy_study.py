@@ -10,6 +10,7 @@ from typing import Any
 
 from qsim.optimize.schedule.problem import PoolChoice, ScheduleProblem
 from qsim.optimize.schedule.tasks import RunOutcome, RunTask, run_policy
+from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.space import Space
 from qsim.optimize.search.study import Judgement, Objective, Record, StudySettings, run_study
@@ -80,7 +81,7 @@ def tune_policy(
     settings: StudySettings,
     *,
     designed: Sequence[dict[str, Any]] = (),
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tuned:
     """Search a policy's parameters; the best feasible trial, else the one that misses least."""
     target = PolicyProblem(problem, choices, space, build)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack
@@ -28,6 +28,7 @@ from qsim.optimize.schedule.problem import (
 )
 from qsim.optimize.schedule.result import PolicyResult, Schedule
 from qsim.optimize.schedule.timetable_search import OPTIMISM, Proposal, WindowSearch
+from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.fleet_task import describe
@@ -59,8 +60,6 @@ DAY_S = 86400.0
 MOST_POOLS = 3
 #: the stretch of traffic that capacities are found with, s
 _STRETCH_S = 1200.0
-
-Progress = Callable[[float, str], None]
 
 
 def schedule(

@@ -19,6 +19,7 @@ from qsim.bounds import MAX_RUNS
 from qsim.checks import whole
 from qsim.errors import QsimError, ScenarioError
 from qsim.interrupts import uninterrupted
+from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import LaterExecutor, TaskExecutor
 from qsim.optimize.search.space import Space
 from qsim.optimize.search.storage import quiet_optuna
@@ -208,7 +209,7 @@ def run_study(
     designed: Sequence[Params] = (),
     propose: Propose | None = None,
     identity: Mapping[str, Any] | None = None,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[list[Record], Any]:
     """Search ``problem`` and return all trials, in the order of their numbers.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from qsim.checks import whole
 from qsim.errors import InputError, ScenarioError
 from qsim.interrupts import uninterrupted
 from qsim.optimize.economics.prices import price_of, prices_of
+from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.fleet_task import FleetTask
@@ -103,7 +104,7 @@ def sweep(
     resume: bool = False,
     jobs: int = 1,
     dask: str | None = None,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
     **asked: Unpack[SweepArguments],
 ) -> SweepResult:
     """Simulate a scenario at every point of a grid, or at ``lhs`` points of a Latin hypercube.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Unpack
@@ -13,6 +13,7 @@ import numpy as np
 from qsim.errors import InputError, QsimError, ScenarioError
 from qsim.optimize.economics.prices import price_of, prices_of
 from qsim.optimize.plan.profile_choice import choose_profiles
+from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.expressions import Pick, parse_pick
@@ -189,7 +190,7 @@ def tune(
     pick: Pick | str | None = None,
     jobs: int = 1,
     dask: str | None = None,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
     **asked: Unpack[TuneArguments],
 ) -> TuneResult:
     """Search the fleets and engine settings that no other one beats in every objective.
@@ -255,7 +256,7 @@ def tune_for(
     pick: Pick | str | None = None,
     jobs: int = 1,
     dask: str | None = None,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> TuneResult:
     """:func:`tune` for traffic that was read already, before growth and peak hour."""
     asked, traffic, accounts = scenario.tune, scenario.traffic, scenario.accounts

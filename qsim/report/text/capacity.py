@@ -59,9 +59,6 @@ _ORDER = {"rate": "requests/s", "cost": "USD per output token", "energy": "J per
 
 def _row(found: Capacity, layout: Layout) -> list[str]:
     quality = layout.blank.quality
-    assert layout.carried is not None
-    broken = layout.carried.broken
-    limit = "-" if broken is None else str(getattr(broken.outcome.binding, "slo", "backlog"))
     return [
         layout.profile + ("*" if layout.blank.note else ""),
         number(layout.replicas),
@@ -71,7 +68,7 @@ def _row(found: Capacity, layout: Layout) -> list[str]:
         number(layout.usd_per_1m("output_throughput"), 3),
         number(layout.metric("joules_per_output_token"), 3),
         "-" if quality is None else f"{quality.mean_pct:.1f}",
-        limit,
+        layout.breaks_first or "-",
     ]
 
 
