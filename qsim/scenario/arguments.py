@@ -14,6 +14,7 @@ from qsim.sim.results.slo import Slo
 from qsim.sim.scheduler.config import EngineOptions
 
 __all__ = [
+    "CommonArguments",
     "PlanArguments",
     "ScheduleArguments",
     "SearchArguments",
@@ -22,26 +23,31 @@ __all__ = [
 ]
 
 
-class SearchArguments(TypedDict, total=False):
-    """What every search takes."""
+class CommonArguments(TypedDict, total=False):
+    """What every search and a sweep take."""
 
     slos: Sequence[Slo | str]
-    gpus: Sequence[str]
-    methods: Sequence[str]
-    profiles: Sequence[Profile | str]
     prices: Mapping[str, float] | None
     provider: str
     tasks: Mapping[str, float] | str | None
-    min_quality: float | None
     region: str | float | None
     pue: float | None
+    seed: int
+
+
+class SearchArguments(CommonArguments, total=False):
+    """What every search takes."""
+
+    gpus: Sequence[str]
+    methods: Sequence[str]
+    profiles: Sequence[Profile | str]
+    min_quality: float | None
     growth: float
     peak_hour: bool
     max_replicas: int
     router: str
     options: EngineOptions | None
     beyond_measured: bool
-    seed: int
     too_long: str
     allow_backlog: bool
 
@@ -97,14 +103,7 @@ class ScheduleArguments(SearchArguments, total=False):
     trials: int
 
 
-class SweepArguments(TypedDict, total=False):
+class SweepArguments(CommonArguments, total=False):
     """Of ``sweep``: see :class:`qsim.scenario.searches.SweepSection`."""
 
     lhs: int | None
-    slos: Sequence[Slo | str]
-    prices: Mapping[str, float] | None
-    provider: str
-    tasks: Mapping[str, float] | str | None
-    region: str | float | None
-    pue: float | None
-    seed: int
