@@ -15,6 +15,8 @@ import click
 import pytest
 
 from qsim.cli import main
+from qsim.profiles.lookup import load_profile
+from qsim.profiles.schema import Profile
 from tests.cli.helpers import qsim
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -110,6 +112,25 @@ def test_every_option_is_documented(name: str) -> None:
                 assert re.search(rf"{option}(?![-\w])", text), option
 
 
+def test_the_readme_s_bytes_and_times_of_a_decode_step_are_those_of_the_profiles() -> None:
+    names = ("bf16", "fp8-w8a8", "awq-w4a16")
+    bf16, fp8, awq = (load_profile(f"h200_sxm/llama-3.1-8b/{n}") for n in names)
+    config = bf16.identity.architecture
+    table = config["vocab_size"] * config["hidden_size"] * 2  # the embedding is looked up, not read
+
+    def fewer(p: Profile) -> float:
+        return (bf16.memory.weight_bytes - table) / (p.memory.weight_bytes - table)
+
+    def share(p: Profile) -> float:
+        return p.latency.decode.base_ms[0] / bf16.latency.decode.base_ms[0]
+
+    said = (
+        f"{fewer(fp8):.1f} times fewer weight bytes in FP8 and takes {share(fp8):.2f} of the time; "
+        f"with AWQ {fewer(awq):.1f} times fewer and {share(awq):.2f}."
+    )
+    assert said in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
 def test_the_accuracy_that_the_readme_states_is_that_of_the_data() -> None:
     with (DOCS / "data" / "fidelity-cells.csv").open(encoding="utf-8") as file:
         left_out = [row for row in csv.DictReader(file) if row["fit"] == "left out"]
@@ -164,3 +185,16 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     for path in re.findall(r"`((?:qsim|tests|tools|docs|benchmarks)/[\w./+@-]+)`", text):
         if "NAME" not in path:  # stands for one that a contributor adds
             assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+@pytest.mark.slow
+def test_the_curve_of_the_page_is_what_its_command_gives() -> None:
+    text = (DOCS / "capacity.md").read_text(encoding="utf-8")
+    command, shown = re.findall(
+        r"^    qsim (curve .*?) --picture curve\.png\n\n(    traffic: .*?)\n\nThe knee",
+        text,
+        re.DOTALL | re.MULTILINE,
+    )[0]
+    result = qsim(*shlex.split(command.replace("\\\n", " ")), "--jobs", "2")
+    assert result.exit_code == 0, result.output
+    assert textwrap.dedent(shown).strip() == result.stdout.strip()
