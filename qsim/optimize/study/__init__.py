@@ -1,0 +1,1 @@
+"""What quantization does to a model, on GPUs, under traffic: four levels, and what they say."""

@@ -1,0 +1,253 @@
+"""The rows of a study's four levels. One row is one method at one point, with its figures.
+
+Every row has
+
+``gpu``, ``method``
+    Ids of the catalogue (``h200_sxm``, ``fp8-w8a8``).
+``run``
+    Id of the simulation that the row's ``figures`` are of (:class:`Run` in
+    :attr:`StudyResult.runs`, which has the command that repeats it).
+``figures``
+    :class:`~qsim.optimize.study.figures.Band` by the names of
+    :data:`~qsim.optimize.study.figures.FIGURES`; None for what is not known (a statistic over
+    nothing, a price that nobody gave). The band is the error that the profile states.
+
+The levels, and what a row is:
+
+* application (:class:`ApplicationRow`): a task x method. All methods of a task and GPU answer the
+  same requests at the same rate; quality is that of the task's benchmarks.
+* workload (:class:`WorkloadRow`): a method at one point of an ``axis``:
+  ``rate`` (x: requests/s that arrive, up to beyond saturation), ``lengths`` (x: prompt tokens, y:
+  output tokens of every request), ``burstiness`` (x: CV of the gaps between arrivals) or ``batch``
+  (x: ``max_num_seqs``, with as many requests waiting as it takes).
+* parallelism (:class:`ParallelismRow`): a method at a tensor-parallel size, with as many replicas
+  as fill the same number of GPUs.
+* hardware (:class:`HardwareRow`): a method on a GPU type, same requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qsim.optimize.study.figures import Band, bands_dict
+
+__all__ = [
+    "AXES",
+    "AXIS_TITLES",
+    "LOADS",
+    "ApplicationRow",
+    "Axis",
+    "HardwareRow",
+    "Load",
+    "ParallelismRow",
+    "Run",
+    "WorkloadRow",
+]
+
+Axis = Literal["rate", "lengths", "burstiness", "batch"]
+AXES: tuple[Axis, ...] = ("rate", "lengths", "burstiness", "batch")
+#: what ``x`` is on each axis, for people
+AXIS_TITLES: Mapping[str, str] = {
+    "rate": "requests/s",
+    "lengths": "prompt tokens",
+    "burstiness": "CV of the gaps between arrivals",
+    "batch": "max_num_seqs",
+}
+#: ``busy``: the same rate for every method, which the slowest carries; ``saturated``: more arrives
+#: than any method finishes, which tells the highest throughput
+Load = Literal["busy", "saturated"]
+LOADS: tuple[Load, ...] = ("busy", "saturated")
+
+Figures = Mapping[str, Band | None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One simulation.
+
+    Attributes
+    ----------
+    id : str
+        Such as ``r0012``.
+    level : str
+        The level that asked for it first.
+    profile, gpu, method : str
+    tensor_parallel_size, replicas : int
+    trace : str
+        TRACE of the command.
+    command : str
+        ``qsim simulate ...``, which gives the same figures again.
+    values : mapping
+        The figures as simulated, without their error, by name.
+    load : str
+        Whether the fleet kept up: the ``verdict`` of :class:`qsim.sim.results.backlog.Load`.
+    beyond_measured : float
+        Share of the steps beyond the profile's measured range, from 0 to 1.
+    requests : int
+    """
+
+    id: str
+    level: str
+    profile: str
+    gpu: str
+    method: str
+    tensor_parallel_size: int
+    replicas: int
+    trace: str
+    command: str
+    values: Mapping[str, float | None]
+    load: str
+    beyond_measured: float
+    requests: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**vars(self), "values": dict(self.values)}
+
+
+@dataclass(frozen=True)
+class ApplicationRow:
+    """A task by a method.
+
+    Attributes
+    ----------
+    task : str
+        Such as ``chat``; what it is stands in :attr:`StudyResult.tasks`.
+    rate_rps : float
+        Requests/s that arrive; the same for all methods of a task and GPU.
+    quality : Band or None
+        Percent of the 16-bit model's score on the task's benchmarks, with a 90% interval; None for
+        a method that nothing is known of.
+    quality_status : str
+        ``measured``, ``published`` or ``estimated``; "" without a quality.
+    highest_rps : Band or None
+        Requests/s that it finishes when more arrive.
+    highest_run : str
+        The run which that is from.
+    usd_per_1m_at_highest : Band or None
+        USD per million output tokens at that rate.
+    on_front : bool
+        No other method has better quality and fewer J per request, at values without errors.
+    """
+
+    task: str
+    gpu: str
+    method: str
+    rate_rps: float
+    quality: Band | None
+    quality_status: str
+    run: str
+    figures: Figures
+    highest_rps: Band | None
+    highest_run: str
+    usd_per_1m_at_highest: Band | None
+    on_front: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return _row(self, "quality", "highest_rps", "usd_per_1m_at_highest")
+
+
+@dataclass(frozen=True)
+class WorkloadRow:
+    """A method at a point of one axis of the traffic; the others stay as they are.
+
+    Attributes
+    ----------
+    axis : {"rate", "lengths", "burstiness", "batch"}
+    x : float
+        See :data:`AXIS_TITLES`.
+    y : float or None
+        Output tokens, on the axis ``lengths``; None on the others.
+    load : {"busy", "saturated"}
+        ``saturated`` where the throughput is the highest that the method has there.
+    kept_up : bool
+        Whether it finishes what arrives; latencies of one that does not depend on the length of
+        the trace.
+    """
+
+    axis: Axis
+    gpu: str
+    method: str
+    x: float
+    y: float | None
+    load: Load
+    kept_up: bool
+    run: str
+    figures: Figures
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return _row(self)
+
+
+@dataclass(frozen=True)
+class ParallelismRow:
+    """A method at a tensor-parallel size on a number of GPUs.
+
+    Attributes
+    ----------
+    gpus : int
+        GPUs in all: ``tensor_parallel_size * replicas``; the same for all rows of a GPU type.
+    load : {"busy", "saturated"}
+    kv_tokens : Band
+        Tokens of KV cache of all replicas.
+    """
+
+    gpu: str
+    method: str
+    tensor_parallel_size: int
+    replicas: int
+    gpus: int
+    load: Load
+    kv_tokens: Band
+    run: str
+    figures: Figures
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return _row(self, "kv_tokens")
+
+
+@dataclass(frozen=True)
+class HardwareRow:
+    """A method on one server of a GPU type.
+
+    Attributes
+    ----------
+    tensor_parallel_size : int
+        The smallest that the method has on this type.
+    load : {"busy", "saturated"}
+        ``busy`` is one rate for all GPU types and methods.
+    kv_tokens : Band
+        Tokens of KV cache.
+    idle_w, busy_w, cap_w : float
+        Power of the server's GPUs when idle, the power that any step adds to it before its work
+        is counted, and the limit.
+    """
+
+    gpu: str
+    method: str
+    tensor_parallel_size: int
+    load: Load
+    kv_tokens: Band
+    idle_w: float
+    busy_w: float
+    cap_w: float
+    run: str
+    figures: Figures
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return _row(self, "kv_tokens")
+
+
+def _row(row: Any, *bands: str) -> dict[str, Any]:
+    data = dict(vars(row))
+    for name in bands:
+        band = data[name]
+        data[name] = None if band is None else band.to_dict()
+    data["figures"] = bands_dict(row.figures)
+    return data
