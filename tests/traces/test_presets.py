@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qsim.errors import TraceError
 from qsim.traces import Trace, iter_preset, load_trace, trace_statistics
 from qsim.traces.synth.presets import PRESETS, load_preset, read_data, resolve_preset
 
@@ -142,3 +143,48 @@ def test_the_data_files_are_what_the_traces_give() -> None:
 
     for name, build in BUILDERS.items():
         assert json.loads(json.dumps(build())) == read_data(name), name
+
+
+def test_a_preset_takes_other_lengths_and_keeps_its_arrivals() -> None:
+    usual = load_trace("azure-conv-2023:requests=500,rate=5")
+    fixed = load_trace("azure-conv-2023:requests=500,rate=5,prompt=1024,output=64")
+    assert (fixed.arrival_s == usual.arrival_s).all()
+    assert set(fixed.prompt_tokens.tolist()) == {1024}
+    assert set(fixed.output_tokens.tolist()) == {64}
+    drawn = load_trace("azure-conv-2023:requests=4000,rate=5,prompt=lognormal:1000/0.5/5000")
+    assert np.median(drawn.prompt_tokens) == pytest.approx(1000, rel=0.05)
+    assert drawn.prompt_tokens.max() <= 5000
+    assert np.median(drawn.output_tokens) == pytest.approx(126, rel=0.1)  # the preset's own
+    other = load_trace("azure-conv-2023:requests=4000,rate=5,lengths=azure-code-2023")
+    assert np.median(other.output_tokens) == pytest.approx(13, rel=0.1)
+    thinking = load_trace("azure-conv-2023:requests=4000,rate=5,lengths=deepseek-r1")
+    assert np.median(thinking.output_tokens) == pytest.approx(1014, rel=0.1)
+
+
+def test_other_lengths_share_no_prefixes() -> None:
+    assert load_trace("mooncake-conversation:requests=50").hash_ids is not None
+    assert load_trace("mooncake-conversation:requests=50,prompt=512").hash_ids is None
+
+
+@pytest.mark.parametrize("cv", [0.5, 1, 3])
+def test_a_preset_takes_the_cv_of_its_gaps(cv: float) -> None:
+    trace = load_trace(f"azure-conv-2023:requests=20000,rate=5,cv={cv}")
+    gaps = np.diff(trace.arrival_s)
+    assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.06)
+    assert 1 / gaps.mean() == pytest.approx(5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompt=0", "prompt is '0'; a length must be >= 1 token"),
+        ("output=foo", "output is 'foo'; must be a number of tokens"),
+        ("output=1e300", "is no number of tokens"),
+        ("cv=0", "cv is 0.0; must be from 0.003 to 100"),
+        ("cv=x", "cv is 'x'; must be a number"),
+        ("lengths=m-large", "lengths is 'm-large'; must be deepseek-r1 or one of azure-conv-2023"),
+    ],
+)
+def test_wrong_lengths_and_gaps_are_one_line(text: str, message: str) -> None:
+    with pytest.raises(TraceError, match=f"^azure-conv-2023: .*{message}"):
+        load_trace(f"azure-conv-2023:{text}")

@@ -18,8 +18,9 @@ The levels, and what a row is:
   same requests at the same rate; quality is that of the task's benchmarks.
 * workload (:class:`WorkloadRow`): a method at one point of an ``axis``:
   ``rate`` (x: requests/s that arrive, up to beyond saturation), ``lengths`` (x: prompt tokens, y:
-  output tokens of every request), ``burstiness`` (x: CV of the gaps between arrivals) or ``batch``
-  (x: ``max_num_seqs``, with as many requests waiting as it takes).
+  output tokens of every request), ``concurrency`` (x: clients, each of which sends a request when
+  the one before is answered), ``burstiness`` (x: CV of the gaps between arrivals) or ``batch`` (x:
+  ``max_num_seqs``, with more clients than that).
 * parallelism (:class:`ParallelismRow`): a method at a tensor-parallel size, with as many replicas
   as fill the same number of GPUs.
 * hardware (:class:`HardwareRow`): a method on a GPU type, same requests.
@@ -46,17 +47,18 @@ __all__ = [
     "WorkloadRow",
 ]
 
-Axis = Literal["rate", "lengths", "burstiness", "batch"]
-AXES: tuple[Axis, ...] = ("rate", "lengths", "burstiness", "batch")
+Axis = Literal["rate", "concurrency", "lengths", "burstiness", "batch"]
+AXES: tuple[Axis, ...] = ("rate", "concurrency", "lengths", "burstiness", "batch")
 #: what ``x`` is on each axis, for people
 AXIS_TITLES: Mapping[str, str] = {
     "rate": "requests/s",
+    "concurrency": "concurrent requests",
     "lengths": "prompt tokens",
     "burstiness": "CV of the gaps between arrivals",
     "batch": "max_num_seqs",
 }
-#: ``busy``: the same rate for every method, which the slowest carries; ``saturated``: more arrives
-#: than any method finishes, which tells the highest throughput
+#: ``busy``: requests arrive at a rate; ``saturated``: so many clients send their next request when
+#: the last one is answered that batches are full, which tells the highest throughput
 Load = Literal["busy", "saturated"]
 LOADS: tuple[Load, ...] = ("busy", "saturated")
 
@@ -123,7 +125,8 @@ class ApplicationRow:
     quality_status : str
         ``measured``, ``published`` or ``estimated``; "" without a quality.
     highest_rps : Band or None
-        Requests/s that it finishes when more arrive.
+        Requests/s under saturation: as many clients as its batches hold, each of which sends the
+        next request when the last one is answered.
     highest_run : str
         The run which that is from.
     usd_per_1m_at_highest : Band or None
@@ -156,7 +159,7 @@ class WorkloadRow:
 
     Attributes
     ----------
-    axis : {"rate", "lengths", "burstiness", "batch"}
+    axis : {"rate", "concurrency", "lengths", "burstiness", "batch"}
     x : float
         See :data:`AXIS_TITLES`.
     y : float or None
@@ -165,7 +168,7 @@ class WorkloadRow:
         ``saturated`` where the throughput is the highest that the method has there.
     kept_up : bool
         Whether it finishes what arrives; latencies of one that does not depend on the length of
-        the trace.
+        the trace. True where clients wait for answers.
     """
 
     axis: Axis

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,15 +15,14 @@ from qsim import __version__
 from qsim.bounds import MAX_RUNS, MAX_SEED
 from qsim.checks import whole
 from qsim.errors import InputError, ScenarioError
-from qsim.interrupts import uninterrupted
 from qsim.optimize.economics.prices import price_of, prices_of
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.fleet_task import FleetTask
 from qsim.optimize.search.goals import carbon_of, quality_goal
-from qsim.optimize.search.journal import JournalEnd, append_lines, held, read_lines
 from qsim.optimize.search.measures import Worth, measure_fleet
+from qsim.optimize.search.run_journal import RunJournal, open_run_journal
 from qsim.optimize.search.space import Space
 from qsim.optimize.sweep.points import Scenarios, is_part
 from qsim.optimize.tune.arguments import parse_search
@@ -160,7 +158,7 @@ def sweep(
     points = list(space.grid()) if lhs is None else latin_hypercube(space, lhs, seed)
     done: dict[int, Row] = {}
     with (
-        _open_journal(journal, resume) as kept,
+        open_run_journal(journal, resume, "sweep") as kept,
         open_executor(jobs, at_most=len(points), dask=dask) as executor,
     ):
         runner = _Runner(executor, scenarios, limits, kept, prices, provider, goal, carbon)
@@ -212,7 +210,7 @@ class _Runner:
         executor: TaskExecutor,
         scenarios: Scenarios,
         slos: tuple[Slo, ...],
-        journal: _Journal,
+        journal: RunJournal,
         prices: Mapping[str, float] | None,
         provider: str,
         goal: Any,
@@ -256,7 +254,7 @@ class _Runner:
             for future in sorted(finished, key=lambda f: running[f][0]):
                 number, values, task, key = running.pop(future)
                 row = self._row(number, values, task, future)
-                self.journal.add(key, row)
+                self.journal.add(key, row.figures, row.error)
                 yield row
 
     def _task(self, values: Mapping[str, Any]) -> FleetTask:
@@ -306,61 +304,3 @@ class _Runner:
             (self.prices, self.provider, self.goal, self.carbon, __version__),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
-
-
-class _Journal:
-    """Finished rows, each kept as soon as it is there."""
-
-    def __init__(self, path: Path | None, resume: bool) -> None:
-        self.path = path
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.end = JournalEnd()
-        #: why rows are no longer kept
-        self.failure = ""
-        if path is None or not path.stat().st_size:
-            return
-        lines, self.end = read_lines(path, f"the journal {path}")
-        if lines and not resume:
-            raise ScenarioError(
-                f"{path} holds {len(lines)} finished runs of a sweep that was interrupted: go on "
-                "with it (--resume), give another path (--out), or remove it to begin anew"
-            )
-        for number, row in enumerate(lines, 1):
-            key, error, figures = (row.get(k) for k in ("key", "error", "figures"))
-            if not (isinstance(key, str) and isinstance(error, str) and isinstance(figures, dict)):
-                raise ScenarioError(f"{path} is no journal of a sweep: see line {number}")
-            self.rows[key] = row
-
-    def add(self, key: str, row: Row) -> None:
-        """Append a row; if that fails, the sweep goes on without a journal."""
-        if self.path is None or self.failure:
-            return
-        data = {"key": key, "error": row.error, "figures": dict(row.figures)}
-        try:
-            with uninterrupted():
-                self.end = append_lines(self.path, self.end, [data])
-        except OSError as e:
-            self.failure = f"{e.filename}: {e.strerror}; runs after that were not kept"
-
-    def discard(self) -> None:
-        """Nothing in it is worth going on from."""
-        if self.path is not None:
-            self.path.write_bytes(b"")
-
-
-@contextmanager
-def _open_journal(path: str | Path | None, resume: bool) -> Iterator[_Journal]:
-    """The journal, held for as long as the sweep runs; one without a row is not left behind."""
-    if path is None:
-        if resume:
-            raise ScenarioError("resume needs the journal of the sweep that was interrupted")
-        yield _Journal(None, resume)
-        return
-    path = Path(path)
-    with held(path, f"the journal {path}"):
-        try:
-            yield _Journal(path, resume)
-        finally:
-            with suppress(OSError):
-                if not path.stat().st_size:
-                    path.unlink()

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from qsim.errors import TraceError
+from qsim.errors import ScenarioError, TraceError
 from qsim.traces.synth.arrivals import Gaps, RateProfile
 from qsim.traces.synth.bursts import Bursts
-from qsim.traces.synth.lengths import LengthModel, QuantileTable
+from qsim.traces.synth.lengths import LengthModel, QuantileTable, parse_lengths
 from qsim.traces.synth.prefixes import PrefixModel
 from qsim.traces.synth.synthesize import Span, Workload
 
@@ -51,7 +51,14 @@ PARAMS: Mapping[str, str] = {
     "scale": "multiplies the rate (0.1: a tenth of the traffic)",
     "grid": "seconds that arrival times are rounded down to (0: not at all)",
     "seed": "of the random draw",
+    "lengths": "prompts and outputs as long as those of another preset, or of deepseek-r1",
+    "prompt": "prompt tokens: 512, or lognormal:MEDIAN/SIGMA[/MAX], exponential:MEAN",
+    "output": "output tokens, in the same way",
+    "cv": "arrivals at a constant rate instead of the profile's, with gaps of this CV (1: Poisson)",
 }
+
+#: parameters that are no numbers
+_TEXTS = ("lengths", "prompt", "output")
 
 
 @cache
@@ -135,7 +142,10 @@ def resolve_preset(name: str, params: Mapping[str, str]) -> PresetRequest:
         If the preset or a parameter is unknown, or a value is not allowed.
     """
     workload = load_preset(name)
-    numbers = _numbers(name, params)
+    numbers = _numbers(name, {k: v for k, v in params.items() if k not in _TEXTS})
+    workload = _with_lengths(workload, name, params)
+    if "cv" in numbers:
+        workload = _with_gaps(workload, name, numbers["cv"])
     if "grid" in numbers:
         if not 0 <= numbers["grid"] < float("inf"):
             raise TraceError(f"{name}: grid is {params['grid']!r}; must be >= 0")
@@ -158,6 +168,46 @@ def resolve_preset(name: str, params: Mapping[str, str]) -> PresetRequest:
         scale=numbers.get("scale", 1.0),
     )
     return PresetRequest(workload, span, int(numbers["seed"]) if "seed" in numbers else None)
+
+
+def _with_lengths(workload: Workload, name: str, params: Mapping[str, str]) -> Workload:
+    """With other lengths, if they are given; prompts of other lengths share no beginnings."""
+    if not set(_TEXTS) & set(params):
+        return workload
+    model = workload.lengths if "lengths" not in params else _named_lengths(name, params["lengths"])
+    for key in ("prompt", "output"):
+        if key in params:
+            try:
+                table = parse_lengths(key, params[key].replace("/", ","))
+            except ScenarioError as e:
+                raise TraceError(f"{name}: {e}") from None
+            model = replace(model, **{key: table}, rho=0.0)
+    return replace(workload, lengths=model, prefixes=None)
+
+
+def _named_lengths(name: str, other: str) -> LengthModel:
+    """The lengths of a preset, or of a model whose traffic ServeGen published completely."""
+    if other in PRESETS:
+        return load_preset(other).lengths
+    tables = read_data("servegen-lengths")["models"]
+    if other != "deepseek-r1":  # the others lack clients, or prompts
+        raise TraceError(
+            f"{name}: lengths is {other!r}; must be deepseek-r1 or one of {', '.join(PRESETS)}"
+        )
+    table = tables[other]
+    return LengthModel(table_of(table["prompt_tokens"]), table_of(table["output_tokens"]))
+
+
+def _with_gaps(workload: Workload, name: str, cv: float) -> Workload:
+    """At the mean rate all the time, with Gamma gaps."""
+    try:
+        gaps = Gaps() if cv == 1 else Gaps("gamma", cv)
+    except ScenarioError as e:
+        raise TraceError(f"{name}: {e}") from None
+    rate_rps = workload.profile.mean_rps
+    return replace(
+        workload, profile=RateProfile.constant(rate_rps), gaps=gaps, bursts=None, grid_s=0.0
+    )
 
 
 def _numbers(name: str, params: Mapping[str, str]) -> dict[str, float]:

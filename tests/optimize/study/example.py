@@ -110,6 +110,12 @@ def example_study() -> StudyResult:
                     workload.append(WorkloadRow(
                         "lengths", gpu, method, prompt, output, "saturated", False, run, figures
                     ))  # fmt: skip
+            for i, clients in enumerate((1, 8, 32, 128)):
+                slow = SPEED[method] + (BUSY_SPEED[method] - SPEED[method]) * i / 3 + i
+                run, figures = runs.add("workload", gpu, method, f"clients={clients}", slow)
+                workload.append(WorkloadRow(
+                    "concurrency", gpu, method, clients, None, "saturated", True, run, figures
+                ))  # fmt: skip
             for cv in (0.5, 1.0, 2.0, 4.0):
                 run, figures = runs.add("workload", gpu, method, f"cv={cv}", SPEED[method] + cv / 4)
                 workload.append(
