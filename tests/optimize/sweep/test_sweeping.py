@@ -13,6 +13,7 @@ import pytest
 
 import qsim
 from qsim.errors import ScenarioError
+from qsim.optimize.search import run_journal
 from qsim.optimize.search.space import Choices, Range, Space
 from qsim.optimize.sweep import sweeping as module
 from qsim.optimize.sweep.sweeping import SweepResult, latin_hypercube, sweep
@@ -128,7 +129,7 @@ def test_each_run_is_kept_as_soon_as_it_is_finished(tmp_path: Path, jobs: int) -
 def test_a_journal_that_cannot_be_written_does_not_end_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, left = module.append_lines, [3]
+    append, left = run_journal.append_lines, [3]
 
     def full(path: Path, *args: Any) -> Any:
         left[0] -= 1
@@ -137,7 +138,7 @@ def test_a_journal_that_cannot_be_written_does_not_end_the_sweep(
         return append(path, *args)
 
     expected, journal = run(), tmp_path / "rows.jsonl"
-    monkeypatch.setattr(module, "append_lines", full)
+    monkeypatch.setattr(run_journal, "append_lines", full)
     found = run(journal=journal)
     assert found.rows == expected.rows
     assert found.notes == (f"{journal}: No space left on device; runs after that were not kept",)
