@@ -29,6 +29,7 @@ __all__ = [
     "MAX_SEED",
     "MAX_SEQS",
     "MAX_TENSOR_PARALLEL",
+    "MOST_PERCENT",
     "Closed",
     "Count",
     "Items",
@@ -67,6 +68,8 @@ MAX_JOBS = 1024
 MAX_REQUESTS = 1_000_000_000
 #: longest time of one part of a step, ms
 MAX_MS = 1e7
+#: largest error that is stated
+MOST_PERCENT = 1e6
 #: longest name of a GPU, model or method
 MAX_NAME = 100
 
@@ -306,7 +309,7 @@ def _plain_text(text: object) -> None:
 
 Ms = Annotated[float, Number()]
 Positive = Annotated[float, Number(above=0.0)]
-Percent = Annotated[float, Number(-1e6, 1e6)]
+Percent = Annotated[float, Number(-MOST_PERCENT, MOST_PERCENT)]
 Count = Annotated[int, Whole()]
 Line = Annotated[str, Text()]
 Name = Annotated[str, Identifier()]

@@ -45,8 +45,6 @@ def adapt_command(
     A few loads are sent (idle, single prompts, a batch ladder, arrivals, a stretch at full load);
     factors of host, GPU and power are fitted to what the client saw and to the energy.
     """
-    from dataclasses import replace
-
     from qsim.calibrate.adapt.adapting import adapt
     from qsim.calibrate.adapt.comparing import compare_load
     from qsim.calibrate.adapt.power import EnergyMeter, dcgm_reader, nvml_reader
@@ -84,12 +82,12 @@ def adapt_command(
     lost += session.lost
     for text in lost:
         note(text)
-    base = chosen
     if session.idle_w is not None:
-        base = replace(chosen, power=replace(chosen.power, idle_w=round(session.idle_w, 3)))
         note(f"idle power: {session.idle_w:.1f} W, by the profile {chosen.power.idle_w:.1f} W")
-    found = adapt(session.loads, base, notes=lost, progress=_say)
-    left = [compare_load(x, found.profile, explain=False).mismatch_percent for x in session.loads]
+    found = adapt(session.loads, chosen, idle_w=session.idle_w, notes=lost, progress=_say)
+    for text in found.notes:
+        note(text)
+    left = [compare_load(x, found.profile, explain=False).mismatch_percent for x in found.loads]
     mean = sum(left) / len(left)
     if not mean <= most_error:
         raise CalibrationError(

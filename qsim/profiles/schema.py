@@ -397,8 +397,19 @@ class Profile(Closed):
         return data
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to ``path`` whole or not at all."""
-        write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
+        """Write to ``path`` whole or not at all; nothing that :meth:`load` would refuse.
+
+        Raises
+        ------
+        ProfileError
+            Naming the field that nobody could read again, its value and what is allowed.
+        """
+        from qsim.documents import parse_json
+
+        text = json.dumps(self.to_dict(), indent=1) + "\n"
+        where = f"{os.fspath(path)}: not written, because nobody could read it again"
+        self.from_dict(parse_json(text, where, ProfileError, most=MAX_FILE), where)
+        write_text(path, text)
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "profile") -> Profile:

@@ -92,3 +92,22 @@ def test_a_measured_one_with_a_transfer_is_refused() -> None:
     data["transfer"] = asdict(transfer)
     with pytest.raises(ProfileError, match=r"identity\.source is 'measured'"):
         Profile.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"worst_energy": 1443235.1}, r"p\.json: not written.*worst_energy is 1443235\.1; must be"),
+        ({"worst_p99": float("nan")}, r"p\.json: not written.*holds NaN; numbers must be finite"),
+    ],
+)
+def test_what_nobody_could_read_is_not_written(
+    stated: dict[str, float], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "p.json"
+    make_profile().save(path)
+    before = path.read_bytes()
+    with pytest.raises(ProfileError, match=message):
+        replace(make_profile(), fit_error=stated).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

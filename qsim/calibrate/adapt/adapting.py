@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.bounds import MOST_PERCENT
 from qsim.calibrate.adapt.fitting import LEAST_REQUESTS, FactorFit, fit_factors
 from qsim.calibrate.adapt.load import Load, replay
 from qsim.calibrate.validate.comparison import METRICS, latencies, percent, statistics
+from qsim.errors import CalibrationError
 from qsim.profiles.factors import apply
 from qsim.profiles.schema import Adapted, Profile
 from qsim.profiles.spread import Prior, shipped_spread
@@ -25,6 +27,9 @@ Errors = dict[str, float | None]
 _LEFT_OUT_ROUNDS = 3
 #: halves of a load with fewer requests say nothing of each other
 _LEAST_HALF = LEAST_REQUESTS
+#: a load of which times are predicted within this error, percent, and energy is not: no machine
+#: draws a multiple of what its steps explain, so it is the energy that was misread
+_MOST_ENERGY_ERROR = 100.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +44,17 @@ class Adaptation:
     left_out : dict
         Load (or half of one) to statistic to error in percent, of factors that were fitted
         without it. Empty if there was too little to leave anything out.
+    loads : tuple of Load
+        What was fitted to: without their energy if that was of no use.
+    notes : tuple of str
+        What was found to be of no use.
     """
 
     profile: Profile
     fit: FactorFit
     left_out: Mapping[str, Errors]
+    loads: tuple[Load, ...]
+    notes: tuple[str, ...]
 
 
 def errors_percent(load: Load, profile: Profile, part: BoolArray | None = None) -> Errors:
@@ -62,6 +73,7 @@ def adapt(
     loads: Sequence[Load],
     profile: Profile,
     *,
+    idle_w: float | None = None,
     prior: Prior | None = None,
     notes: Sequence[str] = (),
     cross_validate: bool = True,
@@ -70,23 +82,51 @@ def adapt(
     """Adapt a profile to the machine that answered ``loads``.
 
     Its stated error is that of loads left out in turn; of a single load, that of each half of the
-    requests (by time) when only the other half was looked at.
+    requests (by time) when only the other half was looked at. If the times of a load are predicted
+    but its energy is not by far, power was misread: all of it is left alone, and a note says so.
 
     Parameters
     ----------
+    idle_w : float, optional
+        Power of the machine while it served nothing.
     prior : Prior, optional
         What is known of machines; by default the shipped spread.
 
     Raises
     ------
     CalibrationError
-        If the loads have too few requests.
+        If the loads have too few requests, or tell so little of each other that no profile can
+        state it.
     """
     known = shipped_spread().prior(profile) if prior is None else prior
-    fit = fit_factors(loads, profile, known, progress=progress)
+    base = profile
+    if idle_w is not None:
+        base = replace(profile, power=replace(profile.power, idle_w=round(idle_w, 3)))
+    found = _fitted(loads, base, known, notes, cross_validate, progress)
+    misread = _misread_energy(found.left_out)
+    if misread is None:
+        return _checked(found)
+    if progress is not None:
+        progress(f"again without power: {misread}")
+    loads = [replace(x, energy_j=None) for x in loads]
+    lost = (f"{misread}; power and energy stay those expected of a machine",)
+    found = _fitted(loads, profile, known, [*notes, *lost], cross_validate, progress)
+    return _checked(replace(found, notes=lost))
+
+
+def _fitted(
+    loads: Sequence[Load],
+    profile: Profile,
+    prior: Prior,
+    notes: Sequence[str],
+    cross_validate: bool,
+    progress: Callable[[str], None] | None,
+) -> Adaptation:
+    fit = fit_factors(loads, profile, prior, progress=progress)
     adapted = apply(profile, fit.factors)
-    left_out = _cross_validated(loads, profile, known, progress) if cross_validate else {}
-    factors = {k: [round(x, 4) for x in v] for k, v in fit.intervals().items()}
+    left_out = _cross_validated(loads, profile, prior, progress) if cross_validate else {}
+    # a profile's factors are above 0
+    factors = {k: [max(round(x, 4), 1e-4) for x in v] for k, v in fit.intervals().items()}
     adapted = replace(
         adapted,
         fit_error=_stated(left_out, len(loads)),
@@ -98,7 +138,44 @@ def adapt(
             notes=list(notes),
         ),
     )
-    return Adaptation(adapted, fit, left_out)
+    return Adaptation(adapted, fit, left_out, tuple(loads), ())
+
+
+def _misread_energy(left_out: Mapping[str, Errors]) -> str | None:
+    """A sentence on the load whose energy cannot be what the machine drew; None without one."""
+    off = {}
+    for name, errors in left_out.items():
+        times = [errors.get(f"mean_{m}") for m in METRICS]
+        energy = errors.get("energy_j")
+        if energy is not None and all(abs(t or 0.0) < _MOST_ENERGY_ERROR for t in times):
+            off[name] = energy
+    worst = max(off, key=lambda k: off[k], default=None)
+    if worst is None or off[worst] <= _MOST_ENERGY_ERROR:
+        return None
+    return (
+        f"the energy measured is of no use: for the load {worst!r} it is off by {off[worst]:,.0f}% "
+        "from what its times and the other loads say"
+    )
+
+
+def _checked(found: Adaptation) -> Adaptation:
+    """An adaptation whose errors a profile can state.
+
+    Raises
+    ------
+    CalibrationError
+        If it has others.
+    """
+    for name, errors in found.left_out.items():
+        for what, error in errors.items():
+            if error is not None and abs(error) > MOST_PERCENT:
+                raise CalibrationError(
+                    f"{what} of the load {name!r} is off by {error:,.0f}% by factors fitted "
+                    f"without it: the server is not that of {found.profile.id}, or something else "
+                    "used its machine. Nothing was written; send more and longer loads while "
+                    "nothing else runs"
+                )
+    return found
 
 
 def _cross_validated(
@@ -134,8 +211,8 @@ def _stated(left_out: Mapping[str, Errors], loads: int) -> dict[str, Any]:
         return {}
 
     def worst(names: Sequence[str]) -> float | None:
-        values = [abs(e[n] or 0.0) for e in left_out.values() for n in names if n in e]
-        return round(max(values), 2) if values else None
+        errors = (e.get(n) for e in left_out.values() for n in names)
+        return max((abs(x) for x in errors if x is not None), default=None)
 
     kind = "each load" if loads > 1 else "each half of the load, by time,"
     return {

@@ -13,15 +13,19 @@ from qsim.calibrate.measure.power import Nvml
 from qsim.errors import CalibrationError, QsimError
 from qsim.prometheus import samples
 
-__all__ = ["EnergyMeter", "dcgm_reader", "nvml_reader"]
+__all__ = ["EnergyMeter", "dcgm_reader", "energy_between", "nvml_reader"]
 
 #: energy of the GPUs since some time, J
 Reader = Callable[[], float]
+#: when a counter was asked and when it answered, s, and the energy, J
+Reading = tuple[float, float, float]
 
 _INTERVAL_S = 0.1
 _DCGM_ENERGY = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
 #: readings must lie this close around a load, s
 _NEAR_S = 1.0
+#: when a load began and ended must be known within this share of how long it took
+_MOST_UNKNOWN = 0.25
 
 
 def nvml_reader(gpus: Sequence[int]) -> Reader:
@@ -66,13 +70,36 @@ def dcgm_reader(url: str, gpus: Sequence[int]) -> Reader:
     return read
 
 
+def energy_between(readings: Sequence[Reading], begin_s: float, end_s: float) -> float | None:
+    """Energy between two times, J, by the readings of a counter.
+
+    None if it was not read then, or not often enough: where the readings around the two times do
+    not tell what was drawn in between from what was drawn before and after. That is so of a load
+    that is too short, or on a machine that was too busy to read in time.
+    """
+    if len(readings) < 2:
+        return None
+    asked, told, joules = np.array(readings).T
+    times = (asked + told) / 2
+    if times[0] > begin_s + _NEAR_S or times[-1] < end_s - _NEAR_S:
+        return None
+    inside = times[(times >= begin_s - _NEAR_S) & (times <= end_s + _NEAR_S)]
+    if len(inside) < 2 or np.diff(inside).max() > 2 * _NEAR_S:
+        return None
+    after = np.clip(np.searchsorted(times, [begin_s, end_s]), 1, len(times) - 1)
+    unknown_s = float((told[after] - asked[after - 1]).sum()) / 2
+    if unknown_s > _MOST_UNKNOWN * (end_s - begin_s):
+        return None
+    a, b = np.interp([begin_s, end_s], times, joules)
+    return float(b - a) if b > a else None
+
+
 class EnergyMeter:
     """Reads a counter in a thread of its own; ``stop`` it when done."""
 
     def __init__(self, read: Reader) -> None:
         self._read, self._stop = read, threading.Event()
-        self._times: list[float] = []
-        self._joules: list[float] = []
+        self._readings: list[Reading] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -84,22 +111,12 @@ class EnergyMeter:
             except (QsimError, OSError):
                 self._stop.wait(_INTERVAL_S)
                 continue
-            self._times.append((begin + now()) / 2)
-            self._joules.append(joules)
+            self._readings.append((begin, now(), joules))
             self._stop.wait(_INTERVAL_S)
 
     def joules(self, begin_s: float, end_s: float) -> float | None:
-        """Energy between two times of ``time.perf_counter``; None if it was not read then."""
-        times, joules = np.array(self._times), np.array(self._joules[: len(self._times)])
-        n = min(len(times), len(joules))
-        times, joules = times[:n], joules[:n]
-        if n < 2 or times[0] > begin_s + _NEAR_S or times[-1] < end_s - _NEAR_S:
-            return None
-        inside = times[(times >= begin_s - _NEAR_S) & (times <= end_s + _NEAR_S)]
-        if len(inside) < 2 or np.diff(inside).max() > 2 * _NEAR_S:
-            return None
-        a, b = np.interp([begin_s, end_s], times, joules)
-        return float(b - a) if b > a else None
+        """Energy between two times of ``time.perf_counter``: :func:`energy_between`."""
+        return energy_between(list(self._readings), begin_s, end_s)
 
     def stop(self) -> None:
         """End the thread."""

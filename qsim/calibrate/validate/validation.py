@@ -434,9 +434,9 @@ def fit_error(comparisons: Sequence[Comparison], profile_id: str) -> dict[str, A
             n: percent(c.error_percent(n)) for n in names if n in c.measured
         }
 
-    def worst(wanted: Sequence[str]) -> float:
-        values = [abs(c.error_percent(n)) for c in mine for n in wanted if n in c.measured]
-        return round(max(values), 2)
+    def worst(wanted: Sequence[str]) -> float | None:
+        errors = [c.error_percent(n) for c in mine for n in wanted if n in c.measured]
+        return percent(max((abs(e) for e in errors if np.isfinite(e)), default=np.nan))
 
     return {
         "unit": "percent, simulated against measured",
@@ -444,8 +444,6 @@ def fit_error(comparisons: Sequence[Comparison], profile_id: str) -> dict[str, A
         "worst_mean": worst([f"mean_{m}" for m in METRICS]),
         "worst_median": worst([f"median_{m}" for m in METRICS]),
         "worst_p99": worst([f"p99_{m}" for m in METRICS]),
-        "worst_energy": worst(["energy_j"])
-        if any("energy_j" in c.measured for c in mine)
-        else None,
+        "worst_energy": worst(["energy_j"]),
         "phases": phases,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +76,48 @@ def test_an_adapted_profile_says_what_it_is_and_is_better() -> None:
     before = compare_load(load, PROFILE, explain=False).mismatch_percent
     after = compare_load(load, profile, explain=False).mismatch_percent
     assert after < 1.5 < 4 < before
+
+
+def several(energy: tuple[float, float, float]) -> list[Load]:
+    """Three loads of one machine, the energy of each times a number."""
+    loads = [measured(TRUE, seconds=s) for s in (3, 3, 4)]
+    return [
+        replace(x, name=f"load {i}", energy_j=(x.energy_j or 0.0) * f)
+        for i, (x, f) in enumerate(zip(loads, energy, strict=True))
+    ]
+
+
+def test_energy_of_no_use_is_left_alone_and_said(tmp_path: Path) -> None:
+    found = adapt(several((1.0, 1e-4, 1.0)), PROFILE, prior=BROAD, idle_w=0.02, notes=["a note"])
+    adapted = found.profile.adapted
+    assert adapted is not None
+    assert adapted.notes == ["a note", *found.notes]
+    assert "the energy measured is of no use: for the load 'load 1'" in found.notes[0]
+    assert all(x.energy_j is None for x in found.loads)
+    assert found.profile.fit_error["worst_energy"] is None
+    assert found.profile.fit_error["worst_mean"] < 10
+    without = adapt(
+        [replace(x, energy_j=None) for x in found.loads], PROFILE, prior=BROAD, cross_validate=False
+    )
+    assert found.profile.power == without.profile.power
+    found.profile.save(tmp_path / "a.json")
+    assert Profile.load(tmp_path / "a.json") == found.profile
+
+
+def test_energy_of_use_is_used() -> None:
+    found = adapt(several((1.0, 1.0, 1.0)), PROFILE, prior=BROAD, idle_w=120.0)
+    assert found.notes == ()
+    assert 0 < found.profile.fit_error["worst_energy"] < 10
+    assert found.profile.power.idle_w == pytest.approx(120.0, rel=0.05)
+
+
+def test_loads_that_tell_nothing_of_each_other_make_no_profile() -> None:
+    one, two, three = several((1.0, 1.0, 1.0))
+    two = replace(two, ttft_ms=two.ttft_ms * 1e-9)
+    with pytest.raises(
+        CalibrationError, match=r"ttft_ms of the load 'load 1' is off by .*%.*not t"
+    ):
+        adapt([one, two, three], PROFILE, prior=BROAD)
 
 
 def test_a_slow_host_is_named() -> None:
