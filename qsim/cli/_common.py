@@ -43,8 +43,8 @@ __all__ = [
 # qsim.sim.fleet.router.ROUTERS in words: importing it would cost --help its speed; a test compares
 # them
 ROUTER_HELP = (
-    "round-robin, random, least-requests, least-tokens, power-of-two, vllm, prefix-affinity or "
-    "expected-finish."
+    "round-robin, random, least-requests, least-tokens, power-of-two, vllm, prefix-affinity, "
+    "session-affinity, kv-aware or expected-finish."
 )
 
 #: options that read and shape a trace, by parameter

@@ -36,6 +36,7 @@ from qsim.scenario.fields import (
 )
 from qsim.sim.fleet.failures import Failure, Failures
 from qsim.sim.fleet.lifecycle import Lifecycle
+from qsim.sim.fleet.router_spec import router_text
 from qsim.sim.scheduler.config import MAX_KV_BYTES, EngineOptions
 from qsim.traces.reshape import Reshaping
 from qsim.traces.trace import Trace
@@ -253,11 +254,44 @@ class FailuresSection(Section):
         return Failures(events, self.mtbf_s, self.repair_s, self.retries, self.retry_after_s)
 
 
+def _router(value: Any) -> str:
+    """As text, however it is said."""
+    text = router_text(value) if isinstance(value, dict) else value
+    if not isinstance(text, str) or not Text(longest=1000, shortest=1).allows(text):
+        raise ValueError
+    return text
+
+
+_Router = Annotated[
+    Any,
+    Checked(
+        "a router's name, with parameters as prefix-affinity:cache_threshold=0.3 or "
+        "{name: prefix-affinity, cache_threshold: 0.3}",
+        _router,
+        {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "object",
+                    "properties": {"name": {"type": "string"}},
+                    "required": ["name"],
+                    "additionalProperties": {"type": "number"},
+                },
+            ]
+        },
+    ),
+]
+
+
 class Fleet(Section):
     """Pools of servers behind one router."""
 
     pools: Annotated[list[PoolSection], Items(64)] = Field(default_factory=list)
-    router: Word = Field(default="least-requests", description="Which server a request goes to.")
+    router: _Router = Field(
+        default="least-requests",
+        description="Which server a request goes to: NAME, NAME:PARAMETER=VALUE,..., or name and "
+        "parameters as fields.",
+    )
     failures: FailuresSection | None = Field(
         default=None, description="simulate: servers that fail."
     )

@@ -190,7 +190,7 @@ def simulate_stream(
     sums.end()
     if progress is not None:
         progress(feed.taken)
-    notes = feed.admission.notes()
+    notes = feed.admission.notes() + setup.router_notes(first[0])
     served = feed.taken - feed.admission.rejected
     beyond, told = beyond_measured(setup, fleet, served, feed.admission.longer)
     notes += told

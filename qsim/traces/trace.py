@@ -106,6 +106,9 @@ class Trace:
         As vLLM's: the smaller goes first under ``--scheduling-policy priority``; 0 by default.
     timeout_s : float64 array, shape (n,), optional
         How long the client waits for its answer, > 0; inf: as long as it takes.
+    session : int64 array, shape (n,), optional
+        The number of the session that a request is a turn of, >= 0; -1: of none. Where it is not
+        given, ``turns`` say it: see :meth:`sessions`.
     name : str
         Where it comes from (a file name or a preset), for reports.
     meta : dict
@@ -126,6 +129,7 @@ class Trace:
     turns: Turns | None = None
     priority: IntArray | None = None
     timeout_s: FloatArray | None = None
+    session: IntArray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arrival_s", np.ascontiguousarray(self.arrival_s, np.float64))
@@ -135,8 +139,10 @@ class Trace:
             object.__setattr__(self, "priority", np.ascontiguousarray(self.priority, np.int64))
         if self.timeout_s is not None:
             object.__setattr__(self, "timeout_s", np.ascontiguousarray(self.timeout_s, np.float64))
+        if self.session is not None:
+            object.__setattr__(self, "session", np.ascontiguousarray(self.session, np.int64))
         n = len(self.arrival_s)
-        for column in ("prompt_tokens", "output_tokens", "priority", "timeout_s"):
+        for column in ("prompt_tokens", "output_tokens", "priority", "timeout_s", "session"):
             values = getattr(self, column)
             if values is not None and len(values) != n:
                 raise TraceError(
@@ -215,7 +221,26 @@ class Trace:
             turns=None if self.turns is None else self.turns.take(index),
             priority=None if self.priority is None else self.priority[index],
             timeout_s=None if self.timeout_s is None else self.timeout_s[index],
+            session=None if self.session is None else self.session[index],
         )
+
+    def sessions(self) -> IntArray | None:
+        """The number of each request's session; -1: of none. None where there are no sessions.
+
+        Without a column of their own they are the chains of ``turns``, each by its first request.
+        """
+        if self.session is not None or self.turns is None:
+            return self.session
+        previous = self.turns.previous
+        found = np.arange(len(self))
+        later = np.flatnonzero(previous >= 0)
+        for i in later.tolist():  # one before it has its number
+            found[i] = found[previous[i]]
+        alone = np.ones(len(self), np.bool_)
+        alone[later] = False
+        alone[found[later]] = False
+        found[alone] = -1
+        return found
 
     def head(self, n: int) -> Trace:
         """The first ``n`` requests (all of them if there are fewer)."""
@@ -267,6 +292,7 @@ def merge(traces: Sequence[Trace], name: str = "merged") -> Trace:
     counts = [len(t) for t in traces]
     priority = join_column([t.priority for t in traces], counts, 0)
     timeout_s = join_column([t.timeout_s for t in traces], counts, np.inf)
+    session = _joined_sessions(traces, counts)
     return Trace(
         arrival_s=arrival[order],
         prompt_tokens=np.concatenate([t.prompt_tokens for t in traces])[order],
@@ -275,6 +301,7 @@ def merge(traces: Sequence[Trace], name: str = "merged") -> Trace:
         turns=None if turns is None else turns.take(order),
         priority=None if priority is None else priority[order],
         timeout_s=None if timeout_s is None else timeout_s[order],
+        session=None if session is None else session[order],
         name=name,
         meta={"merged": [t.name for t in traces]},
     )
@@ -302,6 +329,18 @@ def join_column(
         return None
     pairs = zip(blocks, sizes, strict=True)
     return np.concatenate([np.full(n, missing) if b is None else b for b, n in pairs])
+
+
+def _joined_sessions(traces: Sequence[Trace], counts: Sequence[int]) -> IntArray | None:
+    """The sessions of all traces, renumbered so that none is in two; None if none has any."""
+    if all(t.session is None for t in traces):
+        return None  # the turns say it
+    found: list[IntArray | None] = []
+    used = 0
+    for own in [t.sessions() for t in traces]:
+        found.append(None if own is None else np.where(own >= 0, own + used, -1))
+        used += 0 if own is None else int(own.max()) + 1
+    return join_column(found, counts, -1)
 
 
 def _joined_turns(traces: Sequence[Trace]) -> Turns | None:

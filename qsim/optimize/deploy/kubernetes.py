@@ -15,6 +15,7 @@ from qsim.catalog.versions import parse_version
 from qsim.documents import to_yaml as yaml_text
 from qsim.errors import ScenarioError
 from qsim.optimize.deploy.deployment import Pool, distinct
+from qsim.optimize.deploy.routers import real_router
 from qsim.optimize.deploy.vllm import serve_words
 
 __all__ = ["AUTOSCALERS", "STARTUP_FACTOR", "manifests", "to_yaml"]
@@ -96,7 +97,11 @@ def _metadata(pool: Pool) -> dict[str, Any]:
     return {
         "name": pool.name,
         "labels": {**_labels(pool), "app.kubernetes.io/managed-by": "qsim"},
-        "annotations": {"qsim/profile": pool.profile, "qsim/simulated-router": pool.router},
+        "annotations": {
+            "qsim/profile": pool.profile,
+            "qsim/simulated-router": pool.router,
+            **({"qsim/real-router": real} if (real := real_router(pool.router)) else {}),
+        },
     }
 
 

@@ -13,6 +13,7 @@ from qsim.sim.scheduler.config import EngineConfig
 
 if TYPE_CHECKING:
     from qsim.optimize.deploy.deployment import Pool
+from qsim.optimize.deploy.routers import real_router
 
 __all__ = ["GPUS_PER_HOST", "checkpoint", "serve_command", "serve_script", "serve_words"]
 
@@ -129,6 +130,8 @@ def serve_script(
         version = f"vLLM {pool.vllm_version}: " if pool.vllm_version else ""
         what = f"{version}{servers} as simulated with {pool.profile}, behind a {pool.router} router"
         lines.append(f"# {' '.join(what.split())}")  # a line break would end the comment
+        if pool.replicas > 1 and (real := real_router(pool.router)):
+            lines.append(f"# a {pool.router} router is {real}")
     if len(hosts) == 1:
         lines += hosts[0]
     else:

@@ -81,6 +81,7 @@ class Resample:
             hash_ids=None if trace.hash_ids is None else trace.hash_ids.take(index),
             priority=None if trace.priority is None else trace.priority[index],
             timeout_s=None if trace.timeout_s is None else trace.timeout_s[index],
+            session=None if trace.session is None else trace.session[index],
             meta=dict(trace.meta),
         )
 

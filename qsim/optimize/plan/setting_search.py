@@ -37,7 +37,7 @@ from qsim.optimize.search.study import (
     run_study,
 )
 from qsim.profiles.measured_range import MeasuredRange
-from qsim.sim.fleet.router import ROUTERS
+from qsim.sim.fleet.router import check_router
 from qsim.sim.scheduler.config import ENGINE, EngineOptions, refuse_queue_limits
 
 __all__ = [
@@ -229,10 +229,7 @@ def search_space(wanted: Sequence[str], choices: Sequence[Choice], options: Engi
             raise ScenarioError(f"search has {name} twice; give it once, with all its values")
         if name == "router":
             for router in decision.values if isinstance(decision, Choices) else (str(decision),):
-                if router not in ROUTERS:
-                    raise ScenarioError(
-                        f"search: router is {router!r}; must be one of {', '.join(ROUTERS)}"
-                    )
+                check_router(str(router))
         decisions[name] = decision
     return Space(decisions)
 

@@ -253,9 +253,20 @@ def parse_decision(text: str, option: str = "--search") -> tuple[str, Decision]:
         span = _range(values)
         if isinstance(span, Range) and span.step is not None:
             span.grid()  # steps are there to be enumerated
-        return name, span or Choices(tuple(_value(v) for v in values.split(",")))
+        return name, span or Choices(tuple(_value(v) for v in _split(name, values)))
     except ScenarioError as e:
         raise ScenarioError(f"{option} {text!r}: {e}") from None
+
+
+def _split(name: str, values: str) -> list[str]:
+    """The values; those of a router have their parameters behind them, which commas part too."""
+    found: list[str] = []
+    for part in values.split(","):
+        if name == "router" and found and "=" in part and ":" not in part and ":" in found[-1]:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
 
 
 def search_texts(values: Mapping[str, Any] | Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from qsim.optimize.plan.profile_choice import Choice
 from qsim.optimize.search.decided_range import check_measured, largest_measured, measured_values
 from qsim.optimize.search.fleet_task import offered_load
 from qsim.optimize.search.space import Choices, Decision, Range, Space
-from qsim.sim.fleet.router import ROUTERS
+from qsim.sim.fleet.router import check_router
 from qsim.sim.scheduler.config import ENGINE, EngineOptions, refuse_queue_limits
 from qsim.traces.trace import Trace
 
@@ -161,8 +161,7 @@ def tune_space(
         elif name in SEARCHED and name not in fixed and name not in options.to_dict():
             decisions[name] = Choices(measured_values(name, SEARCHED[name], limits))
     for router in _values(decisions.get("router")):
-        if router not in ROUTERS:
-            raise ScenarioError(f"router is {router!r}; must be one of: {', '.join(ROUTERS)}")
+        check_router(str(router))
     return TuneSpace(Space(decisions), left, gone)
 
 

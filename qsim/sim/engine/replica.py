@@ -184,6 +184,11 @@ class Replica:
         self._catch_up(now_ps, now_ps)
         return 1.0 - self.scheduler.free_blocks / self.usable_blocks
 
+    def cached_tokens(self, request: Request, now_ps: int) -> int:
+        """Tokens of a request's prompt that the prefix cache holds."""
+        self._catch_up(now_ps, now_ps)
+        return self.scheduler.cached_tokens(request)
+
     # ------------------------------------------------------------------ the host thread
 
     def _catch_up(self, now: int, stop: int) -> None:

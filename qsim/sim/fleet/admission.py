@@ -19,7 +19,7 @@ from qsim.profiles.schema import Profile
 from qsim.sim.engine.clock import MOST_S
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.pool import Pool, ResolvedPool, resolve_pools
-from qsim.sim.fleet.router import ROUTERS, check_weights
+from qsim.sim.fleet.router import check_router, check_weights
 from qsim.sim.scheduler.config import QUEUE_LIMITS, EngineOptions
 from qsim.sim.scheduler.server_memory import most_model_len
 from qsim.traces.trace import Trace
@@ -77,6 +77,23 @@ class Setup:
             f"the pools run vLLM {' and '.join(versions)}; router vllm is that of "
             f"{self.vllm_version}: one API server does not drive engines of another release"
         ]
+
+    def router_notes(self, trace: Trace) -> list[str]:
+        """What the trace does not tell the router."""
+        name = check_router(self.router).name
+        if self.replicas == 1:
+            return []
+        if name == "session-affinity" and trace.sessions() is None:
+            return [
+                "router session-affinity: the trace has no sessions, so every request went to the "
+                "least loaded server"
+            ]
+        if name == "kv-aware" and trace.hash_ids is None:
+            return [
+                "router kv-aware: the trace has no prefix ids, so every request went to the server "
+                "with the fewest tokens to prefill and to hold"
+            ]
+        return []
 
     @property
     def pool_of(self) -> list[int]:
@@ -140,8 +157,6 @@ def resolve_fleet(
         If a profile is unknown or malformed.
     """
     found = resolve_pools(pools)
-    if router not in ROUTERS:
-        raise ScenarioError(f"router is {router!r}; must be one of: {', '.join(ROUTERS)}")
     check_weights(router, [p.weight for p in found])
     whole("seed", seed, 0, MAX_SEED)
     if router == "vllm":

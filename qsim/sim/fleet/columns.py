@@ -65,9 +65,9 @@ class Columns:
         self.last_ps, self.last_rows = array("q"), array("q")
         # the engine's time of each request's latest token, and entries of qsim.sim.results.itl.Gaps
         self.emitted_ps = array("q")
-        # parts that may have unfinished requests: their places, how many there is room for, and
-        # their prefix ids
-        self._parts: deque[tuple[range, int, HashIds | None]] = deque()
+        # parts that may have unfinished requests: their places, how many there is room for, their
+        # prefix ids and sessions
+        self._parts: deque[tuple[range, int, HashIds | None, IntArray | None]] = deque()
         self._free: list[tuple[int, int]] = []  # beginning and size of what may be used again
 
     def _all(self) -> tuple[array[int], ...]:
@@ -101,7 +101,7 @@ class Columns:
         self.last_ps[part] = nothing
         self.emitted_ps[part] = array("q", [-1]) * n
         places = range(begin, begin + n)
-        self._parts.append((places, size, trace.hash_ids))
+        self._parts.append((places, size, trace.hash_ids, trace.sessions()))
         return places
 
     def _timeouts_ps(self, trace: Trace) -> npt.NDArray[Any]:
@@ -114,13 +114,20 @@ class Columns:
 
     def ids_of(self, i: int) -> tuple[list[int], int]:
         """The trace's prefix ids of a request, and how many tokens each is for."""
-        for places, _, ids in reversed(self._parts):
+        for places, _, ids, _ in reversed(self._parts):
             if places.start <= i < places.stop:
                 if ids is None:
                     break
                 found: list[int] = ids[i - places.start].tolist()
                 return found, ids.block_tokens
         return [], 1
+
+    def session_of(self, i: int) -> int:
+        """The session that a request is a turn of; -1: none."""
+        for places, _, _, sessions in reversed(self._parts):
+            if places.start <= i < places.stop:
+                return -1 if sessions is None else int(sessions[i - places.start])
+        return -1
 
     def has_finished(self, but: set[int]) -> bool:
         """Whether all requests of the first part have ended, and none is among ``but``."""
@@ -141,7 +148,7 @@ class Columns:
 
         Their times are when the client has the first and the last token.
         """
-        places, size, _ = self._parts.popleft()
+        places, size, _, _ = self._parts.popleft()
         self._free.append((places.start, size))
 
         def column(values: array[int]) -> IntArray:

@@ -182,6 +182,8 @@ class Fleet:
             replica.runs_ahead = self._runs_ahead
         self._freed: Callable[[int], None] | None = getattr(self._router, "finished", None)
         self._learns: Callable[[int], None] | None = getattr(self._router, "finished_tokens", None)
+        self._begun: Callable[[int, int], None] | None = getattr(self._router, "first_token", None)
+        self._ended: Callable[[int, int], None] | None = getattr(self._router, "ended", None)
         self._refresh: Callable[[], None] | None = None
         if n > 1:
             self._refresh = getattr(self._router, "refresh", None)
@@ -397,6 +399,8 @@ class Fleet:
             if not limits.shared and limits.rejects(self, target, now):
                 if self._freed is not None:
                     self._freed(target)  # it counts what it sends
+                if self._ended is not None:
+                    self._ended(target, i)
                 self._end_without_answer(i, REJECTED, now)
                 return
             limits.queued_tokens[target] += prompt
@@ -456,6 +460,30 @@ class Fleet:
     def prefix_ids(self, request: int) -> list[int]:
         return self._columns.ids_of(request)[0] if self._has_ids else []
 
+    def prefix_block_tokens(self, request: int) -> int:
+        return self._columns.ids_of(request)[1] if self._has_ids else 1
+
+    def cached_tokens(self, request: int, now_ps: int) -> list[int]:
+        if self._lags:
+            return [0]
+        self._now_ps = now_ps
+        if not self._has_ids:
+            for replica in self.replicas:
+                replica.catch_up(now_ps)
+            return [0] * len(self.replicas)
+        prompt, output = self._prompt[request], self._output[request]
+        asked = [
+            Request(request, prompt, output, block_ids=self._block_ids(request, prompt, k))
+            for k in range(len(self._pools))
+        ]
+        return [
+            r.cached_tokens(asked[k], now_ps)
+            for r, k in zip(self.replicas, self._pool_of, strict=True)
+        ]
+
+    def session_of(self, request: int) -> int:
+        return self._columns.session_of(request)
+
     def length_of(self, request: int) -> tuple[int, int]:
         return self._prompt[request], self._output[request]
 
@@ -471,6 +499,8 @@ class Fleet:
             return
         self._first_ps[i] = time_ps
         self._first_rows[i] = rows
+        if self._begun is not None:
+            self._begun(self._server[i], i)
         if self.limits is not None:
             self.limits.queued_tokens[self._server[i]] -= self._prompt[i]
 
@@ -514,6 +544,8 @@ class Fleet:
         self.outstanding_tokens[target] -= self._prompt[i] + self._output[i]
         if self._freed is not None:
             self._freed(target)
+        if self._ended is not None:
+            self._ended(target, i)
 
     # ------------------------------------------------------------------ clients
 

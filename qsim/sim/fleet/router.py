@@ -1,4 +1,9 @@
-"""Routers: which replica a request goes to."""
+"""Routers: which replica a request goes to.
+
+Those that know prefixes and sessions are in :mod:`qsim.sim.fleet.router_affinity`, the one that
+knows KV caches in :mod:`qsim.sim.fleet.router_kv`, those for replicas that differ in
+:mod:`qsim.sim.fleet.router_mixed`.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +13,20 @@ from collections.abc import Callable, Sequence
 from qsim.catalog.versions import DEFAULT_VERSION, rules_of
 from qsim.errors import ScenarioError
 from qsim.sim.engine.timing import PS_PER_S
+from qsim.sim.fleet.router_affinity import PrefixAffinity, SessionAffinity
+from qsim.sim.fleet.router_kv import KvAware
 from qsim.sim.fleet.router_mixed import (
     ExpectedFinish,
-    LeastByWeight,
     WeightedLeastRequests,
     WeightedLeastTokens,
     WeightedPowerOfTwo,
     WeightedRandom,
     WeightedRoundRobin,
 )
-from qsim.sim.fleet.router_view import Draws, FleetView, Pairs, Rng, Router
+from qsim.sim.fleet.router_spec import PARAMETERS, RouterSpec, parse_router
+from qsim.sim.fleet.router_view import Draws, FleetView, Least, Pairs, Rng, Router
 
-__all__ = ["ROUTERS", "FleetView", "Router", "check_weights", "make_router"]
+__all__ = ["ROUTERS", "FleetView", "Router", "check_router", "check_weights", "make_router"]
 
 
 class RoundRobin:
@@ -55,40 +62,6 @@ class Random:
 
     def only(self, servers: list[int]) -> None:
         self._open = set(servers)
-
-
-class _Least:
-    """The replica with the least load; ties go to the next one in turn."""
-
-    def __init__(self, load: list[int]) -> None:
-        self._load = load
-        self._open: list[int] | None = None  # all
-        self._last = -1
-
-    def only(self, servers: list[int]) -> None:
-        self._open = servers if len(servers) < len(self._load) else None
-
-    def least_load(self) -> int:
-        """Of those that take requests."""
-        if self._open is None:
-            return min(self._load)
-        return min([self._load[i] for i in self._open])
-
-    def choose(self, request: int, now_ps: int) -> int:
-        load = self._load
-        least = self.least_load()
-        if self._open is not None:
-            those = [i for i in self._open if load[i] == least]
-            later = [i for i in those if i > self._last]
-            self._last = later[0] if later else those[0]
-            return self._last
-        start = self._last + 1
-        # list.index runs in C: a rotating scan without a Python loop
-        try:
-            self._last = load.index(least, start)
-        except ValueError:
-            self._last = load.index(least)
-        return self._last
 
 
 class LeastRequests:
@@ -147,7 +120,7 @@ class LeastRequests:
         self._load[replica] = load
 
 
-class LeastTokens(_Least):
+class LeastTokens(Least):
     """The replica with the fewest tokens outstanding (prompt and output of its requests)."""
 
     def __init__(self, view: FleetView, rng: Rng) -> None:
@@ -228,113 +201,6 @@ class VllmBalancer:
         return target
 
 
-class PrefixAffinity:
-    """The replica that has most of the request's prefix, if that is enough and it has room.
-
-    Of the replicas to which the most of the request's leading prefix blocks were sent, the least
-    loaded one gets it, if these blocks are more than ``LEAST_SHARE`` of the prompt's and if it does
-    not have more than ``MOST_EXTRA`` requests above the least loaded replica and more than
-    ``MOST_RATIO`` times as many. Otherwise the least loaded replica gets it. What was sent is taken
-    to stay cached.
-
-    The rule is that of the cache-aware policy of SGLang's gateway and of vLLM's router, whose
-    defaults are 0.3, 64 and 1.5 (``--cache-threshold``, ``--balance-abs-threshold``,
-    ``--balance-rel-threshold``). The limit here is lower: up to 64 requests more would leave a
-    fleet's traffic with one system prompt on few of its replicas. llm-d, which adds scores for the
-    share (weight 3), short queues (2) and free KV cache (2), also gives way once requests wait;
-    production-stack's ``kvaware`` follows a prefix that all but 2,000 tokens of a prompt match.
-    """
-
-    LEAST_SHARE = 0.5
-    MOST_EXTRA = 4
-    MOST_RATIO = 1.5
-
-    def __init__(self, view: FleetView, rng: Rng, weights: list[float] | None = None) -> None:
-        self._view = view
-        self._load = view.outstanding_requests
-        self._least = _Least(self._load)
-        self._by_weight: LeastByWeight | None = None
-        self._weights: list[float] = []
-        if weights is not None:
-            self._by_weight = LeastByWeight(self._load, weights)
-            self._weights = [w / max(weights) for w in weights]  # requests beside the heaviest's
-        self._everyone = (1 << len(self._load)) - 1
-        #: by prefix block, the replicas to which it was sent, a bit each
-        self._sent: dict[int, int] = {}
-        self._open = list(range(len(self._load)))
-
-    def only(self, servers: list[int]) -> None:
-        self._open = servers
-        self._everyone = 0
-        for replica in servers:
-            self._everyone |= 1 << replica
-        self._least.only(servers)
-        if self._by_weight is not None:
-            self._by_weight.open = servers
-
-    def forget(self, replica: int) -> None:
-        """Its KV cache is gone."""
-        keep = ~(1 << replica)
-        for i, those in self._sent.items():
-            self._sent[i] = those & keep
-
-    def choose(self, request: int, now_ps: int) -> int:
-        ids = self._view.prefix_ids(request)
-        sent = self._sent
-        having, matched = self._everyone, 0
-        for i in ids:
-            those = sent.get(i, 0) & having
-            if not those:
-                break
-            having = those
-            matched += 1
-        target = -1
-        if matched > self.LEAST_SHARE * len(ids):
-            if self._by_weight is None:
-                target = self._with_room(having)
-            else:
-                target = self._with_weighted_room(having)
-        if target < 0:
-            by_weight = self._by_weight
-            if by_weight is None:
-                target = self._least.choose(request, now_ps)
-            else:
-                target = by_weight.least(1)
-        bit = 1 << target
-        for i in ids:
-            sent[i] = sent.get(i, 0) | bit
-        return target
-
-    def _with_room(self, having: int) -> int:
-        """The least loaded of these replicas, -1 if it has too much to do."""
-        load, target = self._load, -1
-        while having:
-            bit = having & -having
-            having ^= bit
-            replica = bit.bit_length() - 1
-            if target < 0 or load[replica] < load[target]:
-                target = replica
-        least = self._least.least_load()
-        if load[target] - least > self.MOST_EXTRA and load[target] > self.MOST_RATIO * least:
-            return -1
-        return target
-
-    def _with_weighted_room(self, having: int) -> int:
-        """The same, by load per weight."""
-        loads = [n / w for n, w in zip(self._load, self._weights, strict=True)]
-        target = -1
-        while having:
-            bit = having & -having
-            having ^= bit
-            replica = bit.bit_length() - 1
-            if target < 0 or loads[replica] < loads[target]:
-                target = replica
-        least = min([loads[i] for i in self._open])
-        if loads[target] - least > self.MOST_EXTRA and loads[target] > self.MOST_RATIO * least:
-            return -1
-        return target
-
-
 ROUTERS: dict[str, Callable[..., Router]] = {
     "round-robin": RoundRobin,
     "random": Random,
@@ -343,6 +209,8 @@ ROUTERS: dict[str, Callable[..., Router]] = {
     "power-of-two": PowerOfTwo,
     "vllm": VllmBalancer,
     "prefix-affinity": PrefixAffinity,
+    "session-affinity": SessionAffinity,
+    "kv-aware": KvAware,
     "expected-finish": ExpectedFinish,
 }
 
@@ -354,7 +222,20 @@ _WEIGHTED: dict[str, Callable[..., Router]] = {
     "least-tokens": WeightedLeastTokens,
     "power-of-two": WeightedPowerOfTwo,
     "prefix-affinity": PrefixAffinity,
+    "session-affinity": SessionAffinity,
+    "kv-aware": KvAware,
 }
+
+
+def check_router(text: str) -> RouterSpec:
+    """A router's name, with its parameters behind a colon: see :data:`PARAMETERS`.
+
+    Raises
+    ------
+    ScenarioError
+        For an unknown router or parameter, or a value that is not allowed.
+    """
+    return parse_router(text, ROUTERS)
 
 
 def check_weights(router: str, weights: Sequence[float]) -> None:
@@ -365,6 +246,7 @@ def check_weights(router: str, weights: Sequence[float]) -> None:
     ScenarioError
         If they differ, and the router takes none.
     """
+    router = check_router(router).name
     if len(set(weights)) > 1 and router not in _WEIGHTED:
         why = (
             "vLLM's own balancer has none"
@@ -385,7 +267,7 @@ def make_router(
     version: str = DEFAULT_VERSION,
     weights: Sequence[float] = (),
 ) -> Router:
-    """The router called ``name``.
+    """The router called ``name``, perhaps with parameters behind it.
 
     ``rng`` makes its generator, if it draws: numpy's generators take longer to import than a
     short simulation takes. ``version`` is the release of vLLM whose balancer ``vllm`` is.
@@ -394,13 +276,15 @@ def make_router(
     Raises
     ------
     ScenarioError
-        If there is no router of that name, or it takes no weights.
+        If there is no router of that name, or it takes no weights or not these parameters.
     """
-    if name not in ROUTERS:
-        raise ScenarioError(f"router is {name!r}; must be one of: {', '.join(ROUTERS)}")
-    if name == "vllm":
+    spec = check_router(name)
+    if spec.name == "vllm":
         return VllmBalancer(view, rng, version)
     check_weights(name, weights)
-    if len(set(weights)) > 1:
-        return _WEIGHTED[name](view, rng, list(weights))
-    return ROUTERS[name](view, rng)
+    unequal = list(weights) if len(set(weights)) > 1 else None
+    if spec.name in PARAMETERS:
+        return ROUTERS[spec.name](view, rng, unequal, spec.parameters)
+    if unequal is not None:
+        return _WEIGHTED[spec.name](view, rng, unequal)
+    return ROUTERS[spec.name](view, rng)

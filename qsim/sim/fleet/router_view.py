@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from qsim.sim.fleet.server_speed import ServerSpeed
 
-__all__ = ["Draws", "FleetView", "Pairs", "Rng", "Router"]
+__all__ = ["Draws", "FleetView", "Least", "Pairs", "Rng", "Router"]
 
 #: makes the generator of a router that draws
 Rng = Callable[[], "np.random.Generator"]  # a name only: importing numpy.random takes time
@@ -33,6 +33,15 @@ class FleetView(Protocol):
     def prefix_ids(self, request: int) -> list[int]:
         """The trace's prefix-block ids of a request; empty if it has none."""
 
+    def prefix_block_tokens(self, request: int) -> int:
+        """For how many tokens of its prompt each of them is."""
+
+    def cached_tokens(self, request: int, now_ps: int) -> list[int]:
+        """How many tokens of its prompt the prefix cache of every replica holds now."""
+
+    def session_of(self, request: int) -> int:
+        """The number of the session that a request is a turn of; -1: none."""
+
     def length_of(self, request: int) -> tuple[int, int]:
         """Prompt and output tokens of a request."""
 
@@ -50,9 +59,11 @@ class Router(Protocol):
         """From now on these take requests, in ascending order, and no others; all at first."""
 
     # Further methods that a router may have: ``finished(replica)`` is called when a request has
-    # its last token, ``finished_tokens(output)`` too; ``forget(replica)`` when a KV cache is gone;
-    # ``refresh()`` every ``period_ps`` while requests are outstanding. If it has a true
-    # ``reads_kv_usage``, it may read ``FleetView.kv_usage`` there.
+    # its last token, ``finished_tokens(output)`` too; ``first_token(replica, request)`` and
+    # ``ended(replica, request)`` (also if it was lost, aborted or rejected); ``forget(replica)``
+    # when a KV cache is gone; ``refresh()`` every ``period_ps`` while requests are outstanding. If
+    # it has a true ``reads_kv_usage``, it may read ``FleetView.kv_usage`` there, and
+    # ``cached_tokens`` whenever it chooses.
 
 
 class Draws:
@@ -92,3 +103,37 @@ class Pairs:
         while (b := self._first.draw()) not in self.open or b == a:
             pass
         return a, b
+
+
+class Least:
+    """The replica with the least load; ties go to the next one in turn."""
+
+    def __init__(self, load: list[int]) -> None:
+        self._load = load
+        self._open: list[int] | None = None  # all
+        self._last = -1
+
+    def only(self, servers: list[int]) -> None:
+        self._open = servers if len(servers) < len(self._load) else None
+
+    def least_load(self) -> int:
+        """Of those that take requests."""
+        if self._open is None:
+            return min(self._load)
+        return min([self._load[i] for i in self._open])
+
+    def choose(self, request: int, now_ps: int) -> int:
+        load = self._load
+        least = self.least_load()
+        if self._open is not None:
+            those = [i for i in self._open if load[i] == least]
+            later = [i for i in those if i > self._last]
+            self._last = later[0] if later else those[0]
+            return self._last
+        start = self._last + 1
+        # list.index runs in C: a rotating scan without a Python loop
+        try:
+            self._last = load.index(least, start)
+        except ValueError:
+            self._last = load.index(least)
+        return self._last

@@ -64,6 +64,7 @@ def in_order_of_arrival(
             output_tokens=trace.output_tokens[order],
             hash_ids=None if ids is None else ids.take(order),
             turns=None,
+            session=None,
         ),
         output_tokens[own],
         admissible[order],

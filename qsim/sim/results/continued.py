@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from qsim.sim.results.backlog import BURST_S, UNCLEAR, Load, judge
 from qsim.sim.results.result import SimulationResult
@@ -61,8 +62,15 @@ def repeated(trace: Trace, times: int) -> tuple[Trace, float]:
         turns=turns,
         priority=None if trace.priority is None else np.tile(trace.priority, times),
         timeout_s=None if trace.timeout_s is None else np.tile(trace.timeout_s, times),
+        session=None if trace.session is None else _others(trace.session, times),
     )
     return longer, period_s * times
+
+
+def _others(session: npt.NDArray[np.int64], times: int) -> npt.NDArray[np.int64]:
+    """Numbers of sessions, so often, each time of other ones."""
+    first = np.arange(times)[:, None] * (int(session.max()) + 1)
+    return np.where(session >= 0, session + first, -1).reshape(-1)
 
 
 def settled(

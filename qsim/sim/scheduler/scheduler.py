@@ -71,6 +71,11 @@ class Scheduler(Rules):
         """KV blocks that the next step takes if ``decode_horizon`` has just found one."""
         return self._group.blocks_needed()
 
+    def cached_tokens(self, request: Request) -> int:
+        """Tokens of the prompt of a request that is not here which the prefix cache holds."""
+        found = self._kv.lookup(request, request.prompt_tokens)
+        return self._kv.block_size * sum([stop - start for _, start, stop in found])
+
     def abort(self, request: Request) -> None:
         """End a request now: it leaves the batch, its blocks are free, tokens in flight dropped."""
         if request.state == FINISHED:

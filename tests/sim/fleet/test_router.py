@@ -23,6 +23,8 @@ class View:
         self.queues = [(0, 0)] * n
         self.usage = [0.0] * n
         self.ids: dict[int, list[int]] = {}
+        self.cached = [0] * n
+        self.sessions: dict[int, int] = {}
 
     def queue_lengths(self) -> list[tuple[int, int]]:
         return self.queues
@@ -41,6 +43,15 @@ class View:
 
     def prefix_ids(self, request: int) -> list[int]:
         return self.ids.get(request, [])
+
+    def prefix_block_tokens(self, request: int) -> int:
+        return 16
+
+    def cached_tokens(self, request: int, now_ps: int) -> list[int]:
+        return self.cached
+
+    def session_of(self, request: int) -> int:
+        return self.sessions.get(request, -1)
 
 
 def router(name: str, view: View, seed: int = 0, version: str = "0.24"):

@@ -72,7 +72,11 @@ def test_turns_follow_answers_and_the_same_arrivals_give_the_same_answers(
         answered_s = run.arrival_s[before] + run.e2el_ms[before] / 1000
         assert run.arrival_s[mine] == pytest.approx(answered_s + trace.turns.delay_s[i], abs=1e-9)
     # an open loop that is sent at these times fares the same, to the last bit
-    replay = Trace(run.arrival_s, run.prompt_tokens, run.output_tokens)
+    numbers = trace.sessions()
+    session = np.full(len(trace), -1)
+    if numbers is not None:
+        session[[place[int(p)] for p in trace.prompt_tokens]] = numbers
+    replay = Trace(run.arrival_s, run.prompt_tokens, run.output_tokens, session=session)
     again = qsim.simulate(replay, PROFILE, replicas=replicas, router=router, jump=False)
     np.testing.assert_allclose(again.e2el_ms, run.e2el_ms, rtol=0, atol=1e-6)
 
