@@ -80,10 +80,10 @@ def test_what_yaml_is_refused(text: str, message: str) -> None:
 def test_aliases_that_would_multiply_are_refused_at_once() -> None:
     levels = "\n".join(f"{c}: &{c} [{','.join(f'*{p}' for _ in range(9))}]"
                        for p, c in zip("abcdefgh", "bcdefghi", strict=True))  # fmt: skip
-    start = time.perf_counter()
+    start_s = time.process_time()
     with pytest.raises(ScenarioError, match="has an alias"):
         parse_yaml("a: &a [x,x,x]\n" + levels, "f")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start_s < 10
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def finish(case: Case, root: Path, env: dict[str, str], resume: bool) -> tuple[b
     """Run the command to its end: what it printed, and how long it took, s."""
     begin_s = time.monotonic()
     process = start(case, root, env, resume)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     if process.returncode != 0:
         raise Failure(f"{case.name}: exit code {process.returncode}: {err.decode()[-1500:]}")
     return out, time.monotonic() - begin_s
@@ -164,7 +164,7 @@ def kill_once(
         (os.killpg if group else os.kill)(process.pid, number)
     what = f"{case.name} {number.name}{' to all' if group else ''} after {after_s:.2f} s"
     try:
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=600)
     except subprocess.TimeoutExpired:
         process.kill()
         raise Failure(f"{what}: somebody holds its pipes") from None
@@ -254,7 +254,7 @@ def full_disks(say: bool = False) -> list[str]:
                     return []
                 try:
                     process = start(case, root, env, False)
-                    out, err = process.communicate(timeout=300)
+                    out, err = process.communicate(timeout=900)
                     left = [p.name for p in (root / "work").iterdir()]
                 finally:
                     subprocess.run(["umount", str(root / "work")], check=True)

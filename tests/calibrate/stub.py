@@ -47,7 +47,7 @@ def marked(mark: str) -> list[str]:
     return found
 
 
-def none_left(mark: str, timeout_s: float = 60.0) -> list[str]:
+def none_left(mark: str, timeout_s: float = 300.0) -> list[str]:
     """Wait until no marked process is left; those that are after the time."""
     deadline = time.monotonic() + timeout_s
     while (left := marked(mark)) and time.monotonic() < deadline:

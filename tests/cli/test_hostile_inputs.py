@@ -81,11 +81,11 @@ SWEEP = "sweep t.csv --profile p.json --jobs 1"
     ids=lambda v: v[:70] if isinstance(v, str) else "",
 )  # fmt: skip
 def test_options_have_limits_that_are_told(inputs: Path, line: str, words: list[str]) -> None:
-    begin = time.monotonic()
+    begin_s = time.process_time()  # a hostile number must not be worked through
     result = qsim(*line.split(" "))
     fails(result, 2, *words)
     assert len(result.stderr) < 5000
-    assert time.monotonic() - begin < 20
+    assert time.process_time() - begin_s < 20
 
 
 @pytest.mark.parametrize(

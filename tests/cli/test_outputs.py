@@ -167,6 +167,6 @@ def test_a_closed_stdout_does_not_lose_the_files(
     )  # fmt: skip
     assert process.stdout
     process.stdout.close()
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert "Traceback" not in errors
     assert out.exists()

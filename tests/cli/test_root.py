@@ -141,7 +141,7 @@ def test_ctrl_c_leaves_nothing_behind(
         process.stderr.readline()  # the bar at 0%: before the first simulation
     process.stderr.readline()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to workers too
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert "Interrupted" in errors

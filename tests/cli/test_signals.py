@@ -72,7 +72,7 @@ def test_sigterm_and_sighup_end_a_command_as_ctrl_c_does(
 ) -> None:
     process = begin(tmp_path, *sweep(tmp_path, profile, jobs))
     (os.killpg if group else os.kill)(process.pid, number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert out == ""
     assert "Traceback" not in err
@@ -127,13 +127,13 @@ def test_sigkill_of_the_parent_ends_its_workers(tmp_path: Path, profile: Path, g
         os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()
-    process.communicate(timeout=10)  # returns when nobody holds the pipes any more
+    process.communicate(timeout=600)  # returns when nobody holds the pipes any more
     assert none_left(str(tmp_path)) == []
     if group:  # nobody was left to do it: the next start does
         assert files_left(tmp_path)
         again = begin(tmp_path, *sweep(tmp_path, profile, 2), "--resume")
         again.terminate()
-        again.communicate(timeout=60)
+        again.communicate(timeout=600)
     assert files_left(tmp_path) == []
 
 
@@ -144,7 +144,7 @@ def test_what_was_to_be_ignored_stays_ignored(tmp_path: Path, profile: Path) -> 
     os.killpg(process.pid, signal.SIGHUP)
     wait_for(tmp_path, kept(tmp_path) + 5, process)
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert process.returncode == 130
 
 

@@ -201,7 +201,7 @@ def test_ctrl_c_tells_what_is_done_and_leaves_a_study_that_goes_on(
         if " of 60 trials" in line:
             os.killpg(process.pid, number)
             break
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 130, (out, err)
     # what was done is not lost
     done = re.search(r"not finished: (\d+ of 60 trials)", out)

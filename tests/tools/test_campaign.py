@@ -33,7 +33,7 @@ def run(tmp_path: Path, *args: str) -> tuple[int, str]:
             "--calibrate", shlex.join([sys.executable, str(HERE / "drive.py"), "run"]),
             "--more=--serve-command", f"--more={shlex.join(STUB)}", *args,
         ],
-        env=stub_environment(**{MARK: str(out)}), capture_output=True, text=True, timeout=600,
+        env=stub_environment(**{MARK: str(out)}), capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert none_left(str(out)) == []
     return done.returncode, done.stdout + done.stderr

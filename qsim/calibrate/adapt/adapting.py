@@ -171,9 +171,9 @@ def _checked(found: Adaptation) -> Adaptation:
             if error is not None and abs(error) > MOST_PERCENT:
                 raise CalibrationError(
                     f"{what} of the load {name!r} is off by {error:,.0f}% by factors fitted "
-                    f"without it: the server is not that of {found.profile.id}, or something else "
-                    "used its machine. Nothing was written; send more and longer loads while "
-                    "nothing else runs"
+                    f"without it: this is not the server of {found.profile.id} (model, "
+                    "quantization, GPU or flags differ), or something else used its machine. "
+                    "Nothing was written; send more and longer loads while nothing else runs"
                 )
     return found
 

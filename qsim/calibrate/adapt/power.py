@@ -121,4 +121,4 @@ class EnergyMeter:
     def stop(self) -> None:
         """End the thread."""
         self._stop.set()
-        self._thread.join(timeout=5.0)
+        self._thread.join(timeout=30.0)

@@ -34,6 +34,8 @@ __all__ = ["Job", "Progress", "environment", "measure", "planned", "server_comma
 SERVED_NAME = "m"
 #: shortest --max-model-len under which the loads fit
 LEAST_MODEL_LEN = 2048
+#: after the last load: for the energy counter to catch up, and at most for the recorder's files, s
+_SETTLE_S, _MOST_WAIT_S = 0.8, 30.0
 
 #: called with (what is being measured, seconds of this job that are left)
 Progress = Callable[[str, float], None]
@@ -285,7 +287,9 @@ def _run(
             if len(loads) < LEAST_LOADS:
                 raise
             failure = e  # what was measured was expensive: keep it, under another name
-        _sleep(0.8, check_cancelled)  # the recorder's files and the energy counter catch up
+        _sleep(_SETTLE_S, check_cancelled)
+        if failure is None:
+            _await_steps(work, loads, check_cancelled)
     finally:
         if client is not None:
             client.close()
@@ -359,6 +363,18 @@ def _steps_so_far(work: Path) -> list[StepRow]:
         return read_steps(work / "recorder" / "rows")
     except CalibrationError:  # nothing yet
         return []
+
+
+def _await_steps(work: Path, loads: Sequence[Measured], check: Callable[[], None]) -> None:
+    """Wait, but not for ever, until the recorder has written the steps of all loads."""
+    requests = [r for m in loads if m.result is not None for r in m.result.requests]
+    decodes = sum(r.output_tokens - 1 for r in requests)
+    given_up_s = time.perf_counter() + _MOST_WAIT_S
+    while time.perf_counter() < given_up_s:
+        steps = (s for s in _steps_so_far(work) if s.schedule_end_s >= loads[0].start_s)
+        if sum(s.num_decode for s in steps) >= decodes:
+            return
+        _sleep(0.5, check)
 
 
 def _sleep(seconds: float, check: Callable[[], None]) -> None:

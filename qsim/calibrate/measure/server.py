@@ -50,7 +50,8 @@ _REASONS: tuple[tuple[str, str], ...] = (
     (r"No module named '?[\w.]+'?", "a Python package is missing in the server's environment"),
 )
 
-
+#: how long processes that were killed may take to be gone, s
+_KILLED_S = 30.0
 _MEMORY: tuple[tuple[str, str], ...] = (
     ("consumed", r"Actual usage is ([\d.]+) GiB for consumed memory"),
     ("peak_activation", r"([\d.]+) GiB for peak activation"),
@@ -269,7 +270,8 @@ class Server:
             process.wait()
             if process.stdin is not None:
                 process.stdin.close()
-            while self._signal(0) and time.perf_counter() < deadline + 5.0:
+            gone_by = time.perf_counter() + _KILLED_S
+            while self._signal(0) and time.perf_counter() < gone_by:
                 time.sleep(0.05)  # children of the group may take a moment to be gone
             self.process = None
         atexit.unregister(self.stop)

@@ -61,7 +61,7 @@ def adapt(
         [sys.executable, "-m", "qsim", "calibrate", "adapt", "--base-url", url, "--profile",
          str(profile), "--out", str(out), *more],
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{NVML}", **env},
-        capture_output=True, text=True, timeout=280, check=False,
+        capture_output=True, text=True, timeout=1800, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 

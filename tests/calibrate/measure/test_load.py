@@ -83,9 +83,8 @@ def test_streams_run_at_the_same_time_and_end_by_time(client: LoadClient) -> Non
          "output": [1] * 9000},
     )  # fmt: skip
     long, *short = result.requests
-    assert 1 < len(short) < 9000
-    assert long.sent_s < short[0].sent_s
-    assert short[0].last_token_s < long.last_token_s
+    assert 1 <= len(short) < 9000  # of half a millisecond each at least
+    assert short[0].sent_s < long.last_token_s
     # each but the last was answered before the end: otherwise none would have been sent after it
     assert all(r.last_token_s < result.start_s + 1.0 for r in short[:-1])
 
@@ -133,7 +132,7 @@ def test_a_server_that_crashes_under_load(tmp_path: Path) -> None:
         with pytest.raises(CalibrationError, match=r"connection lost|ended with code 1: .*illegal"):
             client.run(
                 {"streams": [{"at_s": [0.0], "prompt": [9], "output": [500]}]},
-                20.0,
+                300.0,
                 server.check_alive,
             )
     finally:

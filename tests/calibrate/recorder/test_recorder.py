@@ -6,7 +6,6 @@ import json
 import pickle
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,6 +63,16 @@ def test_composition(
     assert plugin.composition(step) == (decodes, context, longest, chunks)
 
 
+class Clock:
+    """Each look at it takes a microsecond, whatever else the machine does."""
+
+    time_s = 100.0
+
+    def __call__(self) -> float:
+        Clock.time_s += 1e-6
+        return Clock.time_s
+
+
 class Event:
     """A CUDA event on a GPU whose steps take 5 ms each."""
 
@@ -106,7 +115,7 @@ class Rig:
     def gpu(self, worker: Any, step: Any) -> None:
         self.workers[worker.rank].seen_mode("FULL", 8)
         Event.clock_ms += 5.0 if worker.rank == 0 else 3.0
-        time.sleep(0.02)
+        Clock.time_s += 0.02
 
     def send(self, step: Any) -> None:
         for execute, worker in self.executes:  # over a message queue: pickled
@@ -117,14 +126,17 @@ class Rig:
             r.writer.flush()
 
 
-def test_both_sides_of_a_step_are_joined_across_processes(tmp_path: Path) -> None:
+def test_both_sides_of_a_step_are_joined_across_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin, "now", Clock())
     rig = Rig(tmp_path)
     steps = [
         output(new=[("a", 70, 0)]),
         output(cached=[("a", 1, 70, 1)]),
         output(cached=[("a", 1, 71, 2)]),
     ]
-    begin = time.perf_counter()
+    begin = Clock.time_s
     # the next step is scheduled and launched before the last one is updated
     previous = None
     for step in steps:
@@ -156,12 +168,9 @@ def test_both_sides_of_a_step_are_joined_across_processes(tmp_path: Path) -> Non
                  r.sample_start_s, r.sample_end_s, r.update_s, r.update_end_s]  # fmt: skip
         assert order == sorted(order)
         assert (r.running, r.waiting, r.kv_usage) == (1, 1, 0.5)
-        assert r.own_s > 0
-        assert r.worker_own_s > 0
-    # what is wrapped (20 ms in the worker, twice as much in the engine) is none of the recorder's
-    # own; one of the steps may be interrupted by other processes
-    assert min(r.own_s for r in rows) < 0.02
-    assert min(r.worker_own_s for r in rows) < 0.02
+        # what is wrapped (20 ms in the worker, twice as much in the engine) is none of its own
+        assert 0 < r.own_s < 1e-4
+        assert 0 < r.worker_own_s < 1e-4
     assert rows[0].update_s > rows[1].sample_end_s
     (rank_1,) = tmp_path.glob("worker-1-*.bin")
     assert rank_1.read_bytes() == plugin.WORKER_MAGIC  # rank 0 speaks for all
