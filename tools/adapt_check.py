@@ -12,10 +12,12 @@ before and after; and how many of the 90% ranges over known machines hold what w
 from __future__ import annotations
 
 import argparse
+import sys
 
 import numpy as np
 
-from qsim.calibrate.adapt.fitting import LEAST_REQUESTS, fit_factors
+from qsim.calibrate.adapt.adapting import adapt
+from qsim.calibrate.adapt.fitting import LEAST_REQUESTS
 from qsim.calibrate.adapt.load import Load, replay
 from qsim.calibrate.adapt.spread import foreign_profile, loads_of
 from qsim.calibrate.recordings.read import read_recording
@@ -83,8 +85,9 @@ def main() -> None:
         plain = [errors(x, profile) for x in loads]
         before, after = [], []
         for i, load in enumerate(loads):
-            fit = fit_factors([load], profile, shipped_spread().prior(profile))
-            adapted = apply(profile, fit.factors)
+            found = adapt([load], profile)
+            adapted = found.profile
+            print(f"# {load.name}: kept {found.kept}", file=sys.stderr, flush=True)
             for j, other in enumerate(loads):
                 if j != i:
                     before.append(plain[j])

@@ -53,8 +53,9 @@ def adapt_command(
     from qsim.cli._common import note
     from qsim.cli._outputs import Outputs, check_output
     from qsim.errors import CalibrationError, MissingExtraError, ScenarioError
+    from qsim.profiles.factors import apply
     from qsim.profiles.lookup import load_profile, stated_errors
-    from qsim.report.text.compare import adapted_text, factors_text
+    from qsim.report.text.compare import adapted_text, factors_text, kept_text
 
     check_output("--out", out)
     numbers = [int(g) for g in gpus.split(",") if g.strip().isdecimal()]
@@ -87,7 +88,8 @@ def adapt_command(
     found = adapt(session.loads, chosen, idle_w=session.idle_w, notes=lost, progress=_say)
     for text in found.notes:
         note(text)
-    left = [compare_load(x, found.profile, explain=False).mismatch_percent for x in found.loads]
+    fitted = apply(found.base, found.fit.factors)
+    left = [compare_load(x, fitted, explain=False).mismatch_percent for x in found.loads]
     mean = sum(left) / len(left)
     if not mean <= most_error:
         raise CalibrationError(
@@ -98,9 +100,11 @@ def adapt_command(
     outputs = Outputs()
     with outputs.attempt("--out"):
         found.profile.save(out)
-        click.echo(f"{out}: {found.profile.id}, adapted; off by {mean:.1f}% on the loads sent")
-    click.echo(factors_text(found.fit.intervals()))
+        click.echo(f"{out}: {found.profile.id}, adapted; kept: {found.kept}")
+        click.echo(f"with all factors off by {mean:.1f}% on the loads sent")
+    click.echo(factors_text(found.factors))
     click.echo(adapted_text(stated_errors(found.profile), "each load left out"))
+    click.echo(kept_text(found.kept, found.errors))
     outputs.finish()
 
 

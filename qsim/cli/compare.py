@@ -58,7 +58,7 @@ def compare(
     from qsim.calibrate.adapt.adapting import adapt
     from qsim.calibrate.adapt.comparing import compare_load
     from qsim.profiles.lookup import stated_errors
-    from qsim.report.text.compare import adapted_text, compare_text, factors_text
+    from qsim.report.text.compare import adapted_text, compare_text, factors_text, kept_text
 
     need_matplotlib("--picture", picture_path)
     for option, path in (
@@ -87,10 +87,11 @@ def compare(
         with outputs.attempt("--adapt"):
             adapted.profile.save(adapt_path)
             how = str(adapted.profile.fit_error.get("how", "")).partition(" left out")[0]
-            note(f"{adapt_path}: {adapted.profile.id}, adapted")
+            note(f"{adapt_path}: {adapted.profile.id}, kept: {adapted.kept}")
             if json_path != "-":
-                click.echo("\n" + factors_text(adapted.fit.intervals()))
+                click.echo("\n" + factors_text(adapted.factors))
                 click.echo(adapted_text(stated_errors(adapted.profile), f"{how} left out"))
+                click.echo(kept_text(adapted.kept, adapted.errors))
     outputs.finish()
 
 

@@ -1,4 +1,9 @@
-"""A profile adapted to a machine by loads that were sent to it, with the error that it states."""
+"""A profile adapted to a machine by loads that were sent to it, with the error that it states.
+
+An adapted profile is never worse than the one that it came from by its own cross-validation: of all
+factors, some of them, what is expected of any machine, and the profile as it is, that one is kept
+which foretells best what was left out.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +19,11 @@ from qsim.calibrate.adapt.fitting import LEAST_REQUESTS, FactorFit, fit_factors
 from qsim.calibrate.adapt.load import Load, replay
 from qsim.calibrate.validate.comparison import METRICS, latencies, percent, statistics
 from qsim.errors import CalibrationError
-from qsim.profiles.factors import apply
+from qsim.profiles.factors import FACTORS, HOST, apply
 from qsim.profiles.schema import Adapted, Profile
 from qsim.profiles.spread import Prior, shipped_spread
 
-__all__ = ["Adaptation", "adapt", "errors_percent"]
+__all__ = ["AS_IS", "CHOICES", "Adaptation", "adapt", "errors_percent"]
 
 BoolArray = npt.NDArray[np.bool_]
 Errors = dict[str, float | None]
@@ -32,6 +37,21 @@ _LEAST_HALF = LEAST_REQUESTS
 _MOST_ENERGY_ERROR = 100.0
 
 
+#: what may be kept of a fit, the most first: its name, and the factors that stay as expected of a
+#: machine before any load was seen
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "all factors": (),
+    "all factors but the power limit": ("limit",),
+    "factors of host and power": ("memory", "compute", "limit"),
+    "factors of power": (*HOST, "memory", "compute", "limit"),
+    "what is expected of a machine": FACTORS,
+}
+#: nothing was adapted
+AS_IS = "the profile as it is"
+#: less is kept only where it is clearly better: by a fifth and a tenth of a percentage point
+_CLEARLY, _CLEARLY_POINTS = 1.2, 0.1
+
+
 @dataclass(frozen=True, eq=False)
 class Adaptation:
     """What came of it.
@@ -40,10 +60,20 @@ class Adaptation:
     ----------
     profile : Profile
         The adapted one.
+    base : Profile
+        What the factors are applied to.
     fit : FactorFit
+        Of all factors.
+    kept : str
+        What of it the profile has: a name of :data:`CHOICES`, or :data:`AS_IS`.
+    factors : dict
+        The profile's, with the ends of their 90% intervals.
     left_out : dict
-        Load (or half of one) to statistic to error in percent, of factors that were fitted
+        Load (or half of one) to statistic to error in percent, of what was kept when it was fitted
         without it. Empty if there was too little to leave anything out.
+    errors : dict
+        By choice, :data:`AS_IS` among them: mean absolute error of means, medians and energy of
+        what was left out, percent.
     loads : tuple of Load
         What was fitted to: without their energy if that was of no use.
     notes : tuple of str
@@ -51,8 +81,12 @@ class Adaptation:
     """
 
     profile: Profile
+    base: Profile
     fit: FactorFit
+    kept: str
+    factors: Mapping[str, tuple[float, float, float]]
     left_out: Mapping[str, Errors]
+    errors: Mapping[str, float]
     loads: tuple[Load, ...]
     notes: tuple[str, ...]
 
@@ -123,22 +157,28 @@ def _fitted(
     progress: Callable[[str], None] | None,
 ) -> Adaptation:
     fit = fit_factors(loads, profile, prior, progress=progress)
-    adapted = apply(profile, fit.factors)
     left_out = _cross_validated(loads, profile, prior, progress) if cross_validate else {}
-    # a profile's factors are above 0
-    factors = {k: [max(round(x, 4), 1e-4) for x in v] for k, v in fit.intervals().items()}
+    errors = {name: _mean_error(one) for name, one in left_out.items()}
+    kept = _best(errors) if errors else next(iter(CHOICES))
+    if kept == AS_IS:
+        factors, adapted = _as_is(prior), replace(profile, measured_host=None)
+    else:
+        held = fit.held(CHOICES[kept], prior)
+        factors, adapted = held.intervals(), apply(profile, held.factors)
+    chosen = left_out.get(kept, {})
+    told = [*notes, *_remarks(kept, errors)]
     adapted = replace(
         adapted,
-        fit_error=_stated(left_out, len(loads)),
+        fit_error=_stated(chosen, len(loads)),
         adapted=Adapted(
             profile=profile.id,
             recordings=list(profile.identity.recordings),
             loads=[x.name for x in loads],
-            factors=factors,
-            notes=list(notes),
+            factors={k: [max(round(x, 4), 1e-4) for x in v] for k, v in factors.items()},
+            notes=told,
         ),
     )
-    return Adaptation(adapted, fit, left_out, tuple(loads), ())
+    return Adaptation(adapted, profile, fit, kept, factors, chosen, errors, tuple(loads), ())
 
 
 def _misread_energy(left_out: Mapping[str, Errors]) -> str | None:
@@ -178,30 +218,71 @@ def _checked(found: Adaptation) -> Adaptation:
     return found
 
 
+def _best(errors: Mapping[str, float]) -> str:
+    """The one that keeps most of those that are not clearly worse, nor worse than the profile."""
+    enough = min(min(errors.values()) * _CLEARLY + _CLEARLY_POINTS, errors[AS_IS])
+    return next(n for n, e in errors.items() if e <= enough)
+
+
+def _as_is(prior: Prior) -> dict[str, tuple[float, float, float]]:
+    """Factors of 1, whose intervals hold what is expected of a machine as well."""
+    expected = FactorFit(prior.mean, prior.covariance).intervals()
+    return {n: (1.0, min(1.0, low), max(1.0, high)) for n, (_, low, high) in expected.items()}
+
+
+def _remarks(kept: str, errors: Mapping[str, float]) -> list[str]:
+    """What was kept, and why not all."""
+    most = next(iter(CHOICES))
+    if not errors or kept == most:
+        return []
+    text = (
+        f"kept: {kept}, off by {errors[kept]:.1f}% on what was left out; {most} are off by "
+        f"{errors[most]:.1f}%"
+    )
+    return [text if kept == AS_IS else f"{text}, {AS_IS} by {errors[AS_IS]:.1f}%"]
+
+
+def _mean_error(left_out: Mapping[str, Errors]) -> float:
+    """Mean absolute error of means, medians and energy."""
+    values = [
+        abs(e)
+        for errors in left_out.values()
+        for name, e in errors.items()
+        if e is not None and name.split("_")[0] in ("mean", "median", "energy")
+    ]
+    return float(np.mean(values)) if values else float("inf")
+
+
 def _cross_validated(
     loads: Sequence[Load], profile: Profile, prior: Prior, say: Callable[[str], None] | None
-) -> dict[str, Errors]:
+) -> dict[str, dict[str, Errors]]:
+    """By choice: errors of each load left out in turn, or of each half of the only one."""
+    found: dict[str, dict[str, Errors]] = {}
+
+    def judge(name: str, load: Load, fit: FactorFit, part: BoolArray | None = None) -> None:
+        for choice, held in CHOICES.items():
+            one = apply(profile, fit.held(held, prior).factors)
+            found.setdefault(choice, {})[name] = errors_percent(load, one, part)
+        found.setdefault(AS_IS, {})[name] = errors_percent(load, profile, part)
+
     if len(loads) > 1:
-        found = {}
         for i, load in enumerate(loads):
             rest = [x for j, x in enumerate(loads) if j != i]
             if sum(map(len, rest)) < LEAST_REQUESTS or len(load) < _LEAST_HALF:
                 continue
             if say is not None:
                 say(f"leaving out {load.name}")
-            fit = fit_factors(rest, profile, prior, rounds=_LEFT_OUT_ROUNDS)
-            found[load.name] = errors_percent(load, apply(profile, fit.factors))
+            judge(load.name, load, fit_factors(rest, profile, prior, rounds=_LEFT_OUT_ROUNDS))
         return found
     load = loads[0]
     if len(load) < 2 * _LEAST_HALF:
         return {}
-    found = {}
     first = np.arange(len(load)) < len(load) // 2
     for name, part in (("first half", first), ("second half", ~first)):
         if say is not None:
             say(f"leaving out the {name} of {load.name}")
         fit = fit_factors(loads, profile, prior, parts=[~part])
-        found[f"{load.name}, {name}"] = errors_percent(load, apply(profile, fit.factors), part)
+        judge(f"{load.name}, {name}", load, fit, part)
     return found
 
 

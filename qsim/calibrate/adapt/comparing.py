@@ -198,14 +198,16 @@ def compare_load(
     if not explain or len(load) < LEAST_REQUESTS:
         return plain
     known = shipped_spread().prior(profile) if prior is None else prior
-    fit = fit_factors([load], profile, known, progress=progress)
+    fit = fit_factors([load], profile, known, of_the_load=True, progress=progress)
     causes = []
     for name, factors in CAUSES.items():
         if name == "power" and load.energy_j is None:
             continue
         if progress is not None:
             progress(f"would the {name} explain it?")
-        alone = fit_factors([load], profile, known, only=factors, rounds=_ALONE_ROUNDS)
+        alone = fit_factors(
+            [load], profile, known, only=factors, rounds=_ALONE_ROUNDS, of_the_load=True
+        )
         left = _mismatch(load, replay(load, apply(profile, alone.factors)))
         causes.append(Cause(name, left, {f: alone.intervals()[f] for f in factors}))
     together = _mismatch(load, replay(load, apply(profile, fit.factors)))

@@ -12,6 +12,7 @@ time of arrival, prompt and output), some statistics over all of them, and the e
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,20 @@ _REQUEST_SD = {"ttft": 0.20, "tpot": 0.05, "e2el": 0.05}
 _ENERGY_SD = 0.01
 #: every request is counted in so many groups, so each is worth less
 _OVERLAP = 3.0
+#: how the factors change from load to load of one machine, standard deviations of logarithms
+LOAD_SD = {
+    "launch": 0.15,
+    "scheduler": 0.15,
+    "front_end": 0.15,
+    "memory": 0.01,
+    "compute": 0.015,
+    "limit": 0.3,
+    "idle_power": 0.005,
+    "busy_power": 0.02,
+    "work_power": 0.01,
+}
+#: degrees of freedom of a load's deviation, the deviations that a load tells, and rounds
+_T_DEGREES, _T_EFFECTIVE, _REWEIGHTED = 4.0, 2.0, 12
 #: of a factor that may not differ from 1
 _FIXED_SD = 1e-4
 #: beyond so many standard deviations a difference weighs less (Huber)
@@ -71,6 +86,25 @@ class FactorFit:
             name: (float(np.exp(m)), float(np.exp(m - h)), float(np.exp(m + h)))
             for name, m, h in zip(FACTORS, self.log_mean, half, strict=True)
         }
+
+    def held(self, names: Sequence[str], prior: Prior) -> FactorFit:
+        """What is told of the other factors if some are as a prior has them.
+
+        The normal law's conditional mean; the factors that are held keep the prior's variance, and
+        are then independent of the others.
+        """
+        if not names:
+            return self
+        i = np.array([n in names for n in FACTORS])
+        mean, covariance = self.log_mean.copy(), self.log_covariance.copy()
+        cross, own = covariance[np.ix_(~i, i)], covariance[np.ix_(i, i)]
+        gain = np.linalg.solve(own, cross.T).T
+        mean[~i] += gain @ (prior.mean[i] - mean[i])
+        mean[i] = prior.mean[i]
+        covariance[np.ix_(~i, ~i)] -= gain @ cross.T
+        covariance[np.ix_(~i, i)] = covariance[np.ix_(i, ~i)] = 0.0
+        covariance[np.ix_(i, i)] = prior.covariance[np.ix_(i, i)]
+        return FactorFit(mean, covariance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +178,7 @@ def fit_factors(
     parts: Sequence[BoolArray | None] | None = None,
     only: Sequence[str] = FACTORS,
     rounds: int = _ROUNDS,
+    of_the_load: bool = False,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> FactorFit:
@@ -161,6 +196,9 @@ def fit_factors(
         The factors that may differ from 1.
     rounds : int
         How often the line is laid anew.
+    of_the_load : bool
+        What the factors were while these loads ran, not what they will be for others: a host that
+        something held is then told of as it was.
 
     Raises
     ------
@@ -178,8 +216,9 @@ def fit_factors(
     rng = np.random.default_rng(seed)
     prior = _held(prior, only)
     mean, f = prior.mean.copy(), len(prior.mean)
+    ends = np.cumsum([0, *(len(v.sd) for v in views)]).tolist()
     around = prior.covariance * 0.5
-    precision = np.linalg.inv(prior.covariance)
+    precision: FloatArray = np.asarray(np.linalg.inv(prior.covariance), dtype=np.float64)
     covariance = prior.covariance
     for i in range(rounds):
         if progress is not None:
@@ -194,12 +233,46 @@ def fit_factors(
         variance = noise + 0.5 * scatter
         slopes, off = coefficients[1:].T, measured - coefficients[0]
         weight = 1.0 / (variance * np.maximum(1.0, np.abs(off) / np.sqrt(variance) / _HUBER))
-        information = slopes.T @ (weight[:, None] * slopes) + precision
-        covariance = np.linalg.inv(information)
-        step = covariance @ (slopes.T @ (weight * off) - precision @ (mean - prior.mean))
+        told = []
+        for a, b in itertools.pairwise(ends):
+            weighted = slopes[a:b].T * weight[a:b]
+            told.append((weighted @ slopes[a:b], weighted @ off[a:b]))
+        pull = precision @ (prior.mean - mean)
+        if of_the_load:
+            covariance = np.linalg.inv(precision + sum(x for x, _ in told))
+            step = covariance @ (pull + sum(y for _, y in told))
+        else:
+            step, covariance = _pooled(told, precision, pull)
         mean = mean + np.clip(step, -1.5, 1.5)
         around = 1.5 * covariance + 0.0025 * np.diag(np.diag(prior.covariance))
     return FactorFit(mean, covariance)
+
+
+def _pooled(
+    told: Sequence[tuple[FloatArray, FloatArray]], precision: FloatArray, pull: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Step and covariance where every load has a deviation of its own from its machine.
+
+    The deviations are multivariate t (Lange, Little and Taylor, 1989, by reweighting): most are
+    about ``LOAD_SD``, and one that is far larger takes its load's word with it.
+    """
+    spread = np.diag([LOAD_SD[n] ** 2 for n in FACTORS])
+    f, wide = len(FACTORS), [1.0] * len(told)
+    step, covariance = np.zeros(f), spread
+    for _ in range(_REWEIGHTED):
+        information, right, solved = precision.copy(), pull.copy(), []
+        for (own, off), u in zip(told, wide, strict=True):
+            gain = np.linalg.inv(np.linalg.inv(spread * u) + own)
+            solved.append(gain)
+            information += own - own @ gain @ own
+            right += off - own @ gain @ off
+        covariance = np.linalg.inv(information)
+        step = covariance @ right
+        for i, ((own, off), gain) in enumerate(zip(told, solved, strict=True)):
+            deviation = gain @ (off - own @ step)
+            r2 = float(deviation @ np.linalg.solve(spread, deviation))
+            wide[i] = max(1.0, (_T_DEGREES + r2) / (_T_DEGREES + _T_EFFECTIVE))
+    return step, covariance
 
 
 def _held(prior: Prior, only: Sequence[str]) -> Prior:

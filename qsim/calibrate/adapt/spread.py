@@ -117,7 +117,7 @@ def machine(
     for name, value in _told(recording, profile).items():
         at = FACTORS.index(name)
         mean[at], sd[at] = np.log(value), _KNOWN_SD
-    fit = fit_factors(loads, profile, Prior(mean, np.diag(sd**2)), progress=say)
+    fit = fit_factors(loads, profile, Prior(mean, np.diag(sd**2)), of_the_load=True, progress=say)
     return Machine(recording.name, profile, fit.log_mean, np.diag(fit.log_covariance))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from qsim.calibrate.adapt.comparing import Compared
 from qsim.calibrate.validate.comparison import METRICS, STATISTICS
 from qsim.report.text.tables import fill, number, table
 
-__all__ = ["adapted_text", "compare_text", "factors_text"]
+__all__ = ["adapted_text", "compare_text", "factors_text", "kept_text"]
 
 _METRIC = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "e2el_ms": "E2EL"}
 _FACTOR = {
@@ -103,7 +105,7 @@ def _causes(c: Compared) -> list[str]:
     ]
 
 
-def factors_text(factors: dict[str, tuple[float, float, float]]) -> str:
+def factors_text(factors: Mapping[str, tuple[float, float, float]]) -> str:
     """Factors with their intervals."""
     rows = [
         [_FACTOR.get(name, name), f"x{v[0]:.3f}", f"{v[1]:.3f} to {v[2]:.3f}"]
@@ -118,3 +120,11 @@ def adapted_text(stated: dict[str, float], how: str) -> str:
         return "too few requests to leave any out: the adapted profile states no error"
     parts = ", ".join(f"{k} {v:.1f}%" for k, v in stated.items())
     return fill(f"largest errors ({how}): {parts}")
+
+
+def kept_text(kept: str, errors: Mapping[str, float]) -> str:
+    """What was kept of an adaptation, beside what else could have been."""
+    if not errors:
+        return fill(f"kept: {kept}, without anything to judge it by")
+    others = ", ".join(f"{name} {e:.1f}%" for name, e in errors.items())
+    return fill(f"kept: {kept}; mean error on what was left out: {others}")
