@@ -12,13 +12,13 @@ from qsim.bounds import MAX_REPLICAS
 from qsim.checks import finite, whole
 from qsim.errors import ScenarioError
 from qsim.optimize.capacity.capacity import DEFAULT_TRAFFIC, sized_traffic
-from qsim.optimize.capacity.layout import Layout, Traffic, usd_per_1m
+from qsim.optimize.capacity.layout import Layout, Traffic
 from qsim.optimize.capacity.rate_search import (
     Point,
     base_rate_rps,
     fleet_search,
 )
-from qsim.optimize.economics.prices import DEFAULT_CLASS
+from qsim.optimize.economics.prices import DEFAULT_CLASS, usd_per_1m
 from qsim.optimize.plan.profile_choice import Choice, blank_candidate
 from qsim.optimize.search.drive import Progress, Step, drive_with
 from qsim.optimize.search.fleet_outcome import FleetOutcome

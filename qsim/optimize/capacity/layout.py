@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qsim.optimize.capacity.rate_search import Carried, Point
+from qsim.optimize.economics.prices import usd_per_1m
 from qsim.optimize.plan.candidate import Candidate
 from qsim.optimize.search.goals import QualityGoal
 from qsim.sim.results.goodput import Goodput
 from qsim.sim.results.slo import Slo
 
-__all__ = ["OBJECTIVES", "Capacity", "Layout", "Traffic", "ranked", "usd_per_1m"]
+__all__ = ["OBJECTIVES", "Capacity", "Layout", "Traffic", "ranked"]
 
 OBJECTIVES = ("rate", "cost", "energy")
 
@@ -227,13 +228,6 @@ class Capacity:
             "best": None if self.best is None else self.best.profile,
             "layouts": [layout.to_dict(self) for layout in self.layouts],
         }
-
-
-def usd_per_1m(usd_per_hour: float | None, tokens_per_s: float | None) -> float | None:
-    """USD per million tokens; None where the rent is not known, or there are no tokens."""
-    if usd_per_hour is None or not tokens_per_s:
-        return None
-    return usd_per_hour / 3600 / tokens_per_s * 1e6
 
 
 def ranked(layouts: Sequence[Layout], objective: str) -> tuple[Layout, ...]:

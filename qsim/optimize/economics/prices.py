@@ -33,6 +33,7 @@ __all__ = [
     "price_of",
     "price_table",
     "prices_of",
+    "usd_per_1m",
 ]
 
 #: classes of provider: the big clouds, GPU clouds, and marketplaces of small ones
@@ -136,6 +137,13 @@ def price_of(
                 f"{row.source}, {row.date})",
             )
     return None
+
+
+def usd_per_1m(usd_per_hour: float | None, tokens_per_s: float | None) -> float | None:
+    """USD per million tokens; None where the rent is not known, or there are no tokens."""
+    if usd_per_hour is None or not tokens_per_s:
+        return None
+    return usd_per_hour / 3600 / tokens_per_s * 1e6
 
 
 def load_prices(path: str | os.PathLike[str]) -> dict[str, float]:

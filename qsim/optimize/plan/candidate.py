@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from qsim.optimize.economics.prices import Price
+from qsim.optimize.economics.prices import Price, usd_per_1m
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.goals import Carbon
 from qsim.sim.scheduler.config import EngineConfig, EngineOptions
@@ -121,6 +121,10 @@ class Candidate:
         value = self.outcome.summary.get(key)
         return None if value is None else float(value)
 
+    def usd_per_1m(self, key: str) -> float | None:
+        """USD per million of the tokens of ``output_throughput`` or ``total_token_throughput``."""
+        return usd_per_1m(self.usd_per_hour, self.metric(key))
+
     @property
     def gco2e(self) -> float | None:
         """Grams of CO2 equivalent of the run's energy; None if infeasible or without a region."""
@@ -184,6 +188,8 @@ class Candidate:
             "quality": None if self.quality is None else self.quality.to_dict(),
             "usd_per_hour": usd,
             "cost_usd": None if usd is None or duration_s is None else usd * duration_s / 3600,
+            "usd_per_1m_output_tokens": self.usd_per_1m("output_throughput"),
+            "usd_per_1m_tokens": self.usd_per_1m("total_token_throughput"),
             "gco2e": self.gco2e,
             "gco2e_per_hour": self.gco2e_per_hour,
             "gco2e_per_1k_output_tokens": self.gco2e_per_1k_output_tokens,
@@ -195,6 +201,7 @@ class Candidate:
         }
         if self.feasible and outcome:
             data.update((k, v) for k, v in outcome.summary.items() if _wanted(k))
+            data.update(outcome.p95_ms)
             data["beyond_measured"] = outcome.summary.get("beyond_measured")
         data["evaluations"] = [e.to_dict() for e in self.evaluations]
         return data

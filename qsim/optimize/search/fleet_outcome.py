@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qsim.sim.results.backlog import BacklogOutcome, Load
@@ -39,6 +39,8 @@ class FleetOutcome:
         Whether the fleet kept up with its traffic.
     allow_backlog : bool
         One that does not may still meet its goals.
+    p95_ms : dict
+        ``p95_ttft_ms`` and so on; None over nothing.
     """
 
     replicas: int
@@ -50,6 +52,7 @@ class FleetOutcome:
     peak_power_w: float | None = None
     load: Load | None = None
     allow_backlog: bool = False
+    p95_ms: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def goals(self) -> tuple[Goal, ...]:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["FleetTask", "describe", "offered_load", "run_fleet"]
 
 
+_LATENCIES = ("ttft", "tpot", "itl", "e2el")
+
+
 @dataclass(frozen=True)
 class FleetTask:
     """One fleet to simulate, complete in itself, so that any process can do it."""
@@ -79,10 +82,15 @@ def run_fleet(task: FleetTask) -> FleetOutcome:
         _peak_power_w(result),
         result.load,
         task.allow_backlog,
+        {f"p95_{name}_ms": _known(result.statistic(name, "p95")) for name in _LATENCIES},
     )
     if outcome.met and not task.allow_backlog:  # one that misses an SLO has missed
         outcome = replace(outcome, load=task.settled(result.load))
     return outcome
+
+
+def _known(value: float) -> float | None:
+    return None if value != value else value
 
 
 def _peak_power_w(result: SimulationResult) -> float:

@@ -54,6 +54,7 @@ MEASURES = {
         Measure("usd_per_hour", "USD per hour", needs="price"),
         Measure("cost_usd", "cost of the run, USD", needs="price"),
         Measure("usd_per_1m_output_tokens", "USD per million output tokens", needs="price"),
+        Measure("usd_per_1m_tokens", "USD per million tokens", needs="price"),
         Measure("gpus", "GPUs"),
         Measure("replicas", "replicas"),
         Measure("quality", "quality, % of the 16-bit score", maximize=True),
@@ -176,6 +177,8 @@ class Worth:
             full["usd_per_hour"] = usd
             full["cost_usd"] = usd * hours
             full["usd_per_1m_output_tokens"] = usd * hours / tokens * 1e6 if tokens else None
+            every = tokens + (figures.get("total_input_tokens") or 0)
+            full["usd_per_1m_tokens"] = usd * hours / every * 1e6 if every else None
         quality = self.quality.get(profile.id)
         if quality is not None:
             full["quality"], full["quality_low"] = quality.mean_pct, quality.low_pct

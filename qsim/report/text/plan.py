@@ -26,11 +26,17 @@ __all__ = [
 
 
 def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
-    """Headers and a row for each feasible candidate of a plan."""
-    keys = list(dict.fromkeys(f"{s.statistic}_{s.metric}_ms" for s in plan.slos))
+    """Headers and a row for each feasible candidate of a plan.
+
+    Money is told per hour and per million output tokens; requests/s are those that were finished.
+    """
+    named = [f"{s.statistic}_{s.metric}_ms" for s in plan.slos]
+    keys = list(dict.fromkeys([*named, "p95_e2el_ms"]))
+    joules = plan.objective in ("energy", "carbon")
     several = len({(c.gpu, c.model, c.tensor_parallel_size) for c in plan.candidates}) > 1
-    headers = ["", "profile" if several else "method", "GPUs", "USD/h", "energy\nkJ", "power\nW"]
-    headers += ["J/output\ntoken", "within\nlimits"]
+    headers = ["", "profile" if several else "method", "GPUs", "USD/h", "USD/1M\noutput"]
+    headers += ["requests\n/s", *(["energy\nkJ"] if joules else [])]
+    headers += ["power\nW", "J/output\ntoken", "within\nlimits"]
     headers += ["gCO2e", "gCO2e\nper h", "gCO2e/1k\noutput"] if plan.carbon else []
     headers += ["quality, %"] if plan.quality_goal else []
     headers += ["goodput"] if plan.goodput else []
@@ -41,14 +47,17 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
             continue
         energy_j = c.metric("energy_j")
         attained = c.outcome.attainment
-        values = {f"{o.slo.statistic}_{o.slo.metric}_ms": o.value_ms for o in c.outcome.slos}
+        values = {**c.outcome.p95_ms}
+        values |= {f"{o.slo.statistic}_{o.slo.metric}_ms": o.value_ms for o in c.outcome.slos}
         rows.append(
             [
                 "*" if c is plan.best else "",
                 ("~" if c.note else "") + (c.profile if several else c.method),
                 number(c.gpus),
                 "-" if c.usd_per_hour is None else f"{c.usd_per_hour:,.2f}",
-                number(None if energy_j is None else energy_j / 1000),
+                number(c.usd_per_1m("output_throughput"), 3),
+                number(c.metric("request_throughput")),
+                *([number(None if energy_j is None else energy_j / 1000)] if joules else []),
                 number(c.metric("avg_power_w")),
                 number(c.metric("joules_per_output_token"), 3),
                 "-" if attained is None else f"{attained:.1%}",

@@ -137,7 +137,7 @@ def _remarks(result: TuneResult) -> list[str]:
         if goal.min_pct is not None:
             text += f"; its low end must reach {goal.min_pct:.15g}"
         lines.append(fill(text))
-    if names & {"usd_per_hour", "cost_usd", "usd_per_1m_output_tokens"}:
+    if names & {"usd_per_hour", "cost_usd", "usd_per_1m_output_tokens", "usd_per_1m_tokens"}:
         lines += price_remarks(result.prices.values())
     if result.carbon is not None:
         grid = result.carbon.to_dict()

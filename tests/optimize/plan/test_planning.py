@@ -12,6 +12,8 @@ from qsim.errors import InfeasibleError, ProfileError, ScenarioError
 from qsim.optimize.plan.planning import plan
 from qsim.optimize.plan.result import Plan
 from qsim.profiles.schema import Profile
+from qsim.report.text.plan import plan_rows
+from qsim.report.text.tables import number
 from qsim.sim.results.slo import Slo
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate
@@ -82,6 +84,31 @@ def test_cost_is_price_times_gpus(answer: Plan) -> None:
     assert best.usd_per_hour == pytest.approx(best.price.usd_per_hour * (best.gpus or 0))
     data = best.to_dict()
     assert data["cost_usd"] == pytest.approx(best.usd_per_hour * data["duration"] / 3600)
+
+
+def test_money_by_token_requests_a_second_and_p95(answer: Plan) -> None:
+    best = answer.best
+    assert best is not None
+    assert best.usd_per_hour
+    by_id = {p.id: p for p in profiles()}
+    again = simulate(traffic(), by_id[best.profile], replicas=best.replicas)
+    data = best.to_dict()
+    hours, tokens = again.duration_s / 3600, traffic().output_tokens.sum()
+    every = tokens + traffic().prompt_tokens.sum()
+    usd = best.usd_per_hour * hours
+    assert data["usd_per_1m_output_tokens"] == pytest.approx(usd / tokens * 1e6)
+    assert data["usd_per_1m_tokens"] == pytest.approx(usd / every * 1e6)
+    assert data["request_throughput"] == pytest.approx(len(traffic()) / again.duration_s)
+    for metric in ("ttft", "tpot", "itl", "e2el"):
+        assert data[f"p95_{metric}_ms"] == again.statistic(metric, "p95")
+    head, *rows = plan_rows(answer)
+    row = dict(zip(head, rows[0][0], strict=True))
+    assert row["requests\n/s"] == number(data["request_throughput"])
+    assert row["USD/1M\noutput"] == number(data["usd_per_1m_output_tokens"], 3)
+    assert row["E2EL p95\nms"] == number(data["p95_e2el_ms"])
+    assert "energy\nkJ" not in row, "it is told where it decides"
+    energy = plan(traffic(60), profiles=profiles()[:1], slos=["ttft:p95:9000"], objective="energy")
+    assert {"energy\nkJ", "TTFT p95\nms"} < set(plan_rows(energy)[0])
 
 
 def test_sorted_by_the_objective() -> None:
