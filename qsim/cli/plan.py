@@ -71,6 +71,8 @@ __all__ = ["plan"]
               help="At most this power of all GPUs, on average over TRACE.")  # fmt: skip
 @click.option("--max-peak-power-kw", type=float, metavar="KW",
               help="At most this power of all GPUs in any 1/400 of TRACE.")  # fmt: skip
+@click.option("--survive", type=int, default=0, show_default=True, metavar="N",
+              help="Meet every limit with any N servers down, too.")  # fmt: skip
 @click.option("--tasks", metavar="MIX", help="Tasks that quality is told for, such as "
               "gsm8k:0.3,mmlu:0.7 (qsim quality --list-tasks); by default mmlu, gsm8k, humaneval, "
               "ifeval and arc-c in equal shares.")  # fmt: skip

@@ -80,6 +80,9 @@ class PlanSection(SearchSection):
     max_usd_per_hour: Amount | None = None
     max_power_kw: Amount | None = Field(default=None, description="On average over the trace.")
     max_peak_power_kw: Amount | None = Field(default=None, description="In any 1/400 of the trace.")
+    survive: Annotated[int, Whole(0, MAX_REPLICAS)] = Field(
+        default=0, description="Meet every limit with any so many servers down, too."
+    )
     headroom: bool = Field(
         default=True, description="Find how much more traffic the best fleet carries."
     )

@@ -121,6 +121,24 @@ class Candidate:
         value = self.outcome.summary.get(key)
         return None if value is None else float(value)
 
+    @property
+    def spare_gpus(self) -> int | None:
+        """GPUs that the goals take only because servers may be down; None if none may be.
+
+        At least so many: a fleet with so many fewer was simulated and met every goal.
+        """
+        if not self.feasible or self.outcome is None or not self.outcome.degraded:
+            return None
+        fewest = min(sum(d.sizes) for d in self.outcome.degraded)
+        return (self.outcome.replicas - fewest) * self.tensor_parallel_size
+
+    @property
+    def spare_usd_per_hour(self) -> float | None:
+        """Their rent."""
+        if self.spare_gpus is None or self.price is None:
+            return None
+        return round(self.spare_gpus * self.price.usd_per_hour, 6)
+
     def usd_per_1m(self, key: str) -> float | None:
         """USD per million of the tokens of ``output_throughput`` or ``total_token_throughput``."""
         return usd_per_1m(self.usd_per_hour, self.metric(key))
@@ -193,6 +211,15 @@ class Candidate:
             "gco2e": self.gco2e,
             "gco2e_per_hour": self.gco2e_per_hour,
             "gco2e_per_1k_output_tokens": self.gco2e_per_1k_output_tokens,
+            **(
+                {}
+                if self.spare_gpus is None
+                else {
+                    "spare_gpus": self.spare_gpus,
+                    "spare_usd_per_hour": self.spare_usd_per_hour,
+                    "survive": [d.to_dict() for d in outcome.degraded] if outcome else [],
+                }
+            ),
             "attainment": outcome.attainment if self.feasible and outcome else None,
             "slos": [s.to_dict() for s in outcome.slos] if outcome else [],
             "goodput": outcome.goodput.to_dict() if outcome and outcome.goodput else None,

@@ -12,7 +12,7 @@ from qsim.errors import TraceError
 from qsim.optimize.plan.budget import Budget
 from qsim.optimize.plan.candidate import Candidate, Shortfall
 from qsim.optimize.search.drive import Step
-from qsim.optimize.search.fleet_outcome import FleetOutcome, Goal
+from qsim.optimize.search.fleet_outcome import DownGoal, FleetOutcome, Goal, NoneLeft
 from qsim.optimize.search.fleet_task import FleetTask, offered_load
 from qsim.optimize.search.smallest_fleet import probes_left, smallest_fleet
 from qsim.sim.results.backlog import BacklogOutcome
@@ -35,7 +35,8 @@ def search_candidate(
         return blank
     done: dict[int, FleetOutcome] = {}
     load = offered_load(task.trace, task.profile, blank.engine)
-    probe = smallest_fleet(min(max(1, math.ceil(load)), max_replicas), max_replicas)
+    start = max(1, math.ceil(load)) + task.survive
+    probe = smallest_fleet(min(start, max_replicas), max_replicas)
     try:
         n = next(probe)
         while True:
@@ -94,7 +95,7 @@ def _floor(task: FleetTask) -> Generator[Step, FleetOutcome, tuple[str, Shortfal
     gap_s = 60.0 + longest_ms / 1000
     apart_s = np.arange(len(trace), dtype=np.float64) * gap_s
     alone = replace(trace, arrival_s=apart_s, turns=None)
-    outcome = yield replace(task, trace=alone, replicas=1), 3
+    outcome = yield replace(task, trace=alone, replicas=1, survive=0), 3
     slowest = outcome.quantiles["e2el_ms"]
     if outcome.met or (slowest and slowest[-1] / 1000 >= gap_s):  # they were not alone after all
         return None
@@ -105,6 +106,10 @@ def _floor(task: FleetTask) -> Generator[Step, FleetOutcome, tuple[str, Shortfal
 
 def _missed(goal: Goal) -> Shortfall:
     """A goal that is missed, in numbers."""
+    if isinstance(goal, DownGoal):
+        goal = goal.goal
+    if isinstance(goal, NoneLeft):
+        return Shortfall("survive", 0.0, 1.0, 1.0)
     if isinstance(goal, BacklogOutcome):
         arriving, finished = goal.load.arriving_rps or 0.0, goal.load.finished_rps or 0.0
         return Shortfall("backlog", arriving, finished, goal.ratio - 1)

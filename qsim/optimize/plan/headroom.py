@@ -119,11 +119,12 @@ def find_headroom(
     """
     if task.trace.duration_s == 0 and task.trace.turns is None:
         return Headroom(1.0, None, None, 0)
-    n = task.replicas
+    n = task.servers - task.survive
     if n > 1:
         guess = n / (n - 1)
     else:
-        load = offered_load(task.trace, task.profile, task.options.resolve(task.profile))
+        pool = task.pools[0]
+        load = offered_load(task.trace, pool.profile, pool.options.resolve(pool.profile))
         guess = 1 / load if load > 0 else 2.0
     search = headroom_search(guess)
     speed = next(search)

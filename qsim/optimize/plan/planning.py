@@ -111,6 +111,11 @@ def plan_for(
     budget = budget_of(
         asked.max_gpus, asked.max_usd_per_hour, asked.max_power_kw, asked.max_peak_power_kw
     )
+    if asked.survive >= asked.max_replicas:
+        raise ScenarioError(
+            f"survive is {asked.survive}; must be below max_replicas, {asked.max_replicas}: a "
+            "server must be left"
+        )
     objective = asked.objective
     options = searched_engine(scenario, asked, "plan")
     goal = quality_goal(accounts.tasks, asked.min_quality)
@@ -137,7 +142,7 @@ def plan_for(
         raise ScenarioError(blanks[0].reason)
     base = FleetTask(
         trace, chosen[0], 1, limits, options, scenario.fleet.router, scenario.seed,
-        traffic.too_long, good, scenario.allow_backlog,
+        traffic.too_long, good, scenario.allow_backlog, survive=asked.survive,
     )  # fmt: skip
     search = search_texts(asked.search)
     space = search_space(search, _able(choices, blanks), options) if search else None
@@ -189,6 +194,7 @@ def plan_for(
         "too_long": traffic.too_long,
         "max_replicas": asked.max_replicas,
         **({"allow_backlog": True} if scenario.allow_backlog else {}),
+        **({"survive": asked.survive} if asked.survive else {}),
         **options.to_dict(),
     }
     return Plan(

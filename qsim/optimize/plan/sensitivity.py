@@ -90,10 +90,8 @@ def _smallest(
             if n not in sizes:
                 sizes[n] = executor.submit(run_fleet, replace(task, replicas=n)).result()
             outcome = sizes[n]
-            slos = tuple(replace(o, slo=s) for s, o in zip(task.slos, outcome.slos, strict=True))
-            judged = replace(outcome, slos=slos)
-            load = outcome.load
-            if judged.met and not task.allow_backlog and load and load.unclear:
+            judged = outcome.judged(task.slos)
+            if judged.met and not task.allow_backlog and outcome.unclear:
                 # its SLOs were missed before, so that it did not matter whether it keeps up
                 judged = sizes[n] = executor.submit(run_fleet, replace(task, replicas=n)).result()
             n = search.send(judged.met)

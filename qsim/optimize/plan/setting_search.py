@@ -133,7 +133,8 @@ def solve_setting(job: SettingTask) -> SettingOutcome:
         return done[n].met
 
     assert job.blank.engine is not None
-    guess = math.ceil(offered_load(job.task.trace, job.task.profile, job.blank.engine))
+    load = offered_load(job.task.trace, job.task.profile, job.blank.engine)
+    guess = math.ceil(load) + job.task.survive
     if job.bound_j is None:
         best = _below(job.cap, guess, met)
     else:
@@ -397,6 +398,7 @@ def run_search(
         "seed_of_simulations": problem.task.seed,
         "max_replicas": problem.max_replicas,
         "budget": problem.budget.to_dict(),
+        **({"survive": problem.task.survive} if problem.task.survive else {}),
     }
     records, _ = run_study(problem, settings, executor, identity=identity, progress=progress)
     best = {c.profile: c for c in known}

@@ -2,18 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qsim.sim.results.backlog import BacklogOutcome, Load
-from qsim.sim.results.goodput import GoodputOutcome
-from qsim.sim.results.slo import SloOutcome
+from qsim.sim.results.goodput import Goodput, GoodputOutcome
+from qsim.sim.results.slo import Slo, SloOutcome
 
-__all__ = ["FleetOutcome", "Goal"]
+__all__ = ["Degraded", "DownGoal", "FleetOutcome", "Goal", "NoneLeft"]
+
+_ALL = 1e9
+
+
+@dataclass(frozen=True)
+class DownGoal:
+    """A goal of a fleet some of whose servers are down; read as the goal itself is.
+
+    ``down`` says for people which are.
+    """
+
+    goal: SloOutcome | GoodputOutcome | BacklogOutcome
+    down: str
+
+    @property
+    def slo(self) -> Slo | Goodput | str:
+        """What is to be met."""
+        return self.goal.slo
+
+    @property
+    def met(self) -> bool:
+        """Whether it is."""
+        return self.goal.met
+
+    @property
+    def ratio(self) -> float:
+        """Value over limit."""
+        return self.goal.ratio
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**self.goal.to_dict(), "down": self.down}
+
+    def sentence(self) -> str:
+        """For people."""
+        return f"{self.goal.sentence()} {self.down}"
+
+
+@dataclass(frozen=True)
+class NoneLeft:
+    """The goal that a server is left at all when some are down; missed."""
+
+    down: str
+    slo: str = "survive"
+    met: bool = False
+    ratio: float = _ALL
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"survive": self.down, "met": False}
+
+    def sentence(self) -> str:
+        """For people."""
+        return f"no server is left {self.down}"
+
 
 #: what a fleet has to meet, beside the value that was reached
-Goal = SloOutcome | GoodputOutcome | BacklogOutcome
+Goal = SloOutcome | GoodputOutcome | BacklogOutcome | DownGoal | NoneLeft
+
+
+@dataclass(frozen=True)
+class Degraded:
+    """A fleet with some servers down.
+
+    Attributes
+    ----------
+    sizes : tuple of int
+        Servers that are left, by pool.
+    down : str
+        Which are not, for people.
+    outcome : FleetOutcome or None
+        Of the same traffic; None where no server is left.
+    """
+
+    sizes: tuple[int, ...]
+    down: str
+    outcome: FleetOutcome | None
+
+    @property
+    def met(self) -> bool:
+        """Whether what is left meets every goal."""
+        return self.outcome is not None and self.outcome.met
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        found = {} if self.outcome is None else self.outcome.to_dict()
+        return {**found, "replicas": sum(self.sizes), "down": self.down, "met": self.met}
 
 
 @dataclass(frozen=True)
@@ -41,6 +125,10 @@ class FleetOutcome:
         One that does not may still meet its goals.
     p95_ms : dict
         ``p95_ttft_ms`` and so on; None over nothing.
+    sizes : tuple of int
+        Servers of each pool of a mixed fleet; empty for one pool.
+    degraded : tuple of Degraded
+        The fleet with servers down, where it is to survive that.
     """
 
     replicas: int
@@ -53,11 +141,29 @@ class FleetOutcome:
     load: Load | None = None
     allow_backlog: bool = False
     p95_ms: Mapping[str, float | None] = field(default_factory=dict)
+    sizes: tuple[int, ...] = ()
+    degraded: tuple[Degraded, ...] = ()
 
     @property
     def goals(self) -> tuple[Goal, ...]:
-        """Every SLO, the goodput if it is asked for, and that the fleet keeps up."""
-        goals: tuple[Goal, ...] = self.slos
+        """Every SLO, the goodput if it is asked for, and that the fleet keeps up.
+
+        Of a fleet that is to survive servers that are down, each as it is farthest from being met.
+        """
+        goals: tuple[Goal, ...] = self._own_goals
+        for part in self.degraded:
+            if part.outcome is None:
+                return (*goals, NoneLeft(part.down))
+            worse = [DownGoal(g, part.down) for g in part.outcome._own_goals]
+            goals = tuple(
+                b if (not b.met, b.ratio) > (not a.met, a.ratio) else a
+                for a, b in zip(goals, worse, strict=True)
+            )
+        return goals
+
+    @property
+    def _own_goals(self) -> tuple[SloOutcome | GoodputOutcome | BacklogOutcome, ...]:
+        goals: tuple[SloOutcome | GoodputOutcome | BacklogOutcome, ...] = self.slos
         if self.goodput is not None:
             goals = (*goals, self.goodput)
         if self.load is not None and not self.allow_backlog:
@@ -69,6 +175,21 @@ class FleetOutcome:
         """Whether every SLO is met, and the goodput, by a fleet that keeps up."""
         return all(g.met for g in self.goals)
 
+    def judged(self, slos: Sequence[Slo]) -> FleetOutcome:
+        """The same with other limits of the same statistics, which takes no simulation."""
+        degraded = tuple(
+            part if part.outcome is None else replace(part, outcome=part.outcome.judged(slos))
+            for part in self.degraded
+        )
+        own = tuple(replace(o, slo=s) for s, o in zip(slos, self.slos, strict=True))
+        return replace(self, slos=own, degraded=degraded)
+
+    @property
+    def unclear(self) -> bool:
+        """Whether it was not settled that it keeps up, with servers down or not."""
+        below = [part.outcome.unclear for part in self.degraded if part.outcome is not None]
+        return any(below) or (self.load is not None and self.load.unclear)
+
     def doubts(self) -> list[str]:
         """What the sample does not settle of goals that are met."""
         found = [s.doubt() for s in self.slos]
@@ -76,6 +197,9 @@ class FleetOutcome:
             found.append(self.goodput.doubt())
         if self.load is not None and (self.load.unclear or self.load.overloaded):
             found.append(self.load.sentence())
+        for part in self.degraded if not any(found) else ():
+            below = [] if part.outcome is None else part.outcome.doubts()
+            found += [f"{text}, {part.down}" for text in below]
         return [f for f in found if f]
 
     @property
@@ -91,4 +215,6 @@ class FleetOutcome:
             "values_ms": {str(s.slo): s.to_dict()["value_ms"] for s in self.slos},
             **({"goodput": self.goodput.share} if self.goodput else {}),
             **({} if self.load is None else {"load": self.load.verdict}),
+            **({"pools": list(self.sizes)} if self.sizes else {}),
+            **({"survive": [d.to_dict() for d in self.degraded]} if self.degraded else {}),
         }

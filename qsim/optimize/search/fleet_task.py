@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qsim.optimize.search.fleet_outcome import FleetOutcome
+from qsim.optimize.search.fleet_outcome import Degraded, FleetOutcome
 from qsim.profiles.schema import Profile
 from qsim.sim.results.backlog import Load
 from qsim.sim.results.continued import settled
@@ -20,15 +22,40 @@ if TYPE_CHECKING:
     from qsim.sim.engine.steplog import Step
     from qsim.sim.results.result import SimulationResult
 
-__all__ = ["FleetTask", "describe", "offered_load", "run_fleet"]
+__all__ = ["FleetTask", "TaskPool", "describe", "offered_load", "run_fleet"]
 
 
 _LATENCIES = ("ttft", "tpot", "itl", "e2el")
 
 
 @dataclass(frozen=True)
+class TaskPool:
+    """Equal servers of a fleet, and how many requests each gets beside one of weight 1."""
+
+    profile: Profile
+    replicas: int
+    options: EngineOptions
+    weight: float = 1.0
+
+    @property
+    def gpus(self) -> int:
+        """Of all its servers."""
+        return self.replicas * self.profile.identity.tensor_parallel_size
+
+
+@dataclass(frozen=True)
 class FleetTask:
-    """One fleet to simulate, complete in itself, so that any process can do it."""
+    """One fleet to simulate, complete in itself, so that any process can do it.
+
+    Attributes
+    ----------
+    profile, replicas, options, weight
+        The servers of a fleet of one pool, or the first pool of a mixed fleet.
+    beside : tuple of TaskPool
+        The further pools of a mixed fleet.
+    survive : int
+        The goals are to be met with any so many servers down.
+    """
 
     trace: Trace
     profile: Profile
@@ -40,15 +67,66 @@ class FleetTask:
     too_long: str
     goodput: Goodput | None = None
     allow_backlog: bool = False
+    beside: tuple[TaskPool, ...] = ()
+    weight: float = 1.0
+    survive: int = 0
+
+    @property
+    def pools(self) -> tuple[TaskPool, ...]:
+        """All pools; of a plain fleet the one."""
+        return (TaskPool(self.profile, self.replicas, self.options, self.weight), *self.beside)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The servers of each pool."""
+        return (self.replicas, *(p.replicas for p in self.beside))
+
+    @property
+    def servers(self) -> int:
+        """The servers of all pools."""
+        return sum(self.sizes)
+
+    @property
+    def gpus(self) -> int:
+        """The GPUs of all pools."""
+        return sum(p.gpus for p in self.pools)
+
+    def of_pools(self, pools: Sequence[TaskPool]) -> FleetTask:
+        """The same with these pools; a single one is a plain fleet, whose weight means nothing."""
+        first, *others = pools
+        return replace(
+            self,
+            profile=first.profile,
+            replicas=first.replicas,
+            options=first.options,
+            beside=tuple(others),
+            weight=first.weight if others else 1.0,
+        )
+
+    def sized(self, sizes: Sequence[int]) -> FleetTask:
+        """The same with so many servers of each pool; a pool without any is left out."""
+        pools = [replace(p, replicas=n) for p, n in zip(self.pools, sizes, strict=True) if n]
+        return self.of_pools(pools)
 
     def simulate(
         self, step_log: list[Step] | None = None, trace: Trace | None = None
     ) -> SimulationResult:
         """Run it, or another trace; ``step_log`` takes every engine step."""
+        from qsim.sim.fleet.pool import Pool
         from qsim.sim.simulate import simulate
 
+        trace = self.trace if trace is None else trace
+        if self.beside:
+            return simulate(
+                trace,
+                pools=[Pool(p.profile, p.replicas, p.options, p.weight) for p in self.pools],
+                router=self.router,
+                seed=self.seed,
+                too_long=self.too_long,
+                step_log=step_log,
+            )
         return simulate(
-            self.trace if trace is None else trace,
+            trace,
             self.profile,
             replicas=self.replicas,
             router=self.router,
@@ -64,7 +142,37 @@ class FleetTask:
 
 
 def run_fleet(task: FleetTask) -> FleetOutcome:
-    """Simulate one fleet and keep what a plan needs of the result."""
+    """Simulate one fleet and keep what a plan needs of the result.
+
+    One that is to survive servers that are down is simulated as a whole, and without each choice
+    of them that differs; it meets its goals if all of these do.
+    """
+    whole = _run(task)
+    if not task.survive:
+        return whole
+    return replace(whole, degraded=tuple(_without(task, down) for down in _down(task)))
+
+
+def _down(task: FleetTask) -> Iterator[tuple[int, ...]]:
+    """By pool, how many servers are down: every way to take ``survive`` of all pools."""
+    sizes = task.sizes
+    most = min(task.survive, sum(sizes))
+    for down in product(*(range(min(most, n) + 1) for n in sizes)):
+        if sum(down) == most:
+            yield down
+
+
+def _without(task: FleetTask, down: tuple[int, ...]) -> Degraded:
+    left = tuple(n - d for n, d in zip(task.sizes, down, strict=True))
+    if task.beside:
+        names = [f"{d} of {p.profile.id}" for p, d in zip(task.pools, down, strict=True) if d]
+        text = f"with {' and '.join(names)} down"
+    else:
+        text = f"with {sum(down)} server{'s' if sum(down) != 1 else ''} down"
+    return Degraded(left, text, _run(task.sized(left)) if any(left) else None)
+
+
+def _run(task: FleetTask) -> FleetOutcome:
     result = task.simulate()
     at = np.linspace(0, 1, 101)
     quantiles: dict[str, list[float]] = {}
@@ -73,7 +181,7 @@ def run_fleet(task: FleetTask) -> FleetOutcome:
         values = values[~np.isnan(values)]
         quantiles[name] = np.quantile(values, at).tolist() if len(values) else []
     outcome = FleetOutcome(
-        task.replicas,
+        task.servers,
         result.summary(),
         tuple(check_slos(result, task.slos)),
         attainment(result, task.slos),
@@ -83,6 +191,7 @@ def run_fleet(task: FleetTask) -> FleetOutcome:
         result.load,
         task.allow_backlog,
         {f"p95_{name}_ms": _known(result.statistic(name, "p95")) for name in _LATENCIES},
+        task.sizes if task.beside else (),
     )
     if outcome.met and not task.allow_backlog:  # one that misses an SLO has missed
         outcome = replace(outcome, load=task.settled(result.load))

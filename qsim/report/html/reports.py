@@ -16,6 +16,7 @@ from qsim.report.text.plan import (
     plan_rows,
     quality_remarks,
     search_remarks,
+    survive_remarks,
     tie_remarks,
     transfer_remarks,
 )
@@ -126,7 +127,7 @@ def write_plan_report(path: str | os.PathLike[str], plan: Plan) -> None:
         parts += ["<h2>Smallest fleets</h2>", _table(headers[1:], [r[1:] for r in rows], best=0)]
     parts += [
         f"<p><small>{escape(text)}.</small></p>"
-        for text in quality_remarks(plan) + carbon_remarks(plan)
+        for text in survive_remarks(plan) + quality_remarks(plan) + carbon_remarks(plan)
     ]
     parts.append(figure_svg(plan_figure(plan)))
     detail = [*transfer_remarks(plan), *search_remarks(plan), *detail_lines(plan)]

@@ -20,6 +20,7 @@ __all__ = [
     "price_remarks",
     "quality_remarks",
     "search_remarks",
+    "survive_remarks",
     "tie_remarks",
     "transfer_remarks",
 ]
@@ -34,7 +35,9 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
     keys = list(dict.fromkeys([*named, "p95_e2el_ms"]))
     joules = plan.objective in ("energy", "carbon")
     several = len({(c.gpu, c.model, c.tensor_parallel_size) for c in plan.candidates}) > 1
-    headers = ["", "profile" if several else "method", "GPUs", "USD/h", "USD/1M\noutput"]
+    spare = bool(plan.settings.get("survive"))
+    headers = ["", "profile" if several else "method", "GPUs", "USD/h"]
+    headers += [*(["spare\nGPUs", "spare\nUSD/h"] if spare else []), "USD/1M\noutput"]
     headers += ["requests\n/s", *(["energy\nkJ"] if joules else [])]
     headers += ["power\nW", "J/output\ntoken", "within\nlimits"]
     headers += ["gCO2e", "gCO2e\nper h", "gCO2e/1k\noutput"] if plan.carbon else []
@@ -54,7 +57,8 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
                 "*" if c is plan.best else "",
                 ("~" if c.note else "") + (c.profile if several else c.method),
                 number(c.gpus),
-                "-" if c.usd_per_hour is None else f"{c.usd_per_hour:,.2f}",
+                _usd(c.usd_per_hour),
+                *([number(c.spare_gpus), _usd(c.spare_usd_per_hour)] if spare else []),
                 number(c.usd_per_1m("output_throughput"), 3),
                 number(c.metric("request_throughput")),
                 *([number(None if energy_j is None else energy_j / 1000)] if joules else []),
@@ -76,6 +80,30 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return headers, rows
+
+
+def _usd(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.2f}"
+
+
+def survive_remarks(plan: Plan) -> list[str]:
+    """What a fleet that survives servers that are down costs more."""
+    count, best = plan.settings.get("survive"), plan.best
+    if not count:
+        return []
+    lines = [
+        f"survive: each fleet meets every limit as a whole and with any {count} "
+        f"server{'s' if count != 1 else ''} down, from beginning to end; spare: what a fleet would "
+        "do without that is all up"
+    ]
+    if best is not None and best.spare_gpus is not None and best.gpus is not None:
+        text = f"{best.gpus - best.spare_gpus} GPUs would do if none were down"
+        if best.usd_per_hour and best.spare_usd_per_hour is not None:
+            rest = best.usd_per_hour - best.spare_usd_per_hour
+            text += f", for {_usd(rest)} USD/h: surviving costs {_usd(best.spare_usd_per_hour)} "
+            text += f"USD/h more{f' ({best.spare_usd_per_hour / rest:+.0%})' if rest else ''}"
+        lines.append(f"{best.profile}: {text}")
+    return lines
 
 
 def quality_cell(candidate: Candidate) -> str:
@@ -189,7 +217,7 @@ def plan_text(plan: Plan) -> str:
     remarks = [fill(f"{', '.join(names)}: {text}") for text, names in _run_notes(plan).items()]
     remarks += [fill(t) for t in quality_remarks(plan) + carbon_remarks(plan)]
     remarks += price_remarks(c.price for c in plan.candidates)
-    more = search_remarks(plan) + tie_remarks(plan) + sample_remarks(plan)
+    more = survive_remarks(plan) + search_remarks(plan) + tie_remarks(plan) + sample_remarks(plan)
     more += margin_remarks(plan) + transfer_remarks(plan)
     remarks += [fill(t) for t in more]
     if remarks:
@@ -207,6 +235,8 @@ def plan_text(plan: Plan) -> str:
 def _recommendation(plan: Plan, best: Candidate) -> str:
     n = best.replicas or 0
     head = f"* best by {plan.objective}: {n} replica{'s' if n != 1 else ''} of {best.profile}"
+    down = plan.settings.get("survive")
+    head += f", any {down} of which may be down," if down else ""
     if n == 1:
         head += ". Start it with"
     else:
