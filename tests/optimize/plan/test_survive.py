@@ -131,7 +131,7 @@ def test_every_way_to_lose_servers_of_a_mixed_fleet_is_tried() -> None:
     options = EngineOptions()
     task = FleetTask(
         traffic(60), fast, 2, (Slo.parse("ttft:p50:9000"),), options, "least-requests", 0, "error",
-        beside=(TaskPool(slow, 1, options),), weight=2.0, survive=2,
+        allow_backlog=True, beside=(TaskPool(slow, 1, options),), weight=2.0, survive=2,
     )  # fmt: skip
     outcome = run_fleet(task)
     assert sorted(d.sizes for d in outcome.degraded) == [(0, 1), (1, 0)]
