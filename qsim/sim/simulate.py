@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from qsim.catalog.versions import DEFAULT_VERSION, version_notes
 from qsim.errors import ScenarioError
 from qsim.profiles.measured_range import BeyondMeasured, MeasuredRange
@@ -32,6 +30,7 @@ from qsim.sim.results.finished import (
 from qsim.sim.results.outages import Outages
 from qsim.sim.results.pools import PoolUse, pool_rows_of_columns
 from qsim.sim.results.result import SimulationResult
+from qsim.sim.results.servers import Served
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.scheduler.server_memory import memory_notes
 from qsim.traces.trace import Trace
@@ -149,10 +148,12 @@ def simulate(
     ended = outcomes(finished)
     notes += outcome_notes(ended)
     output, admissible, finished = without_rejected(output, admissible, finished)
-    requests = np.bincount(finished.replica, minlength=setup.replicas)
     columns = request_columns(trace, output, admissible, finished)
+    served = Served(setup.replicas)
+    served.add(finished.replica, columns["prompt_tokens"][admissible], output,
+               finished.cached_tokens)  # fmt: skip
     duration_s = (fleet.end_ps - begin_ps) / PS_PER_S
-    stats = replica_stats(setup, fleet, requests)
+    stats = replica_stats(setup, fleet, served)
     return SimulationResult(
         **columns,
         completed=admissible,
@@ -274,18 +275,18 @@ def pool_uses(setup: Setup) -> list[PoolUse]:
     return uses
 
 
-def replica_stats(
-    setup: Setup, fleet: Fleet, requests: np.ndarray[Any, np.dtype[np.int64]]
-) -> list[dict[str, Any]]:
-    """One dict a replica; ``requests`` is how many each of them served."""
+def replica_stats(setup: Setup, fleet: Fleet, served: Served) -> list[dict[str, Any]]:
+    """One dict a replica; ``utilisation`` is the share of the time it was on that it computed."""
     names = [setup.pools[k].name for k in setup.pool_of] if len(setup.pools) > 1 else []
     return [
         {
             "replica": r.index,
             **({"pool": names[r.index]} if names else {}),
-            "requests": int(requests[r.index]),
+            **served.row(r.index),
             "steps": r.steps,
             "busy_s": r.total_busy_ps / PS_PER_S,
+            "on_s": (on_ps := r.state_ps[ON] + r.state_ps[DRAINING]) / PS_PER_S,
+            "utilisation": r.total_busy_ps / on_ps if on_ps else math.nan,
             "energy_j": r.energy_j,
             "preemptions": r.preemptions,
             "peak_running": r.peak_running,

@@ -198,7 +198,7 @@ def simulate_stream(
         notes += fleet.limits.notes()
     notes += outcome_notes(sums.outcomes)
     duration_s = (fleet.end_ps - sums.begin_ps) / PS_PER_S
-    stats = replica_stats(setup, fleet, sums.requests)
+    stats = replica_stats(setup, fleet, sums.served)
     return StreamResult(
         counts={**sums.counts, "truncated": feed.admission.truncated},
         duration_s=duration_s,

@@ -106,6 +106,10 @@ def record(result: SimulationResult, trace: Trace, folder: Path) -> dict[str, An
     # have tests of their own
     for key in ("scenario", "load", "intervals_90"):
         del summary[key]
+    summary.pop("hot_spots", None)
+    for row in summary["replicas"]:
+        for key in ("input_tokens", "output_tokens", "cached_tokens", "on_s", "utilisation"):
+            del row[key]
     path = folder / "requests.csv"
     result.write_requests(path)
     columns = (trace.arrival_s, trace.prompt_tokens, trace.output_tokens)

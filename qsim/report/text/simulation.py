@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsim.report.text.tables import fill, number, table
 from qsim.sim.results.intervals import share_interval
+from qsim.sim.results.servers import hot_sentence
 from qsim.sim.results.slo import NOTHING, TOO_FEW
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "latency_rows",
     "pools_table",
+    "servers_table",
     "simulation_text",
     "slo_verdict",
 ]
@@ -70,6 +72,10 @@ def simulation_text(
     parts = [title, "\n".join(facts), latencies]
     if s.get("pools"):
         parts.append(pools_table(s["pools"]))
+    if s.get("hot_spots"):
+        parts.append(servers_table(s["replicas"], s["hot_spots"]))
+        if hot := hot_sentence(s["hot_spots"], s["replicas"]):
+            parts.append(fill(hot))
     few = _few_requests(s)
     if few:
         parts.append(few)
@@ -134,6 +140,47 @@ def pools_table(pools: Sequence[Mapping[str, Any]]) -> str:
         for p in pools
     ]
     return table(heads, rows)
+
+
+def servers_table(rows: Sequence[Mapping[str, Any]], uneven: Mapping[str, Any]) -> str:
+    """What each server did, or those with the most tokens, and the largest over the mean."""
+    requests = max(1, sum(r["requests"] for r in rows))
+    tokens = max(1, sum(r["input_tokens"] + r["output_tokens"] for r in rows))
+    shown = list(rows)
+    if len(rows) > _MOST_SERVERS:
+        shown = sorted(rows, key=lambda r: (-r["input_tokens"] - r["output_tokens"], r["replica"]))
+        shown = shown[: _MOST_SERVERS - 1]
+    named = ["pool"] if "pool" in rows[0] else []
+    body = [
+        [
+            str(r["replica"]),
+            *(r[k] for k in named),
+            number(r["requests"]),
+            _percent(r["requests"] / requests),
+            _percent((r["input_tokens"] + r["output_tokens"]) / tokens),
+            _percent(r["utilisation"]),
+            _percent(r["peak_kv_usage"]),
+            _percent(r["cached_tokens"] / r["input_tokens"] if r["input_tokens"] else None),
+        ]
+        for r in shown
+    ]
+    if len(shown) < len(rows):
+        body.append([f"{len(rows) - len(shown)} others", *[""] * (6 + len(named))])
+    ratios = [uneven["largest_over_mean"][k] for k in ("tokens", "utilisation", "peak_kv_usage")]
+    most = number(uneven["largest_over_mean"]["requests"], 3)
+    body.append(
+        ["largest / mean", *[""] * len(named), most, "", *(number(r, 3) for r in ratios), ""]
+    )
+    heads = ["requests", "of all", "of all\ntokens", "busy", "KV\npeak", "prefix\nhits"]
+    return table(["server", *named, *heads], body, left=1 + len(named))
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+#: servers in the table; of more those with the most tokens
+_MOST_SERVERS = 12
 
 
 def _few_requests(summary: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from qsim.sim.results.itl import Gaps
 from qsim.sim.results.latency import Latency
 from qsim.sim.results.outages import Windows
 from qsim.sim.results.pools import PoolSums
+from qsim.sim.results.servers import Served
 from qsim.sim.results.slo import Slo, within
 from qsim.traces.trace import Trace
 
@@ -94,7 +95,7 @@ class Sums:
         self.begin_ps: int = 0
         self._begun = False
         self.gaps: Any = None
-        self.requests = np.zeros(replicas, np.int64)
+        self.served = Served(replicas)
         self.latencies = {name: Latency() for name in ("ttft", "tpot", "itl", "e2el")}
         self.good = 0
         #: where clients wait for answers: the trace's time at which the run's clock is 0
@@ -127,7 +128,9 @@ class Sums:
             finished.first_token_ps / PS_PER_S,
             finished.last_token_ps / PS_PER_S,
         )
-        self.requests += np.bincount(finished.replica, minlength=len(self.requests))
+        self.served.add(
+            finished.replica, part.prompt_tokens[admissible], output, finished.cached_tokens
+        )
 
     def end(self) -> None:
         """All have finished."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from qsim.errors import ScenarioError
 from qsim.sim.results.intervals import percentile_of_rank, ranks
+from qsim.sim.results.servers import hot_spots
 from qsim.sim.results.slo import check_slos, has_something
 
 if TYPE_CHECKING:
@@ -195,6 +196,8 @@ def summarise(run: Run, slos: Sequence[Slo] = ()) -> dict[str, Any]:
             out["failures"] |= run.windows(slos).to_dict()
     if run.pools:
         out["pools"] = run.pools
+    if (uneven := hot_spots(run.replica_stats)) is not None:
+        out["hot_spots"] = uneven
     if run.beyond is not None:
         out["beyond_measured"] = run.beyond.to_dict()
     return {k: _finite(v) for k, v in out.items()}
