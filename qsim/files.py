@@ -8,12 +8,9 @@ removes it.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
-import shutil
-import socket
-import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -41,7 +38,8 @@ def _machine() -> str:
         space = os.readlink("/proc/self/ns/pid")
     except OSError:
         space = ""
-    return hashlib.sha256(f"{socket.gethostname()} {space}".encode()).hexdigest()[:8]
+    name = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+    return f"{zlib.crc32(f'{name} {space}'.encode()):08x}"
 
 
 def temporary_prefix() -> str:
@@ -61,6 +59,8 @@ def remove_stale(folder: str | os.PathLike[str]) -> None:
             continue
         with suppress(OSError):
             if entry.is_dir(follow_symlinks=False):
+                import shutil
+
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:
                 os.unlink(entry.path)
@@ -115,6 +115,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _make_temporary(target: Path) -> Path:
+    import tempfile  # where nothing is written it is not needed
+
     try:
         # the ending stays: writers choose a format by it
         handle, name = tempfile.mkstemp(
@@ -168,6 +170,8 @@ def check_folder_writable(path: str | os.PathLike[str]) -> None:
             raise FileNotFoundError(errno.ENOENT, "no such folder", str(folder))
         folder = folder.parent
     remove_stale(folder)
+    import tempfile
+
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=f".tmp-{temporary_prefix()}") as f:
             f.write(b"x")

@@ -14,7 +14,7 @@ from qsim.documents import read_json, read_yaml, to_yaml
 from qsim.edge import Place, message
 from qsim.errors import ScenarioError
 from qsim.profiles.schema import Profile
-from qsim.scenario.fields import MOST, Section, Word
+from qsim.scenario.fields import MOST, Section, Word, empty_list
 from qsim.scenario.paths import paths_named, put_at
 from qsim.scenario.searches import PlanSection, ScheduleSection, SweepSection, TuneSection
 from qsim.scenario.sections import Accounts, Fleet, Traffic
@@ -57,10 +57,10 @@ class Scenario(Section):
     traffic: Traffic = Field(default_factory=Traffic)
     fleet: Fleet = Field(default_factory=Fleet)
     slos: Annotated[list[Word], Items(MOST)] = Field(
-        default_factory=list, description="METRIC:STATISTIC:MS, such as ttft:p99:500."
+        default_factory=empty_list, description="METRIC:STATISTIC:MS, such as ttft:p99:500."
     )
     goodput: Annotated[list[Word], Items(MOST)] = Field(
-        default_factory=list, description="METRIC:MS, limits of single requests; plan."
+        default_factory=empty_list, description="METRIC:MS, limits of single requests; plan."
     )
     allow_backlog: bool = Field(
         default=False,

@@ -18,6 +18,7 @@ from qsim.scenario.fields import (
     Texts,
     Values,
     Word,
+    empty_list,
     text_or_number,
 )
 from qsim.scenario.sections import ProfileName
@@ -53,10 +54,10 @@ class SearchSection(Section):
     """Among which servers a search chooses; those of the fleet's pools if nothing is said."""
 
     model: Word | None = Field(default=None, description="The shipped profiles of this model.")
-    gpus: _Names = Field(default_factory=list, description="Only on these GPUs.")
-    methods: _Names = Field(default_factory=list, description="Only by these methods.")
+    gpus: _Names = Field(default_factory=empty_list, description="Only on these GPUs.")
+    methods: _Names = Field(default_factory=empty_list, description="Only by these methods.")
     profiles: Annotated[list[ProfileName], Items(MOST)] = Field(
-        default_factory=list, description="More candidates, by id or file."
+        default_factory=empty_list, description="More candidates, by id or file."
     )
     min_quality: _Percent | None = Field(
         default=None,
@@ -87,7 +88,8 @@ class PlanSection(SearchSection):
         default=True, description="Find how much more traffic the best fleet carries."
     )
     search: Values = Field(
-        default_factory=list, description="Settings to search too, such as max_num_seqs: [64, 128]."
+        default_factory=empty_list,
+        description="Settings to search too, such as max_num_seqs: [64, 128].",
     )
     trials: _Runs | None = Field(default=None, description="Settings to try; 60 unless given.")
     sampler: Literal["tpe", "random", "nsga2", "grid"] | None = None
@@ -111,10 +113,12 @@ class TuneSection(SearchSection):
 
     objectives: _Names = Field(default_factory=lambda: ["latency", "energy", "cost"])
     constraints: Texts = Field(
-        default_factory=list, description="Such as 'p99_ttft_ms<=500' or 'gpus<=8'."
+        default_factory=empty_list, description="Such as 'p99_ttft_ms<=500' or 'gpus<=8'."
     )
-    search: Values = Field(default_factory=list, description="What else is decided.")
-    fix: Values = Field(default_factory=list, description="What is not decided, with its value.")
+    search: Values = Field(default_factory=empty_list, description="What else is decided.")
+    fix: Values = Field(
+        default_factory=empty_list, description="What is not decided, with its value."
+    )
     sampler: Literal["nsga2", "tpe", "random", "grid"] = "nsga2"
     trials: _Runs = 200
     batch: Annotated[int, Whole(1, MOST)] = 10
@@ -155,7 +159,7 @@ class SweepSection(Section):
     """``sweep``: one simulation for every point of a grid."""
 
     over: Values = Field(
-        default_factory=list, description="What is varied, such as max_num_seqs: [64, 128]."
+        default_factory=empty_list, description="What is varied, such as max_num_seqs: [64, 128]."
     )
     lhs: _Runs | None = Field(
         default=None,

@@ -30,6 +30,8 @@ from qsim.scenario.fields import (
     Seconds,
     Section,
     Word,
+    empty_dict,
+    empty_list,
     one_or_a_file,
     size,
     text_or_number,
@@ -93,7 +95,7 @@ class Traffic(Section):
         default=None, description="Keep the first so many requests."
     )
     merge: Annotated[list[_TraceName], Items(1000)] = Field(
-        default_factory=list, description="Further traces, which start with the first."
+        default_factory=empty_list, description="Further traces, which start with the first."
     )
     peak_hour: bool = Field(default=False, description="Only the busiest hour, by requests.")
     growth: Seconds = Field(
@@ -236,7 +238,7 @@ class FailureSection(Section):
 class FailuresSection(Section):
     """How servers fail, and what their clients do."""
 
-    events: Annotated[list[FailureSection], Items(10_000)] = Field(default_factory=list)
+    events: Annotated[list[FailureSection], Items(10_000)] = Field(default_factory=empty_list)
     mtbf_s: Factor | None = Field(
         default=None, description="Mean time that a server is on before it fails at random."
     )
@@ -286,7 +288,7 @@ _Router = Annotated[
 class Fleet(Section):
     """Pools of servers behind one router."""
 
-    pools: Annotated[list[PoolSection], Items(64)] = Field(default_factory=list)
+    pools: Annotated[list[PoolSection], Items(64)] = Field(default_factory=empty_list)
     router: _Router = Field(
         default="least-requests",
         description="Which server a request goes to: NAME, NAME:PARAMETER=VALUE,..., or name and "
@@ -311,7 +313,7 @@ class Accounts(Section):
     """What money, energy and quality are counted with."""
 
     prices: Annotated[dict[Word, Annotated[float, Number(-1e308, 1e308)]], Items(1000)] = Field(
-        default_factory=dict, description="USD per GPU and hour, by GPU."
+        default_factory=empty_dict, description="USD per GPU and hour, by GPU."
     )
     price_list: (
         Annotated[Any, one_or_a_file(lambda v: isinstance(v, dict), "a CSV file, as a text")] | None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 
 import numpy as np
+import numpy.typing as npt
 
 from qsim.catalog.versions import graph_sizes
 from qsim.profiles.measured_range import MeasuredRange
@@ -28,6 +29,15 @@ DECODE, PIECEWISE, EAGER = 0, 1, 2
 
 def _ps(ms: float) -> int:
     return round(ms * PS_PER_MS)
+
+
+def _all_ps(ms: npt.NDArray[np.float64]) -> list[int]:
+    """:func:`_ps` of each, to the bit."""
+    ps = ms * PS_PER_MS
+    if not ps.max(initial=0.0) < 2.0**62:  # beyond NumPy's integers
+        return [_ps(x) for x in ms.tolist()]
+    whole: list[int] = np.rint(ps).astype(np.int64).tolist()
+    return whole
 
 
 class Timing:
@@ -84,7 +94,7 @@ class Timing:
         padded_tokens = [pad(t) for t in range(1, self.graph_max + 1)]
         self._piecewise_ps = [0, *(_ps(v) for v in mixed_base_ms(latency.piecewise, padded_tokens))]
         steps = np.arange(max(budget, seats) + 1)
-        self._eager_ps = [_ps(v) for v in mixed_base_ms(latency.eager, steps).tolist()]
+        self._eager_ps = _all_ps(mixed_base_ms(latency.eager, steps))
         self._coefficients = {
             PIECEWISE: _coefficients(latency.piecewise),
             EAGER: _coefficients(latency.eager),
@@ -137,7 +147,8 @@ class Timing:
 
         # the host thread
         def by_rows(pair: list[float]) -> list[int]:
-            return [_ps(pair[0] + pair[1] * r) for r in range(seats + 1)]
+            running = np.arange(seats + 1, dtype=np.float64)
+            return _all_ps(np.asarray(pair[0] + pair[1] * running, dtype=np.float64))
 
         self.schedule_ps = by_rows(host.schedule_ms)
         self.update_ps = by_rows(host.update_ms)

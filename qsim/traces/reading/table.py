@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -240,15 +241,24 @@ def read_csv(
             )
 
 
+def _duckdb() -> Any:
+    """DuckDB without its Python layer (data frames, expressions), which takes as long to import."""
+    try:
+        core = import_module("_duckdb")
+        _ = core.connect, core.Error
+    except (ImportError, AttributeError):  # not every version has it under this name
+        core = import_module("duckdb")
+    return core
+
+
 def run_query(
     query: str, explain: Callable[[Exception], TraceError], pipe: _Pipe | None = None
 ) -> Iterator[list[tuple[Any, ...]]]:
-    import duckdb
-
+    duckdb = _duckdb()
     # one thread: rows stay in order, and memory does not grow with the cores
     connection = duckdb.connect(config={"threads": 1})
     try:
-        connection.execute("SET enable_progress_bar = false").fetchall()
+        connection.execute("SET enable_progress_bar = false")
         cursor = connection.execute(query)
         while rows := cursor.fetchmany(BATCH_ROWS):
             yield rows
