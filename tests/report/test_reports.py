@@ -138,11 +138,12 @@ def test_pictures_are_whole_and_the_same_each_time(
 def test_figures_show_the_data(result: SimulationResult, answer: Plan, nothing: Plan) -> None:
     latency = latency_figure(result, SLOS)
     curve = latency.axes[0].lines[0]
-    assert curve.get_xdata()[-1] == result.ttft_ms.max()
-    assert any(list(line.get_xdata()) == [300.0, 300.0] for line in latency.axes[0].lines)
+    assert curve.get_ydata()[-1] == result.ttft_ms.max()
+    assert curve.get_xdata()[-1] == len(result.ttft_ms)
+    assert any(list(line.get_ydata()) == [300.0, 300.0] for line in latency.axes[0].lines)
     timeline = timeline_figure(result)
     assert np.array_equal(timeline.axes[0].lines[0].get_ydata(), result.timeline["running"])
-    bars = plan_figure(answer).axes[0].patches
+    bars = plan_figure(answer).subfigs[0].axes[0].patches
     rents = [c.usd_per_hour for c in answer.candidates if c.feasible]
     assert [b.get_width() for b in bars] == rents
     assert "no fleet meets the SLOs" in figure_svg(plan_figure(nothing))

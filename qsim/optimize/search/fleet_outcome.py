@@ -10,7 +10,7 @@ from qsim.sim.results.backlog import BacklogOutcome, Load
 from qsim.sim.results.goodput import Goodput, GoodputOutcome
 from qsim.sim.results.slo import Slo, SloOutcome
 
-__all__ = ["Degraded", "DownGoal", "FleetOutcome", "Goal", "NoneLeft"]
+__all__ = ["QUANTILES", "Degraded", "DownGoal", "FleetOutcome", "Goal", "NoneLeft"]
 
 _ALL = 1e9
 
@@ -100,6 +100,14 @@ class Degraded:
         return {**found, "replicas": sum(self.sizes), "down": self.down, "met": self.met}
 
 
+#: of which latencies are kept, for pictures: every hundredth, and finer where SLOs are set
+QUANTILES = (
+    *(k / 100 for k in range(99)),
+    *(k / 1000 for k in range(990, 999)),
+    *(k / 10_000 for k in range(9990, 10_001)),
+)
+
+
 @dataclass(frozen=True)
 class FleetOutcome:
     """One simulated fleet.
@@ -113,7 +121,7 @@ class FleetOutcome:
     attainment : float or None
         Share of requests within every limit.
     quantiles : dict
-        Per latency (``ttft_ms``, ...) its values at the quantiles 0, 0.01, ..., 1; for pictures.
+        Per latency (``ttft_ms``, ...) its values at ``QUANTILES``, the least to the highest.
     goodput : GoodputOutcome or None
         Where a share of good requests is asked for.
     peak_power_w : float or None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qsim.optimize.search.fleet_outcome import Degraded, FleetOutcome
+from qsim.optimize.search.fleet_outcome import QUANTILES, Degraded, FleetOutcome
 from qsim.profiles.schema import Profile
 from qsim.sim.results.backlog import Load
 from qsim.sim.results.continued import settled
@@ -174,12 +174,11 @@ def _without(task: FleetTask, down: tuple[int, ...]) -> Degraded:
 
 def _run(task: FleetTask) -> FleetOutcome:
     result = task.simulate()
-    at = np.linspace(0, 1, 101)
     quantiles: dict[str, list[float]] = {}
     for name in ("ttft_ms", "tpot_ms", "e2el_ms"):
         values = np.asarray(getattr(result, name))
         values = values[~np.isnan(values)]
-        quantiles[name] = np.quantile(values, at).tolist() if len(values) else []
+        quantiles[name] = np.quantile(values, QUANTILES).tolist() if len(values) else []
     outcome = FleetOutcome(
         task.servers,
         result.summary(),

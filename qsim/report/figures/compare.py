@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qsim.calibrate.adapt.comparing import Compared
-from qsim.report.figures.style import blank_figure, style
+from qsim.report.figures.labels import EndLabel, label_ends
+from qsim.report.figures.palette import text_color
+from qsim.report.figures.style import COLORS, blank_figure, style
+from qsim.report.figures.tails import percentile_axis, tail_of_values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,8 +24,9 @@ def compare_figure(c: Compared) -> Figure:
     """Each request, simulated over measured, and both distributions, for each metric."""
     with style():
         pairs = c.pairs()
-        figure = blank_figure(3.6 * len(pairs), 6.4)
+        figure = blank_figure(4.2 * len(pairs), 6.4)
         axes = figure.subplots(2, len(pairs), squeeze=False)
+        ends = []
         for i, (metric, (measured, simulated)) in enumerate(pairs.items()):
             low = max(float(min(measured.min(), simulated.min())), 1e-3)
             high = max(float(max(measured.max(), simulated.max())), low * 1.01)
@@ -31,10 +35,15 @@ def compare_figure(c: Compared) -> Figure:
             above.plot(np.maximum(measured, 1e-3), np.maximum(simulated, 1e-3), ".", markersize=3)
             above.set(xscale="log", yscale="log", title=f"{_TITLE[metric]}, one request a point",
                       xlabel="measured, ms", ylabel="simulated, ms")  # fmt: skip
-            share = (np.arange(len(measured)) + 1) / len(measured)
-            below.plot(np.sort(measured), share, label="measured")
-            below.plot(np.sort(simulated), share, label="simulated", linestyle="--")
-            below.set(xscale="log", xlabel=f"{_TITLE[metric]}, ms", ylabel="share of requests")
-            below.legend()
+            curves = [tail_of_values(v) for v in (measured, simulated)]
+            labels = []
+            for curve, name, color in zip(curves, ("measured", "simulated"), COLORS, strict=False):
+                below.step(*curve, where="pre", color=color, linewidth=1.4)
+                labels.append(
+                    EndLabel(name, float(curve[0][-1]), float(curve[1][-1]), text_color(color))
+                )
+            percentile_axis(below, metric.removesuffix("_ms"), curves, ())
+            ends.append((below, labels))
         figure.suptitle(f"{c.load.name} through {c.profile.id}")
+        label_ends(figure, ends)
     return figure

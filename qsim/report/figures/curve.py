@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from qsim.report.figures.style import COLORS, blank_figure, style
+import numpy as np
+
+from qsim.report.figures.labels import EndLabel, label_ends
+from qsim.report.figures.palette import Look, gpu_dashes, method_look
+from qsim.report.figures.style import blank_figure, plain_log_axis, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,68 +19,95 @@ if TYPE_CHECKING:
 
 __all__ = ["curve_figure"]
 
-_LINES = ("-", "--", ":", "-.")
-
 
 def curve_figure(found: LoadCurve) -> Figure:
-    """Small multiples over requests/s, one line a fleet; a dot marks each fleet's knee."""
-    latencies: list[tuple[str, str, float | None]] = [
-        (str(s), f"{s.metric.upper()} {s.statistic}, ms", s.limit_ms) for s in found.slos
-    ] or [("p99_ttft_ms", "TTFT p99, ms", None), ("p99_tpot_ms", "TPOT p99, ms", None)]
+    """Small multiples over requests/s, one line a fleet; a large dot marks each fleet's knee.
+
+    Bands are the errors that the profiles state: of mean and p99 latencies, and of energy.
+    """
+    latencies: list[tuple[str, str, float | None, str]] = [
+        (str(s), f"{s.metric.upper()} {s.statistic}, ms", s.limit_ms, s.statistic)
+        for s in found.slos
+    ] or [
+        ("p99_ttft_ms", "TTFT p99, ms", None, "p99"),
+        ("p99_tpot_ms", "TPOT p99, ms", None, "p99"),
+    ]
     panels = [
         *latencies,
-        ("output_throughput", "output tokens/s", None),
-        ("joules_per_output_token", "J per output token", None),
+        ("output_throughput", "output tokens/s", None, ""),
+        ("joules_per_output_token", "J per output token", None, "energy"),
     ]
     rows = found.rows()
     wide = 2 if len(panels) <= 4 else 3
     high = -(-len(panels) // wide)
+    single = len({f.fleet.blank.gpu for f in found.fleets}) == 1
+    banded = False
     with style():
-        figure = blank_figure(4.6 * wide, 2.7 * high + 0.5)
+        named = 0.075 * max((len(f.name) + 4 for f in found.fleets), default=0)
+        figure = blank_figure((3.5 + named) * wide, 2.7 * high + 0.3)
         grid = figure.subplots(high, wide, squeeze=False, sharex=True)
         axes = list(grid.flat)
-        for ax, (key, title, limit) in zip(axes, panels, strict=False):
-            for i, fleet in enumerate(found.fleets):
+        ends: list[tuple[Axes, list[EndLabel]]] = []
+        for ax, (key, title, limit, kind) in zip(axes, panels, strict=False):
+            labels = []
+            for fleet in found.fleets:
                 own = [r for r in rows if r["fleet"] == fleet.name]
-                _line(ax, fleet, own, key, i)
+                error = fleet.fleet.blank.error_percent.get(kind)
+                dashes = (
+                    method_look(fleet.fleet.profile).dashes
+                    if single
+                    else gpu_dashes(fleet.fleet.blank.gpu)
+                )
+                labels += _line(ax, fleet, own, key, error, dashes)
+                banded = banded or bool(error and labels)
             if limit is not None:
                 ax.axhline(limit, color="#555555", linewidth=0.9, linestyle=(0, (4, 3)))
-                _log_axis(ax)
-            ax.set_title(title)
             ax.margins(x=0.02)
-            if limit is None:
+            if key != "output_throughput":
+                plain_log_axis(ax)
+            else:
                 ax.set_ylim(bottom=0)
+            ax.set_title(title)
+            ends.append((ax, labels))
         for ax in axes[len(panels) :]:
             ax.set_axis_off()
         for ax in grid[-1]:
             ax.set_xlabel("requests/s")
             ax.set_xlim(left=0)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
+        notes = [
+            *(["large dot: the highest rate within the SLOs"] if found.slos else []),
+            *(["band: the profile's stated error"] if banded else []),
+        ]
+        if notes:
+            figure.supxlabel("; ".join(notes), fontsize=8, color="#555555")
+        label_ends(figure, ends)
     return figure
 
 
-def _log_axis(ax: Axes) -> None:
-    """A logarithmic axis with numbers as people write them."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
-
-
 def _line(
-    ax: Axes, fleet: FleetCurve, rows: Sequence[dict[str, Any]], key: str, place: int
-) -> None:
-    color = COLORS[place % len(COLORS)]
+    ax: Axes,
+    fleet: FleetCurve,
+    rows: Sequence[dict[str, Any]],
+    key: str,
+    error_percent: float | None,
+    dashes: Any,
+) -> list[EndLabel]:
+    """Draw one fleet; where its name belongs."""
+    look: Look = method_look(fleet.fleet.profile)
     points = [(r["rate_rps"], r[key]) for r in rows if r[key] is not None]
     if not points:
-        return
-    x, y = zip(*points, strict=True)
-    ax.plot(x, y, color=color, linewidth=1.5, linestyle=_LINES[place // len(COLORS) % 4],
-            marker=".", markersize=4, label=f"{fleet.name} x {fleet.fleet.replicas}")  # fmt: skip
+        return []
+    x, y = (np.array(v, np.float64) for v in zip(*points, strict=True))
+    if error_percent:
+        share = error_percent / 100
+        ax.fill_between(x, y / (1 + share), y * (1 + share), color=look.color, alpha=0.13,
+                        linewidth=0)  # fmt: skip
+    ax.plot(x, y, color=look.color, linewidth=1.5, linestyle=dashes, marker=look.marker,
+            markersize=3.5, markerfacecolor=look.face)  # fmt: skip
     best = fleet.fleet.best
     knee = [(r["rate_rps"], r[key]) for r in rows if best and r["speed"] == best.speed]
     if knee and knee[0][1] is not None:
-        ax.plot(*knee[0], marker="o", markersize=7, color=color, markeredgecolor="white", zorder=5)
+        ax.plot(*knee[0], marker=look.marker, markersize=8, color=look.color,
+                markerfacecolor=look.face, zorder=5)  # fmt: skip
+    name = f"{fleet.name} x {fleet.fleet.replicas}"
+    return [EndLabel(name, float(x[-1]), float(y[-1]), look.text)]

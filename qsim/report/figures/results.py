@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsim.optimize.search.fleet_outcome import QUANTILES
+from qsim.report.figures.labels import EndLabel, label_ends
+from qsim.report.figures.palette import distinct_names, method_look, text_color
 from qsim.report.figures.style import COLORS, blank_figure, figure_svg, save_figure, style
+from qsim.report.figures.tails import Curve, percentile_axis, tail_of_quantiles, tail_of_values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,21 +24,18 @@ if TYPE_CHECKING:
 
 __all__ = ["figure_svg", "latency_figure", "plan_figure", "save_figure", "timeline_figure"]
 
-_TITLES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
-
 
 def latency_figure(result: SimulationResult, slos: Sequence[Slo] = ()) -> Figure:
-    """Distribution functions of TTFT, TPOT and E2EL, with the limits on them."""
-    at = np.linspace(0, 1, 401)
+    """TTFT, TPOT and E2EL by percentile, the tail spread out, with the limits on them."""
     with style():
         figure = blank_figure(10, 3)
         axes = figure.subplots(1, 3)
         for ax, name in zip(axes, ("ttft", "tpot", "e2el"), strict=True):
             values = result.metric(name)
+            curve = tail_of_values(values)
             if len(values):
-                ax.plot(np.quantile(values, at), at, color=COLORS[0], linewidth=1.6)
-            _limits(ax, name, slos)
-            _latency_axis(ax, name, values)
+                ax.step(*curve, where="pre", color=COLORS[0], linewidth=1.6)
+            percentile_axis(ax, name, [curve], slos)
     return figure
 
 
@@ -45,10 +46,10 @@ def timeline_figure(result: SimulationResult) -> Figure:
     with style():
         figure = blank_figure(10, 5.4)
         queue, kv, power = figure.subplots(3, 1, sharex=True)
-        queue.plot(t_s, t["running"], color=COLORS[0], linewidth=1.2, label="running")
-        queue.plot(t_s, t["waiting"], color=COLORS[1], linewidth=1.2, label="waiting")
+        shown = (("running", COLORS[0]), ("waiting", COLORS[1]))
+        for name, color in shown:
+            queue.plot(t_s, t[name], color=color, linewidth=1.2)
         queue.set_title("requests in the fleet")
-        queue.legend(loc="upper right", ncols=2)
         kv.fill_between(t_s, t["kv_usage"] * 100, color=COLORS[2], alpha=0.35, linewidth=0)
         kv.plot(t_s, t["kv_usage"] * 100, color=COLORS[2], linewidth=1.0)
         kv.set_title("KV cache in use, %, mean of the replicas")
@@ -58,22 +59,33 @@ def timeline_figure(result: SimulationResult) -> Figure:
         for ax in (queue, kv, power):
             ax.set_ylim(bottom=0)
             ax.margins(x=0)
+        if len(t_s):
+            label_ends(figure, [(queue, [
+                EndLabel(name, float(t_s[-1]), float(t[name][-1]), text_color(color))
+                for name, color in shown
+            ])])  # fmt: skip
     return figure
 
 
 def plan_figure(plan: Plan) -> Figure:
-    """The fleets of a plan side by side, and how each latency with an SLO is distributed."""
+    """The fleets of a plan side by side, and each latency with an SLO by percentile.
+
+    Thin lines on bars are the errors that the profiles state; dotted curves miss an SLO.
+    """
     shown = [c for c in plan.candidates if c.outcome is not None]
     fleets = [c for c in plan.candidates if c.feasible]
     limited = {s.metric for s in plan.slos} | set(dict(plan.goodput.limits if plan.goodput else ()))
     metrics = [m for m in ("ttft", "tpot", "e2el") if m in limited]
     metrics = metrics or ["e2el"]
-    color = {c.profile: COLORS[i % len(COLORS)] for i, c in enumerate(plan.candidates)}
+    names = _fleet_names(plan)
+    longest = 0.068 * max((len(n) for n in names.values()), default=0)
     with style():
         bars_height = 0.8 + 0.34 * max(2, len(fleets))
-        figure = blank_figure(10, bars_height + 3.7)
-        grid = figure.add_gridspec(2, 12, height_ratios=[bars_height, 3.0])
-        bars = [figure.add_subplot(grid[0, 3 * k : 3 * k + 3]) for k in range(4)]
+        tails_height = max(3.0, 0.15 * len(shown) + 0.8)
+        figure = blank_figure(9 + 2 * longest, bars_height + tails_height + 0.4)
+        halves: Any = figure.subfigures(2, 1, height_ratios=[bars_height, tails_height])
+        above, below = halves
+        bars = above.subplots(1, 4, sharey=True)
         for ax, (title, key) in zip(
             bars[:3],
             (
@@ -83,29 +95,32 @@ def plan_figure(plan: Plan) -> Figure:
             ),
             strict=True,
         ):
-            _bars(ax, title, fleets, key, plan, color)
-        _intervals(bars[3], fleets, plan, color)
-        for ax in bars[1:]:
-            for label in ax.get_yticklabels():
-                label.set_visible(False)
-        width = 12 // len(metrics)
-        for k, name in enumerate(metrics):
-            ax = figure.add_subplot(grid[1, k * width : (k + 1) * width])
+            _bars(ax, title, fleets, key)
+        _intervals(bars[3], fleets, plan)
+        bars[0].set_yticks(range(len(fleets)), [names[c.profile, id(c)] for c in fleets])
+        bars[0].set_ylim(max(len(fleets), 1) - 0.5, -0.5)  # the best on top
+        if not fleets:
+            bars[0].text(
+                0.02, 0.5, "no fleet meets the SLOs", ha="left", transform=bars[0].transAxes
+            )
+        panels = below.subplots(1, len(metrics), squeeze=False)[0]
+        ends: list[tuple[Axes, list[EndLabel]]] = []
+        for ax, name in zip(panels, metrics, strict=True):
+            curves, labels = [], []
             for c in shown:
-                values = c.outcome.quantiles.get(f"{name}_ms", []) if c.outcome else []
-                ax.plot(
-                    values,
-                    np.linspace(0, 1, len(values)),
-                    color=color[c.profile],
-                    linestyle="-" if c.feasible else ":",
-                    linewidth=1.5,
-                    label=_fleet_name(c, plan),
+                if (curve := _tail(c, name)) is None:
+                    continue
+                look = method_look(c.profile)
+                ax.plot(*curve, color=look.color, linewidth=1.5,
+                        linestyle=look.dashes if c.feasible else ":")  # fmt: skip
+                curves.append(curve)
+                labels.append(
+                    EndLabel(
+                        names[c.profile, id(c)], float(curve[0][-1]), float(curve[1][-1]), look.text
+                    )
                 )
-            _limits(ax, name, plan.slos)
-            ends = [c.outcome.quantiles.get(f"{name}_ms", []) for c in shown if c.outcome]
-            _latency_axis(ax, name, np.array([v for e in ends for v in e]))
-            if k == 0 and shown:
-                figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+            percentile_axis(ax, name, curves, plan.slos)
+            ends.append((ax, labels))
         t = plan.trace
         figure.suptitle(
             f"{t['name']}: {t['requests']:,} requests, SLO {', '.join(map(str, plan.goals))}",
@@ -113,68 +128,62 @@ def plan_figure(plan: Plan) -> Figure:
             ha="left",
             fontsize=11,
         )
+        label_ends(figure, ends)
     return figure
 
 
-def _limits(ax: Axes, name: str, slos: Sequence[Slo]) -> None:
-    """Each SLO on this latency as a dashed line, with a dot where the curve may not be right of."""
-    for slo in slos:
-        if slo.metric == name:
-            ax.axvline(slo.limit_ms, color="#444444", linestyle="--", linewidth=0.9)
-            if slo.quantile is not None:
-                ax.plot([slo.limit_ms], [slo.quantile], marker="o", color="#444444", markersize=4)
+def _tail(candidate: Candidate, name: str) -> Curve | None:
+    """1 / (1 - F) and ms of a fleet's latency; None without one."""
+    outcome = candidate.outcome
+    values = outcome.quantiles.get(f"{name}_ms", []) if outcome else []
+    if outcome is None or not values:
+        return None
+    return tail_of_quantiles(QUANTILES, values, int(outcome.summary["completed"]))
 
 
-def _latency_axis(ax: Axes, name: str, values: Any) -> None:
-    """A logarithmic axis when values spread over more than a decade and a half."""
-    ax.set_title(f"{_TITLES[name]}, share of requests")
-    ax.set_xlabel("ms")
-    ax.set_ylim(0, 1.01)
-    positive = values[values > 0]
-    if len(positive) and positive.max() > 30 * positive.min():
-        ax.set_xscale("log")
-        ax.xaxis.set_major_formatter("{x:g}")
-    else:
-        ax.set_xlim(left=0)
-
-
-def _bars(
-    ax: Axes, title: str, fleets: list[Candidate], key: Any, plan: Plan, color: dict[str, str]
-) -> None:
+def _bars(ax: Axes, title: str, fleets: list[Candidate], key: Any) -> None:
+    """A bar a fleet, with the error of energy that the profile states where it is of energy."""
     ax.set_title(title)
     ax.grid(visible=False, axis="y")
-    values = [key(c) or 0.0 for c in fleets]
-    names = [_fleet_name(c, plan) for c in fleets]
-    drawn = ax.barh(names, values, color=[color[c.profile] for c in fleets], height=0.62)
+    values = np.array([key(c) or 0.0 for c in fleets])
+    looks = [method_look(c.profile) for c in fleets]
+    error = np.array([c.error_percent.get("energy") or 0.0 for c in fleets]) / 100
+    around = np.array([values - values / (1 + error), values * error])
+    energy = not title.startswith("USD") and bool(error.any())
+    drawn = ax.barh(
+        range(len(fleets)), values, height=0.62,
+        color=["white" if v.hollow else v.color for v in looks],
+        edgecolor=[v.color for v in looks], linewidth=1.4,
+        xerr=around if energy else None, ecolor="#555555", error_kw={"elinewidth": 0.9},
+    )  # fmt: skip
     ax.bar_label(drawn, labels=[f"{v:.3g}" for v in values], padding=3, fontsize=8)
-    ax.margins(x=0.18)
-    ax.invert_yaxis()  # the best on top
-    if not fleets:
-        ax.text(0.5, 0.5, "no fleet meets the SLOs", ha="center", transform=ax.transAxes)
+    ax.margins(x=0.2)
+    ax.set_xlim(left=0)
 
 
-def _intervals(ax: Axes, fleets: list[Candidate], plan: Plan, color: dict[str, str]) -> None:
+def _intervals(ax: Axes, fleets: list[Candidate], plan: Plan) -> None:
     """Quality with its interval; a hollow dot for an estimate."""
     ax.set_title("quality, % of 16-bit")
     ax.grid(visible=False, axis="y")
     for i, c in enumerate(fleets):
         if c.quality is None:
             continue
-        q = c.quality
-        ax.plot([q.low_pct, q.high_pct], [i, i], color=color[c.profile], linewidth=1.6)
-        face = "white" if q.status == "estimated" else color[c.profile]
-        ax.plot([q.mean_pct], [i], "o", color=color[c.profile], markerfacecolor=face, markersize=5)
+        q, look = c.quality, method_look(c.profile)
+        ax.plot([q.low_pct, q.high_pct], [i, i], color=look.color, linewidth=1.6)
+        face = "white" if q.status == "estimated" else look.color
+        ax.plot([q.mean_pct], [i], "o", color=look.color, markerfacecolor=face, markersize=5)
     if plan.quality_goal is not None and plan.quality_goal.min_pct is not None:
         ax.axvline(plan.quality_goal.min_pct, color="#444444", linestyle="--", linewidth=0.9)
-    ax.set_yticks(range(len(fleets)), [_fleet_name(c, plan) for c in fleets])
-    ax.set_ylim(max(len(fleets), 1) - 0.5, -0.5)  # the best on top
 
 
-def _fleet_name(candidate: Candidate, plan: Plan) -> str:
-    several = len({(c.gpu, c.model) for c in plan.candidates}) > 1
-    name = candidate.profile if several else candidate.method
-    count = candidate.outcome.replicas if candidate.outcome else 0
-    return f"{count} x {name}" + ("" if candidate.feasible else " (misses)")
+def _fleet_names(plan: Plan) -> dict[tuple[str, int], str]:
+    """How many servers of what each fleet is; no two fleets have one name."""
+    names = distinct_names([c.profile for c in plan.candidates])
+    out = {}
+    for c, name in zip(plan.candidates, names, strict=True):
+        count = f"{c.outcome.replicas} x " if c.outcome else ""
+        out[c.profile, id(c)] = f"{count}{name}" + ("" if c.feasible else " (misses)")
+    return out
 
 
 def _scaled(value: float | None, factor: float) -> float | None:

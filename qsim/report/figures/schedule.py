@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim.optimize.schedule.tasks import BIN_S
-from qsim.report.figures.style import COLORS, blank_figure, style
+from qsim.report.figures.labels import EndLabel, label_ends
+from qsim.report.figures.palette import Look, method_look, policy_look
+from qsim.report.figures.style import blank_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,15 +39,15 @@ def servers_over_time(result: PolicyResult, pool: int) -> tuple[FloatArray, Floa
 
 
 def schedule_figure(found: Schedule) -> Figure:
-    """Rate, servers that are on, worst SLO by window and power of the timetable and others."""
+    """Rate, the timetable, servers of each policy, worst SLO by window and power over time."""
     p = found.problem
     shown = _shown(found)
-    color = {r.name: COLORS[k % len(COLORS)] for k, r in enumerate(shown)}
     hours = (np.arange(p.windows) + 0.5) * p.window_s / 3600
     with style():
-        figure = blank_figure(10, 9.5)
-        rate, pools, servers, ttft, slo, power = figure.subplots(
-            6, 1, sharex=True, height_ratios=[1, 1, 1.2, 1, 1, 1.2]
+        rows = [1.0, 1.0, *([0.55] * len(shown)), 1.0, 1.0, 1.2]
+        figure = blank_figure(10.5, 1.55 * sum(rows) + 0.5)
+        rate, pools, *policies, ttft, slo, power = figure.subplots(
+            len(rows), 1, sharex=True, height_ratios=rows
         )
         edges = np.arange(p.windows * round(p.window_s / 600) + 1) * 600.0
         if len(edges) < 3:
@@ -53,30 +55,52 @@ def schedule_figure(found: Schedule) -> Figure:
         counts, _ = np.histogram(p.trace.arrival_s, edges)
         rate.plot(edges[:-1] / 3600, counts / np.diff(edges), color="#444444", linewidth=1.0)
         rate.set_title("requests per second, mean of 10 minutes")
-        _pools(pools, found)
+        ends: list[tuple[Axes, list[EndLabel]]] = [(pools, _pools(pools, found))]
+        series: dict[str, list[EndLabel]] = {"ttft": [], "slo": [], "power": []}
+        most = 1.0
+        for ax, r in zip(policies, shown, strict=True):
+            look = policy_look(r.name)
+            most = max(most, _servers(ax, r, look))
+            ax.set_title(f"{r.name}: servers that are on, draining ones included", color=look.text)
         for r in shown:
-            look: Any = {"color": color[r.name], "label": r.name}
-            _servers(servers, r, look)
-            ttft.plot(hours, r.run.window_ttft_ms, marker=".", markersize=3, linewidth=0.9, **look)
+            look = policy_look(r.name)
+            drawn: Any = {"color": look.color}
             worst = [max(row) * 100 for row in r.run.window_ratios]
-            slo.plot(hours, worst, marker=".", markersize=3, linewidth=0.9, **look)
-            watts = np.array(r.run.power_w)
-            each = max(1, round(600 / BIN_S))
-            whole = len(watts) // each * each
-            mean = watts[:whole].reshape(-1, each).mean(axis=1) / 1000
-            at = (np.arange(len(mean)) + 0.5) * each * BIN_S / 3600
-            power.plot(at, mean, linewidth=1.1, **look)
-        servers.set_title("servers that are on, draining ones included")
-        servers.legend(loc="upper left", ncols=len(shown))
+            at, mean = _power_kw(r)
+            for ax, name, x, y in (
+                (ttft, "ttft", hours, r.run.window_ttft_ms),
+                (slo, "slo", hours, worst),
+                (power, "power", at, mean),
+            ):
+                small: Any = {} if ax is power else {"marker": ".", "markersize": 3}
+                ax.plot(x, y, linewidth=1.0, **drawn, **small)
+                known = [(u, v) for u, v in zip(x, y, strict=True) if v is not None and v == v]
+                if known:
+                    series[name].append(
+                        EndLabel(r.name, float(known[-1][0]), float(known[-1][1]), look.text)
+                    )
+        ends += [(ttft, series["ttft"]), (slo, series["slo"]), (power, series["power"])]
         ttft.set_title("TTFT p99 by window, ms")
         slo.set_title(f"worst of {', '.join(map(str, p.slos))} by window, % of its limit")
         slo.axhline(100, color="#444444", linestyle="--", linewidth=0.9)
         power.set_title("power of all GPUs, kW, mean of 10 minutes")
         power.set_xlabel("time, h")
-        for ax in (rate, pools, servers, ttft, slo, power):
+        for ax in (rate, pools, *policies, ttft, slo, power):
             ax.set_ylim(bottom=0)
             ax.margins(x=0)
+        for ax in policies:
+            ax.set_ylim(0, most * 1.1)
+        label_ends(figure, ends)
     return figure
+
+
+def _power_kw(result: PolicyResult) -> tuple[FloatArray, FloatArray]:
+    """Hours and the mean power of ten minutes, kW."""
+    watts = np.array(result.run.power_w)
+    each = max(1, round(600 / BIN_S))
+    whole = len(watts) // each * each
+    mean = watts[:whole].reshape(-1, each).mean(axis=1) / 1000
+    return (np.arange(len(mean)) + 0.5) * each * BIN_S / 3600, mean
 
 
 def _shown(found: Schedule) -> list[PolicyResult]:
@@ -88,27 +112,35 @@ def _shown(found: Schedule) -> list[PolicyResult]:
     return [found.best, *(chosen or list(others))[:_BESIDE]]
 
 
-def _pools(ax: Axes, found: Schedule) -> None:
-    """The timetable's servers by pool, stacked."""
+def _pools(ax: Axes, found: Schedule) -> list[EndLabel]:
+    """The timetable's servers by pool, stacked; a name beside each that is used."""
     p = found.problem
     edges = np.arange(p.windows + 1) * p.window_s / 3600
     base = np.zeros(p.windows)
     table = np.array(found.counts, float)
+    labels = []
     for k, choice in enumerate(found.choices):
         if table[:, k].any():
+            look = method_look(choice.name)
             ax.stairs(
-                base + table[:, k], edges, baseline=base, fill=True, alpha=0.6,
-                color=COLORS[(k + 2) % len(COLORS)], label=choice.shown,
+                base + table[:, k], edges, baseline=base, fill=True, alpha=0.75,
+                facecolor=look.color, edgecolor="white", hatch="//" if look.hollow else None,
             )  # fmt: skip
+            last = int(np.nonzero(table[:, k])[0][-1])
+            middle = float(base[last] + table[last, k] / 2)
+            labels.append(EndLabel(choice.shown, float(edges[last + 1]), middle, look.text))
             base = base + table[:, k]
     ax.set_title("the timetable: servers of each method")
-    ax.legend(loc="upper left", ncols=len(found.choices))
+    return labels
 
 
-def _servers(ax: Axes, result: PolicyResult, look: Any) -> None:
+def _servers(ax: Axes, result: PolicyResult, look: Look) -> float:
+    """Servers of all pools over time; the most of them."""
     series = [servers_over_time(result, k) for k in range(len(result.choices))]
     at = np.unique(np.concatenate([s[0] for s in series]))
     total = np.zeros(len(at))
     for times, counts in series:
         total += counts[np.searchsorted(times, at, side="right") - 1]
-    ax.step(at / 3600, total, where="post", linewidth=1.2, **look)
+    ax.fill_between(at / 3600, total, step="post", color=look.color, alpha=0.3, linewidth=0)
+    ax.step(at / 3600, total, where="post", linewidth=0.8, color=look.color)
+    return float(total.max())

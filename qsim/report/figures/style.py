@@ -15,11 +15,12 @@ from qsim.errors import MissingExtraError
 from qsim.files import atomic_path
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "blank_figure", "figure_svg", "save_figure", "style"]
+__all__ = ["COLORS", "blank_figure", "figure_svg", "plain_log_axis", "save_figure", "style"]
 
-# Okabe and Ito's colours, told apart by people with any colour vision
+# Okabe and Ito's colours, told apart by people with any colour vision; for what is no method
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _STYLE: Any = {
     "font.size": 9,
@@ -72,3 +73,19 @@ def blank_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def plain_log_axis(ax: Axes, axis: str = "y") -> None:
+    """A logarithmic axis with numbers as people write them, about five of them."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    (ax.set_yscale if axis == "y" else ax.set_xscale)("log")
+    low, high = ax.get_ylim() if axis == "y" else ax.get_xlim()
+    one = ax.yaxis if axis == "y" else ax.xaxis
+    subs: tuple[float, ...] = (1.0,) if high > 3000 * low else (1.0, 2.0, 5.0)
+    if high < 4 * low:
+        subs = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+    one.set_major_locator(LogLocator(subs=subs))
+    one.set_minor_locator(NullLocator())
+    one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    one.set_minor_formatter(NullFormatter())

@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qsim.report.figures.style import COLORS, blank_figure, style
+from qsim.report.figures.labels import EndLabel, label_ends
+from qsim.report.figures.palette import method_look
+from qsim.report.figures.style import COLORS, blank_figure, plain_log_axis, style
 from qsim.report.text.tune import profile_names
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from qsim.optimize.search.measures import Measure
     from qsim.optimize.search.study import Record
     from qsim.optimize.tune.result import TuneResult
 
 __all__ = ["tune_figure"]
 
-#: markers of the profiles, told apart without colour
-_MARKERS = "osD^vPX*<>hp"
+_MOST_PANELS = 3
+_LIMIT = "#444444"
+_PICKED = "#000000"
 
 
 def tune_figure(result: TuneResult, picked: Record | None = None) -> Figure:
-    """Trials by their first two objectives, the third as colour, and the front.
+    """Trials by their first objective and each further one, and the front of each pair as steps.
 
-    With one objective its values are drawn over the trials' numbers. Of more than three, the
-    others are not shown.
+    With one objective its values are drawn over the trials' numbers. Of more than four, the
+    others are not shown. A trial on the front of all objectives has a dark edge.
     """
     objectives = result.objectives
     front = result.front
+    pairs = min(len(objectives) - 1, _MOST_PANELS)
     with style():
-        figure = blank_figure(8.4, 5.2)
-        ax = figure.add_subplot()
-        if len(objectives) == 1:
-            _progress(ax, result)
-        else:
-            _scatter(figure, ax, result, front, picked)
+        figure = blank_figure(8.4, 4.6 if pairs < 2 else 1.0 + 3.1 * pairs)
         t = result.trace
         figure.suptitle(
             f"{t['name']}: {t['requests']:,} requests, {len(result.trials)} trials, "
@@ -45,77 +47,113 @@ def tune_figure(result: TuneResult, picked: Record | None = None) -> Figure:
             ha="left",
             fontsize=11,
         )
+        if not pairs:
+            _progress(figure.add_subplot(), result)
+            return figure
+        axes = figure.subplots(pairs, 1, sharex=True, squeeze=False)[:, 0]
+        ends = [(ax, _scatter(ax, result, k + 1, front, picked)) for k, ax in enumerate(axes)]
+        axes[-1].set_xlabel(_axis_title(objectives[0]))
+        figure.legend(handles=_key(result, picked), loc="outside lower left", ncols=4)
+        label_ends(figure, ends)
     return figure
 
 
 def _scatter(
-    figure: Figure, ax: Axes, result: TuneResult, front: list[Record], picked: Record | None
-) -> None:
-    x, y = result.objectives[:2]
-    third = result.objectives[2] if len(result.objectives) > 2 else None
+    ax: Axes, result: TuneResult, row: int, front: list[Record], picked: Record | None
+) -> list[EndLabel]:
+    """Draw the trials by the first objective and objective ``row``; names of the steps' corners."""
+    x, y = result.objectives[0], result.objectives[row]
     complete = [t for t in result.trials if t.complete]
     missed = [t for t in complete if not t.feasible]
     inside = [t for t in complete if t.feasible]
-    xs, ys = _column(missed, 0), _column(missed, 1)
-    ax.scatter(xs, ys, marker="x", s=22, color="#bbbbbb", linewidths=0.9,
-               label="misses a constraint" if missed else None)  # fmt: skip
+    ax.scatter(_column(missed, 0), _column(missed, row), marker="x", s=22, color="#bbbbbb",
+               linewidths=0.9)  # fmt: skip
     names = profile_names(result)
     numbers = {t.number for t in front}
-    shades: dict[str, Any] = {}
-    if third is not None:
-        values = _column(inside, 2)
-        if len(values):
-            shades = {"vmin": values.min(), "vmax": values.max(), "cmap": "viridis"}
-    drawn = None
-    for i, id_ in enumerate(result.choices):
-        mine = [t for t in inside if t.params["profile"] == id_]
-        if not mine:
-            continue
-        on = np.array([t.number in numbers for t in mine])
-        color: Any = _column(mine, 2) if third is not None else COLORS[i % len(COLORS)]
-        for part, size, alpha in ((~on, 20, 0.45), (on, 62, 1.0)):
-            if part.any():
-                drawn = ax.scatter(
-                    _column(mine, 0)[part], _column(mine, 1)[part], s=size, alpha=alpha,
-                    c=color[part] if third is not None else None,
-                    color=None if third is not None else color,
-                    marker=_MARKERS[i % len(_MARKERS)], linewidths=0.6,
-                    edgecolors="#222222" if size > 50 else "none", **shades,
-                )  # fmt: skip
-        ax.scatter([], [], marker=_MARKERS[i % len(_MARKERS)], s=40, label=names[id_],
-                   color="#666666" if third is not None else color)  # fmt: skip
-    if third is None and front:
-        line = sorted((t.values or ())[:2] for t in front)
-        ax.plot([p[0] for p in line], [p[1] for p in line], color="#444444", linewidth=0.9,
-                zorder=0, label="front")  # fmt: skip
-    elif drawn is not None and third is not None:
-        bar = figure.colorbar(drawn, ax=ax)
-        bar.set_label(f"{third.title} ({_better(third.maximize)})")
+    for id_ in result.choices:
+        look = method_look(id_)
+        for on, size in ((False, 20), (True, 52)):
+            mine = [t for t in inside if t.params["profile"] == id_ and (t.number in numbers) == on]
+            ax.scatter(_column(mine, 0), _column(mine, row), s=size, marker=look.marker,
+                       color=look.face, alpha=1.0 if on else 0.6, zorder=3 if on else 2,
+                       edgecolors="#222222" if on else look.color, linewidths=0.7)  # fmt: skip
+    steps = _steps(inside, row, x.maximize, y.maximize)
+    corners = [(t.values or ()) for t in steps]
+    if corners:
+        ax.step([c[0] for c in corners], [c[row] for c in corners], color=_LIMIT, linewidth=0.9,
+                where="pre" if x.maximize else "post", zorder=1)  # fmt: skip
     if picked is not None and picked.values:
-        ax.scatter([picked.values[0]], [picked.values[1]], s=190, facecolors="none",
-                   edgecolors=COLORS[1], linewidths=1.8, label="picked")  # fmt: skip
+        ax.scatter([picked.values[0]], [picked.values[row]], s=190, facecolors="none",
+                   edgecolors=_PICKED, linewidths=1.5, zorder=4)  # fmt: skip
     for limit in result.limits:
         if limit.measure.name == x.name:
-            ax.axvline(limit.value, color="#444444", linestyle="--", linewidth=0.9)
+            ax.axvline(limit.value, color=_LIMIT, linestyle="--", linewidth=0.9)
         if limit.measure.name == y.name:
-            ax.axhline(limit.value, color="#444444", linestyle="--", linewidth=0.9)
-    for axis, column, measure in ((ax.xaxis, 0, x), (ax.yaxis, 1, y)):
+            ax.axhline(limit.value, color=_LIMIT, linestyle="--", linewidth=0.9)
+    for axis, column in (("x", 0), ("y", row)):
         values = _column(inside or complete, column)
-        wide = len(values) and values.min() > 0 and values.max() > 30 * values.min()
+        wide = len(values) and values.min() > 0 and values.max() > 5 * values.min()
         if wide:
-            (ax.set_xscale if column == 0 else ax.set_yscale)("log")
-            axis.set_major_formatter("{x:g}")
-        axis.set_label_text(f"{measure.title} ({_better(measure.maximize)})")
-    _zoom(ax, inside)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+            plain_log_axis(ax, axis)
+    ax.set_title(_axis_title(y))
+    _zoom(ax, inside, row)
+    labels: list[EndLabel] = []
+    for t in steps:
+        id_ = str(t.params["profile"])
+        text = f"{result.pool(t).replicas} x {names[id_]}"
+        if not labels or labels[-1].text != text:  # one name for neighbours of one fleet
+            at = t.values or ()
+            labels.append(EndLabel(text, at[0], at[row], method_look(id_).text))
+    return labels
 
 
-def _zoom(ax: Axes, inside: list[Record]) -> None:
+def _steps(trials: Sequence[Record], row: int, more_x: bool, more_y: bool) -> list[Record]:
+    """The trials that no other is at least as good as in both objectives, in the order of x."""
+    sign_x, sign_y = (-1 if more_x else 1), (-1 if more_y else 1)
+
+    def both(trial: Record) -> tuple[float, float]:
+        values = trial.values or ()
+        return sign_x * values[0], sign_y * values[row]
+
+    found: list[Record] = []
+    for t in sorted(trials, key=both):
+        if not found or both(t)[1] < both(found[-1])[1]:
+            found.append(t)
+    return found if not more_x else found[::-1]
+
+
+def _key(result: TuneResult, picked: Record | None) -> list[Artist]:
+    """What the markers are; names beside the front say only which of them are on it."""
+    from matplotlib.lines import Line2D
+
+    names = profile_names(result)
+    drawn = {str(t.params["profile"]) for t in result.trials if t.feasible}
+    handles: list[Artist] = []
+    for id_ in result.choices:
+        if id_ in drawn:
+            look = method_look(id_)
+            handles.append(
+                Line2D([], [], linestyle="", marker=look.marker, color=look.color,
+                       markerfacecolor=look.face, label=names[id_])
+            )  # fmt: skip
+    handles.append(Line2D([], [], linestyle="", marker="o", color="#ffffff", markersize=7,
+                          markeredgecolor="#222222", label="on the front of all"))  # fmt: skip
+    if any(t.complete and not t.feasible for t in result.trials):
+        handles.append(
+            Line2D([], [], linestyle="", marker="x", color="#bbbbbb", label="misses a constraint")
+        )
+    if picked is not None:
+        handles.append(Line2D([], [], linestyle="", marker="o", markersize=11, label="picked",
+                              markerfacecolor="none", markeredgecolor=_PICKED))  # fmt: skip
+    return handles
+
+
+def _zoom(ax: Axes, inside: list[Record], row: int) -> None:
     """Leave overloaded fleets, which miss constraints by orders of magnitude, outside."""
     if not inside:
         return
     for column, scale, set_limits in ((0, ax.get_xscale(), ax.set_xlim),
-                                      (1, ax.get_yscale(), ax.set_ylim)):  # fmt: skip
+                                      (row, ax.get_yscale(), ax.set_ylim)):  # fmt: skip
         values = _column(inside, column)
         low, high = float(values.min()), float(values.max())
         if high > low:
@@ -124,6 +162,10 @@ def _zoom(ax: Axes, inside: list[Record]) -> None:
                 set_limits(low / factor, high * factor)
             else:
                 set_limits(low - 0.08 * (high - low), high + 0.08 * (high - low))
+
+
+def _axis_title(measure: Measure) -> str:
+    return f"{measure.title} ({_better(measure.maximize)})"
 
 
 def _progress(ax: Axes, result: TuneResult) -> None:
