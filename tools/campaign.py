@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--calibrate",
-        default=f"{sys.executable} -m qsim.cli.calibrate_run",
+        default=f"{sys.executable} -m qsim.cli.calibrate.run",
         help="the command in place of qsim calibrate run",
     )
     parser.add_argument(

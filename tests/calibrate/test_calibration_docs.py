@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from qsim.cli.calibrate_run import run
-from qsim.cli.calibrate_table import table
+from qsim.cli.calibrate.run import run
+from qsim.cli.calibrate.table import table
 from qsim.cli.methods import methods
 from tests.cli.helpers import qsim
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qsim.catalog.methods import METHODS
-from qsim.cli.calibrate_quality import quality as calibrate_quality
+from qsim.cli.calibrate.quality import quality as calibrate_quality
 from qsim.errors import QsimError
 from qsim.profiles.schema import Profile
 from qsim.quality.recovery import recovery

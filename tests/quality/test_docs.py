@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qsim.cli.calibrate_quality import quality as calibrate_quality
+from qsim.cli.calibrate.quality import quality as calibrate_quality
 from qsim.cli.quality import quality
 from qsim.quality.pool import components
 from qsim.quality.table import recovery_table

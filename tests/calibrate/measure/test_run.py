@@ -425,7 +425,7 @@ def test_one_bad_fit_does_not_keep_the_others_from_theirs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from qsim.calibrate import profiling
-    from qsim.cli.calibrate_run import _fit
+    from qsim.cli.calibrate.run import _fit
 
     def profile_of(folder: Path, out: Path) -> None:
         if folder.name == "a":

@@ -324,7 +324,7 @@ def _fit(folders: dict[str, Path]) -> dict[str, str]:
     return fitted
 
 
-if __name__ == "__main__":  # where only this module is wanted: python -m qsim.cli.calibrate_run ...
+if __name__ == "__main__":  # where only this module is wanted: python -m qsim.cli.calibrate.run ...
     from qsim.cli import main
 
     main(["calibrate", "run", *sys.argv[1:]], prog_name="qsim")
