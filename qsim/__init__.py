@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from qsim.profiles.lookup import list_profiles, load_profile
     from qsim.profiles.schema import Profile
     from qsim.scenario import Scenario
+    from qsim.sim.fleet.autoscaling import Autoscaler, ScalingPolicy, ScalingRules, Signal
     from qsim.sim.fleet.failures import Failure, Failures
+    from qsim.sim.fleet.lifecycle import Lifecycle
     from qsim.sim.fleet.pool import Pool
     from qsim.sim.results.result import SimulationResult
     from qsim.sim.results.slo import Slo
@@ -36,13 +38,18 @@ if TYPE_CHECKING:
     from qsim.traces import Trace, load_trace
 
 _WHERE = {
+    "Autoscaler": "qsim.sim.fleet.autoscaling",
     "EngineOptions": "qsim.sim.scheduler.config",
     "Failure": "qsim.sim.fleet.failures",
     "Failures": "qsim.sim.fleet.failures",
+    "Lifecycle": "qsim.sim.fleet.lifecycle",
     "Pool": "qsim.sim.fleet.pool",
     "Profile": "qsim.profiles.schema",
     "QsimError": "qsim.errors",
+    "ScalingPolicy": "qsim.sim.fleet.autoscaling",
+    "ScalingRules": "qsim.sim.fleet.autoscaling",
     "Scenario": "qsim.scenario",
+    "Signal": "qsim.sim.fleet.autoscaling",
     "SimulationResult": "qsim.sim.results.result",
     "Slo": "qsim.sim.results.slo",
     "Trace": "qsim.traces",
@@ -59,13 +66,18 @@ _WHERE = {
 }
 
 __all__ = [
+    "Autoscaler",
     "EngineOptions",
     "Failure",
     "Failures",
+    "Lifecycle",
     "Pool",
     "Profile",
     "QsimError",
+    "ScalingPolicy",
+    "ScalingRules",
     "Scenario",
+    "Signal",
     "SimulationResult",
     "Slo",
     "Trace",

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from qsim.bounds import shown
+from qsim.cli._autoscaler import autoscaler_from
 from qsim.cli._clients import failures_from
 from qsim.cli._command import Command
 from qsim.cli._common import write_json
@@ -141,6 +142,8 @@ def scenario_from(ctx: click.Context) -> Scenario:
         put_pools(data, ctx.params["pool_texts"], values)
     if (failures := failures_from(ctx.params)) is not None:
         values["failures"] = failures
+    if (autoscaler := autoscaler_from(ctx.params)) is not None:
+        values["autoscaler"] = autoscaler
     names = fill(data, command, values)
     for text in ctx.params["assignments"]:
         parse_set(data, text, Scenario)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.checks import check_ending
+from qsim.cli._autoscaler import autoscaler_options
 from qsim.cli._clients import client_options
 from qsim.cli._common import (
     backlog_option,
@@ -53,6 +54,7 @@ _GOES_ON = 12_000
 @slo_option
 @backlog_option
 @client_options
+@autoscaler_options
 @run_options
 @click.option("--json", "json_path", metavar="FILE", help="Write the summary; - for stdout.")
 @click.option("--requests", "requests_path", metavar="FILE",
@@ -98,6 +100,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
         raise ScenarioError(
             "neither --profile nor --pool is given; give one of them, or fleet.pools in a scenario"
         )
+    _check_start(given, scenario)
     pools = pools_of(scenario)
     steps: list[Step] | None = None
     if given["steps_path"] or given["timeline_path"]:
@@ -173,6 +176,15 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
         missed.insert(0, load.sentence())
     if missed and given["fail_on_slo"]:
         raise InfeasibleError("; ".join(missed))
+
+
+def _check_start(given: Mapping[str, Any], scenario: Scenario) -> None:
+    """Refuse a start-up time of servers that never start."""
+    fleet = scenario.fleet
+    if given["start_s"] is not None and fleet.autoscaler is None and fleet.failures is None:
+        raise ScenarioError(
+            "--start-s is given, and no server starts: give --autoscale, --failure or --mtbf"
+        )
 
 
 def _run_whole(

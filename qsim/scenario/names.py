@@ -17,6 +17,7 @@ from qsim.errors import ScenarioError
 from qsim.scenario.fields import Section
 from qsim.scenario.scenario import COMMANDS, Scenario
 from qsim.scenario.sections import PARTS
+from qsim.sim.fleet.autoscaling import Autoscaler
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.lifecycle import Lifecycle
 from qsim.sim.fleet.pool import Pool
@@ -43,6 +44,7 @@ _PLACES: dict[str, Place] = {
     "router": ("fleet", "router"),
     "pools": _POOLS,
     "failures": ("fleet", "failures"),
+    "autoscaler": ("fleet", "autoscaler"),
     **{name: (name,) for name in ("slos", "goodput", "allow_backlog", "seed")},
     **{name: ("accounts", name) for name in _ACCOUNTS},
 }  # fmt: skip
@@ -125,7 +127,7 @@ def _plain(value: Any) -> Any:
             "name": value.name, "sleeps": value.sleeps, "engine": value.options.to_dict(),
             "lifecycle": asdict(value.lifecycle),
         }  # fmt: skip
-    if isinstance(value, Failures):
+    if isinstance(value, Failures | Autoscaler):
         return _plain(asdict(value))
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
@@ -187,6 +189,7 @@ def _refuse_clients(command: str, scenario: Scenario) -> None:
         ("traffic.concurrency", scenario.traffic.concurrency),
         ("traffic.client_timeout_s", scenario.traffic.client_timeout_s),
         ("fleet.failures", scenario.fleet.failures),
+        ("fleet.autoscaler", scenario.fleet.autoscaler),
     ):
         if value is not None:
             raise ScenarioError(

@@ -160,7 +160,8 @@ class Scenario(Section):
             if k in wanted and not (k in COMMANDS and k != command and not v)
         }
         for pool, section in zip(data["fleet"].get("pools", ()), self.fleet.pools, strict=True):
-            if command != "schedule" and "lifecycle" not in section.model_fields_set:
+            starts = command == "schedule" or self.fleet.autoscaler is not None
+            if not starts and "lifecycle" not in section.model_fields_set:
                 del pool["lifecycle"]
         for name, section in [("", self), *((n, getattr(self, n)) for n in data if n in _SECTIONS)]:
             part = data[name] if name else data

@@ -21,6 +21,7 @@ from qsim.bounds import (
     Whole,
 )
 from qsim.checks import is_number
+from qsim.errors import ScenarioError
 from qsim.profiles.schema import Profile
 from qsim.scenario.fields import (
     Amount,
@@ -36,6 +37,7 @@ from qsim.scenario.fields import (
     size,
     text_or_number,
 )
+from qsim.sim.fleet.autoscaling import METRICS, Autoscaler, ScalingPolicy, ScalingRules, Signal
 from qsim.sim.fleet.failures import Failure, Failures
 from qsim.sim.fleet.lifecycle import Lifecycle
 from qsim.sim.fleet.router_spec import router_text
@@ -45,6 +47,7 @@ from qsim.traces.trace import Trace
 
 __all__ = ["Accounts", "Engine", "Fleet", "Lifetimes", "PoolSection", "ProfileName", "Traffic"]
 
+_DAY_S = 86_400
 ProfileName = Annotated[
     Any,
     one_or_a_file(
@@ -285,6 +288,133 @@ _Router = Annotated[
 ]
 
 
+class SignalSection(Section):
+    """A metric that an autoscaler looks at, and how much of it a server is to have."""
+
+    metric: Literal["requests", "waiting", "running", "kv_usage", "request_rate", "ttft"] = Field(
+        description="; ".join(f"{name}: {what}" for name, what in METRICS.items()) + "."
+    )
+    target: Factor = Field(description="Per server; of ttft that of the pool.")
+    window_s: Annotated[int, Whole(1, _DAY_S)] | None = Field(
+        default=None,
+        description="What request_rate and ttft are counted over, 60 unless given; what the others "
+        "are averaged over, the last value unless given.",
+    )
+    activation: Amount = Field(
+        default=0.0, description="keda: with no server, one starts above this."
+    )
+
+
+class ScalingPolicySection(Section):
+    """How fast the number of servers may change."""
+
+    type: Literal["Pods", "Percent"]
+    value: Annotated[int, Whole(1, 1_000_000)]
+    period_s: Annotated[int, Whole(1, 1800)]
+
+
+class ScaleUpSection(Section):
+    """When and how fast servers are added."""
+
+    stabilization_window_s: Annotated[int, Whole(0, 3600)] = Field(
+        default=60, description="Of what was wanted within this time, the least is done."
+    )
+    policies: Annotated[list[ScalingPolicySection], Items(100)] = Field(
+        default_factory=lambda: [
+            ScalingPolicySection(type="Percent", value=100, period_s=15),
+            ScalingPolicySection(type="Pods", value=4, period_s=15),
+        ]
+    )
+    select_policy: Literal["Max", "Min", "Disabled"] = "Max"
+
+
+class ScaleDownSection(Section):
+    """When and how fast servers are taken away."""
+
+    stabilization_window_s: Annotated[int, Whole(0, 3600)] = Field(
+        default=300, description="Of what was wanted within this time, the most is done."
+    )
+    policies: Annotated[list[ScalingPolicySection], Items(100)] = Field(
+        default_factory=lambda: [ScalingPolicySection(type="Percent", value=100, period_s=15)]
+    )
+    select_policy: Literal["Max", "Min", "Disabled"] = "Max"
+
+
+class AutoscalerSection(Section):
+    """How many servers of a pool are on: Kubernetes' HPA by itself, or driven by KEDA."""
+
+    signals: Annotated[list[SignalSection], Items(10)] = Field(
+        description="The one that wants most servers decides."
+    )
+    max_replicas: Annotated[int, Whole(1, MAX_REPLICAS)]
+    min_replicas: Annotated[int, Whole(0, MAX_REPLICAS)] = Field(
+        default=1, description="keda may have 0: requests then wait at the gateway."
+    )
+    kind: Literal["keda", "hpa"] = "keda"
+    scale_up: ScaleUpSection = Field(default_factory=ScaleUpSection)
+    scale_down: ScaleDownSection = Field(default_factory=ScaleDownSection)
+    tolerance: Annotated[float, Number(0.0, 1.0)] = Field(
+        default=0.1, description="Nothing changes while a metric is so near to its target."
+    )
+    sync_s: Annotated[int, Whole(1, _DAY_S)] = Field(
+        default=15, description="Between two looks of the HPA."
+    )
+    scrape_s: Annotated[int, Whole(0, _DAY_S)] = Field(
+        default=15, description="Between two scrapes of Prometheus; 0: it sees the present."
+    )
+    polling_s: Annotated[int, Whole(1, _DAY_S)] = Field(
+        default=30, description="keda: between two looks whether there is anything to do."
+    )
+    cooldown_s: Annotated[int, Whole(0, _DAY_S)] = Field(
+        default=300, description="keda: how long there is nothing before the last server goes."
+    )
+    provision_s: Annotated[float, Number(0.0, float(_DAY_S))] = Field(
+        default=0.0, description="Until a server's machine is there; then it starts."
+    )
+    pools: Annotated[list[Word], Items(64)] = Field(
+        default_factory=list, description="Names of the pools that are scaled; all unless given."
+    )
+    queue_metric: Word = Field(
+        default="inference_extension_flow_control_queue_size",
+        description="The gateway's metric of requests that wait for a server.",
+    )
+    arrivals_metric: Word = Field(
+        default="inference_objective_request_total",
+        description="The gateway's counter of requests that have come.",
+    )
+
+    def autoscaler(self) -> Autoscaler:
+        """As the simulator takes it.
+
+        Raises
+        ------
+        ScenarioError
+            If values do not go together, or a target is no multiple of 0.001.
+        """
+
+        def rules(section: ScaleUpSection | ScaleDownSection) -> ScalingRules:
+            if not section.policies:
+                raise ScenarioError(
+                    "policies of the autoscaler is empty; Kubernetes needs one: leave it out for "
+                    "the default, or give select_policy: Disabled for no change"
+                )
+            policies = tuple(ScalingPolicy(p.type, p.value, p.period_s) for p in section.policies)
+            return ScalingRules(section.stabilization_window_s, policies, section.select_policy)
+
+        found = Autoscaler(
+            tuple(Signal(s.metric, s.target, s.window_s, s.activation) for s in self.signals),
+            scale_up=rules(self.scale_up),
+            scale_down=rules(self.scale_down),
+            **{
+                name: getattr(self, name)
+                for name in type(self).model_fields
+                if name not in ("signals", "scale_up", "scale_down")
+            },
+        )
+        found.check_quantities()
+        return found
+
+
 class Fleet(Section):
     """Pools of servers behind one router."""
 
@@ -296,6 +426,9 @@ class Fleet(Section):
     )
     failures: FailuresSection | None = Field(
         default=None, description="simulate: servers that fail."
+    )
+    autoscaler: AutoscalerSection | None = Field(
+        default=None, description="simulate: says how many servers are on."
     )
 
 

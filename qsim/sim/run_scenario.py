@@ -13,6 +13,7 @@ from qsim.scenario.names import build
 from qsim.scenario.resolve import load_traffic, profile_name
 from qsim.sim.engine.steplog import Step
 from qsim.sim.fleet.admission import check_pools
+from qsim.sim.fleet.autoscaling import Autoscaler
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.pool import Pool
 from qsim.sim.results.result import SimulationResult
@@ -52,7 +53,7 @@ def pools_of(scenario: Scenario) -> list[Pool]:
 
 def fleet_of(scenario: Scenario) -> dict[str, Any]:
     """Arguments of a simulation beside the trace."""
-    failures = scenario.fleet.failures
+    failures, autoscaler = scenario.fleet.failures, scenario.fleet.autoscaler
     return {
         "pools": pools_of(scenario),
         "router": scenario.fleet.router,
@@ -61,6 +62,7 @@ def fleet_of(scenario: Scenario) -> dict[str, Any]:
         "concurrency": scenario.traffic.concurrency,
         "client_timeout_s": scenario.traffic.client_timeout_s,
         "failures": None if failures is None else failures.failures(),
+        "autoscaler": None if autoscaler is None else autoscaler.autoscaler(),
     }
 
 
@@ -77,6 +79,7 @@ def simulate(
     concurrency: int | None = None,
     client_timeout_s: float | None = None,
     failures: Failures | None = None,
+    autoscaler: Autoscaler | None = None,
     frontend: bool = True,
     progress: Callable[[float], None] | None = None,
     jump: bool = True,
@@ -90,8 +93,8 @@ def simulate(
         All of what is asked; or the traffic, and the next arguments say the rest.
     profile, replicas, pools, router, options, seed, too_long
         Of the fleet beside a trace: see :func:`qsim.sim.simulate.simulate`.
-    concurrency, client_timeout_s, failures
-        Of clients and servers that fail, beside a trace: see there.
+    concurrency, client_timeout_s, failures, autoscaler
+        Of clients, of servers that fail, and of how many are on, beside a trace: see there.
     frontend, progress, jump, step_log
         How it is simulated: see there.
 
@@ -106,7 +109,8 @@ def simulate(
     """
     beside = {"profile": profile, "replicas": replicas, "options": options}
     clients = {
-        "concurrency": concurrency, "client_timeout_s": client_timeout_s, "failures": failures
+        "concurrency": concurrency, "client_timeout_s": client_timeout_s, "failures": failures,
+        "autoscaler": autoscaler,
     }  # fmt: skip
     if isinstance(trace, Scenario):
         if any(v is not None for v in (*beside.values(), pools, *clients.values())):
@@ -119,6 +123,8 @@ def simulate(
                 raise ScenarioError(f"a pool is {shown(pool)}; must be a qsim.Pool")
         if failures is not None and not isinstance(failures, Failures):
             raise ScenarioError(f"failures is {shown(failures)}; must be a qsim.Failures")
+        if autoscaler is not None and not isinstance(autoscaler, Autoscaler):
+            raise ScenarioError(f"autoscaler is {shown(autoscaler)}; must be a qsim.Autoscaler")
         named = {"trace": trace, "router": router, "seed": seed, "too_long": too_long}
         asked = build("simulate", {**named, **clients, **beside, "pools": pools})
     return run(

@@ -13,11 +13,13 @@ from qsim.profiles.schema import Profile
 from qsim.sim.engine.steplog import Step
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import Setup, asked_pools, resolve_fleet
+from qsim.sim.fleet.autoscaling import Autoscaler
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.fleet import Fleet
-from qsim.sim.fleet.lifecycle import DRAINING, ON
+from qsim.sim.fleet.lifecycle import ASLEEP, DRAINING, OFF, ON
 from qsim.sim.fleet.parts import run_whole
 from qsim.sim.fleet.pool import Pool, ResolvedPool
+from qsim.sim.fleet.scaled import scaling_of
 from qsim.sim.fleet.server import Server
 from qsim.sim.fleet.sessions import in_order_of_arrival
 from qsim.sim.results.finished import (
@@ -60,6 +62,7 @@ def simulate(
     concurrency: int | None = None,
     client_timeout_s: float | None = None,
     failures: Failures | None = None,
+    autoscaler: Autoscaler | None = None,
     progress: Callable[[float], None] | None = None,
     jump: bool = True,
     step_log: list[Step] | None = None,
@@ -95,6 +98,8 @@ def simulate(
         up, and the server aborts the request.
     failures : Failures, optional
         Servers that fail.
+    autoscaler : Autoscaler, optional
+        Says how many servers are on; ``replicas`` are those at the beginning.
     progress : callable, optional
         Called now and then with the share of requests that have arrived.
     jump : bool
@@ -121,6 +126,7 @@ def simulate(
         concurrency=concurrency,
         client_timeout_s=client_timeout_s,
         failures=failures,
+        autoscaler=autoscaler,
     )
     if concurrency is not None and trace.turns is not None:
         raise ScenarioError(
@@ -171,6 +177,7 @@ def simulate(
         else [],
         outcomes=ended if tells_outcomes(setup, trace) else {},
         outages=outages_of(setup, fleet),
+        scaling=scaling_of(setup, fleet, begin_ps),
     )
 
 
@@ -244,6 +251,8 @@ def outages_of(setup: Setup, fleet: Fleet) -> Outages | None:
     lives = fleet.lives
     on_ps = sum(s.state_ps[ON] + s.state_ps[DRAINING] for s in lives.servers)
     all_ps = sum(sum(s.state_ps) for s in lives.servers)
+    if setup.autoscaler is not None:  # of the servers that are in use
+        all_ps -= sum(s.state_ps[OFF] + s.state_ps[ASLEEP] for s in lives.servers)
     return Outages(
         lives.failed,
         fleet.lost,

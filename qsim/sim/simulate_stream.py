@@ -14,14 +14,17 @@ from qsim.profiles.measured_range import BeyondMeasured
 from qsim.profiles.schema import Profile
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import asked_pools, resolve_fleet
+from qsim.sim.fleet.autoscaling import Autoscaler
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.fleet import Fleet
 from qsim.sim.fleet.pool import Pool
+from qsim.sim.fleet.scaled import scaling_of
 from qsim.sim.results.backlog import CLOSED_LOOP, Load, judge
 from qsim.sim.results.finished import outcome_notes
 from qsim.sim.results.latency import Latency
 from qsim.sim.results.outages import Outages, Windows
 from qsim.sim.results.pools import PoolSums
+from qsim.sim.results.scaling import Scaling
 from qsim.sim.results.slo import Slo, has_something
 from qsim.sim.results.streaming import Feed, Rows, Sums
 from qsim.sim.results.summary import parse_statistic, summarise
@@ -68,6 +71,8 @@ class StreamResult:
     outcomes: dict[str, int] = field(default_factory=dict)
     #: where servers fail
     outages: Outages | None = None
+    #: where an autoscaler says how many servers are on
+    scaling: Scaling | None = None
     _windows: Windows = field(default_factory=Windows)
 
     @property
@@ -132,6 +137,7 @@ def simulate_stream(
     concurrency: int | None = None,
     client_timeout_s: float | None = None,
     failures: Failures | None = None,
+    autoscaler: Autoscaler | None = None,
     slos: Sequence[Slo] = (),
     rows: Rows | None = None,
     progress: Callable[[int], None] | None = None,
@@ -148,7 +154,7 @@ def simulate_stream(
         On one clock, in order of arrival.
     profile, replicas, pools, router, options, seed, too_long, frontend
         As of :func:`qsim.simulate`.
-    concurrency, client_timeout_s, failures
+    concurrency, client_timeout_s, failures, autoscaler
         As of :func:`qsim.simulate`.
     slos : sequence of Slo
         What ``attainment`` and goodput are counted for.
@@ -172,6 +178,7 @@ def simulate_stream(
         concurrency=concurrency,
         client_timeout_s=client_timeout_s,
         failures=failures,
+        autoscaler=autoscaler,
     )
     feed = Feed(parts, setup.admission())
     first = next(feed, None)
@@ -214,6 +221,7 @@ def simulate_stream(
         load=judge(sums.flow) if concurrency is None else CLOSED_LOOP,
         outcomes=sums.outcomes if tells else {},
         outages=outages_of(setup, fleet),
+        scaling=scaling_of(setup, fleet, sums.begin_ps),
         _windows=sums.windows,
         pools=[] if by_pool is None else by_pool.rows(stats, duration_s),
     )

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qsim.sim.fleet.autoscaler import Observation
+from qsim.sim.fleet.autoscaling import Autoscaler, ScalingRules, Signal
+from qsim.sim.fleet.horizontal import PoolScaler, Reading
 
 __all__ = ["DAY_S", "Predictive", "Reactive", "Timetable"]
 
@@ -65,10 +67,10 @@ def _add(latest: deque[int], value: int, periods: float) -> None:
 class Reactive:
     """Autoscaling on the number of requests in the fleet, as KEDA and Kubernetes' HPA do it.
 
-    ``ceil(requests / target)`` servers of the one pool are wanted, where requests are those at the
-    servers and at the gateway, on average over ``average_s``. Nothing changes while that is within
-    ``tolerance`` of what is there (HPA's default, 10%). More are started at once; fewer are kept
-    only after all wishes of the last ``stabilisation_s`` were lower (HPA's default, 300 s).
+    The rules are those of :class:`qsim.sim.fleet.horizontal.PoolScaler` for the one pool, on the
+    requests at the servers and at the gateway, on average over ``average_s``, as they are when it
+    looks. More servers are started at once; fewer are kept only after all wishes of the last
+    ``stabilisation_s`` were lower (HPA's default, 300 s).
     """
 
     target: float
@@ -81,29 +83,38 @@ class Reactive:
     tolerance: float = 0.1
     pool: int = 0
     pools: int = 1
-    _wishes: deque[int] = field(default_factory=deque, repr=False)
-    _seen: deque[int] = field(default_factory=deque, repr=False)
+    _scaler: PoolScaler = field(init=False, repr=False)
+    _ticks: int = field(default=0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.initial()
 
     def _counts(self, n: int) -> tuple[int, ...]:
         return tuple(n if k == self.pool else 0 for k in range(self.pools))
 
     def initial(self) -> tuple[int, ...]:
         """``first``."""
-        self._wishes.clear()
-        self._seen.clear()
+        settings = Autoscaler(
+            (Signal("requests", self.target, max(1, round(self.average_s))),),
+            self.most,
+            self.least,
+            scale_up=ScalingRules(0, ()),
+            scale_down=ScalingRules(self.stabilisation_s, ()),
+            tolerance=self.tolerance,
+            sync_s=max(1, round(self.period_s)),
+            scrape_s=0,
+        )
+        self._scaler = PoolScaler(settings, self.first, remembers_first=False)
+        self._ticks = 0
         return self._counts(self.first)
 
     def decide(self, seen: Observation) -> tuple[int, ...]:
         """The highest wish of the stabilisation window."""
-        _add(self._seen, sum(seen.outstanding) + seen.held, self.average_s / self.period_s)
-        requests = sum(self._seen) / len(self._seen)
-        present = seen.on[self.pool] + seen.starting[self.pool]
-        wish = math.ceil(requests / self.target)
-        if present and abs(requests / (present * self.target) - 1) <= self.tolerance:
-            wish = present
-        wish = min(max(wish, self.least), self.most)
-        _add(self._wishes, wish, self.stabilisation_s / self.period_s)
-        return self._counts(max(self._wishes))
+        self._ticks += 1
+        now_s = self._ticks * self.period_s
+        requests = float(sum(seen.outstanding) + seen.held)
+        self._scaler.scrape(now_s, Reading({"requests": requests}))
+        return self._counts(self._scaler.sync(now_s, seen.on[self.pool], seen.starting[self.pool]))
 
 
 @dataclass

@@ -50,6 +50,7 @@ def simulation_text(
 ) -> str:
     """The summary of a simulation as a page of text."""
     s = summary
+    most = "up to " if s.get("autoscaler") else ""
     facts = [
         f"requests    {number(s['completed'])} completed, {number(s['failed'])} failed, "
         f"in {number(s['duration'])} s",
@@ -58,7 +59,7 @@ def simulation_text(
         f"{number(s['total_token_throughput'])} tokens/s in all",
         f"energy      {number(s['energy_j'])} J, {number(s['avg_power_w'])} W on average, "
         f"{number(s['joules_per_output_token'])} J per output token",
-        f"fleet       {number(s['gpus'])} GPU{'s' if s['gpus'] != 1 else ''}, "
+        f"fleet       {most}{number(s['gpus'])} GPU{'s' if s['gpus'] != 1 else ''}, "
         f"{number(s['preemptions'])} preemptions, "
         f"{number(s['cached_tokens'])} prompt tokens from the prefix cache",
     ]
@@ -66,6 +67,8 @@ def simulation_text(
         facts.append(f"clients     {_outcomes(s['outcomes'])}")
     if s.get("failures"):
         facts += _failure_lines(s["failures"])
+    if s.get("autoscaler"):
+        facts += _autoscaler_lines(s["autoscaler"])
     if load is not None and load.sentence():
         facts.append(fill(f"load        {load.sentence()}", " " * 12))
     latencies = table(["latency (ms)", "mean", "median", "p90", "p99"], latency_rows(s))
@@ -118,6 +121,27 @@ def _failure_lines(failures: Mapping[str, Any]) -> list[str]:
     ]
     if phases:
         lines.append(f"            within every limit: {', '.join(phases)} outages")
+    return lines
+
+
+def _autoscaler_lines(scaling: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for p in scaling["pools"]:
+        name = f"{p['pool']}: " if len(scaling["pools"]) > 1 else ""
+        lines += [
+            f"autoscaler  {name}{number(p['least_servers'])} to {number(p['most_servers'])} servers"
+            f" on, {number(p['mean_servers'])} on average; {number(p['scale_ups'])} times up, "
+            f"{number(p['scale_downs'])} down, {number(p['reversals'])} undone within 600 s",
+            f"            {number(p['server_hours'])} server-hours, {number(p['starting_hours'])} "
+            f"of them in {number(p['starts'])} starts ({number(p['starting_energy_j'])} J); "
+            f"{number(p['gpu_hours'])} GPU-hours",
+        ]
+    if scaling["held_requests"]:
+        lines.append(
+            f"            {number(scaling['held_requests'])} requests waited for a server to be "
+            f"on, {number(scaling['mean_held_s'])} s on average, at most "
+            f"{number(scaling['most_held_s'])} s; none was on for {number(scaling['none_on_s'])} s"
+        )
     return lines
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qsim import __version__
-from qsim.bounds import MAX_REQUESTS, MAX_SEED, shown
+from qsim.bounds import MAX_REPLICAS, MAX_REQUESTS, MAX_SEED, shown
 from qsim.catalog.versions import parse_version
 from qsim.checks import finite, whole
 from qsim.errors import ScenarioError, TraceError
 from qsim.profiles.measured_range import MeasuredRange
 from qsim.profiles.schema import Profile
 from qsim.sim.engine.clock import MOST_S
+from qsim.sim.fleet.autoscaling import Autoscaler
 from qsim.sim.fleet.failures import Failures
+from qsim.sim.fleet.horizontal import FleetScaler
 from qsim.sim.fleet.pool import Pool, ResolvedPool, resolve_pools
 from qsim.sim.fleet.router import check_router, check_weights
 from qsim.sim.scheduler.config import QUEUE_LIMITS, EngineOptions
@@ -44,6 +46,17 @@ class Setup:
     failures: Failures | None = None
     #: fill one server after the other, with so many requests per weight, instead of the router
     pack: int = 0
+    autoscaler: Autoscaler | None = None
+
+    def scaler(self) -> FleetScaler | None:
+        """What decides how many servers are on; None if all are for ever."""
+        if self.autoscaler is None:
+            return None
+        return FleetScaler(
+            self.autoscaler,
+            tuple(p.asked for p in self.pools),
+            tuple(p.first is not None for p in self.pools),
+        )
 
     def admission(self) -> Admission:
         """What takes its requests: those that every pool would take."""
@@ -119,9 +132,11 @@ class Setup:
                 run[option] = getattr(self, option)
         if self.failures is not None:
             run["failures"] = asdict(self.failures)
+        if self.autoscaler is not None:
+            run["autoscaler"] = asdict(self.autoscaler)
         if len(self.pools) == 1:
             config = first.config
-            fleet = {"profile": first.profile.id, "replicas": first.replicas}
+            fleet = {"profile": first.profile.id, "replicas": first.asked}
             settings = {n: getattr(config, n) for n in config.__dataclass_fields__}
         else:
             fleet = {"pools": [p.to_dict() for p in self.pools]}
@@ -146,6 +161,7 @@ def resolve_fleet(
     concurrency: int | None = None,
     client_timeout_s: float | None = None,
     failures: Failures | None = None,
+    autoscaler: Autoscaler | None = None,
 ) -> Setup:
     """Check the arguments of a simulation.
 
@@ -165,11 +181,61 @@ def resolve_fleet(
         whole("concurrency", concurrency, 1, MAX_REQUESTS)
     if client_timeout_s is not None:
         finite("client_timeout_s", client_timeout_s, 0.0, MOST_S, above=True)
+    if failures is not None and not isinstance(failures, Failures):
+        raise ScenarioError(f"failures is {shown(failures)}; must be a qsim.Failures")
+    if autoscaler is not None:
+        found = _scaled(found, autoscaler, router)
     if failures is not None:
-        if not isinstance(failures, Failures):
-            raise ScenarioError(f"failures is {shown(failures)}; must be a qsim.Failures")
         failures.listed(found)
-    return Setup(found, router, seed, too_long, frontend, concurrency, client_timeout_s, failures)
+    return Setup(
+        found,
+        router,
+        seed,
+        too_long,
+        frontend,
+        concurrency,
+        client_timeout_s,
+        failures,
+        autoscaler=autoscaler,
+    )
+
+
+def _scaled(
+    pools: tuple[ResolvedPool, ...], autoscaler: Autoscaler, router: str
+) -> tuple[ResolvedPool, ...]:
+    """The pools with as many servers as there may be of those that are scaled."""
+    if not isinstance(autoscaler, Autoscaler):
+        raise ScenarioError(f"autoscaler is {shown(autoscaler)}; must be a qsim.Autoscaler")
+    if router == "vllm":
+        raise ScenarioError(
+            "router is 'vllm' and an autoscaler is given; vLLM's own balancer drives engines "
+            "behind one API server, which no autoscaler adds to: take another router"
+        )
+    names = [p.name for p in pools]
+    for name in autoscaler.pools:
+        if name not in names:
+            raise ScenarioError(
+                f"pools of the autoscaler has {shown(name)}; must be of: {', '.join(names)}"
+            )
+    own = [p for p in pools if not autoscaler.pools or p.name in autoscaler.pools]
+    if len(own) > 1 and any(s.metric == "request_rate" for s in autoscaler.signals):
+        raise ScenarioError(
+            f"request_rate is that of the whole gateway, and the autoscaler scales {len(own)} "
+            "pools: take another signal, or name one pool in pools of the autoscaler"
+        )
+    most = autoscaler.max_replicas
+    for pool in own:
+        if pool.replicas > most:
+            raise ScenarioError(
+                f"replicas of {pool.name} is {pool.replicas}; must be <= max_replicas {most} of "
+                "the autoscaler"
+            )
+    servers = sum(most if p in own else p.replicas for p in pools)
+    whole("max_replicas of all pools", servers, 1, MAX_REPLICAS)
+    least = max(1, autoscaler.min_replicas)
+    return tuple(
+        replace(p, replicas=most, first=max(p.replicas, least)) if p in own else p for p in pools
+    )
 
 
 def _check_engines(pools: Sequence[ResolvedPool]) -> None:

@@ -8,7 +8,36 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Constant", "Observation", "Policy"]
+__all__ = ["Constant", "Observation", "Policy", "PoolSignals"]
+
+
+@dataclass(frozen=True)
+class PoolSignals:
+    """What the servers of one pool tell of themselves, as vLLM's ``/metrics`` does.
+
+    Attributes
+    ----------
+    running, waiting, kv_usage : float
+        ``vllm:num_requests_running``, ``vllm:num_requests_waiting`` and
+        ``vllm:kv_cache_usage_perc`` (a share, 0 to 1), summed over the servers that are on and
+        those that drain.
+    running_on, waiting_on, kv_usage_on : float
+        The same of those that are on.
+    first_tokens : int
+        Requests that have had their first token so far: ``vllm:time_to_first_token_seconds_count``.
+    ttft_s : float
+        The sum of their times from the server to the first token:
+        ``vllm:time_to_first_token_seconds_sum``.
+    """
+
+    running: float = 0.0
+    waiting: float = 0.0
+    kv_usage: float = 0.0
+    running_on: float = 0.0
+    waiting_on: float = 0.0
+    kv_usage_on: float = 0.0
+    first_tokens: int = 0
+    ttft_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +57,14 @@ class Observation:
     held : int
         Requests at the gateway, for want of a server that is on.
     arrivals : int64 array
-        Requests that came in each period of the policy so far; read only.
+        Requests that came in each period of the policy so far; read only. Empty where the end of
+        the trace is not known beforehand.
+    elapsed_s : float
+        Since the run began.
+    arrived : int
+        Requests that came so far.
+    signals : tuple of PoolSignals
+        For policies that ask for them; else empty.
     """
 
     now_s: float
@@ -40,6 +76,9 @@ class Observation:
     outstanding: tuple[int, ...]
     held: int
     arrivals: npt.NDArray[np.int64]
+    elapsed_s: float = 0.0
+    arrived: int = 0
+    signals: tuple[PoolSignals, ...] = ()
 
 
 class Policy(Protocol):

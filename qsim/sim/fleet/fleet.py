@@ -72,8 +72,8 @@ class Fleet:
     span_s : (float, float), optional
         First and last arrival of all parts, where they are known, for the timeline's bins.
     policy : Policy, optional
-        Says how many servers of each pool are on; all are unless given. Time and energy then count
-        from 0, to ``end_s`` at least.
+        Says how many servers of each pool are on; all are unless given, or what the setup's
+        autoscaler says. Time and energy then count from 0, to ``end_s`` at least.
     end_s : float
     bin_s : float, optional
         Width of the timeline's bins, s.
@@ -89,6 +89,11 @@ class Fleet:
     lost, retried : int
         Requests that were under way at a server that failed, each time; and how often one was sent
         again.
+    held, held_ps, longest_held_ps : int
+        Requests that waited for a server that is on; for how long, all together and at most.
+    first_tokens, ttft_ps : list of int
+        By pool, where a policy asks: how many requests have had their first token, and how long
+        after they were sent to a server, all together.
     """
 
     def __init__(
@@ -161,6 +166,9 @@ class Fleet:
         self._held: deque[tuple[int, int]] = deque()  # places and arrivals, while no server is on
         self._open = True
         self.lost = self.retried = 0
+        self.held = self.held_ps = self.longest_held_ps = 0
+        self.first_tokens, self.ttft_ps = [0] * len(pools), [0] * len(pools)
+        self._sent_ps: dict[int, int] = {}  # requests that have no token yet
 
         self._jump, self._step_log = jump and step_log is None, step_log
         self.replicas = [self._engine(i) for i in range(n)]
@@ -190,7 +198,18 @@ class Fleet:
         self._refresh_ps = _NEVER
         self._now_ps = 0  # when the router looks
         self._wakeups = WakeUps(n)
-        self.lives = Lives(self, pools, self._pool_of, policy, setup.failures, setup.seed, end_s)
+        scaler = setup.scaler() if policy is None else None
+        self.lives = Lives(
+            self,
+            pools,
+            self._pool_of,
+            policy or scaler,
+            setup.failures,
+            setup.seed,
+            end_s,
+            until_answered=scaler is not None,
+        )
+        self._times_first = scaler is not None and scaler.reads_ttft
         self._rare = self.lives.rare
         # nobody need know who has finished
         self._lags = n == 1 and self._jump and not (self._rare or self._tracks or self._answers)
@@ -377,6 +396,22 @@ class Fleet:
         """Requests that wait for a server that is on."""
         return len(self._held)
 
+    @property
+    def more_to_come(self) -> bool:
+        """Whether anything happens beside requests that wait for a server."""
+        return (
+            any(self.outstanding_requests)
+            or bool(self._coming)
+            or bool(self._deadlines)
+            or self._more is not None
+            or (self._next < self._end and not self._clients.sessions)
+        )
+
+    def look(self, now: int) -> None:
+        """A policy looks at the servers: what comes of that comes now at the earliest."""
+        if now > self._now_ps:
+            self._now_ps = now
+
     def _arrive(self, i: int, now: int) -> None:
         if self._times_out and self._columns.timeout_ps[i]:
             self._clients.sent(i, now, self._columns.timeout_ps[i])
@@ -388,6 +423,7 @@ class Fleet:
             self._plan_refresh(now)
         if not self._open:
             self._held.append((i, self._arrival_ps[i]))
+            self.held += 1
             return
         limits = self.limits
         if limits is not None and limits.shared and limits.rejects(self, -1, now):
@@ -422,6 +458,8 @@ class Fleet:
         self._ready_ps[target] = ready
         if self._tracks:
             self._under_way[target][i] = request
+        if self._times_first:
+            self._sent_ps[i] = now
         replica = self.replicas[target]
         replica.hand_in(request, ready, now)
         if not self._lags:
@@ -501,6 +539,10 @@ class Fleet:
         self._first_rows[i] = rows
         if self._begun is not None:
             self._begun(self._server[i], i)
+        if self._times_first:
+            pool = self._pool_of[self._server[i]]
+            self.first_tokens[pool] += 1
+            self.ttft_ps[pool] += time_ps - self._sent_ps.pop(i, time_ps)
         if self.limits is not None:
             self.limits.queued_tokens[self._server[i]] -= self._prompt[i]
 
@@ -607,6 +649,7 @@ class Fleet:
     def start_engine(self, i: int, now: int) -> Replica:
         """The engine of a server that is on from now: a new one, with an empty KV cache."""
         if self._used[i]:
+            self._forget(i)
             self.replicas[i] = self._engine(i)
             self.replicas[i].runs_ahead = self._runs_ahead
         self._used[i] = True
@@ -620,8 +663,16 @@ class Fleet:
             return
         self._router.only(servers)
         while self._held:
-            i, _ = self._held.popleft()
+            i, arrival = self._held.popleft()
+            self.held_ps += now - arrival
+            self.longest_held_ps = max(self.longest_held_ps, now - arrival)
             self._send(i, now)
+
+    def _forget(self, i: int) -> None:
+        """The server's KV cache is gone."""
+        forget = getattr(self._router, "forget", None)
+        if forget is not None:
+            forget(i)
 
     def lose(self, target: int, now: int) -> None:
         """The server fails: the requests under way are lost; clients send them again, or fail."""
@@ -636,9 +687,7 @@ class Fleet:
         lost, self._under_way[target] = self._under_way[target], {}
         self._wakeups.set(target, -1)
         self.replicas[target], self._used[target] = self._engine(target), False
-        forget = getattr(self._router, "forget", None)
-        if forget is not None:
-            forget(target)
+        self._forget(target)
         again = now + round(failures.retry_after_s * PS_PER_S)
         for i in lost:
             self.lost += 1

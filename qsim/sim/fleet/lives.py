@@ -16,7 +16,7 @@ from qsim.errors import ScenarioError
 from qsim.sim.engine.clock import MOST_S
 from qsim.sim.engine.events import REFRESH, At
 from qsim.sim.engine.timing import PS_PER_S
-from qsim.sim.fleet.autoscaler import Observation, Policy
+from qsim.sim.fleet.autoscaler import Observation, Policy, PoolSignals
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.lifecycle import ASLEEP, DRAINING, FAILED, OFF, ON, STARTING, WAKING
 from qsim.sim.fleet.pool import ResolvedPool
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lives"]
 
-#: how long after the trace's end a policy may leave requests waiting
+#: how long a policy may leave requests waiting after the trace's end, or after everything else
 _PATIENCE_PS = 3600 * PS_PER_S
 
 
@@ -49,6 +49,9 @@ class Lives:
     end_s : float
         With a policy: energy and rent are counted to this time, or to the last token if that is
         later.
+    until_answered : bool
+        With a policy: it is asked until the last request has ended, whenever that is, instead of
+        to the trace's end.
 
     Attributes
     ----------
@@ -69,6 +72,7 @@ class Lives:
         failures: Failures | None,
         seed: int,
         end_s: float,
+        until_answered: bool = False,
     ) -> None:
         self.env = simpy.Environment(initial_time=0)
         self._fleet = fleet
@@ -87,11 +91,18 @@ class Lives:
         self.failed = 0  # how often a server failed
         self._wanted: tuple[int, ...] = ()
         self._ticks = self._counted = 0
-        self._period_ps = self.end_ps = 0
+        self._period_ps = self.end_ps = self._start_ps = 0
+        self._periods_ps: list[int] = []
+        self._until_answered = until_answered
+        self._stuck_ps = -1  # since when nothing happens but that requests wait
+        self._reads_signals = bool(getattr(policy, "reads_signals", False))
+        self._provision_ps = round(getattr(policy, "provision_s", 0.0) * PS_PER_S)
         if policy is not None:
             self._period_ps = round(policy.period_s * PS_PER_S)
             if self._period_ps < 1:
                 raise ScenarioError(f"period_s is {policy.period_s!r}; must be > 0")
+            periods_s = getattr(policy, "periods_s", (policy.period_s,))
+            self._periods_ps = [round(s * PS_PER_S) for s in periods_s]
             if not end_s <= MOST_S:
                 raise ScenarioError(
                     f"end_s is {end_s!r}; must be at most {MOST_S:,.0f} s (104 days)"
@@ -108,19 +119,21 @@ class Lives:
         last_arrival_ps : int
             With a policy, which is asked until then: of the whole trace.
         """
+        self._start_ps = start_ps
         for server in self.servers:
             server.since_ps = start_ps
         if self._policy is None:
             for server in self.servers:
                 self._switch_on(server, start_ps)
         else:
-            self._last_ps = max(self.end_ps, last_arrival_ps)
-            self._history = np.zeros(self._last_ps // self._period_ps + 2, np.int64)
+            if not self._until_answered:
+                self._last_ps = max(self.end_ps, last_arrival_ps)
+                self._history = np.zeros(self._last_ps // self._period_ps + 2, np.int64)
             self._want(self._policy.initial())
             for number, count in enumerate(self._wanted):
                 for server in [s for s in self.servers if s.pool == number][:count]:
                     self._switch_on(server, start_ps)
-            self._plan_tick()
+            self._plan_tick(start_ps)
         self._tell(start_ps)
         if self._failures is not None:
             for number, at_s, for_s in self._failures.listed(self._pools):
@@ -145,7 +158,7 @@ class Lives:
     @property
     def goes_on(self) -> bool:
         """Whether events are to happen also after the last request has ended."""
-        return self._policy is not None
+        return self._policy is not None and not self._until_answered
 
     # ------------------------------------------------------------------ the policy
 
@@ -161,22 +174,40 @@ class Lives:
             self._wanted = counts
             self.decisions.append((int(self.env.now) / PS_PER_S, counts))
 
-    def _plan_tick(self) -> None:
-        now = int(self.env.now)
-        at = now - now % self._period_ps + self._period_ps
+    def _plan_tick(self, now: int) -> None:
+        """Ask the policy at the next multiple of one of its periods since the beginning."""
+        since = now - self._start_ps
+        at = now + min(p - since % p for p in self._periods_ps)
         held = self._fleet.held_requests
-        if now >= self._last_ps and not held:
+        if self._until_answered:
+            self._check_stuck(now, held)
+        elif now >= self._last_ps and not held:
             return
-        if now > self._last_ps + _PATIENCE_PS:
+        elif now > self._last_ps + _PATIENCE_PS:
             raise ScenarioError(
                 f"{held} requests wait for a server at the end of the trace, and the "
                 f"policy wants {self._wanted}: it must keep one on"
             )
         self._at(at, self._tick)
 
+    def _check_stuck(self, now: int, held: int) -> None:
+        """Refuse to wait for ever for a policy that sees nothing new and starts no server."""
+        stuck = held and not any(self._wanted) and not self._fleet.more_to_come
+        if not stuck:
+            self._stuck_ps = -1
+        elif self._stuck_ps < 0:
+            self._stuck_ps = now
+        elif now > self._stuck_ps + _PATIENCE_PS:
+            raise ScenarioError(
+                f"{held} requests wait at the gateway and no more come, and the autoscaler starts "
+                "no server for them: take a lower activation, a signal that counts requests which "
+                "wait, or min_replicas 1"
+            )
+
     def _tick(self) -> None:
         assert self._policy is not None
         now = int(self.env.now)
+        self._fleet.look(now)
         arrived = self._fleet.arrived
         if self._ticks < len(self._history):
             self._history[self._ticks] = arrived - self._counted
@@ -184,17 +215,20 @@ class Lives:
         self._ticks += 1
         self._want(tuple(self._policy.decide(self._observe(now))))
         self._steer(now)
-        self._plan_tick()
+        self._plan_tick(now)
 
     def _observe(self, now: int) -> Observation:
         pools = range(len(self._pools))
         counts = [self._counts(k) for k in pools]
+        signals: tuple[PoolSignals, ...] = ()
         waiting, outstanding = [0] * len(self._pools), [0] * len(self._pools)
-        for server in self.servers:
+        if self._reads_signals:
+            signals = tuple(self._signals(k, now) for k in pools)
+        for server in () if self._reads_signals else self.servers:
             if server.replica is not None:
                 waiting[server.pool] += server.replica.num_unscheduled(now)
                 outstanding[server.pool] += self._fleet.outstanding_requests[server.index]
-        history = self._history[: self._ticks]
+        history = self._history[: 0 if self._until_answered else self._ticks]
         history.flags.writeable = False
         return Observation(
             now / PS_PER_S,
@@ -206,7 +240,27 @@ class Lives:
             tuple(outstanding),
             self._fleet.held_requests,
             history,
+            (now - self._start_ps) / PS_PER_S,
+            self._fleet.arrived,
+            signals,
         )
+
+    def _signals(self, pool: int, now: int) -> PoolSignals:
+        """What the metrics of a pool's servers say."""
+        running, waiting, kv_usage = [0, 0], [0, 0], [0.0, 0.0]  # on, draining
+        for server in self.servers:
+            replica = server.replica
+            if replica is None or server.pool != pool:
+                continue
+            k = int(server.state == DRAINING)
+            unscheduled = replica.num_unscheduled(now)
+            waiting[k] += unscheduled
+            running[k] += self._fleet.outstanding_requests[server.index] - unscheduled
+            kv_usage[k] += replica.kv_usage(now)
+        return PoolSignals(
+            sum(running), sum(waiting), sum(kv_usage), running[0], waiting[0], kv_usage[0],
+            self._fleet.first_tokens[pool], self._fleet.ttft_ps[pool] / PS_PER_S,
+        )  # fmt: skip
 
     def _counts(self, pool: int) -> tuple[int, int, int, int]:
         states = [s.state for s in self.servers if s.pool == pool]
@@ -231,6 +285,9 @@ class Lives:
                     break
                 self._start(server, now)
                 missing -= 1
+            if self._until_answered:
+                self._remove_newest(len(present) + len(coming) - wanted, coming, present, now)
+                continue
             # those that are still coming are never called off: they would have cost for nothing
             spare = min(len(present), len(present) + len(coming) - wanted)
             if spare > 0:
@@ -242,6 +299,24 @@ class Lives:
                 for server in present[:spare]:
                     self._drain(server, now)
 
+    def _remove_newest(
+        self, spare: int, coming: list[Server], present: list[Server], now: int
+    ) -> None:
+        """Take servers out of use as a ReplicaSet does.
+
+        First those that do not answer yet, then those that began to last
+        (pkg/controller/controller_utils.go, ``ActivePodsWithRanks``).
+        """
+        for servers in (coming, present):
+            for server in sorted(servers, key=lambda s: (-s.since_ps, -s.index)):
+                if spare <= 0:
+                    return
+                spare -= 1
+                if server.state == ON:
+                    self._drain(server, now)
+                else:
+                    self._enter(server, OFF if server.state == STARTING else ASLEEP, now)
+
     # ------------------------------------------------------------------ from state to state
 
     def _start(self, server: Server, now: int) -> None:
@@ -251,6 +326,7 @@ class Lives:
         server.wakes += asleep
         server.starts += not asleep
         delay = round((cycle.wake_s if asleep else cycle.start_s) * PS_PER_S)
+        delay += 0 if asleep else self._provision_ps
         self._later(server, now + delay, lambda at: self._turn_on(server, at))
 
     def _turn_on(self, server: Server, now: int) -> None:
@@ -282,7 +358,12 @@ class Lives:
         """
         pool = self._pools[server.pool]
         at = now + round(max(pool.lifecycle.stop_s, 1.0) * PS_PER_S)
-        self._later(server, at, lambda at: self._enter(server, ASLEEP if pool.sleeps else OFF, at))
+        self._later(server, at, lambda at: self._stopped(server, at))
+
+    def _stopped(self, server: Server, now: int) -> None:
+        self._enter(server, ASLEEP if self._pools[server.pool].sleeps else OFF, now)
+        if self._until_answered:
+            self._steer(now)  # another one may have had to wait for its place
 
     def _plan_failure(self, server: Server, at_ps: int, for_s: float) -> None:
         def fail() -> None:
@@ -299,6 +380,8 @@ class Lives:
         self._enter(server, FAILED, now)
         self._tell(now)
         self._later(server, now + round(for_s * PS_PER_S), lambda at: self._repaired(server, at))
+        if self._policy is not None:
+            self._steer(now)  # who replaces it does not wait for the policy's next look
 
     def _repaired(self, server: Server, now: int) -> None:
         if self._policy is None:
@@ -306,6 +389,7 @@ class Lives:
         else:  # which starts it, or has started another
             self._enter(server, OFF, now)
             self.outages.append((server.index, self.down.pop(server.index), now))
+            self._steer(now)
 
     def _tell(self, now: int) -> None:
         """Let the router know who takes requests."""

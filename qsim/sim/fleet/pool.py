@@ -83,7 +83,9 @@ class ResolvedPool:
     config : EngineConfig
         vLLM's settings, all of them.
     replicas, weight, lifecycle, sleeps
-        As of :class:`Pool`.
+        As of :class:`Pool`; where an autoscaler scales the pool, ``replicas`` is the most.
+    first : int, optional
+        Servers at the beginning, where an autoscaler scales the pool.
     """
 
     name: str
@@ -93,6 +95,12 @@ class ResolvedPool:
     weight: float = 1.0
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     sleeps: bool = False
+    first: int | None = None
+
+    @property
+    def asked(self) -> int:
+        """Servers that were asked for: those at the beginning."""
+        return self.replicas if self.first is None else self.first
 
     @property
     def gpus(self) -> int:
@@ -104,7 +112,7 @@ class ResolvedPool:
         return {
             "name": self.name,
             "profile": self.profile.id,
-            "replicas": self.replicas,
+            "replicas": self.asked,
             "weight": self.weight,
             **asdict(self.config),
         }

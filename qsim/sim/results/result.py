@@ -17,6 +17,7 @@ from qsim.sim.results.backlog import CLOSED_LOOP, Flow, Load, judge
 from qsim.sim.results.itl import Gaps
 from qsim.sim.results.outages import Outages, Windows
 from qsim.sim.results.requests import COLUMNS, request_writer
+from qsim.sim.results.scaling import Scaling
 from qsim.sim.results.slo import Slo, within
 from qsim.sim.results.summary import PERCENTILES, exact_percentiles, parse_statistic, summarise
 
@@ -70,6 +71,8 @@ class SimulationResult:
     outcomes: dict[str, int] = field(default_factory=dict)
     #: where servers fail
     outages: Outages | None = None
+    #: where an autoscaler says how many servers are on
+    scaling: Scaling | None = None
 
     @property
     def energy_j(self) -> float:

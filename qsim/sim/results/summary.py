@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qsim.profiles.measured_range import BeyondMeasured
     from qsim.sim.results.backlog import Load
     from qsim.sim.results.outages import Outages, Windows
+    from qsim.sim.results.scaling import Scaling
     from qsim.sim.results.slo import Slo
 
 __all__ = ["PERCENTILES", "Run", "exact_percentiles", "parse_statistic", "summarise"]
@@ -61,6 +62,10 @@ class Run(Protocol):
     @property
     def outages(self) -> Outages | None:
         """Where servers fail."""
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """Where an autoscaler says how many servers are on."""
 
     def windows(self, slos: Sequence[Slo]) -> Windows:
         """Requests before, during and after outages."""
@@ -194,6 +199,8 @@ def summarise(run: Run, slos: Sequence[Slo] = ()) -> dict[str, Any]:
         out["failures"] = run.outages.to_dict()
         if slos:
             out["failures"] |= run.windows(slos).to_dict()
+    if run.scaling is not None:
+        out["autoscaler"] = run.scaling.to_dict()
     if run.pools:
         out["pools"] = run.pools
     if (uneven := hot_spots(run.replica_stats)) is not None:
