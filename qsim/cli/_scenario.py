@@ -143,7 +143,7 @@ def scenario_from(ctx: click.Context) -> Scenario:
     if (failures := failures_from(ctx.params)) is not None:
         values["failures"] = failures
     if (autoscaler := autoscaler_from(ctx.params)) is not None:
-        values["autoscaler"] = autoscaler
+        values["autoscale"] = autoscaler
     names = fill(data, command, values)
     for text in ctx.params["assignments"]:
         parse_set(data, text, Scenario)

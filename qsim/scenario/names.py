@@ -44,7 +44,7 @@ _PLACES: dict[str, Place] = {
     "router": ("fleet", "router"),
     "pools": _POOLS,
     "failures": ("fleet", "failures"),
-    "autoscaler": ("fleet", "autoscaler"),
+    "autoscale": ("fleet", "autoscaler"),
     **{name: (name,) for name in ("slos", "goodput", "allow_backlog", "seed")},
     **{name: ("accounts", name) for name in _ACCOUNTS},
 }  # fmt: skip

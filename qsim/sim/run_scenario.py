@@ -110,7 +110,7 @@ def simulate(
     beside = {"profile": profile, "replicas": replicas, "options": options}
     clients = {
         "concurrency": concurrency, "client_timeout_s": client_timeout_s, "failures": failures,
-        "autoscaler": autoscaler,
+        "autoscale": autoscaler,
     }  # fmt: skip
     if isinstance(trace, Scenario):
         if any(v is not None for v in (*beside.values(), pools, *clients.values())):

@@ -89,6 +89,7 @@ def test_every_option_that_decides_a_result_has_a_place_and_its_default(command:
         "save_scenario",
         "pool_texts",
         "failure_texts",
+        "autoscale_text",
         "mtbf_s",
         "repair_s",
         "retries",
