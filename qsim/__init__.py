@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qsim.optimize.capacity.curve import curve
     from qsim.optimize.plan.planning import plan
     from qsim.optimize.schedule.scheduling import schedule
+    from qsim.optimize.study.studying import study
     from qsim.optimize.sweep.sweeping import sweep
     from qsim.optimize.tune.tuning import tune
     from qsim.profiles.lookup import list_profiles, load_profile
@@ -61,6 +62,7 @@ _WHERE = {
     "plan": "qsim.optimize.plan.planning",
     "schedule": "qsim.optimize.schedule.scheduling",
     "simulate": "qsim.sim.run_scenario",
+    "study": "qsim.optimize.study.studying",
     "sweep": "qsim.optimize.sweep.sweeping",
     "tune": "qsim.optimize.tune.tuning",
 }
@@ -90,6 +92,7 @@ __all__ = [
     "plan",
     "schedule",
     "simulate",
+    "study",
     "sweep",
     "tune",
 ]

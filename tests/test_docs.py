@@ -100,7 +100,8 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["simulate", "plan", "capacity", "curve", "compare", "schedule", "tune", "sweep"]
+    "name",
+    ["simulate", "plan", "capacity", "curve", "compare", "schedule", "tune", "sweep", "study"],
 )
 def test_every_option_is_documented(name: str) -> None:
     command = main.get_command(click.Context(main), name)

@@ -58,6 +58,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Hold a benchmark's result or a recording beside its simulation.",
     ),
     "sweep": ("qsim.cli.sweep", "sweep", "Simulate every point of a grid, one row a run."),
+    "study": (
+        "qsim.cli.study",
+        "study",
+        "Show what quantization does to a model, from tasks to GPUs.",
+    ),
     "profiles": ("qsim.cli.profiles", "group", "List and show the calibrated profiles."),
     "traces": ("qsim.cli.traces", "group", "Describe, convert and synthesise request traces."),
     "quality": ("qsim.cli.quality", "quality", "Show how much quality each method keeps."),

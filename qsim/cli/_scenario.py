@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["ScenarioCommand", "save_scenario", "scenario_from", "shared_options", "write_outputs"]
 
 #: keys that only a file in sections has, not one of options
-_SECTIONS = {"traffic", "fleet", "slos", "accounts", "plan", "tune", "schedule", "sweep"}
+_SECTIONS = {"traffic", "fleet", "slos", "accounts", "plan", "tune", "schedule", "sweep", "study"}
 #: parameters whose place in a scenario has another name
 _RENAMED = {"prices_path": "price_list", "searched": "search"}
 #: options that say where results go or how the work is done, not what is computed
@@ -150,6 +150,8 @@ def scenario_from(ctx: click.Context) -> Scenario:
     scenario = Scenario.from_dict(data, names=names)
     if scenario.traffic.trace is None:
         for param in ctx.command.params:
+            if param.name == "trace" and isinstance(param.default, str):
+                return scenario.updated({"traffic.trace": param.default})
             if param.name == "trace":
                 raise click.MissingParameter(ctx=ctx, param=param)
     return scenario

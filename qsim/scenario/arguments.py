@@ -18,6 +18,7 @@ __all__ = [
     "PlanArguments",
     "ScheduleArguments",
     "SearchArguments",
+    "StudyArguments",
     "SweepArguments",
     "TuneArguments",
 ]
@@ -108,3 +109,20 @@ class SweepArguments(CommonArguments, total=False):
     """Of ``sweep``: see :class:`qsim.scenario.searches.SweepSection`."""
 
     lhs: int | None
+
+
+class StudyArguments(TypedDict, total=False):
+    """Of ``study``: see :class:`qsim.scenario.searches.StudySection`."""
+
+    gpus: Sequence[str]
+    methods: Sequence[str]
+    profiles: Sequence[Profile | str]
+    applications: Sequence[str]
+    levels: Sequence[str]
+    min_quality: float | None
+    beyond_measured: bool
+    prices: Mapping[str, float] | None
+    provider: str
+    router: str
+    options: EngineOptions | None
+    seed: int

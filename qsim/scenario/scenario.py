@@ -16,7 +16,13 @@ from qsim.errors import ScenarioError
 from qsim.profiles.schema import Profile
 from qsim.scenario.fields import MOST, Section, Word, empty_list
 from qsim.scenario.paths import paths_named, put_at
-from qsim.scenario.searches import PlanSection, ScheduleSection, SweepSection, TuneSection
+from qsim.scenario.searches import (
+    PlanSection,
+    ScheduleSection,
+    StudySection,
+    SweepSection,
+    TuneSection,
+)
 from qsim.scenario.sections import Accounts, Fleet, Traffic
 from qsim.sim.results.slo import Slo, parse_slos
 from qsim.traces.trace import Trace
@@ -24,7 +30,7 @@ from qsim.traces.trace import Trace
 __all__ = ["COMMANDS", "Scenario"]
 
 #: commands with a section of their own
-COMMANDS = ("plan", "tune", "schedule", "sweep")
+COMMANDS = ("plan", "tune", "schedule", "sweep", "study")
 _SECTIONS = ("traffic", *COMMANDS)
 #: what every resolved scenario says
 _ALWAYS = ("traffic", "fleet", "slos", "seed")
@@ -72,6 +78,7 @@ class Scenario(Section):
     tune: TuneSection = Field(default_factory=TuneSection)
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)
     sweep: SweepSection = Field(default_factory=SweepSection)
+    study: StudySection = Field(default_factory=StudySection)
 
     def __init__(self, **data: Any) -> None:
         try:

@@ -23,10 +23,19 @@ from qsim.scenario.fields import (
 )
 from qsim.scenario.sections import ProfileName
 
-__all__ = ["PlanSection", "ScheduleSection", "SearchSection", "SweepSection", "TuneSection"]
+__all__ = [
+    "PlanSection",
+    "ScheduleSection",
+    "SearchSection",
+    "StudySection",
+    "SweepSection",
+    "TuneSection",
+]
 
 #: what a timetable is compared with
 Policy = Literal["static", "reactive", "predictive", "consolidation", "mixed"]
+#: what a study shows
+Level = Literal["application", "workload", "parallelism", "hardware"]
 _Replicas = Annotated[int, Whole(1, MAX_REPLICAS)]
 _Gpus = Annotated[int, Whole(1, MAX_GPUS)]
 _Runs = Annotated[int, Whole(1, MAX_RUNS)]
@@ -164,4 +173,19 @@ class SweepSection(Section):
     lhs: _Runs | None = Field(
         default=None,
         description="Run so many points of a Latin hypercube instead of every combination.",
+    )
+
+
+class StudySection(SearchSection):
+    """``study``: what quantization does to a model; levels, findings, decisions.
+
+    ``min_quality`` is the floor of the decision table; findings and figures are of all methods.
+    """
+
+    applications: _Names = Field(
+        default_factory=list,
+        description="Tasks of the application level, such as chat; all of them unless given.",
+    )
+    levels: Annotated[list[Level], Items(MOST)] = Field(
+        default_factory=lambda: [*get_args(Level)], description="What is shown."
     )

@@ -86,6 +86,9 @@ COMMANDS: list[str] = [
     "--constraint gpus<=2 --pick knee --jobs 1 --max-replicas 2",
     "sweep {trace.csv} --profile {profile.json} --grid max_num_seqs=2,4 --jobs 1",
     "sweep {trace.csv} --profile {profile.json} --grid seed=0:3 --lhs 2 --jobs 1 --out out/s.csv",
+    "study {trace.csv} --profile {profile.json} --task code --level application --jobs 1 "
+    "--out out/study",
+    "study {chat.yaml} --level workload --jobs 1 --out out/study",
     "schedule {hours.csv} --profile {profile.json} --slo ttft:p99:9000 --max-replicas 2 --jobs 1",
     "schedule {hours.csv} --profile {profile.json} --slo ttft:p99:9000 --max-replicas 2 --jobs 1 "
     "--carbon-series {carbon.csv} --objective carbon --export csv",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["FIGURES", "Band", "Figure", "bands_dict"]
+__all__ = ["FIGURES", "Band", "Figure", "bands_dict", "rounded"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,11 @@ class Band:
 
     def to_dict(self) -> dict[str, float]:
         """JSON-ready, with six digits."""
-        return {k: _digits(getattr(self, k)) for k in ("value", "low", "high")}
+        return {k: rounded(getattr(self, k)) for k in ("value", "low", "high")}
 
 
-def _digits(value: float) -> float:
+def rounded(value: float) -> float:
+    """To the six digits that are written."""
     return float(f"{value:.6g}") if math.isfinite(value) else value
 
 

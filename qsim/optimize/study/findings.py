@@ -1,0 +1,96 @@
+"""Findings: claims of all levels, the strongest of each kind first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+from qsim.optimize.study.comparing import Claim
+from qsim.optimize.study.levels import Axis, Run
+from qsim.optimize.study.result import Finding, Level
+
+__all__ = ["KINDS", "MOST_BEYOND", "MOST_OF_A_KIND", "findings_of", "usable_runs"]
+
+#: kinds of findings; of equal rank within their kind they come in this order
+KINDS = (
+    "inversion", "crossing", "dominated", "loss of quality", "gain", "loss of speed", "sharding",
+    "hardware", "bursts",
+)  # fmt: skip
+#: so many of a kind are told
+MOST_OF_A_KIND = 5
+#: of the same methods, or of the same figure, as many of a kind
+_MOST_ALIKE = 2
+#: runs of which more of the steps lie beyond what was measured carry no finding
+MOST_BEYOND = 0.01
+
+
+def usable_runs(runs: Mapping[str, Run], answered: Mapping[str, float]) -> frozenset[str]:
+    """Runs that findings and decisions may rest on.
+
+    Left out are those beyond the measured range, and those that answered less of their traffic in
+    full than others did (what is too long for a server is rejected).
+    """
+    from qsim.optimize.study.common import ANSWERED
+
+    most: dict[str, float] = {}
+    for run in runs.values():
+        most[run.trace] = max(most.get(run.trace, 0.0), answered[run.id])
+    return frozenset(
+        r.id
+        for r in runs.values()
+        if r.beyond_measured <= MOST_BEYOND and answered[r.id] >= most[r.trace] - ANSWERED
+    )
+
+
+def findings_of(claims: Iterable[Claim], runs: Mapping[str, Run]) -> tuple[Finding, ...]:
+    """The strongest claims of each kind: first the first of every kind, then the second, ..."""
+    by_kind: dict[str, list[Claim]] = {k: [] for k in KINDS}
+    for claim in claims:
+        by_kind[claim.kind].append(claim)
+    chosen = {k: _varied(some) for k, some in by_kind.items()}
+    found: list[Finding] = []
+    for place in range(MOST_OF_A_KIND):
+        for kind in KINDS:
+            if place < len(chosen[kind]):
+                found.append(_finding(len(found) + 1, chosen[kind][place], runs))
+    return tuple(found)
+
+
+def _varied(claims: Sequence[Claim]) -> list[Claim]:
+    """The strongest, without many that say nearly the same."""
+    ordered = sorted(claims, key=lambda c: (-c.score, c.statement))
+    kept: list[Claim] = []
+    alike: dict[tuple[object, ...], int] = {}
+    for claim in ordered:
+        keys = [("methods", claim.gpu, frozenset(claim.methods)),
+                ("figure", claim.gpu, claim.figure, claim.axis),
+                ("first", claim.gpu, claim.methods[0])]  # fmt: skip
+        if any(alike.get(k, 0) >= _MOST_ALIKE for k in keys):
+            continue
+        for key in keys:
+            alike[key] = alike.get(key, 0) + 1
+        kept.append(claim)
+        if len(kept) == MOST_OF_A_KIND:
+            break
+    return kept
+
+
+def _finding(rank: int, claim: Claim, runs: Mapping[str, Run]) -> Finding:
+    weakest = min(claim.verdicts, key=lambda v: v.gap)
+    commands = (*(runs[r].command for r in claim.runs), *claim.commands)
+    return Finding(
+        rank,
+        claim.kind,
+        cast(Level, claim.level),
+        claim.gpu,
+        claim.methods,
+        claim.statement,
+        claim.numbers,
+        claim.figure,
+        float(f"{weakest.ratio:.4g}"),
+        float(f"{weakest.error_percent:.3g}"),
+        claim.runs,
+        commands,
+        cast("Axis | None", claim.axis),
+        claim.at,
+    )

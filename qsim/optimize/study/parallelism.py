@@ -1,0 +1,77 @@
+"""The parallelism level: tensor parallelism against replicas on the same number of GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from qsim.optimize.study.common import Context, busy_rate
+from qsim.optimize.study.contenders import Contender
+from qsim.optimize.study.figures import Band
+from qsim.optimize.study.levels import Load, ParallelismRow
+from qsim.optimize.study.runner import Asked
+from qsim.optimize.study.traffics import MainTraffic
+from qsim.optimize.study.workload import main_clients
+
+__all__ = ["parallel_saturation", "parallelism_rows", "sharded"]
+
+LEVEL = "parallelism"
+
+
+def sharded(contenders: Sequence[Contender], gpu: str) -> tuple[Contender, ...]:
+    """All sizes of a GPU type, if there are several."""
+    some = tuple(c for c in contenders if c.gpu == gpu)
+    return some if len({c.tensor_parallel_size for c in some}) > 1 else ()
+
+
+def _gpus(some: Sequence[Contender]) -> int:
+    """GPUs of every layout: those of the largest server."""
+    return max(c.tensor_parallel_size for c in some)
+
+
+def _layouts(some: Sequence[Contender]) -> list[tuple[Contender, int]]:
+    """Servers that fill these GPUs, and how many of each."""
+    gpus = _gpus(some)
+    return [(c, gpus // c.tensor_parallel_size) for c in some if gpus % c.tensor_parallel_size == 0]
+
+
+def parallel_saturation(
+    context: Context, some: Sequence[Contender], traffic: MainTraffic
+) -> list[Asked]:
+    """Every layout of one GPU type with so many clients that all batches are full."""
+    if not some:
+        return []
+    clients = main_clients(context, some, traffic) * _gpus(some)
+    requests = traffic.closed(context.sizes.closed_requests(clients))
+    return [(c, c.point(requests, replicas=n, concurrency=clients)) for c, n in _layouts(some)]
+
+
+def parallelism_rows(
+    context: Context,
+    groups: Mapping[str, Sequence[Contender]],
+    traffic: MainTraffic,
+    begin: float,
+    end: float,
+) -> tuple[ParallelismRow, ...]:
+    """Simulate all layouts at one rate that each carries, and put the rows together."""
+    wanted: list[tuple[Load, Asked]] = []
+    for some in groups.values():
+        full = parallel_saturation(context, some, traffic)
+        rate_rps = busy_rate(context, full)
+        if rate_rps is None:
+            continue
+        busy = traffic.at(rate_rps, context.sizes.requests)
+        wanted += [("busy", (c, c.point(busy, replicas=n))) for c, n in _layouts(some)]
+        wanted += [("saturated", asked) for asked in full]
+    context.runner.run(LEVEL, [asked for _, asked in wanted], begin, end)
+    rows = []
+    for load, (contender, point) in wanted:
+        outcome = context.outcome(point)
+        if outcome is not None:
+            size, tokens = contender.tensor_parallel_size, contender.kv_tokens
+            n = point.replicas
+            rows.append(ParallelismRow(
+                contender.gpu, contender.method, size, n, size * n, load,
+                Band(n * tokens.value, n * tokens.low, n * tokens.high),
+                outcome.run.id, outcome.figures,
+            ))  # fmt: skip
+    return tuple(rows)

@@ -1,0 +1,204 @@
+"""Runs the points of a study, each once, and keeps what came of them."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+from qsim import __version__
+from qsim.errors import InputError, ScenarioError
+from qsim.optimize.capacity.layout import usd_per_1m
+from qsim.optimize.search.drive import Progress
+from qsim.optimize.search.executor import TaskExecutor
+from qsim.optimize.search.run_journal import RunJournal
+from qsim.optimize.study.contenders import Contender
+from qsim.optimize.study.figures import Band, rounded
+from qsim.optimize.study.levels import Run
+from qsim.optimize.study.point import Point, PointTask, Traffic, run_point
+from qsim.traces.trace import Trace
+
+__all__ = ["Asked", "Outcome", "Runner"]
+
+#: a point, and the server that it is of
+Asked = tuple[Contender, Point]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a point.
+
+    Attributes
+    ----------
+    run : Run
+    figures : mapping
+        The run's values with their bands.
+    answered : float
+        Share of the requests that were answered in full; those that are too long are rejected.
+    """
+
+    run: Run
+    figures: Mapping[str, Band | None]
+    answered: float
+
+
+@dataclass
+class Runner:
+    """Simulates points.
+
+    Parameters
+    ----------
+    executor : TaskExecutor
+    journal : RunJournal
+        Finished points; those that are in it are not simulated again.
+    load : callable
+        The trace of a traffic; the same object for the same traffic.
+    seed, router, too_long
+        Of every simulation.
+    progress : callable, optional
+    """
+
+    executor: TaskExecutor
+    journal: RunJournal
+    load: Callable[[Traffic], Trace]
+    seed: int
+    router: str
+    too_long: str
+    progress: Progress | None = None
+    outcomes: dict[Point, Outcome] = field(default_factory=dict)
+    #: why points have no outcome, by point
+    failures: dict[Point, str] = field(default_factory=dict)
+    _prints: dict[int, tuple[Any, str]] = field(default_factory=dict)
+
+    def run(self, level: str, asked: Sequence[Asked], begin: float, end: float) -> None:
+        """Simulate what was not yet; ``begin`` and ``end`` are shares of the whole work.
+
+        Raises
+        ------
+        ScenarioError
+            If every one failed for the same reason.
+        """
+        wanted = {p: c for c, p in asked if p not in self.outcomes and p not in self.failures}
+        results = self._results(wanted, level, begin, end)
+        for point, contender in wanted.items():  # in this order, whatever was finished first
+            found = results[point]
+            if isinstance(found, str):
+                self.failures[point] = found
+            else:
+                self._keep(level, contender, point, found)
+        reasons = {results[p] for p in wanted if isinstance(results[p], str)}
+        if len(reasons) == 1 and all(isinstance(r, str) for r in results.values()):
+            raise ScenarioError(f"every one of {len(wanted)} runs failed: {reasons.pop()}")
+
+    def get(self, point: Point) -> Outcome | None:
+        """What came of a point; None if it failed."""
+        return self.outcomes.get(point)
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """Every run by id."""
+        return {o.run.id: o.run for o in self.outcomes.values()}
+
+    def _results(
+        self, wanted: Mapping[Point, Contender], level: str, begin: float, end: float
+    ) -> dict[Point, Any]:
+        """Figures, or why there are none, by point."""
+        results: dict[Point, Any] = {}
+        left = iter(wanted.items())
+        running: dict[Future[Any], tuple[Point, str]] = {}
+        more = True
+        while more or running:
+            while more and len(running) < self.executor.window:
+                following = next(left, None)
+                if following is None:
+                    more = False
+                    break
+                point, contender = following
+                try:
+                    task = self._task(contender, point)
+                except InputError as e:
+                    results[point] = str(e)
+                    continue
+                key = self._key(point, task)
+                known = self.journal.rows.get(key)
+                if known is not None:
+                    results[point] = known["error"] or known["figures"]
+                    continue
+                self.executor.share(task.trace)
+                self.executor.share(task.profile)
+                running[self.executor.submit(run_point, task)] = point, key
+            if running:
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    point, key = running.pop(future)
+                    results[point] = self._finished(key, future)
+            if self.progress is not None and wanted:
+                share = begin + (end - begin) * len(results) / len(wanted)
+                self.progress(share, f"{level}: {len(results)} of {len(wanted)} runs")
+        return results
+
+    def _finished(self, key: str, future: Future[Any]) -> Any:
+        try:
+            figures = future.result()
+        except InputError as e:
+            self.journal.add(key, {}, str(e))
+            return str(e)
+        self.journal.add(key, figures)
+        return figures
+
+    def _task(self, contender: Contender, point: Point) -> PointTask:
+        return PointTask(
+            self.load(point.traffic),
+            contender.profile,
+            point.replicas,
+            contender.options_of(point),
+            point.concurrency,
+            point.settle,
+            self.seed,
+            self.router,
+            self.too_long,
+        )
+
+    def _keep(self, level: str, contender: Contender, point: Point, found: Any) -> None:
+        values = dict(found["values"])
+        gpus = point.replicas * contender.tensor_parallel_size
+        usd = contender.usd_per_hour
+        values["usd_per_1m_output_tokens"] = usd_per_1m(
+            None if usd is None else usd * gpus, values["output_throughput"]
+        )
+        run = Run(
+            f"r{len(self.outcomes) + 1:04d}",
+            level,
+            contender.id,
+            contender.gpu,
+            contender.method,
+            contender.tensor_parallel_size,
+            point.replicas,
+            point.traffic.text,
+            point.command(self.seed, self.router, self.too_long),
+            {k: None if v is None else rounded(v) for k, v in values.items()},
+            found["load"],
+            found["beyond_measured"],
+            found["requests"],
+        )
+        bands = contender.bands(values, found["intervals"])
+        self.outcomes[point] = Outcome(run, bands, found["answered"])
+
+    def _key(self, point: Point, task: PointTask) -> str:
+        """What decides a point's figures."""
+        parts = (
+            point, task.options, task.seed, task.router, task.too_long,
+            self._print(task.trace), self._print(task.profile), __version__,
+        )  # fmt: skip
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+    def _print(self, value: Any) -> str:
+        """A hash of what a trace or a profile holds."""
+        known = self._prints.get(id(value))
+        if known is None or known[0] is not value:
+            known = value, hashlib.sha256(pickle.dumps(value, protocol=5)).hexdigest()
+            self._prints[id(value)] = known
+        return known[1]
