@@ -11,7 +11,7 @@ from typing import Any
 
 from qsim import __version__
 from qsim.errors import InputError, ScenarioError
-from qsim.optimize.capacity.layout import usd_per_1m
+from qsim.optimize.economics.prices import usd_per_1m
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.run_journal import RunJournal
