@@ -18,7 +18,6 @@ profiles are fitted on these.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -198,8 +197,3 @@ def _draw_typical(rows: int, mean_context: int, draws: int = 200) -> float:
         contexts *= mean_context / contexts.mean()
         shares.append(busiest_share(np.maximum(contexts, 1).astype(int), _HEADS))
     return float(np.mean(shares))
-
-
-def _typical_table(draws: int = 200) -> Sequence[Sequence[float]]:
-    """``_TYPICAL`` anew."""
-    return [[round(_draw_typical(n, c, draws), 2) for c in _CONTEXTS] for n in _ROWS]

@@ -143,12 +143,17 @@ def fit_spans(
     )
 
 
-def predict_ms(table: StepTable, spans: Spans) -> FloatArray:
-    """Predicted spans of all steps, throttled by ``table.x``; ms."""
+def _by_mode(spans: Spans) -> tuple[DecodeSpan, MixedSpan, MixedSpan]:
     decode, piecewise, eager = spans.decode.span, spans.piecewise.span, spans.eager.span
     assert isinstance(decode, DecodeSpan)
     assert isinstance(piecewise, MixedSpan)
     assert isinstance(eager, MixedSpan)
+    return decode, piecewise, eager
+
+
+def predict_ms(table: StepTable, spans: Spans) -> FloatArray:
+    """Predicted spans of all steps, throttled by ``table.x``; ms."""
+    decode, piecewise, eager = _by_mode(spans)
     out = np.empty(len(table))
     for mode, fitted in (
         (DECODE, spans.decode),
@@ -253,10 +258,7 @@ def mode_errors(
 
 
 def latency_of(spans: Spans) -> Latency:
-    decode, piecewise, eager = spans.decode.span, spans.piecewise.span, spans.eager.span
-    assert isinstance(decode, DecodeSpan)
-    assert isinstance(piecewise, MixedSpan)
-    assert isinstance(eager, MixedSpan)
+    decode, piecewise, eager = _by_mode(spans)
     return Latency(
         graph_sizes=list(GRAPH_SIZES),
         decode=decode,

@@ -66,11 +66,6 @@ class Scheduler(Rules):
         """Whether the decodes of the last batch ran as one group (decode_group.py)."""
         return self._grouped
 
-    @property
-    def blocks_of_next_decode(self) -> int:
-        """KV blocks that the next step takes if ``decode_horizon`` has just found one."""
-        return self._group.blocks_needed()
-
     def cached_tokens(self, request: Request) -> int:
         """Tokens of the prompt of a request that is not here which the prefix cache holds."""
         found = self._kv.lookup(request, request.prompt_tokens)

@@ -6,7 +6,7 @@ from qsim.traces.formats import canonical
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.reading.build import Reading, read_whole
 from qsim.traces.reading.columns import Column
-from qsim.traces.reading.kind import is_json, names_of
+from qsim.traces.reading.kind import has_columns, names_of
 from qsim.traces.reading.mapped import read_mapped
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
@@ -23,10 +23,7 @@ _COLUMNS = {
 
 def recognise(source: Source) -> bool:
     """Whether Azure's columns are there."""
-    if source.is_dir or is_json(source):
-        return False
-    names = {name.lower() for name in names_of(source)}
-    return {column.name.lower() for column in _COLUMNS.values()} <= names
+    return has_columns(source, (column.name for column in _COLUMNS.values()))
 
 
 def read(source: Source, options: ReadOptions) -> Trace:

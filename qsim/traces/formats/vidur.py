@@ -5,7 +5,7 @@ from __future__ import annotations
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.reading.build import Reading, read_whole
 from qsim.traces.reading.columns import Column
-from qsim.traces.reading.kind import is_json, names_of
+from qsim.traces.reading.kind import has_columns
 from qsim.traces.reading.mapped import read_mapped
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
@@ -22,9 +22,7 @@ _COLUMNS = {
 
 def recognise(source: Source) -> bool:
     """Whether Vidur's columns are there."""
-    if source.is_dir or is_json(source):
-        return False
-    return {c.name for c in _COLUMNS.values()} <= {n.lower() for n in names_of(source)}
+    return has_columns(source, (column.name for column in _COLUMNS.values()))
 
 
 def read(source: Source, options: ReadOptions) -> Trace:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from qsim.traces.reading.json_rows import first_objects
@@ -10,7 +10,7 @@ from qsim.traces.reading.parquet import MAGIC, parquet_columns
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.table import dialect_of
 
-__all__ = ["is_json", "is_parquet", "names_of"]
+__all__ = ["has_columns", "is_json", "is_parquet", "names_of"]
 
 
 def is_parquet(source: Source) -> bool:
@@ -30,6 +30,13 @@ def names_of(source: Source) -> list[str]:
     if "names" not in source.__dict__:  # asked by one format after the other
         source.__dict__["names"] = _names_of(source)
     return list(source.__dict__["names"])
+
+
+def has_columns(source: Source, columns: Iterable[str]) -> bool:
+    """Whether a table, CSV or Parquet, has all of these columns, in any case."""
+    if source.is_dir or is_json(source):
+        return False
+    return {c.lower() for c in columns} <= {n.lower() for n in names_of(source)}
 
 
 def _names_of(source: Source) -> list[str]:
