@@ -31,6 +31,7 @@ from qsim.sim.results.finished import (
 )
 from qsim.sim.results.outages import Outages
 from qsim.sim.results.pools import PoolUse, pool_rows_of_columns
+from qsim.sim.results.recovery import TimeCounts, backlog_recovery_s
 from qsim.sim.results.result import SimulationResult
 from qsim.sim.results.servers import Served
 from qsim.sim.scheduler.config import EngineOptions
@@ -151,6 +152,9 @@ def simulate(
     begin_ps = int(finished.arrival_ps[0])
     if fleet.limits is not None:
         notes += fleet.limits.notes()
+    flow = TimeCounts()
+    if failures is not None:
+        flow.add(finished.arrival_ps / PS_PER_S, finished.last_token_ps / PS_PER_S)
     ended = outcomes(finished)
     notes += outcome_notes(ended)
     output, admissible, finished = without_rejected(output, admissible, finished)
@@ -176,7 +180,7 @@ def simulate(
         if len(setup.pools) > 1
         else [],
         outcomes=ended if tells_outcomes(setup, trace) else {},
-        outages=outages_of(setup, fleet),
+        outages=outages_of(setup, fleet, flow),
         scaling=scaling_of(setup, fleet, begin_ps),
     )
 
@@ -244,8 +248,14 @@ def tells_outcomes(setup: Setup, trace: Trace) -> bool:
     return waits or setup.failures is not None
 
 
-def outages_of(setup: Setup, fleet: Fleet) -> Outages | None:
-    """What failed in a run; None where nothing can."""
+def outages_of(setup: Setup, fleet: Fleet, flow: TimeCounts) -> Outages | None:
+    """What failed in a run; None where nothing can.
+
+    Parameters
+    ----------
+    flow : TimeCounts
+        When its requests came and ended, on the run's clock.
+    """
     if setup.failures is None:
         return None
     lives = fleet.lives
@@ -259,7 +269,15 @@ def outages_of(setup: Setup, fleet: Fleet) -> Outages | None:
         fleet.retried,
         on_ps / all_ps if all_ps else 1.0,
         outages_s(fleet),
+        _recovery_s(setup, fleet, flow),
     )
+
+
+def _recovery_s(setup: Setup, fleet: Fleet, flow: TimeCounts) -> tuple[float | None, ...]:
+    outages = [(b - fleet.origin_s, e - fleet.origin_s) for _, b, e in outages_s(fleet)]
+    if setup.concurrency is not None:  # there are never more requests in the fleet than clients
+        return (None,) * len(outages)
+    return tuple(backlog_recovery_s(flow, outages))
 
 
 def outages_s(fleet: Fleet) -> tuple[tuple[int, float, float], ...]:

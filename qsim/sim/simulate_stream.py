@@ -220,7 +220,7 @@ def simulate_stream(
         _good=sums.good,
         load=judge(sums.flow) if concurrency is None else CLOSED_LOOP,
         outcomes=sums.outcomes if tells else {},
-        outages=outages_of(setup, fleet),
+        outages=outages_of(setup, fleet, sums.in_fleet),
         scaling=scaling_of(setup, fleet, sums.begin_ps),
         _windows=sums.windows,
         pools=[] if by_pool is None else by_pool.rows(stats, duration_s),

@@ -121,6 +121,14 @@ def _failure_lines(failures: Mapping[str, Any]) -> list[str]:
     ]
     if phases:
         lines.append(f"            within every limit: {', '.join(phases)} outages")
+    if f["outages"]:
+        told = [("requests in the fleet", "recovery_s"), ("attainment", "attainment_recovery_s")]
+        times = [
+            f"{what} {_recovery([o[key] for o in f['outages']])}"
+            for what, key in told
+            if key in f["outages"][0]
+        ]
+        lines.append(fill(f"            back as before: {'; '.join(times)}", " " * 12))
     return lines
 
 
@@ -143,6 +151,19 @@ def _autoscaler_lines(scaling: Mapping[str, Any]) -> list[str]:
             f"{number(scaling['most_held_s'])} s; none was on for {number(scaling['none_on_s'])} s"
         )
     return lines
+
+
+def _recovery(times_s: Sequence[float | None]) -> str:
+    """Times to recover, in words."""
+    known = sorted(t for t in times_s if t is not None)
+    left = len(times_s) - len(known)
+    if not known:
+        return "not by the end, or nothing to compare with"
+    text = f"{number(known[-1], 3)} s after the failure"
+    if len(known) > 1:
+        middle = known[len(known) // 2]
+        text = f"{number(middle, 3)} s (median) and {number(known[-1], 3)} s (longest) after"
+    return text + (f", not known of {left}" if left else "")
 
 
 def pools_table(pools: Sequence[Mapping[str, Any]]) -> str:

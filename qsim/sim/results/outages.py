@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Outages", "Windows"]
+from qsim.sim.results.recovery import TimeCounts, attainment_recovery_s
+
+__all__ = ["Outages", "Windows", "longest"]
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -23,6 +25,7 @@ class Windows:
     def __init__(self) -> None:
         self.requests = [0, 0, 0]
         self.good = [0, 0, 0]
+        self.over_time = TimeCounts()
 
     def add(
         self, arrival_s: FloatArray, good: BoolArray, outages: Sequence[tuple[int, float, float]]
@@ -34,6 +37,7 @@ class Windows:
         outages : sequence of (server, begin_s, end_s)
             On the same clock.
         """
+        self.over_time.add(arrival_s, arrival_s[good])
         phase = np.zeros(len(arrival_s), np.int64)
         if outages:
             phase[arrival_s >= min(begin for _, begin, _ in outages)] = 2
@@ -47,6 +51,10 @@ class Windows:
         """Attainment by phase; None over nothing."""
         pairs = zip(_PHASES, self.requests, self.good, strict=True)
         return {f"attainment_{name}": good / n if n else None for name, n, good in pairs}
+
+    def recovery_s(self, outages: Sequence[tuple[int, float, float]]) -> list[float | None]:
+        """By outage, how long the attainment took to be back: see `attainment_recovery_s`."""
+        return attainment_recovery_s(self.over_time, [(begin, end) for _, begin, end in outages])
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,9 @@ class Outages:
         The share of the time in which a server was on, over all servers.
     outages : tuple of (server, begin_s, end_s)
         When each was down, its start-up included, on the trace's clock.
+    recovery_s : tuple
+        By outage, how long the requests in the fleet took to be back at their number before, s
+        (:func:`qsim.sim.results.recovery.backlog_recovery_s`); None where that is not known.
     """
 
     failures: int
@@ -72,6 +83,7 @@ class Outages:
     retried: int
     availability: float
     outages: tuple[tuple[int, float, float], ...]
+    recovery_s: tuple[float | None, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -81,7 +93,16 @@ class Outages:
             "retried": self.retried,
             "availability": self.availability,
             "outages": [
-                {"server": server, "begin_s": begin, "end_s": end}
-                for server, begin, end in self.outages
+                {"server": server, "begin_s": begin, "end_s": end, "recovery_s": recovery}
+                for (server, begin, end), recovery in zip(
+                    self.outages, self.recovery_s, strict=True
+                )
             ],
+            "time_to_recover_s": longest(self.recovery_s),
         }
+
+
+def longest(recovery_s: Sequence[float | None]) -> float | None:
+    """The longest time to recover; None if one is not known, or there is none."""
+    known = [r for r in recovery_s if r is not None]
+    return max(known) if known and len(known) == len(recovery_s) else None

@@ -18,6 +18,7 @@ from qsim.sim.results.itl import Gaps
 from qsim.sim.results.latency import Latency
 from qsim.sim.results.outages import Windows
 from qsim.sim.results.pools import PoolSums
+from qsim.sim.results.recovery import TimeCounts
 from qsim.sim.results.servers import Served
 from qsim.sim.results.slo import Slo, within
 from qsim.traces.trace import Trace
@@ -103,6 +104,7 @@ class Sums:
         #: where servers fail: when they were down so far
         self.outages: Callable[[], Sequence[tuple[int, float, float]]] | None = None
         self.windows = Windows()
+        self.in_fleet = TimeCounts()
         self.outcomes = dict.fromkeys(("rejected", "timed_out", "failed"), 0)
         names = ("completed", "failed", "input_tokens", "output_tokens", "preemptions")
         self.counts = dict.fromkeys((*names, "cached_tokens"), 0)
@@ -119,6 +121,8 @@ class Sums:
             part, output, admissible = self._feed.open.popleft()
         if self.closed_origin_s is not None:
             part = as_sent(part, admissible, finished, self.closed_origin_s)
+        if self.outages is not None:
+            self.in_fleet.add(finished.arrival_ps / PS_PER_S, finished.last_token_ps / PS_PER_S)
         for name, count in outcomes(finished).items():
             self.outcomes[name] += count
         output, admissible, finished = without_rejected(output, admissible, finished)

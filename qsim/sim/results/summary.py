@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from qsim.errors import ScenarioError
 from qsim.sim.results.intervals import percentile_of_rank, ranks
+from qsim.sim.results.outages import longest
 from qsim.sim.results.servers import hot_spots
 from qsim.sim.results.slo import check_slos, has_something
 
@@ -198,7 +199,12 @@ def summarise(run: Run, slos: Sequence[Slo] = ()) -> dict[str, Any]:
     if run.outages is not None:
         out["failures"] = run.outages.to_dict()
         if slos:
-            out["failures"] |= run.windows(slos).to_dict()
+            windows = run.windows(slos)
+            recovery_s = windows.recovery_s(run.outages.outages)
+            out["failures"] |= windows.to_dict()
+            out["failures"]["attainment_time_to_recover_s"] = longest(recovery_s)
+            for outage, time_s in zip(out["failures"]["outages"], recovery_s, strict=True):
+                outage["attainment_recovery_s"] = time_s
     if run.scaling is not None:
         out["autoscaler"] = run.scaling.to_dict()
     if run.pools:
