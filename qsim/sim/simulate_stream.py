@@ -28,8 +28,7 @@ from qsim.sim.results.scaling import Scaling
 from qsim.sim.results.slo import Slo, has_something
 from qsim.sim.results.streaming import Feed, Rows, Sums
 from qsim.sim.results.summary import parse_statistic, summarise
-from qsim.sim.scheduler.config import EngineOptions
-from qsim.sim.simulate import (
+from qsim.sim.run_facts import (
     beyond_measured,
     outages_of,
     outages_s,
@@ -37,6 +36,7 @@ from qsim.sim.simulate import (
     replica_stats,
     tells_outcomes,
 )
+from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces.trace import Trace
 
 __all__ = ["StreamResult", "simulate_stream"]

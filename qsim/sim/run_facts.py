@@ -1,0 +1,174 @@
+"""What a run tells beside its requests: servers, pools, outages, and what lay beyond the measured.
+
+The same for a whole run (``simulate.py``) and for one whose requests are let go
+(``simulate_stream.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from qsim.catalog.versions import DEFAULT_VERSION, version_notes
+from qsim.profiles.measured_range import BeyondMeasured, MeasuredRange
+from qsim.sim.engine.timing import PS_PER_S
+from qsim.sim.fleet.admission import Setup
+from qsim.sim.fleet.fleet import Fleet
+from qsim.sim.fleet.lifecycle import ASLEEP, DRAINING, OFF, ON
+from qsim.sim.fleet.pool import ResolvedPool
+from qsim.sim.fleet.server import Server
+from qsim.sim.results.outages import Outages
+from qsim.sim.results.pools import PoolUse
+from qsim.sim.results.recovery import TimeCounts, backlog_recovery_s
+from qsim.sim.results.servers import Served
+from qsim.sim.scheduler.server_memory import memory_notes
+from qsim.traces.trace import Trace
+
+__all__ = [
+    "beyond_measured",
+    "outages_of",
+    "outages_s",
+    "pool_uses",
+    "replica_stats",
+    "tells_outcomes",
+]
+
+
+def beyond_measured(
+    setup: Setup, fleet: Fleet, requests: int, longer: int
+) -> tuple[BeyondMeasured | None, list[str]]:
+    """How much of a run lay beyond the profile's measurements, and what a reader should know.
+
+    Of several pools each is told of by name, and there is no one figure for all.
+
+    Parameters
+    ----------
+    requests, longer : int
+        Requests that were served, and those longer than any that was measured.
+    """
+    found = [
+        _beyond(pool, [fleet.lives.servers[i] for i in use.servers], requests, longer)
+        for pool, use in zip(setup.pools, pool_uses(setup), strict=True)
+    ]
+    if len(found) == 1:
+        return found[0], _notes(setup.pools[0], found[0])
+    notes = [
+        f"{pool.name}: {text}"
+        for pool, beyond in zip(setup.pools, found, strict=True)
+        for text in _notes(pool, beyond)
+    ]
+    return None, [*setup.notes(), *notes]
+
+
+def _beyond(
+    pool: ResolvedPool, servers: Sequence[Server], requests: int, longer: int
+) -> BeyondMeasured | None:
+    measured = MeasuredRange.of(pool.profile)
+    if not measured.known:
+        return None
+    return BeyondMeasured(
+        measured,
+        steps=sum(r.steps for r in servers),
+        by_requests=sum(r.beyond_requests for r in servers),
+        by_tokens=sum(r.beyond_tokens for r in servers),
+        by_context=sum(r.beyond_context for r in servers),
+        requests=requests,
+        long_requests=longer,
+        peak_requests=max(r.peak_running for r in servers),
+        max_num_batched_tokens=pool.config.max_num_batched_tokens,
+    )
+
+
+def _notes(pool: ResolvedPool, beyond: BeyondMeasured | None) -> list[str]:
+    """What a reader should know of a run: vLLM's version, memory, and what was not measured."""
+    from qsim.profiles.lookup import carry_note
+
+    measured_with = pool.profile.identity.vllm_version or DEFAULT_VERSION
+    notes = version_notes(measured_with, pool.config.vllm_version)
+    if (note := carry_note(pool.profile)) is not None:
+        notes.append(note)
+    notes += memory_notes(pool.profile, pool.config)
+    return notes if beyond is None else [*notes, *beyond.notes()]
+
+
+def tells_outcomes(setup: Setup, trace: Trace) -> bool:
+    """Whether requests may end without an answer, but for those that a server rejects."""
+    waits = setup.client_timeout_s is not None or trace.timeout_s is not None
+    return waits or setup.failures is not None
+
+
+def outages_of(setup: Setup, fleet: Fleet, flow: TimeCounts) -> Outages | None:
+    """What failed in a run; None where nothing can.
+
+    Parameters
+    ----------
+    flow : TimeCounts
+        When its requests came and ended, on the run's clock.
+    """
+    if setup.failures is None:
+        return None
+    lives = fleet.lives
+    on_ps = sum(s.state_ps[ON] + s.state_ps[DRAINING] for s in lives.servers)
+    all_ps = sum(sum(s.state_ps) for s in lives.servers)
+    if setup.autoscaler is not None:  # of the servers that are in use
+        all_ps -= sum(s.state_ps[OFF] + s.state_ps[ASLEEP] for s in lives.servers)
+    return Outages(
+        lives.failed,
+        fleet.lost,
+        fleet.retried,
+        on_ps / all_ps if all_ps else 1.0,
+        outages_s(fleet),
+        _recovery_s(setup, fleet, flow),
+    )
+
+
+def _recovery_s(setup: Setup, fleet: Fleet, flow: TimeCounts) -> tuple[float | None, ...]:
+    outages = [(b - fleet.origin_s, e - fleet.origin_s) for _, b, e in outages_s(fleet)]
+    if setup.concurrency is not None:  # there are never more requests in the fleet than clients
+        return (None,) * len(outages)
+    return tuple(backlog_recovery_s(flow, outages))
+
+
+def outages_s(fleet: Fleet) -> tuple[tuple[int, float, float], ...]:
+    """When servers were down so far, on the trace's clock; who is down now is so for ever."""
+
+    def at_s(time_ps: int) -> float:
+        return fleet.origin_s + time_ps / PS_PER_S
+
+    lives = fleet.lives
+    over = [(server, at_s(begin), at_s(end)) for server, begin, end in lives.outages]
+    now = [(server, at_s(begin), math.inf) for server, begin in lives.down.items()]
+    return tuple(over + now)
+
+
+def pool_uses(setup: Setup) -> list[PoolUse]:
+    """The pools with the numbers of their servers."""
+    uses, first = [], 0
+    for pool in setup.pools:
+        servers = range(first, first + pool.replicas)
+        uses.append(PoolUse(pool.name, pool.profile.id, pool.gpus, servers))
+        first += pool.replicas
+    return uses
+
+
+def replica_stats(setup: Setup, fleet: Fleet, served: Served) -> list[dict[str, Any]]:
+    """One dict a replica; ``utilisation`` is the share of the time it was on that it computed."""
+    names = [setup.pools[k].name for k in setup.pool_of] if len(setup.pools) > 1 else []
+    return [
+        {
+            "replica": r.index,
+            **({"pool": names[r.index]} if names else {}),
+            **served.row(r.index),
+            "steps": r.steps,
+            "busy_s": r.total_busy_ps / PS_PER_S,
+            "on_s": (on_ps := r.state_ps[ON] + r.state_ps[DRAINING]) / PS_PER_S,
+            "utilisation": r.total_busy_ps / on_ps if on_ps else math.nan,
+            "energy_j": r.energy_j,
+            "preemptions": r.preemptions,
+            "peak_running": r.peak_running,
+            "peak_waiting": r.peak_waiting,
+            "peak_kv_usage": 1.0 - r.least_free_blocks / r.usable_blocks,
+        }
+        for r in fleet.lives.servers
+    ]
