@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,17 +22,15 @@ from qsim.calibrate.adapt.fitting import LEAST_REQUESTS
 from qsim.calibrate.adapt.load import Load, replay
 from qsim.calibrate.adapt.spread import foreign_profile, loads_of
 from qsim.calibrate.recordings.read import read_recording
-from qsim.profiles.factors import Factors, apply
 from qsim.profiles.schema import Profile
-from qsim.profiles.spread import shipped_spread
+from qsim.sim.fleet.pool import Pool
+from qsim.sim.machines import quick_ranges
 
 KINDS = {
     "TPOT, E2EL": ("mean_tpot_ms", "median_tpot_ms", "mean_e2el_ms", "median_e2el_ms"),
     "TTFT": ("mean_ttft_ms", "median_ttft_ms"),
     "energy": ("energy_j",),
 }
-#: draws of machines for a range
-DRAWS = 40
 
 
 def errors(load: Load, profile: Profile) -> dict[str, float]:
@@ -42,16 +41,14 @@ def errors(load: Load, profile: Profile) -> dict[str, float]:
 
 def covered(load: Load, profile: Profile) -> list[bool]:
     """Whether each mean, median and the energy lies within the range over known machines."""
-    prior = shipped_spread().prior(profile)
-    draws = prior.draw(DRAWS, np.random.default_rng(0))
-    seen = [replay(load, apply(profile, Factors.of(np.exp(x)))).statistics(load) for x in draws]
-    found = []
-    for name in [n for names in KINDS.values() for n in names]:
-        measured = load.measured()
-        if name in measured:
-            low, high = np.percentile([s[name] for s in seen], [5, 95])
-            found.append(bool(low <= measured[name] <= high))
-    return found
+    if load.num_gpu_blocks is not None:
+        memory = replace(profile.memory, num_gpu_blocks=load.num_gpu_blocks)
+        profile = replace(profile, memory=memory)
+    ranges = quick_ranges(load.trace, [Pool(profile, options=load.options)])
+    known = ranges.of(replay(load, profile).statistics(load))
+    measured = load.measured()
+    names = [n for many in KINDS.values() for n in many if n in measured and n in known]
+    return [bool(known[n][0] <= measured[n] <= known[n][1]) for n in names]
 
 
 def row(name: str, kind: str, before: list[dict[str, float]], after: list[dict[str, float]]) -> str:
@@ -70,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recordings", nargs="+")
     parser.add_argument("--no-coverage", action="store_true")
+    parser.add_argument("--only-coverage", action="store_true")
     args = parser.parse_args()
     every_before: list[dict[str, float]] = []
     every_after: list[dict[str, float]] = []
@@ -84,7 +82,7 @@ def main() -> None:
             continue
         plain = [errors(x, profile) for x in loads]
         before, after = [], []
-        for i, load in enumerate(loads):
+        for i, load in enumerate([] if args.only_coverage else loads):
             found = adapt([load], profile)
             adapted = found.profile
             print(f"# {load.name}: kept {found.kept}", file=sys.stderr, flush=True)
@@ -92,13 +90,15 @@ def main() -> None:
                 if j != i:
                     before.append(plain[j])
                     after.append(errors(other, adapted))
-        for kind in KINDS:
+        for kind in KINDS if before else ():
             print(row(recording.name, kind, before, after), flush=True)
         every_before += before
         every_after += after
         if not args.no_coverage:
-            holds += [x for load in loads for x in covered(load, profile)]
-    for kind in KINDS:
+            own = [x for load in loads for x in covered(load, profile)]
+            print(f"# {recording.name}: {sum(own)} of {len(own)} ranges hold", file=sys.stderr)
+            holds += own
+    for kind in KINDS if every_before else ():
         print(row("all", kind, every_before, every_after))
     if holds:
         print(f"\n90% ranges over known machines: {100 * np.mean(holds):.0f}% of {len(holds)} hold")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from qsim.sim.engine.steplog import Step
     from qsim.sim.results.backlog import Load
     from qsim.sim.results.result import SimulationResult
+    from qsim.sim.results.slo import SloOutcome
     from qsim.sim.simulate_stream import StreamResult
     from qsim.traces.trace import Trace
 
@@ -41,6 +42,8 @@ __all__ = ["simulate"]
 
 #: a trace that is too short to tell whether the fleet keeps up goes on for so many requests
 _GOES_ON = 12_000
+#: fewer drawn machines tell no 90% range
+_FEWEST_MACHINES = 8
 
 
 @shared_options
@@ -67,9 +70,10 @@ _GOES_ON = 12_000
 @click.option("--stream/--no-stream", default=None,
               help="Read TRACE and write requests part by part, in bounded memory; by default when "
               "TRACE is large.")  # fmt: skip
-@click.option("--machines", type=click.IntRange(8, 1000), metavar="N",
-              help="Simulate again on N machines as they are known to differ, and show the 90% "
-              "range of each figure.")  # fmt: skip
+@click.option("--machines", type=click.IntRange(0, 1000), metavar="N",
+              help="Simulate again on N machines (8 or more) as they are known to differ, for the "
+              "90% range of each figure; by default ranges are from a few simulations of the "
+              "busiest stretch. 0: no ranges.")  # fmt: skip
 @click.option(
     "--fail-on-slo",
     is_flag=True,
@@ -111,6 +115,11 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
             "goodput is given; qsim simulate judges SLOs only: leave it out (--set goodput=), or "
             "use qsim plan"
         )
+    if given["machines"] is not None and 0 < given["machines"] < _FEWEST_MACHINES:
+        raise ScenarioError(
+            f"--machines is {given['machines']}; must be {_FEWEST_MACHINES} or more, or 0 for none"
+        )
+    told = ""
     streamed = wants_stream(given, scenario.traffic)
     if streamed and given["machines"]:
         raise ScenarioError(
@@ -140,19 +149,16 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     summary["resolved"] = resolved
     summary |= {"profile": resolved["profile"]} if len(pools) == 1 else {}
     summary |= {"seed": scenario.seed, "qsim_version": __version__}
-    ranges = _machine_ranges(given["machines"], scenario) if given["machines"] else {}
-    if ranges:
-        summary["machines"] = {"draws": given["machines"], "range_90": ranges}
+    if not streamed and given["machines"] != 0:
+        told = _machines(given["machines"], scenario, summary, outcomes)
+    elif streamed:
+        note("no ranges over machines: they need the trace in memory (--no-stream)")
     for text in result.notes:
         note(text)
     fleet = fleet_title(resolved, pools)
     title = f"{name}: {requests:,} requests on {fleet} ({scenario.fleet.router} router)"
     if "-" not in (given["json_path"], given["steps_path"]):
-        out.echo(simulation_text(summary, outcomes, attained, title, load))
-        if ranges:
-            from qsim.report.text.machines import machines_text
-
-            out.echo(machines_text(summary, ranges, given["machines"]))
+        out.echo(simulation_text(summary, outcomes, attained, title, load, told))
     elif load.sentence():
         note(load.sentence())
     if given["json_path"]:
@@ -213,14 +219,31 @@ def _run_whole(
     return result, load, trace.name, len(trace)
 
 
-def _machine_ranges(draws: int, scenario: Scenario) -> dict[str, tuple[float, float]]:
-    """90% ranges over machines of what the fleet does."""
+def _machines(
+    draws: int | None,
+    scenario: Scenario,
+    summary: dict[str, Any],
+    outcomes: Sequence[SloOutcome],
+) -> str:
+    """Add ``machines``, the 90% ranges over machines, to a summary; where they are from."""
     from qsim.scenario.resolve import load_traffic
-    from qsim.sim.machines import machine_ranges
+    from qsim.sim.machines import machine_ranges, quick_ranges
     from qsim.sim.run_scenario import fleet_of
 
     trace = load_traffic(scenario.traffic, scenario.seed, lambda *_: None)
-    return machine_ranges(trace, draws=draws, **fleet_of(scenario))
+    fleet, statistics = fleet_of(scenario), [(o.slo.metric, o.slo.statistic) for o in outcomes]
+    if draws is not None:
+        ranges = machine_ranges(trace, draws=draws, statistics=statistics, **fleet)
+        summary["machines"] = {"draws": draws, "range_90": ranges}
+        return (
+            f"90%: what the figures may be on your machine, by {draws} drawn ones (docs/adapt.md)"
+        )
+    quick = quick_ranges(trace, statistics=statistics, **fleet)
+    figures = {f"{o.slo.statistic}_{o.slo.metric}_ms": o.value_ms for o in outcomes}
+    summary["machines"] = {
+        "draws": 0, "requests": quick.requests, "range_90": quick.of(figures | summary)
+    }  # fmt: skip
+    return quick.told()
 
 
 def _write_steps(

@@ -1,14 +1,23 @@
-"""What a fleet would do on other machines: simulations under draws of what is known of them.
+"""What a fleet would do on other machines: simulations under what is known of them.
 
 A profile was measured on one machine. The range of a figure is that of re-simulations whose
-profiles are multiplied by factors drawn from the known spread (:mod:`qsim.profiles.spread`); of an
-adapted profile from the intervals that it states. All servers of a pool are on machines alike.
+profiles are multiplied by factors of the known spread (:mod:`qsim.profiles.spread`); of an adapted
+profile of the intervals that it states. All servers of a pool are on machines alike.
+
+:func:`machine_ranges` simulates all of the traffic on machines that are drawn.
+:func:`quick_ranges` is what every answer shows: a delta method over a stretch of the traffic, by a
+dozen simulations. The covariance of the factors' logarithms has nine principal axes. One simulation
+is at the mean of all machines, one along each axis at the 95th percentile towards slower machines;
+their effects on the logarithm of a figure are added in squares. Faster machines matter less, since
+another part then sets the pace: one simulation in the direction that matters most tells by how
+much.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,20 +31,78 @@ from qsim.sim.fleet.pool import Pool
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
 
-__all__ = ["FIGURES", "machine_ranges"]
+__all__ = ["FIGURES", "MachineRanges", "expected_machines", "machine_ranges", "quick_ranges"]
 
 FIGURES = (
     *(f"{s}_{m}_ms" for m in ("ttft", "tpot", "itl", "e2el")
       for s in ("mean", "median", "p90", "p99")),
-    "energy_j",
+    "energy_j", "avg_power_w", "joules_per_output_token",
 )  # fmt: skip
 #: an interval of 90% is so many standard deviations wide
 _WIDTH = 2 * 1.645
 _LEAST_SD = 1e-4
+_Z = 1.645
+#: machines that are faster are so in the direction that changes this most
+_LEADS = "mean_e2el_ms"
+#: a stretch of the traffic that quick ranges are from: so many requests, and so many a server
+_REQUESTS, _A_SERVER = 1000, 150
+#: factors of time; the others are of power
+_OF_TIME = 6
+#: no range is wider: an overloaded fleet's waiting times grow without end
+_MOST_LOG = math.log(100.0)
+
+
+@dataclass(frozen=True)
+class MachineRanges:
+    """90% ranges of figures over machines, as multiples of the figures.
+
+    Attributes
+    ----------
+    ratios : dict
+        By figure: what it is multiplied by at the low and at the high end.
+    requests : int
+        That the ranges are from.
+    stretch : bool
+        They are a stretch of the traffic.
+    adapted : bool
+        The machines are those of an adapted profile's intervals.
+    """
+
+    ratios: Mapping[str, tuple[float, float]]
+    requests: int
+    stretch: bool
+    adapted: bool
+
+    def of(self, figures: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+        """The ranges of figures by their names; those that are not known are left out."""
+        found = {}
+        for name, (low, high) in self.ratios.items():
+            value = figures.get(name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                found[name] = (low * value, high * value)
+        return found
+
+    def told(self) -> str:
+        """Where they are from."""
+        where = f"the busiest {self.requests:,} requests" if self.stretch else "the traffic"
+        if self.adapted:
+            return (
+                f"90%: what the figures may be on the machine that the profile was adapted to, by "
+                f"the intervals of its factors over {where} (docs/adapt.md)"
+            )
+        return (
+            f"90%: what the figures may be on your machine, by how known machines differ over "
+            f"{where} (docs/adapt.md); 'qsim calibrate adapt' makes the profile one of yours"
+        )
 
 
 def machine_ranges(
-    trace: Trace, pools: Sequence[Pool], draws: int, seed: int = 0, **fleet: Any
+    trace: Trace,
+    pools: Sequence[Pool],
+    draws: int,
+    seed: int = 0,
+    statistics: Iterable[tuple[str, str]] = (),
+    **fleet: Any,
 ) -> dict[str, tuple[float, float]]:
     """90% ranges of means, percentiles and energy over machines.
 
@@ -45,6 +112,8 @@ def machine_ranges(
         Machines for each pool, each a simulation of its own.
     seed : int
         Of the draws, and of the simulations.
+    statistics : iterable of pairs of str
+        Further statistics, as :func:`quick_ranges` takes them.
     **fleet
         Other arguments of :func:`qsim.sim.simulate.simulate`.
 
@@ -53,23 +122,20 @@ def machine_ranges(
     dict
         By figure of the summary: the 5th and 95th percentile over the draws.
     """
-    profiles = [
-        p.profile
-        if isinstance(p.profile, Profile)
-        else load_profile(p.profile, p.options.vllm_version)
-        for p in pools
-    ]
-    rng = np.random.default_rng(seed)
-    logs = [_machines(p).draw(draws, rng) for p in profiles]
+    profiles = [_profile(p) for p in pools]
+    rng, wanted = np.random.default_rng(seed), tuple(statistics)
+    logs = [expected_machines(p).draw(draws, rng) for p in profiles]
     seen: list[Mapping[str, Any]] = []
     for i in range(draws):
         drawn = [
             replace(pool, profile=apply(profile, Factors.of(np.exp(x[i]))))
             for pool, profile, x in zip(pools, profiles, logs, strict=True)
         ]
-        seen.append(simulate(trace, pools=drawn, seed=seed, **fleet).summary(()))
+        result = simulate(trace, pools=drawn, seed=seed, **fleet)
+        more = {f"{s}_{m}_ms": result.statistic(m, s) for m, s in wanted}
+        seen.append(result.summary(()) | more)
     ranges = {}
-    for name in FIGURES:
+    for name in dict.fromkeys([*FIGURES, *(f"{s}_{m}_ms" for m, s in wanted)]):
         values = [s[name] for s in seen if isinstance(s.get(name), int | float)]
         if len(values) == draws:
             low, high = np.percentile(values, [5, 95])
@@ -77,14 +143,125 @@ def machine_ranges(
     return ranges
 
 
-def _machines(profile: Profile) -> Prior:
+def quick_ranges(
+    trace: Trace,
+    pools: Sequence[Pool],
+    *,
+    seed: int = 0,
+    statistics: Iterable[tuple[str, str]] = (),
+    **fleet: Any,
+) -> MachineRanges:
+    """90% ranges of figures over machines, by a few simulations of a stretch of the traffic.
+
+    Parameters
+    ----------
+    seed : int
+        Of the simulations.
+    statistics : iterable of pairs of str
+        Further statistics of latencies, such as ``("ttft", "p95")``; named ``p95_ttft_ms``.
+    **fleet
+        Other arguments of :func:`qsim.sim.simulate.simulate`.
+    """
+    profiles = [_profile(p) for p in pools]
+    part = _stretch(trace, sum(p.replicas for p in pools))
+    wanted = tuple(statistics)
+
+    def logs(z: npt.NDArray[np.float64] | None) -> dict[str, float]:
+        """Logarithms of the figures, on the profiles' machines or on others."""
+        drawn = profiles
+        if z is not None:
+            drawn = [
+                apply(p, Factors.of(np.exp(prior.mean + z @ axis)))
+                for p, prior, axis in zip(profiles, priors, axes, strict=True)
+            ]
+        on = [replace(pool, profile=p) for pool, p in zip(pools, drawn, strict=True)]
+        result = simulate(part, pools=on, seed=seed, **fleet)
+        figures = result.summary(())
+        figures |= {f"{s}_{m}_ms": result.statistic(m, s) for m, s in wanted}
+        names = [*FIGURES, *(f"{s}_{m}_ms" for m, s in wanted)]
+        values = {n: figures.get(n) for n in names}
+        return {n: math.log(v) for n, v in values.items() if v is not None and v > 0}
+
+    priors = [expected_machines(p) for p in profiles]
+    axes = [_axes(p.covariance) for p in priors]
+    here, middle = logs(None), logs(np.zeros(len(FACTORS)))
+    slower = [logs(z) for z in _Z * np.eye(len(FACTORS))]
+    slopes = {
+        n: np.array([seen.get(n, math.nan) - middle.get(n, math.nan) for seen in slower])
+        for n in here
+    }
+    along = slopes.get(_LEADS, np.zeros(len(FACTORS)))
+    length = float(np.linalg.norm(along))
+    faster = along / length if length > 0 else along
+    quick = logs(-_Z * faster)
+    ratios = {}
+    for name, value in here.items():
+        up2 = float(slopes[name] @ slopes[name])
+        if name not in quick or not math.isfinite(up2):
+            continue
+        # of what the faster machines change, the part along their direction is simulated
+        down2 = up2 - float(slopes[name] @ faster) ** 2 + (middle[name] - quick[name]) ** 2
+        own2 = (_Z * max(_own_sd(p, name) for p in profiles)) ** 2
+        off = middle[name] - value
+        low, high = off - math.sqrt(max(down2, 0.0) + own2), off + math.sqrt(up2 + own2)
+        low, high = (min(max(x, -_MOST_LOG), _MOST_LOG) for x in (low, high))
+        ratios[name] = (math.exp(low), math.exp(high))
+    adapted = all(p.adapted is not None for p in profiles)
+    return MachineRanges(ratios, len(part), len(part) < len(trace), adapted)
+
+
+def _profile(pool: Pool) -> Profile:
+    if isinstance(pool.profile, Profile):
+        return pool.profile
+    return load_profile(pool.profile, pool.options.vllm_version)
+
+
+def _stretch(trace: Trace, servers: int) -> Trace:
+    """The busiest requests in a row, as many as it takes to load the servers."""
+    n = max(_REQUESTS, _A_SERVER * servers)
+    if len(trace) <= n:
+        return trace
+    first = int(np.argmin(trace.arrival_s[n - 1 :] - trace.arrival_s[: len(trace) - n + 1]))
+    return trace.take(np.arange(first, first + n))
+
+
+def _axes(covariance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Rows: a standard deviation along each principal axis, towards the slower machines."""
+    values, vectors = np.linalg.eigh(covariance)
+    rows = (vectors * np.sqrt(np.maximum(values, 0.0))).T
+    slower = np.where(rows[:, :_OF_TIME].sum(axis=1) >= 0, 1.0, -1.0)
+    return np.asarray(rows * slower[:, None])
+
+
+def _own_sd(profile: Profile, figure: str) -> float:
+    """What a profile that was not measured is off by itself, standard deviation of the logarithm.
+
+    Transferred and carried profiles state their errors; those of a measured one are far below
+    what machines differ by.
+    """
+    if profile.transfer is None and profile.carried is None:
+        return 0.0
+    key = "worst_mean" if figure.endswith("_ms") else "worst_energy"
+    value = profile.fit_error.get(key)
+    stated = abs(float(value)) / 100 if isinstance(value, int | float) else 0.0
+    if profile.carried is not None and not stated:
+        stated = max(profile.carried.error_percent.values(), default=0.0) / 100
+    return math.log1p(stated)
+
+
+def expected_machines(profile: Profile) -> Prior:
     """The spread around a profile; of an adapted one what it states of its factors."""
     a = profile.adapted
     if a is None:
         return shipped_spread().prior(profile)
-    sd: list[float] = []
+    mean, sd = [], []
     for name in FACTORS:
-        _, low, high = a.factors.get(name, [1.0, 1.0, 1.0])
-        sd.append(max(float(np.log(high / low)) / _WIDTH, _LEAST_SD) if low < high else _LEAST_SD)
+        value, low, high = a.factors.get(name, [1.0, 1.0, 1.0])
+        if low < high:  # of a profile that was kept as it is the factor is not in the middle
+            mean.append(float(np.log(low * high)) / 2 - float(np.log(value)))
+            sd.append(max(float(np.log(high / low)) / _WIDTH, _LEAST_SD))
+        else:
+            mean.append(0.0)
+            sd.append(_LEAST_SD)
     variance: npt.NDArray[np.float64] = np.array(sd) ** 2
-    return Prior(np.zeros(len(FACTORS)), np.diag(variance))
+    return Prior(np.array(mean), np.diag(variance))

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from qsim.report.text.tables import fill, number, table
+from qsim.report.text.tables import number
 
-__all__ = ["machines_text"]
+__all__ = ["range_row", "range_text"]
 
-_METRICS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
+Ranges = Mapping[str, tuple[float, float]]
+_STATISTICS = ("mean", "median", "p90", "p99")
 
 
-def machines_text(
-    summary: Mapping[str, Any], ranges: Mapping[str, tuple[float, float]], draws: int
-) -> str:
-    """The range of each figure beside it."""
-    rows = []
-    for key, name in _METRICS.items():
-        cells = [f"{name}, ms"]
-        for statistic in ("mean", "median", "p90", "p99"):
-            found = ranges.get(f"{statistic}_{key}_ms")
-            cells.append("-" if found is None else f"{number(found[0])} to {number(found[1])}")
-        rows.append(cells)
-    if "energy_j" in ranges:
-        low, high = (f"{round(x):,}" for x in ranges["energy_j"])
-        rows.append(["energy, J", f"{low} to {high}", "", "", ""])
-    heads = ["on other machines, 90%", "mean", "median", "p90", "p99"]
-    text = (
-        f"{draws} simulations with factors of host, GPU and power drawn as known machines differ; "
-        "'qsim calibrate adapt' makes the profile one of yours"
-    )
-    return f"\n{table(heads, rows)}\n\n{fill(text)}"
+def range_text(ranges: Ranges, name: str) -> str:
+    """``11.5 to 13.4``; a dash where it is not known."""
+    found = ranges.get(name)
+    return "-" if found is None else f"{number(found[0], 3)} to {number(found[1], 3)}"
+
+
+def range_row(ranges: Ranges, metric: str, statistics: Sequence[str] = _STATISTICS) -> list[str]:
+    """Below a latency: the range of each of its statistics."""
+    return ["   90%", *(range_text(ranges, f"{s}_{metric}_ms") for s in statistics)]

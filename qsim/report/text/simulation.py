@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qsim.report.text.machines import range_row, range_text
 from qsim.report.text.tables import fill, number, table
 from qsim.sim.results.intervals import share_interval
 from qsim.sim.results.servers import hot_sentence
-from qsim.sim.results.slo import NOTHING, TOO_FEW
+from qsim.sim.results.slo import MET, NOTHING, TOO_FEW
 
 if TYPE_CHECKING:
     from qsim.sim.results.backlog import Load
@@ -47,10 +48,15 @@ def simulation_text(
     attained: float | None,
     title: str,
     load: Load | None = None,
+    machines: str = "",
 ) -> str:
-    """The summary of a simulation as a page of text."""
+    """The summary of a simulation as a page of text.
+
+    ``machines`` says where the ranges of ``summary["machines"]`` are from.
+    """
     s = summary
     most = "up to " if s.get("autoscaler") else ""
+    ranges = (s.get("machines") or {}).get("range_90", {})
     facts = [
         f"requests    {number(s['completed'])} completed, {number(s['failed'])} failed, "
         f"in {number(s['duration'])} s",
@@ -58,7 +64,8 @@ def simulation_text(
         f"{number(s['output_throughput'])} output tokens/s, "
         f"{number(s['total_token_throughput'])} tokens/s in all",
         f"energy      {number(s['energy_j'])} J, {number(s['avg_power_w'])} W on average, "
-        f"{number(s['joules_per_output_token'])} J per output token",
+        f"{number(s['joules_per_output_token'])} J per output token"
+        + (f" (90%: {range_text(ranges, 'joules_per_output_token')})" if ranges else ""),
         f"fleet       {most}{number(s['gpus'])} GPU{'s' if s['gpus'] != 1 else ''}, "
         f"{number(s['preemptions'])} preemptions, "
         f"{number(s['cached_tokens'])} prompt tokens from the prefix cache",
@@ -71,8 +78,14 @@ def simulation_text(
         facts += _autoscaler_lines(s["autoscaler"])
     if load is not None and load.sentence():
         facts.append(fill(f"load        {load.sentence()}", " " * 12))
-    latencies = table(["latency (ms)", "mean", "median", "p90", "p99"], latency_rows(s))
+    rows = latency_rows(s)
+    if ranges:
+        pairs = zip(rows, _LATENCIES, strict=True)
+        rows = [r for row, (key, _) in pairs for r in (row, range_row(ranges, key))]
+    latencies = table(["latency (ms)", "mean", "median", "p90", "p99"], rows)
     parts = [title, "\n".join(facts), latencies]
+    if ranges and machines:
+        parts.append(fill(machines))
     if s.get("pools"):
         parts.append(pools_table(s["pools"]))
     if s.get("hot_spots"):
@@ -89,10 +102,13 @@ def simulation_text(
                 f"{o.slo.limit_ms:,.15g}",
                 number(o.value_ms),
                 slo_verdict(o) + (" (on this trace)" if o.met and load and load.overloaded else ""),
+                *([range_text(ranges, _figure(o))] if ranges else []),
             ]
             for o in slos
         ]
-        parts.append(table(["SLO", "limit (ms)", "value (ms)", "result"], rows))
+        heads = ["SLO", "limit (ms)", "value (ms)", "result", *(["90%"] if ranges else [])]
+        parts.append(table(heads, rows))
+        parts += [fill(text) for text in _unsure(slos, ranges)]
         parts += [fill(o.doubt()) for o in slos if o.doubt()]
         if attained is not None:
             text = f"{attained:.2%} of the requests are within every limit by themselves"
@@ -101,6 +117,19 @@ def simulation_text(
                 text += f" ({low:.1%} to {high:.1%})"
             parts.append(text)
     return "\n\n".join(parts)
+
+
+def _figure(outcome: SloOutcome) -> str:
+    return f"{outcome.slo.statistic}_{outcome.slo.metric}_ms"
+
+
+def _unsure(slos: Sequence[SloOutcome], ranges: Mapping[str, tuple[float, float]]) -> list[str]:
+    """SLOs that are met here and may be missed on another machine."""
+    return [
+        f"{o.slo} may be missed on your machine: up to {number(ranges[_figure(o)][1], 3)} ms"
+        for o in slos
+        if o.verdict == MET and ranges.get(_figure(o), (0.0, 0.0))[1] > o.slo.limit_ms
+    ]
 
 
 def _outcomes(outcomes: Mapping[str, int]) -> str:
