@@ -120,6 +120,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
             f"--machines is {given['machines']}; must be {_FEWEST_MACHINES} or more, or 0 for none"
         )
     told = ""
+    trace: Trace | None = None
     streamed = wants_stream(given, scenario.traffic)
     if streamed and given["machines"]:
         raise ScenarioError(
@@ -131,7 +132,8 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
         result, name, requests = run_streamed(given, scenario, out)
         attained, load = result.attainment(), result.load
     else:
-        result, load, name, requests = _run_whole(given, scenario, steps)
+        result, load, trace = _run_whole(given, scenario, steps)
+        name, requests = trace.name, len(trace)
         attained = attainment(result, slos)
     outcomes = check_slos(result, slos)
     summary = result.summary(slos)
@@ -149,8 +151,8 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     summary["resolved"] = resolved
     summary |= {"profile": resolved["profile"]} if len(pools) == 1 else {}
     summary |= {"seed": scenario.seed, "qsim_version": __version__}
-    if not streamed and given["machines"] != 0:
-        told = _machines(given["machines"], scenario, summary, outcomes)
+    if trace is not None and given["machines"] != 0:
+        told = _machines(given["machines"], scenario, trace, summary, outcomes)
     elif streamed:
         note("no ranges over machines: they need the trace in memory (--no-stream)")
     for text in result.notes:
@@ -195,8 +197,8 @@ def _check_start(given: Mapping[str, Any], scenario: Scenario) -> None:
 
 def _run_whole(
     given: Mapping[str, Any], scenario: Scenario, steps: list[Step] | None
-) -> tuple[SimulationResult, Load, str, int]:
-    """Simulate with the trace in memory; also whether the fleet kept up, name and length."""
+) -> tuple[SimulationResult, Load, Trace]:
+    """Simulate with the trace in memory; also whether the fleet kept up, and the trace."""
     from qsim.scenario.resolve import load_traffic
     from qsim.sim.results.continued import find_carried, settled
     from qsim.sim.run_scenario import fleet_of
@@ -216,21 +218,20 @@ def _run_whole(
         return run(longer, **fleet)
 
     load = find_carried(settled(result.load, trace, again, _GOES_ON), trace, again, _GOES_ON)
-    return result, load, trace.name, len(trace)
+    return result, load, trace
 
 
 def _machines(
     draws: int | None,
     scenario: Scenario,
+    trace: Trace,
     summary: dict[str, Any],
     outcomes: Sequence[SloOutcome],
 ) -> str:
     """Add ``machines``, the 90% ranges over machines, to a summary; where they are from."""
-    from qsim.scenario.resolve import load_traffic
     from qsim.sim.machines import machine_ranges, quick_ranges
     from qsim.sim.run_scenario import fleet_of
 
-    trace = load_traffic(scenario.traffic, scenario.seed, lambda *_: None)
     fleet, statistics = fleet_of(scenario), [(o.slo.metric, o.slo.statistic) for o in outcomes]
     if draws is not None:
         ranges = machine_ranges(trace, draws=draws, statistics=statistics, **fleet)

@@ -108,19 +108,26 @@ class Timing:
         rows = latency.decode.rows
         base = latency.decode.base_ms
         largest_graph_ps = 0
+        size, base_ps, slope_ps = -1, 0, [0] * len(self.knots)  # of the graph of the row before
         for r in range(seats + 1):
             if r <= self.graph_max and (r == 0 or pad(r) <= seats):
                 padded = pad(max(r, 1))
+                if padded != size:
+                    size = padded
+                    base_ps = _ps(_line(rows, base, padded))
+                    if (
+                        padded > rows[-1] and len(rows) > 1
+                    ):  # as many tokens with a prefill among them were measured
+                        base_ps = max(base_ps, self._piecewise_ps[padded])
+                    slope_ps = [
+                        max(0, _ps(_line(rows, slope, padded)))
+                        for slope in latency.decode.ms_per_context_token
+                    ]
+                    largest_graph_ps = max(largest_graph_ps, base_ps)
                 self.decode_mode.append(DECODE)
-                base_ps = _ps(_line(rows, base, padded))
-                if (
-                    padded > rows[-1] and len(rows) > 1
-                ):  # as many tokens with a prefill among them were measured
-                    base_ps = max(base_ps, self._piecewise_ps[padded])
                 self.decode_base_ps.append(base_ps)
-                largest_graph_ps = max(largest_graph_ps, self.decode_base_ps[-1])
-                for j, slope in enumerate(latency.decode.ms_per_context_token):
-                    self.decode_slope_ps[j].append(max(0, _ps(_line(rows, slope, padded))))
+                for slopes, one in zip(self.decode_slope_ps, slope_ps, strict=True):
+                    slopes.append(one)
                 continue
             # no graph of that size: the mixed steps' terms, with no prefill in the step
             mode = PIECEWISE if r <= self.graph_max else EAGER
