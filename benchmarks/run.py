@@ -33,6 +33,8 @@ from qsim.traces.trace import Trace
 
 PROFILE = "h200_sxm/llama-3.1-8b/bf16"
 FLEET = ["--profile", PROFILE]
+#: without the simulations that ranges over machines are from
+ONE_MACHINE = ["--machines", "0"]
 TIMEOUTS = 1_000_000
 
 # Linux counts the memory of the process that forked in ru_maxrss, but not in VmHWM
@@ -192,7 +194,8 @@ def run_all(bench: Bench, small: bool, trace_file: str | None) -> None:
         run_processes(bench, small, source if trace_file is None else trace_file, Path(folder))
         request = Path(folder, "one.csv")
         request.write_text("arrival_s,prompt_tokens,output_tokens\n0,100,1\n", "utf-8")
-        bench.process("qsim simulate of one request", ["simulate", str(request), *FLEET])
+        arguments = ["simulate", str(request), *FLEET, *ONE_MACHINE]
+        bench.process("qsim simulate of one request", arguments)
     # what `make demo` asks, without its pictures
     demo = f"azure-conv-2023:duration={30 if small else 180},rate=80"
     slos = ["--slo", "ttft:p99:500", "--slo", "tpot:p99:25"]
@@ -209,10 +212,13 @@ def run_processes(bench: Bench, small: bool, source: str, folder: Path) -> None:
     one = load_trace(source)
     write_trace(one, table)
     arguments = ["simulate", str(table), *FLEET, *files]
-    bench.process("qsim simulate, reading and writing", arguments, len(one))
-    bench.process("the same, --stream", [*arguments, "--stream"], len(one))
+    alone = [*arguments, *ONE_MACHINE]
+    bench.process("qsim simulate, reading and writing", alone, len(one))
+    bench.process("the same, --stream", [*alone, "--stream"], len(one))
+    bench.process("qsim simulate, with ranges over machines", arguments, len(one))
     n = 20_000 if small else 1_000_000
-    many = ["simulate", f"azure-conv-2023:requests={n},rate=250", *FLEET, "--replicas", "50"]
+    many = ["simulate", f"azure-conv-2023:requests={n},rate=250", *FLEET, *ONE_MACHINE,
+            "--replicas", "50"]  # fmt: skip
     bench.process(f"{n:,} requests, 50 replicas", [*many, "--json", files[1]], n, 1)
     week = ["simulate", f"azure-conv-2024-week:requests={n}", *FLEET, "--replicas", "8"]
     name = f"{n:,} requests of the week, 8 replicas, --stream"
