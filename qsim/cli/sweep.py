@@ -19,6 +19,7 @@ from qsim.cli._common import (
     trace_options,
 )
 from qsim.cli._outputs import Outputs, check_outputs
+from qsim.cli._pools import pool_option
 from qsim.cli._progress import progress_bar, resumable
 from qsim.cli._scenario import ScenarioCommand, save_scenario, scenario_from, shared_options
 from qsim.cli._search import worth_options
@@ -34,13 +35,14 @@ __all__ = ["sweep"]
 @click.option("--growth", type=float, default=1.0, show_default=True, metavar="F",
               help="Let requests arrive F times as fast, after --speed.")  # fmt: skip
 @click.option("--replicas", type=int, default=1, show_default=True, help="Servers in the fleet.")
+@pool_option
 @router_option
 @engine_options
 @slo_option
 @backlog_option
 @click.option("--grid", "--over", "over", multiple=True, metavar="NAME=VALUES",
               help="Vary this: max_num_seqs=64,128, replicas=1:4, trace.rate=5:40:x2, "
-              "method=bf16,fp8-w8a8; repeatable.")  # fmt: skip
+              "method=bf16,fp8-w8a8, fleet.pools.1.replicas=1:4; repeatable.")  # fmt: skip
 @click.option("--lhs", type=int, metavar="N",
               help="Run N points of a Latin hypercube instead of every combination.")  # fmt: skip
 @worth_options

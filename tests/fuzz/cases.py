@@ -85,6 +85,8 @@ COMMANDS: list[str] = [
     "tune {trace.csv} --profile {profile.json} --objective cost --trials 2 --batch 2 "
     "--constraint gpus<=2 --pick knee --jobs 1 --max-replicas 2",
     "sweep {trace.csv} --profile {profile.json} --grid max_num_seqs=2,4 --jobs 1",
+    "sweep {trace.csv} --pool profile={profile.json},replicas=2 --pool profile={profile.json} "
+    "--grid fleet.pools.1.replicas=1,2 --jobs 1",
     "sweep {trace.csv} --profile {profile.json} --grid seed=0:3 --lhs 2 --jobs 1 --out out/s.csv",
     "study {trace.csv} --profile {profile.json} --task code --level application --jobs 1 "
     "--out out/study",

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from qsim.checks import is_number, near_names
 from qsim.errors import ScenarioError
-from qsim.optimize.search.fleet_task import FleetTask
+from qsim.optimize.search.fleet_task import FleetTask, TaskPool
 
 if TYPE_CHECKING:
     from qsim.optimize.economics.prices import Price
     from qsim.optimize.search.goals import Carbon
-    from qsim.profiles.schema import Profile
     from qsim.quality.recovery import Recovery
 
-__all__ = ["ALIASES", "MEASURES", "Measure", "Worth", "find_measure", "measure_fleet", "statistics"]
+__all__ = ["ALIASES", "MEASURES", "Measure", "Worth", "find_measure", "measure_fleet", "statistics",
+           "worst_quality"]  # fmt: skip
 
 #: what a latency may be told as: any percentile of any of the four
 _LATENCY = re.compile(r"(mean|median|p(?:\d{1,2}(?:\.\d+)?|100))_(ttft|tpot|itl|e2el)_ms")
@@ -149,6 +149,12 @@ def measure_fleet(task: FleetTask, latencies: tuple[str, ...] = ()) -> dict[str,
     return figures
 
 
+def worst_quality(found: Sequence[Recovery | None]) -> Recovery | None:
+    """That with the lowest low end; None if one is not known."""
+    known = [q for q in found if q is not None]
+    return min(known, key=lambda q: q.low_pct) if known and len(known) == len(found) else None
+
+
 @dataclass(frozen=True)
 class Worth:
     """What the figures of a simulation are worth, by profile: price, quality and carbon."""
@@ -158,28 +164,34 @@ class Worth:
     carbon: Carbon | None = None
 
     def complete(
-        self, figures: Mapping[str, float | None], profile: Profile, replicas: int
+        self, figures: Mapping[str, float | None], pools: Sequence[TaskPool]
     ) -> dict[str, float | None]:
-        """``figures`` of :func:`measure_fleet`, and those that need no simulation."""
+        """``figures`` of :func:`measure_fleet`, and those that need no simulation.
+
+        The quality of a mixed fleet is that of its worst pool: nobody knows who gets which answer.
+        """
         full: dict[str, Any] = dict(figures)
-        gpus = replicas * profile.identity.tensor_parallel_size
+        gpus = sum(p.gpus for p in pools)
         hours = (figures.get("duration") or 0.0) / 3600
         tokens = figures.get("total_output_tokens") or 0
         throughput = figures.get("output_throughput")
         full |= {
-            "replicas": replicas,
+            "replicas": sum(p.replicas for p in pools),
             "gpus": gpus,
             "output_throughput_per_gpu": None if throughput is None else throughput / gpus,
         }
-        price = self.prices.get(profile.id)
-        if price is not None:
-            usd = round(gpus * price.usd_per_hour, 6)
+        prices = [self.prices.get(p.profile.id) for p in pools]
+        known = [p for p in prices if p is not None]
+        if len(known) == len(pools):
+            each = zip(pools, known, strict=True)
+            usd = round(sum(p.gpus * price.usd_per_hour for p, price in each), 6)
             full["usd_per_hour"] = usd
             full["cost_usd"] = usd * hours
             full["usd_per_1m_output_tokens"] = usd * hours / tokens * 1e6 if tokens else None
             every = tokens + (figures.get("total_input_tokens") or 0)
             full["usd_per_1m_tokens"] = usd * hours / every * 1e6 if every else None
-        quality = self.quality.get(profile.id)
+        told = [self.quality.get(p.profile.id) for p in pools]
+        quality = worst_quality(told)
         if quality is not None:
             full["quality"], full["quality_low"] = quality.mean_pct, quality.low_pct
         energy_j = figures.get("energy_j")

@@ -16,7 +16,7 @@ from qsim.scenario import Scenario
 from qsim.scenario.names import fill, place_of
 from qsim.scenario.paths import put_at
 from qsim.scenario.resolve import load_profile_of, load_traffic, one_pool
-from qsim.scenario.sections import PARTS, Traffic
+from qsim.scenario.sections import PARTS, PoolSection, Traffic
 from qsim.sim.scheduler.config import ENGINE
 from qsim.traces.trace import Trace
 
@@ -121,22 +121,27 @@ class Scenarios:
     def _read_trace(self, key: str, seed: int) -> Trace:
         return load_traffic(self._traffic[key], seed)
 
-    def profile(self, point: Scenario) -> Profile:
-        """The profile of a point.
+    def profiles(self, point: Scenario) -> list[Profile]:
+        """The profile of each pool of a point.
 
         Raises
         ------
         ProfileError, ScenarioError
-            If there is none.
+            If there is no pool, or one has none.
         """
-        pool = one_pool(point)
+        pools = point.fleet.pools
+        if not pools:
+            one_pool(point)  # it says so
+        return [self._profile(pool, f"fleet.pools[{i}]") for i, pool in enumerate(pools)]
+
+    def _profile(self, pool: PoolSection, where: str) -> Profile:
         named = tuple((k, _hashed(getattr(pool, k))) for k in ("profile", *PARTS))
         key = repr((named, pool.engine.vllm_version))
-        self._pools = {key: pool}
+        self._pools = {key: (pool, where)}
         return self._load_profile(key)
 
     def _read_profile(self, key: str) -> Profile:
-        return load_profile_of(self._pools[key])
+        return load_profile_of(*self._pools[key])
 
     def fingerprint(self, value: Trace | Profile) -> str:
         """A hash of what a value holds."""

@@ -15,21 +15,21 @@ from qsim import __version__
 from qsim.bounds import MAX_RUNS, MAX_SEED
 from qsim.checks import whole
 from qsim.errors import InputError, ScenarioError
-from qsim.optimize.economics.prices import price_of, prices_of
+from qsim.optimize.economics.prices import Price, price_of, prices_of
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.executors import open_executor
-from qsim.optimize.search.fleet_task import FleetTask
+from qsim.optimize.search.fleet_task import FleetTask, TaskPool
 from qsim.optimize.search.goals import carbon_of, quality_goal
 from qsim.optimize.search.measures import Worth, measure_fleet
 from qsim.optimize.search.run_journal import RunJournal, open_run_journal
 from qsim.optimize.search.space import Space
 from qsim.optimize.sweep.points import Scenarios, is_part
 from qsim.optimize.tune.arguments import parse_search
+from qsim.quality.recovery import Recovery
 from qsim.scenario import Scenario
 from qsim.scenario.arguments import SweepArguments
 from qsim.scenario.names import build
-from qsim.scenario.resolve import one_pool
 from qsim.sim.results.slo import Slo
 from qsim.traces.trace import Trace
 
@@ -111,8 +111,8 @@ def sweep(
     ----------
     base : Scenario or mapping
         All of what is asked; or what is simulated, by the names of ``qsim simulate``: ``trace`` (a
-        file, a preset or a :class:`Trace`), ``profile``, ``replicas``, ``router``, ``seed``,
-        engine options, ... and ``over`` and ``asked`` say the rest.
+        file, a preset or a :class:`Trace`), ``profile``, ``replicas``, ``pools``, ``router``,
+        ``seed``, engine options, ... and ``over`` and ``asked`` say the rest.
     over : mapping or sequence of str, optional
         What is varied: ``{"max_num_seqs": [64, 128]}`` or ``["max_num_seqs=64,128"]``. Names are
         those of ``base``, or paths of a scenario (``fleet.pools.1.replicas``); and ``gpu``,
@@ -193,7 +193,8 @@ def _scenario(
         return base, {}, base.seed
     given = {k: v for k, v in base.items() if v is not None}
     for name in given:
-        Scenarios.check(name)
+        if name != "pools":
+            Scenarios.check(name)
     parts = {k: given.pop(k) for k in list(given) if is_part(k)}
     seed = asked.get("seed", 0)
     own = {k: v for k, v in asked.items() if v is not None}
@@ -218,7 +219,9 @@ class _Runner:
     ) -> None:
         self.executor, self.scenarios, self.slos, self.journal = executor, scenarios, slos, journal
         self.prices, self.provider, self.goal, self.carbon = prices, provider, goal, carbon
-        self.worths: dict[str, Worth] = {}
+        #: by profile
+        self.price: dict[str, Price | None] = {}
+        self.quality: dict[str, Recovery | None] = {}
         self.latest: Trace | None = None
 
     def run(self, points: Sequence[dict[str, Any]]) -> Iterator[Row]:
@@ -246,7 +249,8 @@ class _Runner:
                 if task.trace is self.latest:  # one that is used once goes along with its task
                     self.executor.share(task.trace)
                 self.latest = task.trace
-                self.executor.share(task.profile)
+                for pool in task.pools:
+                    self.executor.share(pool.profile)
                 running[self.executor.submit(measure_fleet, task)] = (number, values, task, key)
             if not running:
                 continue
@@ -259,18 +263,22 @@ class _Runner:
 
     def _task(self, values: Mapping[str, Any]) -> FleetTask:
         point = self.scenarios.at(values)
-        pool = one_pool(point)
+        pools = [
+            TaskPool(profile, pool.replicas, pool.engine.options(), pool.weight)
+            for profile, pool in zip(self.scenarios.profiles(point), point.fleet.pools, strict=True)
+        ]
+        first = pools[0]
         return FleetTask(
             self.scenarios.trace(point),
-            self.scenarios.profile(point),
-            pool.replicas,
+            first.profile,
+            first.replicas,
             self.slos,
-            pool.engine.options(),
+            first.options,
             point.fleet.router,
             point.seed,
             point.traffic.too_long,
             allow_backlog=point.allow_backlog,
-        )
+        ).of_pools(pools)
 
     def _row(
         self, number: int, values: dict[str, Any], task: FleetTask, future: Future[Any]
@@ -279,17 +287,17 @@ class _Runner:
             figures = future.result()
         except InputError as e:
             return Row(number, values, {}, str(e))
-        profile = task.profile
-        worth = self.worths.get(profile.id)
-        if worth is None:
-            price = price_of(profile.identity.gpu, self.prices, self.provider)
-            worth = Worth({profile.id: price}, {profile.id: self.goal.of(profile)}, self.carbon)
-            self.worths[profile.id] = worth
-        source = profile.identity.source
+        profiles = [p.profile for p in task.pools]
+        for profile in profiles:
+            if profile.id not in self.price:
+                gpu = profile.identity.gpu
+                self.price[profile.id] = price_of(gpu, self.prices, self.provider)
+                self.quality[profile.id] = self.goal.of(profile)
+        worth = Worth(self.price, self.quality, self.carbon)
         full = {
-            "profile": profile.id,
-            "profile_source": source,
-            **worth.complete(figures, profile, task.replicas),
+            "profile": " + ".join(p.id for p in profiles),
+            "profile_source": " + ".join(dict.fromkeys(p.identity.source for p in profiles)),
+            **worth.complete(figures, task.pools),
         }
         return Row(number, values, full)
 
@@ -301,6 +309,10 @@ class _Runner:
             self.scenarios.fingerprint(task.profile),
             (task.replicas, task.slos, task.options, task.router, task.seed, task.too_long),
             task.allow_backlog,
+            *(
+                [(p.replicas, p.options, p.weight, self.scenarios.fingerprint(p.profile))]
+                for p in (task.pools if task.beside else ())
+            ),
             (self.prices, self.provider, self.goal, self.carbon, __version__),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]

@@ -128,7 +128,7 @@ class _Tuning:
 
     def judge(self, params: Params, outcome: Mapping[str, float | None]) -> Judgement:
         task = self.task(params)
-        figures = self.worth.complete(outcome, task.profile, task.replicas)
+        figures = self.worth.complete(outcome, task.pools)
         figures["configuration"] = hashlib.sha256(repr(self.key(params)).encode()).hexdigest()[:16]  # type: ignore[assignment]
         values = [figures.get(m.name) for m in self.measures]
         for measure, value in zip(self.measures, values, strict=True):
@@ -429,7 +429,7 @@ def _check_pick(pick: Pick, problem: _Tuning) -> None:
     except InputError:  # each trial will say why
         return
     known: dict[str, Any] = {
-        **problem.worth.complete(outcome, task.profile, 1),
+        **problem.worth.complete(outcome, task.pools),
         **{name: decision.at(0.0) for name, decision in problem.space.decisions.items()},
         **{"method": task.profile.identity.method, "gpu": task.profile.identity.gpu},
     }

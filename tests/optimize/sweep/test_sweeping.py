@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from qsim.optimize.search import run_journal
 from qsim.optimize.search.space import Choices, Range, Space
 from qsim.optimize.sweep import sweeping as module
 from qsim.optimize.sweep.sweeping import SweepResult, latin_hypercube, sweep
+from qsim.sim.fleet.pool import Pool
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
@@ -58,6 +60,50 @@ def test_a_row_has_the_figures_of_its_run() -> None:
     assert row["usd_per_hour"] == 8.0
     assert row["error"] is None
     assert all(list(r) == list(rows[0]) for r in rows)
+
+
+def mixed(weights: tuple[float, float] = (2.0, 1.0)) -> dict[str, Any]:
+    slow = make_profile(method="int8-w8a8", gpu="a100_sxm", decode_ms=8.0)
+    pools = [
+        Pool(make_profile(), 1, EngineOptions(max_num_seqs=8), weights[0]),
+        Pool(slow, 2, EngineOptions(), weights[1]),
+    ]
+    return {"trace": traffic(), "pools": pools}
+
+
+def test_pools_of_a_mixed_fleet_are_varied(tmp_path: Path) -> None:
+    over = {"fleet.pools.1.replicas": [1, 2], "fleet.pools.0.weight": [2.0, 5.0]}
+    asked = {"slos": ["ttft:p99:500"], "prices": {"h200_sxm": 4.0, "a100_sxm": 1.5}}
+    rows = sweep(mixed(), over, **asked).to_rows()
+    assert [(r["fleet.pools.1.replicas"], r["fleet.pools.0.weight"]) for r in rows] == [
+        (n, w) for n in (1, 2) for w in (2.0, 5.0)
+    ]
+    for row in rows:
+        fast, slow = mixed((row["fleet.pools.0.weight"], 1.0))["pools"]
+        result = simulate(
+            traffic(), pools=[fast, replace(slow, replicas=row["fleet.pools.1.replicas"])]
+        )
+        assert row["energy_j"] == result.energy_j
+        assert row["p99_ttft_ms"] == result.statistic("ttft", "p99")
+        assert row["replicas"] == row["gpus"] == 1 + row["fleet.pools.1.replicas"]
+        assert row["usd_per_hour"] == 4.0 + 1.5 * row["fleet.pools.1.replicas"]
+        assert row["profile"] == "h200_sxm/toy-1b/bf16 + a100_sxm/toy-1b/int8-w8a8"
+        assert row["error"] is None
+    assert len({r["energy_j"] for r in rows}) == 4, "counts and weights change what is simulated"
+    journal = tmp_path / "rows.jsonl"
+    first = sweep(mixed(), {k: v[:1] for k, v in over.items()}, journal=journal, **asked)  # type: ignore[index]
+    resumed = sweep(mixed(), over, journal=journal, resume=True, jobs=2, **asked)
+    assert resumed.to_rows() == rows
+    assert first.to_rows()[0] == rows[0]
+
+
+def test_the_quality_of_a_mixed_fleet_is_that_of_its_worst_pool() -> None:
+    ids = [f"h200_sxm/llama-3.1-8b/{m}" for m in ("bf16", "awq-w4a16")]
+    short = {"trace": "azure-conv-2023:duration=2,rate=2"}
+    over = {"fleet.pools.0.replicas": [1]}
+    (row,) = sweep({**short, "pools": [Pool(i) for i in ids]}, over).to_rows()
+    alone = [sweep({**short, "profile": i}, {"replicas": [1]}).to_rows()[0] for i in ids]
+    assert row["quality_low"] == min(r["quality_low"] for r in alone) < 100
 
 
 def test_the_same_rows_in_processes_on_dask_and_when_workers_die(
