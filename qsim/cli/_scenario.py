@@ -165,6 +165,10 @@ def _converted(name: str, value: Any) -> Any:
         from qsim.cli._search import prices_from
 
         return prices_from(value)
+    if name == "stock":
+        from qsim.cli._search import gpus_from
+
+        return gpus_from(value, "--stock")
     if name == "policies" and tuple(value) == ("none",):
         return []
     return value

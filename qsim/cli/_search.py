@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from qsim.cli._common import option_group
+from qsim.errors import ScenarioError
 
 __all__ = [
     "candidate_options",
@@ -16,11 +17,13 @@ __all__ = [
     "floor_option",
     "forecast_options",
     "goodput_options",
+    "gpus_from",
     "market_from",
     "market_options",
     "most_replicas_option",
     "price_option",
     "prices_from",
+    "stock_option",
     "study_options",
     "worth_options",
 ]
@@ -129,6 +132,38 @@ price_option = click.option(
 def prices_from(texts: Sequence[str]) -> dict[str, float]:
     """Prices by GPU."""
     return {p.split("=")[0]: float(p.split("=")[1]) for p in texts}
+
+
+def gpus_from(texts: Sequence[str], option: str) -> dict[str, int]:
+    """Numbers of GPUs by type, each ``GPU=N``.
+
+    Raises
+    ------
+    ScenarioError
+        If one is no such text, or a type is given twice.
+    """
+    found: dict[str, int] = {}
+    for text in texts:
+        gpu, equals, count = text.partition("=")
+        gpu = gpu.strip()
+        if not (gpu and equals and count.strip().isascii() and count.strip().isdigit()):
+            raise ScenarioError(f"{option} is {text[:80]!r}; must be GPU=N, such as h100_sxm=8")
+        if gpu in found:
+            raise ScenarioError(f"{option} gives {gpu} twice; give their sum once")
+        if len(count.strip()) > 7:
+            raise ScenarioError(f"{option} is {text[:80]!r}; that many GPUs there are not")
+        found[gpu] = int(count)
+    return found
+
+
+#: ``--stock``, any number of times
+stock_option = click.option(
+    "--stock",
+    multiple=True,
+    metavar="GPU=N",
+    help="Only GPUs that there are: N of this type, such as h100_sxm=8; repeatable. Mixed fleets "
+    "of two types or sizes are looked for, too.",
+)
 
 
 #: ``--price``, ``--prices FILE`` and ``--provider``

@@ -27,6 +27,7 @@ from qsim.cli._search import (
     beyond_option,
     floor_option,
     goodput_options,
+    gpus_from,
     market_from,
     market_options,
 )
@@ -63,21 +64,6 @@ def traffic_from(given: Mapping[str, Any]) -> tuple[Trace | str, tuple[str, ...]
     if shaped.get("speed", 1.0) != 1.0:
         raise ScenarioError("--speed is what is searched here; leave it out")
     return trace_from(given), tuple(words)
-
-
-def _stock(texts: tuple[str, ...]) -> dict[str, int]:
-    """``GPU=N`` of each type."""
-    stock: dict[str, int] = {}
-    for text in texts:
-        gpu, equals, count = text.partition("=")
-        if not (gpu and equals and count.strip().isascii() and count.strip().isdigit()):
-            raise ScenarioError(f"--gpus is {text!r}; must be GPU=N, such as h100_sxm=8")
-        if gpu.strip() in stock:
-            raise ScenarioError(f"--gpus gives {gpu.strip()} twice; give their sum once")
-        if len(count.strip()) > 7:
-            raise ScenarioError(f"--gpus is {text[:80]!r}; that many GPUs there are not")
-        stock[gpu.strip()] = int(count)
-    return stock
 
 
 @optional_trace
@@ -119,7 +105,7 @@ def capacity(ctx: click.Context, /, **given: Any) -> None:
     from qsim.report.text.capacity import capacity_text
 
     check_outputs(given)
-    stock = _stock(given["gpus"])
+    stock = gpus_from(given["gpus"], "--gpus")
     trace, words = traffic_from(given)
     names = ("slos", "goodput", "min_goodput", "methods", "profiles", "objective", "tasks",
              "min_quality", "router", "precision", "seed", "too_long")  # fmt: skip

@@ -35,6 +35,7 @@ from qsim.cli._search import (
     goodput_options,
     market_options,
     most_replicas_option,
+    stock_option,
 )
 from qsim.errors import InfeasibleError, ScenarioError
 
@@ -71,6 +72,7 @@ __all__ = ["plan"]
               help="At most this power of all GPUs, on average over TRACE.")  # fmt: skip
 @click.option("--max-peak-power-kw", type=float, metavar="KW",
               help="At most this power of all GPUs in any 1/400 of TRACE.")  # fmt: skip
+@stock_option
 @click.option("--survive", type=int, default=0, show_default=True, metavar="N",
               help="Meet every limit with any N servers down, too.")  # fmt: skip
 @click.option("--tasks", metavar="MIX", help="Tasks that quality is told for, such as "
@@ -148,6 +150,11 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     out = Outputs()
     if not to_stdout:
         out.echo(plan_text(found))
+        if found.best is not None and found.best.parts:
+            from qsim.optimize.deploy.simulate import simulate_command
+
+            if command := simulate_command(found, found.best, scenario):
+                out.echo(f"\nits figures: {command}")
     with out.attempt("--json"):
         write_outputs(ctx, found.to_dict, scenario)
     for export in exports if found.best is not None else ():
@@ -175,7 +182,7 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     if to_stdout and found.best is not None and found.best.note:
         note(found.best.note)  # it is part of the text, which was not shown
     among = candidates_of(scenario, scenario.plan)
-    if among.model and not among.gpus:
+    if among.model and not among.gpus and not scenario.plan.stock:
         more = left_out_note(among.model, among.methods)
         if more is not None:
             note(more)

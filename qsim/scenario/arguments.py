@@ -64,6 +64,7 @@ class PlanArguments(SearchArguments, total=False):
     max_usd_per_hour: float | None
     max_power_kw: float | None
     max_peak_power_kw: float | None
+    stock: Mapping[str, int] | None
     survive: int
     headroom: bool
     search: Mapping[str, Any] | Sequence[str]

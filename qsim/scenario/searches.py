@@ -90,6 +90,11 @@ class PlanSection(SearchSection):
     max_usd_per_hour: Amount | None = None
     max_power_kw: Amount | None = Field(default=None, description="On average over the trace.")
     max_peak_power_kw: Amount | None = Field(default=None, description="In any 1/400 of the trace.")
+    stock: Annotated[dict[Word, _Gpus], Items(1000)] = Field(
+        default_factory=dict,
+        description="GPUs that there are, by type, such as {h100_sxm: 8}; of others none. Mixed "
+        "fleets are looked for, too.",
+    )
     survive: Annotated[int, Whole(0, MAX_REPLICAS)] = Field(
         default=0, description="Meet every limit with any so many servers down, too."
     )

@@ -73,6 +73,8 @@ COMMANDS: list[str] = [
     "--bottlenecks --max-replicas 3",
     "plan {trace.csv} --profile {profile.json} --slo ttft:p99:9000 --no-headroom --jobs 1 "
     "--survive 1 --max-replicas 4 --replications 0",
+    "plan {trace.csv} --profile {profile.json} --slo ttft:p99:9000 --no-headroom --jobs 1 "
+    "--stock h200_sxm=2 --replications 0",
     "plan --scenario {plan.yaml} --jobs 1",
     "capacity {trace.csv} --gpus h200_sxm=2 --profile {profile.json} --slo ttft:p50:9000 --jobs 1 "
     "--precision 0.3",

@@ -12,7 +12,7 @@ from qsim.optimize.plan.candidate import Candidate
 from qsim.profiles.schema import Profile
 from qsim.sim.scheduler.config import EngineConfig, EngineOptions
 
-__all__ = ["STARTUP_S", "Pool", "distinct", "pool_of"]
+__all__ = ["STARTUP_S", "Pool", "distinct", "pools_of"]
 
 #: seconds from `vllm serve` to its first answer on /health: the largest of the starts measured on
 #: an H200 (50-105 s, weights on a local disk or drawn); loading over a network is not in it
@@ -38,6 +38,9 @@ class Pool:
         The router that was simulated.
     startup_s : float
         From the start of a server until it answers.
+    weight : float or None
+        How many requests the router gives a server beside one of weight 1; None where all servers
+        of the fleet are equal.
     suffix : str
         Behind the name, where the pools of one export would share it: see :func:`distinct`.
     """
@@ -57,6 +60,7 @@ class Pool:
     waiting: int | None = None
     startup_s: float = STARTUP_S
     suffix: str = ""
+    weight: float | None = None
 
     @classmethod
     def of(
@@ -137,8 +141,8 @@ def distinct(pools: Sequence[Pool]) -> list[Pool]:
     return found
 
 
-def pool_of(candidate: Candidate, router: str = "least-requests") -> Pool:
-    """The fleet of a candidate.
+def pools_of(candidate: Candidate, router: str = "least-requests") -> list[Pool]:
+    """The fleet of a candidate: a pool, or those of a mixed fleet.
 
     Raises
     ------
@@ -147,18 +151,29 @@ def pool_of(candidate: Candidate, router: str = "least-requests") -> Pool:
     """
     if candidate.engine is None or candidate.replicas is None or candidate.outcome is None:
         raise InfeasibleError(f"{candidate.profile} is infeasible: {candidate.reason}")
-    replicas = candidate.outcome.summary.get("replicas") or ()
-    return Pool(
-        candidate.profile,
-        candidate.gpu,
-        candidate.model,
-        candidate.method,
-        candidate.engine,
-        candidate.replicas,
-        candidate.tensor_parallel_size,
-        candidate.vllm_args,
-        candidate.options,
-        router,
-        candidate.vllm_version,
-        waiting=max((int(r["peak_waiting"]) for r in replicas), default=None),
-    )
+    rows = candidate.outcome.summary.get("replicas") or ()
+    sizes = candidate.outcome.sizes or (candidate.replicas,)
+    weights: list[float | None] = [p.weight for p in candidate.parts]
+    pools, first = [], 0
+    for blank, n, weight in zip(candidate.blanks, sizes, weights or [None], strict=True):
+        own = rows[first : first + n]
+        first += n
+        assert blank.engine is not None
+        pools.append(
+            Pool(
+                blank.profile,
+                blank.gpu,
+                blank.model,
+                blank.method,
+                blank.engine,
+                n,
+                blank.tensor_parallel_size,
+                blank.vllm_args,
+                blank.options,
+                router,
+                blank.vllm_version,
+                waiting=max((int(r["peak_waiting"]) for r in own), default=None),
+                weight=weight,
+            )
+        )
+    return pools

@@ -10,7 +10,7 @@ from typing import Any
 
 from qsim.errors import InfeasibleError, ScenarioError
 from qsim.files import write_text
-from qsim.optimize.deploy.deployment import Pool, pool_of
+from qsim.optimize.deploy.deployment import Pool, pools_of
 from qsim.optimize.deploy.kubernetes import manifests, to_yaml
 from qsim.optimize.deploy.vllm import GPUS_PER_HOST, serve_script
 from qsim.optimize.plan.candidate import Candidate
@@ -30,7 +30,7 @@ __all__ = [
     "export_pools",
     "export_scenario",
     "parse_export",
-    "pool_scenario",
+    "pools_scenario",
 ]
 
 EXPORTS = ("vllm", "kubernetes", "scenario")
@@ -136,29 +136,38 @@ def export_plan(
     if chosen is None or not chosen.feasible:
         raise InfeasibleError("no candidate of this plan meets the SLOs: nothing to export")
     if export.kind != "scenario":
-        pool = pool_of(chosen, plan.router_of(chosen))
-        return export_pools(pool, export, autoscaler=autoscaler, gpus_per_host=gpus_per_host)
+        pools = pools_of(chosen, plan.router_of(chosen))
+        return export_pools(pools, export, autoscaler=autoscaler, gpus_per_host=gpus_per_host)
     return _scenario(plan, export.path, chosen, trace, scenario, profile)
 
 
-def pool_scenario(
-    pool: Pool,
+def pools_scenario(
+    pools: Sequence[Pool],
     traffic: Traffic,
-    profile: str,
+    profiles: Sequence[str],
     slos: Sequence[Slo | str],
     settings: Mapping[str, Any],
 ) -> Scenario:
-    """The scenario of ``qsim simulate`` that gives a pool's figures again.
+    """The scenario of ``qsim simulate`` that gives the figures of a fleet again.
 
-    ``settings`` has the ``seed`` and ``too_long`` of its simulation.
+    ``profiles`` are those of the pools, as ids or files; ``settings`` has the ``seed`` and
+    ``too_long`` of its simulation.
     """
     given = {**traffic.given(), "too_long": settings["too_long"]}
     if is_large(str(traffic.trace)):
         given["stream"] = False  # taken in parts its percentiles would be a little off
-    servers = {"profile": profile, "replicas": pool.replicas, "engine": pool.options.to_dict()}
+    servers = [
+        {
+            "profile": profile,
+            "replicas": pool.replicas,
+            "engine": pool.options.to_dict(),
+            **({} if pool.weight is None else {"weight": pool.weight}),
+        }
+        for pool, profile in zip(pools, profiles, strict=True)
+    ]
     return Scenario(
         traffic=given,
-        fleet={"pools": [servers], "router": pool.router},
+        fleet={"pools": servers, "router": pools[0].router},
         slos=[str(s) for s in slos],
         allow_backlog=bool(settings.get("allow_backlog")),
         seed=settings["seed"],
@@ -199,17 +208,20 @@ def _scenario(
         planned, _ = forecast(trace, shaped.growth, shaped.peak_hour_start_s is not None)
         write_trace(planned, file)
         traffic = Traffic(trace=str(file))
-    source = chosen.source
-    if source is None:
-        if profile is None or beside is None:
-            raise ScenarioError(
-                f"{chosen.profile} was not read from a file; give the profile and a path, so that "
-                "it can be written beside the scenario"
-            )
-        source = f"{beside}-profile.json"
-        profile.save(source)
-    pool = pool_of(chosen, plan.router_of(chosen))
-    scenario = pool_scenario(pool, traffic, source, plan.slos, plan.settings)
+    sources = []
+    for blank in chosen.blanks:
+        source = blank.source
+        if source is None:
+            if profile is None or beside is None or chosen.parts:
+                raise ScenarioError(
+                    f"{blank.profile} was not read from a file; give the profile and a path, so "
+                    "that it can be written beside the scenario"
+                )
+            source = f"{beside}-profile.json"
+            profile.save(source)
+        sources.append(source)
+    pools = pools_of(chosen, plan.router_of(chosen))
+    scenario = pools_scenario(pools, traffic, sources, plan.slos, plan.settings)
     return export_scenario(scenario, path)
 
 

@@ -100,6 +100,7 @@ def _metadata(pool: Pool) -> dict[str, Any]:
         "annotations": {
             "qsim/profile": pool.profile,
             "qsim/simulated-router": pool.router,
+            **({} if pool.weight is None else {"qsim/router-weight": f"{pool.weight:g}"}),
             **({"qsim/real-router": real} if (real := real_router(pool.router)) else {}),
         },
     }

@@ -129,6 +129,8 @@ def serve_script(
         servers = f"{pool.replicas} server{'s' if pool.replicas != 1 else ''}"
         version = f"vLLM {pool.vllm_version}: " if pool.vllm_version else ""
         what = f"{version}{servers} as simulated with {pool.profile}, behind a {pool.router} router"
+        if pool.weight is not None:
+            what += f", each with weight {pool.weight:g} in it"
         lines.append(f"# {' '.join(what.split())}")  # a line break would end the comment
         if pool.replicas > 1 and (real := real_router(pool.router)):
             lines.append(f"# a {pool.router} router is {real}")

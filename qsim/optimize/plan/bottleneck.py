@@ -103,8 +103,6 @@ def time_shares(task: FleetTask) -> TimeShares:
     trace = busiest_requests(task.trace, MOST_REQUESTS)
     steps: list[Step] = []
     result = replace(task, trace=trace).simulate(steps)
-    config = task.options.resolve(task.profile)
-    timing = Timing(task.profile, config)
     by_replica: dict[int, list[Step]] = defaultdict(list)
     for step in steps:
         by_replica[step.replica].append(step)
@@ -114,9 +112,14 @@ def time_shares(task: FleetTask) -> TimeShares:
     prompt = float(trace.prompt_tokens.mean())
     time = dict.fromkeys(ACCOUNTS, 0)
     waiting = dict.fromkeys(QUEUES, 0)
-    for replica in range(task.replicas):
-        _account(by_replica[replica], begin, end, timing, time)
-        _queues(by_replica[replica], config, prompt, waiting)
+    first = 0
+    for pool in task.pools:
+        config = pool.options.resolve(pool.profile)
+        timing = Timing(pool.profile, config)
+        for replica in range(first, first + pool.replicas):
+            _account(by_replica[replica], begin, end, timing, time)
+            _queues(by_replica[replica], config, prompt, waiting)
+        first += pool.replicas
     total = sum(time.values())
     return TimeShares(
         {a: t / total for a, t in time.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,23 +28,38 @@ class Budget:
         Mean power of all GPUs over the run, kW.
     max_peak_power_kw : float or None
         Highest mean power of all GPUs over a four-hundredth of the trace (0.1 s at least), kW.
+    stock : dict or None
+        GPUs that there are, by type; of a type that is not named there are none.
     """
 
     max_gpus: int | None = None
     max_usd_per_hour: float | None = None
     max_power_kw: float | None = None
     max_peak_power_kw: float | None = None
+    stock: Mapping[str, int] | None = None
 
     def __bool__(self) -> bool:
         return any(v is not None for v in vars(self).values())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return dict(vars(self))
+        limits = dict(vars(self))
+        if self.stock is None:
+            del limits["stock"]
+        return limits
 
-    def largest(self, gpus_per_replica: int, usd_per_gpu: float | None) -> int | None:
-        """The most replicas within GPUs and money; None if these do not limit them."""
+    def in_stock(self, gpu: str) -> int | None:
+        """GPUs of a type that there are; None where nothing limits them."""
+        return None if self.stock is None else self.stock.get(gpu, 0)
+
+    def largest(
+        self, gpus_per_replica: int, usd_per_gpu: float | None, gpu: str | None = None
+    ) -> int | None:
+        """The most replicas within GPUs, money and stock; None if these do not limit them."""
         sizes = []
+        owned = None if gpu is None else self.in_stock(gpu)
+        if owned is not None:
+            sizes.append(owned // gpus_per_replica)
         if self.max_gpus is not None:
             sizes.append(self.max_gpus // gpus_per_replica)
         if self.max_usd_per_hour is not None and usd_per_gpu:
@@ -53,8 +69,8 @@ class Budget:
 
     def overruns(self, candidate: Candidate, outcome: FleetOutcome) -> list[tuple[Shortfall, str]]:
         """Every limit that a fleet of ``candidate`` is beyond, with a sentence, worst first."""
-        gpus = outcome.replicas * candidate.tensor_parallel_size
-        usd = None if candidate.price is None else gpus * candidate.price.usd_per_hour
+        sizes = outcome.sizes or (outcome.replicas,)
+        gpus, usd = candidate.gpus_of(sizes), candidate.usd_of(sizes)
         power_w, peak_w = outcome.summary.get("avg_power_w"), outcome.peak_power_w
         used: list[tuple[str, float | None, float | None, str]] = [
             ("max_gpus", gpus, self.max_gpus, "GPUs"),
@@ -72,6 +88,16 @@ class Budget:
                 f"(--{name.replace('_', '-')})"
             )
             found.append((Shortfall(name, value, limit, over), text))
+        for gpu, n in candidate.gpus_by_type(sizes).items():
+            owned = self.in_stock(gpu)
+            if owned is None or n <= owned:
+                continue
+            over = (n - owned) / owned if owned else math.inf
+            text = (
+                f"needs {n} {gpu}, and {owned or 'none'} {'are' if owned != 1 else 'is'} in stock"
+            )
+            text += f" (--stock {gpu}={owned})" if owned else " (--stock)"
+            found.append((Shortfall("stock", n, owned, over), text))
         return sorted(found, key=lambda f: -f[0].excess)
 
 
@@ -84,6 +110,7 @@ def budget_of(
     max_usd_per_hour: float | None = None,
     max_power_kw: float | None = None,
     max_peak_power_kw: float | None = None,
+    stock: Mapping[str, int] | None = None,
 ) -> Budget:
     """Check the limits.
 
@@ -92,6 +119,8 @@ def budget_of(
     ScenarioError
         If one is not a finite number > 0 (GPUs: a whole number >= 1).
     """
+    for gpu, count in (stock or {}).items():
+        whole(f"stock of {gpu}", count, 1, MAX_GPUS)
     if max_gpus is not None:
         whole("max_gpus", max_gpus, 1, MAX_GPUS)
     for name, value in (
@@ -101,4 +130,5 @@ def budget_of(
     ):
         if value is not None and not (is_number(value) and 0 < value < math.inf):
             raise ScenarioError(f"{name} is {value!r}; must be a finite number > 0")
-    return Budget(max_gpus, max_usd_per_hour, max_power_kw, max_peak_power_kw)
+    owned = dict(stock) if stock else None
+    return Budget(max_gpus, max_usd_per_hour, max_power_kw, max_peak_power_kw, owned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from qsim.sim.scheduler.config import EngineConfig, EngineOptions
 if TYPE_CHECKING:
     from qsim.quality.recovery import Recovery
 
-__all__ = ["OBJECTIVES", "Candidate", "Shortfall", "deciding_order"]
+__all__ = ["OBJECTIVES", "Candidate", "Part", "Shortfall", "deciding_order"]
 
 OBJECTIVES = ("cost", "energy", "gpus", "carbon")
 #: of fleets with the same objective these decide, in this order, and at last the profile's id;
@@ -54,11 +54,52 @@ class Shortfall:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A pool of a mixed fleet.
+
+    Attributes
+    ----------
+    blank : Candidate
+        What one of its servers is: profile, settings, price.
+    replicas : int
+    weight : float
+        How many requests a server gets beside one of weight 1.
+    """
+
+    blank: Candidate
+    replicas: int
+    weight: float = 1.0
+
+    @property
+    def gpus(self) -> int:
+        """Of all its servers."""
+        return self.replicas * self.blank.tensor_parallel_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        b = self.blank
+        return {
+            "profile": b.profile,
+            "gpu": b.gpu,
+            "method": b.method,
+            "tensor_parallel_size": b.tensor_parallel_size,
+            "replicas": self.replicas,
+            "gpus": self.gpus,
+            "weight": self.weight,
+            "options": b.options.to_dict(),
+            "usd_per_hour": None if b.price is None else self.gpus * b.price.usd_per_hour,
+            "quality": None if b.quality is None else b.quality.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
 class Candidate:
     """The smallest fleet of one profile that meets the SLOs, or why there is none.
 
     ``outcome`` is the simulation of that fleet; for an infeasible candidate the largest fleet
-    tried, if any was. ``evaluations`` are all fleets that were simulated, by size.
+    tried, if any was. ``evaluations`` are all fleets that were simulated, by size. A mixed fleet
+    has ``parts``; its ``profile``, ``gpu`` and ``method`` name those of all, and what is said of a
+    single server (``engine``, ``options``, ``tensor_parallel_size``) is of the first part alone.
     """
 
     profile: str
@@ -96,6 +137,8 @@ class Candidate:
     evaluations: tuple[FleetOutcome, ...] = ()
     #: what settings beyond the measured range rest on; "" if all was measured
     caution: str = ""
+    #: the pools of a mixed fleet
+    parts: tuple[Part, ...] = ()
 
     @property
     def replicas(self) -> int | None:
@@ -105,14 +148,41 @@ class Candidate:
     @property
     def gpus(self) -> int | None:
         """GPUs of the fleet: replicas times the tensor-parallel size."""
-        return None if self.replicas is None else self.replicas * self.tensor_parallel_size
+        if self.replicas is None or self.outcome is None:
+            return None
+        return self.gpus_of(self.outcome.sizes or (self.replicas,))
+
+    def gpus_of(self, sizes: Sequence[int]) -> int:
+        """GPUs of so many servers of each pool."""
+        return sum(self.gpus_by_type(sizes).values())
+
+    def gpus_by_type(self, sizes: Sequence[int]) -> dict[str, int]:
+        """The same by type of GPU."""
+        found: dict[str, int] = {}
+        for blank, n in zip(self.blanks, sizes, strict=True):
+            found[blank.gpu] = found.get(blank.gpu, 0) + n * blank.tensor_parallel_size
+        return found
+
+    @property
+    def blanks(self) -> tuple[Candidate, ...]:
+        """What one server of each pool is."""
+        return tuple(p.blank for p in self.parts) or (self,)
+
+    def usd_of(self, sizes: Sequence[int]) -> float | None:
+        """Rent of so many servers of each pool, USD per hour; None without a price."""
+        total = 0.0
+        for blank, n in zip(self.blanks, sizes, strict=True):
+            if blank.price is None:
+                return None
+            total += n * blank.tensor_parallel_size * blank.price.usd_per_hour
+        return round(total, 6)
 
     @property
     def usd_per_hour(self) -> float | None:
         """Rent of the fleet; None if infeasible or without a price."""
-        if self.gpus is None or self.price is None:
+        if self.replicas is None or self.outcome is None:
             return None
-        return round(self.gpus * self.price.usd_per_hour, 6)
+        return self.usd_of(self.outcome.sizes or (self.replicas,))
 
     def metric(self, key: str) -> float | None:
         """A number of the fleet's summary; None if infeasible."""
@@ -127,17 +197,23 @@ class Candidate:
 
         At least so many: a fleet with so many fewer was simulated and met every goal.
         """
-        if not self.feasible or self.outcome is None or not self.outcome.degraded:
-            return None
-        fewest = min(sum(d.sizes) for d in self.outcome.degraded)
-        return (self.outcome.replicas - fewest) * self.tensor_parallel_size
+        left = self._cheapest_left
+        return None if left is None or self.gpus is None else self.gpus - self.gpus_of(left)
 
     @property
     def spare_usd_per_hour(self) -> float | None:
         """Their rent."""
-        if self.spare_gpus is None or self.price is None:
+        left, usd = self._cheapest_left, self.usd_per_hour
+        rest = None if left is None else self.usd_of(left)
+        return None if usd is None or rest is None else round(usd - rest, 6)
+
+    @property
+    def _cheapest_left(self) -> tuple[int, ...] | None:
+        """What is left with servers down, the least there is: it meets every goal."""
+        if not self.feasible or self.outcome is None or not self.outcome.degraded:
             return None
-        return round(self.spare_gpus * self.price.usd_per_hour, 6)
+        left = [d.sizes for d in self.outcome.degraded]
+        return min(left, key=lambda sizes: (self.usd_of(sizes) or 0.0, self.gpus_of(sizes)))
 
     def usd_per_1m(self, key: str) -> float | None:
         """USD per million of the tokens of ``output_throughput`` or ``total_token_throughput``."""
@@ -186,10 +262,11 @@ class Candidate:
             "gpu": self.gpu,
             "model": self.model,
             "method": self.method,
-            "tensor_parallel_size": self.tensor_parallel_size,
+            "tensor_parallel_size": None if self.parts else self.tensor_parallel_size,
+            **({"pools": [p.to_dict() for p in self.parts]} if self.parts else {}),
             "vllm_version": self.vllm_version or None,
             "feasible": self.feasible,
-            "options": self.options.to_dict(),
+            **({} if self.parts else {"options": self.options.to_dict()}),
             **({"router": self.router} if self.router else {}),
             "reason": self.reason or None,
             "shortfall": None if self.shortfall is None else self.shortfall.to_dict(),

@@ -69,12 +69,13 @@ def search_candidate(
     if budget and overruns:
         reason = "; ".join(text for _, text in overruns)
         price = blank.price.usd_per_hour if blank.price else None
-        largest = budget.largest(blank.tensor_parallel_size, price) or 0
+        largest = budget.largest(blank.tensor_parallel_size, price, blank.gpu) or 0
         if 0 < largest < best:
             if largest not in done:
                 done[largest] = yield replace(task, replicas=largest), 1
             gpus = largest * blank.tensor_parallel_size
-            reason += f"; with {gpus} {done[largest].binding.sentence()}"
+            if not done[largest].met:  # it may be power alone that is beyond the budget
+                reason += f"; with {gpus} {done[largest].binding.sentence()}"
         missed = _infeasible(blank, done, reason, overruns[0][0])
         return replace(missed, outcome=done[best])
     return replace(blank, feasible=True, outcome=done[best], evaluations=_by_size(done))

@@ -16,6 +16,7 @@ from qsim.optimize.plan.resample import Resampling
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, run_fleet
+from qsim.profiles.schema import Profile
 
 #: runs of one fleet with other draws
 MAX_REPLICATIONS = 10_000
@@ -25,8 +26,8 @@ __all__ = ["Confidence", "Replication", "replicate"]
 #: a value over its limit in a run that could not serve its traffic at all
 _MOST = 1e9
 
-#: number of a replication, factors of times and of KV blocks
-_Job = tuple[int, float, float]
+#: number of a replication; by pool the factors of times, and of KV blocks
+_Job = tuple[int, tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Replication:
         From 1 on; seed of the draw, and added to the router's.
     replicas : int
     factor, kv_factor : float
-        What every time of the profile, and its KV blocks, were multiplied by.
+        What every time of the profile, and its KV blocks, were multiplied by; of a mixed fleet
+        that of its first pool.
     goals : dict
         Value over limit by goal, as :attr:`FleetOutcome.goals` have it.
     met : bool
@@ -89,6 +91,7 @@ class Confidence:
     kv_sigma: float = 0.0
     source: str = "measured"
     calibrate: str = "qsim calibrate run"
+    pools: int = 1
 
     @property
     def met(self) -> int:
@@ -123,7 +126,12 @@ class Confidence:
             f"confidence: {fleet} {does} in {self.met} of {n} "
             f"replications ({self.traffic}; other seeds"
         )
-        if self.sigma:
+        if self.sigma and self.pools > 1:
+            head += (
+                f"; all times of each pool's {self.source} profile times 1 + e of its own, e of up "
+                f"to {self.sigma:.1%}"
+            )
+        elif self.sigma:
             head += f"; all times of the {self.source} profile times 1 + e, e of {self.sigma:.1%}"
         if self.kv_sigma:
             head += f", its KV cache likewise, e of {self.kv_sigma:.1%}"
@@ -139,7 +147,8 @@ class Confidence:
             )
         if self.more:
             good = sum(r.met for r in self.more)
-            lines.append(f"with one replica more: {good} of {n}")
+            which = " of the first pool" if self.pools > 1 else ""
+            lines.append(f"with one replica more{which}: {good} of {n}")
         if self.by_profile:
             misses = n - self.met
             what = (
@@ -212,11 +221,18 @@ def replicate(
         If ``count`` is not a whole number >= 1.
     """
     whole("replications", count, 1, MAX_REPLICATIONS)
-    sigma, kv_sigma = stated_sigma(task.profile), stated_kv_sigma(task.profile)
-    errors = np.random.default_rng([task.seed, count]).normal(0.0, 1.0, (2, count))
-    jobs = [
-        (r, 1.0 + sigma * float(e), 1.0 + kv_sigma * float(k))
-        for r, (e, k) in enumerate(errors.T, 1)
+    profiles = [p.profile for p in task.pools]
+    sigmas = [stated_sigma(p) for p in profiles]
+    kv_sigmas = [stated_kv_sigma(p) for p in profiles]
+    sigma, kv_sigma = max(sigmas), max(kv_sigmas)
+    drawn = [_errors(task.seed, count, k) for k in range(len(profiles))]
+    jobs: list[_Job] = [
+        (
+            r + 1,
+            tuple(1.0 + s * float(e[0, r]) for s, e in zip(sigmas, drawn, strict=True)),
+            tuple(1.0 + s * float(e[1, r]) for s, e in zip(kv_sigmas, drawn, strict=True)),
+        )
+        for r in range(count)
     ]
 
     names = [str(s) for s in (*task.slos, *([task.goodput] if task.goodput else []))]
@@ -224,13 +240,14 @@ def replicate(
 
     def run(jobs: Sequence[_Job], more: int, share: float) -> tuple[Replication, ...]:
         futures = [
-            executor.submit(_run, replace(task, replicas=task.replicas + more), resampling, job)
+            executor.submit(_run, task.with_first(task.replicas + more), resampling, job)
             for job in jobs
         ]
         found = []
-        for (r, factor, kv_factor), future in zip(jobs, futures, strict=True):
+        for (r, factors, kv_factors), future in zip(jobs, futures, strict=True):
             outcome: FleetOutcome | None = future.result()
-            n = task.replicas + more
+            n = task.servers + more
+            factor, kv_factor = factors[0], kv_factors[0]
             if outcome is None:
                 none = dict.fromkeys(names, _MOST)
                 found.append(Replication(r, n, factor, kv_factor, none, False))
@@ -244,13 +261,13 @@ def replicate(
 
     done = tuple(runs) or run(jobs, 0, 0.0)
     behind_best = [r for r in done if explain and not r.met]
-    exact = run(
-        [(r.number, 1.0, 1.0) for r in behind_best if r.factor > 1 or r.kv_factor < 1], 0, 0.5
-    )
+    ones = (1.0,) * len(profiles)
+    slower = {r for r, times, blocks in jobs if max(times) > 1 or min(blocks) < 1}
+    exact = run([(r.number, ones, ones) for r in behind_best if r.number in slower], 0, 0.5)
     more = run(jobs, 1, 0.5) if behind_best else ()
     if progress is not None:
         progress(1.0, "replications")
-    i = task.profile.identity
+    i = profiles[sigmas.index(sigma)].identity
     tp = f" --tensor-parallel-size {i.tensor_parallel_size}" if i.tensor_parallel_size > 1 else ""
     return Confidence(
         done,
@@ -259,20 +276,34 @@ def replicate(
         sigma,
         resampling.text(),
         kv_sigma,
-        i.source,
+        i.source if len(profiles) == 1 else " or ".join(_sources(profiles)),
         f"qsim calibrate run --model {i.model} --methods {i.method}{tp} on a {i.gpu}",
+        len(profiles),
     )
+
+
+def _errors(seed: int, count: int, pool: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Standard normal errors of a pool's times and of its KV blocks, shape (2, count)."""
+    key = [seed, count] if pool == 0 else [seed, count, pool]
+    return np.random.default_rng(key).normal(0.0, 1.0, (2, count))
+
+
+def _sources(profiles: Sequence[Profile]) -> list[str]:
+    return sorted({p.identity.source for p in profiles})
 
 
 def _run(task: FleetTask, resampling: Resampling, job: _Job) -> FleetOutcome | None:
     """The replication's outcome; None if its traffic has prompts that its KV cache cannot hold."""
-    number, factor, kv_factor = job
-    profile = task.profile
-    if factor != 1:
-        profile = scaled_times(profile, factor)
-    if kv_factor != 1:
-        profile = scaled_memory(profile, kv_factor)
-    again = replace(task, trace=resampling.draw(number), profile=profile, seed=task.seed + number)
+    number, factors, kv_factors = job
+    pools = []
+    for pool, factor, kv_factor in zip(task.pools, factors, kv_factors, strict=True):
+        profile = pool.profile
+        if factor != 1:
+            profile = scaled_times(profile, factor)
+        if kv_factor != 1:
+            profile = scaled_memory(profile, kv_factor)
+        pools.append(replace(pool, profile=profile))
+    again = replace(task, trace=resampling.draw(number), seed=task.seed + number).of_pools(pools)
     try:
         return run_fleet(again)
     except TraceError:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
 from qsim.errors import ScenarioError
 from qsim.optimize.economics.prices import prices_of
-from qsim.optimize.plan.budget import budget_of
-from qsim.optimize.plan.candidate import Candidate
+from qsim.optimize.plan.budget import Budget, budget_of
+from qsim.optimize.plan.candidate import Candidate, Shortfall
 from qsim.optimize.plan.confidence import Replication
 from qsim.optimize.plan.detail import FEW, LITTLE, DetailWanted
 from qsim.optimize.plan.profile_choice import Choice, blank_candidate, choose_profiles
@@ -109,7 +110,11 @@ def plan_for(
         raise ScenarioError("no SLO is given; a plan needs at least one, such as ttft:p99:500")
     check_goals(trace, limits, good)
     budget = budget_of(
-        asked.max_gpus, asked.max_usd_per_hour, asked.max_power_kw, asked.max_peak_power_kw
+        asked.max_gpus,
+        asked.max_usd_per_hour,
+        asked.max_power_kw,
+        asked.max_peak_power_kw,
+        asked.stock,
     )
     if asked.survive >= asked.max_replicas:
         raise ScenarioError(
@@ -122,10 +127,19 @@ def plan_for(
     carbon = carbon_of(accounts.region, accounts.pue, objective)
     trace, shaped = forecast(trace, traffic.growth, traffic.peak_hour)
     among = candidates_of(scenario, asked)
+    gpus = among.gpus
+    if asked.stock and among.model is not None and not gpus:
+        gpus = tuple(asked.stock)
     choices = choose_profiles(
-        among.model, among.gpus, among.methods, among.profiles, options.vllm_version
+        among.model, gpus, among.methods, among.profiles, options.vllm_version
     )
     chosen = [c.profile for c in choices]
+    for gpu in asked.stock:
+        if all(p.identity.gpu != gpu for p in chosen):
+            raise ScenarioError(
+                f"stock has gpu {gpu!r}, which no profile in this plan uses; they use: "
+                f"{', '.join(sorted({p.identity.gpu for p in chosen}))}"
+            )
     unused = sorted(set(accounts.prices) - {p.identity.gpu for p in chosen})
     if unused:
         raise ScenarioError(
@@ -138,6 +152,7 @@ def plan_for(
         blank_candidate(c, options, own, objective, goal, carbon, accounts.provider, rent)
         for c in choices
     ]
+    blanks = [_if_owned(b, budget) for b in blanks]
     if all(b.engine is None for b in blanks):
         raise ScenarioError(blanks[0].reason)
     base = FleetTask(
@@ -152,7 +167,7 @@ def plan_for(
         raise ScenarioError("a study is given, but nothing to search (--search max_num_seqs)")
     wanted = detail_of(scenario) if detail is None else detail
     ahead = asked.headroom
-    shares = _shares(bool(space), ahead, bool(wanted))
+    shares = _shares(bool(space) or bool(asked.stock), ahead, bool(wanted))
     many = None if space or wanted else len(chosen)
     study = study or study_of(scenario)
     with held_study(study.storage), open_executor(jobs, at_most=many, dask=dask) as executor:
@@ -166,6 +181,9 @@ def plan_for(
         if space is not None:
             between = part_of(progress, shares[0], shares[1])
             candidates, report = run.settings(space, study, candidates, between)
+        between = part_of(progress, shares[0] if space is None else shares[1] * 0.9, shares[1])
+        mixes, mix_report = run.mixes(candidates, between)
+        candidates += mixes
         runs: tuple[Replication, ...] = ()
         if wanted.min_confidence is not None:
             between = part_of(progress, shares[1], shares[2])
@@ -211,6 +229,7 @@ def plan_for(
         budget=budget,
         search=report,
         detail=told,
+        mixes=mix_report,
     )
 
 
@@ -243,6 +262,17 @@ def detail_of(scenario: Scenario) -> DetailWanted:
         resampling,
         asked.min_confidence,
     )
+
+
+def _if_owned(blank: Candidate, budget: Budget) -> Candidate:
+    """The candidate, or that there are no GPUs for one server of it."""
+    owned, need = budget.in_stock(blank.gpu), blank.tensor_parallel_size
+    if owned is None or owned >= need or blank.reason:
+        return blank
+    has = f"{owned} {'is' if owned == 1 else 'are'}" if owned else "none is"
+    reason = f"one server needs {need} {blank.gpu}, and {has} in stock (--stock)"
+    over = (need - owned) / owned if owned else math.inf
+    return replace(blank, reason=reason, shortfall=Shortfall("stock", need, owned, over))
 
 
 def _able(choices: Sequence[Choice], blanks: Sequence[Candidate]) -> list[Choice]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from qsim.errors import InfeasibleError
@@ -19,6 +19,7 @@ from qsim.traces.forecast import Forecast
 if TYPE_CHECKING:
     from qsim.optimize.plan.detail import Detail
     from qsim.optimize.plan.headroom import Headroom
+    from qsim.optimize.plan.mix_search import MixReport
     from qsim.optimize.plan.setting_search import SearchReport
 
 __all__ = ["Plan", "Tie"]
@@ -58,6 +59,8 @@ class Plan:
     #: of a plan that searched engine options or routers
     search: SearchReport | None = None
     detail: Detail | None = None
+    #: which mixed fleets were looked for; None where no stock is given
+    mixes: MixReport | None = None
 
     def router_of(self, candidate: Candidate) -> str:
         """The router of a candidate's fleet."""
@@ -108,6 +111,8 @@ class Plan:
     def serve_command(self, candidate: Candidate | None = None, port: int = 8000) -> str:
         """The ``vllm serve`` command of one replica of ``candidate``, by default of the best.
 
+        Of a mixed fleet a line for each pool.
+
         Raises
         ------
         InfeasibleError
@@ -116,6 +121,9 @@ class Plan:
         chosen = candidate or self.best
         if chosen is None:
             raise InfeasibleError("no candidate of this plan meets the SLOs: nothing to serve")
+        if chosen.parts and chosen.feasible:
+            blanks = [replace(p.blank, feasible=True) for p in chosen.parts]
+            return "\n".join(serve_command(b, port) for b in blanks)
         return serve_command(chosen, port)
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,6 +151,7 @@ class Plan:
             "prices": [prices[g] for g in sorted(prices)],
             "best": self.best.profile if self.best else None,
             "search": None if self.search is None else self.search.to_dict(),
+            **({} if self.mixes is None else {"mixes": self.mixes.to_dict()}),
             "headroom": None if self.headroom is None else self.headroom.to_dict(),
             "detail": None if self.detail is None else self.detail.to_dict(),
             "serve_command": self.serve_command() if self.best else None,

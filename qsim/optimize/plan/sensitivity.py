@@ -23,7 +23,8 @@ FACTORS = (0.8, 1.2)
 class Sensitivity:
     """The smallest fleet with one limit changed and the others as they were.
 
-    ``replicas`` is None where no fleet up to ``limit`` replicas suffices.
+    ``replicas`` (of a mixed fleet those of its first pool, the other pools as they are) is None
+    where no fleet up to ``limit`` replicas suffices.
     """
 
     goal: str
@@ -49,7 +50,8 @@ def fleet_sensitivity(
     to begin with) is judged anew without another simulation. For a goodput all its limits in ms
     are changed, which takes simulations.
     """
-    sizes = {o.replicas: o for o in known}
+    others = task.sizes[1:]
+    sizes = {(o.sizes or (o.replicas,))[0]: o for o in known if not others or o.sizes[1:] == others}
     limit = min(max_replicas, 4 * task.replicas + 4)
     goals: list[tuple[int | None, str]] = [(i, str(s)) for i, s in enumerate(task.slos)]
     if task.goodput is not None:
@@ -88,12 +90,12 @@ def _smallest(
         n = next(search)
         while True:
             if n not in sizes:
-                sizes[n] = executor.submit(run_fleet, replace(task, replicas=n)).result()
+                sizes[n] = executor.submit(run_fleet, task.with_first(n)).result()
             outcome = sizes[n]
             judged = outcome.judged(task.slos)
             if judged.met and not task.allow_backlog and outcome.unclear:
                 # its SLOs were missed before, so that it did not matter whether it keeps up
-                judged = sizes[n] = executor.submit(run_fleet, replace(task, replicas=n)).result()
+                judged = sizes[n] = executor.submit(run_fleet, task.with_first(n)).result()
             n = search.send(judged.met)
     except StopIteration as stop:
         found: int | None = stop.value

@@ -299,7 +299,7 @@ class PlanProblem:
     def _job(self, blank: Candidate, task: FleetTask) -> SettingTask:
         """What is worth a look: up to the largest fleet that is not worse than the incumbent."""
         price = blank.price.usd_per_hour if blank.price else None
-        caps = [self.budget.largest(blank.tensor_parallel_size, price)]
+        caps = [self.budget.largest(blank.tensor_parallel_size, price, blank.gpu)]
         bound_j: float | None = None
         if math.isfinite(self.incumbent):
             if self.objective in ("gpus", "cost"):

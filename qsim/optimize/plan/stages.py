@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,8 @@ from qsim.optimize.plan.candidate_search import search_candidate
 from qsim.optimize.plan.confidence import Replication, replicate
 from qsim.optimize.plan.detail import Detail, DetailWanted, plan_detail
 from qsim.optimize.plan.headroom import Headroom, find_headroom
+from qsim.optimize.plan.mix_search import MixReport, choose_pairs, search_pair
+from qsim.optimize.plan.mixed import task_of_parts, weights_of
 from qsim.optimize.plan.profile_choice import Choice
 from qsim.optimize.plan.resample import Resample
 from qsim.optimize.plan.setting_search import PlanProblem, SearchReport, run_search
@@ -75,6 +78,58 @@ class PlanRun:
         )
         return run_search(problem, study, self.executor, known, progress)
 
+    def mixes(
+        self, candidates: Sequence[Candidate], progress: Progress | None
+    ) -> tuple[list[Candidate], MixReport | None]:
+        """Mixed fleets within the stock that are not worse than every fleet of one profile.
+
+        Returns
+        -------
+        candidates : list of Candidate
+            One for each pair of profiles that has such a fleet.
+        report : MixReport or None
+            What was tried; None where no stock is given, or it holds one profile's servers only.
+        """
+        if self.budget.stock is None:
+            return [], None
+        profiles = {c.profile.id: c.profile for c in self.choices}
+        able = [c for c in candidates if c.engine is not None and not c.parts]
+        weights = weights_of(self.base.router, self.base, able, [profiles[c.profile] for c in able])
+        pairs, left_out = choose_pairs(
+            able,
+            self.budget,
+            self.objective,
+            self.max_replicas,
+            {c.profile: w for c, w in zip(able, weights, strict=True)},
+        )
+        if not pairs:
+            return [], None
+        bound = min((c.worth(self.objective) for c in able if c.feasible), default=math.inf)
+        searches = [
+            search_pair(
+                task_of_parts(self.base, [replace(p, replicas=1) for p in pair.parts], profiles),
+                pair,
+                self.objective,
+                self.budget,
+                bound,
+                self.max_replicas,
+            )
+            for pair in pairs
+        ]
+        names = [" + ".join(p.names) for p in pairs]
+        outcomes = drive(self.executor, searches, names, progress)
+        found = [c for c, _ in outcomes if c is not None]
+        ranked = self.ranked(found)
+        report = MixReport(
+            tuple(p.names for p in pairs),
+            left_out,
+            tuple(p.names for p in pairs if p.coarse),
+            sum(n for _, n in outcomes),
+            ranked[0].profile if ranked else "",
+            bool(ranked) and ranked[0].worth(self.objective) < bound,
+        )
+        return found, report
+
     def ranked(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
         """The best first, infeasible ones last."""
         return tuple(sorted(candidates, key=lambda c: c.rank(self.objective)))
@@ -113,6 +168,8 @@ class PlanRun:
 
     def _grown(self, candidate: Candidate, met: int, wanted: DetailWanted) -> Candidate:
         """One replica more, or infeasible if that is beyond a limit."""
+        if candidate.parts:
+            return self._grown_mix(candidate, met, wanted)
         n, count = candidate.replicas or 1, wanted.replications or 1
         least = wanted.min_confidence or 0.0
         so_far = f"{n} replicas meet every SLO in {met} of {count} replications"
@@ -133,6 +190,42 @@ class PlanRun:
             reason = f"{so_far}; one more {over[0][1]}"
             return replace(grown, feasible=False, reason=reason, shortfall=over[0][0])
         return grown
+
+    def _grown_mix(self, candidate: Candidate, met: int, wanted: DetailWanted) -> Candidate:
+        """One server more of the pool of which there are some left, the cheapest first."""
+        n, count = candidate.replicas or 1, wanted.replications or 1
+        least = wanted.min_confidence or 0.0
+        so_far = f"{n} servers meet every SLO in {met} of {count} replications"
+        under = Shortfall("min_confidence", met / count, least, (least - met / count) / least)
+        task = self.fleet_of(candidate)
+        options = []
+        for i in range(len(candidate.parts)):
+            sizes = [m + (k == i) for k, m in enumerate(task.sizes)]
+            options.append((candidate.usd_of(sizes) or 0.0, candidate.gpus_of(sizes), sizes))
+        for _, _, sizes in sorted(options):
+            used = candidate.gpus_by_type(sizes)
+            if n >= self.max_replicas or any(
+                n_gpus > (self.budget.in_stock(gpu) or 0) for gpu, n_gpus in used.items()
+            ):
+                continue
+            outcome = self.executor.submit(run_fleet, task.sized(sizes)).result()
+            parts = tuple(
+                replace(p, replicas=m) for p, m in zip(candidate.parts, sizes, strict=True)
+            )
+            grown = replace(
+                candidate,
+                parts=parts,
+                outcome=outcome,
+                evaluations=(*candidate.evaluations, outcome),
+                grown_from=candidate.grown_from or n,
+            )
+            over = self.budget.overruns(grown, outcome)
+            if not over:
+                return grown
+            reason = f"{so_far}; one more {over[0][1]}"
+            return replace(grown, feasible=False, reason=reason, shortfall=over[0][0])
+        reason = f"{so_far}, and there are no more in stock"
+        return replace(candidate, feasible=False, reason=reason, shortfall=under)
 
     def settle_ties(
         self,
@@ -210,6 +303,9 @@ class PlanRun:
 
     def fleet_of(self, candidate: Candidate) -> FleetTask:
         """A candidate's fleet, to be simulated."""
+        if candidate.parts:
+            profiles = {c.profile.id: c.profile for c in self.choices}
+            return task_of_parts(self.base, candidate.parts, profiles)
         profile = next(c.profile for c in self.choices if c.profile.id == candidate.profile)
         return replace(
             self.base,

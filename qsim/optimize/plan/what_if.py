@@ -85,6 +85,8 @@ def changes_of(task: FleetTask, other: FleetTask | None = None) -> list[Change]:
     ``other`` is the fleet of the next best candidate; it is tried with as many GPUs. What does
     not suit the profile is left out.
     """
+    if task.beside:
+        return _of_pools(task, other)
     options, profile = task.options, task.profile
     config = options.resolve(profile)
 
@@ -107,12 +109,31 @@ def changes_of(task: FleetTask, other: FleetTask | None = None) -> list[Change]:
     ]
     if any((profile.latency.throttle.decode, profile.latency.throttle.eager)):
         found.append(Change("no power cap", replace(task, profile=without_power_cap(profile))))
-    if other is not None:
+    if other is not None and other.beside:
+        found.append(
+            Change(" + ".join(f"{p.replicas} x {p.profile.id}" for p in other.pools), other)
+        )
+    elif other is not None:
         per_replica = other.profile.identity.tensor_parallel_size
         n = task.replicas * profile.identity.tensor_parallel_size // per_replica
         if n:
             found.append(Change(f"{other.profile.id} on as many GPUs", replace(other, replicas=n)))
     return [c for c in found if c is not None]
+
+
+def _of_pools(task: FleetTask, other: FleetTask | None) -> list[Change]:
+    """Those of a mixed fleet: a server more of each pool, a faster host, the next best fleet."""
+    found = []
+    for i, pool in enumerate(task.pools):
+        sizes = [n + (k == i) for k, n in enumerate(task.sizes)]
+        found.append(Change(f"one server more of {pool.profile.id}", task.sized(sizes)))
+    hosts = [replace(p, profile=scaled_host(p.profile, 0.5)) for p in task.pools]
+    found.append(Change("host times x0.5", task.of_pools(hosts)))
+    if other is not None:
+        found.append(
+            Change(" + ".join(f"{p.replicas} x {p.profile.id}" for p in other.pools), other)
+        )
+    return found
 
 
 def what_if(

@@ -21,10 +21,25 @@ def behind_best(
     worth = best.worth(objective)
     ratio = candidate.worth(objective) / worth if worth else None
     n = candidate.grown_from or candidate.replicas or 0
-    fewer = next((e for e in candidate.evaluations if e.replicas == n - 1), None)
+    sizes = candidate.outcome.sizes if candidate.outcome else ()
+    fewer = next(
+        (
+            e
+            for e in candidate.evaluations
+            if e.replicas == n - 1 and not e.met and _within(e.sizes, sizes)
+        ),
+        None,
+    )
     return {
         "ratio": ratio,
         "objective": objective,
         "binding": None if fewer is None else str(fewer.binding.slo),
         "one_less": None if fewer is None else fewer.binding.sentence(),
     }
+
+
+def _within(fewer: tuple[int, ...], sizes: tuple[int, ...]) -> bool:
+    """Whether a mixed fleet has no more of any pool; fleets of one pool are told by their size."""
+    if len(fewer) != len(sizes):
+        return False
+    return all(a <= b for a, b in zip(fewer, sizes, strict=True))

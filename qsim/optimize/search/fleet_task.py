@@ -108,6 +108,10 @@ class FleetTask:
         pools = [replace(p, replicas=n) for p, n in zip(self.pools, sizes, strict=True) if n]
         return self.of_pools(pools)
 
+    def with_first(self, replicas: int) -> FleetTask:
+        """The same with so many servers, of a mixed fleet in the first pool."""
+        return replace(self, replicas=replicas)
+
     def simulate(
         self, step_log: list[Step] | None = None, trace: Trace | None = None
     ) -> SimulationResult:

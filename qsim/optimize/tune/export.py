@@ -8,7 +8,7 @@ from qsim.optimize.deploy.export import (
     export_pools,
     export_scenario,
     parse_export,
-    pool_scenario,
+    pools_scenario,
 )
 from qsim.optimize.search.study import Record
 from qsim.optimize.tune.result import TuneResult
@@ -64,4 +64,5 @@ def trial_scenario(result: TuneResult, trial: Record, asked: Scenario | None) ->
         raise ScenarioError(
             f"{trial.params['profile']} was not read from a file; save it and give its path"
         )
-    return pool_scenario(result.pool(trial), asked.traffic, source, asked.slos, result.settings)
+    pools = [result.pool(trial)]
+    return pools_scenario(pools, asked.traffic, [source], asked.slos, result.settings)

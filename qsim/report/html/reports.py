@@ -13,6 +13,8 @@ from qsim.report.figures.results import figure_svg, latency_figure, plan_figure,
 from qsim.report.text.plan import (
     carbon_remarks,
     margin_remarks,
+    mix_remarks,
+    mix_text,
     plan_rows,
     quality_remarks,
     search_remarks,
@@ -26,6 +28,7 @@ from qsim.report.text.tables import number
 from qsim.sim.results.slo import MET
 
 if TYPE_CHECKING:
+    from qsim.optimize.plan.candidate import Candidate
     from qsim.optimize.plan.result import Plan
     from qsim.sim.results.backlog import Load
     from qsim.sim.results.result import SimulationResult
@@ -96,6 +99,10 @@ def write_simulation_report(
     write_text(path, _page(title, parts, s.get("scenario", {})))
 
 
+def _fleet(best: Candidate) -> str:
+    return mix_text(best) if best.parts else f"{best.replicas} x {best.profile}"
+
+
 def write_plan_report(path: str | os.PathLike[str], plan: Plan) -> None:
     """Write a page about a plan: fleets, reasons, pictures, search, command.
 
@@ -116,7 +123,7 @@ def write_plan_report(path: str | os.PathLike[str], plan: Plan) -> None:
         parts.append(f"<p>Planned for {escape(plan.forecast.text())}.</p>")
     if plan.best is not None:
         parts += [
-            f"<h2>Recommended: {plan.best.replicas} x {escape(plan.best.profile)}</h2>",
+            f"<h2>Recommended: {escape(_fleet(plan.best))}</h2>",
             f"<pre>{escape(plan.serve_command())}</pre>",
             *([f"<p>{escape(plan.headroom.text())}</p>"] if plan.headroom else []),
             *(f"<p>{escape(text)}</p>" for text in tie_remarks(plan) + margin_remarks(plan)),
@@ -127,7 +134,10 @@ def write_plan_report(path: str | os.PathLike[str], plan: Plan) -> None:
         parts += ["<h2>Smallest fleets</h2>", _table(headers[1:], [r[1:] for r in rows], best=0)]
     parts += [
         f"<p><small>{escape(text)}.</small></p>"
-        for text in survive_remarks(plan) + quality_remarks(plan) + carbon_remarks(plan)
+        for text in mix_remarks(plan)
+        + survive_remarks(plan)
+        + quality_remarks(plan)
+        + carbon_remarks(plan)
     ]
     parts.append(figure_svg(plan_figure(plan)))
     detail = [*transfer_remarks(plan), *search_remarks(plan), *detail_lines(plan)]

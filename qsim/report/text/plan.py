@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = [
     "carbon_remarks",
     "margin_remarks",
+    "mix_remarks",
+    "mix_text",
     "plan_rows",
     "plan_text",
     "price_remarks",
@@ -55,7 +57,7 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 "*" if c is plan.best else "",
-                ("~" if c.note else "") + (c.profile if several else c.method),
+                ("~" if c.note else "") + (fleet_name(plan, c) if several else c.method),
                 number(c.gpus),
                 _usd(c.usd_per_hour),
                 *([number(c.spare_gpus), _usd(c.spare_usd_per_hour)] if spare else []),
@@ -80,6 +82,61 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return headers, rows
+
+
+def fleet_name(plan: Plan, candidate: Candidate) -> str:
+    """A candidate's profile; mixed fleets are numbered, and remarks say what they are."""
+    if not candidate.parts:
+        return candidate.profile
+    mixes = [c for c in plan.candidates if c.parts]
+    return f"mix {mixes.index(candidate) + 1}"
+
+
+def mix_remarks(plan: Plan) -> list[str]:
+    """What the mixed fleets are, whether one beats every pure one, and what was not tried."""
+    lines = [
+        f"{fleet_name(plan, c)}: {mix_text(c)}" for c in plan.candidates if c.parts and c.feasible
+    ]
+    report = plan.mixes
+    if report is None:
+        return lines
+    best = plan.best
+    pure = next((c for c in plan.candidates if c.feasible and not c.parts), None)
+    if best is not None and best.parts and pure is None:
+        lines.append(
+            "no fleet of one profile meets the limits with the GPUs in stock: it takes a mix"
+        )
+    elif best is not None and best.parts and pure is not None and report.beats:
+        ratio = best.worth(plan.objective) / (pure.worth(plan.objective) or 1.0)
+        lines.append(
+            f"{fleet_name(plan, best)} beats every fleet of one profile: {1 - ratio:.1%} less "
+            f"{_WHAT[plan.objective]} than {pure.profile}, the best of them"
+        )
+    elif pure is not None and not report.beats:
+        lines.append(
+            f"no mix that was tried has less {_WHAT[plan.objective]} than the best fleet of one "
+            "profile"
+        )
+    pairs = len(report.pairs)
+    tried = f"mixed fleets: {pairs} pair{'s' if pairs != 1 else ''} of profiles"
+    tried += f" of {pairs + report.left_out}, the most promising" if report.left_out else ""
+    tried += f", {report.simulations} simulations; of each the counts that could be best"
+    if report.coarse:
+        tried += f"; of {len(report.coarse)} not every count of the smaller pool was tried"
+    lines.append(tried + "; no fleets of three pools")
+    return lines
+
+
+_WHAT = {"cost": "cost", "energy": "energy", "gpus": "GPUs", "carbon": "carbon"}
+
+
+def mix_text(candidate: Candidate) -> str:
+    """``4 x PROFILE (weight 2.1) + 2 x PROFILE (weight 1)``."""
+    equal = len({p.weight for p in candidate.parts}) == 1
+    return " + ".join(
+        f"{p.replicas} x {p.blank.profile}" + ("" if equal else f" (weight {p.weight:g})")
+        for p in candidate.parts
+    )
 
 
 def _usd(value: float | None) -> str:
@@ -217,7 +274,13 @@ def plan_text(plan: Plan) -> str:
     remarks = [fill(f"{', '.join(names)}: {text}") for text, names in _run_notes(plan).items()]
     remarks += [fill(t) for t in quality_remarks(plan) + carbon_remarks(plan)]
     remarks += price_remarks(c.price for c in plan.candidates)
-    more = survive_remarks(plan) + search_remarks(plan) + tie_remarks(plan) + sample_remarks(plan)
+    more = (
+        mix_remarks(plan)
+        + survive_remarks(plan)
+        + search_remarks(plan)
+        + tie_remarks(plan)
+        + sample_remarks(plan)
+    )
     more += margin_remarks(plan) + transfer_remarks(plan)
     remarks += [fill(t) for t in more]
     if remarks:
@@ -235,6 +298,8 @@ def plan_text(plan: Plan) -> str:
 def _recommendation(plan: Plan, best: Candidate) -> str:
     n = best.replicas or 0
     head = f"* best by {plan.objective}: {n} replica{'s' if n != 1 else ''} of {best.profile}"
+    if best.parts:
+        head = f"* best by {plan.objective}: {mix_text(best)}"
     down = plan.settings.get("survive")
     head += f", any {down} of which may be down," if down else ""
     if n == 1:
@@ -245,11 +310,8 @@ def _recommendation(plan: Plan, best: Candidate) -> str:
         )
     if plan.headroom is not None:
         head = f"{plan.headroom.text()}\n\n{head}"
-    return (
-        "\n\n".join(fill(h) for h in head.split("\n\n"))
-        + "\n\n"
-        + continued(plan.serve_command(best))
-    )
+    commands = "\n\n".join(continued(c) for c in plan.serve_command(best).split("\n"))
+    return "\n\n".join(fill(h) for h in head.split("\n\n")) + "\n\n" + commands
 
 
 def search_remarks(plan: Plan) -> list[str]:

@@ -64,7 +64,10 @@ def why_not_best(plan: Plan, candidate: Candidate) -> str:
         text = f"{name}: {ratio:.3g} times {_WORDS[plan.objective]}"
     if found["one_less"] is not None:
         n = candidate.grown_from or candidate.replicas or 0
-        text += f"; with {n - 1} replica{'s' if n != 2 else ''} {found['one_less']}"
+        fewer = f"{n - 1} replica{'s' if n != 2 else ''}"
+        if candidate.parts:
+            fewer = "one server less"
+        text += f"; with {fewer} {found['one_less']}"
     return text
 
 
