@@ -17,6 +17,9 @@ client_options = option_group(
     click.option("--concurrency", type=int, metavar="N",
                  help="Clients, each of which sends the next request of TRACE when its last one "
                  "has ended; when requests arrive in TRACE means nothing then."),
+    click.option("--think-time", "think_time_s", type=float, metavar="S",
+                 help="Mean seconds that a client of --concurrency waits after an answer, "
+                 "exponentially distributed."),
     click.option("--client-timeout", "client_timeout_s", type=float, metavar="S",
                  help="Seconds after which a client gives up, and the server aborts its request."),
     click.option("--failure", "failure_texts", multiple=True, metavar="KEY=VALUE,...",

@@ -29,7 +29,8 @@ __all__ = ["build", "fill", "place_of", "scenario_of"]
 
 _TRAFFIC = ("trace", "format", "columns", "sort", "start", "end", "speed", "head", "sample",
             "scale_prompt", "scale_output", "shared_prefix", "merge", "peak_hour",
-            "growth", "too_long", "stream", "concurrency", "client_timeout_s")  # fmt: skip
+            "growth", "too_long", "stream", "concurrency", "think_time_s",
+            "client_timeout_s")  # fmt: skip
 _LIFETIMES = ("start_s", "start_w", "stop_s", "wake_s", "sleep_w")
 _ACCOUNTS = ("prices", "price_list", "provider", "region", "carbon_series", "pue", "tasks")
 #: of every pool
@@ -187,6 +188,7 @@ def _refuse_clients(command: str, scenario: Scenario) -> None:
     """Refuse what a search would leave out of its simulations."""
     for path, value in (
         ("traffic.concurrency", scenario.traffic.concurrency),
+        ("traffic.think_time_s", scenario.traffic.think_time_s),
         ("traffic.client_timeout_s", scenario.traffic.client_timeout_s),
         ("fleet.failures", scenario.fleet.failures),
         ("fleet.autoscaler", scenario.fleet.autoscaler),

@@ -109,6 +109,11 @@ class Traffic(Section):
         description="simulate: so many clients, each of which sends the next request when its last "
         "one has ended; arrival times then mean nothing.",
     )
+    think_time_s: Amount | None = Field(
+        default=None,
+        description="With concurrency: mean seconds, exponentially distributed, that a client "
+        "waits after an answer.",
+    )
     client_timeout_s: Factor | None = Field(
         default=None,
         description="simulate: a client gives up after so many seconds without its whole answer.",

@@ -60,6 +60,7 @@ def fleet_of(scenario: Scenario) -> dict[str, Any]:
         "seed": scenario.seed,
         "too_long": scenario.traffic.too_long,
         "concurrency": scenario.traffic.concurrency,
+        "think_time_s": scenario.traffic.think_time_s,
         "client_timeout_s": scenario.traffic.client_timeout_s,
         "failures": None if failures is None else failures.failures(),
         "autoscaler": None if autoscaler is None else autoscaler.autoscaler(),
@@ -77,6 +78,7 @@ def simulate(
     seed: int = 0,
     too_long: str = "error",
     concurrency: int | None = None,
+    think_time_s: float | None = None,
     client_timeout_s: float | None = None,
     failures: Failures | None = None,
     autoscaler: Autoscaler | None = None,
@@ -93,7 +95,7 @@ def simulate(
         All of what is asked; or the traffic, and the next arguments say the rest.
     profile, replicas, pools, router, options, seed, too_long
         Of the fleet beside a trace: see :func:`qsim.sim.simulate.simulate`.
-    concurrency, client_timeout_s, failures, autoscaler
+    concurrency, think_time_s, client_timeout_s, failures, autoscaler
         Of clients, of servers that fail, and of how many are on, beside a trace: see there.
     frontend, progress, jump, step_log
         How it is simulated: see there.
@@ -109,7 +111,8 @@ def simulate(
     """
     beside = {"profile": profile, "replicas": replicas, "options": options}
     clients = {
-        "concurrency": concurrency, "client_timeout_s": client_timeout_s, "failures": failures,
+        "concurrency": concurrency, "think_time_s": think_time_s,
+        "client_timeout_s": client_timeout_s, "failures": failures,
         "autoscale": autoscaler,
     }  # fmt: skip
     if isinstance(trace, Scenario):

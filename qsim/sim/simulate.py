@@ -51,6 +51,7 @@ def simulate(
     too_long: str = "error",
     frontend: bool = True,
     concurrency: int | None = None,
+    think_time_s: float | None = None,
     client_timeout_s: float | None = None,
     failures: Failures | None = None,
     autoscaler: Autoscaler | None = None,
@@ -84,6 +85,8 @@ def simulate(
     concurrency : int, optional
         So many clients, each of which sends the trace's next request when its last one has ended,
         as ``vllm bench serve --max-concurrency`` does; the trace's arrivals mean nothing then.
+    think_time_s : float, optional
+        How long each of them waits after an answer, on average: exponentially distributed.
     client_timeout_s : float, optional
         How long a client waits for its whole answer, where the trace does not say it. Then it gives
         up, and the server aborts the request.
@@ -115,6 +118,7 @@ def simulate(
         too_long,
         frontend,
         concurrency=concurrency,
+        think_time_s=think_time_s,
         client_timeout_s=client_timeout_s,
         failures=failures,
         autoscaler=autoscaler,

@@ -135,6 +135,7 @@ def simulate_stream(
     too_long: str = "error",
     frontend: bool = True,
     concurrency: int | None = None,
+    think_time_s: float | None = None,
     client_timeout_s: float | None = None,
     failures: Failures | None = None,
     autoscaler: Autoscaler | None = None,
@@ -154,7 +155,7 @@ def simulate_stream(
         On one clock, in order of arrival.
     profile, replicas, pools, router, options, seed, too_long, frontend
         As of :func:`qsim.simulate`.
-    concurrency, client_timeout_s, failures, autoscaler
+    concurrency, think_time_s, client_timeout_s, failures, autoscaler
         As of :func:`qsim.simulate`.
     slos : sequence of Slo
         What ``attainment`` and goodput are counted for.
@@ -176,6 +177,7 @@ def simulate_stream(
         too_long,
         frontend,
         concurrency=concurrency,
+        think_time_s=think_time_s,
         client_timeout_s=client_timeout_s,
         failures=failures,
         autoscaler=autoscaler,

@@ -54,6 +54,7 @@ COMMANDS: list[str] = [
     "simulate {trace.csv} --profile {profile.json} --replicas 2 --slo ttft:p99:500 "
     "--json out/a.json",
     "simulate {mooncake.jsonl} --profile {profile.json} --router prefix-affinity",
+    "simulate {trace.csv} --profile {profile.json} --concurrency 3 --think-time 0.5",
     "simulate {trace.csv} --profile {profile.json} --requests out/r.csv --steps out/s.jsonl",
     "simulate {trace.csv} --profile {profile.json} --stream",
     "simulate --scenario {simulate.yaml}",

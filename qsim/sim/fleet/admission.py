@@ -44,6 +44,7 @@ class Setup:
     concurrency: int | None = None
     client_timeout_s: float | None = None
     failures: Failures | None = None
+    think_time_s: float = 0.0
     #: fill one server after the other, with so many requests per weight, instead of the router
     pack: int = 0
     autoscaler: Autoscaler | None = None
@@ -130,6 +131,8 @@ class Setup:
         for option in ("concurrency", "client_timeout_s"):
             if getattr(self, option) is not None:
                 run[option] = getattr(self, option)
+        if self.think_time_s:
+            run["think_time_s"] = self.think_time_s
         if self.failures is not None:
             run["failures"] = asdict(self.failures)
         if self.autoscaler is not None:
@@ -162,6 +165,7 @@ def resolve_fleet(
     client_timeout_s: float | None = None,
     failures: Failures | None = None,
     autoscaler: Autoscaler | None = None,
+    think_time_s: float | None = None,
 ) -> Setup:
     """Check the arguments of a simulation.
 
@@ -179,6 +183,13 @@ def resolve_fleet(
         _check_engines(found)
     if concurrency is not None:
         whole("concurrency", concurrency, 1, MAX_REQUESTS)
+    if think_time_s is not None:
+        finite("think_time_s", think_time_s, 0.0, _MOST_THINK_S)
+        if concurrency is None:
+            raise ScenarioError(
+                f"think_time_s is {think_time_s:g}, and there are no clients that think: give "
+                "concurrency, too; sessions of a trace have delays of their own"
+            )
     if client_timeout_s is not None:
         finite("client_timeout_s", client_timeout_s, 0.0, MOST_S, above=True)
     if failures is not None and not isinstance(failures, Failures):
@@ -196,8 +207,13 @@ def resolve_fleet(
         concurrency,
         client_timeout_s,
         failures,
+        think_time_s or 0.0,
         autoscaler=autoscaler,
     )
+
+
+#: a day: clients that think for longer are no closed loop
+_MOST_THINK_S = 86_400.0
 
 
 def _scaled(

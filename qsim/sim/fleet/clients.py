@@ -11,6 +11,9 @@ from array import array
 from collections.abc import Callable
 from heapq import heappush
 
+import numpy as np
+
+from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import Setup
 from qsim.sim.fleet.sessions import followers
 from qsim.traces.trace import Trace
@@ -45,10 +48,19 @@ class Clients:
         Whether it is because the trace has sessions.
     times_out : bool
         Whether clients may give up.
+    thinks : bool
+        Whether clients of a closed loop wait after an answer: exponentially distributed, drawn in
+        the order of the requests.
     """
 
     def __init__(self, setup: Setup, trace: Trace, planned: Callable[[], None]) -> None:
         self._concurrency = setup.concurrency
+        self._think_ps = setup.think_time_s * PS_PER_S
+        self.thinks = setup.think_time_s > 0
+        self._seed = setup.seed
+        self._draws: list[int] = []
+        self._rng: np.random.Generator | None = None
+        self._thinking: dict[int, int] = {}  # by request, how long after its answer, ps
         self._followers = {} if trace.turns is None else followers(trace.turns)
         self._planned = planned
         self._entries = 0
@@ -63,12 +75,24 @@ class Clients:
         """Plan the first requests of clients that wait for answers."""
         if self._concurrency is not None:
             for _ in range(self._concurrency):
-                self.plan(start_ps, NEXT, -1)
+                self.plan(start_ps + (self._draw() if self.thinks else 0), NEXT, -1)
         elif self.sessions:
             waiting = {i for found in self._followers.values() for i, _ in found}
             for i in places:
                 if i not in waiting:
                     self.plan(arrival_ps[i], i, -1)
+
+    def _draw(self) -> int:
+        if not self._draws:
+            if self._rng is None:
+                self._rng = np.random.default_rng([self._seed, 0x7410])
+            drawn = np.rint(self._rng.exponential(self._think_ps, 1024)).astype(np.int64)
+            self._draws = drawn[::-1].tolist()
+        return self._draws.pop()
+
+    def taken(self, i: int) -> None:
+        """A client of a closed loop sends this request: it will think after the answer."""
+        self._thinking[i] = self._draw()
 
     def plan(self, time_ps: int, i: int, arrival_ps: int) -> None:
         """A request is sent then, or sent again if it has arrived before (else -1)."""
@@ -83,6 +107,8 @@ class Clients:
     def answered(self, i: int, time_ps: int) -> None:
         """A client has its answer, or none: whoever waits for it sends the next request."""
         if self._concurrency is not None:
+            if self.thinks:
+                time_ps += self._thinking.pop(i)
             self.plan(time_ps, NEXT, -1)
         elif i in self._followers:
             for follower, delay_ps in self._followers[i]:

@@ -383,6 +383,8 @@ class Fleet:
             self._next = i + 1
             if self._progress is not None and self._next % 256 == 1:
                 self._progress(self.arrived)
+            if self._clients.thinks:
+                self._clients.taken(i)
         self._arrival_ps[i] = now
         self._arrive(i, now)
 

@@ -129,6 +129,56 @@ def test_machine_repairman():
     assert result.e2el_ms.mean() / 1000 == pytest.approx(response_s, rel=0.02)
 
 
+@pytest.mark.parametrize(("users", "think_s"), [(5, 3.0), (1, 2.0), (12, 10.0)])
+def test_machine_repairman_with_a_think_time(users, think_s):
+    """The same of clients that think: Jaiswal's throughput, and N = X (R + Z)."""
+    n, step_ms = 24_000, 10.0
+    profile = constant_profile(step_ms, max_num_seqs=1, max_num_batched_tokens=8192)
+    output = np.random.default_rng(8).geometric(1 / 100, n)
+    trace = Trace(np.zeros(n), np.ones(n, np.int64), output, name="users")
+    result = simulate(trace, profile, concurrency=users, think_time_s=think_s, seed=3)
+    service_s = float(output.mean()) * step_ms / 1000
+    ratio = service_s / think_s
+    idle = 1 / sum(math.perm(users, k) * ratio**k for k in range(users + 1))
+    rate = (1 - idle) / service_s
+    assert n / result.duration_s == pytest.approx(rate, rel=0.02)
+    response_s = float(result.e2el_ms.mean()) / 1000
+    assert users == pytest.approx(n / result.duration_s * (response_s + think_s), rel=0.02)
+
+
+def test_think_times_are_the_seeds_and_those_of_any_parts():
+    trace = requests(300, 2)
+    run = {"replicas": 2, "concurrency": 6, "think_time_s": 0.7, "client_timeout_s": 1.5}
+    whole = simulate(trace, PROFILE, **run)
+    stepped = simulate(trace, PROFILE, jump=False, **run)
+    other = simulate(trace, PROFILE, seed=1, **run)
+    for name in ("arrival_s", "e2el_ms", "ttft_ms", "replica"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(stepped, name))
+    assert (whole.arrival_s != other.arrival_s).any()
+    rows = []
+    parts = [trace.take(np.arange(k, k + 50)) for k in range(0, 300, 50)]
+    simulate_stream(parts, PROFILE, rows=lambda r: rows.append(dict(r)), **run)
+    for name in ("arrival_s", "e2el_ms", "replica"):
+        got = np.concatenate([r[name] for r in rows])
+        np.testing.assert_array_equal(got, getattr(whole, name))
+    idle = simulate(trace, PROFILE, concurrency=6, think_time_s=0.0)
+    np.testing.assert_array_equal(idle.e2el_ms, simulate(trace, PROFILE, concurrency=6).e2el_ms)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"think_time_s": 1.0}, "no clients that think: give concurrency"),
+        ({"think_time_s": -1.0, "concurrency": 2}, "think_time_s is -1.0; must be"),
+        ({"think_time_s": 1e6, "concurrency": 2}, "at most 86400"),
+        ({"think_time_s": math.nan, "concurrency": 2}, "think_time_s is nan"),
+    ],
+)
+def test_a_think_time_that_cannot_be(given, words):
+    with pytest.raises(ScenarioError, match=words):
+        simulate(requests(5), PROFILE, **given)
+
+
 # ---------------------------------------------------------------------- clients that give up
 
 
