@@ -27,6 +27,13 @@ from qsim.profiles.schema import Adapted, Profile
 from tests.calibrate.stub import NVML, STUB, stub_environment
 
 ROOT = Path(__file__).parents[3]
+#: ``qsim`` with fits of a seventh of the work: what they find is tested elsewhere
+QUICK = """
+from qsim.calibrate.adapt import adapting, fitting
+fitting._DRAWS, fitting.fit_factors.__kwdefaults__["rounds"], adapting._LEFT_OUT_ROUNDS = 20, 1, 1
+from qsim.cli import main
+main(prog_name="qsim")
+"""
 STEPS = ["--seconds", "5", "--most-error", "1e6"]
 
 
@@ -58,7 +65,7 @@ def adapt(
 ) -> tuple[int, str, str]:
     url = server if isinstance(server, str) else f"http://127.0.0.1:{server.port}"
     done = subprocess.run(
-        [sys.executable, "-m", "qsim", "calibrate", "adapt", "--base-url", url, "--profile",
+        [sys.executable, "-c", QUICK, "calibrate", "adapt", "--base-url", url, "--profile",
          str(profile), "--out", str(out), *more],
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{NVML}", **env},
         capture_output=True, text=True, timeout=1800, check=False,
