@@ -127,7 +127,8 @@ def _text(
         return sum(t.status != "estimated" for t in r.tasks)
 
     def cell(r: Recovery) -> str:
-        return ("" if known(r) else "~") + f"{r.mean_pct:.1f}"
+        own = any(t.status == "measured" for t in r.tasks)
+        return ("*" if own else "" if known(r) else "~") + f"{r.mean_pct:.1f}"
 
     body = [
         [whole.method, *(cell(parts[f]) for f in _COLUMNS), f"{whole.mean_pct:.1f}",
@@ -137,9 +138,10 @@ def _text(
     ]  # fmt: skip
     heads = ["method", *_COLUMNS, "mix", "90% interval", "status", "known"]
     shares = ", ".join(f"{t}:{w:.3g}" for t, w in mix.items())
+    own = any(t.status == "measured" for _, parts in rows for r in parts.values() for t in r.tasks)
     lines = [
         f"{rows[0][0].model}: {which}recovery in percent of the 16-bit score "
-        "(~ no number of this model and method in the family)",
+        f"({'* measured, ' if own else ''}~ no number of this model and method in the family)",
         "",
         table(heads, body),
         "",

@@ -15,18 +15,38 @@ _LINEAGES = (
     ("llama-3", "llama-3"),
     ("deepseek-r1-distill-llama", "llama-3"),
     ("deepseek-r1-distill-qwen", "qwen2"),
+    ("qwen-", "qwen"),
     ("qwen1.5", "qwen2"),
+    ("qwq", "qwen2"),
     ("qwen2", "qwen2"),
     ("qwen3", "qwen3"),
     ("mixtral", "mistral"),
     ("mistral", "mistral"),
     ("ministral", "mistral"),
     ("internlm2", "internlm2"),
+    ("gemma", "gemma"),
+    ("glm", "glm"),
+    ("granite", "granite"),
+    ("nemotron", "nemotron"),
+    ("phi", "phi"),
+    ("minimax", "minimax"),
+    ("deepseek-r1-0528", "deepseek-v3"),
+    ("deepseek-v3", "deepseek-v3"),
     ("wizardcoder", "llama-2"),
     ("codellama", "llama-2"),
 )
 #: sizes that the name does not say, in billions of parameters
-_SIZES = {"mixtral-8x7b": 46.7, "mistral-nemo": 12.2, "mixtral-8x22b": 141.0}
+_SIZES = {
+    "mixtral-8x7b": 46.7,
+    "mixtral-8x22b": 141.0,
+    "mistral-nemo": 12.2,
+    "deepseek-r1-0528": 671.0,
+    "llama-4-scout": 109.0,
+    "phi-4-mini": 3.8,
+    "phi-4-multimodal": 5.6,
+    "phi-4": 14.7,
+    "minimax-m2.5": 230.0,
+}
 _TAIL = re.compile(r"-(instruct|chat|it|hf|base)(?=-|$)")
 
 

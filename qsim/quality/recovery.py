@@ -23,7 +23,7 @@ import numpy as np
 from qsim.catalog.methods import KV_FP8, find_method
 from qsim.errors import ProfileError, ScenarioError
 from qsim.quality.models import ModelKey, model_key
-from qsim.quality.pool import KIN, posterior
+from qsim.quality.pool import KIN, Z90, posterior
 from qsim.quality.stored import read_quality
 from qsim.quality.table import Row, recovery_table
 from qsim.quality.tasks import TASKS, normalise_mix
@@ -32,8 +32,6 @@ __all__ = ["STATUSES", "Z90", "Recovery", "TaskRecovery", "fleet_recovery", "rec
 
 #: best first
 STATUSES = ("measured", "published", "estimated")
-#: half-width of a 90% interval in standard deviations
-Z90 = 1.6448536269514722
 KV_EFFECT = "kv-fp8"
 #: methods whose recovery is the product of others', and the standard deviation that this adds, in
 #: points. FP8 activations on 4-bit weights: the two published cases, on AWQ's weights, give 99.64%

@@ -18,6 +18,14 @@ from qsim.quality.tasks import TASKS
 __all__ = ["Row", "recovery_table"]
 
 
+#: names of one publisher: Neural Magic became Red Hat AI, and wrote the paper on its checkpoints
+_PUBLISHERS = {
+    "neuralmagic": "RedHatAI",
+    "neuralmagic-ent": "RedHatAI",
+    "arXiv:2411.02355": "RedHatAI",
+}
+
+
 @dataclass(frozen=True)
 class Row:
     """One published number.
@@ -61,6 +69,20 @@ class Row:
     def family(self) -> str:
         """The task's family."""
         return TASKS[self.task].family
+
+    @property
+    def publisher(self) -> str:
+        """Who published it: the repository, the owner of a model card, the paper.
+
+        The numbers of one publisher share a harness and a way to quantize.
+        """
+        place = self.source.split(" ", 1)[0]
+        if place.startswith("arXiv"):
+            owner = place
+        else:
+            site, *path = [x for x in place.split("/") if x != "datasets"]
+            owner = path[0] if site == "huggingface.co" else "/".join(path[:2])
+        return _PUBLISHERS.get(owner, owner or place)
 
     @property
     def cite(self) -> str:

@@ -121,6 +121,8 @@ _ALL = (
     Task("race-middle", "commonsense", 1436, "reading, middle school"),
     Task("race-high", "commonsense", 3498, "reading, high school"),
     Task("ruler", "long-context", 6500, "needles and counting in long prompts"),
+    Task("mrcr", "long-context", 500, "telling alike requests apart in long chats"),
+    Task("multi-needle", "long-context", 180, "several needles in one long prompt"),
     Task("openllm-v1", "overall", 9470, "Open LLM Leaderboard 1, mean of six",
          aliases=("openllm_v1_avg",)),
     Task("openllm-v2", "overall", 7200, "Open LLM Leaderboard 2, mean of six",

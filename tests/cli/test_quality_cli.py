@@ -27,8 +27,11 @@ def test_the_table() -> None:
     for method in (*METHODS, "bf16+kv-fp8"):
         assert re.search(rf"^{re.escape(method)} ", result.stdout, re.MULTILINE), method
     line = next(x for x in result.stdout.splitlines() if x.startswith("gptq-w4a16 "))
+    assert "published" in line
+    assert line.endswith("5/5")
+    line = next(x for x in result.stdout.splitlines() if x.startswith("awq-w4a16 "))
     assert "estimated" in line
-    assert line.endswith("2/5")
+    assert line.endswith("3/5")
     assert "mix: mmlu:0.2, gsm8k:0.2" in result.stdout
     assert "intel/auto-round" in result.stdout
     assert "intel/auto-round" not in qsim("quality", "--no-sources").stdout

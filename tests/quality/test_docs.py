@@ -17,6 +17,7 @@ from tests.cli.helpers import qsim
 from tests.quality import derive_table
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "quality.md").read_text(encoding="utf-8")
+TEXT = " ".join(PAGE.split())
 SHOWN = re.findall(r"```console\n\$ qsim (.+)\n((?:.*\n)*?)```", PAGE)
 
 
@@ -53,18 +54,33 @@ def test_counts_are_those_of_the_table() -> None:
     assert re.search(
         r"holds {} published numbers of {} models\non {} tasks, from {} pages".format(*counts), PAGE
     )
-    for method in ("gptq-w4a16", "awq-w4a16", "int8-w8a8", "fp8-w8a8", "fp8-w8a8-static"):
+    for method in (
+        "gptq-w4a16",
+        "awq-w4a16",
+        "int8-w8a8",
+        "fp8-w8a8",
+        "fp8-w8a8-static",
+        "fp8-block",
+        "gptq-w8a16",
+        "nvfp4-w4a16",
+        "w4a8-fp8",
+        "mxfp4-w4a16",
+    ):
         mine = [r for r in rows if r.method == method]
         same, models = sum(r.same for r in mine), len({r.model for r in mine})
-        assert f"| {method} | {len(mine)} | {same} | {models} |" in PAGE
+        assert f"| {method} | {len(mine)} | {same} | {models} |" in PAGE, method
 
 
 def test_the_variances_are_those_shipped() -> None:
     c = components()
     for value in (c.tau["8-bit"], c.tau["w4"], c.tau["w4a4"]):
         assert f"{value:.1f}" in PAGE
-    assert f"{c.noise:.2f} times that of two independent runs" in PAGE
-    assert f"deviation of {c.near:.2f} times" in PAGE
+    assert f"recovery is {c.noise['chosen']:.2f} times that of two independent runs" in TEXT
+    assert f"and {c.noise['generated']:.2f} times where they are generated" in TEXT
+    assert f"standard deviation of {c.near:.2f} times" in TEXT
+    assert f"to the power of {c.decay:.2f}" in TEXT
+    assert f"by {c.widen['w4']:.2f} for 4-bit weights, by {c.widen['w4a4']:.2f} for" in TEXT
+    assert c.widen["8-bit"] < 1.02
 
 
 def test_what_was_left_out_is_what_the_derivation_counts() -> None:

@@ -92,7 +92,7 @@ def test_a_wrong_mapping() -> None:
         ("qwen2.5-32b", ("qwen2.5-32b", "qwen2", 32.0, "20-50B")),
         ("Qwen3-30B-A3B", ("qwen3-30b-a3b", "qwen3", 30.0, "20-50B")),
         ("Mixtral-8x7B-Instruct-v0.1", ("mixtral-8x7b-v0.1", "mistral", 46.7, "20-50B")),
-        ("google/gemma-3-27b-it", ("gemma-3-27b", "", 27.0, "20-50B")),
+        ("google/gemma-3-27b-it", ("gemma-3-27b", "gemma", 27.0, "20-50B")),
         ("my-model", ("my-model", "", None, "?")),
     ],
 )
