@@ -264,7 +264,10 @@ def _texts(values: Sequence[str]) -> NDArray[np.str_]:
 
 
 def _same(x: NDArray[np.str_], y: NDArray[np.str_]) -> Array:
-    return np.asarray((x[:, None] == y[None, :]) & (x != "")[:, None], dtype=np.float64)
+    # numbers are compared a hundred times faster than texts
+    _, codes = np.unique(np.concatenate([x, y]), return_inverse=True)
+    alike = codes[: len(x), None] == codes[None, len(x) :]
+    return np.asarray(alike & (x != "")[:, None], dtype=np.float64)
 
 
 def covariance(a: Cases, b: Cases, c: Components) -> tuple[Array, Array]:
