@@ -7,7 +7,10 @@ import json
 import re
 from datetime import UTC, datetime
 from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 from qsim.errors import TraceError
 from qsim.traces import load_trace
 from qsim.traces.reading import source as source_module
+from qsim.traces.reading import table as table_module
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.table import Kind, Rows, header_of, read_csv
 from qsim.traces.reading.times import parse_time_ns
@@ -132,6 +136,26 @@ def test_bad_decimals_are_refused(tmp_path: Path, bad: str) -> None:
 def test_a_wrong_number_of_fields_names_the_line(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=r"line 3: 2 fields, must be 3 \(a, b, c\).*'4,5'"):
         rows_of(tmp_path / "x.csv", "a,b,c\n1,2,3\n4,5\n")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_duckdb_whose_core_has_another_name_reads_the_same(
+    named: bool, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def import_other(name: str) -> Any:
+        asked.append(name)
+        if name == "_duckdb":
+            if not named:
+                raise ImportError(name)
+            return ModuleType(name)  # with nothing in it
+        return import_module(name)
+
+    monkeypatch.setattr(table_module, "import_module", import_other)
+    rows = rows_of(scratch, "a,b\n1,2.5\n3,x\n")
+    assert rows.values == [[1.0, 3.0], [2.5, None]]
+    assert asked == ["_duckdb", "duckdb"]
 
 
 def test_quoted_fields_may_hold_commas(tmp_path: Path) -> None:
