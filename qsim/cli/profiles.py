@@ -10,7 +10,7 @@ import click
 from qsim.cli._command import Group
 from qsim.cli._common import write_json
 from qsim.cli._say import say
-from qsim.profiles.lookup import list_profiles, load_profile, stated_errors
+from qsim.profiles.lookup import list_profiles, list_sharded, load_profile, stated_errors
 from qsim.profiles.schema import Profile
 
 __all__ = ["group"]
@@ -26,7 +26,10 @@ def group(ctx: click.Context) -> None:
 
 @group.command("list")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
-def list_command(as_json: bool = False) -> None:
+@click.option("--sharded", is_flag=True,
+              help="Instead those of tensor-parallel servers that qsim study compares, and no plan "
+              "chooses among.")  # fmt: skip
+def list_command(as_json: bool = False, sharded: bool = False) -> None:
     """List the shipped profiles.
 
     An id means its newest version; @0.24 behind it chooses an older one. A profile of an older
@@ -39,6 +42,8 @@ def list_command(as_json: bool = False) -> None:
         _row(e.id if newest[e.id] == e else e.name, load_profile(e.name))
         for e in list_profiles(all_versions=True)
     ]
+    if sharded:
+        rows = [_row(e.id, load_profile(e.id)) for e in list_sharded()]
     if as_json:
         write_json(rows, "-")
         return
@@ -90,7 +95,7 @@ def path(profile: str) -> None:
     """Print the file of a shipped profile."""
     load_profile(profile)  # says what is wrong with an unknown id
     known = {e.name: e.path for e in list_profiles(all_versions=True)}
-    known |= {e.id: e.path for e in list_profiles()}
+    known |= {e.id: e.path for e in (*list_sharded(), *list_profiles())}
     click.echo(known.get(profile, Path(profile)))
 
 

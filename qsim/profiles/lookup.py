@@ -19,11 +19,13 @@ from qsim.profiles.carry import carry, release
 from qsim.profiles.schema import Profile
 
 __all__ = [
+    "SHARDED_FOLDER",
     "ProfileEntry",
     "carry_note",
     "file_name",
     "find_profiles",
     "list_profiles",
+    "list_sharded",
     "load_profile",
     "stated_errors",
     "transfer_note",
@@ -32,6 +34,8 @@ __all__ = [
 
 #: of a shipped profile
 _ID = re.compile(r"[a-z0-9_.+-]+(/[a-z0-9_.+-]+){2,3}", re.ASCII)
+#: of transferred tensor-parallel servers that plans do not choose among
+SHARDED_FOLDER = "sharded"
 #: the version in the name of a file without one
 _FIRST = "0.24"
 
@@ -84,6 +88,20 @@ def list_profiles(all_versions: bool = False) -> list[ProfileEntry]:
     if all_versions:
         return entries
     return list({e.id: e for e in entries}.values())
+
+
+def list_sharded(model: str | None = None) -> list[ProfileEntry]:
+    """Transferred profiles of tensor-parallel servers that a study compares, sorted by id.
+
+    They are found by their id like all others, but are not among those that
+    :func:`list_profiles` names and plans choose from.
+    """
+    folder = Path(__file__).parent / SHARDED_FOLDER
+    found = [
+        ProfileEntry(path.relative_to(folder).as_posix().removesuffix(".json"), path)
+        for path in folder.rglob("tp*.json")
+    ]
+    return sorted((e for e in found if model in (None, e.model)), key=lambda e: e.id)
 
 
 def load_profile(id_or_path: str | os.PathLike[str], vllm_version: str | None = None) -> Profile:
@@ -142,8 +160,11 @@ def file_name(profile: Profile) -> str:
 
 def _versions(name: str) -> list[ProfileEntry]:
     """The files of one server, the oldest version first."""
-    path = Path(__file__).parent / name
+    folder = Path(__file__).parent
+    path = folder / name
     files = [path.with_name(f"{path.name}.json"), *path.parent.glob(f"{path.name}@*.json")]
+    if name.count("/") == 3:
+        files.append(folder / SHARDED_FOLDER / f"{name}.json")
     found = [
         ProfileEntry(name, f, f.name.removesuffix(".json").partition("@")[2] or _FIRST)
         for f in files

@@ -10,10 +10,10 @@ from qsim.catalog.gpus import gpu_type
 from qsim.catalog.methods import METHODS, check, find_method
 from qsim.catalog.models import ARCHITECTURES, load_model
 from qsim.errors import ScenarioError
-from qsim.profiles.lookup import list_profiles, load_profile
+from qsim.profiles.lookup import SHARDED_FOLDER, list_profiles, load_profile
 from qsim.profiles.schema import Profile
 
-__all__ = ["GPUS", "runs", "sizes", "transferred_profiles", "write_all"]
+__all__ = ["GPUS", "runs", "sharded_profiles", "sizes", "transferred_profiles", "write_all"]
 
 GPUS = ("a100_sxm", "h100_sxm", "h200_sxm")
 
@@ -55,6 +55,33 @@ def transferred_profiles(
                         continue  # too little is left for the KV cache
 
 
+#: tensor-parallel sizes that a study compares
+SHARDED = (2, 4)
+
+
+def sharded_profiles(
+    teacher: Teacher, progress: Callable[[str], None] | None = None
+) -> Iterator[Profile]:
+    """Tensor-parallel servers that run and are not among the listed profiles.
+
+    They let a study compare tensor parallelism with replicas; plans do not choose among them.
+    """
+    listed = {e.id for e in list_profiles()}
+    for gpu in GPUS:
+        for model in ARCHITECTURES:
+            for method in METHODS:
+                for size in SHARDED:
+                    id = f"{gpu}/{model}/{method}/tp{size}"
+                    if id in listed or runs(gpu, model, method, size) is not None:
+                        continue
+                    if progress is not None:
+                        progress(id)
+                    try:
+                        yield transfer(teacher, gpu, model, ARCHITECTURES[model], method, size)
+                    except ScenarioError:
+                        continue  # too little is left for the KV cache
+
+
 def write_all(
     teacher: Teacher, folder: Path, progress: Callable[[str], None] | None = None
 ) -> list[Profile]:
@@ -65,8 +92,10 @@ def write_all(
         old = path not in made and len(path.relative_to(folder).parts) in (3, 4)
         if old and Profile.load(path).transferred:
             path.unlink()
-    for p in profiles:
-        path = folder / f"{p.id}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        p.save(path)
-    return profiles
+    sharded = list(sharded_profiles(teacher, progress))
+    for base, some in ((folder, profiles), (folder / SHARDED_FOLDER, sharded)):
+        for p in some:
+            path = base / f"{p.id}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            p.save(path)
+    return [*profiles, *sharded]

@@ -13,7 +13,13 @@ from qsim.optimize.plan.profile_choice import Choice, choose_profiles
 from qsim.optimize.study.figures import FIGURES, Band
 from qsim.optimize.study.point import Point, Traffic
 from qsim.optimize.study.result import Provenance
-from qsim.profiles.lookup import list_profiles, stated_errors, transfer_note
+from qsim.profiles.lookup import (
+    list_profiles,
+    list_sharded,
+    load_profile,
+    stated_errors,
+    transfer_note,
+)
 from qsim.profiles.schema import Profile
 from qsim.sim.scheduler.config import EngineOptions
 
@@ -192,8 +198,12 @@ def choose_contenders(
     options: EngineOptions,
     prices: Mapping[str, float] | None,
     provider: str,
+    *,
+    sharded: bool = False,
 ) -> tuple[list[Contender], list[str]]:
     """The servers that can be simulated, sorted, and why others cannot.
+
+    With ``sharded`` those of further tensor-parallel sizes too, of the same methods.
 
     Raises
     ------
@@ -203,6 +213,14 @@ def choose_contenders(
         If there is no profile to choose from.
     """
     choices = choose_profiles(model, tuple(gpus), tuple(methods), profiles, options.vllm_version)
+    if sharded and model is not None:
+        version = choices[0].profile.identity.vllm_version
+        methods_there = {(c.profile.identity.gpu, c.profile.identity.method) for c in choices}
+        choices += [
+            Choice(load_profile(e.id, options.vllm_version or version), e.id)
+            for e in list_sharded(model)
+            if (e.gpu, e.method) in methods_there
+        ]
     models = sorted({c.profile.identity.model for c in choices})
     if len(models) > 1:
         raise ScenarioError(f"the profiles are of several models ({', '.join(models)}); give one's")

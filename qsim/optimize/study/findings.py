@@ -42,8 +42,13 @@ def usable_runs(runs: Mapping[str, Run], answered: Mapping[str, float]) -> froze
     )
 
 
-def findings_of(claims: Iterable[Claim], runs: Mapping[str, Run]) -> tuple[Finding, ...]:
-    """The strongest claims of each kind: first the first of every kind, then the second, ..."""
+def findings_of(
+    claims: Iterable[Claim], runs: Mapping[str, Run], transferred: frozenset[str] = frozenset()
+) -> tuple[Finding, ...]:
+    """The strongest claims of each kind: first the first of every kind, then the second, ...
+
+    Those that rest on ``transferred`` profiles (ids) say so.
+    """
     by_kind: dict[str, list[Claim]] = {k: [] for k in KINDS}
     for claim in claims:
         by_kind[claim.kind].append(claim)
@@ -52,7 +57,7 @@ def findings_of(claims: Iterable[Claim], runs: Mapping[str, Run]) -> tuple[Findi
     for place in range(MOST_OF_A_KIND):
         for kind in KINDS:
             if place < len(chosen[kind]):
-                found.append(_finding(len(found) + 1, chosen[kind][place], runs))
+                found.append(_finding(len(found) + 1, chosen[kind][place], runs, transferred))
     return tuple(found)
 
 
@@ -75,7 +80,15 @@ def _varied(claims: Sequence[Claim]) -> list[Claim]:
     return kept
 
 
-def _finding(rank: int, claim: Claim, runs: Mapping[str, Run]) -> Finding:
+def _finding(
+    rank: int, claim: Claim, runs: Mapping[str, Run], transferred: frozenset[str]
+) -> Finding:
+    carried = [runs[r] for r in claim.runs if runs[r].profile in transferred]
+    of = list(dict.fromkeys(
+        f"{r.gpu} with TP{r.tensor_parallel_size}" if r.tensor_parallel_size > 1 else r.gpu
+        for r in carried
+    ))  # fmt: skip
+    note = f" (profiles of {' and '.join(of)} are transferred, not measured)" if of else ""
     weakest = min(claim.verdicts, key=lambda v: v.gap)
     commands = (*(runs[r].command for r in claim.runs), *claim.commands)
     return Finding(
@@ -84,7 +97,7 @@ def _finding(rank: int, claim: Claim, runs: Mapping[str, Run]) -> Finding:
         cast(Level, claim.level),
         claim.gpu,
         claim.methods,
-        claim.statement,
+        claim.statement + note,
         claim.numbers,
         claim.figure,
         float(f"{weakest.ratio:.4g}"),

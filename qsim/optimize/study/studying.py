@@ -177,12 +177,11 @@ def _parts(scenario: Scenario) -> _Parts:
     if among.model is not None and not gpus:
         gpus = gpus_of(among.model)
 
-    def chosen(on: Sequence[str]) -> tuple[list[Contender], list[str]]:
-        return choose_contenders(
-            among.model, on, among.methods, among.profiles, options, prices, accounts.provider
-        )
-
-    contenders, notes = chosen(gpus)
+    sharding = "parallelism" in wanted.levels
+    contenders, notes = choose_contenders(
+        among.model, gpus, among.methods, among.profiles, options, prices, accounts.provider,
+        sharded=sharding,
+    )  # fmt: skip
     gpus = tuple(dict.fromkeys(c.gpu for c in contenders))
     machines = contenders
     others: tuple[str, ...] = ()
@@ -282,6 +281,7 @@ def _concluded(found: StudyResult, runner: Runner, floor_pct: float) -> StudyRes
     """With findings and decisions."""
     answered = {o.run.id: o.answered for o in runner.outcomes.values()}
     usable = usable_runs(found.runs, answered)
+    transferred = frozenset(p.profile for p in found.provenance if p.source == "transferred")
     claims = [
         *application_claims(found.model, found.application, found.tasks, usable),
         *workload_claims(found.workload, usable),
@@ -290,7 +290,7 @@ def _concluded(found: StudyResult, runner: Runner, floor_pct: float) -> StudyRes
     ]
     return replace(
         found,
-        findings=findings_of(claims, found.runs),
+        findings=findings_of(claims, found.runs, transferred),
         decisions=decide(found.application, usable, floor_pct),
     )
 

@@ -36,8 +36,13 @@ def study_text(found: StudyResult) -> str:
         decisions = [d for d in found.decisions if d.gpu == gpu]
         if decisions:
             heads, body = _decision_cells(found, gpu, plain=True)
-            lines += ["", f"Which method on {gpu} (+n: so many others are as good, as far as "
-                      "is known)", "", table(heads, body, left=len(heads))]  # fmt: skip
+            lines += [
+                "",
+                f"Which method on {gpu}{_transferred(found, gpu)}, and how many others are as good "
+                "as far as is known",
+                "",
+                table(heads, body, left=len(heads)),
+            ]
     lines += ["", *(fill(f"Note: {n}") for n in found.notes)] if found.notes else []
     return "\n".join(lines) + "\n"
 
@@ -124,8 +129,14 @@ def _decisions(found: StudyResult) -> list[str]:
     for gpu in found.gpus:
         heads, rows = _decision_cells(found, gpu, plain=False)
         if rows:
-            parts += [f"### {gpu}", _md_table(heads, rows)]
+            parts += [f"### {gpu}{_transferred(found, gpu)}", _md_table(heads, rows)]
     return parts
+
+
+def _transferred(found: StudyResult, gpu: str) -> str:
+    """Behind the name of a GPU type of which nothing was measured."""
+    sources = {p.source for p in found.provenance if p.gpu == gpu}
+    return " (transferred profiles, not measured)" if sources == {"transferred"} else ""
 
 
 def _application(found: StudyResult) -> list[str]:

@@ -126,10 +126,7 @@ def test_no_finding_lies_within_the_errors(small: StudyResult, sharded: StudyRes
 
 def test_every_level_has_rows_whose_bands_hold_the_stated_error(small: StudyResult) -> None:
     errors = {p.profile: p.error_percent for p in small.provenance}
-    assert not small.parallelism
-    assert any(n.startswith("parallelism: there are profiles of llama-3.1-8b for one")
-               for n in small.notes)  # fmt: skip
-    for rows in (small.application, small.workload, small.hardware):
+    for rows in (small.application, small.workload, small.parallelism, small.hardware):
         assert rows
         for row in rows:
             run = small.runs[row.run]
@@ -194,7 +191,7 @@ def test_decisions_take_the_best_above_the_floor_and_name_who_is_as_good() -> No
 
 
 def test_all_layouts_of_the_parallelism_level_fill_the_same_gpus(sharded: StudyResult) -> None:
-    for gpu, gpus in (("h200_sxm", 2), ("a100_sxm", 4)):
+    for gpu, gpus in (("h200_sxm", 4), ("a100_sxm", 4)):
         rows = [r for r in sharded.parallelism if r.gpu == gpu]
         assert {r.gpus for r in rows} == {gpus}
         assert all(r.tensor_parallel_size * r.replicas == gpus for r in rows)
@@ -209,6 +206,32 @@ def test_gpus_are_compared_with_servers_of_one_size(sharded: StudyResult) -> Non
         assert row.idle_w < row.cap_w
         measured = next(p for p in sharded.provenance if p.profile == sharded.runs[row.run].profile)
         assert (row.kv_tokens.low < row.kv_tokens.high) is (measured.source == "transferred")
+
+
+def test_servers_of_several_gpus_are_transferred_where_none_was_measured(
+    small: StudyResult,
+) -> None:
+    assert {(r.tensor_parallel_size, r.replicas) for r in small.parallelism} == {
+        (1, 4), (2, 2), (4, 1)
+    }  # fmt: skip
+    sources = {p.tensor_parallel_size: p.source for p in small.provenance
+               if p.gpu == "h200_sxm" and p.method == "nvfp4-w4a16"}  # fmt: skip
+    assert sources[1] in ("measured", "carried")
+    assert sources[2] == sources[4] == "transferred"
+    for finding in small.findings:
+        rests = {p.source for p in small.provenance
+                 if p.profile in {small.runs[r].profile for r in finding.runs}}  # fmt: skip
+        assert ("transferred, not measured" in finding.statement) is ("transferred" in rests)
+
+
+def test_a_profile_of_ones_own_for_one_size_has_no_parallelism() -> None:
+    scenario = Scenario.from_dict({"study": {
+        "profiles": ["h200_sxm/llama-3.1-8b/bf16"], "levels": ["parallelism"],
+    }})  # fmt: skip
+    study = study_for(scenario, sizes=SMALL)
+    assert not study.parallelism
+    assert any(n.startswith("parallelism: there are profiles of llama-3.1-8b for one")
+               for n in study.notes)  # fmt: skip
 
 
 def test_one_gpu_is_compared_with_the_others(small: StudyResult) -> None:
