@@ -24,6 +24,7 @@ class EndLabel:
     x: float
     y: float
     color: str
+    bold: bool = False
 
 
 def label_ends(figure: Figure, panels: Sequence[tuple[Axes, Sequence[EndLabel]]]) -> None:
@@ -34,8 +35,10 @@ def label_ends(figure: Figure, panels: Sequence[tuple[Axes, Sequence[EndLabel]]]
     panels = [(ax, labels) for ax, labels in panels if labels]
     if not panels:
         return
-    figure.draw_without_rendering()  # the layout, to know how much room a panel has
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()  # the layout, to know how much room a panel has
     for ax, labels in panels:
+        ax.get_xlim(), ax.get_ylim()  # limits that are still to be found are found now
         box = ax.get_window_extent()
         height_pt = box.height / figure.dpi * 72
         inside = ax.transAxes.inverted()
@@ -50,6 +53,7 @@ def label_ends(figure: Figure, panels: Sequence[tuple[Axes, Sequence[EndLabel]]]
                 textcoords="axes fraction",
                 fontsize=_SIZE_PT,
                 color=label.color,
+                fontweight="bold" if label.bold else "normal",
                 va="center",
                 annotation_clip=False,
                 arrowprops={

@@ -1,0 +1,245 @@
+"""The question of each level of a study, and what its rows answer, in a sentence a GPU type.
+
+Where the error bands of two methods meet, the sentence names both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from qsim.optimize.study.figures import Band
+from qsim.optimize.study.levels import ParallelismRow
+from qsim.optimize.study.result import Level, StudyResult
+from qsim.report.text.tables import number
+
+__all__ = ["QUESTIONS", "answers", "band_text", "ratio_band"]
+
+QUESTIONS: dict[Level, str] = {
+    "application": "Which method keeps the quality of each task, and what does it take in energy, "
+    "money and time?",
+    "workload": "How do rate, concurrency, lengths, bursts and batch limits change which method "
+    "is best?",
+    "parallelism": "Is it better to shard a server over GPUs or to run replicas, and what does "
+    "that do to each method's advantage?",
+    "hardware": "What does the type of GPU change: speed, energy, room for KV cache, power?",
+}
+#: quality that a method must be expected to keep to be called one that keeps it, percent
+_KEEPS_PCT = 99.0
+
+
+def band_text(band: Band | None, digits: int = 3) -> str:
+    """A value with its range in brackets; ``-`` for none."""
+    if band is None:
+        return "-"
+    if band.low == band.high:
+        return number(float(band.value), digits)
+    low, high = number(float(band.low), digits), number(float(band.high), digits)
+    return f"{number(float(band.value), digits)} ({low} to {high})"
+
+
+def ratio_band(value: Band, base: Band) -> Band | None:
+    """One value over another, as far as the errors of both allow; None over nothing."""
+    if base.low <= 0:
+        return None
+    return Band(value.value / base.value, value.low / base.high, value.high / base.low)
+
+
+def answers(found: StudyResult, level: Level) -> list[str]:
+    """A sentence for each GPU type that the level has rows of; for hardware one in all."""
+    if level == "hardware":
+        return _hardware(found)
+    say = {"application": _application, "workload": _workload, "parallelism": _parallelism}[level]
+    return [text for gpu in found.gpus if (text := say(found, gpu))]
+
+
+def _best(
+    rows: Sequence[Any], value: Callable[[Any], Band | None], *, most: bool = False
+) -> tuple[Any, Band, str] | None:
+    """The row with the best value, and its method with those that are as good, for a sentence."""
+    known = [(r, b) for r in rows if (b := value(r)) is not None]
+    if not known:
+        return None
+    row, band = (max if most else min)(known, key=lambda k: k[1].value)
+    others = [r.method for r, b in known if r is not row and not b.apart(band)]
+    if not others:
+        return row, band, row.method
+    more = ", ".join(others) if len(others) <= 3 else f"{len(others)} others"
+    return row, band, f"{row.method} (within the errors also {more})"
+
+
+def _get(name: str) -> Callable[[Any], Band | None]:
+    def get(row: Any) -> Band | None:
+        found: Band | None = row.figures.get(name)
+        return found
+
+    return get
+
+
+def _application(found: StudyResult, gpu: str) -> str:
+    rows = [r for r in found.application if r.gpu == gpu]
+    if not rows:
+        return ""
+    base = found.methods[0]
+    parts = []
+    worth: list[tuple[float, str, float]] = []
+    for method in found.methods:
+        mine = {r.task: r for r in rows if r.method == method}
+        bases = {r.task: r for r in rows if r.method == base}
+        kept = [r.quality.value for r in mine.values() if r.quality is not None]
+        gains = [
+            own.value / other.value
+            for task, r in mine.items()
+            if task in bases
+            and (own := r.figures.get("joules_per_request")) is not None
+            and (other := bases[task].figures.get("joules_per_request")) is not None
+            and other.value > 0
+        ]
+        if gains and len(kept) == len(mine) and min(kept) >= _KEEPS_PCT and method != base:
+            worth.append((sum(gains) / len(gains), method, min(kept)))
+    if worth:
+        energy, method, kept_pct = min(worth)
+        parts.append(
+            f"{method} takes {number(energy, 3)} times the J per request of {base} on average "
+            f"over the tasks and is expected to keep {number(kept_pct, 4)}% of the 16-bit score "
+            "or more in each, the least energy of all that keep 99%"
+        )
+    else:
+        parts.append(f"no method beside {base} is expected to keep 99% of the 16-bit score")
+    known = [r for r in rows if r.quality is not None and r.method != base]
+    if known:
+        worst = min(known, key=lambda r: r.quality.value if r.quality else 0.0)
+        parts.append(
+            f"the largest loss is that of {worst.method} on {worst.task}, "
+            f"{band_text(worst.quality, 4)}% of the 16-bit score"
+        )
+    return f"On {gpu}, {'; '.join(parts)}."
+
+
+def _workload(found: StudyResult, gpu: str) -> str:
+    rows = [r for r in found.workload if r.gpu == gpu]
+    if not rows:
+        return ""
+    parts = []
+    rate = [r for r in rows if r.axis == "rate"]
+    rates = sorted({r.x for r in rate})
+    shared = [x for x in rates if all(r.kept_up for r in rate if r.x == x)]
+    told = dict.fromkeys((*shared[:1], *shared[-1:]))
+    for x in told:
+        best = _best([r for r in rate if r.x == x], _get("mean_tpot_ms"))
+        if best is not None:
+            parts.append(
+                f"at {number(x, 3)} requests/s {best[2]} has the lowest mean TPOT, "
+                f"{band_text(best[1])} ms"
+            )
+    tops = []
+    for method in found.methods:
+        own = [r for r in rows if r.method == method and r.axis in ("rate", "concurrency", "batch")]
+        top = _best(own, _get("output_throughput"), most=True)
+        if top is not None:
+            tops.append(top[0])
+    best = _best(tops, _get("output_throughput"), most=True)
+    if best is not None:
+        parts.append(
+            f"the most that one server finishes is {band_text(best[1])} tokens/s by {best[2]}"
+        )
+    crossings = [f for f in found.findings if f.kind == "crossing" and f.gpu == gpu]
+    if crossings:
+        ranks = ", ".join(str(f.rank) for f in crossings)
+        parts.append(f"the order of methods changes where findings {ranks} say")
+    else:
+        parts.append("no two methods change places by more than their errors")
+    return f"On {gpu}, {'; '.join(parts)}."
+
+
+def _parallelism(found: StudyResult, gpu: str) -> str:
+    rows = [r for r in found.parallelism if r.gpu == gpu]
+    sizes = sorted({r.tensor_parallel_size for r in rows})
+    if len(sizes) < 2:
+        return ""
+    base, least, most = found.methods[0], sizes[0], sizes[-1]
+    by: dict[tuple[str, int, str], ParallelismRow] = {
+        (r.method, r.tensor_parallel_size, r.load): r for r in rows
+    }
+    parts = []
+    for load, name, what in (
+        ("busy", "mean_tpot_ms", "mean TPOT"),
+        ("saturated", "output_throughput_per_gpu", "highest tokens/s"),
+    ):
+        one, many = by.get((base, least, load)), by.get((base, most, load))
+        a = None if one is None else one.figures.get(name)
+        b = None if many is None else many.figures.get(name)
+        if a is not None and b is not None and (ratio := ratio_band(b, a)) is not None:
+            parts.append(f"{band_text(ratio)} times the {what}")
+    text = (
+        f"On {rows[0].gpus} {gpu}, one server of TP{most} has for {base} {' and '.join(parts)} of "
+        f"{rows[0].gpus // least} replicas of TP{least}"
+        if parts and rows[0].gpus == most
+        else f"On {rows[0].gpus} {gpu}, TP{most} has for {base} {' and '.join(parts)} of TP{least}"
+        if parts
+        else f"On {rows[0].gpus} {gpu}"
+    )
+    name = "output_throughput_per_gpu"
+    changes = []
+    for method in found.methods[1:]:
+        gains = []
+        for size in (least, most):
+            own, other = by.get((method, size, "saturated")), by.get((base, size, "saturated"))
+            a = None if own is None else own.figures.get(name)
+            b = None if other is None else other.figures.get(name)
+            gains.append(None if a is None or b is None else ratio_band(a, b))
+        if gains[0] is not None and gains[1] is not None:
+            changes.append((method, gains[0], gains[1]))
+    if changes:
+        method, first, last = max(changes, key=lambda c: abs(c[2].value / c[1].value - 1))
+        sure = "" if first.apart(last) else ", which the errors could explain"
+        text += (
+            f"; the advantage over {base} changes most for {method}, from "
+            f"{number(first.value, 3)} to {number(last.value, 3)} times its tokens/s{sure}"
+        )
+    return text + "."
+
+
+def _hardware(found: StudyResult) -> list[str]:
+    rows = [r for r in found.hardware if r.load == "saturated"]
+    gpus = [g for g in found.gpus if any(r.gpu == g for r in rows)]
+    if not gpus:
+        return []
+    base, name = found.methods[0], "output_throughput_per_gpu"
+    by = {(r.gpu, r.method): r for r in rows}
+    gains: dict[tuple[str, str], Band] = {}
+    for (gpu, method), r in by.items():
+        own = r.figures.get(name)
+        other = by[gpu, base].figures.get(name) if (gpu, base) in by else None
+        if own is not None and other is not None and method != base:
+            gain = ratio_band(own, other)
+            if gain is not None:
+                gains[gpu, method] = gain
+    parts = []
+    for gpu in gpus:
+        best = _best([r for r in rows if r.gpu == gpu], _get(name), most=True)
+        if best is not None:
+            parts.append(f"on {gpu} {best[2]} finishes most, {band_text(best[1])} tokens/s per GPU")
+    spans = []
+    for method in found.methods[1:]:
+        mine = [(gains[g, method], g) for g in gpus if (g, method) in gains]
+        if len(mine) > 1:
+            low, high = min(mine, key=lambda m: m[0].value), max(mine, key=lambda m: m[0].value)
+            spans.append((high[0].value / low[0].value, method, low, high))
+    if spans:
+        _, method, low, high = max(spans, key=lambda s: s[0])
+        sure = "" if low[0].apart(high[0]) else " (which the errors could explain)"
+        parts.append(
+            f"the advantage over {base} differs most for {method}, {number(high[0].value, 3)} "
+            f"times its tokens/s on {high[1]} and {number(low[0].value, 3)} on {low[1]}{sure}"
+        )
+    elif len(gpus) == 1:
+        r = rows[0]
+        parts.append(
+            f"a server takes {number(r.idle_w, 3)} W when idle and {number(r.cap_w, 3)} W at most"
+        )
+    return [f"{_upper('; '.join(parts))}."] if parts else []
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
