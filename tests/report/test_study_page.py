@@ -105,6 +105,22 @@ def test_answers_are_of_the_rows(found: StudyResult) -> None:
     assert "no two methods change places by more than their errors" in a100
     assert "of 4 replicas of TP1" in answers(found, "parallelism")[0]
     assert "the errors could explain" in answers(found, "hardware")[0]
+    other = tuple(
+        replace(p, vllm_version="0.33.0") if p.gpu == "h200_sxm" else p for p in found.provenance
+    )
+    faster = replace(
+        found,
+        provenance=other,
+        hardware=tuple(
+            replace(r, figures={"output_throughput_per_gpu": Band.exact(9000.0)})
+            if (r.gpu, r.method) == ("h200_sxm", "awq-w4a16")
+            else r
+            for r in found.hardware
+        ),
+    )
+    text = answers(faster, "hardware")[0]
+    assert "differs most for awq-w4a16, 4.29 times its tokens/s on h200_sxm and 1.61 on" in text
+    assert "on a100_sxm, under vLLM 0.33.0 and 0.24.0" in text
     assert ratio_band(Band(2, 1, 3), Band(4, 2, 8)) == Band(0.5, 0.125, 1.5)
     assert ratio_band(Band.exact(1), Band.exact(0)) is None
 
@@ -148,6 +164,16 @@ def test_what_is_not_known_is_left_out_of_pictures_and_tables(found: StudyResult
     text = study_page(unknown)
     assert read(text).open == []
     assert not re.search(r"\bnan\b", text)
+
+
+def test_hardware_shows_gpus_beside_those_that_were_asked_for(found: StudyResult) -> None:
+    one = replace(found, gpus=("h200_sxm",))  # a study compares with the other types
+    shown = [p for p in study_panels(one) if p.level == "hardware"]
+    for panel in shown:
+        assert [t.get_text() for t in panel.ax.get_xticklabels()] == ["A100", "H200"]
+    alone = replace(one, hardware=tuple(r for r in found.hardware if r.gpu == "h200_sxm"))
+    shown = [p for p in study_panels(alone) if p.level == "hardware"]
+    assert all(len(p.ax.patches) == len(found.methods) for p in shown)  # a bar a method
 
 
 def test_names_from_outside_are_escaped(found: StudyResult) -> None:

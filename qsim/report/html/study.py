@@ -30,7 +30,8 @@ _MORE_TITLES = {
     "usd_per_1m_at_highest": "USD per million output tokens",
 }
 _NOTES: dict[Level, str] = {
-    "application": "Bars are quality's 90% interval and the profile's stated error. The steps are "
+    "application": "Bars are quality's 90% interval, which may go on beyond the panel, and the "
+    "profile's stated error. The steps are "
     "the front: no other method has better quality for less; names of those on it are bold.",
     "workload": "Bands are the profiles' stated errors. Pale parts: more arrives than is "
     "finished, so that latencies grow with the traffic's length. Dotted lines: where a finding "

@@ -202,7 +202,7 @@ def _parallelism(found: StudyResult, gpu: str) -> str:
 
 def _hardware(found: StudyResult) -> list[str]:
     rows = [r for r in found.hardware if r.load == "saturated"]
-    gpus = [g for g in found.gpus if any(r.gpu == g for r in rows)]
+    gpus = sorted({r.gpu for r in rows})
     if not gpus:
         return []
     base, name = found.methods[0], "output_throughput_per_gpu"
@@ -229,9 +229,11 @@ def _hardware(found: StudyResult) -> list[str]:
     if spans:
         _, method, low, high = max(spans, key=lambda s: s[0])
         sure = "" if low[0].apart(high[0]) else " (which the errors could explain)"
+        versions = [_version(found, gpu, method) for gpu in (high[1], low[1])]
+        under = f", under vLLM {versions[0]} and {versions[1]}" if len(set(versions)) > 1 else ""
         parts.append(
-            f"the advantage over {base} differs most for {method}, {number(high[0].value, 3)} "
-            f"times its tokens/s on {high[1]} and {number(low[0].value, 3)} on {low[1]}{sure}"
+            f"the advantage over {base} differs most for {method}, {number(high[0].value, 3)} times "
+            f"its tokens/s on {high[1]} and {number(low[0].value, 3)} on {low[1]}{under}{sure}"
         )
     elif len(gpus) == 1:
         r = rows[0]
@@ -239,6 +241,12 @@ def _hardware(found: StudyResult) -> list[str]:
             f"a server takes {number(r.idle_w, 3)} W when idle and {number(r.cap_w, 3)} W at most"
         )
     return [f"{_upper('; '.join(parts))}."] if parts else []
+
+
+def _version(found: StudyResult, gpu: str, method: str) -> str:
+    """The version of vLLM that a profile is of."""
+    mine = (p for p in found.provenance if (p.gpu, p.method) == (gpu, method))
+    return next((p.vllm_version for p in mine), "")
 
 
 def _upper(text: str) -> str:

@@ -54,8 +54,11 @@ def application_panels(found: StudyResult) -> Iterator[Panel]:
                 _draw(panel, rows, name)
                 panel.ax.set_xlabel(title)
                 panels.append(panel)
+            kept = [r.quality.value for r in found.application if r.quality and r.gpu == gpu]
             for p in panels:
                 p.ax.set_ylabel("quality, % of 16-bit", fontsize=8)
+                room = 0.08 * (max(kept) - min(kept)) + 0.2  # wide intervals end at the edge
+                p.ax.set_ylim(min(kept) - room, max(kept) + room)
             yield from finish(panels, log="x")
 
 

@@ -69,7 +69,7 @@ def parallelism_panels(found: StudyResult) -> Iterator[Panel]:
 def hardware_panels(found: StudyResult) -> Iterator[Panel]:
     """Figures by GPU type, a line a method; a bar a method if there is one type only."""
     rows = found.hardware
-    gpus = [g for g in found.gpus if any(r.gpu == g for r in rows)]
+    gpus = sorted({r.gpu for r in rows})  # more than the study's own, to compare with
     if not gpus:
         return
     group = "by GPU type" if len(gpus) > 1 else f"on {gpus[0]}"
