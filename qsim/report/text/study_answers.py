@@ -232,8 +232,9 @@ def _hardware(found: StudyResult) -> list[str]:
         versions = [_version(found, gpu, method) for gpu in (high[1], low[1])]
         under = f", under vLLM {versions[0]} and {versions[1]}" if len(set(versions)) > 1 else ""
         parts.append(
-            f"the advantage over {base} differs most for {method}, {number(high[0].value, 3)} times "
-            f"its tokens/s on {high[1]} and {number(low[0].value, 3)} on {low[1]}{under}{sure}"
+            f"the advantage over {base} differs most for {method}, {number(high[0].value, 3)} "
+            f"times its tokens/s on {high[1]} and {number(low[0].value, 3)} on {low[1]}"
+            f"{under}{sure}"
         )
     elif len(gpus) == 1:
         r = rows[0]
