@@ -104,6 +104,14 @@ def _seconds(value: Any, what: str, where: str) -> float:
     return float(value)
 
 
+def _empty(prompt: Any, output: Any) -> bool:
+    """Whether a request had no prompt token or no output token.
+
+    Such a request has no latencies of use; the trace's reader leaves it out too, and counts it.
+    """
+    return any(isinstance(x, int | float) and x == 0 for x in (prompt, output))
+
+
 def _row(where: str, prompt: Any, output: Any, ttft_s: float, e2el_s: float) -> _Row:
     if e2el_s < ttft_s:
         raise TraceError(
@@ -131,7 +139,8 @@ def _vllm(source: Source, options: ReadOptions) -> Iterator[_Timed]:
     starts = sent if isinstance(sent, list) and sent else None
     for i in range(n):
         where = f"{source.path}: request {i}"
-        if isinstance(errors, list) and i < len(errors) and errors[i]:
+        failed = isinstance(errors, list) and i < len(errors) and errors[i]
+        if failed or _empty(prompts[i], outputs[i]):
             continue
         ttft = _seconds(ttfts[i], "ttft", where)
         if whole is not None:
@@ -139,8 +148,7 @@ def _vllm(source: Source, options: ReadOptions) -> Iterator[_Timed]:
         else:
             end = ttft + sum(_seconds(g, "itl", where) for g in _gaps(gaps, i, where))
         at = math.nan if starts is None else _seconds(starts[i], "start time", where)
-        if isinstance(outputs[i], int) and outputs[i] > 0:
-            yield at, _row(where, prompts[i], outputs[i], ttft, max(end, ttft))
+        yield at, _row(where, prompts[i], outputs[i], ttft, max(end, ttft))
 
 
 def _gaps(gaps: Any, i: int, where: str) -> list[Any]:
@@ -152,13 +160,15 @@ def _gaps(gaps: Any, i: int, where: str) -> list[Any]:
 def _guidellm(source: Source, options: ReadOptions) -> Iterator[_Timed]:
     """The successful requests of a report."""
     for i, row in enumerate(guidellm.request_groups(source, options)["successful"]):
+        prompt, output = (lookup_first(row, x) for x in (guidellm.PROMPT, guidellm.OUTPUT))
+        if _empty(prompt, output):
+            continue
         where = f"{source.path}: request {i}"
         start = _unix(lookup_first(row, guidellm.TIME))
         ttft_ms = lookup_first(row, ("time_to_first_token_ms", "ttft_ms"))
         whole = lookup(row, "request_latency")
         ttft = ttft_ms / 1e3 if isinstance(ttft_ms, int | float) else _since(start, row, _FIRST)
         e2el = whole if isinstance(whole, int | float) else _since(start, row, _END)
-        prompt, output = (lookup_first(row, x) for x in (guidellm.PROMPT, guidellm.OUTPUT))
         ttft_s = _seconds(ttft, "time to first token", where)
         yield start, _row(where, prompt, output, ttft_s, _seconds(e2el, "request latency", where))
 
@@ -179,12 +189,12 @@ def _unix(value: Any) -> float:
 def _aiperf(source: Source, options: ReadOptions) -> Iterator[_Timed]:
     """The records of the profiling phase that were answered whole."""
     for place, row in objects(source):
-        if aiperf.left_out(row) is not None:
+        prompt, output = aiperf.prompt_tokens(row), aiperf.output_tokens(row)
+        if aiperf.left_out(row) is not None or _empty(prompt, output):
             continue
         where = f"{source.path}, {place}"
         ttft = _metric_s(row, "time_to_first_token", where)
         e2el = _metric_s(row, "request_latency", where)
-        prompt, output = aiperf.prompt_tokens(row), aiperf.output_tokens(row)
         start = lookup(row, aiperf.TIME)
         yield _unix(start) / 1e9, _row(where, prompt, output, ttft, e2el)
 

@@ -99,6 +99,34 @@ def test_aiperf(tmp_path: Path, unit: str) -> None:
     assert load.e2el_ms.tolist() == pytest.approx([80.0, 90.0])
 
 
+@pytest.mark.parametrize("which", ["output", "prompt"])
+def test_requests_without_a_token_are_skipped_and_counted(tmp_path: Path, which: str) -> None:
+    at, key = (1, "output_lens") if which == "output" else (0, "input_lens")
+    lens = [*VLLM[key]]
+    lens[1] = 0
+    # nothing is measured of them: no first token, and a latency that means nothing
+    itls = [VLLM["itls"][0], None, VLLM["itls"][2]]
+    data = {**VLLM, key: lens, "ttfts": [0.1, None, 0.2], "itls": itls}
+    load = read_benchmark(written(tmp_path, data))
+    assert load.ttft_ms.tolist() == pytest.approx([100.0, 200.0])
+    assert f"no {which} token" in str(load.trace.meta)
+    empty = {"request_start_time": 5.2, "prompt_tokens": 20, "output_tokens": 8,
+             f"{which}_tokens": 0, "time_to_first_token_ms": None}  # fmt: skip
+    runs = GUIDELLM["benchmarks"][0]["requests"]
+    data = {"benchmarks": [{"requests": {**runs, "successful": [empty, *runs["successful"]]}}]}
+    load = read_benchmark(written(tmp_path, json.dumps(data, indent=1)))
+    assert load.trace.prompt_tokens.tolist() == [10, 20]
+    assert f"no {which} token" in str(load.trace.meta)
+    tokens = [20, 5]
+    tokens[at] = 0
+    none = json.loads(aiperf(500_000_000, tokens[0], tokens[1], 0, 0, "ms"))
+    del none["metrics"]["time_to_first_token"]
+    lines = [json.dumps(none), aiperf(1_000_000_000, 10, 4, 20, 80, "ms")]
+    load = read_benchmark(written(tmp_path, "\n".join(lines) + "\n", "r.jsonl"))
+    assert load.trace.prompt_tokens.tolist() == [10]
+    assert f"no {which} token" in str(load.trace.meta)
+
+
 WRONG = [
     ({"ttfts": None}, "no lists 'ttfts'"),
     ({"ttfts": [0.1, 0.2]}, "differ in length"),
