@@ -25,7 +25,7 @@ from qsim.profiles.factors import FACTORS, Factors, apply
 from qsim.profiles.schema import Profile
 from qsim.profiles.spread import Prior
 
-__all__ = ["FactorFit", "fit_factors"]
+__all__ = ["LEAST_REQUESTS", "LOAD_SD", "FactorFit", "fit_factors", "unexplained"]
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -246,6 +246,13 @@ def fit_factors(
         mean = mean + np.clip(step, -1.5, 1.5)
         around = 1.5 * covariance + 0.0025 * np.diag(np.diag(prior.covariance))
     return FactorFit(mean, covariance)
+
+
+def unexplained(load: Load, profile: Profile) -> float:
+    """What a profile leaves of a load, over the noise that is expected: a mean of squares."""
+    view = _view(load)
+    off = view.vector(load) - view.vector(replay(load, profile))
+    return float(np.mean((off / view.sd) ** 2))
 
 
 def _pooled(

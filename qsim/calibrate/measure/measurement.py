@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import platform
 import re
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from qsim.calibrate.measure.host_speed import HostSpeed, cpu_name, host_speed
 from qsim.calibrate.measure.journal import LEAST_LOADS, Journal
 from qsim.calibrate.measure.load import LoadClient
 from qsim.calibrate.measure.power import PowerSampler, read_samples
@@ -36,6 +36,8 @@ SERVED_NAME = "m"
 LEAST_MODEL_LEN = 2048
 #: after the last load: for the energy counter to catch up, and at most for the recorder's files, s
 _SETTLE_S, _MOST_WAIT_S = 0.8, 30.0
+#: how long the host's own speed is measured
+_HOST_S = 0.5
 
 #: called with (what is being measured, seconds of this job that are left)
 Progress = Callable[[str, float], None]
@@ -264,6 +266,7 @@ def _run(
     loads: list[Measured] = []
     failure: CalibrationError | None = None
     described: dict[str, Any] = {}
+    speed = host_speed(_HOST_S)  # while nothing else runs here
     try:
         sampler = PowerSampler(list(gpus), work / "power.csv")
         server.start()
@@ -273,7 +276,7 @@ def _run(
         _check_server(job, facts)
         if (newer := _newer(facts.vllm_version)) is not None:
             progress(newer, left_s)
-        described = _describe(job, gpus, config, facts, hooks)
+        described = _describe(job, gpus, config, facts, hooks, speed)
         journal = Journal(work, described)
         client = LoadClient(
             server.port, model=SERVED_NAME, vocab_size=job.model.architecture.vocab_size
@@ -429,6 +432,7 @@ def _describe(
     config: dict[str, Any],
     facts: ServerFacts,
     hooks: Sequence[Hooks],
+    speed: HostSpeed,
 ) -> dict[str, Any]:
     drop = ("quantization_config", "compression_config")
     runner = [h.hooks["model_runner"] for h in hooks if "model_runner" in h.hooks]
@@ -460,7 +464,8 @@ def _describe(
         "gpu": job.gpu.id,
         "vllm_version": facts.vllm_version,
         "driver": job.driver,
-        "host": _cpu(),
+        "host": cpu_name(),
+        "host_speed": speed.to_dict(),
         "date": datetime.now(UTC).date().isoformat(),
         "gpu_index": gpus[0],
         "gpus": list(gpus),
@@ -496,14 +501,3 @@ def _describe(
         "seed": job.seed,
         "notes": notes,
     }
-
-
-def _cpu() -> str:
-    """The host's CPU: launch times depend on it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} CPUs"
-    except OSError:
-        pass
-    return f"{platform.machine()}, {os.cpu_count()} CPUs"

@@ -14,6 +14,7 @@ __all__ = ["group"]
 _COMMANDS = {
     "run": ("qsim.cli.calibrate.run", "run"),
     "adapt": ("qsim.cli.calibrate.adapt", "adapt_command"),
+    "host": ("qsim.cli.calibrate.host", "host_command"),
     "agreement": ("qsim.cli.calibrate.agreement", "agreement"),
     "quality": ("qsim.cli.calibrate.quality", "quality"),
     "table": ("qsim.cli.calibrate.table", "table"),
