@@ -63,6 +63,23 @@ def test_the_tutorial_shows_what_its_commands_print(
     assert (tmp_path / "serve.sh").read_text().count("vllm serve") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["--stock", "--survive"])
+def test_the_planning_page_shows_what_its_small_commands_print(option: str) -> None:
+    text = (DOCS / "planning.md").read_text(encoding="utf-8")
+    (shown,) = [found for found in re.findall(SHOWN, text, re.MULTILINE) if option in found[0]]
+    words = shlex.split(re.sub(r"\\\n\s*", "", shown[0]))[1:]
+    result = qsim(*words, "--jobs", 1)
+    assert result.exit_code == 0, result.output
+    printed = "".join(f"{line.rstrip()}\n" for line in result.stdout.splitlines())
+    at = 0
+    for part in textwrap.dedent(shown[1]).strip("\n").split("...\n"):  # "...": left out
+        part = part.strip("\n").removesuffix("...").strip("\n")
+        found = printed.find(part, at)
+        assert found >= 0, f"{shown[0]}\n{part}\nis not in\n{printed}"
+        at = found + len(part)
+
+
 def test_every_page_is_in_the_site() -> None:
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     trees = "\n".join(re.findall(r"```{toctree}\n(.*?)```", index, re.DOTALL))

@@ -156,14 +156,15 @@ def gpus_from(texts: Sequence[str], option: str) -> dict[str, int]:
     return found
 
 
-#: ``--stock``, any number of times
-stock_option = click.option(
-    "--stock",
-    multiple=True,
-    metavar="GPU=N",
-    help="Only GPUs that there are: N of this type, such as h100_sxm=8; repeatable. Mixed fleets "
-    "of two types or sizes are looked for, too.",
-)
+def stock_option(more: str = "") -> Callable[[F], F]:
+    """``--stock``, any number of times; ``more`` is what else the command does with it."""
+    return click.option(
+        "--stock",
+        multiple=True,
+        metavar="GPU=N",
+        help="Take only GPUs that there are: N of this type, such as h100_sxm=8; "
+        f"repeatable.{more}",
+    )
 
 
 #: ``--price``, ``--prices FILE`` and ``--provider``

@@ -72,7 +72,7 @@ __all__ = ["plan"]
               help="At most this power of all GPUs, on average over TRACE.")  # fmt: skip
 @click.option("--max-peak-power-kw", type=float, metavar="KW",
               help="At most this power of all GPUs in any 1/400 of TRACE.")  # fmt: skip
-@stock_option
+@stock_option(" Mixed fleets are looked for, too.")
 @click.option("--survive", type=int, default=0, show_default=True, metavar="N",
               help="Meet every limit with any N servers down, too.")  # fmt: skip
 @click.option("--tasks", metavar="MIX", help="Tasks that quality is told for, such as "

@@ -30,6 +30,7 @@ from qsim.cli._search import (
     floor_option,
     forecast_options,
     most_replicas_option,
+    stock_option,
     study_options,
     worth_options,
 )
@@ -56,10 +57,12 @@ __all__ = ["tune"]
 @click.option("--constraint", "constraints", multiple=True, metavar="FIGURE<=X",
               help="What must hold, such as 'p99_ttft_ms<=500' or 'gpus<=8'; "
               "repeatable.")  # fmt: skip
+@stock_option()
 @floor_option
 @click.option("--search", multiple=True, metavar="NAME=VALUES",
               help="Decide this too, or among other values: max_num_seqs=64,128 or 32:512:log or "
-              "64:512:x2; repeatable.")  # fmt: skip
+              "64:512:x2; beside=ID,none and beside_replicas=1:8 for a second pool; "
+              "repeatable.")  # fmt: skip
 @click.option("--fix", multiple=True, metavar="NAME[=VALUE]",
               help="Do not decide this: give it VALUE, or leave it to the profile; "
               "repeatable.")  # fmt: skip

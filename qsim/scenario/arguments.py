@@ -81,6 +81,7 @@ class TuneArguments(SearchArguments, total=False):
     """Of ``tune``: see :class:`qsim.scenario.searches.TuneSection`."""
 
     objectives: Sequence[str]
+    stock: Mapping[str, int] | None
     constraints: Sequence[str]
     search: Mapping[str, Any] | Sequence[str]
     fix: Mapping[str, Any] | Sequence[str]

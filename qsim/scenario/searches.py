@@ -126,6 +126,10 @@ class TuneSection(SearchSection):
     """``tune``: the fleets and settings that nothing beats in every objective."""
 
     objectives: _Names = Field(default_factory=lambda: ["latency", "energy", "cost"])
+    stock: Annotated[dict[Word, _Gpus], Items(1000)] = Field(
+        default_factory=dict,
+        description="GPUs that there are, by type, such as {h100_sxm: 8}; of others none.",
+    )
     constraints: Texts = Field(
         default_factory=empty_list, description="Such as 'p99_ttft_ms<=500' or 'gpus<=8'."
     )

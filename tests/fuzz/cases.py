@@ -83,6 +83,9 @@ COMMANDS: list[str] = [
     "--csv out/c.csv",
     "tune {trace.csv} --profile {profile.json} --objective energy --slo ttft:p99:9000 --trials 3 "
     "--batch 2 --max-replicas 2 --jobs 1",
+    "tune {trace.csv} --profile {profile.json} --objective energy --trials 3 --batch 2 "
+    "--max-replicas 2 --jobs 1 --search beside=none --search beside_replicas=1:2 "
+    "--stock h200_sxm=2",
     "tune {trace.csv} --profile {profile.json} --objective energy --trials 2 --batch 2 "
     "--max-replicas 2 --jobs 1 --study {study.journal} --resume",
     "tune {trace.csv} --profile {profile.json} --objective cost --trials 2 --batch 2 "

@@ -5,33 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from qsim.errors import ScenarioError
 from qsim.optimize.plan.candidate import Candidate, Part
-from qsim.optimize.search.fleet_task import FleetTask, TaskPool, offered_load
+from qsim.optimize.search.fleet_task import FleetTask, TaskPool
 from qsim.optimize.search.measures import worst_quality
 from qsim.profiles.schema import Profile
-from qsim.sim.fleet.router import check_weights
 
-__all__ = ["blank_mix", "task_of_parts", "weights_of"]
-
-
-def weights_of(
-    router: str, task: FleetTask, blanks: Sequence[Candidate], profiles: Sequence[Profile]
-) -> list[float]:
-    """How many requests a server of each profile gets beside one of the slowest.
-
-    By the load that the traffic is for each at its best efficiency, to three digits. All 1 where
-    the router takes no weights; one that knows the profiles (``expected-finish``) needs none.
-    """
-    try:
-        check_weights(router, [1.0, 2.0])
-    except ScenarioError:
-        return [1.0] * len(blanks)
-    loads = []
-    for blank, profile in zip(blanks, profiles, strict=True):
-        assert blank.engine is not None
-        loads.append(max(offered_load(task.trace, profile, blank.engine), 1e-9))
-    return [float(f"{max(loads) / load:.3g}") for load in loads]
+__all__ = ["blank_mix", "task_of_parts"]
 
 
 def blank_mix(parts: Sequence[Part]) -> Candidate:

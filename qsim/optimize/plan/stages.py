@@ -13,13 +13,13 @@ from qsim.optimize.plan.confidence import Replication, replicate
 from qsim.optimize.plan.detail import Detail, DetailWanted, plan_detail
 from qsim.optimize.plan.headroom import Headroom, find_headroom
 from qsim.optimize.plan.mix_search import MixReport, choose_pairs, search_pair
-from qsim.optimize.plan.mixed import task_of_parts, weights_of
+from qsim.optimize.plan.mixed import task_of_parts
 from qsim.optimize.plan.profile_choice import Choice
 from qsim.optimize.plan.resample import Resample
 from qsim.optimize.plan.setting_search import PlanProblem, SearchReport, run_search
 from qsim.optimize.search.drive import Progress, drive
 from qsim.optimize.search.executor import TaskExecutor
-from qsim.optimize.search.fleet_task import FleetTask, run_fleet
+from qsim.optimize.search.fleet_task import FleetTask, run_fleet, weights_of
 from qsim.optimize.search.space import Space
 from qsim.optimize.search.study import StudySettings
 
@@ -94,7 +94,8 @@ class PlanRun:
             return [], None
         profiles = {c.profile.id: c.profile for c in self.choices}
         able = [c for c in candidates if c.engine is not None and not c.parts]
-        weights = weights_of(self.base.router, self.base, able, [profiles[c.profile] for c in able])
+        servers = [(profiles[c.profile], c.engine) for c in able if c.engine is not None]
+        weights = weights_of(self.base.router, self.base.trace, servers)
         pairs, left_out = choose_pairs(
             able,
             self.budget,

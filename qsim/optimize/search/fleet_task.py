@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qsim.errors import ScenarioError
 from qsim.optimize.search.fleet_outcome import QUANTILES, Degraded, FleetOutcome
 from qsim.profiles.schema import Profile
+from qsim.sim.fleet.router import check_weights
 from qsim.sim.results.backlog import Load
 from qsim.sim.results.continued import settled
 from qsim.sim.results.goodput import Goodput
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from qsim.sim.engine.steplog import Step
     from qsim.sim.results.result import SimulationResult
 
-__all__ = ["FleetTask", "TaskPool", "describe", "offered_load", "run_fleet"]
+__all__ = ["FleetTask", "TaskPool", "describe", "offered_load", "run_fleet", "weights_of"]
 
 
 _LATENCIES = ("ttft", "tpot", "itl", "e2el")
@@ -234,12 +236,32 @@ def offered_load(trace: Trace, profile: Profile, engine: EngineConfig) -> float:
     duration_s = trace.duration_s
     if duration_s < 1.0:  # a burst: what it needs is not a matter of its rate
         return 1.0
+    return _busy_ms(trace, profile, engine) / 1000 / duration_s
+
+
+def _busy_ms(trace: Trace, profile: Profile, engine: EngineConfig) -> float:
+    """How long one replica takes for the trace at the profile's best efficiency."""
     eager, decode = profile.latency.eager, profile.latency.decode
     chunk = engine.max_num_batched_tokens
     prefill_ms = float(np.interp(chunk, eager.tokens, eager.base_ms)) / min(chunk, eager.tokens[-1])
     rows = min(decode.rows[-1], engine.max_num_seqs)
     decode_ms = float(np.interp(rows, decode.rows, decode.base_ms)) / rows
-    busy_ms = prefill_ms * float(trace.prompt_tokens.sum()) + decode_ms * float(
+    return prefill_ms * float(trace.prompt_tokens.sum()) + decode_ms * float(
         trace.output_tokens.sum()
     )
-    return busy_ms / 1000 / duration_s
+
+
+def weights_of(
+    router: str, trace: Trace, servers: Sequence[tuple[Profile, EngineConfig]]
+) -> list[float]:
+    """How many requests a server of each kind gets beside one of the slowest.
+
+    By how long the traffic takes each at its best efficiency, to three digits. All 1 where
+    the router takes no weights; one that knows the profiles (``expected-finish``) needs none.
+    """
+    try:
+        check_weights(router, [1.0, 2.0])
+    except ScenarioError:
+        return [1.0] * len(servers)
+    loads = [max(_busy_ms(trace, profile, engine), 1e-9) for profile, engine in servers]
+    return [float(f"{max(loads) / load:.3g}") for load in loads]

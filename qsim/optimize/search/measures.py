@@ -103,6 +103,8 @@ def find_measure(name: str) -> Measure:
     text = ALIASES.get(name.strip(), name.strip())
     if text in MEASURES:
         return MEASURES[text]
+    if re.fullmatch(r"gpus_[a-z0-9_-]+", text):
+        return Measure(text, f"GPUs, {text.removeprefix('gpus_')}")
     latency = _LATENCY.fullmatch(text)
     if latency:
         statistic, metric = latency.groups()
@@ -162,6 +164,8 @@ class Worth:
     prices: Mapping[str, Price | None] = field(default_factory=dict)
     quality: Mapping[str, Recovery | None] = field(default_factory=dict)
     carbon: Carbon | None = None
+    #: figures ``gpus_TYPE`` that are told, the GPUs of one type
+    types: tuple[str, ...] = ()
 
     def complete(
         self, figures: Mapping[str, float | None], pools: Sequence[TaskPool]
@@ -180,6 +184,11 @@ class Worth:
             "gpus": gpus,
             "output_throughput_per_gpu": None if throughput is None else throughput / gpus,
         }
+        for pool in pools:
+            name = f"gpus_{pool.profile.identity.gpu}"
+            if name in self.types:
+                full[name] = full.get(name, 0) + pool.gpus
+        full |= {name: 0 for name in self.types if name not in full}
         prices = [self.prices.get(p.profile.id) for p in pools]
         known = [p for p in prices if p is not None]
         if len(known) == len(pools):

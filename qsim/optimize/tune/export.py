@@ -42,7 +42,7 @@ def export_trial(
     """
     export = parse_export(export) if isinstance(export, str) else export
     if export.kind != "scenario":
-        return export_pools(result.pool(trial), export, autoscaler=autoscaler)
+        return export_pools(result.pools(trial), export, autoscaler=autoscaler)
     return export_scenario(trial_scenario(result, trial, scenario), export.path)
 
 
@@ -59,10 +59,13 @@ def trial_scenario(result: TuneResult, trial: Record, asked: Scenario | None) ->
             "a scenario names the trace, and this one was not read by name: write it with "
             "qsim.traces.write_trace and tune for that file"
         )
-    source = result.choices[str(trial.params["profile"])].source
-    if source is None:
-        raise ScenarioError(
-            f"{trial.params['profile']} was not read from a file; save it and give its path"
-        )
-    pools = [result.pool(trial)]
-    return pools_scenario(pools, asked.traffic, [source], asked.slos, result.settings)
+    pools = result.pools(trial)
+    sources = []
+    for pool in pools:
+        source = result.choices[pool.profile].source
+        if source is None:
+            raise ScenarioError(
+                f"{pool.profile} was not read from a file; save it and give its path"
+            )
+        sources.append(source)
+    return pools_scenario(pools, asked.traffic, sources, asked.slos, result.settings)

@@ -236,35 +236,51 @@ class TuneResult:
             )
         )
 
-    def pool(self, trial: Record) -> Pool:
-        """The fleet of a trial, as exports take it."""
-        waiting = trial.figures.get("peak_waiting")
-        return Pool.of(
-            self.choices[str(trial.params["profile"])].profile,
-            self.engine_options(trial),
-            int(trial.params["replicas"]),
-            str(trial.params.get("router", self.router)),
-            waiting=None if waiting is None else int(waiting),
-        )
+    def pools(self, trial: Record) -> list[Pool]:
+        """The fleet of a trial, as exports take it: a pool, or the two of a mixed fleet."""
+        params = trial.params
+        first, other = str(params["profile"]), params.get("beside")
+        sizes = {first: int(params["replicas"])}
+        if other is not None:
+            sizes[other] = sizes.get(other, 0) + int(params["beside_replicas"])
+        figures = trial.figures
+        weights = {first: figures.get("weight"), other: figures.get("beside_weight")}
+        waiting = figures.get("peak_waiting")
+        return [
+            Pool.of(
+                self.choices[id_].profile,
+                self.engine_options(trial, id_),
+                n,
+                str(params.get("router", self.router)),
+                waiting=None if waiting is None else int(waiting),
+                weight=weights[id_] if len(sizes) > 1 else None,
+            )
+            for id_, n in sorted(sizes.items())
+        ]
 
-    def engine_options(self, trial: Record) -> EngineOptions:
-        """The engine options of a trial: those given for all, and its own."""
-        profile = self.choices[str(trial.params["profile"])].profile
-        return self.options.updated(trial.params).settled(profile)
+    def engine_options(self, trial: Record, profile: str | None = None) -> EngineOptions:
+        """The engine options of a trial: those given for all, and its own.
+
+        Where the fleet is mixed, of the pool of ``profile``; of the first one unless given.
+        """
+        one = self.choices[str(trial.params["profile"]) if profile is None else profile].profile
+        return self.options.updated(trial.params).settled(one)
 
     def caution(self, trial: Record) -> str:
         """What its settings rest on beyond the measured range; "" if all was measured."""
-        pool = self.pool(trial)
-        profile = self.choices[pool.profile].profile
-        return MeasuredRange.of(profile).caution(
-            pool.engine.max_num_seqs, pool.engine.max_num_batched_tokens
-        )
+        found = [
+            MeasuredRange.of(self.choices[pool.profile].profile).caution(
+                pool.engine.max_num_seqs, pool.engine.max_num_batched_tokens
+            )
+            for pool in self.pools(trial)
+        ]
+        return "; ".join(dict.fromkeys(text for text in found if text))
 
     def serve_command(self, trial: Record, port: int = 8000) -> str:
-        """The ``vllm serve`` command of one replica of a trial's fleet."""
+        """The ``vllm serve`` command of one replica of a trial's fleet; a line for each pool."""
         from qsim.optimize.deploy.vllm import serve_command
 
-        return serve_command(self.pool(trial), port)
+        return "\n".join(serve_command(pool, port) for pool in self.pools(trial))
 
     def row(self, trial: Record, on_front: bool | None = None) -> dict[str, Any]:
         """A trial flat: number, whether it is on the front, parameters, and every figure."""

@@ -27,7 +27,7 @@ SEARCHED: dict[str, tuple[int, ...]] = {
 FILTERS = ("gpu", "method", "tensor_parallel_size", "kv_cache_dtype")
 #: points of a line that are tried, where it has more
 _LINE = 8
-_FLEET = ("profile", "replicas", "router")
+_FLEET = ("profile", "replicas", "beside", "beside_replicas", "router")
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class TuneSpace:
         points: list[dict[str, object]] = []
         for extreme in (None, -1, 0):
             for size in sizes if extreme is None else sizes[-1:]:
-                for id_, choice in self.choices.items():
-                    engine = choice.profile.engine
+                for id_ in map(str, decisions["profile"].grid()):
+                    engine = self.choices[id_].profile.engine
                     point: dict[str, object] = {"profile": id_, "replicas": size}
                     for name, decision in decisions.items():
                         if name not in point:
@@ -67,7 +67,8 @@ class TuneSpace:
                             )
                     if point not in points:
                         points.append(point)
-        return points
+        others = _values(decisions.get("beside"))
+        return points + [{**p, "beside": b} for p in points for b in others if p["beside"] != b]
 
     def neighbours(self, point: Mapping[str, object], far: bool = False) -> list[dict[str, object]]:
         """Points that differ in one decision, by one step (or any other choice of text).
@@ -138,6 +139,7 @@ def tune_space(
             "no profile is left to choose from"
             + "".join(f"; {id_}: {reason}" for id_, reason in gone.items())
         )
+    able = dict(left)
     decisions: dict[str, Decision] = {"profile": Choices(tuple(sorted(left)))}
     if "profile" in search or "profile" in fixed:
         decisions["profile"] = _profiles(left, search, fixed)
@@ -150,6 +152,8 @@ def tune_space(
         _whole_replicas(decisions["replicas"])
     else:
         decisions["replicas"] = _sizes(trace, left, options, max_replicas)
+    decisions |= _beside(able, search, fixed, decisions["replicas"])
+    left |= {str(id_): able[str(id_)] for id_ in _values(decisions.get("beside")) if id_}
     limits = largest_measured([c.profile for c in left.values()], options)
     for name in (*ENGINE, "router"):
         if name in search:
@@ -163,6 +167,35 @@ def tune_space(
     for router in _values(decisions.get("router")):
         check_router(str(router))
     return TuneSpace(Space(decisions), left, gone)
+
+
+def _beside(
+    left: Mapping[str, Choice],
+    search: Mapping[str, Decision],
+    fixed: Mapping[str, object],
+    replicas: Decision,
+) -> dict[str, Decision]:
+    """The second pool of a mixed fleet, where one is asked for: its profile and its servers.
+
+    None among its profiles is a fleet of one pool.
+    """
+    fix = {n: Choices((v,)) for n, v in fixed.items() if v is not None}  # type: ignore[arg-type]
+    given: dict[str, Decision] = {**fix, **search}
+    if "beside" not in given:
+        if "beside_replicas" in given:
+            raise ScenarioError(
+                "beside_replicas is given without beside, the profile of the second pool"
+            )
+        return {}
+    for id_ in given["beside"].grid():
+        if id_ is not None and id_ not in left:
+            raise ScenarioError(
+                f"beside {id_!r} is not among the profiles to choose from, {', '.join(left)}, or "
+                "none"
+            )
+    sizes = given.get("beside_replicas", replicas)
+    _whole_replicas(sizes, "beside_replicas")
+    return {"beside": given["beside"], "beside_replicas": sizes}
 
 
 def _known(name: str) -> None:
@@ -208,12 +241,12 @@ def _values(decision: Decision | None) -> list[object]:
     return [] if decision is None else list(decision.grid())
 
 
-def _whole_replicas(decision: Decision) -> None:
+def _whole_replicas(decision: Decision, name: str = "replicas") -> None:
     low = decision.low if isinstance(decision, Range) else None
     values = [low] if low is not None else _values(decision)
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ScenarioError(f"replicas is {decision}; must be whole numbers >= 1")
+            raise ScenarioError(f"{name} is {decision}; must be whole numbers >= 1")
 
 
 def _sizes(

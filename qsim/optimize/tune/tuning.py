@@ -12,12 +12,12 @@ import numpy as np
 
 from qsim.errors import InputError, QsimError, ScenarioError
 from qsim.optimize.economics.prices import price_of, prices_of
-from qsim.optimize.plan.profile_choice import choose_profiles
+from qsim.optimize.plan.profile_choice import Choice, choose_profiles
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.expressions import Pick, parse_pick
-from qsim.optimize.search.fleet_task import FleetTask, describe
+from qsim.optimize.search.fleet_task import FleetTask, TaskPool, describe, weights_of
 from qsim.optimize.search.goals import carbon_of, check_goals, quality_goal
 from qsim.optimize.search.measures import (
     ALIASES,
@@ -102,25 +102,44 @@ class _Tuning:
         return statistics([*names, *_USUAL])
 
     def task(self, params: Params) -> FleetTask:
-        return replace(
+        task = replace(
             self.base,
             profile=self.spaces.choices[params["profile"]].profile,
             replicas=params["replicas"],
             router=params.get("router", self.base.router),
             options=self.base.options.updated(params),
         )
+        other, more = params.get("beside"), params.get("beside_replicas", 0)
+        if other is None:
+            return task
+        if other == params["profile"]:
+            return replace(task, replicas=task.replicas + more)
+        # the same fleet whichever pool is said first
+        pools = [
+            TaskPool(self.spaces.choices[id_].profile, n, task.options)
+            for id_, n in sorted([(params["profile"], task.replicas), (other, more)])
+        ]
+        try:
+            servers = [(p.profile, p.options.resolve(p.profile)) for p in pools]
+        except ScenarioError:  # its trial says why
+            return task.of_pools(pools)
+        weights = weights_of(task.router, task.trace, servers)
+        return task.of_pools([replace(p, weight=w) for p, w in zip(pools, weights, strict=True)])
 
     def key(self, params: Params) -> Hashable:
         """What is simulated: options that vLLM resolves to the same settings are the same."""
         given = tuple(params.items())
         if given not in self.keys:
             task = self.task(params)
-            try:
-                engine: Hashable = task.options.resolve(task.profile)
-            except ScenarioError:
-                engine = task.options
-            router = task.router if task.replicas > 1 else ""
-            self.keys[given] = (task.profile.id, task.replicas, router, engine)
+            keys: list[Hashable] = []
+            for pool in task.pools:
+                try:
+                    engine: Hashable = pool.options.resolve(pool.profile)
+                except ScenarioError:
+                    engine = pool.options
+                router = task.router if task.servers > 1 else ""
+                keys.append((pool.profile.id, pool.replicas, router, engine))
+            self.keys[given] = tuple(keys) if task.beside else keys[0]
         return self.keys[given]
 
     def submit(self, executor: TaskExecutor, params: Params) -> Future[Any]:
@@ -130,6 +149,10 @@ class _Tuning:
         task = self.task(params)
         figures = self.worth.complete(outcome, task.pools)
         figures["configuration"] = hashlib.sha256(repr(self.key(params)).encode()).hexdigest()[:16]  # type: ignore[assignment]
+        if task.beside:
+            for pool in task.pools:
+                name = "weight" if pool.profile.id == params["profile"] else "beside_weight"
+                figures[name] = pool.weight
         values = [figures.get(m.name) for m in self.measures]
         for measure, value in zip(self.measures, values, strict=True):
             if value is None:
@@ -267,7 +290,8 @@ def tune_for(
         )
     limits = scenario.limits()
     chosen_measures = parse_objectives(asked.objectives)
-    all_limits = parse_limits(limits, asked.constraints)
+    owned = [f"gpus_{gpu}<={count}" for gpu, count in asked.stock.items()]
+    all_limits = parse_limits(limits, [*asked.constraints, *owned])
     if not scenario.allow_backlog:
         all_limits = (*all_limits, Limit(find_measure("overload"), "<=", 0.0))
     needed = {m.needs for m in (*chosen_measures, *(m.measure for m in all_limits))}
@@ -279,14 +303,20 @@ def tune_for(
     options = searched_engine(scenario, asked, "tune")
     trace, shaped = forecast(trace, traffic.growth, traffic.peak_hour)
     among = candidates_of(scenario, asked)
+    gpus = among.gpus
+    if asked.stock and among.model is not None and not gpus:
+        gpus = tuple(asked.stock)
     choices = choose_profiles(
-        among.model, among.gpus, among.methods, among.profiles, options.vllm_version
+        among.model, gpus, among.methods, among.profiles, options.vllm_version
     )
+    types = _gpu_figures(choices, [*chosen_measures, *(m.measure for m in all_limits)])
     quality = {c.profile.id: goal.of(c.profile) for c in choices}
     excluded, left = {}, []
     for choice in choices:
-        reason = goal.objection(quality[choice.profile.id]) or _unfit(
-            choice.profile, options, trace, traffic.too_long
+        reason = (
+            goal.objection(quality[choice.profile.id])
+            or _unfit(choice.profile, options, trace, traffic.too_long)
+            or _not_owned(choice.profile, asked.stock)
         )
         if reason:
             excluded[choice.profile.id] = reason
@@ -325,7 +355,7 @@ def tune_for(
         ),
         chosen_measures,
         all_limits,
-        Worth(price, quality, carbon),
+        Worth(price, quality, carbon, types),
     )
     pick = asked.pick if pick is None else pick
     if pick is not None:
@@ -400,6 +430,34 @@ def tune_for(
     if end is not None:
         raise TuneStoppedError(str(end), result) from end
     return result
+
+
+def _gpu_figures(choices: Sequence[Choice], measures: Sequence[Measure]) -> tuple[str, ...]:
+    """The figures ``gpus_TYPE`` that are asked for, each of a type that a profile has.
+
+    Raises
+    ------
+    ScenarioError
+        For another type.
+    """
+    known = {f"gpus_{c.profile.identity.gpu}" for c in choices}
+    asked = list(dict.fromkeys(m.name for m in measures if m.name.startswith("gpus_")))
+    for name in asked:
+        if name not in known:
+            raise ScenarioError(
+                f"{name.removeprefix('gpus_')!r} is no type of GPU that a profile in this tuning "
+                f"uses; they use: {', '.join(sorted(k.removeprefix('gpus_') for k in known))}"
+            )
+    return tuple(asked)
+
+
+def _not_owned(profile: Profile, stock: Mapping[str, int]) -> str:
+    """That there are no GPUs for a server; "" where there are, or no stock is given."""
+    gpu, need = profile.identity.gpu, profile.identity.tensor_parallel_size
+    owned = stock.get(gpu, 0)
+    if not stock or owned >= need:
+        return ""
+    return f"one server needs {need} {gpu}, and {owned or 'none'} in stock (--stock)"
 
 
 def _unfit(profile: Profile, options: EngineOptions, trace: Trace, too_long: str) -> str:

@@ -100,7 +100,7 @@ def _scatter(
     labels: list[EndLabel] = []
     for t in steps:
         id_ = str(t.params["profile"])
-        text = f"{result.pool(t).replicas} x {names[id_]}"
+        text = f"{sum(p.replicas for p in result.pools(t))} x {names[id_]}"
         if not labels or labels[-1].text != text:  # one name for neighbours of one fleet
             at = t.values or ()
             labels.append(EndLabel(text, at[0], at[row], method_look(id_).text))

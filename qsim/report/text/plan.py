@@ -354,8 +354,9 @@ def transfer_remarks(plan: Plan) -> list[str]:
             "~ before a profile: not measured itself, but transferred from other measurements or "
             "carried from another version of vLLM"
         )
-    if best is not None and best.note and best.note not in _run_notes(plan):
-        lines.append(best.note)
+    said = _run_notes(plan)
+    notes = dict.fromkeys(b.note for b in best.blanks) if best is not None else ()
+    lines += [note for note in notes if note and note not in said]
     lines += [f"{c.profile}: {c.caution}" for c in plan.candidates if c.caution and c.feasible]
     return lines
 

@@ -80,7 +80,7 @@ def front_rows(result: TuneResult, picked: Record | None) -> tuple[list[str], li
     heads += [_two_lines(t) for t in columns.values()]
     rows = []
     for r in front:
-        cells = [names[str(r.params[n])] if n == "profile" else _cell(r.params[n]) for n in varied]
+        cells = [_cell(names.get(r.params[n], r.params[n])) for n in varied]
         figures = [_figure(r.figures.get(c), c) for c in columns]
         mark = "*" if picked is not None and r.number == picked.number else ""
         rows.append([mark, *cells, *figures])
@@ -96,19 +96,22 @@ def profile_names(result: TuneResult) -> dict[str, str]:
 
 def picked_text(result: TuneResult, picked: Record, how: str) -> str:
     """The picked point in a sentence, and the command that starts it."""
-    pool = result.pool(picked)
-    n = pool.replicas
+    pools = result.pools(picked)
+    pool, n = pools[0], sum(p.replicas for p in pools)
     what = f"{n} replica{'s' if n != 1 else ''} of {pool.profile}"
+    if len(pools) > 1:
+        what = " + ".join(f"{p.replicas} x {p.profile} (weight {p.weight:g})" for p in pools)
     figures = ", ".join(f"{o.name} {number(picked.figures.get(o.name))}" for o in result.objectives)
     head = f"* picked by {how or 'knee'}: {what} ({figures}). "
     if n == 1:
         head += "Start it with"
     else:
         head += f"Behind a {pool.router} router, start each, on its own GPUs and --port, with"
-    doubt = transfer_note(result.choices[pool.profile].profile)
-    doubts = [fill(text) for text in (doubt, result.caution(picked)) if text]
+    doubt = [transfer_note(result.choices[p.profile].profile) for p in pools]
+    doubts = [fill(text) for text in (*doubt, result.caution(picked)) if text]
     head = "\n\n".join([*doubts, fill(head)])
-    return f"{head}\n\n{continued(result.serve_command(picked))}"
+    commands = [continued(c) for c in result.serve_command(picked).split("\n")]
+    return "\n\n".join([head, *commands])
 
 
 def importance_text(result: TuneResult) -> str:
@@ -154,6 +157,8 @@ def _figure(value: Any, name: str) -> str:
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "none"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 

@@ -15,9 +15,12 @@ import pytest
 import qsim
 from qsim.errors import InfeasibleError, ScenarioError
 from qsim.optimize.search.pareto import hypervolume
+from qsim.optimize.tune.export import export_trial
 from qsim.optimize.tune.result import TuneResult
 from qsim.optimize.tune.tuning import tune
 from qsim.profiles.schema import Profile
+from qsim.report.text.tune import tune_text
+from qsim.sim.fleet.pool import Pool
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
@@ -87,6 +90,97 @@ def test_the_front_of_200_trials_is_nearly_that_of_the_grid(
     share = hypervolume(front, reference) / hypervolume(best, reference)
     assert 0.95 <= share <= 1 + 1e-12
     assert all(r.feasible for r in found.front)
+
+
+SLOW = make_profile(method="bf16", gpu="a100_sxm", decode_ms=8.0)
+FAST = make_profile(method="fp8-w8a8", decode_ms=4.0)
+PRICES = {"h200_sxm": 4.0, "a100_sxm": 1.0}
+
+
+def mixes(**more: Any) -> TuneResult:
+    given: dict[str, Any] = {
+        "profiles": [FAST, SLOW],
+        "objectives": ["mean_e2el_ms", "cost"],
+        "search": [
+            f"profile={FAST.id}", "replicas=1:2", f"beside={SLOW.id},none", "beside_replicas=1:2",
+        ],
+        "fix": ["max_num_seqs", "max_num_batched_tokens"],
+        "prices": PRICES,
+        "sampler": "grid",
+        "allow_backlog": True,
+    }  # fmt: skip
+    return tune(traffic(), **(given | more))
+
+
+def test_the_counts_of_two_pools_are_decided() -> None:
+    found = mixes()
+    assert len(found.trials) == 8
+    assert len(found.distinct) == 6, "without a second pool its count means nothing"
+    for trial in found.distinct:
+        p, figures = trial.params, trial.figures
+        if p["beside"] is None:
+            result = simulate(traffic(), FAST, replicas=p["replicas"])
+            usd = 4.0 * p["replicas"]
+            assert "weight" not in figures
+        else:
+            assert figures["weight"] > figures["beside_weight"] == 1
+            pools = [
+                Pool(SLOW, p["beside_replicas"]),
+                Pool(FAST, p["replicas"], weight=figures["weight"]),
+            ]
+            result = simulate(traffic(), pools=pools)
+            usd = 4.0 * p["replicas"] + 1.0 * p["beside_replicas"]
+        assert figures["energy_j"] == result.energy_j
+        assert trial.values == (result.statistic("e2el", "mean"), usd)
+        assert sum(q.replicas for q in found.pools(trial)) == figures["replicas"]
+    mixed = next(t for t in found.distinct if t.params["beside"] == SLOW.id)
+    text = export_trial(found, mixed, "vllm") or ""
+    assert text.count("vllm serve") == mixed.figures["replicas"]
+    assert f"with weight {mixed.figures['weight']:g} in it" in text
+    assert found.serve_command(mixed).count("vllm serve") == 2
+    assert "beside" in " ".join(tune_text(found, mixed).split())
+
+
+def test_the_same_mix_said_the_other_way_round_is_one() -> None:
+    both = f"{FAST.id},{SLOW.id}"
+    found = mixes(search=[f"profile={both}", "replicas=1:1", f"beside={both}",
+                          "beside_replicas=1:1"])  # fmt: skip
+    assert len(found.trials) == 4
+    assert len(found.distinct) == 3
+    twice = [t for t in found.distinct if t.params["profile"] == t.params["beside"]]
+    assert all(t.figures["replicas"] == 2 for t in twice)
+    assert all(len(found.pools(t)) == 1 for t in twice)
+
+
+def test_a_stock_limits_each_type() -> None:
+    found = mixes(stock={"h200_sxm": 1, "a100_sxm": 1})
+    feasible = [t for t in found.trials if t.feasible]
+    assert feasible
+    for t in feasible:
+        assert t.figures["gpus_h200_sxm"] <= 1
+        assert t.figures["gpus_a100_sxm"] <= 1
+    assert any(t.params["beside"] == SLOW.id for t in feasible)
+    only = tune(traffic(), profiles=[FAST, SLOW], stock={"h200_sxm": 1}, objectives=["energy"],
+                sampler="grid", search=["replicas=1:2"], trials=4, allow_backlog=True,
+                fix=["max_num_seqs", "max_num_batched_tokens"])  # fmt: skip
+    assert only.excluded[SLOW.id] == "one server needs 1 a100_sxm, and none in stock (--stock)"
+    with pytest.raises(ScenarioError, match="'b200' is no type of GPU that a profile"):
+        mixes(stock={"b200": 1})
+    with pytest.raises(ScenarioError, match="'b200' is no type of GPU that a profile"):
+        mixes(constraints=["gpus_b200<=1"])
+
+
+@pytest.mark.parametrize(
+    ("search", "words"),
+    [
+        (["beside_replicas=1:2"], "beside_replicas is given without beside"),
+        (["beside=h100_sxm/x/y"], "beside 'h100_sxm/x/y' is not among the profiles"),
+        ([f"beside={SLOW.id}", "beside_replicas=0:2"], "beside_replicas is"),
+    ],
+)
+def test_a_second_pool_that_is_not_allowed(search: list[str], words: str) -> None:
+    with pytest.raises(ScenarioError, match=words):
+        mixes(search=search)
 
 
 def test_figures_are_those_of_simulate(exhaustive: TuneResult) -> None:
