@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from qsim.catalog.methods import KV_FP8, METHODS
 from qsim.optimize.capacity.curve import curve
+from qsim.optimize.plan.candidate import Part
 from qsim.optimize.plan.planning import plan
 from qsim.optimize.plan.result import Plan
 from qsim.optimize.search.fleet_outcome import QUANTILES
@@ -216,6 +217,23 @@ def test_two_settings_of_one_profile_are_two_bars(traffic: Trace) -> None:
     bars = panels(figure, "USD per hour")[0]
     assert len(bars.patches) == 2
     assert len({t.get_text() for t in bars.get_yticklabels()}) == 2
+
+
+def test_a_mixed_fleet_is_named_by_its_pools_and_has_the_colours_of_both(answer: Plan) -> None:
+    one, two = answer.candidates[:2]
+    assert one.outcome is not None
+    mix = replace(one, profile="toy mix", parts=(Part(one, 2), Part(two, 1)),
+                  outcome=replace(one.outcome, replicas=3, sizes=(2, 1)))  # fmt: skip
+    figure = plan_figure(replace(answer, candidates=(mix, one, two)))
+    bars = panels(figure, "USD per hour")[0]
+    first = bars.get_yticklabels()[0].get_text()
+    assert first == f"2 x {one.method} + 1 x {two.method}"
+    assert bars.patches[0].get_hatch()
+    assert not bars.patches[1].get_hatch()
+    colors = [line.get_color() for line in panels(figure, "TTFT")[0].lines[:2]]
+    assert colors == [method_look(one.method).color, method_look(two.method).color]
+    names = [t.get_text() for t in bars.get_yticklabels()]
+    check_no_name_hides_another(figure, names, times=2)
 
 
 def test_a_load_curve_is_named_beside_its_lines_with_the_profiles_error(traffic: Trace) -> None:

@@ -29,6 +29,7 @@ from qsim.sim.results.slo import Slo, attainment, check_slos
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
+from tests.report.browser import opened
 
 SLOS = (Slo.parse("ttft:p95:300"), Slo.parse("tpot:mean:4.5"))
 
@@ -120,6 +121,26 @@ def test_plan_report(tmp_path: Path, answer: Plan, nothing: Plan) -> None:
     write_plan_report(path, nothing)
     check_page(path.read_text(encoding="utf-8"))
     assert "No candidate meets the SLOs" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_reports_in_a_browser(
+    tmp_path: Path, result: SimulationResult, answer: Plan, width: int
+) -> None:
+    report(tmp_path / "simulation.html", result)
+    write_plan_report(tmp_path / "plan.html", answer)
+    for name, pictures in (("simulation", 2), ("plan", 1)):
+        path = tmp_path / f"{name}.html"
+        with opened(path, width) as seen:
+            assert seen.overflow_px() <= 0
+            sizes = seen.page.evaluate(
+                "[...document.querySelectorAll('svg')].map(s => [s.getBoundingClientRect().width,"
+                " s.getBoundingClientRect().height])"
+            )
+        assert seen.errors == []
+        assert seen.requests == [path.resolve().as_uri()]
+        assert len(sizes) == pictures
+        assert all(w >= 700 and h >= 150 for w, h in sizes)  # large enough to read at any width
 
 
 @pytest.mark.parametrize("ending", [".png", ".svg", ".pdf"])

@@ -9,7 +9,7 @@ import numpy as np
 
 from qsim.optimize.search.fleet_outcome import QUANTILES
 from qsim.report.figures.labels import EndLabel, label_ends
-from qsim.report.figures.palette import distinct_names, method_look, text_color
+from qsim.report.figures.palette import Look, distinct_names, method_look, text_color
 from qsim.report.figures.style import COLORS, blank_figure, figure_svg, save_figure, style
 from qsim.report.figures.tails import Curve, percentile_axis, tail_of_quantiles, tail_of_values
 
@@ -70,7 +70,8 @@ def timeline_figure(result: SimulationResult) -> Figure:
 def plan_figure(plan: Plan) -> Figure:
     """The fleets of a plan side by side, and each latency with an SLO by percentile.
 
-    Thin lines on bars are the errors that the profiles state; dotted curves miss an SLO.
+    Thin lines on bars are the errors that the profiles state; dotted curves miss an SLO. A mixed
+    fleet has the colours of both its methods.
     """
     shown = [c for c in plan.candidates if c.outcome is not None]
     fleets = [c for c in plan.candidates if c.feasible]
@@ -110,9 +111,11 @@ def plan_figure(plan: Plan) -> Figure:
             for c in shown:
                 if (curve := _tail(c, name)) is None:
                     continue
-                look = method_look(c.profile)
+                look, *others = _looks(c)
                 ax.plot(*curve, color=look.color, linewidth=1.5,
                         linestyle=look.dashes if c.feasible else ":")  # fmt: skip
+                for other in others:  # a mixed fleet's line has the colours of its pools
+                    ax.plot(*curve, color=other.color, linewidth=1.5, linestyle=(0, (4, 4)))
                 curves.append(curve)
                 labels.append(
                     EndLabel(
@@ -146,14 +149,15 @@ def _bars(ax: Axes, title: str, fleets: list[Candidate], key: Any) -> None:
     ax.set_title(title)
     ax.grid(visible=False, axis="y")
     values = np.array([key(c) or 0.0 for c in fleets])
-    looks = [method_look(c.profile) for c in fleets]
+    looks = [_looks(c) for c in fleets]
     error = np.array([c.error_percent.get("energy") or 0.0 for c in fleets]) / 100
     around = np.array([values - values / (1 + error), values * error])
     energy = not title.startswith("USD") and bool(error.any())
     drawn = ax.barh(
         range(len(fleets)), values, height=0.62,
-        color=["white" if v.hollow else v.color for v in looks],
-        edgecolor=[v.color for v in looks], linewidth=1.4,
+        color=["white" if v.hollow else v.color for v, *_ in looks],
+        edgecolor=[v[-1].color for v in looks], linewidth=1.4,
+        hatch=["///" if len(v) > 1 else None for v in looks],
         xerr=around if energy else None, ecolor="#555555", error_kw={"elinewidth": 0.9},
     )  # fmt: skip
     ax.bar_label(drawn, labels=[f"{v:.3g}" for v in values], padding=3, fontsize=8)
@@ -168,7 +172,7 @@ def _intervals(ax: Axes, fleets: list[Candidate], plan: Plan) -> None:
     for i, c in enumerate(fleets):
         if c.quality is None:
             continue
-        q, look = c.quality, method_look(c.profile)
+        q, look = c.quality, _looks(c)[0]
         ax.plot([q.low_pct, q.high_pct], [i, i], color=look.color, linewidth=1.6)
         face = "white" if q.status == "estimated" else look.color
         ax.plot([q.mean_pct], [i], "o", color=look.color, markerfacecolor=face, markersize=5)
@@ -176,14 +180,25 @@ def _intervals(ax: Axes, fleets: list[Candidate], plan: Plan) -> None:
         ax.axvline(plan.quality_goal.min_pct, color="#444444", linestyle="--", linewidth=0.9)
 
 
+def _looks(candidate: Candidate) -> tuple[Look, ...]:
+    """The look of each pool's method; of one pool that of the fleet."""
+    return tuple(method_look(b.profile) for b in candidate.blanks)
+
+
 def _fleet_names(plan: Plan) -> dict[tuple[str, int], str]:
     """How many servers of what each fleet is; no two fleets have one name."""
-    names = distinct_names([c.profile for c in plan.candidates])
-    out = {}
-    for c, name in zip(plan.candidates, names, strict=True):
-        count = f"{c.outcome.replicas} x " if c.outcome else ""
-        out[c.profile, id(c)] = f"{count}{name}" + ("" if c.feasible else " (misses)")
-    return out
+    profiles = list(dict.fromkeys(b.profile for c in plan.candidates for b in c.blanks))
+    short = dict(zip(profiles, distinct_names(profiles), strict=True))
+    names = []
+    for c in plan.candidates:
+        sizes = [p.replicas for p in c.parts] or ([c.outcome.replicas] if c.outcome else [])
+        said = [short[b.profile] for b in c.blanks]
+        counted = [f"{n} x {name}" for n, name in zip(sizes, said, strict=True)] if sizes else said
+        names.append(" + ".join(counted) + ("" if c.feasible else " (misses)"))
+    return {
+        (c.profile, id(c)): name if names.count(name) == 1 else f"{name} ({k + 1})"
+        for k, (c, name) in enumerate(zip(plan.candidates, names, strict=True))
+    }
 
 
 def _scaled(value: float | None, factor: float) -> float | None:

@@ -76,7 +76,8 @@ def _scatter(
             mine = [t for t in inside if t.params["profile"] == id_ and (t.number in numbers) == on]
             ax.scatter(_column(mine, 0), _column(mine, row), s=size, marker=look.marker,
                        color=look.face, alpha=1.0 if on else 0.6, zorder=3 if on else 2,
-                       edgecolors="#222222" if on else look.color, linewidths=0.7)  # fmt: skip
+                       edgecolors="#222222" if on and not look.hollow else look.color,
+                       linewidths=1.6 if on and look.hollow else 0.7)  # fmt: skip
     steps = _steps(inside, row, x.maximize, y.maximize)
     corners = [(t.values or ()) for t in steps]
     if corners:

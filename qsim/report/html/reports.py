@@ -28,6 +28,8 @@ from qsim.report.text.tables import number
 from qsim.sim.results.slo import MET
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from qsim.optimize.plan.candidate import Candidate
     from qsim.optimize.plan.result import Plan
     from qsim.sim.results.backlog import Load
@@ -46,8 +48,10 @@ th { vertical-align: bottom; } td.l, th.l { text-align: left; }
 tr.best { background: #eef6ee; font-weight: 600; }
 .missed { color: #b3261e; font-weight: 600; } .met { color: #1b6e2c; }
 pre { background: #f5f5f7; padding: .8rem; overflow-x: auto; font-size: 13px; }
-svg { max-width: 100%; height: auto; } small { color: #6e6e73; }
-@media (max-width: 40rem) { .wide { overflow-x: auto; } }
+.picture, .wide { overflow-x: auto; } p, li, h1, h2 { overflow-wrap: anywhere; }
+.picture svg { width: 100%; min-width: 48rem; height: auto; } small { color: #6e6e73; }
+@media print { .picture svg { min-width: 0; } .picture, .wide { overflow: visible; }
+               pre { white-space: pre-wrap; } }
 """
 
 
@@ -86,9 +90,9 @@ def write_simulation_report(
     parts += [
         "<h2>Latency</h2>",
         _table(["ms", "mean", "median", "p90", "p99"], latency_rows(s)),
-        figure_svg(latency_figure(result, [o.slo for o in slos])),
+        _picture(latency_figure(result, [o.slo for o in slos])),
         "<h2>Over time</h2>",
-        figure_svg(timeline_figure(result)),
+        _picture(timeline_figure(result)),
     ]
     if 1 < len(result.replica_stats) <= 64:
         keys = list(result.replica_stats[0])
@@ -139,7 +143,7 @@ def write_plan_report(path: str | os.PathLike[str], plan: Plan) -> None:
         + quality_remarks(plan)
         + carbon_remarks(plan)
     ]
-    parts.append(figure_svg(plan_figure(plan)))
+    parts.append(_picture(plan_figure(plan)))
     detail = [*transfer_remarks(plan), *search_remarks(plan), *detail_lines(plan)]
     if detail:
         items = "\n".join(f"<li>{escape(line.strip())}</li>" for line in detail)
@@ -179,6 +183,11 @@ def _page(title: str, parts: Sequence[str], scenario: Mapping[str, Any]) -> str:
     )
 
 
+def _picture(figure: Figure) -> str:
+    """Wider than a phone, where it is moved sideways: text in it stays large enough to read."""
+    return f'<div class="picture">{figure_svg(figure)}</div>'
+
+
 def _table(
     headers: Sequence[str],
     rows: Sequence[Sequence[str]],
@@ -209,5 +218,6 @@ def _slo_table(slos: Sequence[SloOutcome]) -> str:
         for o in slos
     )
     return (
-        f'<table>\n<tr><th class="l">SLO</th><th>ms</th><th></th><th></th></tr>\n{rows}\n</table>'
+        '<div class="wide"><table>\n<tr><th class="l">SLO</th><th>ms</th><th></th><th></th></tr>\n'
+        f"{rows}\n</table></div>"
     )
