@@ -15,6 +15,7 @@ from qsim.cli._common import (
     engine_options,
     need_matplotlib,
     note,
+    one_to_stdout,
     router_option,
     run_options,
     slo_option,
@@ -30,6 +31,7 @@ from qsim.cli._stream import run_streamed, wants_stream
 from qsim.errors import InfeasibleError, ScenarioError
 
 if TYPE_CHECKING:
+    from qsim.optimize.deploy.export import Export
     from qsim.scenario import Scenario
     from qsim.sim.engine.steplog import Step
     from qsim.sim.results.backlog import Load
@@ -70,6 +72,9 @@ _FEWEST_MACHINES = 8
 @click.option("--stream/--no-stream", default=None,
               help="Read TRACE and write requests part by part, in bounded memory; by default when "
               "TRACE is large.")  # fmt: skip
+@click.option("--export", "exports", multiple=True, metavar="KIND[=PATH]",
+              help="Write the fleet as kubernetes (with the autoscaler, as simulated) or vllm, to "
+              "a file, a folder/ or stdout; repeatable.")  # fmt: skip
 @click.option("--machines", type=click.IntRange(0, 1000), metavar="N",
               help="Simulate again on N machines (8 or more) as they are known to differ, for the "
               "90% range of each figure; by default ranges are from a few simulations of the "
@@ -97,8 +102,10 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     from qsim.sim.results.slo import MET, all_met, attainment, attainment_interval, check_slos
     from qsim.sim.run_scenario import pools_of
 
+    exports = _exports(given)
+    to_stdout = one_to_stdout(given, exports, ("json", "steps")) if exports else []
     scenario = scenario_from(ctx)
-    check_outputs({**given, "trace": scenario.traffic.trace})
+    check_outputs({**given, "trace": scenario.traffic.trace}, exports)
     out = Outputs()
     if not any(p.profile or p.model for p in scenario.fleet.pools):
         raise ScenarioError(
@@ -159,7 +166,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
         note(text)
     fleet = fleet_title(resolved, pools)
     title = f"{name}: {requests:,} requests on {fleet} ({scenario.fleet.router} router)"
-    if "-" not in (given["json_path"], given["steps_path"]):
+    if not to_stdout and "-" not in (given["json_path"], given["steps_path"]):
         out.echo(simulation_text(summary, outcomes, attained, title, load, told))
     elif load.sentence():
         note(load.sentence())
@@ -168,6 +175,13 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
             write_json(summary, given["json_path"])
     with out.attempt("--save-scenario"):
         save_scenario(ctx, scenario)
+    for export in exports:
+        from qsim.optimize.deploy.simulated import export_simulated
+
+        with out.attempt(f"--export {export.kind}"):
+            exported = export_simulated(scenario, export)
+            if exported is not None:
+                out.echo(exported, nl=False)
     if given["requests_path"] and isinstance(result, SimulationResult):
         with out.attempt("--requests"):
             result.write_requests(given["requests_path"])
@@ -184,6 +198,16 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
         missed.insert(0, load.sentence())
     if missed and given["fail_on_slo"]:
         raise InfeasibleError("; ".join(missed))
+
+
+def _exports(given: Mapping[str, Any]) -> list[Export]:
+    """What is written of the fleet."""
+    if not given["exports"]:
+        return []
+    from qsim.optimize.deploy.export import parse_export
+    from qsim.optimize.deploy.simulated import SIMULATED_EXPORTS
+
+    return [parse_export(e, SIMULATED_EXPORTS) for e in given["exports"]]
 
 
 def _check_start(given: Mapping[str, Any], scenario: Scenario) -> None:

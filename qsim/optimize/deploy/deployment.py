@@ -10,6 +10,7 @@ from typing import Any
 from qsim.errors import InfeasibleError
 from qsim.optimize.plan.candidate import Candidate
 from qsim.profiles.schema import Profile
+from qsim.sim.fleet.autoscaling import Autoscaler
 from qsim.sim.scheduler.config import EngineConfig, EngineOptions
 
 __all__ = ["STARTUP_S", "Pool", "distinct", "pools_of"]
@@ -41,6 +42,8 @@ class Pool:
     weight : float or None
         How many requests the router gives a server beside one of weight 1; None where all servers
         of the fleet are equal.
+    autoscaler : Autoscaler or None
+        What was simulated; ``replicas`` are the servers at the beginning then.
     suffix : str
         Behind the name, where the pools of one export would share it: see :func:`distinct`.
     """
@@ -59,6 +62,7 @@ class Pool:
     max_replicas: int | None = None
     waiting: int | None = None
     startup_s: float = STARTUP_S
+    autoscaler: Autoscaler | None = None
     suffix: str = ""
     weight: float | None = None
 

@@ -3,7 +3,9 @@
 The probes use vLLM's ``/health``. The startup probe gives a server :data:`STARTUP_FACTOR` times
 the measured start, because that was measured with the weights at hand. An autoscaler never goes
 below the fleet that was simulated; it adds servers once more requests wait per server than any
-queue of the simulation held: the load is then outside of what was predicted.
+queue of the simulation held: the load is then outside of what was predicted. One that was simulated
+is written as it was (:mod:`qsim.optimize.deploy.autoscaler`), and its servers finish their requests
+before they stop.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from typing import Any
 from qsim.catalog.versions import parse_version
 from qsim.documents import to_yaml as yaml_text
 from qsim.errors import ScenarioError
+from qsim.optimize.deploy.autoscaler import autoscaler_manifest
 from qsim.optimize.deploy.deployment import Pool, distinct
 from qsim.optimize.deploy.routers import real_router
 from qsim.optimize.deploy.vllm import serve_words
+from qsim.sim.fleet.autoscaling import Autoscaler, ScalingPolicy, ScalingRules, Signal
 
 __all__ = ["AUTOSCALERS", "STARTUP_FACTOR", "manifests", "to_yaml"]
 
@@ -32,7 +36,19 @@ _PRODUCTS = {
     "h100_sxm": "NVIDIA-H100-80GB-HBM3",
     "a100_sxm": "NVIDIA-A100-SXM4-80GB",
 }
-_METRIC = "vllm:num_requests_waiting"
+#: a server that is taken out of use has so long for its requests
+_GRACE_S = 3600
+_LAST_REQUEST = """\
+import time, urllib.request
+def left():
+    text = urllib.request.urlopen("http://127.0.0.1:8000/metrics", timeout=5).read().decode()
+    lines = [l for l in text.splitlines()
+             if l.startswith(("vllm:num_requests_running", "vllm:num_requests_waiting{"))]
+    return sum(float(l.rsplit(" ", 1)[1]) for l in lines)
+time.sleep(5)
+while left():
+    time.sleep(1)
+"""
 
 Manifest = dict[str, Any]
 
@@ -54,7 +70,7 @@ def manifests(
     autoscaler : {"hpa", "keda", "none"}
         ``hpa``: a HorizontalPodAutoscaler on the pods' metric ``vllm_num_requests_waiting``, which
         an adapter (prometheus-adapter) must serve; ``keda``: a ScaledObject that asks Prometheus
-        itself.
+        itself. A pool that was simulated with an autoscaler gets that one.
     namespace : str, optional
         Where the objects go; left to ``kubectl`` unless given.
     image : str, optional
@@ -74,10 +90,9 @@ def manifests(
     found: list[Manifest] = []
     for pool in distinct(pools if isinstance(pools, list) else [pools]):
         found += [_deployment(pool, image), _service(pool)]
-        if autoscaler == "hpa":
-            found.append(_hpa(pool))
-        elif autoscaler == "keda":
-            found.append(_scaled_object(pool, prometheus))
+        if pool.autoscaler is not None or autoscaler != "none":
+            settings = pool.autoscaler or _of_plan(pool, autoscaler)
+            found.append(autoscaler_manifest(settings, _metadata(pool), prometheus))
     for manifest in found:
         if namespace is not None:
             manifest["metadata"]["namespace"] = namespace
@@ -148,6 +163,11 @@ def _deployment(pool: Pool, image: str | None) -> Manifest:
             {"name": "cache", "emptyDir": {}},
         ],
     }
+    if pool.autoscaler is not None:  # it drains, as was simulated
+        spec["terminationGracePeriodSeconds"] = _GRACE_S
+        container["lifecycle"] = {
+            "preStop": {"exec": {"command": ["python3", "-c", _LAST_REQUEST]}}
+        }
     product = _PRODUCTS.get(pool.gpu)
     if product is not None:
         spec["nodeSelector"] = {"nvidia.com/gpu.product": product}
@@ -189,82 +209,20 @@ def _service(pool: Pool) -> Manifest:
     }
 
 
-def _range(pool: Pool) -> tuple[int, int]:
+def _of_plan(pool: Pool, kind: str) -> Autoscaler:
+    """The autoscaler of a fleet that was simulated without one."""
     most = 2 * pool.replicas if pool.max_replicas is None else pool.max_replicas
-    return pool.replicas, max(most, pool.replicas)
-
-
-def _threshold(pool: Pool) -> int:
-    return max(1, pool.waiting or 0)
-
-
-def _behavior(pool: Pool) -> dict[str, Any]:
     start_s = math.ceil(pool.startup_s)
-    return {
-        # a server that was just started takes no load yet: wait for it before adding another
-        "scaleUp": {
-            "stabilizationWindowSeconds": 0,
-            "policies": [{"type": "Pods", "value": 1, "periodSeconds": start_s}],
-        },
-        "scaleDown": {
-            "stabilizationWindowSeconds": max(300, 3 * start_s),
-            "policies": [{"type": "Pods", "value": 1, "periodSeconds": start_s}],
-        },
-    }
-
-
-def _target(pool: Pool) -> dict[str, str]:
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "name": pool.name}
-
-
-def _hpa(pool: Pool) -> Manifest:
-    least, most = _range(pool)
-    return {
-        "apiVersion": "autoscaling/v2",
-        "kind": "HorizontalPodAutoscaler",
-        "metadata": _metadata(pool),
-        "spec": {
-            "scaleTargetRef": _target(pool),
-            "minReplicas": least,
-            "maxReplicas": most,
-            "metrics": [
-                {
-                    "type": "Pods",
-                    "pods": {
-                        # a colon is no part of a name in the metrics API
-                        "metric": {"name": _METRIC.replace(":", "_")},
-                        "target": {"type": "AverageValue", "averageValue": str(_threshold(pool))},
-                    },
-                }
-            ],
-            "behavior": _behavior(pool),
-        },
-    }
-
-
-def _scaled_object(pool: Pool, prometheus: str) -> Manifest:
-    least, most = _range(pool)
-    return {
-        "apiVersion": "keda.sh/v1alpha1",
-        "kind": "ScaledObject",
-        "metadata": _metadata(pool),
-        "spec": {
-            "scaleTargetRef": _target(pool),
-            "minReplicaCount": least,
-            "maxReplicaCount": most,
-            "pollingInterval": 15,
-            "cooldownPeriod": max(300, 3 * math.ceil(pool.startup_s)),
-            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(pool)}},
-            "triggers": [
-                {
-                    "type": "prometheus",
-                    "metricType": "AverageValue",
-                    "metadata": {
-                        "serverAddress": prometheus,
-                        "query": f'sum({_METRIC}{{pod=~"{pool.name}-[0-9a-z]+-[0-9a-z]+"}})',
-                        "threshold": str(_threshold(pool)),
-                    },
-                }
-            ],
-        },
-    }
+    # a server that was just started takes no load yet: wait for it before adding another
+    slowly = (ScalingPolicy("Pods", 1, min(max(1, start_s), 1800)),)
+    calm_s = max(300, 3 * start_s)
+    return Autoscaler(
+        (Signal("waiting", max(1, pool.waiting or 0)),),
+        max(most, pool.replicas),
+        pool.replicas,
+        kind,
+        ScalingRules(0, slowly),
+        ScalingRules(min(calm_s, 3600), slowly),
+        polling_s=15,
+        cooldown_s=calm_s,
+    )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qsim.bounds import MAX_REPLICAS, shown
-from qsim.checks import finite, is_number, whole
+from qsim.checks import finite, whole
 from qsim.errors import ScenarioError
 
 __all__ = ["KINDS", "METRICS", "RATES", "Autoscaler", "ScalingPolicy", "ScalingRules", "Signal"]
@@ -67,6 +67,11 @@ class Signal:
         finite(f"activation of {self.metric}", self.activation, 0.0, 1e9)
         if self.window_s is not None:
             whole(f"window_s of {self.metric}", self.window_s, 1, _LONGEST_S)
+
+    @property
+    def counts_held(self) -> bool:
+        """Whether requests that wait at the gateway are among what is counted."""
+        return self.metric in ("requests", "waiting")
 
     def range_s(self, step_s: int) -> int:
         """The window, where the metric is read every ``step_s``; 0 for the last value."""
@@ -261,9 +266,14 @@ class Autoscaler:
         """
         for signal in self.signals:
             for name in ("target", "activation"):
-                value = getattr(signal, name)
-                if is_number(value) and abs(value * 1000 - round(value * 1000)) > 1e-6:
+                value: float = getattr(signal, name)
+                if abs(value * 1000 - round(value * 1000)) > 1e-6:
                     raise ScenarioError(
                         f"{name} of {signal.metric} is {value!r}; must be a multiple of 0.001: "
                         "Kubernetes counts in thousandths"
                     )
+        if abs(self.tolerance * 1000 - round(self.tolerance * 1000)) > 1e-6:
+            raise ScenarioError(
+                f"tolerance is {self.tolerance!r}; must be a multiple of 0.001: Kubernetes counts "
+                "in thousandths"
+            )

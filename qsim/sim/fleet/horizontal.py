@@ -39,8 +39,8 @@ class Reading:
     Attributes
     ----------
     values : dict
-        ``requests``, ``running``, ``waiting`` and ``kv_usage``: sums over its servers; for KEDA
-        the requests that wait at the gateway are among the first and the third.
+        ``requests``, ``running``, ``waiting`` and ``kv_usage``: sums over its servers; where there
+        may be none, the requests that wait at the gateway are among the first and the third.
     arrived : int
         Requests that have come so far.
     first_tokens : int
@@ -322,7 +322,8 @@ class FleetScaler:
         if self._settings.kind == "hpa":
             running, waiting, kv_usage, held = s.running_on, s.waiting_on, s.kv_usage_on, 0
         else:
-            running, waiting, kv_usage, held = s.running, s.waiting, s.kv_usage, seen.held
+            running, waiting, kv_usage = s.running, s.waiting, s.kv_usage
+            held = seen.held if self._settings.min_replicas == 0 else 0
         values = {
             "requests": running + waiting + held,
             "running": running,
