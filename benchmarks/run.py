@@ -67,12 +67,15 @@ class Figure:
     requests: int = 0
     us_per_request: float | None = None
     peak_mb: float | None = None
+    #: of processor time to that of the figure before, which is the same without something
+    times_before: float | None = None
 
     def line(self) -> str:
         each = "" if self.us_per_request is None else f"{self.us_per_request:8.1f} us a request"
         memory = "" if self.peak_mb is None else f"{self.peak_mb:8.0f} MB"
         times = f"{self.seconds:9.3f} s {self.cpu_seconds:9.3f} s cpu {self.ratio:9.3f} x"
-        return f"{self.name:<52}{times}{each}{memory}"
+        more = "" if self.times_before is None else f"{self.times_before:8.2f} times the line before"
+        return f"{self.name:<52}{times}{each}{memory}{more}"
 
 
 def clocks() -> tuple[float, float]:
@@ -145,9 +148,17 @@ class Bench:
         self.add(Figure(name, seconds, cpu, cpu / self.unit, n, cpu / n * 1e6))
 
     def process(
-        self, name: str, arguments: list[str], requests: int = 0, repeats: int | None = None
+        self,
+        name: str,
+        arguments: list[str],
+        requests: int = 0,
+        repeats: int | None = None,
+        beside_last: bool = False,
     ) -> None:
-        """A whole ``qsim`` process: its time, and the most memory that it held."""
+        """A whole ``qsim`` process: its time, and the most memory that it held.
+
+        With ``beside_last`` also its time over that of the figure before.
+        """
         peaks: list[float] = []
 
         # as installed: modules are compiled once, not in every process
@@ -169,7 +180,8 @@ class Bench:
         seconds, cpu = medians([timed(run) for _ in range(repeats or self.repeats)])
         each = cpu / requests * 1e6 if requests else None
         peak = statistics.median(peaks) if peaks else None
-        self.add(Figure(name, seconds, cpu, cpu / self.unit, requests, each, peak))
+        times = cpu / self.figures[-1].cpu_seconds if beside_last else None
+        self.add(Figure(name, seconds, cpu, cpu / self.unit, requests, each, peak, times))
 
 
 def run_all(bench: Bench, small: bool, trace_file: str | None) -> None:
@@ -223,6 +235,12 @@ def run_processes(bench: Bench, small: bool, source: str, folder: Path) -> None:
     week = ["simulate", f"azure-conv-2024-week:requests={n}", *FLEET, "--replicas", "8"]
     name = f"{n:,} requests of the week, 8 replicas, --stream"
     bench.process(name, [*week, "--stream", "--json", files[1]], n, 1)
+    # eight times as fast, so that 64 servers have something to do
+    fleet = [*week[:-1], "64", "--speed", "8", "--stream", "--json", files[1]]
+    bench.process(f"{n:,} requests of the week, 64 replicas, --stream", fleet, n, 1)
+    scaled = [*fleet, "--autoscale", "requests=24,min=8,max=64", "--mtbf", "86400"]
+    name = "the same, autoscaled and failing"
+    bench.process(name, [*scaled, "--repair-time", "600"], n, 1, beside_last=True)
 
 
 def main() -> None:
