@@ -74,7 +74,9 @@ class Figure:
         each = "" if self.us_per_request is None else f"{self.us_per_request:8.1f} us a request"
         memory = "" if self.peak_mb is None else f"{self.peak_mb:8.0f} MB"
         times = f"{self.seconds:9.3f} s {self.cpu_seconds:9.3f} s cpu {self.ratio:9.3f} x"
-        more = "" if self.times_before is None else f"{self.times_before:8.2f} times the line before"
+        more = (
+            "" if self.times_before is None else f"{self.times_before:8.2f} times the line before"
+        )
         return f"{self.name:<52}{times}{each}{memory}{more}"
 
 

@@ -75,7 +75,10 @@ def autoscaler_manifest(settings: Autoscaler, metadata: Manifest, prometheus: st
     name = metadata["name"]
     annotations = {
         **metadata.get("annotations", {}),
-        **{key: f"{getattr(settings, field):.15g}" for field, key in _ANNOTATIONS.items()},
+        **{
+            key: repr(getattr(settings, field)).removesuffix(".0")
+            for field, key in _ANNOTATIONS.items()
+        },
         _QUEUE: settings.queue_metric,
         _ARRIVALS: settings.arrivals_metric,
     }

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qsim.optimize.schedule.controllers import Predictive, Reactive, Timetable
 from qsim.sim.fleet.autoscaler import Observation, Policy
@@ -71,3 +76,51 @@ def test_predictive_follows_yesterday_and_today() -> None:
 def test_each_is_a_policy(policy: Policy) -> None:
     assert policy.period_s > 0
     assert len(policy.initial()) == len(policy.decide(seen(60.0, arrivals=np.ones(1, np.int64))))
+
+
+class _Before:
+    """The rule as a schedule had it by itself, before there was one for every simulation."""
+
+    def __init__(self, target: float, least: int, most: int, period_s: float, stable_s: float,
+                 average_s: float) -> None:  # fmt: skip
+        self.target, self.least, self.most = target, least, most
+        self.wishes: deque[int] = deque(maxlen=max(1, round(stable_s / period_s)))
+        self.seen: deque[int] = deque(maxlen=max(1, round(average_s / period_s)))
+
+    def decide(self, on: int, starting: int, requests: int) -> int:
+        self.seen.append(requests)
+        mean = sum(self.seen) / len(self.seen)
+        wish = math.ceil(mean / self.target)
+        present = on + starting
+        if present and abs(mean / (present * self.target) - 1) <= 0.1:
+            wish = present
+        self.wishes.append(min(max(wish, self.least), self.most))
+        return max(self.wishes)
+
+
+@given(
+    st.lists(st.integers(0, 120), min_size=1, max_size=80),
+    st.floats(0.2, 1.2).map(lambda share: share * 37) | st.integers(1, 20),
+    st.integers(1, 3),
+    st.integers(0, 6),
+    st.sampled_from([(15.0, 300.0, 60.0), (5.0, 120.0, 60.0), (15.0, 60.0, 15.0)]),
+    st.integers(0, 2),
+)
+@settings(max_examples=200, deadline=None)
+def test_reactive_decides_as_it_did_before(
+    load: list[int], target: float, least: int, extra: int, times: tuple[float, float, float],
+    late: int,
+) -> None:  # fmt: skip
+    """Servers are on at once or up to two looks after they are wanted."""
+    period_s, stable_s, average_s = times
+    most = least + extra
+    policy = Reactive(target, least, most, least, period_s, stable_s, average_s)
+    before = _Before(target, least, most, period_s, stable_s, average_s)
+    policy.initial()
+    wanted = [least] * (late + 1)
+    for k, requests in enumerate(load):
+        on = min(wanted[-1], wanted[-1 - late])
+        starting = wanted[-1] - on
+        now = policy.decide(seen(k * period_s, on=on, starting=starting, outstanding=requests))
+        assert now == (before.decide(on, starting, requests),)
+        wanted.append(now[0])
