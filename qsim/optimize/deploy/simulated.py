@@ -43,6 +43,7 @@ def servers_of(scenario: Scenario) -> list[Pool]:
                 pool.asked,
                 setup.router,
                 startup_s=pool.lifecycle.start_s,
+                weight=pool.weight if len(asked) > 1 else None,
                 autoscaler=None if settings is None else replace(settings, pools=()),
             )
         )
