@@ -88,7 +88,7 @@ def put_pools(data: dict[str, Any], texts: Sequence[str], values: dict[str, Any]
 def fleet_title(resolved: Mapping[str, Any], pools: Sequence[Pool]) -> str:
     """The pools in words; of a single one the profile's id."""
     if len(pools) == 1:
-        return f"{pools[0].replicas} x {resolved['profile']}"
+        return f"{resolved['replicas']} x {resolved['profile']}"
     names = [p.profile if isinstance(p.profile, str) else p.profile.id for p in pools]
     return " + ".join(f"{p.replicas} x {name}" for p, name in zip(pools, names, strict=True))
 

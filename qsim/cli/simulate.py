@@ -158,7 +158,12 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     summary["resolved"] = resolved
     summary |= {"profile": resolved["profile"]} if len(pools) == 1 else {}
     summary |= {"seed": scenario.seed, "qsim_version": __version__}
-    if trace is not None and given["machines"] != 0:
+    if given["machines"] is None and scenario.fleet.autoscaler is not None:
+        note(
+            "no ranges over machines: a stretch of the traffic does not tell what an autoscaler "
+            "does (--machines N simulates all of it)"
+        )
+    elif trace is not None and given["machines"] != 0:
         told = _machines(given["machines"], scenario, trace, summary, outcomes)
     elif streamed:
         note("no ranges over machines: they need the trace in memory (--no-stream)")
