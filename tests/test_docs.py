@@ -41,14 +41,10 @@ def test_quickstart_runs_block_by_block(capsys: pytest.CaptureFixture[str]) -> N
     assert "vllm serve" in printed
 
 
-@pytest.mark.slow
-def test_the_tutorial_shows_what_its_commands_print(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+def _shows_what_it_prints(page: str, commands: int) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
     shown = re.findall(SHOWN, text, re.MULTILINE)
-    assert len(shown) == 6
-    monkeypatch.chdir(tmp_path)
+    assert len(shown) == commands
     for command, output in shown:
         words = shlex.split(re.sub(r"\\\n\s*", "", command))[1:]
         result = qsim(*words)
@@ -59,25 +55,21 @@ def test_the_tutorial_shows_what_its_commands_print(
             found = printed.find(part.strip("\n"), at)
             assert found >= 0, f"{command}\n{part}\nis not in\n{printed}"
             at = found + len(part)
+
+
+@pytest.mark.slow
+def test_the_tutorial_shows_what_its_commands_print(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _shows_what_it_prints("tutorial.md", 6)
     assert (tmp_path / "fleet.yaml").exists()
     assert (tmp_path / "serve.sh").read_text().count("vllm serve") == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["--stock", "--survive"])
-def test_the_planning_page_shows_what_its_small_commands_print(option: str) -> None:
-    text = (DOCS / "planning.md").read_text(encoding="utf-8")
-    (shown,) = [found for found in re.findall(SHOWN, text, re.MULTILINE) if option in found[0]]
-    words = shlex.split(re.sub(r"\\\n\s*", "", shown[0]))[1:]
-    result = qsim(*words, "--jobs", 1)
-    assert result.exit_code == 0, result.output
-    printed = "".join(f"{line.rstrip()}\n" for line in result.stdout.splitlines())
-    at = 0
-    for part in textwrap.dedent(shown[1]).strip("\n").split("...\n"):  # "...": left out
-        part = part.strip("\n").removesuffix("...").strip("\n")
-        found = printed.find(part, at)
-        assert found >= 0, f"{shown[0]}\n{part}\nis not in\n{printed}"
-        at = found + len(part)
+def test_the_autoscaling_page_shows_what_its_commands_print() -> None:
+    _shows_what_it_prints("autoscaling.md", 3)
 
 
 def test_every_page_is_in_the_site() -> None:

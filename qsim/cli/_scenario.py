@@ -125,7 +125,7 @@ def scenario_from(ctx: click.Context) -> Scenario:
         If a value is not allowed.
     """
     from qsim.scenario import Scenario
-    from qsim.scenario.names import fill, place_of
+    from qsim.scenario.names import fill, place_of, refuse_clients
     from qsim.scenario.paths import parse_set
 
     command = str(ctx.command.name)
@@ -148,6 +148,8 @@ def scenario_from(ctx: click.Context) -> Scenario:
     for text in ctx.params["assignments"]:
         parse_set(data, text, Scenario)
     scenario = Scenario.from_dict(data, names=names)
+    if command != "simulate":
+        refuse_clients(command, scenario)
     if scenario.traffic.trace is None:
         for param in ctx.command.params:
             if param.name == "trace" and isinstance(param.default, str):

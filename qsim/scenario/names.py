@@ -25,7 +25,7 @@ from qsim.sim.results.slo import Slo
 from qsim.sim.scheduler.config import ENGINE, EngineOptions
 from qsim.traces.trace import Trace
 
-__all__ = ["build", "fill", "place_of", "scenario_of"]
+__all__ = ["build", "fill", "place_of", "refuse_clients", "scenario_of"]
 
 _TRAFFIC = ("trace", "format", "columns", "sort", "start", "end", "speed", "head", "sample",
             "scale_prompt", "scale_output", "shared_prefix", "merge", "peak_hour",
@@ -174,7 +174,7 @@ def scenario_of(
     """
     if not isinstance(asked, Scenario):
         return build(command, {"trace": asked, "model": model, **values})
-    _refuse_clients(command, asked)
+    refuse_clients(command, asked)
     given = [*values] if model is None else ["model", *values]
     if given:
         raise TypeError(
@@ -184,7 +184,7 @@ def scenario_of(
     return asked
 
 
-def _refuse_clients(command: str, scenario: Scenario) -> None:
+def refuse_clients(command: str, scenario: Scenario) -> None:
     """Refuse what a search would leave out of its simulations."""
     for path, value in (
         ("traffic.concurrency", scenario.traffic.concurrency),

@@ -57,6 +57,8 @@ COMMANDS: list[str] = [
     "simulate {trace.csv} --profile {profile.json} --concurrency 3 --think-time 0.5",
     "simulate {trace.csv} --profile {profile.json} --requests out/r.csv --steps out/s.jsonl",
     "simulate {trace.csv} --profile {profile.json} --stream",
+    "simulate {trace.csv} --profile {profile.json} --autoscale requests=2,min=0,max=3,up-window=0 "
+    "--start-s 5 --export kubernetes=out/k8s.yaml",
     "simulate --scenario {simulate.yaml}",
     "simulate {chat.yaml}",
     "simulate {chat.yaml} --set fleet.pools.other.replicas=2 --set slos=[ttft:p99:500]",
