@@ -26,6 +26,9 @@ def test_the_printed_command_gives_the_figures(tmp_path: Path, profile: Path, sl
                   slower, *LIMIT, "--jobs", 1, "--json", data, "--max-num-seqs", 64)  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "best: h200_sxm/toy-1b/fp8-w8a8 x 2" in result.stdout
+    rows = [r for r in result.stdout.splitlines() if r.startswith("h200_sxm/toy-1b/")]
+    assert all(("~" in r) == ("/bf16 " not in r) for r in rows), "nothing is published of toy-1b"
+    assert "~ quality estimated: " in result.stdout
     best = json.loads(data.read_text())["layouts"][0]
     command = next(t for t in result.stdout.splitlines() if t.startswith("its figures: "))
     words = shlex.split(command.removeprefix("its figures: "))

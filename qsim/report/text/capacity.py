@@ -9,6 +9,7 @@ from qsim.report.text.tables import fill, number, table
 if TYPE_CHECKING:
     from qsim.optimize.capacity.curve import LoadCurve
     from qsim.optimize.capacity.layout import Capacity, Layout
+    from qsim.quality.recovery import Recovery
 
 __all__ = ["capacity_text", "curve_text"]
 
@@ -30,6 +31,10 @@ def capacity_text(found: Capacity) -> str:
     parts = [title]
     if rows:
         parts.append(table(heads, rows))
+    if any(y.best is not None and _guess(y.blank.quality) for y in found.layouts):
+        parts.append(
+            fill("~ quality estimated: for some tasks no number of this model and method is known")
+        )
     nothing = [y for y in found.layouts if y.best is None]
     if nothing:
         parts.append("\n".join(fill(f"{y.profile}: {y.reason}", "    ") for y in nothing))
@@ -67,9 +72,13 @@ def _row(found: Capacity, layout: Layout) -> list[str]:
         number(layout.metric("output_throughput"), 3),
         number(layout.usd_per_1m("output_throughput"), 3),
         number(layout.metric("joules_per_output_token"), 3),
-        "-" if quality is None else f"{quality.mean_pct:.1f}",
+        "-" if quality is None else f"{_guess(quality)}{quality.mean_pct:.1f}",
         layout.breaks_first or "-",
     ]
+
+
+def _guess(quality: Recovery | None) -> str:
+    return "~" if quality is not None and quality.status == "estimated" else ""
 
 
 def _broken(found: Capacity, layout: Layout) -> str:

@@ -9,6 +9,7 @@ from qsim.report.text.plan import price_remarks
 from qsim.report.text.tables import continued, fill, number, table
 
 if TYPE_CHECKING:
+    from qsim.optimize.search.goals import QualityGoal
     from qsim.optimize.search.study import Record
     from qsim.optimize.tune.result import TuneResult
 
@@ -139,13 +140,24 @@ def _remarks(result: TuneResult) -> list[str]:
         text = f"quality: percent of the 16-bit model's score on {goal.mix_text()}"
         if goal.min_pct is not None:
             text += f"; its low end must reach {goal.min_pct:.15g}"
-        lines.append(fill(text))
+        lines.append(fill(text + _known_quality(result, goal)))
     if names & {"usd_per_hour", "cost_usd", "usd_per_1m_output_tokens", "usd_per_1m_tokens"}:
         lines += price_remarks(result.prices.values())
     if result.carbon is not None:
         grid = result.carbon.to_dict()
         lines.append(fill("carbon: " + ", ".join(f"{k} {v}" for k, v in grid.items())))
     return lines
+
+
+def _known_quality(result: TuneResult, goal: QualityGoal) -> str:
+    """Which methods of the front have a measured, published or estimated quality."""
+    used = dict.fromkeys(p.profile for r in result.front for p in result.pools(r))
+    names = profile_names(result)
+    found: dict[str, list[str]] = {}
+    for id_ in used:
+        quality = goal.of(result.choices[id_].profile)
+        found.setdefault(quality.status if quality else "not known", []).append(names[id_])
+    return "".join(f"; {status}: {', '.join(ids)}" for status, ids in found.items())
 
 
 def _figure(value: Any, name: str) -> str:

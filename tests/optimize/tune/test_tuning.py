@@ -304,6 +304,12 @@ def test_profiles_that_cannot_serve_are_left_out_with_the_reason() -> None:
     small = make_profile(method="w4a8-fp8", num_gpu_blocks=64)
     found = run(trials=12, profiles=[*profiles(), small], min_quality=98)
     assert small.id in found.excluded
+    text = " ".join(tune_text(found).split())
+    assert "its low end must reach 98; " in text
+    methods = {t.params["profile"].split("/")[2] for t in found.front}
+    for method in methods:  # nothing is published of a made model; bf16 is 100 by definition
+        status = "published" if method == "bf16" else "estimated"
+        assert f"; {status}: " in text, method
     assert any("low end is below the floor" in why for why in found.excluded.values())
     assert not {t.params["profile"] for t in found.trials} & set(found.excluded)
     with pytest.raises(ScenarioError, match=r"no profile is left.*low end is below"):
