@@ -12,6 +12,7 @@ from qsim.errors import ScenarioError
 from qsim.optimize.economics.prices import prices_of
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executors import open_executor
+from qsim.optimize.search.goals import check_floor
 from qsim.optimize.search.run_journal import open_run_journal
 from qsim.optimize.study.application import application_rows, application_saturation, task_shapes
 from qsim.optimize.study.application_claims import application_claims
@@ -144,6 +145,8 @@ def study_for(
                         ("fleet.failures", scenario.fleet.failures)):  # fmt: skip
         if given:
             raise ScenarioError(f"{path} is given, and study does not read it: leave it out")
+    floor = wanted.min_quality
+    floor = DEFAULT_FLOOR_PCT if floor is None else check_floor("min_quality", floor)
     section = scenario.traffic
     if section.trace is None:
         section = section.model_copy(update={"trace": DEFAULT_TRAFFIC})
@@ -159,7 +162,6 @@ def study_for(
         found = _levels(Context(runner, sizes), parts, traffic, shapes, [*wanted.levels])
         if progress is not None:
             progress(1.0, "done")
-    floor = DEFAULT_FLOOR_PCT if wanted.min_quality is None else wanted.min_quality
     return replace(
         _concluded(found, runner, floor),
         command=_command(scenario, traffic),
