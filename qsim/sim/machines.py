@@ -31,7 +31,14 @@ from qsim.sim.fleet.pool import Pool
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
 
-__all__ = ["FIGURES", "MachineRanges", "expected_machines", "machine_ranges", "quick_ranges"]
+__all__ = [
+    "FIGURES",
+    "MachineRanges",
+    "expected_machines",
+    "machine_at",
+    "machine_ranges",
+    "quick_ranges",
+]
 
 FIGURES = (
     *(f"{s}_{m}_ms" for m in ("ttft", "tpot", "itl", "e2el")
@@ -247,6 +254,18 @@ def _own_sd(profile: Profile, figure: str) -> float:
     if profile.carried is not None and not stated:
         stated = max(profile.carried.error_percent.values(), default=0.0) / 100
     return math.log1p(stated)
+
+
+def machine_at(profile: Profile, z: Sequence[float]) -> Factors:
+    """The machine at a point of what is known of a profile's machines.
+
+    Parameters
+    ----------
+    z : sequence of float
+        Standard normal numbers, one a factor.
+    """
+    prior = expected_machines(profile)
+    return Factors.of(np.exp(prior.mean + np.linalg.cholesky(prior.covariance) @ np.asarray(z)))
 
 
 def expected_machines(profile: Profile) -> Prior:

@@ -21,7 +21,7 @@ from qsim.optimize.plan.candidate import Candidate
 from qsim.optimize.plan.profile_choice import Choice, blank_candidate, choose_profiles
 from qsim.optimize.search.drive import Progress, Step, drive_with
 from qsim.optimize.search.fleet_outcome import FleetOutcome
-from qsim.optimize.search.fleet_task import FleetTask, describe
+from qsim.optimize.search.fleet_task import FleetTask, describe, fleet_ranges
 from qsim.optimize.search.goals import check_goals, quality_goal
 from qsim.profiles.schema import Profile
 from qsim.sim.results.goodput import goodput_goal
@@ -139,11 +139,15 @@ def capacity(
     found = drive_with(
         jobs, dask, trace, [p for _, p in able], searches, [y.profile for y in layouts], progress
     )
+    order = ranked(found, objective)
+    machines = None
+    if order and order[0].best is not None:  # of the best one, at the rate that it carries
+        profile = next(p for y, p in pairs if y.profile == order[0].profile)
+        faster = trace.speed(order[0].best.speed)
+        machines = fleet_ranges(task_of(order[0], profile, faster))
     settings = {"router": router, "seed": seed, "too_long": too_long, "precision": precision,
                 **options.to_dict()}  # fmt: skip
-    return Capacity(
-        ranked(found, objective), stock, traffic, limits, good, objective, goal, settings
-    )
+    return Capacity(order, stock, traffic, limits, good, objective, goal, settings, machines)
 
 
 def _stock(gpus: Mapping[str, int] | None) -> dict[str, int]:

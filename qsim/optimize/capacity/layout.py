@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsim.optimize.capacity.rate_search import Carried, Point
 from qsim.optimize.economics.prices import usd_per_1m
@@ -14,6 +14,9 @@ from qsim.optimize.plan.candidate import Candidate
 from qsim.optimize.search.goals import QualityGoal
 from qsim.sim.results.goodput import Goodput
 from qsim.sim.results.slo import Slo
+
+if TYPE_CHECKING:
+    from qsim.sim.machines import MachineRanges
 
 __all__ = ["OBJECTIVES", "Capacity", "Layout", "Traffic", "ranked"]
 
@@ -199,6 +202,16 @@ class Capacity:
     objective: str
     quality_goal: QualityGoal
     settings: Mapping[str, Any] = field(default_factory=dict)
+    #: 90% ranges of the best layout's figures at its rate, over machines
+    machines: MachineRanges | None = None
+
+    @property
+    def range_90(self) -> dict[str, tuple[float, float]]:
+        """What the best layout's figures at its rate may be on another machine."""
+        best = self.best
+        if self.machines is None or best is None or best.best is None:
+            return {}
+        return self.machines.of(best.best.outcome.figures)
 
     @property
     def best(self) -> Layout | None:
@@ -226,6 +239,9 @@ class Capacity:
             "quality": self.quality_goal.to_dict(),
             "settings": dict(self.settings),
             "best": None if self.best is None else self.best.profile,
+            "machines": None
+            if self.machines is None
+            else {"requests": self.machines.requests, "range_90": self.range_90},
             "layouts": [layout.to_dict(self) for layout in self.layouts],
         }
 

@@ -1,10 +1,10 @@
-"""How sure a plan is: its fleet simulated again with other traffic, seeds and profile errors."""
+"""How sure a plan is: its fleet simulated again with other traffic, seeds and machines."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ from qsim.optimize.plan.resample import Resampling
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, run_fleet
+from qsim.profiles.factors import FACTORS, Factors, apply
 from qsim.profiles.schema import Profile
+from qsim.sim.machines import machine_at
 
 #: runs of one fleet with other draws
 MAX_REPLICATIONS = 10_000
@@ -26,8 +28,15 @@ __all__ = ["Confidence", "Replication", "replicate"]
 #: a value over its limit in a run that could not serve its traffic at all
 _MOST = 1e9
 
-#: number of a replication; by pool the factors of times, and of KV blocks
-_Job = tuple[int, tuple[float, ...], tuple[float, ...]]
+#: number of a replication; by pool the factors of times, of KV blocks, and those of the machine
+_Job = tuple[int, tuple[float, ...], tuple[float, ...], tuple[Factors, ...]]
+
+#: the machine of the profile
+_OWN = Factors()
+_DRAWN = {
+    "known": "on machines drawn as known ones differ",
+    "adapted": "on machines drawn within the intervals of its factors",
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,8 @@ class Replication:
         No goal's value is above its limit.
     enough : bool
         It missed a goal, or had the requests that it takes to judge every SLO.
+    machine : Factors
+        What its machine is beside the profile's; of a mixed fleet that of its first pool.
     """
 
     number: int
@@ -57,6 +68,7 @@ class Replication:
     goals: dict[str, float]
     met: bool
     enough: bool = True
+    machine: Factors = _OWN
 
 
 @dataclass(frozen=True)
@@ -68,8 +80,8 @@ class Confidence:
     runs : tuple of Replication
         Of the fleet as planned, with the profile's error.
     exact : tuple of Replication
-        Those of them that missed a goal with a slower profile, run again with the profile as it
-        is.
+        Those of them that missed a goal with a slower profile or on another machine, run again
+        with the profile as it is.
     more : tuple of Replication
         All of them with one replica more; empty if every run met the goals.
     sigma, kv_sigma : float
@@ -81,6 +93,9 @@ class Confidence:
         ``measured`` or ``transferred``, as the profile says.
     calibrate : str
         The command that would measure what the profile describes.
+    machines : str
+        Which machines were drawn: ``known``, as known machines differ; ``adapted``, within the
+        intervals of an adapted profile; or ``""``, none.
     """
 
     runs: tuple[Replication, ...]
@@ -92,6 +107,7 @@ class Confidence:
     source: str = "measured"
     calibrate: str = "qsim calibrate run"
     pools: int = 1
+    machines: str = ""
 
     @property
     def met(self) -> int:
@@ -126,6 +142,8 @@ class Confidence:
             f"confidence: {fleet} {does} in {self.met} of {n} "
             f"replications ({self.traffic}; other seeds"
         )
+        if self.machines:
+            head += f"; {_DRAWN[self.machines]}"
         if self.sigma and self.pools > 1:
             head += (
                 f"; all times of each pool's {self.source} profile times 1 + e of its own, e of up "
@@ -156,11 +174,18 @@ class Confidence:
                 if misses == 1
                 else f"{self.by_profile} of the {misses} misses come"
             )
-            lines.append(
-                f"{what} from the error of the {self.source} profile alone; measured on your own "
-                f"server that doubt would be less: {self.calibrate}"
-            )
-        if not self.sigma:
+            if self.machines and not self.sigma:
+                lines.append(
+                    f"{what} from the machine alone, since on the profile's own the fleet meets "
+                    "every SLO; 'qsim calibrate adapt' makes the profile one of your machine"
+                )
+            else:
+                cause = "the machine or the error" if self.machines else "the error"
+                lines.append(
+                    f"{what} from {cause} of the {self.source} profile alone; measured on your own "
+                    f"server that doubt would be less: {self.calibrate}"
+                )
+        if not self.sigma and not self.machines:
             lines.append("the profile states no error, so that none is in this figure")
         return lines
 
@@ -176,12 +201,14 @@ class Confidence:
             "profile_sigma": self.sigma,
             "profile_kv_sigma": self.kv_sigma,
             "profile_source": self.source,
+            "machines": self.machines or None,
             "traffic": self.traffic,
             "runs": [
                 {
                     "number": r.number,
                     "factor": r.factor,
                     "kv_factor": r.kv_factor,
+                    "machine": asdict(r.machine),
                     "met": r.met,
                     "value_over_limit": r.goals,
                 }
@@ -199,14 +226,17 @@ def replicate(
     *,
     explain: bool = True,
     runs: Sequence[Replication] = (),
+    machines: bool = True,
 ) -> Confidence:
     """Simulate the fleet of ``task`` again, ``count`` times.
 
-    Replication ``r`` has the traffic ``resampling.draw(r)``, the router's seed plus ``r``, and
-    every time of the profile multiplied by ``1 + e`` with ``e`` drawn from N(0, sigma), where sigma
-    is the error that the profile states; the KV blocks of a transferred one likewise. A run that
-    cannot hold a prompt misses. A run with one replica more has the same traffic, seed and
-    ``e``, so that the two differ in the fleet alone.
+    Replication ``r`` has the traffic ``resampling.draw(r)``, the router's seed plus ``r``, and a
+    machine drawn from what is known of the profile's (:mod:`qsim.profiles.spread`; of an adapted
+    profile from its intervals), one for all servers of a pool. A profile that was not measured
+    itself, but transferred or carried, is also off by its stated error: every time is multiplied by
+    ``1 + e`` with ``e`` drawn from N(0, sigma); the KV blocks of a transferred one likewise. A run
+    that cannot hold a prompt misses. A run with one replica more has the same traffic, seed,
+    machine and ``e``, so that the two differ in the fleet alone.
 
     Parameters
     ----------
@@ -214,6 +244,8 @@ def replicate(
         Also run what is told about misses: the exact profile, and one replica more.
     runs : sequence of Replication
         Runs of this very fleet that were made already.
+    machines : bool
+        Draw machines; without, a measured profile is off by its stated error too.
 
     Raises
     ------
@@ -222,15 +254,21 @@ def replicate(
     """
     whole("replications", count, 1, MAX_REPLICATIONS)
     profiles = [p.profile for p in task.pools]
-    sigmas = [stated_sigma(p) for p in profiles]
+    sigmas = [
+        0.0 if machines and p.transfer is None and p.carried is None else stated_sigma(p)
+        for p in profiles
+    ]
     kv_sigmas = [stated_kv_sigma(p) for p in profiles]
     sigma, kv_sigma = max(sigmas), max(kv_sigmas)
     drawn = [_errors(task.seed, count, k) for k in range(len(profiles))]
+    own = (_OWN,) * len(profiles)
+    on = [_machines(p, task.seed, count, k) for k, p in enumerate(profiles)] if machines else []
     jobs: list[_Job] = [
         (
             r + 1,
             tuple(1.0 + s * float(e[0, r]) for s, e in zip(sigmas, drawn, strict=True)),
             tuple(1.0 + s * float(e[1, r]) for s, e in zip(kv_sigmas, drawn, strict=True)),
+            tuple(x[r] for x in on) if machines else own,
         )
         for r in range(count)
     ]
@@ -244,17 +282,19 @@ def replicate(
             for job in jobs
         ]
         found = []
-        for (r, factors, kv_factors), future in zip(jobs, futures, strict=True):
+        for (r, factors, kv_factors, machine), future in zip(jobs, futures, strict=True):
             outcome: FleetOutcome | None = future.result()
             n = task.servers + more
             factor, kv_factor = factors[0], kv_factors[0]
             if outcome is None:
                 none = dict.fromkeys(names, _MOST)
-                found.append(Replication(r, n, factor, kv_factor, none, False))
+                found.append(Replication(r, n, factor, kv_factor, none, False, machine=machine[0]))
             else:
                 goals = {str(g.slo): min(g.ratio, _MOST) for g in outcome.goals}
                 enough = not outcome.met or all(s.enough for s in outcome.slos)
-                found.append(Replication(r, n, factor, kv_factor, goals, outcome.met, enough))
+                found.append(
+                    Replication(r, n, factor, kv_factor, goals, outcome.met, enough, machine[0])
+                )
             if progress is not None:
                 progress(share + len(found) / len(jobs) * (0.5 - share / 2), "replications")
         return tuple(found)
@@ -262,8 +302,8 @@ def replicate(
     done = tuple(runs) or run(jobs, 0, 0.0)
     behind_best = [r for r in done if explain and not r.met]
     ones = (1.0,) * len(profiles)
-    slower = {r for r, times, blocks in jobs if max(times) > 1 or min(blocks) < 1}
-    exact = run([(r.number, ones, ones) for r in behind_best if r.number in slower], 0, 0.5)
+    slower = {r for r, times, blocks, _ in jobs if machines or max(times) > 1 or min(blocks) < 1}
+    exact = run([(r.number, ones, ones, own) for r in behind_best if r.number in slower], 0, 0.5)
     more = run(jobs, 1, 0.5) if behind_best else ()
     if progress is not None:
         progress(1.0, "replications")
@@ -279,7 +319,18 @@ def replicate(
         i.source if len(profiles) == 1 else " or ".join(_sources(profiles)),
         f"qsim calibrate run --model {i.model} --methods {i.method}{tp} on a {i.gpu}",
         len(profiles),
+        _kind(profiles) if machines else "",
     )
+
+
+def _kind(profiles: Sequence[Profile]) -> str:
+    return "adapted" if all(p.adapted is not None for p in profiles) else "known"
+
+
+def _machines(profile: Profile, seed: int, count: int, pool: int) -> list[Factors]:
+    """Machines of a pool, drawn from what is known of its profile's."""
+    rng = np.random.default_rng([seed, count, pool, len(FACTORS)])
+    return [machine_at(profile, z) for z in rng.standard_normal((count, len(FACTORS))).tolist()]
 
 
 def _errors(seed: int, count: int, pool: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -294,10 +345,12 @@ def _sources(profiles: Sequence[Profile]) -> list[str]:
 
 def _run(task: FleetTask, resampling: Resampling, job: _Job) -> FleetOutcome | None:
     """The replication's outcome; None if its traffic has prompts that its KV cache cannot hold."""
-    number, factors, kv_factors = job
+    number, factors, kv_factors, machines = job
     pools = []
-    for pool, factor, kv_factor in zip(task.pools, factors, kv_factors, strict=True):
-        profile = pool.profile
+    for pool, factor, kv_factor, machine in zip(
+        task.pools, factors, kv_factors, machines, strict=True
+    ):
+        profile = pool.profile if machine == _OWN else apply(pool.profile, machine)
         if factor != 1:
             profile = scaled_times(profile, factor)
         if kv_factor != 1:

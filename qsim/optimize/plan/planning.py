@@ -201,6 +201,7 @@ def plan_for(
         if ahead and best.feasible:
             between = part_of(progress, shares[1], shares[2])
             spare = rooms.get(best.profile) or run.headroom(best, between)
+        machines = run.machines(best) if best.feasible else None
         if wanted and best.feasible:
             between = part_of(progress, shares[2], 1.0)
             told = run.detail(ranked, wanted, spare, runs, told_of, between)
@@ -230,6 +231,7 @@ def plan_for(
         search=report,
         detail=told,
         mixes=mix_report,
+        machines=machines,
     )
 
 

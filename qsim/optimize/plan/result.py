@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qsim.optimize.plan.headroom import Headroom
     from qsim.optimize.plan.mix_search import MixReport
     from qsim.optimize.plan.setting_search import SearchReport
+    from qsim.sim.machines import MachineRanges
 
 __all__ = ["Plan", "Tie"]
 
@@ -61,6 +62,8 @@ class Plan:
     detail: Detail | None = None
     #: which mixed fleets were looked for; None where no stock is given
     mixes: MixReport | None = None
+    #: 90% ranges of the best fleet's figures over machines
+    machines: MachineRanges | None = None
 
     def router_of(self, candidate: Candidate) -> str:
         """The router of a candidate's fleet."""
@@ -108,6 +111,14 @@ class Plan:
         first = self.candidates[0] if self.candidates else None
         return first if first is not None and first.feasible else None
 
+    @property
+    def range_90(self) -> dict[str, tuple[float, float]]:
+        """What the best fleet's figures may be on another machine: 90% ranges by name."""
+        outcome = None if self.best is None else self.best.outcome
+        if self.machines is None or outcome is None:
+            return {}
+        return self.machines.of(outcome.figures)
+
     def serve_command(self, candidate: Candidate | None = None, port: int = 8000) -> str:
         """The ``vllm serve`` command of one replica of ``candidate``, by default of the best.
 
@@ -154,6 +165,9 @@ class Plan:
             **({} if self.mixes is None else {"mixes": self.mixes.to_dict()}),
             "headroom": None if self.headroom is None else self.headroom.to_dict(),
             "detail": None if self.detail is None else self.detail.to_dict(),
+            "machines": None
+            if self.machines is None
+            else {"requests": self.machines.requests, "range_90": self.range_90},
             "serve_command": self.serve_command() if self.best else None,
             "candidates": [
                 {

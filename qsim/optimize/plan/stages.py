@@ -19,9 +19,10 @@ from qsim.optimize.plan.resample import Resample
 from qsim.optimize.plan.setting_search import PlanProblem, SearchReport, run_search
 from qsim.optimize.search.drive import Progress, drive
 from qsim.optimize.search.executor import TaskExecutor
-from qsim.optimize.search.fleet_task import FleetTask, run_fleet, weights_of
+from qsim.optimize.search.fleet_task import FleetTask, fleet_ranges, run_fleet, weights_of
 from qsim.optimize.search.space import Space
 from qsim.optimize.search.study import StudySettings
+from qsim.sim.machines import MachineRanges
 
 __all__ = ["MOST_TIED", "PlanRun"]
 
@@ -277,6 +278,10 @@ class PlanRun:
     def headroom(self, candidate: Candidate, progress: Progress | None) -> Headroom:
         """How much faster the trace may be for a candidate's fleet."""
         return find_headroom(self.executor, self.fleet_of(candidate), progress)
+
+    def machines(self, candidate: Candidate) -> MachineRanges:
+        """What a candidate's figures may be on another machine."""
+        return self.executor.submit(fleet_ranges, self.fleet_of(candidate)).result()
 
     def detail(
         self,

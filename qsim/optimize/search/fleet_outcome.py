@@ -153,6 +153,12 @@ class FleetOutcome:
     degraded: tuple[Degraded, ...] = ()
 
     @property
+    def figures(self) -> dict[str, Any]:
+        """Those of the summary, and the statistic of every SLO by its name there."""
+        values = {f"{o.slo.statistic}_{o.slo.metric}_ms": o.value_ms for o in self.slos}
+        return values | dict(self.summary)
+
+    @property
     def goals(self) -> tuple[Goal, ...]:
         """Every SLO, the goodput if it is asked for, and that the fleet keeps up.
 

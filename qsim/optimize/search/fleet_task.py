@@ -22,9 +22,18 @@ from qsim.traces.trace import Trace
 
 if TYPE_CHECKING:
     from qsim.sim.engine.steplog import Step
+    from qsim.sim.machines import MachineRanges
     from qsim.sim.results.result import SimulationResult
 
-__all__ = ["FleetTask", "TaskPool", "describe", "offered_load", "run_fleet", "weights_of"]
+__all__ = [
+    "FleetTask",
+    "TaskPool",
+    "describe",
+    "fleet_ranges",
+    "offered_load",
+    "run_fleet",
+    "weights_of",
+]
 
 
 _LATENCIES = ("ttft", "tpot", "itl", "e2el")
@@ -211,6 +220,21 @@ def _peak_power_w(result: SimulationResult) -> float:
     """Highest mean power of the fleet over a bin of the timeline, W; not over a part of one."""
     power = result.timeline["power_w"]
     return float(power[: max(1, len(power) - 1)].max())
+
+
+def fleet_ranges(task: FleetTask) -> MachineRanges:
+    """90% ranges of a fleet's figures over machines; those of its SLOs are among them."""
+    from qsim.sim.fleet.pool import Pool
+    from qsim.sim.machines import quick_ranges
+
+    return quick_ranges(
+        task.trace,
+        [Pool(p.profile, p.replicas, p.options, p.weight) for p in task.pools],
+        seed=task.seed,
+        statistics=[(s.metric, s.statistic) for s in task.slos],
+        router=task.router,
+        too_long=task.too_long,
+    )
 
 
 def describe(trace: Trace) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qsim.report.text.machines import ranges_sentences
 from qsim.report.text.tables import fill, number, table
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def capacity_text(found: Capacity) -> str:
     ]
     said += [str(t) for t in (best.blank.note, best.blank.caution) if t]
     said += carried.best.outcome.doubts()
+    if found.machines is not None:
+        said += ranges_sentences(carried.best.outcome, found.machines, "a slower rate")
     if best.idle_gpus:
         said.append(f"{best.idle_gpus} of its GPUs are left over, and paid for")
     command = best.simulate_command(found)

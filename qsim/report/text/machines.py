@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from qsim.report.text.tables import number
 
-__all__ = ["range_row", "range_text"]
+if TYPE_CHECKING:
+    from qsim.optimize.search.fleet_outcome import FleetOutcome
+    from qsim.sim.machines import MachineRanges
+
+__all__ = ["range_row", "range_text", "ranges_sentences"]
 
 Ranges = Mapping[str, tuple[float, float]]
 _STATISTICS = ("mean", "median", "p90", "p99")
@@ -21,3 +26,28 @@ def range_text(ranges: Ranges, name: str) -> str:
 def range_row(ranges: Ranges, metric: str, statistics: Sequence[str] = _STATISTICS) -> list[str]:
     """Below a latency: the range of each of its statistics."""
     return ["   90%", *(range_text(ranges, f"{s}_{metric}_ms") for s in statistics)]
+
+
+def ranges_sentences(
+    outcome: FleetOutcome, machines: MachineRanges, safer: str = "one replica more"
+) -> list[str]:
+    """What a fleet's SLOs and energy may be on another machine, which SLO misses, what is safer."""
+    ranges = machines.of(outcome.figures)
+    parts, missed = [], []
+    for o in outcome.slos:
+        name = f"{o.slo.statistic}_{o.slo.metric}_ms"
+        if name in ranges:
+            parts.append(f"{o.slo.metric.upper()} {o.slo.statistic} {range_text(ranges, name)} ms")
+            if o.met and ranges[name][1] > o.slo.limit_ms:
+                missed.append(str(o.slo))
+    if "joules_per_output_token" in ranges:
+        parts.append(f"energy {range_text(ranges, 'joules_per_output_token')} J per output token")
+    if not parts:
+        return []
+    where = "within the intervals of its factors" if machines.adapted else "on yours it may have"
+    text = f"machine: {where} (90%) {', '.join(parts)}"
+    if missed:
+        text += f"; {', '.join(missed)} may be missed: {safer} is safer"
+        if not machines.adapted:
+            text += ", and 'qsim calibrate adapt' makes the profile one of your machine"
+    return [text]

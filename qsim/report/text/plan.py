@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from qsim.report.text.machines import ranges_sentences
 from qsim.report.text.tables import continued, fill, number, table
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "carbon_remarks",
+    "machine_remarks",
     "margin_remarks",
     "mix_remarks",
     "mix_text",
@@ -281,7 +283,7 @@ def plan_text(plan: Plan) -> str:
         + tie_remarks(plan)
         + sample_remarks(plan)
     )
-    more += margin_remarks(plan) + transfer_remarks(plan)
+    more += margin_remarks(plan) + machine_remarks(plan) + transfer_remarks(plan)
     remarks += [fill(t) for t in more]
     if remarks:
         parts.append("\n".join(remarks))
@@ -381,3 +383,11 @@ def margin_remarks(plan: Plan) -> list[str]:
                 f"is off by up to {error:.1f}% ({kind}): one replica more is safer"
             )
     return lines
+
+
+def machine_remarks(plan: Plan) -> list[str]:
+    """What the best fleet's figures may be on another machine, and which SLO that misses."""
+    best = plan.best
+    if best is None or best.outcome is None or plan.machines is None:
+        return []
+    return ranges_sentences(best.outcome, plan.machines)

@@ -12,6 +12,7 @@ import qsim
 from qsim.errors import ScenarioError
 from qsim.optimize.capacity.capacity import DEFAULT_TRAFFIC
 from qsim.optimize.capacity.curve import SHARES
+from qsim.report.text.capacity import capacity_text
 from qsim.sim.simulate import simulate
 from qsim.traces import load_trace
 from qsim.traces.trace import Trace
@@ -38,6 +39,11 @@ def test_the_winner_and_its_figures(trace: Trace) -> None:
     assert rates[0] > rates[1] > 0
     again = simulate(trace.speed(best.best.speed), FAST, replicas=2, seed=0)
     assert again.summary() == best.best.outcome.summary
+    ranges = answer.range_90
+    assert ranges["p90_tpot_ms"][0] < ranges["p90_tpot_ms"][1]
+    assert answer.to_dict()["machines"]["range_90"] == ranges
+    text = " ".join(capacity_text(answer).split())
+    assert "machine: on yours it may have (90%) TTFT p90" in text
     told = answer.to_dict()["layouts"][0]
     assert told["usd_per_1m_output_tokens"] == pytest.approx(
         best.usd_per_hour / 3600 / again.summary()["output_throughput"] * 1e6  # type: ignore[operator]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,8 @@ from qsim.optimize.plan.resample import Resample
 from qsim.optimize.plan.sensitivity import fleet_sensitivity
 from qsim.optimize.search.executor import SerialExecutor
 from qsim.optimize.search.fleet_task import FleetTask, run_fleet
-from qsim.profiles.schema import Profile
+from qsim.profiles.factors import FACTORS, Factors, apply
+from qsim.profiles.schema import Adapted, Profile
 from qsim.report.text.plan import plan_text
 from qsim.sim.results.goodput import Goodput
 from qsim.sim.results.slo import Slo
@@ -91,7 +93,7 @@ def test_without_a_power_cap_nothing_slows_down() -> None:
 
 def test_replications_that_change_nothing_agree_with_the_plan() -> None:
     outcome = run_fleet(task())
-    found = replicate(SerialExecutor(), task(), Same(), 3)
+    found = replicate(SerialExecutor(), task(), Same(), 3, machines=False)
     assert found.sigma == 0
     assert found.met == (3 if outcome.met else 0)
     for run in found.runs:
@@ -102,7 +104,7 @@ def test_replications_that_change_nothing_agree_with_the_plan() -> None:
 def test_each_replication_is_what_a_simulation_of_it_says() -> None:
     resampling = Resample(traffic())
     fleet = task(UNSURE, 3, router="power-of-two")
-    found = replicate(SerialExecutor(), fleet, resampling, 8)
+    found = replicate(SerialExecutor(), fleet, resampling, 8, machines=False)
     assert found.sigma == stated_sigma(UNSURE) == 0.08
     assert 0 < found.met < 8, "some must be met and some missed"
     assert len({r.factor for r in found.runs}) == 8
@@ -126,7 +128,7 @@ def test_each_replication_is_what_a_simulation_of_it_says() -> None:
 def test_a_wider_error_is_drawn_wider() -> None:
     wide = replace(UNSURE, fit_error={"worst_mean": 16.0})
     narrow_runs, wide_runs = (
-        replicate(SerialExecutor(), task(p), Same(), 4).runs for p in (UNSURE, wide)
+        replicate(SerialExecutor(), task(p), Same(), 4, machines=False).runs for p in (UNSURE, wide)
     )
     for a, b in zip(narrow_runs, wide_runs, strict=True):
         assert b.factor - 1 == pytest.approx(2 * (a.factor - 1))
@@ -142,7 +144,7 @@ def test_a_transferred_profile_is_unsure_of_its_memory_too() -> None:
         fit_error={"worst_mean": 20.0},
     )  # fmt: skip
     resampling = Resample(traffic())
-    found = replicate(SerialExecutor(), task(guessed, 3), resampling, 6)
+    found = replicate(SerialExecutor(), task(guessed, 3), resampling, 6, machines=False)
     assert (found.sigma, found.kv_sigma) == (0.2, 0.4)
     for run in found.runs:
         profile = scaled_memory(scaled_times(guessed, run.factor), run.kv_factor)
@@ -215,7 +217,15 @@ def test_a_plan_tells_its_detail_the_same_from_two_processes() -> None:
     assert none.detail is None
 
 
-DOUBTFUL = replace(EXACT, fit_error={"worst_mean": 25.0})
+#: its machine is known by a quarter
+WIDE = [1.0, math.exp(-1.645 * 0.25), math.exp(1.645 * 0.25)]
+DOUBTFUL = replace(
+    EXACT,
+    adapted=Adapted(
+        "p", [], ["a load"],
+        {n: WIDE if n in ("memory", "compute") else [1.0, 1.0, 1.0] for n in FACTORS},
+    ),
+)  # fmt: skip
 
 
 def sure(share: float, **more: Any) -> Any:
@@ -301,3 +311,41 @@ def test_replications_of_too_few_requests_do_not_meet_an_slo(
     assert (found.met, found.judged, found.to_dict()["judged"]) == (3, judged, judged)
     assert says in text
     assert ("3 of the 3 had too few requests to judge every SLO" in text) == (not judged)
+
+
+def test_replications_are_on_machines_as_known_ones_differ() -> None:
+    fleet = task(UNSURE, 3)
+    found = replicate(SerialExecutor(), fleet, Same(), 4)
+    assert (found.machines, found.sigma) == ("known", 0.0)
+    assert all(r.factor == 1 for r in found.runs)
+    assert len({r.machine for r in found.runs}) == 4
+    for run in found.runs:
+        again = simulate(
+            traffic(), apply(UNSURE, run.machine), replicas=3, router="round-robin", seed=run.number
+        )
+        ttft = again.statistic("ttft", "p99")
+        assert run.goals["ttft:p99:400"] == pytest.approx(ttft / 400)
+    assert "on machines drawn as known ones differ" in found.text()[0]
+    assert found.to_dict()["runs"][0]["machine"]["memory"] > 0
+    assert all(r.machine == Factors() for r in found.exact)
+    known = {n: [1.0, 1.0, 1.0] for n in FACTORS}
+    adapted = replace(UNSURE, adapted=Adapted("p", [], ["a load"], known))
+    found = replicate(SerialExecutor(), task(adapted, 3), Same(), 2)
+    assert found.machines == "adapted"
+    for run in found.runs:
+        assert run.machine.values() == pytest.approx([1.0] * len(FACTORS), abs=0.001)
+
+
+def test_the_best_fleet_shows_what_it_may_be_on_another_machine() -> None:
+    close = (Slo.parse("ttft:p99:400"), Slo.parse("tpot:p95:9"))
+    answer = plan(traffic(), profiles=[EXACT], slos=close, headroom=False)
+    ranges = answer.range_90
+    assert {"p99_ttft_ms", "p95_tpot_ms", "joules_per_output_token"} <= ranges.keys()
+    assert answer.to_dict()["machines"]["range_90"] == ranges
+    text = " ".join(plan_text(answer).split())
+    assert "machine: on yours it may have (90%) TTFT p99" in text
+    missed = [str(s) for s in close if ranges[f"{s.statistic}_{s.metric}_ms"][1] > s.limit_ms]
+    for slo in map(str, close):
+        assert (slo in text.partition("machine:")[2].partition("may be missed")[0]) == (
+            slo in missed
+        )
