@@ -187,7 +187,7 @@ def quick_ranges(
         figures |= {f"{s}_{m}_ms": result.statistic(m, s) for m, s in wanted}
         names = [*FIGURES, *(f"{s}_{m}_ms" for m, s in wanted)]
         values = {n: figures.get(n) for n in names}
-        return {n: math.log(v) for n, v in values.items() if v is not None and v > 0}
+        return {n: math.log(v) for n, v in values.items() if v is not None and 0 < v < math.inf}
 
     priors = [expected_machines(p) for p in profiles]
     axes = [_axes(p.covariance) for p in priors]

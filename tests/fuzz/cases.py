@@ -147,12 +147,15 @@ COMMANDS: list[str] = [
     "{rec/power.csv.gz} --no-validation --out out",
     "calibrate validate {rec/server.json} {rec/phases.json} {rec/steps.csv.gz} "
     "{rec/requests.csv.gz} {rec/power.csv.gz} --profile {profile.json}",
+    "calibrate host --against {host.json} --seconds 0.1",
     "@replay {replay.json}",
     "@baseline {baseline.json}",
     "@results {results.json}",
 ]
 #: options that a mutation leaves alone: they start processes, servers or wait
-LEFT_ALONE = {"jobs", "dask", "help", "version", "serve_command", "base_url", "baseline_url"}
+LEFT_ALONE = {
+    "jobs", "dask", "help", "version", "serve_command", "base_url", "baseline_url", "seconds"
+}  # fmt: skip
 
 
 def command_at(argv: list[str]) -> tuple[click.Command, int]:
@@ -359,6 +362,10 @@ def seeds() -> dict[str, bytes]:
     )
     found: dict[str, Any] = {
         "profile.json": json.dumps(data),
+        "host.json": json.dumps(
+            {"schema": "qsim-host/1", "step_ms": 0.1, "low_ms": 0.09, "high_ms": 0.12,
+             "rounds": 80, "cpu": "a CPU, 4 CPUs", "python": "3.11.7"}
+        ),
         "trace.csv": trace,
         "hours.csv": hours,
         "azure.csv": AZURE_2023,

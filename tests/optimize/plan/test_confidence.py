@@ -217,13 +217,13 @@ def test_a_plan_tells_its_detail_the_same_from_two_processes() -> None:
     assert none.detail is None
 
 
-#: its machine is known by a quarter
+#: prefills of its machine are known by a quarter
 WIDE = [1.0, math.exp(-1.645 * 0.25), math.exp(1.645 * 0.25)]
 DOUBTFUL = replace(
     EXACT,
     adapted=Adapted(
         "p", [], ["a load"],
-        {n: WIDE if n in ("memory", "compute") else [1.0, 1.0, 1.0] for n in FACTORS},
+        {n: WIDE if n == "compute" else [1.0, 1.0, 1.0] for n in FACTORS},
     ),
 )  # fmt: skip
 
