@@ -240,7 +240,7 @@ def run_processes(bench: Bench, small: bool, source: str, folder: Path) -> None:
     # eight times as fast, so that 64 servers have something to do
     fleet = [*week[:-1], "64", "--speed", "8", "--stream", "--json", files[1]]
     bench.process(f"{n:,} requests of the week, 64 replicas, --stream", fleet, n, 1)
-    scaled = [*fleet, "--autoscale", "requests=24,min=8,max=64", "--mtbf", "86400"]
+    scaled = [*fleet, "--autoscale", "requests=24,min=8,max=64", "--mtbf", "3600"]
     name = "the same, autoscaled and failing"
     bench.process(name, [*scaled, "--repair-time", "600"], n, 1, beside_last=True)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +25,7 @@ from qsim import (
     plan,
     simulate,
 )
+from qsim.cli import main
 from qsim.errors import ScenarioError
 from qsim.sim.fleet.router import ROUTERS
 from qsim.sim.results.slo import Slo
@@ -356,3 +359,24 @@ def test_streamed_in_parts_it_is_the_same():
     assert streamed.counts["completed"] == whole.completed.sum()
     assert streamed.energy_j == pytest.approx(whole.energy_j)
     assert whole.scaling.pools[0].most_servers > 1
+
+
+@pytest.mark.parametrize("command", ["plan", "tune", "schedule", "sweep"])
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("fleet.autoscaler", {"signals": [{"metric": "requests", "target": 9}], "max_replicas": 2}),
+        ("fleet.failures", {"mtbf_s": 9.0}),
+        ("traffic.concurrency", 3),
+    ],
+)
+def test_a_search_refuses_what_it_would_leave_out(command, path, value, tmp_path):
+    """From the command line as from Python."""
+    section, name = path.split(".")
+    data = {"traffic": {"trace": "azure-conv-2023:duration=5,rate=2"}, "slos": ["ttft:p99:500"]}
+    data.setdefault(section, {})[name] = value
+    file = tmp_path / "s.json"
+    file.write_text(json.dumps(data))
+    found = CliRunner().invoke(main, [command, str(file)])
+    assert found.exit_code == 2
+    assert f"{path} is given, and {command} does not simulate it" in found.output
