@@ -18,9 +18,17 @@ from qsim.optimize.search.space import (
     value_text,
 )
 from qsim.optimize.tune.result import Limit
+from qsim.profiles.schema import Profile
 from qsim.sim.results.slo import Slo
 
-__all__ = ["parse_fix", "parse_limits", "parse_objectives", "parse_search"]
+__all__ = [
+    "gpu_figures",
+    "not_owned",
+    "parse_fix",
+    "parse_limits",
+    "parse_objectives",
+    "parse_search",
+]
 
 
 def parse_objectives(names: Sequence[str]) -> tuple[Measure, ...]:
@@ -117,3 +125,31 @@ def parse_fix(fix: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
             raise ScenarioError(f"--fix {text!r}: must be one value; several are for --search")
         found[name] = values[0]
     return found
+
+
+def gpu_figures(gpus: Sequence[str], measures: Sequence[Measure]) -> tuple[str, ...]:
+    """The figures ``gpus_TYPE`` that are asked for, each of a type that a profile has.
+
+    Raises
+    ------
+    ScenarioError
+        For another type.
+    """
+    known = {f"gpus_{gpu}" for gpu in gpus}
+    asked = list(dict.fromkeys(m.name for m in measures if m.name.startswith("gpus_")))
+    for name in asked:
+        if name not in known:
+            raise ScenarioError(
+                f"{name.removeprefix('gpus_')!r} is no type of GPU that a profile in this tuning "
+                f"uses; they use: {', '.join(sorted(k.removeprefix('gpus_') for k in known))}"
+            )
+    return tuple(asked)
+
+
+def not_owned(profile: Profile, stock: Mapping[str, int]) -> str:
+    """That there are no GPUs for a server; "" where there are, or no stock is given."""
+    gpu, need = profile.identity.gpu, profile.identity.tensor_parallel_size
+    owned = stock.get(gpu, 0)
+    if not stock or owned >= need:
+        return ""
+    return f"one server needs {need} {gpu}, and {owned or 'none'} in stock (--stock)"

@@ -12,7 +12,7 @@ import numpy as np
 
 from qsim.errors import InputError, QsimError, ScenarioError
 from qsim.optimize.economics.prices import price_of, prices_of
-from qsim.optimize.plan.profile_choice import Choice, choose_profiles
+from qsim.optimize.plan.profile_choice import choose_profiles
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.executors import open_executor
@@ -40,7 +40,14 @@ from qsim.optimize.search.study import (
     StudyStoppedError,
     run_study,
 )
-from qsim.optimize.tune.arguments import parse_fix, parse_limits, parse_objectives, parse_search
+from qsim.optimize.tune.arguments import (
+    gpu_figures,
+    not_owned,
+    parse_fix,
+    parse_limits,
+    parse_objectives,
+    parse_search,
+)
 from qsim.optimize.tune.result import Limit, TuneResult, check_pick
 from qsim.optimize.tune.space import TuneSpace, tune_space
 from qsim.profiles.schema import Profile
@@ -309,14 +316,17 @@ def tune_for(
     choices = choose_profiles(
         among.model, gpus, among.methods, among.profiles, options.vllm_version
     )
-    types = _gpu_figures(choices, [*chosen_measures, *(m.measure for m in all_limits)])
+    types = gpu_figures(
+        [c.profile.identity.gpu for c in choices],
+        [*chosen_measures, *(m.measure for m in all_limits)],
+    )
     quality = {c.profile.id: goal.of(c.profile) for c in choices}
     excluded, left = {}, []
     for choice in choices:
         reason = (
             goal.objection(quality[choice.profile.id])
             or _unfit(choice.profile, options, trace, traffic.too_long)
-            or _not_owned(choice.profile, asked.stock)
+            or not_owned(choice.profile, asked.stock)
         )
         if reason:
             excluded[choice.profile.id] = reason
@@ -430,34 +440,6 @@ def tune_for(
     if end is not None:
         raise TuneStoppedError(str(end), result) from end
     return result
-
-
-def _gpu_figures(choices: Sequence[Choice], measures: Sequence[Measure]) -> tuple[str, ...]:
-    """The figures ``gpus_TYPE`` that are asked for, each of a type that a profile has.
-
-    Raises
-    ------
-    ScenarioError
-        For another type.
-    """
-    known = {f"gpus_{c.profile.identity.gpu}" for c in choices}
-    asked = list(dict.fromkeys(m.name for m in measures if m.name.startswith("gpus_")))
-    for name in asked:
-        if name not in known:
-            raise ScenarioError(
-                f"{name.removeprefix('gpus_')!r} is no type of GPU that a profile in this tuning "
-                f"uses; they use: {', '.join(sorted(k.removeprefix('gpus_') for k in known))}"
-            )
-    return tuple(asked)
-
-
-def _not_owned(profile: Profile, stock: Mapping[str, int]) -> str:
-    """That there are no GPUs for a server; "" where there are, or no stock is given."""
-    gpu, need = profile.identity.gpu, profile.identity.tensor_parallel_size
-    owned = stock.get(gpu, 0)
-    if not stock or owned >= need:
-        return ""
-    return f"one server needs {need} {gpu}, and {owned or 'none'} in stock (--stock)"
 
 
 def _unfit(profile: Profile, options: EngineOptions, trace: Trace, too_long: str) -> str:
