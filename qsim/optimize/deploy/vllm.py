@@ -95,7 +95,8 @@ def serve_script(
     Parameters
     ----------
     pools : Pool or list of Pool
-        One after the other they take the GPUs of the first machine, then of the next.
+        One after the other they take the GPUs of the first machine, then of the next; those of
+        another type of GPU begin with a machine of their own.
     gpus_per_host : int
         GPUs of each machine.
     port : int
@@ -109,7 +110,10 @@ def serve_script(
     pools = pools if isinstance(pools, list) else [pools]
     hosts: list[list[str]] = []
     used = gpus_per_host
+    gpu = ""
     for pool in pools:
+        if pool.gpu != gpu:  # a machine has one type
+            gpu, used = pool.gpu, gpus_per_host
         need = pool.tensor_parallel_size
         if need > gpus_per_host:
             raise ScenarioError(

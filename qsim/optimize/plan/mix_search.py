@@ -172,6 +172,8 @@ def choose_pairs(
             able.append((c, alone, most))
     pairs = []
     for (a, n, most_a), (b, m, most_b) in combinations(able, 2):
+        if a.model != b.model:  # one router has one model behind it
+            continue
         scale = min(weights[a.profile], weights[b.profile])
         parts = (
             Part(a, 0, float(f"{weights[a.profile] / scale:.3g}")),

@@ -181,6 +181,30 @@ def test_manifests_and_commands_of_every_pool(answer: Plan) -> None:
     script = export_plan(answer, "vllm") or ""
     assert script.count("vllm serve") == best.replicas
     assert all(f"with weight {p.weight:g} in it" in script for p in best.parts)
+    assert "# 2 machines: run it on each" in script, "no machine has GPUs of two types"
+
+
+def test_profiles_of_two_models_are_not_mixed() -> None:
+    other = replace(SLOW, identity=replace(SLOW.identity, model="toy-2b"))
+    found = plan(
+        traffic(60), profiles=[FAST, other], slos=("ttft:p50:9000",), prices=PRICES,
+        stock={"h200_sxm": 1, "a100_sxm": 1}, replications=0, headroom=False,
+    )  # fmt: skip
+    assert found.mixes is None
+    assert not any(c.parts for c in found.candidates)
+
+
+def test_the_page_and_the_picture_of_a_plan_with_a_mix(answer: Plan, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from qsim.report.html.reports import write_plan_report
+
+    best = answer.best
+    assert best is not None
+    write_plan_report(tmp_path / "plan.html", answer)
+    page = (tmp_path / "plan.html").read_text()
+    first = best.parts[0]
+    assert f"Recommended: {first.replicas} x {first.blank.profile}" in page
+    assert "in stock: it takes a mix" in page
 
 
 def test_confidence_headroom_and_detail_of_a_mix(sizes: tuple[int, int]) -> None:
