@@ -119,7 +119,10 @@ def test_answers_are_of_the_rows(found: StudyResult) -> None:
         ),
     )
     text = answers(faster, "hardware")[0]
-    assert "differs most for awq-w4a16, 4.29 times its tokens/s on h200_sxm and 1.61 on" in text
+    assert (
+        "differs most for awq-w4a16, 4.29 times its tokens/s per GPU on h200_sxm and 1.61 on"
+        in text
+    )
     assert "on a100_sxm, under vLLM 0.33.0 and 0.24.0" in text
     assert ratio_band(Band(2, 1, 3), Band(4, 2, 8)) == Band(0.5, 0.125, 1.5)
     assert ratio_band(Band.exact(1), Band.exact(0)) is None
@@ -164,6 +167,30 @@ def test_what_is_not_known_is_left_out_of_pictures_and_tables(found: StudyResult
     text = study_page(unknown)
     assert read(text).open == []
     assert not re.search(r"\bnan\b", text)
+
+
+def test_sharding_is_told_of_the_sizes_that_there_are(found: StudyResult) -> None:
+    text = answers(found, "parallelism")[0]
+    assert "one server of TP4 has for bf16 0.330 (0.305 to 0.357) times the mean TPOT" in text
+    assert "of 4 replicas of TP1" in text
+    # bf16 that does not fit on one GPU: TP2 is its smallest
+    large = replace(
+        found,
+        parallelism=tuple(
+            r for r in found.parallelism if (r.method, r.tensor_parallel_size) != ("bf16", 1)
+        ),
+    )
+    text = answers(large, "parallelism")[0]
+    assert "one server of TP4 has for bf16" in text
+    assert "of 2 replicas of TP2" in text
+    assert "with TP2 to" in text
+    without = replace(found, parallelism=tuple(r for r in found.parallelism if r.method != "bf16"))
+    text = answers(without, "parallelism")[0]
+    assert "one server of TP4 has for fp8-w8a8" in text
+    assert "bf16 cannot be compared" in text
+    single = tuple(r for r in found.parallelism if r.tensor_parallel_size == 2)
+    text = answers(replace(found, parallelism=single), "parallelism")[0]
+    assert text == "On 4 h200_sxm, no method has servers of several sizes to compare."
 
 
 def test_hardware_shows_gpus_beside_those_that_were_asked_for(found: StudyResult) -> None:

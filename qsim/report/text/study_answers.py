@@ -153,51 +153,69 @@ def _workload(found: StudyResult, gpu: str) -> str:
 
 
 def _parallelism(found: StudyResult, gpu: str) -> str:
+    """What sharding does to one method, the first if it has several sizes, and to the others."""
     rows = [r for r in found.parallelism if r.gpu == gpu]
-    sizes = sorted({r.tensor_parallel_size for r in rows})
-    if len(sizes) < 2:
+    sizes = {
+        m: sorted({r.tensor_parallel_size for r in rows if r.method == m}) for m in found.methods
+    }
+    several = [m for m in found.methods if len(sizes[m]) > 1]
+    if not rows:
         return ""
-    base, least, most = found.methods[0], sizes[0], sizes[-1]
+    gpus, base = rows[0].gpus, found.methods[0]
+    if not several:
+        return f"On {gpus} {gpu}, no method has servers of several sizes to compare."
     by: dict[tuple[str, int, str], ParallelismRow] = {
         (r.method, r.tensor_parallel_size, r.load): r for r in rows
     }
-    parts = []
+
+    def value(method: str, size: int, load: str, name: str) -> Band | None:
+        row = by.get((method, size, load))
+        return None if row is None else row.figures.get(name)
+
+    told = several[0]
+    least, most = sizes[told][0], sizes[told][-1]
+    ratios = []
     for load, name, what in (
         ("busy", "mean_tpot_ms", "mean TPOT"),
         ("saturated", "output_throughput_per_gpu", "highest tokens/s"),
     ):
-        one, many = by.get((base, least, load)), by.get((base, most, load))
-        a = None if one is None else one.figures.get(name)
-        b = None if many is None else many.figures.get(name)
-        if a is not None and b is not None and (ratio := ratio_band(b, a)) is not None:
-            parts.append(f"{band_text(ratio)} times the {what}")
-    text = (
-        f"On {rows[0].gpus} {gpu}, one server of TP{most} has for {base} {' and '.join(parts)} of "
-        f"{rows[0].gpus // least} replicas of TP{least}"
-        if parts and rows[0].gpus == most
-        else f"On {rows[0].gpus} {gpu}, TP{most} has for {base} {' and '.join(parts)} of TP{least}"
-        if parts
-        else f"On {rows[0].gpus} {gpu}"
-    )
+        one, many = value(told, least, load, name), value(told, most, load, name)
+        if one is not None and many is not None and (ratio := ratio_band(many, one)) is not None:
+            ratios.append(f"{band_text(ratio)} times the {what}")
+    parts = []
+    if ratios:
+        parts.append(
+            f"{_layout(gpus, most)} has for {told} {' and '.join(ratios)} of {_layout(gpus, least)}"
+        )
     name = "output_throughput_per_gpu"
     changes = []
-    for method in found.methods[1:]:
+    for method in several:
         gains = []
-        for size in (least, most):
-            own, other = by.get((method, size, "saturated")), by.get((base, size, "saturated"))
-            a = None if own is None else own.figures.get(name)
-            b = None if other is None else other.figures.get(name)
-            gains.append(None if a is None or b is None else ratio_band(a, b))
-        if gains[0] is not None and gains[1] is not None:
-            changes.append((method, gains[0], gains[1]))
+        for size in sizes[method]:
+            own, other = (value(m, size, "saturated", name) for m in (method, base))
+            if method != base and own is not None and other is not None:
+                gain = ratio_band(own, other)
+                gains += [(gain, size)] if gain is not None else []
+        if len(gains) > 1:
+            changes.append((method, gains[0], gains[-1]))
     if changes:
-        method, first, last = max(changes, key=lambda c: abs(c[2].value / c[1].value - 1))
-        sure = "" if first.apart(last) else ", which the errors could explain"
-        text += (
-            f"; the advantage over {base} changes most for {method}, from "
-            f"{number(first.value, 3)} to {number(last.value, 3)} times its tokens/s{sure}"
+        method, (first, low), (last, high) = max(
+            changes, key=lambda c: abs(c[2][0].value / c[1][0].value - 1)
         )
-    return text + "."
+        sure = "" if first.apart(last) else ", which the errors could explain"
+        parts.append(
+            f"the advantage over {base} changes most for {method}, from {number(first.value, 3)} "
+            f"times its tokens/s with TP{low} to {number(last.value, 3)} with TP{high}{sure}"
+        )
+    missing = [m for m in found.methods if m not in several]
+    if missing:
+        parts.append(f"{', '.join(missing)} cannot be compared: servers of one size or none")
+    return f"On {gpus} {gpu}, {'; '.join(parts)}."
+
+
+def _layout(gpus: int, size: int) -> str:
+    count = gpus // size
+    return f"one server of TP{size}" if count == 1 else f"{count} replicas of TP{size}"
 
 
 def _hardware(found: StudyResult) -> list[str]:
@@ -233,7 +251,7 @@ def _hardware(found: StudyResult) -> list[str]:
         under = f", under vLLM {versions[0]} and {versions[1]}" if len(set(versions)) > 1 else ""
         parts.append(
             f"the advantage over {base} differs most for {method}, {number(high[0].value, 3)} "
-            f"times its tokens/s on {high[1]} and {number(low[0].value, 3)} on {low[1]}"
+            f"times its tokens/s per GPU on {high[1]} and {number(low[0].value, 3)} on {low[1]}"
             f"{under}{sure}"
         )
     elif len(gpus) == 1:
