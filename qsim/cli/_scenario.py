@@ -27,7 +27,19 @@ if TYPE_CHECKING:
 __all__ = ["ScenarioCommand", "save_scenario", "scenario_from", "shared_options", "write_outputs"]
 
 #: keys that only a file in sections has, not one of options
-_SECTIONS = {"traffic", "fleet", "slos", "accounts", "plan", "tune", "schedule", "sweep", "study"}
+_SECTIONS = {
+    "traffic",
+    "fleet",
+    "slos",
+    "accounts",
+    "plan",
+    "tune",
+    "schedule",
+    "sweep",
+    "study",
+    "capacity",
+    "curve",
+}
 #: parameters whose place in a scenario has another name
 _RENAMED = {"prices_path": "price_list", "searched": "search"}
 #: options that say where results go or how the work is done, not what is computed
@@ -137,7 +149,7 @@ def scenario_from(ctx: click.Context) -> Scenario:
         given = ctx.get_parameter_source(name) in _GIVEN
         name = _RENAMED.get(name, name)
         if given and value is not None and place_of(command, name) is not None:
-            values[name] = _converted(name, value)
+            values[name] = _converted(command, name, value)
     if ctx.params.get("pool_texts"):
         put_pools(data, ctx.params["pool_texts"], values)
     if (failures := failures_from(ctx.params)) is not None:
@@ -148,7 +160,7 @@ def scenario_from(ctx: click.Context) -> Scenario:
     for text in ctx.params["assignments"]:
         parse_set(data, text, Scenario)
     scenario = Scenario.from_dict(data, names=names)
-    if command != "simulate":
+    if command not in ("simulate", "capacity"):  # which has users
         refuse_clients(command, scenario)
     if scenario.traffic.trace is None:
         for param in ctx.command.params:
@@ -162,7 +174,23 @@ def scenario_from(ctx: click.Context) -> Scenario:
 _DATA = "qsim.scenario"
 
 
-def _converted(name: str, value: Any) -> Any:
+def _numbers(option: str, text: str) -> list[float]:
+    """``5,10,20`` as numbers."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ScenarioError(
+            f"{option} is {text[:80]!r}; must be requests a second, such as 5,10,20"
+        ) from None
+
+
+def _converted(command: str, name: str, value: Any) -> Any:
+    if command == "capacity" and name == "gpus":
+        from qsim.cli._search import gpus_from
+
+        return gpus_from(value, "--gpus")
+    if command == "curve" and name == "rates":
+        return _numbers("--rates", value)
     if name == "prices":
         from qsim.cli._search import prices_from
 

@@ -7,9 +7,7 @@ from typing import Any
 import click
 
 from qsim.checks import check_ending
-from qsim.cli._command import Command
 from qsim.cli._common import (
-    engine_from,
     engine_options,
     executor_options,
     jobs_from,
@@ -17,34 +15,23 @@ from qsim.cli._common import (
     router_option,
     run_options,
     slo_option,
+    tell_reading,
     trace_options,
 )
 from qsim.cli._outputs import Outputs, check_outputs
 from qsim.cli._progress import progress_bar
-from qsim.cli._scenario import shared_options, write_outputs
-from qsim.cli._search import market_from, market_options
-from qsim.cli.capacity import optional_trace, traffic_from
+from qsim.cli._scenario import ScenarioCommand, scenario_from, shared_options, write_outputs
+from qsim.cli._search import market_options
+from qsim.cli.capacity import optional_trace
 from qsim.errors import ScenarioError
 from qsim.files import write_text
 
 __all__ = ["curve"]
 
 
-def _rates(text: str | None) -> list[float]:
-    """``5,10,20`` as numbers."""
-    if text is None:
-        return []
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ScenarioError(
-            f"--rates is {text[:80]!r}; must be requests a second, such as 5,10,20"
-        ) from None
-
-
 @optional_trace
 @shared_options
-@click.command(cls=Command)
+@click.command(cls=ScenarioCommand)
 @trace_options
 @click.option("--profile", "profiles", multiple=True, metavar="ID|FILE",
               help="A fleet of this profile; repeat it to compare fleets.")  # fmt: skip
@@ -75,34 +62,20 @@ def curve(ctx: click.Context, /, **given: Any) -> None:
         check_ending("--csv", given["csv_path"], (".csv",))
     if given["csv_path"] == given["json_path"] == "-":
         raise ScenarioError("--csv - and --json - would both go to stdout; give a path to one")
-    if not given["profiles"]:
-        raise ScenarioError("no fleet is given; name a profile (--profile ID; qsim profiles)")
-    from qsim.optimize.capacity.curve import curve as run
+    from qsim.optimize.capacity.scenario import curve_of
     from qsim.report.text.capacity import curve_text
 
+    scenario = scenario_from(ctx)
     check_outputs(given)
-    rates = _rates(given["rates"])
-    trace, words = traffic_from(given)
-    names = ("replicas", "gpus", "slos", "router", "seed", "too_long")
     with progress_bar("curve", given["progress"]) as update:
-        found = run(
-            given["profiles"],
-            trace,
-            rates=rates,
-            **{k: given[k] for k in names},
-            **market_from(given),
-            options=engine_from(given),
-            words=words,
-            **jobs_from(given),
-            progress=update,
-        )
+        found = curve_of(scenario, tell=tell_reading, **jobs_from(given), progress=update)
     out = Outputs()
     if given["csv_path"] == "-":
         out.echo(found.to_csv(), nl=False)
     elif given["json_path"] != "-":
         out.echo(curve_text(found))
     with out.attempt("--json"):
-        write_outputs(ctx, found.to_dict)
+        write_outputs(ctx, found.to_dict, scenario)
     if given["csv_path"] not in (None, "-"):
         with out.attempt("--csv"):
             write_text(given["csv_path"], found.to_csv())

@@ -7,7 +7,7 @@ their value at the same place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -53,11 +53,9 @@ _PLACES: dict[str, Place] = {
 
 def place_of(command: str, name: str) -> Place | None:
     """Where a command's option or argument goes; None if there is none of that name."""
-    if name in _PLACES:
-        return _PLACES[name]
     if command in COMMANDS and name in type(getattr(_DEFAULT, command)).model_fields:
         return command, name
-    return None
+    return _PLACES.get(name)
 
 
 def fill(data: dict[str, Any], command: str, values: Mapping[str, Any]) -> dict[Place, str]:
@@ -184,8 +182,13 @@ def scenario_of(
     return asked
 
 
-def refuse_clients(command: str, scenario: Scenario) -> None:
-    """Refuse what a search would leave out of its simulations."""
+def refuse_clients(command: str, scenario: Scenario, but: Sequence[str] = ()) -> None:
+    """Refuse what a search would leave out of its simulations, ``but`` what it does not.
+
+    Raises
+    ------
+    ScenarioError
+    """
     for path, value in (
         ("traffic.concurrency", scenario.traffic.concurrency),
         ("traffic.think_time_s", scenario.traffic.think_time_s),
@@ -193,7 +196,7 @@ def refuse_clients(command: str, scenario: Scenario) -> None:
         ("fleet.failures", scenario.fleet.failures),
         ("fleet.autoscaler", scenario.fleet.autoscaler),
     ):
-        if value is not None:
+        if value is not None and path not in but:
             raise ScenarioError(
                 f"{path} is given, and {command} does not simulate it: leave it out (--set "
                 f"{path}=), or use simulate"

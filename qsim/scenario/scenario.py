@@ -17,6 +17,8 @@ from qsim.profiles.schema import Profile
 from qsim.scenario.fields import MOST, Section, Word, empty_list
 from qsim.scenario.paths import paths_named, put_at
 from qsim.scenario.searches import (
+    CapacitySection,
+    CurveSection,
     PlanSection,
     ScheduleSection,
     StudySection,
@@ -30,7 +32,7 @@ from qsim.traces.trace import Trace
 __all__ = ["COMMANDS", "Scenario"]
 
 #: commands with a section of their own
-COMMANDS = ("plan", "tune", "schedule", "sweep", "study")
+COMMANDS = ("plan", "tune", "schedule", "sweep", "study", "capacity", "curve")
 _SECTIONS = ("traffic", *COMMANDS)
 #: what every resolved scenario says
 _ALWAYS = ("traffic", "fleet", "slos", "seed")
@@ -79,6 +81,8 @@ class Scenario(Section):
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)
     sweep: SweepSection = Field(default_factory=SweepSection)
     study: StudySection = Field(default_factory=StudySection)
+    capacity: CapacitySection = Field(default_factory=CapacitySection)
+    curve: CurveSection = Field(default_factory=CurveSection)
 
     def __init__(self, **data: Any) -> None:
         try:

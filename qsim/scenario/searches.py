@@ -18,12 +18,15 @@ from qsim.scenario.fields import (
     Texts,
     Values,
     Word,
+    empty_dict,
     empty_list,
     text_or_number,
 )
 from qsim.scenario.sections import ProfileName
 
 __all__ = [
+    "CapacitySection",
+    "CurveSection",
     "PlanSection",
     "ScheduleSection",
     "SearchSection",
@@ -182,6 +185,47 @@ class SweepSection(Section):
     lhs: _Runs | None = Field(
         default=None,
         description="Run so many points of a Latin hypercube instead of every combination.",
+    )
+
+
+class CapacitySection(SearchSection):
+    """``capacity``: the most that given GPUs carry within the SLOs, by layout."""
+
+    gpus: Annotated[dict[Word, _Gpus], Items(1000)] = Field(  # type: ignore[assignment]
+        default_factory=empty_dict, description="GPUs by type, such as {h100_sxm: 8}."
+    )
+    objective: Literal["rate", "cost", "energy"] = "rate"
+    min_goodput: Share | None = Field(
+        default=None, description="Share of requests within every goodput limit; 0.99 unless given."
+    )
+    users: bool = Field(
+        default=False,
+        description="Find the most users instead of the highest rate; they think for "
+        "traffic.think_time_s after an answer.",
+    )
+    precision: Factor = Field(
+        default=0.02, description="Search until a rate at most so much higher misses a limit."
+    )
+
+
+class CurveSection(Section):
+    """``curve``: what fleets do from light load to beyond what they carry.
+
+    A fleet each of ``profiles``, or else of the fleet's pools.
+    """
+
+    profiles: Annotated[list[ProfileName], Items(MOST)] = Field(
+        default_factory=empty_list, description="Ids or files, a fleet each."
+    )
+    replicas: _Replicas | None = Field(
+        default=None, description="Servers of each fleet; those of the pools, or 1."
+    )
+    gpus: _Gpus | None = Field(
+        default=None, description="Or GPUs of each fleet: as many servers as fit."
+    )
+    rates: Annotated[list[Factor], Items(200)] = Field(
+        default_factory=empty_list,
+        description="Requests a second; by default shares of what each fleet carries.",
     )
 
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import qsim as api
+from qsim.cli._common import to_json
 from qsim.cli.capacity import DEFAULT_TRACE
 from qsim.optimize.capacity.capacity import DEFAULT_TRAFFIC
+from qsim.scenario import Scenario
 from tests.cli.helpers import fails, qsim
 
 TRAFFIC = "azure-conv-2023:requests=400"
@@ -73,3 +76,72 @@ def test_a_curve_as_table_csv_and_picture(tmp_path: Path, profile: Path, slower:
 )
 def test_errors(args: tuple[str, ...], words: str) -> None:
     fails(qsim(*args), 2, words)
+
+
+def test_a_scenario_gives_what_the_options_give(tmp_path: Path, profile: Path) -> None:
+    scenario = {
+        "traffic": {"trace": TRAFFIC, "think_time_s": 2.0},
+        "slos": ["ttft:p90:400"],
+        "capacity": {"gpus": {"h200_sxm": 1}, "profiles": [str(profile)], "users": True},
+        "curve": {"profiles": [str(profile)], "rates": [2.0, 4.0]},
+        "fleet": {"router": "random", "pools": [{"engine": {"max_num_seqs": 64}}]},
+        "accounts": {"prices": {"h200_sxm": 2.0}},
+    }
+    path = tmp_path / "chat.yaml"
+    path.write_text(json.dumps(scenario))
+    shared = ("--router", "random", "--max-num-seqs", 64, "--price", "h200_sxm=2", *LIMIT)
+    ways = {
+        "capacity": (TRAFFIC, "--gpus", "h200_sxm=1", "--profile", profile, "--users",
+                     "--think-time", 2, *shared),
+        "curve": (TRAFFIC, "--profile", profile, "--rates", "2,4", *shared),
+    }  # fmt: skip
+    from_python = {"capacity": api.capacity, "curve": api.curve}
+    for command, options in ways.items():
+        drop = () if command == "capacity" else ("--set", "traffic.think_time_s=")
+        saved = tmp_path / f"{command}.yaml"
+        by_file = qsim(command, path, *drop, "--jobs", 1, "--json", "-", "--save-scenario", saved)
+        by_options = qsim(command, *options, "--jobs", 1, "--json", "-")
+        assert by_file.exit_code == 0, by_file.output
+        assert by_options.exit_code == 0, by_options.output
+        found, same = json.loads(by_file.stdout), json.loads(by_options.stdout)
+        assert found.pop("scenario")["fleet"]["router"] == same.pop("scenario")["fleet"]["router"]
+        assert found == same
+        again = qsim(command, saved, "--jobs", 1, "--json", "-")
+        assert json.loads(again.stdout) | {"scenario": 0} == found | {"scenario": 0}
+        asked = Scenario.load(saved)
+        told = json.loads(to_json(from_python[command](asked).to_dict()))
+        assert told == found
+
+
+def test_the_printed_command_of_users_gives_the_figures(tmp_path: Path, profile: Path) -> None:
+    result = qsim("capacity", TRAFFIC, "--gpus", "h200_sxm=1", "--profile", profile, *LIMIT,
+                  "--users", "--think-time", 1.5, "--jobs", 1)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "the most users that 1 h200_sxm carry" in result.stdout
+    command = next(t for t in result.stdout.splitlines() if t.startswith("its figures: "))
+    again = qsim(*shlex.split(command.removeprefix("its figures: "))[1:], "--json", "-")
+    assert again.exit_code == 0, again.output
+    summary = json.loads(again.stdout)
+    assert summary["slos_met"]
+    assert f" {summary['scenario']['traffic']['concurrency']} users, " in result.stdout
+
+
+def test_pools_are_the_fleets_of_a_curve(tmp_path: Path, profile: Path, slower: Path) -> None:
+    pools = [{"profile": str(p), "replicas": 2} for p in (profile, slower)]
+    path = tmp_path / "fleet.yaml"
+    path.write_text(json.dumps({"traffic": {"trace": TRAFFIC}, "fleet": {"pools": pools}}))
+    result = qsim("curve", path, "--rates", "3", "--jobs", 1, "--json", "-")
+    assert result.exit_code == 0, result.output
+    assert [f["replicas"] for f in json.loads(result.stdout)["fleets"]] == [2, 2]
+    fails(qsim("curve", path, "--set", "fleet.pools.1.replicas=3"), 2, "have 2 and 3 replicas")
+
+
+@pytest.mark.parametrize("command", ["plan", "tune", "capacity", "curve"])
+def test_what_a_search_does_not_simulate_is_refused(
+    tmp_path: Path, profile: Path, command: str
+) -> None:
+    path = tmp_path / "fleet.yaml"
+    data = {"traffic": {"trace": TRAFFIC, "concurrency": 4}, "slos": ["ttft:p90:400"],
+            "fleet": {"pools": [{"profile": str(profile)}]}}  # fmt: skip
+    path.write_text(json.dumps(data))
+    fails(qsim(command, path, "--jobs", 1), 2, f"traffic.concurrency is given, and {command} does")

@@ -79,6 +79,10 @@ COMMANDS: list[str] = [
     "plan {trace.csv} --profile {profile.json} --slo ttft:p99:9000 --no-headroom --jobs 1 "
     "--stock h200_sxm=2 --replications 0",
     "plan --scenario {plan.yaml} --jobs 1",
+    "capacity {trace.csv} --gpus h200_sxm=1 --profile {profile.json} --slo ttft:p50:9000 --jobs 1 "
+    "--users --think-time 0.5",
+    "capacity {capacity.yaml} --jobs 1",
+    "curve {capacity.yaml} --jobs 1 --set traffic.think_time_s=",
     "capacity {trace.csv} --gpus h200_sxm=2 --profile {profile.json} --slo ttft:p50:9000 --jobs 1 "
     "--precision 0.3",
     "curve {trace.csv} --profile {profile.json} --slo ttft:p50:9000 --jobs 1 --rates 1,5 "
@@ -407,6 +411,9 @@ def seeds() -> dict[str, bytes]:
         "simulate.yaml": "trace: trace.csv\nprofile: profile.json\nreplicas: 2\nseed: 1\n"
         "slo: [ttft:p99:500]\nmax_num_seqs: 8\nrouter: random\ntoo_long: error\n",
         "chat.yaml": CHAT,
+        "capacity.yaml": "traffic: {trace: trace.csv, think_time_s: 1}\nslos: ['ttft:p50:9000']\n"
+        "capacity: {profiles: [profile.json], gpus: {h200_sxm: 1}, users: true, precision: 0.3}\n"
+        "curve: {profiles: [profile.json], rates: [1, 5]}\n",
         "chat.json": json.dumps(yaml.safe_load(CHAT)),
         "plan.yaml": "trace: trace.csv\nprofile: [profile.json]\nslo:\n- ttft:p99:9000\n"
         "headroom: false\nprice: {h200_sxm: 2.5}\nmax_replicas: 4\n",

@@ -7,14 +7,16 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 
 from qsim.bounds import MAX_REPLICAS
-from qsim.checks import whole
+from qsim.checks import finite, whole
 from qsim.errors import ScenarioError, TraceError
 from qsim.optimize.capacity.layout import OBJECTIVES, Capacity, Layout, Traffic, ranked
 from qsim.optimize.capacity.rate_search import (
     PRECISION,
     base_rate_rps,
     first_speed,
+    first_users,
     fleet_search,
+    users_of_fleet,
 )
 from qsim.optimize.economics.prices import DEFAULT_CLASS
 from qsim.optimize.plan.candidate import Candidate
@@ -24,6 +26,7 @@ from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, describe, fleet_ranges
 from qsim.optimize.search.goals import check_goals, quality_goal
 from qsim.profiles.schema import Profile
+from qsim.scenario import Scenario
 from qsim.sim.results.goodput import goodput_goal
 from qsim.sim.results.slo import Slo, parse_slos
 from qsim.sim.scheduler.config import EngineOptions, refuse_queue_limits
@@ -39,10 +42,13 @@ DEFAULT_TRAFFIC = "azure-conv-2023"
 #: within these numbers of requests
 _SECONDS = 120.0
 _FEWEST, _MOST = 2_000, 8_000
+#: the same where users send it: so many requests for each of those that are expected; more where
+#: they do not think, because then all begin at once
+_EACH_USER, _EACH_CLIENT, _MOST_OF_USERS = 12, 40, 24_000
 
 
 def capacity(
-    model: str | None = None,
+    model: str | Scenario | None = None,
     gpus: Mapping[str, int] | None = None,
     trace: Trace | str = DEFAULT_TRAFFIC,
     *,
@@ -59,6 +65,8 @@ def capacity(
     router: str = "least-requests",
     options: EngineOptions | None = None,
     beyond_measured: bool = False,
+    users: bool = False,
+    think_time_s: float | None = None,
     precision: float = PRECISION,
     seed: int = 0,
     too_long: str = "error",
@@ -75,8 +83,9 @@ def capacity(
 
     Parameters
     ----------
-    model : str, optional
-        Take the shipped profiles of this model, on the types of ``gpus``, by ``methods`` if given.
+    model : str or Scenario, optional
+        Take the shipped profiles of this model, on the types of ``gpus``, by ``methods`` if given;
+        or all of what is asked: then ``jobs``, ``dask`` and ``progress`` may follow.
     gpus : mapping
         Number of GPUs by type, such as ``{"h100_sxm": 8}``. Each layout uses one type.
     trace : Trace or str
@@ -88,6 +97,12 @@ def capacity(
         output token, each at the highest rate.
     precision : float
         A rate is the answer if one at most so much higher (0.02 is 2%) misses a goal.
+    users : bool
+        Find the most users instead: clients that each send the next request when they have the
+        answer to the last one and have thought for ``think_time_s``, as ``concurrency`` of
+        :func:`qsim.simulate`. When requests arrive in the trace means nothing then.
+    think_time_s : float, optional
+        Of users, s: the mean of an exponential distribution; 0 by default.
     words : sequence of str
         TRACE and its options on the command line, for the commands that give a layout's figures
         again; by default those of a ``trace`` that is text.
@@ -101,12 +116,25 @@ def capacity(
     ProfileError
         If there is no profile to choose from.
     """
+    if isinstance(model, Scenario):
+        from qsim.optimize.capacity.scenario import capacity_of
+
+        if gpus or slos or goodput or profiles or trace != DEFAULT_TRAFFIC:
+            raise TypeError("capacity() got a scenario and more; change the scenario")
+        return capacity_of(model, jobs=jobs, dask=dask, progress=progress)
     limits = parse_slos(slos)
     good = goodput_goal(goodput, min_goodput, limits)
     if not limits and good is None:
         raise ScenarioError("no SLO is given; a capacity needs one, such as ttft:p99:500")
     if objective not in OBJECTIVES:
         raise ScenarioError(f"objective is {objective!r}; must be one of {', '.join(OBJECTIVES)}")
+    if think_time_s is not None and not users:
+        raise ScenarioError(
+            f"think_time_s is {think_time_s:g}, and rates are searched; ask for users, too"
+        )
+    if think_time_s is not None:
+        finite("think_time_s", think_time_s, 0.0, 86_400.0)
+    think_s = think_time_s or 0.0
     stock = _stock(gpus)
     options = replace(options or EngineOptions(), within_measured=not beyond_measured)
     refuse_queue_limits(options.to_dict(), "qsim capacity")
@@ -131,23 +159,36 @@ def capacity(
     able = [(y, p) for y, p in pairs if not y.blank.reason]
     if isinstance(trace, str):
         trace, words = sized_traffic(
-            trace, seed, lambda t: [task_of(y, p, t) for y, p in able], tuple(words)
-        )
+            trace, seed, lambda t: [task_of(y, p, t) for y, p in able], tuple(words),
+            think_s if users else None,
+        )  # fmt: skip
     check_goals(trace, limits, good)
-    traffic = Traffic(describe(trace), base_rate_rps(trace), tuple(words))
-    searches = [_search(task_of(y, p, trace), y, precision) for y, p in pairs]
+    if users and trace.turns is not None:
+        raise ScenarioError(
+            f"{trace.name}: its sessions are users that think by themselves; leave users out and "
+            "see what rate of sessions is carried, or give :turns=open after the path"
+        )
+    rate_rps = 0.0 if users else base_rate_rps(trace)
+    traffic = Traffic(describe(trace), rate_rps, tuple(words))
+    asked = think_s if users else None
+    searches = [_search(task_of(y, p, trace), y, precision, asked) for y, p in pairs]
     found = drive_with(
         jobs, dask, trace, [p for _, p in able], searches, [y.profile for y in layouts], progress
     )
     order = ranked(found, objective)
     machines = None
-    if order and order[0].best is not None:  # of the best one, at the rate that it carries
+    # the stretch of traffic that ranges are simulated on has too few requests for all users
+    if (
+        order and order[0].best is not None and not users
+    ):  # of the best one, at the rate that it carries
         profile = next(p for y, p in pairs if y.profile == order[0].profile)
         faster = trace.speed(order[0].best.speed)
         machines = fleet_ranges(task_of(order[0], profile, faster))
     settings = {"router": router, "seed": seed, "too_long": too_long, "precision": precision,
                 **options.to_dict()}  # fmt: skip
-    return Capacity(order, stock, traffic, limits, good, objective, goal, settings, machines)
+    return Capacity(
+        order, stock, traffic, limits, good, objective, goal, settings, machines, asked,
+    )  # fmt: skip
 
 
 def _stock(gpus: Mapping[str, int] | None) -> dict[str, int]:
@@ -191,6 +232,7 @@ def sized_traffic(
     seed: int,
     tasks: Callable[[Trace], Sequence[FleetTask]],
     words: tuple[str, ...] = (),
+    think_time_s: float | None = None,
 ) -> tuple[Trace, tuple[str, ...]]:
     """Read or draw the traffic; a preset of no given length as long as the fleets call for.
 
@@ -198,6 +240,8 @@ def sized_traffic(
     ----------
     tasks : callable
         The fleets' tasks with a trace.
+    think_time_s : float, optional
+        Of users that send it.
 
     Returns
     -------
@@ -208,6 +252,12 @@ def sized_traffic(
     if trace not in preset_names():
         return load_trace(trace, seed=seed), words or (trace,)
     drawn = load_trace(f"{trace}:requests={_FEWEST}", seed=seed)
+    if think_time_s is not None:
+        users = max((first_users(t, think_time_s) for t in tasks(drawn)), default=1)
+        each = _EACH_USER if think_time_s else _EACH_CLIENT
+        count = min(max(math.ceil(each * users / 100) * 100, _FEWEST), _MOST_OF_USERS)
+        text = f"{trace}:requests={count}"
+        return load_trace(text, seed=seed), (text,)
     rate_rps = base_rate_rps(drawn)
     fastest = max((first_speed(t) for t in tasks(drawn)), default=1.0)
     count = min(max(math.ceil(fastest * rate_rps * _SECONDS / 100) * 100, _FEWEST), _MOST)
@@ -216,18 +266,23 @@ def sized_traffic(
 
 
 def _search(
-    task: FleetTask, layout: Layout, precision: float
+    task: FleetTask, layout: Layout, precision: float, think_time_s: float | None
 ) -> Generator[Step, FleetOutcome, Layout]:
     """One layout's search as :func:`qsim.optimize.search.drive.drive` runs it."""
     if layout.blank.reason:
         return layout
     try:
-        found = yield from fleet_search(task, precision)
+        if think_time_s is None:
+            found = yield from fleet_search(task, precision)
+        else:
+            found = yield from users_of_fleet(task, think_time_s, precision)
     except TraceError as e:
         return replace(layout, reason=str(e))
     reason = ""
     if found.best is None:
         slowest = found.points[0]
-        rate_rps = slowest.speed * base_rate_rps(task.trace)
-        reason = f"{slowest.outcome.binding.sentence()} even at {rate_rps:.3g} requests/s"
+        least = "with one user"
+        if think_time_s is None:
+            least = f"at {slowest.speed * base_rate_rps(task.trace):.3g} requests/s"
+        reason = f"{slowest.outcome.binding.sentence()} even {least}"
     return replace(layout, carried=found, reason=reason)

@@ -26,6 +26,7 @@ from qsim.optimize.search.fleet_task import FleetTask, describe
 from qsim.optimize.search.goals import check_goals, quality_goal
 from qsim.profiles.lookup import load_profile, version_of
 from qsim.profiles.schema import Profile
+from qsim.scenario import Scenario
 from qsim.sim.results.slo import Slo, parse_slos
 from qsim.sim.scheduler.config import EngineOptions, refuse_queue_limits
 from qsim.traces.trace import Trace
@@ -139,7 +140,7 @@ class LoadCurve:
 
 
 def curve(
-    profiles: Sequence[Profile | str],
+    profiles: Sequence[Profile | str] | Scenario,
     trace: Trace | str = DEFAULT_TRAFFIC,
     *,
     replicas: int | None = None,
@@ -164,8 +165,9 @@ def curve(
 
     Parameters
     ----------
-    profiles : sequence of Profile or str
-        One fleet each: profiles, ids or files.
+    profiles : sequence of Profile or str, or Scenario
+        One fleet each: profiles, ids or files; or all of what is asked: then ``jobs``, ``dask``
+        and ``progress`` may follow.
     trace : Trace or str
         The traffic's shape, as for :func:`qsim.capacity`.
     replicas, gpus : int, optional
@@ -182,6 +184,12 @@ def curve(
     ProfileError
         If there is no such profile.
     """
+    if isinstance(profiles, Scenario):
+        from qsim.optimize.capacity.scenario import curve_of
+
+        if slos or rates or replicas or gpus or trace != DEFAULT_TRAFFIC:
+            raise TypeError("curve() got a scenario and more; change the scenario")
+        return curve_of(profiles, jobs=jobs, dask=dask, progress=progress)
     limits = parse_slos(slos)
     options = options or EngineOptions()
     refuse_queue_limits(options.to_dict(), "qsim curve")

@@ -82,8 +82,17 @@ class Layout:
         return None if self.carried is None else self.carried.best
 
     def rate_rps(self, traffic: Traffic) -> float | None:
-        """The highest rate at which every goal is met, requests/s."""
-        return None if self.best is None else self.best.speed * traffic.rate_rps
+        """The highest rate at which every goal is met, requests/s; with users, what they reach."""
+        if self.best is None:
+            return None
+        if self.users is not None:
+            return self.metric("request_throughput")
+        return self.best.speed * traffic.rate_rps
+
+    @property
+    def users(self) -> int | None:
+        """The most users with which every goal is met; None where rates were searched."""
+        return None if self.best is None else self.best.users
 
     @property
     def breaks_first(self) -> str | None:
@@ -111,7 +120,7 @@ class Layout:
         if self.best is None:
             return math.inf
         value = {
-            "rate": -self.best.speed,
+            "rate": -(self.best.speed if self.best.users is None else self.best.users),
             "cost": self.usd_per_1m("output_throughput"),
             "energy": self.metric("joules_per_output_token"),
         }[objective]
@@ -123,7 +132,13 @@ class Layout:
             return ""
         speed = self.best.speed if speed is None and self.best is not None else speed
         settings = capacity.settings
-        words = ["qsim", "simulate", *capacity.traffic.words, "--speed", f"{speed:.15g}"]
+        words = ["qsim", "simulate", *capacity.traffic.words]
+        if self.users is None:
+            words += ["--speed", f"{speed:.15g}"]
+        else:
+            words += ["--concurrency", str(self.users)]
+            if capacity.think_time_s:
+                words += ["--think-time", f"{capacity.think_time_s!r}"]
         words += ["--profile", self.blank.source or self.profile, "--replicas", str(self.replicas)]
         words += ["--router", str(settings["router"]), "--seed", str(settings["seed"])]
         if settings["too_long"] != "error":
@@ -160,7 +175,11 @@ class Layout:
             "quality": None if blank.quality is None else blank.quality.to_dict(),
             "rate_rps": self.rate_rps(capacity.traffic),
             "speed": None if best is None else best.speed,
-            "breaks_at_rps": None if broken is None else broken.speed * base,
+            "users": self.users,
+            "breaks_at_rps": None
+            if broken is None or broken.users is not None
+            else broken.speed * base,
+            "breaks_at_users": None if broken is None else broken.users,
             "breaks_first": self.breaks_first,
             "output_tokens_per_s": self.metric("output_throughput"),
             "tokens_per_s": self.metric("total_token_throughput"),
@@ -176,7 +195,14 @@ class Layout:
             "simulations": []
             if found is None
             else [
-                {"rate_rps": p.speed * base, "speed": p.speed, **p.outcome.to_dict()}
+                {
+                    **(
+                        {"rate_rps": p.speed * base, "speed": p.speed}
+                        if p.users is None
+                        else {"users": p.users}
+                    ),
+                    **p.outcome.to_dict(),
+                }
                 for p in found.points
             ],
         }
@@ -192,6 +218,8 @@ class Capacity:
         By ``objective``; those that carry nothing are last.
     stock : dict
         GPUs of each type.
+    think_time_s : float or None
+        Of users whose number was searched; None where rates were.
     """
 
     layouts: tuple[Layout, ...]
@@ -204,6 +232,7 @@ class Capacity:
     settings: Mapping[str, Any] = field(default_factory=dict)
     #: 90% ranges of the best layout's figures at its rate, over machines
     machines: MachineRanges | None = None
+    think_time_s: float | None = None
 
     @property
     def range_90(self) -> dict[str, tuple[float, float]]:
@@ -236,6 +265,7 @@ class Capacity:
             "traffic": {**self.traffic.facts, "words": list(self.traffic.words)},
             "slos": [str(s) for s in self.slos],
             "goodput": None if self.goodput is None else str(self.goodput),
+            "think_time_s": self.think_time_s,
             "quality": self.quality_goal.to_dict(),
             "settings": dict(self.settings),
             "best": None if self.best is None else self.best.profile,

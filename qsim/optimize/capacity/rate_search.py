@@ -1,4 +1,4 @@
-"""The highest rate that a fleet carries: a trace made faster or slower, until a goal breaks."""
+"""The most that a fleet carries: a faster trace, or more users, until a goal breaks."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from qsim.checks import finite
 from qsim.errors import ScenarioError
 from qsim.optimize.search.drive import Step
 from qsim.optimize.search.fleet_outcome import FleetOutcome
-from qsim.optimize.search.fleet_task import FleetTask, offered_load
+from qsim.optimize.search.fleet_task import FleetTask, busy_s, offered_load
 from qsim.traces.trace import Trace
 
 __all__ = [
+    "EACH",
     "PRECISION",
     "Carried",
     "Point",
     "base_rate_rps",
     "first_speed",
+    "first_users",
     "fleet_search",
     "rate_search",
+    "users_of_fleet",
+    "users_search",
 ]
 
 #: the search ends when the rate that fails is at most so much above the one that does not
@@ -28,16 +32,19 @@ PRECISION = 0.02
 _FARTHEST = 256.0
 #: how much faster, or slower, is tried until the limit lies between two rates
 _STRIDE = 1.4
+#: requests of the trace for each user, at least
+EACH = 4
 #: a fleet carries about so much of what its best efficiency would allow
 _USUAL_SHARE = 0.6
 
 
 @dataclass(frozen=True)
 class Point:
-    """One simulation: the speed of the trace, and what came of it."""
+    """One simulation: the speed of the trace or the users that send it, and what came of it."""
 
     speed: float
     outcome: FleetOutcome
+    users: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,12 @@ class Carried:
     Attributes
     ----------
     best : Point or None
-        The fastest that met every goal, below ``broken``; None if none did.
+        The fastest (with the most users) that met every goal, below ``broken``; None if none did.
     broken : Point or None
         One at most :data:`PRECISION` faster that missed a goal; None if the fastest speed that is
         tried met all.
     points : tuple of Point
-        Every simulation, by speed.
+        Every simulation, by speed or users.
     """
 
     best: Point | None
@@ -143,6 +150,76 @@ def fleet_search(
         speed = next(search)
         while True:
             speed = search.send((yield replace(task, trace=task.trace.speed(speed)), left))
+    except StopIteration as stop:
+        found: Carried = stop.value
+        return found
+
+
+def first_users(task: FleetTask, think_time_s: float) -> int:
+    """Where to begin: the users that keep the fleet busy most of the time.
+
+    By Little's law N = X (R + Z): the throughput of a fleet that is busy, and the time of an
+    answer at its speed with a quarter of its largest measured batch.
+    """
+    trace, profile = task.trace, task.profile
+    engine = task.options.resolve(profile)
+    rate_rps = _USUAL_SHARE * task.replicas * len(trace) / busy_s(trace, profile, engine)
+    decode = profile.latency.decode
+    step_ms = decode.base_ms[max(0, len(decode.rows) - 3)]
+    answer_s = float(trace.output_tokens.mean()) * step_ms / 1000
+    return max(1, round(rate_rps * (answer_s + think_time_s)))
+
+
+def users_search(
+    guess: int, most: int, precision: float = PRECISION
+) -> Generator[int, FleetOutcome, Carried]:
+    """:func:`rate_search` of whole numbers of users, from 1 to ``most``.
+
+    It ends when one user more, or at most ``precision`` more users, miss a goal.
+
+    Raises
+    ------
+    ScenarioError
+        If ``precision`` is not from 0.002 to 0.5.
+    """
+    finite("precision", precision, 0.002, 0.5)
+    points: dict[int, FleetOutcome] = {}
+    low, high = 0, most + 1  # none, and more than can be told
+    users = min(max(1, guess), most)
+    while True:
+        points[users] = yield users
+        if points[users].met:
+            low = users
+        else:
+            high = users
+        if low == most or high == 1:
+            break
+        if low and high <= most:
+            if high - low <= max(1.0, low * precision * (1 + 1e-9)):
+                break
+            users = min(max(low + 1, round((low * high) ** 0.5)), high - 1)
+        elif low:
+            users = min(max(low + 1, round(low * _STRIDE)), most)
+        else:
+            users = max(1, min(high - 1, round(high / (_STRIDE if len(points) < 4 else 4.0))))
+    return Carried(
+        Point(1.0, points[low], low) if low else None,
+        Point(1.0, points[high], high) if high <= most else None,
+        tuple(Point(1.0, points[n], n) for n in sorted(points)),
+    )
+
+
+def users_of_fleet(
+    task: FleetTask, think_time_s: float, precision: float = PRECISION, left: int = 3
+) -> Generator[Step, FleetOutcome, Carried]:
+    """:func:`users_search` of one fleet, as :func:`fleet_search` does for rates."""
+    most = max(1, len(task.trace) // EACH)
+    search = users_search(first_users(task, think_time_s), most, precision)
+    try:
+        users = next(search)
+        while True:
+            asked = replace(task, concurrency=users, think_time_s=think_time_s)
+            users = search.send((yield asked, left))
     except StopIteration as stop:
         found: Carried = stop.value
         return found

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FleetTask",
     "TaskPool",
+    "busy_s",
     "describe",
     "fleet_ranges",
     "offered_load",
@@ -66,6 +67,8 @@ class FleetTask:
         The further pools of a mixed fleet.
     survive : int
         The goals are to be met with any so many servers down.
+    concurrency, think_time_s
+        Clients of a closed loop: see :func:`qsim.simulate`.
     """
 
     trace: Trace
@@ -81,6 +84,8 @@ class FleetTask:
     beside: tuple[TaskPool, ...] = ()
     weight: float = 1.0
     survive: int = 0
+    concurrency: int | None = None
+    think_time_s: float | None = None
 
     @property
     def pools(self) -> tuple[TaskPool, ...]:
@@ -138,6 +143,8 @@ class FleetTask:
                 router=self.router,
                 seed=self.seed,
                 too_long=self.too_long,
+                concurrency=self.concurrency,
+                think_time_s=self.think_time_s,
                 step_log=step_log,
             )
         return simulate(
@@ -148,6 +155,8 @@ class FleetTask:
             options=self.options,
             seed=self.seed,
             too_long=self.too_long,
+            concurrency=self.concurrency,
+            think_time_s=self.think_time_s,
             step_log=step_log,
         )
 
@@ -260,19 +269,20 @@ def offered_load(trace: Trace, profile: Profile, engine: EngineConfig) -> float:
     duration_s = trace.duration_s
     if duration_s < 1.0:  # a burst: what it needs is not a matter of its rate
         return 1.0
-    return _busy_ms(trace, profile, engine) / 1000 / duration_s
+    return busy_s(trace, profile, engine) / duration_s
 
 
-def _busy_ms(trace: Trace, profile: Profile, engine: EngineConfig) -> float:
-    """How long one replica takes for the trace at the profile's best efficiency."""
+def busy_s(trace: Trace, profile: Profile, engine: EngineConfig) -> float:
+    """Seconds that the trace keeps one replica busy at the profile's best efficiency."""
     eager, decode = profile.latency.eager, profile.latency.decode
     chunk = engine.max_num_batched_tokens
     prefill_ms = float(np.interp(chunk, eager.tokens, eager.base_ms)) / min(chunk, eager.tokens[-1])
     rows = min(decode.rows[-1], engine.max_num_seqs)
     decode_ms = float(np.interp(rows, decode.rows, decode.base_ms)) / rows
-    return prefill_ms * float(trace.prompt_tokens.sum()) + decode_ms * float(
+    busy_ms = prefill_ms * float(trace.prompt_tokens.sum()) + decode_ms * float(
         trace.output_tokens.sum()
     )
+    return busy_ms / 1000
 
 
 def weights_of(
@@ -287,5 +297,5 @@ def weights_of(
         check_weights(router, [1.0, 2.0])
     except ScenarioError:
         return [1.0] * len(servers)
-    loads = [max(_busy_ms(trace, profile, engine), 1e-9) for profile, engine in servers]
+    loads = [max(busy_s(trace, profile, engine), 1e-12) for profile, engine in servers]
     return [float(f"{max(loads) / load:.3g}") for load in loads]

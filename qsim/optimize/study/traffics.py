@@ -76,7 +76,15 @@ def main_traffic(section: Section, seed: int) -> MainTraffic:
     TraceError
         If it cannot be read.
     """
-    for name in ("speed", "merge", "peak_hour", "concurrency", "client_timeout_s", "stream"):
+    for name in (
+        "speed",
+        "merge",
+        "peak_hour",
+        "concurrency",
+        "think_time_s",
+        "client_timeout_s",
+        "stream",
+    ):
         if getattr(section, name):
             raise ScenarioError(
                 f"traffic.{name} is given, and study does not take it: leave it out (--set "

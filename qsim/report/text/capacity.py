@@ -20,14 +20,19 @@ def capacity_text(found: Capacity) -> str:
     stock = ", ".join(f"{n} {gpu}" for gpu, n in found.stock.items())
     facts = found.traffic.facts
     goals = ", ".join([*map(str, found.slos), *([str(found.goodput)] if found.goodput else [])])
-    title = f"the most that {stock} carry within {goals}, in order of {_ORDER[found.objective]}\n"
+    users = found.think_time_s is not None
+    order = "users" if users and found.objective == "rate" else _ORDER[found.objective]
+    title = f"the most {'users ' if users else ''}that {stock} carry within {goals}, in order of "
+    title += order + "\n"
     title += fill(
         f"traffic: {facts['name']}, {facts['requests']:,} requests, "
         f"{facts['mean_prompt_tokens']:,.0f} prompt and {facts['mean_output_tokens']:,.0f} output "
-        "tokens on average, made faster or slower"
+        "tokens on average, "
+        + (_users_words(found.think_time_s) if users else "made faster or slower")
     )
-    heads = ["layout", "replicas", "GPUs", "requests/s", "output\ntokens/s", "USD per 1M\noutput",
-             "J per\ntoken", "quality\n%", "then misses"]  # fmt: skip
+    most = ["users"] if users else []
+    heads = ["layout", "replicas", "GPUs", *most, "requests/s", "output\ntokens/s",
+             "USD per 1M\noutput", "J per\ntoken", "quality\n%", "then misses"]  # fmt: skip
     rows = [_row(found, y) for y in found.layouts if y.best is not None]
     parts = [title]
     if rows:
@@ -46,8 +51,9 @@ def capacity_text(found: Capacity) -> str:
     assert carried is not None
     assert carried.best is not None
     said = [
-        f"best: {best.profile} x {best.replicas}, {number(best.rate_rps(found.traffic))} "
-        f"requests/s; {_broken(found, best)}"
+        f"best: {best.profile} x {best.replicas}, "
+        + (f"{number(best.users)} users, " if users else "")
+        + f"{number(best.rate_rps(found.traffic))} requests/s; {_broken(found, best)}"
     ]
     said += [str(t) for t in (best.blank.note, best.blank.caution) if t]
     said += carried.best.outcome.doubts()
@@ -65,12 +71,25 @@ def capacity_text(found: Capacity) -> str:
 _ORDER = {"rate": "requests/s", "cost": "USD per output token", "energy": "J per output token"}
 
 
+def _users_words(think_time_s: float | None) -> str:
+    if not think_time_s:
+        return (
+            "sent by users that each wait for the answer to the last one; all begin at once, and "
+            "those first requests count"
+        )
+    return (
+        "sent by users that each wait for the answer to the last one and think for "
+        f"{think_time_s:g} s on average"
+    )
+
+
 def _row(found: Capacity, layout: Layout) -> list[str]:
     quality = layout.blank.quality
     return [
         layout.profile + ("*" if layout.blank.note else ""),
         number(layout.replicas),
         number(layout.gpus),
+        *([number(layout.users)] if found.think_time_s is not None else []),
         number(layout.rate_rps(found.traffic), 3),
         number(layout.metric("output_throughput"), 3),
         number(layout.usd_per_1m("output_throughput"), 3),
@@ -86,8 +105,15 @@ def _guess(quality: Recovery | None) -> str:
 
 def _broken(found: Capacity, layout: Layout) -> str:
     broken = None if layout.carried is None else layout.carried.broken
+    if broken is None and layout.users is not None:
+        return (
+            f"{found.traffic.facts['requests']:,} requests are too few to tell of more: give a "
+            "longer trace"
+        )
     if broken is None:
         return "no faster rate was found that misses a limit"
+    if broken.users is not None:
+        return f"with {number(broken.users)} users {broken.outcome.binding.sentence()}"
     rate = number(broken.speed * found.traffic.rate_rps)
     return f"at {rate} {broken.outcome.binding.sentence()}"
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 
+import numpy as np
 import pytest
 
 import qsim
@@ -16,7 +18,7 @@ from qsim.report.text.capacity import capacity_text
 from qsim.sim.simulate import simulate
 from qsim.traces import load_trace
 from qsim.traces.trace import Trace
-from tests.make_profile import make_profile
+from tests.make_profile import constant_profile, make_profile
 
 FAST = make_profile(method="fp8-w8a8")
 SLOW = make_profile(method="bf16", decode_ms=7.0)
@@ -138,3 +140,64 @@ def test_rates_of_ones_own(trace: Trace) -> None:
         qsim.curve([FAST], trace, rates=[-1.0])
     with pytest.raises(ScenarioError, match="replicas and gpus are both given"):
         qsim.curve([FAST], trace, replicas=1, gpus=1)
+
+
+def test_the_most_users_are_those_of_the_machine_repairman() -> None:
+    """M/M/1//N: one seat, exponential services and think times; response R(N) = N / X(N) - Z."""
+    n, step_ms, think_s, limit_s = 3_000, 10.0, 8.0, 2.5
+    output = np.random.default_rng(4).geometric(1 / 100, n)
+    trace = Trace(np.zeros(n), np.ones(n, np.int64), output, name="users")
+    profile = constant_profile(step_ms, max_num_seqs=1, max_num_batched_tokens=8192)
+    slos = [f"e2el:mean:{limit_s * 1000}"]
+    answer = qsim.capacity(None, {profile.identity.gpu: 1}, trace, profiles=[profile], slos=slos,
+                           users=True, think_time_s=think_s)  # fmt: skip
+    service_s = float(output.mean()) * step_ms / 1000
+
+    def response_s(users: int) -> float:
+        ratio = service_s / think_s
+        idle = 1 / sum(math.perm(users, k) * ratio**k for k in range(users + 1))
+        return users * service_s / (1 - idle) - think_s
+
+    expected = next(u for u in range(1, 1000) if response_s(u + 1) > limit_s)
+    best = answer.best
+    assert best is not None
+    assert best.users is not None
+    assert abs(best.users - expected) <= 1  # sampling error of 3,000 responses
+    told = answer.to_dict()["layouts"][0]
+    assert told["users"] == best.users
+    assert told["breaks_at_users"] == best.users + 1
+    assert told["breaks_at_rps"] is None
+    again = simulate(trace, profile, concurrency=best.users, think_time_s=think_s)
+    assert again.summary()["p99_e2el_ms"] == told["summary"]["p99_e2el_ms"]
+    assert told["rate_rps"] == again.summary()["request_throughput"]
+    assert told["joules_per_output_token"] == again.summary()["joules_per_output_token"]
+    # users = X (R + Z)
+    mean_s = again.summary()["mean_e2el_ms"] / 1000
+    assert told["rate_rps"] * (mean_s + think_s) == pytest.approx(best.users, rel=0.02)
+
+
+def test_users_are_ordered_by_their_number_and_a_short_trace_says_so(trace: Trace) -> None:
+    asked = {"profiles": [SLOW, FAST], "users": True, "think_time_s": 5.0}
+    answer = qsim.capacity(None, {"h200_sxm": 2}, trace, slos=["tpot:p90:9"], **asked)
+    users = [y.users or 0 for y in answer.layouts]
+    assert users == sorted(users, reverse=True)
+    assert answer.layouts[0].profile == FAST.id
+    easy = qsim.capacity(None, {"h200_sxm": 2}, trace, slos=["e2el:p90:1e9"], **asked)
+    assert easy.best is not None
+    assert easy.best.users == len(trace) // 4
+    assert "too few to tell of more" in capacity_text(easy)
+    none = qsim.capacity(None, {"h200_sxm": 2}, trace, slos=["e2el:p90:1"], **asked)
+    assert none.best is None
+    assert "even with one user" in none.objection()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"think_time_s": 3.0}, "rates are searched; ask for users"),
+        ({"users": True, "think_time_s": -1.0}, "think_time_s is -1.0"),
+    ],
+)
+def test_think_times_that_cannot_be(trace: Trace, given: dict[str, float], words: str) -> None:
+    with pytest.raises(ScenarioError, match=words):
+        qsim.capacity(None, {"h200_sxm": 1}, trace, profiles=[FAST], slos=SLOS, **given)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsim.errors import ScenarioError
-from qsim.optimize.capacity.rate_search import Carried, rate_search
+from qsim.optimize.capacity.rate_search import Carried, rate_search, users_search
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.sim.results.slo import Slo, SloOutcome
 
@@ -54,6 +54,39 @@ def test_none_and_all() -> None:
     assert min(tried) <= 1 / 256
     carried, _ = found(1e9, 1.0, 0.02)
     assert carried.broken is None
+
+
+@given(
+    st.integers(1, 5000), st.integers(0, 3000), st.integers(1, 2000), st.floats(0.002, 0.3)
+)  # fmt: skip
+def test_users_lie_between_what_met_and_what_missed(
+    guess: int, limit: int, most: int, precision: float
+) -> None:
+    tried: list[int] = []
+    search = users_search(guess, most, precision)
+    users = next(search)
+    while True:
+        tried.append(users)
+        try:
+            users = search.send(MET if users <= limit else MISSED)
+        except StopIteration as stop:
+            carried = stop.value
+            break
+    assert len(set(tried)) == len(tried) < 60
+    assert min(tried) >= 1
+    assert max(tried) <= most
+    assert [p.users for p in carried.points] == sorted(tried)
+    if limit == 0:
+        assert carried.best is None
+        assert carried.broken.users == 1
+        return
+    assert carried.best.users <= limit
+    if limit >= most:
+        assert (carried.best.users, carried.broken) == (most, None)
+        return
+    assert limit < carried.broken.users
+    more = max(1.0, carried.best.users * precision * (1 + 1e-6))
+    assert carried.broken.users - carried.best.users <= more
 
 
 @pytest.mark.parametrize("precision", [0.0, 0.001, 0.6, float("nan")])
