@@ -12,7 +12,7 @@ from qsim.optimize.study.figures import Band
 from qsim.optimize.study.levels import ApplicationRow
 from qsim.optimize.study.result import TaskShape
 
-__all__ = ["application_claims", "figure_of", "run_of"]
+__all__ = ["application_claims", "figure_of", "keeps_up", "run_of"]
 
 LEVEL = "application"
 #: what a method is for
@@ -36,9 +36,16 @@ def run_of(row: ApplicationRow, figure: str) -> str:
     return row.highest_run if figure in ("highest_rps", "usd_per_1m_at_highest") else row.run
 
 
+def keeps_up(row: ApplicationRow, figure: str) -> bool:
+    """Whether a figure is not one of a server that more arrives at than it finishes."""
+    if run_of(row, figure) != row.run:
+        return True
+    return row.highest_rps is not None and row.rate_rps < row.highest_rps.value
+
+
 def _side(row: ApplicationRow, figure: str, usable: frozenset[str]) -> Side | None:
     band, run = figure_of(row, figure), run_of(row, figure)
-    if band is None or (run and run not in usable):
+    if band is None or (run and run not in usable) or not keeps_up(row, figure):
         return None
     return Side(f"{row.method}, {row.task}", band, run)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qsim.optimize.study.application_claims import figure_of, run_of
+from qsim.optimize.study.application_claims import figure_of, keeps_up, run_of
 from qsim.optimize.study.comparing import QUALITY, maximized
 from qsim.optimize.study.levels import ApplicationRow
 from qsim.optimize.study.result import Decision
@@ -42,6 +42,7 @@ def decide(
                 for r in some
                 if (band := figure_of(r, figure)) is not None
                 and (not (run := run_of(r, figure)) or run in usable)
+                and keeps_up(r, figure)
             ]
             if not known:
                 continue

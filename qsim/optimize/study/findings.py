@@ -20,6 +20,8 @@ KINDS = (
 MOST_OF_A_KIND = 5
 #: of the same methods, or of the same figure, as many of a kind
 _MOST_ALIKE = 2
+#: the verdict of a run that more arrives at than it finishes
+OVERLOADED = "overloaded"
 #: runs of which more of the steps lie beyond what was measured carry no finding
 MOST_BEYOND = 0.01
 
@@ -27,8 +29,9 @@ MOST_BEYOND = 0.01
 def usable_runs(runs: Mapping[str, Run], answered: Mapping[str, float]) -> frozenset[str]:
     """Runs that findings and decisions may rest on.
 
-    Left out are those beyond the measured range, and those that answered less of their traffic in
-    full than others did (what is too long for a server is rejected).
+    Left out are those beyond the measured range, those that were overloaded by their traffic (their
+    latencies grow with its length), and those that answered less of it in full than others did
+    (what is too long for a server is rejected).
     """
     from qsim.optimize.study.common import ANSWERED
 
@@ -38,7 +41,9 @@ def usable_runs(runs: Mapping[str, Run], answered: Mapping[str, float]) -> froze
     return frozenset(
         r.id
         for r in runs.values()
-        if r.beyond_measured <= MOST_BEYOND and answered[r.id] >= most[r.trace] - ANSWERED
+        if r.beyond_measured <= MOST_BEYOND
+        and r.load != OVERLOADED
+        and answered[r.id] >= most[r.trace] - ANSWERED
     )
 
 

@@ -20,6 +20,10 @@ __all__ = ["study_csvs", "study_markdown", "study_text"]
 _APPLICATION = ("mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms", "joules_per_request")
 _WORKLOAD = ("mean_ttft_ms", "mean_tpot_ms", "output_throughput", "joules_per_output_token")
 _SYSTEM = ("mean_ttft_ms", "mean_tpot_ms", "output_throughput_per_gpu", "joules_per_request")
+#: methods behind the best one in a cell of the decision table
+_MOST_AS_GOOD = 3
+#: of a finding in Markdown
+_MOST_COMMANDS = 4
 _HARDWARE = (*_SYSTEM, "avg_power_w", "power_limit_share")
 
 
@@ -73,7 +77,9 @@ def study_markdown(found: StudyResult) -> str:
 
 
 def _finding(finding: Any) -> str:
-    commands = "".join(f"\n   - `{c}`" for c in finding.commands)
+    commands = "".join(f"\n   - `{c}`" for c in finding.commands[:_MOST_COMMANDS])
+    more = len(finding.commands) - _MOST_COMMANDS
+    commands += f"\n   - and {more} more, in `findings.csv`" if more > 0 else ""
     return (
         f"{finding.rank}. **{finding.kind}**: {finding.statement}. Errors explain up to "
         f"{number(finding.error_percent, 3)}%.{commands}"
@@ -109,7 +115,10 @@ def _decision_cells(
             elif d.decided:
                 row.append(d.method if plain else f"**{d.method}**")
             else:
-                more = f"+{len(d.as_good)}" if plain else f"or {', '.join(d.as_good)}"
+                names = d.as_good[:_MOST_AS_GOOD]
+                rest = len(d.as_good) - len(names)
+                more = f"or {', '.join(names)}" + (f" and {rest} more" if rest else "")
+                more = f"+{len(d.as_good)}" if plain else more
                 row.append(f"{d.method} {more}")
         rows.append(row)
     return heads, rows

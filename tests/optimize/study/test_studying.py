@@ -325,4 +325,6 @@ def test_a_run_beyond_what_was_measured_carries_no_finding(small: StudyResult) -
     far = {**small.runs, run.id: replace(run, beyond_measured=0.5)}
     assert run.id not in usable_runs(far, answered)
     assert run.id not in usable_runs(small.runs, {**answered, run.id: 0.5})
+    late = {**small.runs, run.id: replace(run, load="overloaded")}
+    assert run.id not in usable_runs(late, answered)
     assert all(small.runs[r].beyond_measured <= 0.01 for f in small.findings for r in f.runs)
