@@ -9,7 +9,14 @@ from dataclasses import replace
 from qsim.bounds import MAX_REPLICAS
 from qsim.checks import finite, whole
 from qsim.errors import ScenarioError, TraceError
-from qsim.optimize.capacity.layout import OBJECTIVES, Capacity, Layout, Traffic, ranked
+from qsim.optimize.capacity.layout import (
+    DEFAULT_TRAFFIC,
+    OBJECTIVES,
+    Capacity,
+    Layout,
+    Traffic,
+    ranked,
+)
 from qsim.optimize.capacity.rate_search import (
     PRECISION,
     base_rate_rps,
@@ -18,6 +25,7 @@ from qsim.optimize.capacity.rate_search import (
     fleet_search,
     users_of_fleet,
 )
+from qsim.optimize.capacity.scenario import capacity_arguments
 from qsim.optimize.economics.prices import DEFAULT_CLASS
 from qsim.optimize.plan.candidate import Candidate
 from qsim.optimize.plan.profile_choice import Choice, blank_candidate, choose_profiles
@@ -36,8 +44,6 @@ from qsim.traces.trace import Trace
 
 __all__ = ["DEFAULT_TRAFFIC", "capacity", "sized_traffic"]
 
-#: traffic where none is given
-DEFAULT_TRAFFIC = "azure-conv-2023"
 #: a preset of no given length is drawn to last about so long at the highest rate that is expected,
 #: within these numbers of requests
 _SECONDS = 120.0
@@ -117,11 +123,9 @@ def capacity(
         If there is no profile to choose from.
     """
     if isinstance(model, Scenario):
-        from qsim.optimize.capacity.scenario import capacity_of
-
         if gpus or slos or goodput or profiles or trace != DEFAULT_TRAFFIC:
             raise TypeError("capacity() got a scenario and more; change the scenario")
-        return capacity_of(model, jobs=jobs, dask=dask, progress=progress)
+        return capacity(**capacity_arguments(model), jobs=jobs, dask=dask, progress=progress)
     limits = parse_slos(slos)
     good = goodput_goal(goodput, min_goodput, limits)
     if not limits and good is None:

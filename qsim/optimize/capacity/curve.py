@@ -11,13 +11,14 @@ from typing import Any
 from qsim.bounds import MAX_REPLICAS
 from qsim.checks import finite, whole
 from qsim.errors import ScenarioError
-from qsim.optimize.capacity.capacity import DEFAULT_TRAFFIC, sized_traffic
-from qsim.optimize.capacity.layout import Layout, Traffic
+from qsim.optimize.capacity.capacity import sized_traffic
+from qsim.optimize.capacity.layout import DEFAULT_TRAFFIC, Layout, Traffic
 from qsim.optimize.capacity.rate_search import (
     Point,
     base_rate_rps,
     fleet_search,
 )
+from qsim.optimize.capacity.scenario import curve_arguments
 from qsim.optimize.economics.prices import DEFAULT_CLASS, usd_per_1m
 from qsim.optimize.plan.profile_choice import Choice, blank_candidate
 from qsim.optimize.search.drive import Progress, Step, drive_with
@@ -185,11 +186,9 @@ def curve(
         If there is no such profile.
     """
     if isinstance(profiles, Scenario):
-        from qsim.optimize.capacity.scenario import curve_of
-
         if slos or rates or replicas or gpus or trace != DEFAULT_TRAFFIC:
             raise TypeError("curve() got a scenario and more; change the scenario")
-        return curve_of(profiles, jobs=jobs, dask=dask, progress=progress)
+        return curve(**curve_arguments(profiles), jobs=jobs, dask=dask, progress=progress)
     limits = parse_slos(slos)
     options = options or EngineOptions()
     refuse_queue_limits(options.to_dict(), "qsim curve")

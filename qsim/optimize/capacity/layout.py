@@ -18,8 +18,10 @@ from qsim.sim.results.slo import Slo
 if TYPE_CHECKING:
     from qsim.sim.machines import MachineRanges
 
-__all__ = ["OBJECTIVES", "Capacity", "Layout", "Traffic", "ranked"]
+__all__ = ["DEFAULT_TRAFFIC", "OBJECTIVES", "Capacity", "Layout", "Traffic", "ranked"]
 
+#: traffic where none is given
+DEFAULT_TRAFFIC = "azure-conv-2023"
 OBJECTIVES = ("rate", "cost", "energy")
 
 

@@ -1,4 +1,4 @@
-"""A scenario's capacity and load curve."""
+"""What a scenario asks of ``qsim.capacity`` and ``qsim.curve``, as their arguments."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from qsim.errors import ScenarioError
-from qsim.optimize.capacity.capacity import DEFAULT_TRAFFIC, capacity
-from qsim.optimize.capacity.curve import LoadCurve, curve
-from qsim.optimize.capacity.layout import Capacity
+from qsim.optimize.capacity.layout import DEFAULT_TRAFFIC
 from qsim.optimize.economics.prices import prices_of
 from qsim.scenario import Scenario
 from qsim.scenario.names import refuse_clients
@@ -19,20 +17,18 @@ from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces.load import preset_names
 from qsim.traces.trace import Trace
 
-__all__ = ["capacity_of", "curve_of"]
+__all__ = ["capacity_arguments", "curve_arguments"]
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 
 
-def capacity_of(scenario: Scenario, *, tell: Tell | None = None, **work: Any) -> Capacity:
-    """:func:`qsim.capacity` as a scenario asks it.
+def capacity_arguments(scenario: Scenario, tell: Tell | None = None) -> dict[str, Any]:
+    """Of :func:`qsim.capacity`, without those of how the work is done.
 
     Parameters
     ----------
     tell : callable, optional
         Takes the name of each trace and what is known of how it was read.
-    **work
-        jobs, dask and progress.
 
     Raises
     ------
@@ -44,35 +40,34 @@ def capacity_of(scenario: Scenario, *, tell: Tell | None = None, **work: Any) ->
     among = candidates_of(scenario, asked)
     options = searched_engine(scenario, asked, "capacity")
     trace, words = _traffic(scenario, tell)
-    return capacity(
-        among.model,
-        asked.gpus,
-        trace,
-        slos=scenario.slos,
-        goodput=scenario.goodput,
-        min_goodput=asked.min_goodput,
-        methods=among.methods,
-        profiles=among.profiles,
-        objective=asked.objective,
-        prices=prices_of(accounts),
-        provider=accounts.provider,
-        tasks=accounts.tasks,
-        min_quality=asked.min_quality,
-        router=scenario.fleet.router,
-        options=options,
-        beyond_measured=asked.beyond_measured,
-        users=asked.users,
-        think_time_s=scenario.traffic.think_time_s,
-        precision=asked.precision,
-        seed=scenario.seed,
-        too_long=scenario.traffic.too_long,
-        words=words,
-        **work,
-    )
+    return {
+        "model": among.model,
+        "gpus": asked.gpus,
+        "trace": trace,
+        "slos": scenario.slos,
+        "goodput": scenario.goodput,
+        "min_goodput": asked.min_goodput,
+        "methods": among.methods,
+        "profiles": among.profiles,
+        "objective": asked.objective,
+        "prices": prices_of(accounts),
+        "provider": accounts.provider,
+        "tasks": accounts.tasks,
+        "min_quality": asked.min_quality,
+        "router": scenario.fleet.router,
+        "options": options,
+        "beyond_measured": asked.beyond_measured,
+        "users": asked.users,
+        "think_time_s": scenario.traffic.think_time_s,
+        "precision": asked.precision,
+        "seed": scenario.seed,
+        "too_long": scenario.traffic.too_long,
+        "words": words,
+    }
 
 
-def curve_of(scenario: Scenario, *, tell: Tell | None = None, **work: Any) -> LoadCurve:
-    """:func:`qsim.curve` as a scenario asks it; without profiles, of the fleet's pools.
+def curve_arguments(scenario: Scenario, tell: Tell | None = None) -> dict[str, Any]:
+    """Of :func:`qsim.curve`; without profiles its fleets are the scenario's pools.
 
     Raises
     ------
@@ -100,22 +95,21 @@ def curve_of(scenario: Scenario, *, tell: Tell | None = None, **work: Any) -> Lo
         searched_engine(scenario, named, "curve"), within_measured=EngineOptions().within_measured
     )
     trace, words = _traffic(scenario, tell)
-    return curve(
-        profiles,
-        trace,
-        replicas=replicas,
-        gpus=asked.gpus,
-        rates=asked.rates,
-        slos=scenario.slos,
-        prices=prices_of(accounts),
-        provider=accounts.provider,
-        router=scenario.fleet.router,
-        options=options,
-        seed=scenario.seed,
-        too_long=scenario.traffic.too_long,
-        words=words,
-        **work,
-    )
+    return {
+        "profiles": profiles,
+        "trace": trace,
+        "replicas": replicas,
+        "gpus": asked.gpus,
+        "rates": asked.rates,
+        "slos": scenario.slos,
+        "prices": prices_of(accounts),
+        "provider": accounts.provider,
+        "router": scenario.fleet.router,
+        "options": options,
+        "seed": scenario.seed,
+        "too_long": scenario.traffic.too_long,
+        "words": words,
+    }
 
 
 def _traffic(scenario: Scenario, tell: Tell | None) -> tuple[Trace | str, tuple[str, ...]]:
