@@ -80,7 +80,7 @@ def test_help_lists_all_commands_and_imports_none() -> None:
 def test_simulate_imports_nothing_heavy(trace: Path) -> None:
     code = f"import sys\ntry:\n    {MAIN}\nfinally:\n    print(*sys.modules, file=sys.stderr)"
     done = subprocess.run(
-        python(code, "simulate", trace, "--profile", "h200_sxm/llama-3.1-8b/bf16"),
+        python(code, "simulate", trace, "--profile", "h200_sxm/llama-3.1-8b/bf16", "--machines", 0),
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     loaded = set(done.stderr.split())
