@@ -97,8 +97,10 @@ class MachineRanges:
                 f"90%: what the figures may be on the machine that the profile was adapted to, by "
                 f"the intervals of its factors over {where} (docs/adapt.md)"
             )
+        outside = any(low > 1 or high < 1 for low, high in self.ratios.values())
+        why = " (outside it: the measured machine is faster or slower than most)" if outside else ""
         return (
-            f"90%: what the figures may be on your machine, by how known machines differ over "
+            f"90%: what the figures may be on your machine{why}, by how known machines differ over "
             f"{where} (docs/adapt.md); 'qsim calibrate adapt' makes the profile one of yours"
         )
 

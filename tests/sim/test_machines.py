@@ -15,7 +15,7 @@ from qsim.profiles.factors import FACTORS
 from qsim.profiles.lookup import list_profiles, load_profile
 from qsim.profiles.schema import Adapted, Profile
 from qsim.sim.fleet.pool import Pool
-from qsim.sim.machines import FIGURES, machine_ranges, quick_ranges
+from qsim.sim.machines import FIGURES, MachineRanges, machine_ranges, quick_ranges
 from qsim.sim.simulate import simulate
 
 TRACE = load_trace("azure-conv-2023:duration=20,rate=6,seed=2")
@@ -135,3 +135,11 @@ def test_simulate_without_them(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, [*ARGS, "--stream"])
     assert done.exit_code == 0, done.output
     assert "no ranges over machines" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"), [((0.9, 1.2), False), ((1.05, 1.3), True), ((0.8, 0.9), True)]
+)
+def test_a_figure_outside_of_its_range_is_explained(ratio: tuple[float, float], said: bool) -> None:
+    ranges = MachineRanges({"mean_ttft_ms": ratio}, 1000, stretch=True, adapted=False)
+    assert ("outside it: the measured machine is faster or slower" in ranges.told()) is said
