@@ -28,6 +28,8 @@ from qsim.optimize.search.shared_values import Shelf, run_from_folder
 __all__ = ["LocalExecutor"]
 
 T = TypeVar("T")
+#: how often a thread that cannot tell an outcome looks whether there is anybody to tell it to
+_LOOK_S = 0.2
 
 
 @dataclass
@@ -166,7 +168,23 @@ class LocalExecutor(TaskExecutor):
             self._dispatch()
             self._settled.notify_all()
         if outcome is not None:  # without the lock: whoever waits for it may submit at once
+            self._tell(task.future, outcome)
+
+    def _tell(self, future: Future[Any], outcome: Callable[[], None]) -> None:
+        """Give a future its outcome, unless its lock is held by a wait that was interrupted.
+
+        ``concurrent.futures.wait`` takes the locks of all its futures in turn; Ctrl-C between two
+        of them leaves the first ones locked for ever, and with them the pool's thread, which the
+        interpreter joins at its end.
+        """
+        condition = future._condition
+        while not condition.acquire(timeout=_LOOK_S):
+            if self._closed:
+                return
+        try:
             outcome()
+        finally:
+            condition.release()
 
 
 def _submit(pool: ProcessPoolExecutor, fn: Callable[..., Any], *args: Any) -> Future[Any]:

@@ -4,6 +4,8 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -167,3 +169,24 @@ def test_a_plan_survives_the_death_of_all_its_workers(others: set[object]) -> No
     expected = plan(trace, profiles=profiles, slos=slos).to_dict()
     assert plan(trace, profiles=profiles, slos=slos, jobs=2, progress=kill).to_dict() == expected
     assert len(killed) == 2
+
+
+def test_a_wait_that_is_interrupted_holds_up_no_thread(tmp_path: Path) -> None:
+    """As if Ctrl-C came while ``wait`` takes its locks: the process still ends."""
+    code = """
+import sys, time
+from pathlib import Path
+from qsim.optimize.search.executor_local import LocalExecutor
+
+if __name__ == "__main__":
+    executor = LocalExecutor(1)
+    future = executor.submit(Path.touch, Path(sys.argv[1]))
+    future._condition.acquire()
+    while not Path(sys.argv[1]).exists():
+        time.sleep(0.05)
+    time.sleep(1.0)  # the outcome is told, or rather cannot be
+    executor.abort()
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    subprocess.run([sys.executable, script, tmp_path / "done"], check=True, timeout=120)
