@@ -13,12 +13,14 @@ from qsim.optimize.plan.profile_choice import Choice, choose_profiles
 from qsim.optimize.study.figures import FIGURES, Band
 from qsim.optimize.study.point import Point, Traffic
 from qsim.optimize.study.result import Provenance
+from qsim.profiles.carry import release
 from qsim.profiles.lookup import (
     list_profiles,
     list_sharded,
     load_profile,
     stated_errors,
     transfer_note,
+    version_of,
 )
 from qsim.profiles.schema import Profile
 from qsim.sim.scheduler.config import EngineOptions
@@ -32,6 +34,7 @@ __all__ = [
     "gpus_of",
     "line_of",
     "method_order",
+    "remade",
 ]
 
 #: the baseline, which comes first everywhere
@@ -57,6 +60,8 @@ class Contender:
         Of one GPU.
     errors : mapping
         Percent, by ``mean``, ``median``, ``p99``, ``energy`` and ``kv_tokens``.
+    given : bool
+        The profile was given as an object, not read from ``source``.
     """
 
     profile: Profile
@@ -66,6 +71,13 @@ class Contender:
     kv_tokens: Band
     usd_per_hour: float | None
     errors: Mapping[str, float]
+    given: bool = False
+
+    @property
+    def version(self) -> str:
+        """vLLM's version that the profile is of, as ``"0.33"``; "" if it does not say."""
+        have = self.profile.identity.vllm_version
+        return ".".join(map(str, release(have))) if have else ""
 
     @property
     def id(self) -> str:
@@ -162,7 +174,7 @@ class Contender:
             self.method,
             self.tensor_parallel_size,
             source,
-            self.options.version(profile),
+            profile.identity.vllm_version or self.options.version(profile),
             dict(self.errors),
             transfer_note(profile) or "",
         )
@@ -264,7 +276,26 @@ def _contender(
         Band.around(float(tokens), errors["kv_tokens"]),
         None if price is None else price.usd_per_hour,
         errors,
+        choice.source is None,
     ), ""
+
+
+def remade(
+    contender: Contender,
+    version: str,
+    options: EngineOptions,
+    prices: Mapping[str, float] | None,
+    provider: str,
+) -> Contender | None:
+    """The same server with its profile of another version of vLLM; None if there is none."""
+    profile = (
+        version_of(contender.profile, version)
+        if contender.given
+        else load_profile(contender.source, version)
+    )
+    choice = Choice(profile, None if contender.given else contender.source)
+    made, _ = _contender(choice, options, prices, provider)
+    return made if made is not None and made.version == version else None
 
 
 def common_size(contenders: Sequence[Contender], gpus: Sequence[str]) -> int:

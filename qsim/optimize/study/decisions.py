@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qsim.optimize.study.application_claims import figure_of, keeps_up, run_of
 from qsim.optimize.study.comparing import QUALITY, maximized
-from qsim.optimize.study.levels import ApplicationRow
+from qsim.optimize.study.levels import ApplicationRow, Run
 from qsim.optimize.study.result import Decision
+from qsim.optimize.study.versions import usual_version
 
 __all__ = ["GOALS", "decide"]
 
@@ -23,7 +24,10 @@ GOALS = {
 
 
 def decide(
-    rows: Sequence[ApplicationRow], usable: frozenset[str], floor_pct: float | None
+    rows: Sequence[ApplicationRow],
+    usable: frozenset[str],
+    floor_pct: float | None,
+    all_runs: Mapping[str, Run],
 ) -> tuple[Decision, ...]:
     """For each GPU type, task and goal the best method, and those that are as good.
 
@@ -31,6 +35,8 @@ def decide(
     ----------
     floor_pct : float or None
         Only methods whose quality is at least this at the low end of its interval.
+    all_runs : mapping
+        By id: which version of vLLM a method's profile is of.
     """
     found = []
     cells = dict.fromkeys((r.gpu, r.task) for r in rows)
@@ -52,9 +58,13 @@ def decide(
                 r.method for r, band in known if r is not best and not band.apart(value)
             )
             runs = tuple(run for r, _ in known if (run := run_of(r, figure)))
-            found.append(
-                Decision(gpu, task, goal, best.method, value, figure, as_good, floor_pct, runs)
-            )
+            of = {r.method: all_runs[run].vllm_version for r, _ in known
+                  if (run := run_of(r, figure))}  # fmt: skip
+            usual = usual_version([*of.values()])
+            odd = {m: v or "unknown" for m, v in of.items() if v != usual}
+            found.append(Decision(
+                gpu, task, goal, best.method, value, figure, as_good, floor_pct, runs, odd
+            ))  # fmt: skip
     return tuple(found)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from qsim.optimize.study.comparing import Claim
 from qsim.optimize.study.levels import Axis, Run
 from qsim.optimize.study.result import Finding, Level
+from qsim.profiles.carry import release
 
 __all__ = ["KINDS", "MOST_BEYOND", "MOST_OF_A_KIND", "findings_of", "usable_runs"]
 
@@ -16,6 +18,8 @@ KINDS = (
     "inversion", "crossing", "dominated", "loss of quality", "gain", "loss of speed", "sharding",
     "hardware", "bursts",
 )  # fmt: skip
+#: kinds that compare GPU types or sizes: told of profiles of one version of vLLM only
+_ONE_VERSION = ("inversion", "sharding", "hardware")
 #: so many of a kind are told
 MOST_OF_A_KIND = 5
 #: of the same methods, or of the same figure, as many of a kind
@@ -52,23 +56,48 @@ def findings_of(
 ) -> tuple[Finding, ...]:
     """The strongest claims of each kind: first the first of every kind, then the second, ...
 
-    Those that rest on ``transferred`` profiles (ids) say so.
+    Those that rest on ``transferred`` profiles (ids) say so. Methods of one GPU type whose profiles
+    are of several versions of vLLM stand behind all others, with the versions in the sentence; GPU
+    types and sizes are not compared across versions at all.
     """
     by_kind: dict[str, list[Claim]] = {k: [] for k in KINDS}
     for claim in claims:
-        by_kind[claim.kind].append(claim)
-    chosen = {k: _varied(some) for k, some in by_kind.items()}
-    found: list[Finding] = []
-    for place in range(MOST_OF_A_KIND):
-        for kind in KINDS:
-            if place < len(chosen[kind]):
-                found.append(_finding(len(found) + 1, chosen[kind][place], runs, transferred))
-    return tuple(found)
+        if claim.kind not in _ONE_VERSION or len(_versions(claim, runs)) < 2:
+            by_kind[claim.kind].append(claim)
+    chosen = {k: _varied(some, runs) for k, some in by_kind.items()}
+    rounds = [
+        chosen[kind][place]
+        for place in range(MOST_OF_A_KIND)
+        for kind in KINDS
+        if place < len(chosen[kind])
+    ]
+    rounds.sort(key=lambda c: len(_versions(c, runs)) > 1)  # stable
+    return tuple(_finding(i, c, runs, transferred) for i, c in enumerate(rounds, 1))
 
 
-def _varied(claims: Sequence[Claim]) -> list[Claim]:
-    """The strongest, without many that say nearly the same."""
-    ordered = sorted(claims, key=lambda c: (-c.score, c.statement))
+def _versions(claim: Claim, runs: Mapping[str, Run]) -> tuple[str, ...]:
+    """Of the profiles of a claim's runs, the oldest first; one that is not known is ""."""
+    found = {runs[r].vllm_version for r in claim.runs}
+    return tuple(sorted(found, key=lambda v: release(v) if v else (0, 0)))
+
+
+def _with_versions(claim: Claim, runs: Mapping[str, Run]) -> str:
+    """A claim's sentence; across versions, with that of each method where it is first named."""
+    text = claim.statement
+    if len(_versions(claim, runs)) < 2:
+        return text
+    for method in claim.methods:
+        of = dict.fromkeys(runs[r].vllm_version for r in claim.runs if runs[r].method == method)
+        if of:
+            name = " and ".join(f"vLLM {v}" if v else "unknown vLLM" for v in of)
+            word = rf"(?<![\w+-]){re.escape(method)}(?![\w+-])"
+            text = re.sub(word, f"{method} ({name})", text, count=1)
+    return text
+
+
+def _varied(claims: Sequence[Claim], runs: Mapping[str, Run]) -> list[Claim]:
+    """The strongest of one version, then others, without many that say nearly the same."""
+    ordered = sorted(claims, key=lambda c: (len(_versions(c, runs)) > 1, -c.score, c.statement))
     kept: list[Claim] = []
     alike: dict[tuple[object, ...], int] = {}
     for claim in ordered:
@@ -102,7 +131,7 @@ def _finding(
         cast(Level, claim.level),
         claim.gpu,
         claim.methods,
-        claim.statement + note,
+        _with_versions(claim, runs) + note,
         claim.numbers,
         claim.figure,
         float(f"{weakest.ratio:.4g}"),
@@ -111,4 +140,5 @@ def _finding(
         commands,
         cast("Axis | None", claim.axis),
         claim.at,
+        _versions(claim, runs),
     )

@@ -88,6 +88,8 @@ class Run:
     beyond_measured : float
         Share of the steps beyond the profile's measured range, from 0 to 1.
     requests : int
+    vllm_version : str
+        The version of vLLM that the profile is of, such as ``0.33``.
     """
 
     id: str
@@ -103,6 +105,7 @@ class Run:
     load: str
     beyond_measured: float
     requests: int
+    vllm_version: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -98,6 +98,9 @@ class Finding:
         Ids of the runs that it rests on.
     commands : tuple of str
         What gives its numbers again.
+    versions : tuple of str
+        Versions of vLLM that the profiles of its runs are of, the oldest first. With several of
+        them the sentence names each method's: what vLLM changed is part of the difference.
     """
 
     rank: int
@@ -114,6 +117,7 @@ class Finding:
     commands: tuple[str, ...]
     axis: Axis | None = None
     at: float | None = None
+    versions: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -123,6 +127,7 @@ class Finding:
             "numbers": bands_dict(self.numbers),
             "runs": list(self.runs),
             "commands": list(self.commands),
+            "versions": list(self.versions),
         }
 
 
@@ -146,6 +151,9 @@ class Decision:
     as_good : tuple of str
         Methods whose difference from the best lies within the stated errors; the choice among all
         of these is open.
+    versions : mapping
+        vLLM's version by method, of those whose profile is of another one than most of the
+        methods that were compared; {} if all are of one.
     floor_pct : float or None
         Only methods whose quality is expected to be at least this were considered, percent.
     runs : tuple of str
@@ -160,16 +168,23 @@ class Decision:
     as_good: tuple[str, ...]
     floor_pct: float | None
     runs: tuple[str, ...]
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def decided(self) -> bool:
         """Whether the errors leave one method only."""
         return not self.as_good
 
+    def named(self, method: str) -> str:
+        """A method with its version, where that is not the others'."""
+        version = self.versions.get(method)
+        return f"{method} (vLLM {version})" if version else method
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
             **vars(self),
+            "versions": dict(self.versions),
             "value": self.value.to_dict(),
             "as_good": list(self.as_good),
             "runs": list(self.runs),

@@ -183,6 +183,7 @@ class Runner:
             found["load"],
             found["beyond_measured"],
             found["requests"],
+            contender.version,
         )
         bands = contender.bands(values, found["intervals"])
         self.outcomes[point] = Outcome(run, bands, found["answered"])

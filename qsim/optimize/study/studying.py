@@ -25,6 +25,7 @@ from qsim.optimize.study.contenders import (
     gpus_of,
     line_of,
     method_order,
+    remade,
 )
 from qsim.optimize.study.decisions import decide
 from qsim.optimize.study.findings import MOST_BEYOND, findings_of, usable_runs
@@ -37,6 +38,7 @@ from qsim.optimize.study.shapes import DEFAULT_TRAFFIC, SHAPES, Shape, find_shap
 from qsim.optimize.study.sizes import SIZES, Sizes
 from qsim.optimize.study.system_claims import hardware_claims, parallelism_claims
 from qsim.optimize.study.traffics import MainTraffic, loader, main_traffic
+from qsim.optimize.study.versions import alike, of_one_version, version_notes
 from qsim.optimize.study.workload import workload_rows
 from qsim.optimize.study.workload_claims import workload_claims
 from qsim.scenario import Scenario
@@ -127,7 +129,7 @@ class _Parts:
     def all(self) -> tuple[Contender, ...]:
         """Everybody, once."""
         lists = [*self.lines.values(), *self.groups.values(), *self.machines.values()]
-        return tuple({c.id: c for some in lists for c in some}.values())
+        return tuple({(c.id, c.version): c for some in lists for c in some}.values())
 
 
 def study_for(
@@ -203,13 +205,28 @@ def _parts(scenario: Scenario) -> _Parts:
     groups = {g: sharded(contenders, g) for g in gpus}
     if left and not any(groups.values()):
         notes.append(f"servers of another size than {size} GPUs took no part: {', '.join(left)}")
-    return _Parts(
-        gpus,
-        {g: line for g in gpus if (line := line_of(contenders, g, size))},
-        {g: some for g, some in groups.items() if some},
-        {g: line for g in every if (line := line_of(machines, g, shared))},
-        tuple(notes),
+
+    def at(contender: Contender, version: str) -> Contender | None:
+        if options.vllm_version is not None:  # asked for: no other one
+            return None
+        return remade(contender, version, options, prices, accounts.provider)
+
+    machines = [c for c in machines if c.tensor_parallel_size == shared]
+    machines = [*alike(of_one_version(machines, lambda c: c.gpu, at))]
+    lines = {g: alike(line) for g in gpus if (line := line_of(contenders, g, size))}
+    layouts = {
+        g: alike(of_one_version(some, lambda c: c.tensor_parallel_size, at))
+        for g, some in groups.items()
+        if some
+    }
+    by_gpu = {g: line for g in every if (line := line_of(machines, g, shared))}
+    levels = wanted.levels
+    notes += version_notes(
+        lines if {"application", "workload"} & {*levels} else {},
+        layouts if "parallelism" in levels else {},
+        by_gpu if "hardware" in levels else {},
     )
+    return _Parts(gpus, lines, layouts, by_gpu, tuple(notes))
 
 
 def _levels(
@@ -295,7 +312,7 @@ def _concluded(found: StudyResult, runner: Runner, floor_pct: float) -> StudyRes
     return replace(
         found,
         findings=findings_of(claims, found.runs, transferred),
-        decisions=decide(found.application, usable, floor_pct),
+        decisions=decide(found.application, usable, floor_pct, found.runs),
     )
 
 

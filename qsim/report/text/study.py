@@ -113,13 +113,13 @@ def _decision_cells(
             if d is None:
                 row.append("-")
             elif d.decided:
-                row.append(d.method if plain else f"**{d.method}**")
+                row.append(d.named(d.method) if plain else f"**{d.named(d.method)}**")
             else:
-                names = d.as_good[:_MOST_AS_GOOD]
+                names = [d.named(m) for m in d.as_good[:_MOST_AS_GOOD]]
                 rest = len(d.as_good) - len(names)
                 more = f"or {', '.join(names)}" + (f" and {rest} more" if rest else "")
                 more = f"+{len(d.as_good)}" if plain else more
-                row.append(f"{d.method} {more}")
+                row.append(f"{d.named(d.method)} {more}")
         rows.append(row)
     return heads, rows
 
@@ -211,7 +211,7 @@ def _point(row: Any) -> str:
 def _parallelism(found: StudyResult) -> list[str]:
     if not found.parallelism:
         return []
-    parts = ["## Parallelism"]
+    parts = ["## Parallelism", _under(found, found.parallelism)]
     heads = ["method", "layout", "load", "KV tokens", *(FIGURES[n].title for n in _SYSTEM)]
     for gpu in dict.fromkeys(r.gpu for r in found.parallelism):
         rows = [r for r in found.parallelism if r.gpu == gpu]
@@ -235,9 +235,18 @@ def _hardware(found: StudyResult) -> list[str]:
     ]  # fmt: skip
     return [
         "## Hardware",
-        "One server of each; *busy W* is what any step adds to idle power before its work counts.",
+        "One server of each; *busy W* is what any step adds to idle power before its work counts. "
+        + _under(found, found.hardware),
         _md_table(heads, rows),
     ]
+
+
+def _under(found: StudyResult, rows: Sequence[Any]) -> str:
+    """The version of vLLM of all rows, or that there are several."""
+    versions = sorted({found.runs[r.run].vllm_version for r in rows})
+    if len(versions) == 1:
+        return f"All profiles are of vLLM {versions[0]}." if versions[0] else ""
+    return f"Profiles are of several versions of vLLM ({', '.join(versions)}): see `runs.csv`."
 
 
 def _rests_on(found: StudyResult) -> list[str]:
@@ -257,11 +266,12 @@ def study_csvs(found: StudyResult) -> dict[str, str]:
     files["findings.csv"] = _csv([
         {**{k: v for k, v in f.to_dict().items() if k not in ("numbers", "runs", "commands")},
          "methods": " ".join(f.methods), "runs": " ".join(f.runs),
-         "commands": "\n".join(f.commands)}
+         "commands": "\n".join(f.commands), "versions": " ".join(f.versions)}
         for f in found.findings
     ])  # fmt: skip
     files["decisions.csv"] = _csv([
         {**d.to_dict(), **_band("value", d.value), "as_good": " ".join(d.as_good),
+         "versions": " ".join(f"{m}={v}" for m, v in d.versions.items()),
          "runs": " ".join(d.runs)}
         for d in found.decisions
     ])  # fmt: skip

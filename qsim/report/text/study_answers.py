@@ -247,7 +247,7 @@ def _hardware(found: StudyResult) -> list[str]:
     if spans:
         _, method, low, high = max(spans, key=lambda s: s[0])
         sure = "" if low[0].apart(high[0]) else " (which the errors could explain)"
-        versions = [_version(found, gpu, method) for gpu in (high[1], low[1])]
+        versions = [found.runs[by[gpu, method].run].vllm_version for gpu in (high[1], low[1])]
         under = f", under vLLM {versions[0]} and {versions[1]}" if len(set(versions)) > 1 else ""
         parts.append(
             f"the advantage over {base} differs most for {method}, {number(high[0].value, 3)} "
@@ -260,12 +260,6 @@ def _hardware(found: StudyResult) -> list[str]:
             f"a server takes {number(r.idle_w, 3)} W when idle and {number(r.cap_w, 3)} W at most"
         )
     return [f"{_upper('; '.join(parts))}."] if parts else []
-
-
-def _version(found: StudyResult, gpu: str, method: str) -> str:
-    """The version of vLLM that a profile is of."""
-    mine = (p for p in found.provenance if (p.gpu, p.method) == (gpu, method))
-    return next((p.vllm_version for p in mine), "")
 
 
 def _upper(text: str) -> str:
