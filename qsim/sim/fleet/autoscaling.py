@@ -141,6 +141,8 @@ class ScalingRules:
 
 _UP = (ScalingPolicy("Percent", 100, 15), ScalingPolicy("Pods", 4, 15))
 _DOWN = (ScalingPolicy("Percent", 100, 15),)
+#: KEDA's defaults
+_POLLING_S, _COOLDOWN_S = 30, 300
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,8 @@ class Autoscaler:
     tolerance: float = 0.1
     sync_s: int = 15
     scrape_s: int = 15
-    polling_s: int = 30
-    cooldown_s: int = 300
+    polling_s: int = _POLLING_S
+    cooldown_s: int = _COOLDOWN_S
     provision_s: float = 0.0
     pools: Sequence[str] = ()
     queue_metric: str = "inference_extension_flow_control_queue_size"
@@ -236,6 +238,7 @@ class Autoscaler:
         whole("cooldown_s", self.cooldown_s, 0, _LONGEST_S)
         finite("provision_s", self.provision_s, 0.0, float(_LONGEST_S))
         self._check_windows()
+        self._check_keda()
 
     def _check_windows(self) -> None:
         for signal in self.signals:
@@ -249,6 +252,22 @@ class Autoscaler:
                 raise ScenarioError(
                     f"window_s of {signal.metric} is {signal.window_s}; an hpa takes the last "
                     "value of each pod: leave it out, or use kind keda"
+                )
+
+    def _check_keda(self) -> None:
+        """Refuse what only KEDA has."""
+        if self.kind == "keda":
+            return
+        given: list[tuple[str, float, float]] = [
+            ("polling_s", self.polling_s, _POLLING_S),
+            ("cooldown_s", self.cooldown_s, _COOLDOWN_S),
+            *((f"activation of {s.metric}", s.activation, 0.0) for s in self.signals),
+        ]
+        for name, value, default in given:
+            if value != default:
+                raise ScenarioError(
+                    f"{name} is {value:g}; an hpa has none, only KEDA looks for the first and the "
+                    "last server: leave it out, or use kind keda"
                 )
 
     @property
