@@ -76,6 +76,8 @@ def check_output(option: str, path: str | os.PathLike[str], *, folder: bool = Fa
     OutputError, MissingExtraError
         As :func:`check_outputs`.
     """
+    if not os.fspath(path):
+        raise OutputError(f"{option} is empty; give a {'folder' if folder else 'file'}")
     if Path(path).suffix == ".parquet" and find_spec("pyarrow") is None:
         raise MissingExtraError("pyarrow", "parquet", f"{option} {path}")
     try:

@@ -61,7 +61,7 @@ def study(ctx: click.Context, /, **given: Any) -> None:
     TRACE is the traffic of the last three levels, by default azure-conv-2023; a scenario file may
     stand in its place. Without --gpu all types take part of which the model has profiles.
     """
-    from qsim.optimize.study.studying import study_for
+    from qsim.optimize.study.studying import check_tasks, study_for
     from qsim.report.text.study import study_text
 
     if given["traffic"] is not None:
@@ -71,7 +71,8 @@ def study(ctx: click.Context, /, **given: Any) -> None:
         ctx.set_parameter_source("trace", click.core.ParameterSource.COMMANDLINE)
     folder = Path(given["out"])
     scenario = scenario_from(ctx)
-    check_output("--out", str(folder), folder=True)
+    check_tasks(scenario)
+    check_output("--out", given["out"], folder=True)
     journal = folder / JOURNAL
     kept = f"finished runs are kept in {journal}"
     with progress_bar("study", given["progress"]) as update, resumable(kept, bool(given["resume"])):

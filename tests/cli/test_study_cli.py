@@ -106,6 +106,7 @@ def test_an_interrupted_study_goes_on(tmp_path: Path) -> None:
         ((*MODEL, "--method", "fp7"), ("method 'fp7'",)),
         ((*MODEL, "--task", "chatt"), ("task 'chatt' is unknown", "chat")),
         ((*MODEL, "--level", "galaxy"), ("levels", "galaxy")),
+        ((*MODEL, "--level", "workload", "--task", "chat"), ("which alone has tasks",)),
         ((*MODEL, "--speed", 2), ("traffic.speed is given",)),
         ((*MODEL, "--min-quality", 0.9), ("0.9", "90")),
         ((*MODEL, "--price", "h200_sxm=-1"), ("-1",)),
@@ -126,6 +127,7 @@ def test_out_is_tried_before_the_work(tmp_path: Path) -> None:
     result = qsim("study", *MODEL, *ARGS, "--out", file)
     assert result.exit_code != 0
     assert "--out" in result.stderr
+    fails(qsim("study", *MODEL, *ARGS, "--out", ""), 1, "--out is empty; give a folder")
 
 
 def test_a_short_trace_of_ones_own_and_a_profile_of_ones_own(tmp_path: Path, profile: Path) -> None:

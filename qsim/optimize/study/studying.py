@@ -46,7 +46,7 @@ from qsim.scenario.arguments import StudyArguments
 from qsim.scenario.names import build, scenario_of
 from qsim.scenario.resolve import candidates_of, searched_engine
 
-__all__ = ["DEFAULT_FLOOR_PCT", "study", "study_for"]
+__all__ = ["DEFAULT_FLOOR_PCT", "check_tasks", "study", "study_for"]
 
 #: of the decision table: percent of the 16-bit score at the low end of the interval
 DEFAULT_FLOOR_PCT = 90.0
@@ -104,9 +104,26 @@ def study(
     if not isinstance(asked, Scenario | str):
         raise TypeError("study() takes a scenario, or its traffic as a file or a preset")
     scenario = _scenario(asked, model, more)
+    check_tasks(scenario)
     return study_for(
         scenario, journal=journal, resume=resume, jobs=jobs, dask=dask, progress=progress
     )
+
+
+def check_tasks(scenario: Scenario) -> None:
+    """Refuse tasks of a study without the level that has them.
+
+    Raises
+    ------
+    ScenarioError
+        If ``applications`` is given, and the application level is left out.
+    """
+    wanted = scenario.study
+    if wanted.applications and "application" not in wanted.levels:
+        raise ScenarioError(
+            f"applications is {', '.join(wanted.applications)}, and the application level is not "
+            "among levels, which alone has tasks: leave it out, or add the level (--task, --level)"
+        )
 
 
 def _scenario(asked: Scenario | str, model: str | None, more: Mapping[str, Any]) -> Scenario:
