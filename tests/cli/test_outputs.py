@@ -77,7 +77,6 @@ def test_what_is_in_the_way_is_told_before_the_work(
             fails(result, 1, f"Error: {option}", "is a folder, not a file")
     if os.geteuid() == 0:  # root may write anywhere: what would be refused is played
         monkeypatch.setattr("tempfile.NamedTemporaryFile", denied)
-        monkeypatch.setattr("qsim.files.tempfile.NamedTemporaryFile", denied)
     (tmp_path / "closed").mkdir(mode=0o555)
     fails(qsim(*words, option, at(tmp_path / "closed")), 1, f"Error: {option}", "Permission denied")
     assert list((tmp_path / "closed").iterdir()) == []
