@@ -127,6 +127,12 @@ def test_answers_are_of_the_rows(found: StudyResult) -> None:
         in text
     )
     assert "on a100_sxm, under vLLM 0.33 and 0.24" in text
+    assert "profiles of vLLM" not in answers(faster, "application")[0]
+    odd = {i: replace(r, vllm_version="0.24" if r.method == "fp8-w8a8" else "0.33")
+           for i, r in found.runs.items()}  # fmt: skip
+    for level in ("application", "workload"):
+        text = answers(replace(found, runs=odd), level)[0]
+        assert text.endswith(" (profiles of vLLM 0.33, fp8-w8a8 of 0.24).")
     assert ratio_band(Band(2, 1, 3), Band(4, 2, 8)) == Band(0.5, 0.125, 1.5)
     assert ratio_band(Band.exact(1), Band.exact(0)) is None
 

@@ -11,6 +11,7 @@ from typing import Any
 from qsim.optimize.study.figures import Band
 from qsim.optimize.study.levels import ParallelismRow
 from qsim.optimize.study.result import Level, StudyResult
+from qsim.optimize.study.versions import usual_version
 from qsim.report.text.tables import number
 
 __all__ = ["QUESTIONS", "answers", "band_text", "ratio_band"]
@@ -68,6 +69,14 @@ def _best(
     return row, band, f"{row.method} (within the errors also {more})"
 
 
+def _versions(found: StudyResult, rows: Sequence[Any]) -> str:
+    """Which methods' profiles are of another version of vLLM than most; "" if all are of one."""
+    of = {r.method: found.runs[r.run].vllm_version for r in rows}
+    usual = usual_version([*of.values()])
+    odd = [f"{m} of {v or 'an unknown version'}" for m, v in of.items() if v != usual]
+    return f" (profiles of vLLM {usual}, {', '.join(odd)})" if odd else ""
+
+
 def _get(name: str) -> Callable[[Any], Band | None]:
     def get(row: Any) -> Band | None:
         found: Band | None = row.figures.get(name)
@@ -113,7 +122,7 @@ def _application(found: StudyResult, gpu: str) -> str:
             f"the largest loss is that of {worst.method} on {worst.task}, "
             f"{band_text(worst.quality, 4)}% of the 16-bit score"
         )
-    return f"On {gpu}, {'; '.join(parts)}."
+    return f"On {gpu}, {'; '.join(parts)}{_versions(found, rows)}."
 
 
 def _workload(found: StudyResult, gpu: str) -> str:
@@ -149,7 +158,7 @@ def _workload(found: StudyResult, gpu: str) -> str:
         parts.append(f"the order of methods changes where findings {ranks} say")
     else:
         parts.append("no two methods change places by more than their errors")
-    return f"On {gpu}, {'; '.join(parts)}."
+    return f"On {gpu}, {'; '.join(parts)}{_versions(found, rows)}."
 
 
 def _parallelism(found: StudyResult, gpu: str) -> str:
