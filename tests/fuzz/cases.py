@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import random
+import re
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -17,6 +18,9 @@ import yaml
 from tests.fuzz.mutate import OPTION_VALUES, OPTION_WORDS, mutate
 
 __all__ = ["Case", "command_at", "draw", "plain", "seeds"]
+
+#: a file of a command line, as in ``--pool profile={profile.json}``
+_FILE = re.compile(r"\{([a-z0-9_./+-]+)\}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ COMMANDS: list[str] = [
     "sweep {trace.csv} --profile {profile.json} --grid seed=0:3 --lhs 2 --jobs 1 --out out/s.csv",
     "study {trace.csv} --profile {profile.json} --task code --level application --jobs 1 "
     "--out out/study",
-    "study {chat.yaml} --level workload --jobs 1 --out out/study",
+    "study {study.yaml} --set seed=2 --jobs 1 --out out/study",
     "schedule {hours.csv} --profile {profile.json} --slo ttft:p99:9000 --max-replicas 2 --jobs 1",
     "schedule {hours.csv} --profile {profile.json} --slo ttft:p99:9000 --max-replicas 2 --jobs 1 "
     "--carbon-series {carbon.csv} --objective carbon --export csv",
@@ -202,7 +206,7 @@ def plain(line: str) -> Case:
     """One of :data:`COMMANDS` as it is."""
     words = line.split()
     good = seeds()
-    names = [w[1:].partition("}")[0] for w in words if w.startswith("{")]
+    names = [n for w in words for n in _FILE.findall(w)]
     if any(n.endswith(".yaml") or n == "chat.json" for n in names):
         names += ["trace.csv", "profile.json"]
     return Case(_argv(words), {n: good[n] for n in names})
@@ -292,7 +296,7 @@ def _argv(words: list[str]) -> list[str]:
     argv: list[str] = []
     for word in words:
         if not word.startswith("{"):
-            argv.append(word)
+            argv.append(_FILE.sub(r"\1", word))
             continue
         name, _, behind = word[1:].partition("}")
         if behind:
@@ -336,6 +340,9 @@ tune:
 schedule: {window: 1min, policies: []}
 sweep:
   over: {max_num_seqs: [2, 4], seed: '0:1'}
+"""
+STUDY = """traffic: {trace: trace.csv}
+study: {profiles: [profile.json], levels: [workload]}
 """
 
 
@@ -411,6 +418,7 @@ def seeds() -> dict[str, bytes]:
         "simulate.yaml": "trace: trace.csv\nprofile: profile.json\nreplicas: 2\nseed: 1\n"
         "slo: [ttft:p99:500]\nmax_num_seqs: 8\nrouter: random\ntoo_long: error\n",
         "chat.yaml": CHAT,
+        "study.yaml": STUDY,
         "capacity.yaml": "traffic: {trace: trace.csv, think_time_s: 1}\nslos: ['ttft:p50:9000']\n"
         "capacity: {profiles: [profile.json], gpus: {h200_sxm: 1}, users: true, precision: 0.3}\n"
         "curve: {profiles: [profile.json], rates: [1, 5]}\n",
