@@ -30,6 +30,7 @@ $(BIN)/python:
 
 # what a user needs
 $(VENV)/.stamp-report: pyproject.toml | $(BIN)/python
+	@echo "installing qsim and what it needs into $(VENV), once; a minute or more, by the network"
 	$(PIP) install --quiet --editable '.[report]'
 	@touch $@
 
