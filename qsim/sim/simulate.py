@@ -13,7 +13,6 @@ from qsim.sim.fleet.autoscaling import Autoscaler
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.parts import run_whole
 from qsim.sim.fleet.pool import Pool
-from qsim.sim.fleet.scaled import scaling_of
 from qsim.sim.fleet.sessions import in_order_of_arrival
 from qsim.sim.results.finished import (
     as_sent,
@@ -31,6 +30,7 @@ from qsim.sim.run_facts import (
     outages_of,
     pool_uses,
     replica_stats,
+    scaling_of,
     tells_outcomes,
 )
 from qsim.sim.scheduler.config import EngineOptions

@@ -18,7 +18,6 @@ from qsim.sim.fleet.autoscaling import Autoscaler
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.fleet import Fleet
 from qsim.sim.fleet.pool import Pool
-from qsim.sim.fleet.scaled import scaling_of
 from qsim.sim.results.backlog import CLOSED_LOOP, Load, judge
 from qsim.sim.results.finished import outcome_notes
 from qsim.sim.results.latency import Latency
@@ -34,6 +33,7 @@ from qsim.sim.run_facts import (
     outages_s,
     pool_uses,
     replica_stats,
+    scaling_of,
     tells_outcomes,
 )
 from qsim.sim.scheduler.config import EngineOptions

@@ -1,6 +1,6 @@
 """Controllers that switch servers: a timetable, an autoscaler, and one that looks ahead.
 
-Each is asked once a period and sees what :class:`qsim.sim.fleet.autoscaler.Observation` holds,
+Each is asked once a period and sees what :class:`qsim.sim.fleet.policy.Observation` holds,
 nothing else.
 """
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qsim.sim.fleet.autoscaler import Observation
 from qsim.sim.fleet.autoscaling import Autoscaler, ScalingRules, Signal
 from qsim.sim.fleet.horizontal import PoolScaler, Reading
+from qsim.sim.fleet.policy import Observation
 
 __all__ = ["DAY_S", "Predictive", "Reactive", "Timetable"]
 

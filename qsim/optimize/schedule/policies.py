@@ -24,7 +24,7 @@ from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.space import Choices, Range, Space
 from qsim.optimize.search.study import StudySettings
 from qsim.quality.recovery import Recovery, fleet_recovery
-from qsim.sim.fleet.autoscaler import Constant
+from qsim.sim.fleet.policy import Constant
 
 __all__ = ["Bench", "routed_quality", "smallest_static"]
 

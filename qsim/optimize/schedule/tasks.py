@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from qsim.sim.fleet.autoscaler import Constant, Policy
 from qsim.sim.fleet.dynamic import DynamicResult, simulate_dynamic
+from qsim.sim.fleet.policy import Constant, Policy
 from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.results.slo import Slo, SloOutcome, attainment
 from qsim.traces.trace import Trace

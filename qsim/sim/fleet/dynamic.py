@@ -12,9 +12,9 @@ import numpy.typing as npt
 from qsim.errors import ScenarioError
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import Setup
-from qsim.sim.fleet.autoscaler import Policy
 from qsim.sim.fleet.lifecycle import STATES
 from qsim.sim.fleet.parts import WholeRun, run_whole
+from qsim.sim.fleet.policy import Policy
 from qsim.sim.fleet.pool import Pool, ResolvedPool, resolve_servers
 from qsim.sim.fleet.server import Server
 from qsim.sim.results.finished import request_columns

@@ -27,10 +27,10 @@ from qsim.sim.engine.steplog import Step
 from qsim.sim.engine.timing import PS_PER_MS, PS_PER_S, Timing
 from qsim.sim.engine.wakeups import WakeUps
 from qsim.sim.fleet.admission import Setup
-from qsim.sim.fleet.autoscaler import Policy
 from qsim.sim.fleet.clients import NEXT, Clients
 from qsim.sim.fleet.columns import Columns
 from qsim.sim.fleet.lives import Lives
+from qsim.sim.fleet.policy import Policy
 from qsim.sim.fleet.queue_limits import QueueLimits
 from qsim.sim.fleet.router import Router, make_router
 from qsim.sim.fleet.router_mixed import Packing

@@ -26,8 +26,8 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from qsim.sim.fleet.autoscaler import Observation
 from qsim.sim.fleet.autoscaling import RATES, Autoscaler, ScalingRules, Signal
+from qsim.sim.fleet.policy import Observation
 
 __all__ = ["FleetScaler", "PoolScaler", "Reading"]
 
@@ -273,7 +273,7 @@ class FleetScaler:
         Which pools are scaled; the others stay as they are.
     """
 
-    #: it wants :class:`qsim.sim.fleet.autoscaler.PoolSignals`
+    #: it wants :class:`qsim.sim.fleet.policy.PoolSignals`
     reads_signals = True
 
     def __init__(

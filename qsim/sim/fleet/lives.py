@@ -16,9 +16,9 @@ from qsim.errors import ScenarioError
 from qsim.sim.engine.clock import MOST_S
 from qsim.sim.engine.events import REFRESH, At
 from qsim.sim.engine.timing import PS_PER_S
-from qsim.sim.fleet.autoscaler import Observation, Policy, PoolSignals
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.lifecycle import ASLEEP, DRAINING, FAILED, OFF, ON, STARTING, WAKING
+from qsim.sim.fleet.policy import Observation, Policy, PoolSignals
 from qsim.sim.fleet.pool import ResolvedPool
 from qsim.sim.fleet.server import Server
 

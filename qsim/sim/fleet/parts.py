@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from qsim.sim.engine.steplog import Step
 from qsim.sim.fleet.admission import Admission, Setup
-from qsim.sim.fleet.autoscaler import Policy
 from qsim.sim.fleet.fleet import Fleet
+from qsim.sim.fleet.policy import Policy
 from qsim.sim.results.finished import Finished, joined
 from qsim.sim.results.itl import Gaps
 from qsim.traces.trace import Trace

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["PoolScaling", "Scaling"]
+__all__ = [
+    "PoolScaling",
+    "Scaling",
+    "decisions_of",
+    "last_of_each_time",
+    "none_on_s",
+    "servers_over_time",
+]
 
 #: a server that goes and is missed so soon after was taken away too early, s
 _SOON_S = 600.0
@@ -147,3 +154,11 @@ def decisions_of(
             fell_s = time_s
         before = now
     return ups, downs, reversals
+
+
+def last_of_each_time(changes: Sequence[Change]) -> list[Change]:
+    """Changes of one pool at one time as one."""
+    found: dict[tuple[float, int], Change] = {}
+    for change in changes:
+        found[change[:2]] = change
+    return list(found.values())

@@ -62,7 +62,7 @@ def hot_spots(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     Parameters
     ----------
     rows : sequence of dict
-        One a server, as of :func:`qsim.sim.simulate.replica_stats`.
+        One a server, as of :func:`qsim.sim.run_facts.replica_stats`.
 
     Returns
     -------

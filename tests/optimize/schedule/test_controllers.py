@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsim.optimize.schedule.controllers import Predictive, Reactive, Timetable
-from qsim.sim.fleet.autoscaler import Observation, Policy
+from qsim.sim.fleet.policy import Observation, Policy
 
 
 def seen(

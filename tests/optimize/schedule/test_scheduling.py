@@ -20,8 +20,8 @@ from qsim.optimize.schedule.result import Schedule
 from qsim.optimize.schedule.scheduling import POLICIES, schedule
 from qsim.optimize.schedule.tasks import RunTask, WindowTask, run_policy, run_window
 from qsim.profiles.schema import Profile
-from qsim.sim.fleet.autoscaler import Constant
 from qsim.sim.fleet.lifecycle import Lifecycle
+from qsim.sim.fleet.policy import Constant
 from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.results.slo import parse_slos
 from qsim.sim.simulate import simulate

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from qsim.errors import ScenarioError
 from qsim.optimize.deploy.deployment import STARTUP_S
-from qsim.sim.fleet.autoscaler import Constant, Observation
 from qsim.sim.fleet.dynamic import DynamicResult, simulate_dynamic
 from qsim.sim.fleet.lifecycle import Lifecycle
+from qsim.sim.fleet.policy import Constant, Observation
 from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.results.slo import Slo
 from qsim.sim.simulate import simulate

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import qsim
 from qsim.errors import ScenarioError, TraceError
 from qsim.profiles.lookup import load_profile
-from qsim.sim.fleet.autoscaler import Constant
 from qsim.sim.fleet.dynamic import simulate_dynamic
+from qsim.sim.fleet.policy import Constant
 from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.fleet.router import ROUTERS
 from qsim.sim.simulate_stream import simulate_stream
