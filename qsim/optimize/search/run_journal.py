@@ -1,17 +1,22 @@
-"""The finished runs of a sweep or a study: each is kept at once, and not done again on resuming."""
+"""The runs of a sweep or a study: each is kept at once, and not done again on resuming."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from qsim.errors import ScenarioError
+from qsim.errors import InputError, ScenarioError
 from qsim.interrupts import uninterrupted
+from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.journal import JournalEnd, append_lines, held, read_lines
 
-__all__ = ["RunJournal", "open_run_journal"]
+__all__ = ["RunJournal", "do_runs", "open_run_journal"]
+
+Point = TypeVar("Point")
+Task = TypeVar("Task")
 
 
 class RunJournal:
@@ -91,3 +96,70 @@ def open_run_journal(path: str | Path | None, resume: bool, what: str) -> Iterat
             with suppress(OSError):
                 if not path.stat().st_size:
                     path.unlink()
+
+
+def do_runs(
+    executor: TaskExecutor,
+    journal: RunJournal,
+    points: Iterable[Point],
+    *,
+    task: Callable[[Point], Task],
+    key: Callable[[Point, Task], str],
+    submit: Callable[[Task], Future[Any]],
+    figures: Callable[[Task, Any], Mapping[str, Any]],
+) -> Iterator[tuple[Point, Mapping[str, Any], str]]:
+    """Run every point that is not in the journal, a window of them at a time, and keep it there.
+
+    Parameters
+    ----------
+    executor : TaskExecutor
+    journal : RunJournal
+    points : iterable
+    task : callable
+        What a point's run needs. A point for which this raises InputError is not kept.
+    key : callable
+        What decides a run's figures, of the point and its task.
+    submit : callable
+        Starts a task in ``executor``.
+    figures : callable
+        A run's figures, JSON-ready, of its task and what the task returned.
+
+    Yields
+    ------
+    tuple
+        The point, its figures and "", or the point, no figures and why; as they are finished.
+    """
+    left = iter(points)
+    running: dict[Future[Any], tuple[Point, Task, str]] = {}  # in the order in which they began
+    more = True
+    while more or running:
+        while more and len(running) < executor.window:
+            try:
+                point = next(left)
+            except StopIteration:
+                more = False
+                break
+            try:
+                work = task(point)
+            except InputError as e:
+                yield point, {}, str(e)
+                continue
+            name = key(point, work)
+            known = journal.rows.get(name)
+            if known is not None:
+                yield point, known["figures"], known["error"]
+                continue
+            running[submit(work)] = (point, work, name)
+        if not running:
+            continue
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in [f for f in running if f in finished]:
+            point, work, name = running.pop(future)
+            found: Mapping[str, Any] = {}
+            error = ""
+            try:
+                found = figures(work, future.result())
+            except InputError as e:
+                error = str(e)
+            journal.add(name, found, error)
+            yield point, found, error

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from qsim import __version__
-from qsim.errors import InputError, ScenarioError
+from qsim.errors import ScenarioError
 from qsim.optimize.economics.prices import usd_per_1m
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
-from qsim.optimize.search.run_journal import RunJournal
+from qsim.optimize.search.run_journal import RunJournal, do_runs
 from qsim.optimize.study.contenders import Contender
 from qsim.optimize.study.figures import Band, rounded
 from qsim.optimize.study.levels import Run
@@ -107,47 +107,26 @@ class Runner:
     ) -> dict[Point, Any]:
         """Figures, or why there are none, by point."""
         results: dict[Point, Any] = {}
-        left = iter(wanted.items())
-        running: dict[Future[Any], tuple[Point, str]] = {}
-        more = True
-        while more or running:
-            while more and len(running) < self.executor.window:
-                following = next(left, None)
-                if following is None:
-                    more = False
-                    break
-                point, contender = following
-                try:
-                    task = self._task(contender, point)
-                except InputError as e:
-                    results[point] = str(e)
-                    continue
-                key = self._key(point, task)
-                known = self.journal.rows.get(key)
-                if known is not None:
-                    results[point] = known["error"] or known["figures"]
-                    continue
-                self.executor.share(task.trace)
-                self.executor.share(task.profile)
-                running[self.executor.submit(run_point, task)] = point, key
-            if running:
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    point, key = running.pop(future)
-                    results[point] = self._finished(key, future)
-            if self.progress is not None and wanted:
+        runs = do_runs(
+            self.executor,
+            self.journal,
+            wanted,
+            task=lambda point: self._task(wanted[point], point),
+            key=self._key,
+            submit=self._submit,
+            figures=lambda task, figures: figures,
+        )
+        for point, figures, error in runs:
+            results[point] = error or figures
+            if self.progress is not None:
                 share = begin + (end - begin) * len(results) / len(wanted)
                 self.progress(share, f"{level}: {len(results)} of {len(wanted)} runs")
         return results
 
-    def _finished(self, key: str, future: Future[Any]) -> Any:
-        try:
-            figures = future.result()
-        except InputError as e:
-            self.journal.add(key, {}, str(e))
-            return str(e)
-        self.journal.add(key, figures)
-        return figures
+    def _submit(self, task: PointTask) -> Future[Any]:
+        self.executor.share(task.trace)
+        self.executor.share(task.profile)
+        return self.executor.submit(run_point, task)
 
     def _task(self, contender: Contender, point: Point) -> PointTask:
         return PointTask(

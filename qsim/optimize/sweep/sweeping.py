@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -14,7 +14,7 @@ import numpy as np
 from qsim import __version__
 from qsim.bounds import MAX_RUNS, MAX_SEED
 from qsim.checks import whole
-from qsim.errors import InputError, ScenarioError
+from qsim.errors import ScenarioError
 from qsim.optimize.economics.prices import Price, price_of, prices_of
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
@@ -22,7 +22,7 @@ from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.fleet_task import FleetTask, TaskPool
 from qsim.optimize.search.goals import carbon_of, quality_goal
 from qsim.optimize.search.measures import Worth, measure_fleet
-from qsim.optimize.search.run_journal import RunJournal, open_run_journal
+from qsim.optimize.search.run_journal import RunJournal, do_runs, open_run_journal
 from qsim.optimize.search.space import Space
 from qsim.optimize.sweep.points import Scenarios, is_part
 from qsim.optimize.tune.arguments import parse_search
@@ -226,40 +226,25 @@ class _Runner:
 
     def run(self, points: Sequence[dict[str, Any]]) -> Iterator[Row]:
         """The rows, as they are finished."""
-        left = iter(enumerate(points))
-        running: dict[Future[Any], tuple[int, dict[str, Any], FleetTask, str]] = {}
-        more = True
-        while more or running:
-            while more and len(running) < self.executor.window:
-                following = next(left, None)
-                if following is None:
-                    more = False
-                    break
-                number, values = following
-                try:
-                    task = self._task(values)
-                except InputError as e:
-                    yield Row(number, values, {}, str(e))
-                    continue
-                key = self._key(values, task)
-                known = self.journal.rows.get(key)
-                if known is not None:
-                    yield Row(number, values, known["figures"], known["error"])
-                    continue
-                if task.trace is self.latest:  # one that is used once goes along with its task
-                    self.executor.share(task.trace)
-                self.latest = task.trace
-                for pool in task.pools:
-                    self.executor.share(pool.profile)
-                running[self.executor.submit(measure_fleet, task)] = (number, values, task, key)
-            if not running:
-                continue
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in sorted(finished, key=lambda f: running[f][0]):
-                number, values, task, key = running.pop(future)
-                row = self._row(number, values, task, future)
-                self.journal.add(key, row.figures, row.error)
-                yield row
+        runs = do_runs(
+            self.executor,
+            self.journal,
+            enumerate(points),
+            task=lambda point: self._task(point[1]),
+            key=lambda point, task: self._key(point[1], task),
+            submit=self._submit,
+            figures=self._figures,
+        )
+        for (number, values), figures, error in runs:
+            yield Row(number, values, figures, error)
+
+    def _submit(self, task: FleetTask) -> Future[Any]:
+        if task.trace is self.latest:  # one that is used once goes along with its task
+            self.executor.share(task.trace)
+        self.latest = task.trace
+        for pool in task.pools:
+            self.executor.share(pool.profile)
+        return self.executor.submit(measure_fleet, task)
 
     def _task(self, values: Mapping[str, Any]) -> FleetTask:
         point = self.scenarios.at(values)
@@ -280,13 +265,8 @@ class _Runner:
             allow_backlog=point.allow_backlog,
         ).of_pools(pools)
 
-    def _row(
-        self, number: int, values: dict[str, Any], task: FleetTask, future: Future[Any]
-    ) -> Row:
-        try:
-            figures = future.result()
-        except InputError as e:
-            return Row(number, values, {}, str(e))
+    def _figures(self, task: FleetTask, measured: Mapping[str, Any]) -> dict[str, Any]:
+        """A row's figures: of its profiles, and what they cost and lose, beside the measured."""
         profiles = [p.profile for p in task.pools]
         for profile in profiles:
             if profile.id not in self.price:
@@ -294,12 +274,11 @@ class _Runner:
                 self.price[profile.id] = price_of(gpu, self.prices, self.provider)
                 self.quality[profile.id] = self.goal.of(profile)
         worth = Worth(self.price, self.quality, self.carbon)
-        full = {
+        return {
             "profile": " + ".join(p.id for p in profiles),
             "profile_source": " + ".join(dict.fromkeys(p.identity.source for p in profiles)),
-            **worth.complete(figures, task.pools),
+            **worth.complete(measured, task.pools),
         }
-        return Row(number, values, full)
 
     def _key(self, values: Mapping[str, Any], task: FleetTask) -> str:
         """What decides a row: if it is in the journal, it is not run again."""
