@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qsim.optimize.study.figures import FIGURES, Band
@@ -15,6 +15,7 @@ __all__ = [
     "Verdict",
     "better",
     "gain_of",
+    "listed",
     "maximized",
     "said",
     "sense",
@@ -46,6 +47,8 @@ _SAID = {
     "usd_per_1m_at_highest": ("cost under saturation", " USD per million output tokens"),
     QUALITY: ("quality", "% of the 16-bit score"),
 }
+#: names in a sentence
+_MOST_LISTED = 4
 
 
 def title(figure: str) -> str:
@@ -66,6 +69,12 @@ def sense(figure: str) -> tuple[str, str]:
 def shown(value: float) -> str:
     """A number in a sentence: three digits, or all before the point."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: the first few, and how many more there are."""
+    more = len(names) - _MOST_LISTED
+    return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def maximized(figure: str) -> bool:

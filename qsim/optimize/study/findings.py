@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
+from qsim.optimize.study.common import ANSWERED
 from qsim.optimize.study.comparing import Claim
 from qsim.optimize.study.levels import Axis, Run
 from qsim.optimize.study.result import Finding, Level
 from qsim.profiles.carry import release
+from qsim.sim.results.backlog import OVERLOADED
 
 __all__ = ["KINDS", "MOST_BEYOND", "MOST_OF_A_KIND", "findings_of", "usable_runs"]
 
@@ -24,8 +26,6 @@ _ONE_VERSION = ("inversion", "sharding", "hardware")
 MOST_OF_A_KIND = 5
 #: of the same methods, or of the same figure, as many of a kind
 _MOST_ALIKE = 2
-#: the verdict of a run that more arrives at than it finishes
-OVERLOADED = "overloaded"
 #: runs of which more of the steps lie beyond what was measured carry no finding
 MOST_BEYOND = 0.01
 
@@ -37,8 +37,6 @@ def usable_runs(runs: Mapping[str, Run], answered: Mapping[str, float]) -> froze
     latencies grow with its length), and those that answered less of it in full than others did
     (what is too long for a server is rejected).
     """
-    from qsim.optimize.study.common import ANSWERED
-
     most: dict[str, float] = {}
     for run in runs.values():
         most[run.trace] = max(most.get(run.trace, 0.0), answered[run.id])

@@ -6,11 +6,10 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from qsim.optimize.search.fleet_task import FleetTask
 from qsim.profiles.schema import Profile
 from qsim.sim.results.continued import settled
 from qsim.sim.results.result import SimulationResult
-from qsim.sim.scheduler.config import EngineOptions
-from qsim.traces.trace import Trace
 
 __all__ = ["AT_LIMIT", "PERCENTILES", "Point", "PointTask", "Traffic", "run_point"]
 
@@ -103,33 +102,16 @@ class Point:
 
 
 @dataclass(frozen=True)
-class PointTask:
-    """A point with its trace and profile, so that any process can simulate it."""
+class PointTask(FleetTask):
+    """A point with its trace and profile, so that any process can simulate it.
 
-    trace: Trace
-    profile: Profile
-    replicas: int
-    options: EngineOptions
-    concurrency: int | None
-    settle: bool
-    seed: int
-    router: str
-    too_long: str
+    Attributes
+    ----------
+    settle : bool
+        As that of :class:`Point`.
+    """
 
-    def simulate(self, trace: Trace | None = None) -> SimulationResult:
-        """Run it, or another trace."""
-        from qsim.sim.simulate import simulate
-
-        return simulate(
-            self.trace if trace is None else trace,
-            self.profile,
-            replicas=self.replicas,
-            router=self.router,
-            options=self.options,
-            seed=self.seed,
-            too_long=self.too_long,
-            concurrency=self.concurrency,
-        )
+    settle: bool = False
 
 
 def run_point(task: PointTask) -> dict[str, Any]:
@@ -146,7 +128,7 @@ def run_point(task: PointTask) -> dict[str, Any]:
     summary = result.summary()
     load = result.load
     if task.settle:
-        load = settled(load, task.trace, lambda longer: task.simulate(longer), _GOES_ON)
+        load = settled(load, task.trace, lambda longer: task.simulate(trace=longer), _GOES_ON)
     done = summary["completed"]
     values: dict[str, float | None] = {name: summary[name] for name in _LATENCIES}
     throughput, mean_ms = summary["request_throughput"], summary["mean_e2el_ms"]

@@ -74,7 +74,7 @@ class Finding:
     rank : int
         From 1, the most important first.
     kind : str
-        ``crossing``, ``inversion``, ``dominated``, ``front``, ``loss``, ``gain`` or ``sharding``.
+        One of :data:`qsim.optimize.study.findings.KINDS`.
     level : {"application", "workload", "parallelism", "hardware"}
     gpu : str
         Or "" if it is about several.
@@ -85,7 +85,8 @@ class Finding:
     numbers : mapping
         What is compared, each with its band: ``{"fp8-w8a8 at 24": Band, ...}``.
     figure : str
-        Name of the figure that is compared (:data:`FIGURES`, ``quality`` or ``highest_rps``).
+        Name of the figure that is compared: of :data:`~qsim.optimize.study.figures.FIGURES`, or
+        ``quality``, ``highest_rps`` or ``usd_per_1m_at_highest``.
     ratio : float
         How large the difference is: the larger value over the smaller one.
     error_percent : float

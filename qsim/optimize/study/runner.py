@@ -133,12 +133,13 @@ class Runner:
             self.load(point.traffic),
             contender.profile,
             point.replicas,
+            (),
             contender.options_of(point),
-            point.concurrency,
-            point.settle,
-            self.seed,
             self.router,
+            self.seed,
             self.too_long,
+            concurrency=point.concurrency,
+            settle=point.settle,
         )
 
     def _keep(self, level: str, contender: Contender, point: Point, found: Any) -> None:

@@ -17,6 +17,7 @@ from qsim.optimize.search.run_journal import open_run_journal
 from qsim.optimize.study.application import application_rows, application_saturation, task_shapes
 from qsim.optimize.study.application_claims import application_claims
 from qsim.optimize.study.common import Context
+from qsim.optimize.study.comparing import listed
 from qsim.optimize.study.contenders import (
     Contender,
     Line,
@@ -50,8 +51,6 @@ __all__ = ["DEFAULT_FLOOR_PCT", "check_tasks", "study", "study_for"]
 
 #: of the decision table: percent of the 16-bit score at the low end of the interval
 DEFAULT_FLOOR_PCT = 90.0
-#: names of profiles in a note
-_MOST_LISTED = 4
 #: shares of the work at which its parts begin
 _BEGIN = {"saturation": 0.0, "application": 0.25, "workload": 0.4, "parallelism": 0.9,
           "hardware": 0.95}  # fmt: skip
@@ -342,27 +341,20 @@ def _run_notes(runner: Runner) -> list[str]:
     runs = runner.runs.values()
     beyond = [r for r in runs if r.beyond_measured > MOST_BEYOND]
     if beyond:
-        profiles = _listed({r.profile for r in beyond})
+        profiles = listed(sorted({r.profile for r in beyond}))
         notes.append(
             f"{len(beyond)} of {len(runs)} runs have more than {MOST_BEYOND:.0%} of their steps "
             f"beyond the measured range (of {profiles}); no finding or decision rests on them"
         )
     short = [o.run for o in runner.outcomes.values() if o.answered < 1.0]
     if short:
-        profiles = _listed({r.profile for r in short})
+        profiles = listed(sorted({r.profile for r in short}))
         notes.append(
             f"in {len(short)} of {len(runs)} runs some requests are too long for the server and "
             f"rejected or cut (of {profiles}); those that answer fewer than others of the same "
             "traffic are not compared with them"
         )
     return notes
-
-
-def _listed(names: set[str]) -> str:
-    """Some names, and how many more there are."""
-    ordered = sorted(names)
-    more = len(ordered) - _MOST_LISTED
-    return ", ".join(ordered[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _command(scenario: Scenario, traffic: MainTraffic) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from qsim.optimize.study.comparing import listed
 from qsim.optimize.study.contenders import Contender, Line
 from qsim.profiles.carry import release
 
@@ -110,11 +111,5 @@ def version_notes(
     return notes
 
 
-#: servers in a note
-_MOST_NAMED = 4
-
-
 def _named(contenders: Sequence[Contender]) -> str:
-    names = [f"{c.id} of {c.version or 'an unknown version'}" for c in contenders]
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return listed([f"{c.id} of {c.version or 'an unknown version'}" for c in contenders])

@@ -11,6 +11,7 @@ from qsim.optimize.study.levels import Axis, Load, WorkloadRow
 from qsim.optimize.study.point import Point
 from qsim.optimize.study.runner import Asked
 from qsim.optimize.study.traffics import MainTraffic, steady
+from qsim.sim.results.backlog import OVERLOADED
 
 __all__ = ["main_clients", "main_saturation", "workload_rows"]
 
@@ -60,7 +61,7 @@ def workload_rows(
             continue
         kept_up = True
         if w.load == "busy":
-            kept_up = outcome.run.load != "overloaded"
+            kept_up = outcome.run.load != OVERLOADED
         if w.axis == "rate":
             kept_up = kept_up and w.x <= _NEVER * (highest.get(w.contender.id) or 0.0)
         rows.append(WorkloadRow(

@@ -118,13 +118,12 @@ def _lengths(gpu: str, rows: Sequence[WorkloadRow]) -> Iterator[Claim]:
         for name, (one, other) in (("a", (a, b)), ("b", (b, a))):
             best = None
             for cell, row in cells[one].items():
-                at = f"{cell[0]:g} and {cell[1]:g} tokens"
-                sides = _side(row, figure, at), None
                 rival = cells[other].get(cell)
-                if rival is None or sides[0] is None:
+                if rival is None:
                     continue
-                against = _side(rival, figure, at)
-                v = None if against is None else better(figure, sides[0], against)
+                at = f"{cell[0]:g} and {cell[1]:g} tokens"
+                own, against = _side(row, figure, at), _side(rival, figure, at)
+                v = better(figure, own, against) if own and against else None
                 if v is not None and (best is None or v.gap > best[1].gap):
                     best = (at, v)
             if best is not None:

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from qsim.catalog.methods import KV_FP8
+from qsim.report.figures.style import COLORS
 
 __all__ = [
     "Look",
@@ -41,13 +42,8 @@ _METHODS = {
 }
 #: of a method that the catalogue does not know
 _OTHER = ("#999999", "*")
-#: Okabe and Ito's colours; of what is no method: policies, parts of a fleet
-_POLICIES = {
-    "optimized": "#0072B2",
-    "static": "#D55E00",
-    "reactive": "#009E73",
-    "predictive": "#CC79A7",
-}
+#: of what is no method
+_POLICIES = dict(zip(("optimized", "static", "reactive", "predictive"), COLORS, strict=False))
 _GPU_DASHES = {"h200": "-", "h100": (0, (5, 2)), "a100": (0, (1.2, 1.6))}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qsim.errors import MissingExtraError
-from qsim.optimize.study.figures import FIGURES
+from qsim.optimize.study.comparing import title
 from qsim.optimize.study.result import LEVELS, Decision, Level, StudyResult
 from qsim.report.figures.palette import method_look
 from qsim.report.figures.study import Panel, study_panels
@@ -23,11 +23,6 @@ _TITLES: dict[Level, str] = {
     "workload": "Workload: traffic",
     "parallelism": "Parallelism: shards or replicas",
     "hardware": "Hardware: types of GPU",
-}
-_MORE_TITLES = {
-    "quality": "% of the 16-bit score",
-    "highest_rps": "requests/s at most",
-    "usd_per_1m_at_highest": "USD per million output tokens",
 }
 _NOTES: dict[Level, str] = {
     "application": "Bars are quality's 90% interval, which may go on beyond the panel, and the "
@@ -86,7 +81,7 @@ def study_page(found: StudyResult, panels: Iterable[Panel] | None = None) -> str
         band=band_text,
         color=lambda method: method_look(method).color,
         svg=lambda panel: Markup(figure_svg(panel.figure)),  # its text is escaped by matplotlib
-        figure_title=figure_title,
+        figure_title=title,
         command=lambda decision: _command(found, decision),
     )
     sections = [
@@ -121,11 +116,6 @@ def write_study_pictures(folder: Path, panels: Iterable[Panel]) -> list[str]:
             names.append(f"{panel.name}.{ending}")
             save_figure(panel.figure, folder / names[-1])
     return names
-
-
-def figure_title(name: str) -> str:
-    """What a figure of a study is, with its unit."""
-    return FIGURES[name].title if name in FIGURES else _MORE_TITLES.get(name, name)
 
 
 def _command(found: StudyResult, decision: Decision) -> str:
@@ -171,7 +161,7 @@ def _tables(found: StudyResult, level: Level) -> list[_Table]:
         return [
             _Table(
                 f"Layouts of {gpu}",
-                ["method", "layout", "load", "KV tokens", *(FIGURES[n].title for n in names)],
+                ["method", "layout", "load", "KV tokens", *(title(n) for n in names)],
                 [
                     [r.method, f"{r.replicas} x TP{r.tensor_parallel_size}", r.load,
                      band_text(r.kv_tokens), *(band_text(r.figures.get(n)) for n in names)]
@@ -188,7 +178,7 @@ def _tables(found: StudyResult, level: Level) -> list[_Table]:
             _Table(
                 "Servers; busy W is what any step adds to idle power before its work counts",
                 ["GPU", "method", "load", "KV tokens", "idle W", "busy W", "limit W",
-                 *(FIGURES[n].title for n in names)],
+                 *(title(n) for n in names)],
                 [
                     [r.gpu, r.method, r.load, band_text(r.kv_tokens), number(r.idle_w, 3),
                      number(r.busy_w, 3), number(r.cap_w, 3),
@@ -203,8 +193,8 @@ def _tables(found: StudyResult, level: Level) -> list[_Table]:
 
 def _application_tables(found: StudyResult) -> list[_Table]:
     names = ("mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms", "joules_per_request")
-    heads = ["method", "quality, % of 16-bit", "quality is", *(FIGURES[n].title for n in names),
-             "requests/s at most", "USD per million output tokens at most"]  # fmt: skip
+    heads = ["method", title("quality"), "quality is", *(title(n) for n in names),
+             title("highest_rps"), title("usd_per_1m_at_highest")]  # fmt: skip
     tables = []
     for gpu in found.gpus:
         for task in found.tasks:

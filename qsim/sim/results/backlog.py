@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BURST_S", "CLOSED_LOOP", "BacklogOutcome", "Flow", "Load", "judge"]
+__all__ = ["BURST_S", "CLOSED_LOOP", "OVERLOADED", "BacklogOutcome", "Flow", "Load", "judge"]
 
 FloatArray = npt.NDArray[np.float64]
 
