@@ -23,8 +23,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from qsim.calibrate.measure.job import SERVED_NAME, Job, environment, server_command
 from qsim.calibrate.measure.load import LoadClient, LoadResult
-from qsim.calibrate.measure.measurement import SERVED_NAME, Job, environment, server_command
 from qsim.calibrate.measure.server import Server, serve_command
 from qsim.calibrate.measure.tidy import recorder_cost
 from qsim.calibrate.recorder import install, read_hooks, read_steps

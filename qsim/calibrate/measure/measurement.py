@@ -8,32 +8,29 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from qsim.calibrate.measure.host_speed import HostSpeed, cpu_name, host_speed
+from qsim.calibrate.measure.job import SERVED_NAME, Job, environment, server_command, server_flags
 from qsim.calibrate.measure.journal import LEAST_LOADS, Journal
 from qsim.calibrate.measure.load import LoadClient
 from qsim.calibrate.measure.power import PowerSampler, read_samples
 from qsim.calibrate.measure.server import Server, ServerFacts
 from qsim.calibrate.measure.speed import Speed
 from qsim.calibrate.measure.tidy import Measured, write_recording
-from qsim.calibrate.measure.workload import GAP_S, HoldoutTrace, Limits, Phase, phases, total_s
+from qsim.calibrate.measure.workload import GAP_S, Limits, Phase, phases, total_s
 from qsim.calibrate.recorder import Hooks, StepRow, install, read_hooks, read_steps
-from qsim.catalog.gpus import GIB, GpuType
-from qsim.catalog.methods import METHODS, Method, weight_bytes
-from qsim.catalog.models import Model, write_dummy
+from qsim.catalog.gpus import GIB
+from qsim.catalog.methods import METHODS, weight_bytes
+from qsim.catalog.models import write_dummy
 from qsim.catalog.versions import NEWEST, OLDEST
-from qsim.errors import CalibrationError, ScenarioError
+from qsim.errors import CalibrationError
 
-__all__ = ["Job", "Progress", "environment", "measure", "planned", "server_command"]
+__all__ = ["Progress", "measure", "planned"]
 
-SERVED_NAME = "m"
-#: shortest --max-model-len under which the loads fit
-LEAST_MODEL_LEN = 2048
 #: after the last load: for the energy counter to catch up, and at most for the recorder's files, s
 _SETTLE_S, _MOST_WAIT_S = 0.8, 30.0
 #: how long the host's own speed is measured
@@ -41,78 +38,6 @@ _HOST_S = 0.5
 
 #: called with (what is being measured, seconds of this job that are left)
 Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One server to measure."""
-
-    model: Model
-    method: Method
-    gpu: GpuType
-    dummy_weights: bool
-    tensor_parallel_size: int = 1
-    #: how long the loads may take together
-    load_s: float = 150.0
-    max_model_len: int | None = None
-    seed: int = 0
-    serve_command: tuple[str, ...] = ("vllm", "serve")
-    server_args: tuple[str, ...] = ()
-    server_env: tuple[tuple[str, str], ...] = ()
-    start_timeout_s: float = 900.0
-    holdout: tuple[HoldoutTrace, ...] = ()
-    #: no loads for a fit: enough to check a profile
-    only_holdout: bool = False
-    #: an estimate, for the plan and the time left
-    start_s: float = field(default=90.0, compare=False)
-    driver: str = ""
-    power_limit_w: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.model_len < LEAST_MODEL_LEN:
-            raise ScenarioError(
-                f"max_position_embeddings of {self.model.id} is {self.model_len}; the loads need "
-                f"servers of at least {LEAST_MODEL_LEN} tokens a sequence"
-            )
-
-    @property
-    def name(self) -> str:
-        """The recording's folder."""
-        tp = self.tensor_parallel_size
-        name = f"{self.model.id}--{self.method.id}" + (f"--tp{tp}" if tp > 1 else "")
-        return name + ("--check" if self.only_holdout else "")
-
-    @property
-    def model_len(self) -> int:
-        """The server's --max-model-len."""
-        longest = self.model.architecture.max_position_embeddings
-        return min(self.max_model_len or 32768, longest)
-
-    @property
-    def max_num_seqs(self) -> int:
-        """vLLM's default for a server: 1024 on GPUs of 70 GiB or more other than the A100."""
-        given = _value_of("--max-num-seqs", self.server_args)
-        if given is not None:
-            return int(given)
-        return 1024 if self.gpu.memory_bytes >= 70 * GIB and "a100" not in self.gpu.id else 256
-
-    @property
-    def speed(self) -> Speed:
-        """How fast it should be."""
-        return Speed.guess(
-            self.model.architecture, self.method, self.gpu, self.tensor_parallel_size
-        )
-
-
-def _value_of(option: str, args: Sequence[str]) -> str | None:
-    """What ``--option VALUE`` or ``--option=VALUE`` says; the last one counts, as in vLLM."""
-    value = None
-    for i, arg in enumerate(args):
-        if arg.startswith(f"{option}="):
-            value = arg.partition("=")[2]
-        elif arg == option and i + 1 < len(args):
-            value = args[i + 1]
-    return value
 
 
 def planned(job: Job) -> list[Phase]:
@@ -130,52 +55,6 @@ def _phases(job: Job, limits: Limits) -> Generator[Phase, Speed | None, None]:
 
 def _limits(job: Job, kv_tokens: int, batched: int) -> Limits:
     return Limits(kv_tokens, job.model_len, job.max_num_seqs, batched)
-
-
-def server_flags(job: Job) -> list[str]:
-    """The arguments that go into the recording: all but the model, the name and the address."""
-    return [
-        *(["--load-format", "dummy"] if job.dummy_weights else []),
-        "--no-enable-prefix-caching",
-        "--max-model-len",
-        str(job.model_len),
-        "--tensor-parallel-size",
-        str(job.tensor_parallel_size),
-        "--no-enable-log-requests",
-        *job.method.serve_args,
-        *_online(job),
-        *job.server_args,
-    ]
-
-
-def _online(job: Job) -> list[str]:
-    """Quantize a bf16 checkpoint while it loads, where the method allows that."""
-    wanted = not job.dummy_weights and job.model.quantization_config is None
-    return ["--quantization", job.method.online] if wanted and job.method.online else []
-
-
-def server_command(job: Job, model_path: str) -> list[str]:
-    """The command line that starts the server, but for its port."""
-    command = list(job.serve_command)
-    model = [model_path] if command[-1:] == ["serve"] else ["--model", model_path]
-    name = ["--served-model-name", SERVED_NAME, "--host", "127.0.0.1"]
-    return [*command, *model, *name, *server_flags(job)]
-
-
-def environment(job: Job, gpus: Sequence[int], base: Mapping[str, str]) -> dict[str, str]:
-    """The server's environment, without the recorder's part."""
-    result = dict(base)
-    result |= {
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's order
-        "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)),
-        "VLLM_NO_USAGE_STATS": "1",
-        "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if job.dummy_weights:
-        result["HF_HUB_OFFLINE"] = "1"
-    result |= dict(job.server_env)
-    return result
 
 
 def measure(

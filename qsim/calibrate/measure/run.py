@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from qsim.calibrate.measure.job import Job, environment, server_command
 from qsim.calibrate.measure.journal import salvage
-from qsim.calibrate.measure.measurement import Job, environment, measure, planned, server_command
+from qsim.calibrate.measure.measurement import measure, planned
 from qsim.calibrate.measure.state import (
     COMPLETE,
     FAILED,

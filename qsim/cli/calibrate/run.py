@@ -132,7 +132,7 @@ def run(
     from dataclasses import replace
 
     from qsim.bounds import MAX_SEED
-    from qsim.calibrate.measure.measurement import Job
+    from qsim.calibrate.measure.job import Job
     from qsim.calibrate.measure.power import Nvml
     from qsim.calibrate.measure.run import (
         Campaign,

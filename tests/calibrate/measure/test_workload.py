@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsim.calibrate.measure.measurement import Job, planned
+from qsim.calibrate.measure.job import Job
+from qsim.calibrate.measure.measurement import planned
 from qsim.calibrate.measure.speed import Speed
 from qsim.calibrate.measure.workload import HoldoutTrace, Limits, Phase, phases, total_s
 from qsim.calibrate.recorder.read import StepRow
