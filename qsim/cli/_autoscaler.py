@@ -55,8 +55,8 @@ def autoscaler_from(given: Mapping[str, Any]) -> dict[str, Any] | None:
     signals = [{"metric": m, "target": values[m]} for m in _METRICS if m in values]
     if not signals:
         raise ScenarioError(
-            f"{where}: has nothing to scale on; give one of {', '.join(_METRICS)} with its target, "
-            "such as requests=20"
+            f"{where}: has nothing to scale on; give one of {', '.join(map(_word, _METRICS))} "
+            "with its target, such as requests=20"
         )
     if "max" not in values:
         raise ScenarioError(f"{where}: has no max; give max=SERVERS")
@@ -73,6 +73,11 @@ def autoscaler_from(given: Mapping[str, Any]) -> dict[str, Any] | None:
     return found
 
 
+def _word(key: str) -> str:
+    """A key as it is written on a command line."""
+    return key.replace("_", "-")
+
+
 def _pairs(text: str, where: str) -> dict[str, Any]:
     from qsim.checks import near_names
 
@@ -84,14 +89,16 @@ def _pairs(text: str, where: str) -> dict[str, Any]:
         if not equals or not value:
             raise ScenarioError(f"{where}: {shown(pair)} is no KEY=VALUE pair")
         if key not in known:
-            raise ScenarioError(f"{where}: unknown key {shown(key)}; {near_names(key, known)}")
+            words = [_word(k) for k in known]
+            near = near_names(_word(key), words)
+            raise ScenarioError(f"{where}: unknown key {shown(_word(key))}; {near}")
         if key in values:
-            raise ScenarioError(f"{where}: {key} is given twice")
+            raise ScenarioError(f"{where}: {_word(key)} is given twice")
         try:
             values[key] = (
                 value if key == "kind" else float(value) if key in _REAL else int(value, 10)
             )
         except ValueError as e:
             kind = "number" if key in _REAL else "whole number"
-            raise ScenarioError(f"{where}: {key} is {shown(value)}; must be a {kind}") from e
+            raise ScenarioError(f"{where}: {_word(key)} is {shown(value)}; must be a {kind}") from e
     return values

@@ -130,9 +130,11 @@ class Candidate:
     #: the smallest fleet that met the SLOs, if it grew from there for confidence
     grown_from: int | None = None
     #: where fleets are equal in the objective: replications that met every SLO, and of how many;
-    #: and how many times the traffic the fleet was found to carry
+    #: and how many times the traffic the fleet was found to carry or, where that was not asked
+    #: for, the value of the goal that binds over its limit
     replications: tuple[int, int] | None = None
     carries: float | None = None
+    nearest_limit: float | None = None
     outcome: FleetOutcome | None = None
     evaluations: tuple[FleetOutcome, ...] = ()
     #: what settings beyond the measured range rest on; "" if all was measured
@@ -243,7 +245,7 @@ class Candidate:
             "gpus": self.gpus,
             "carbon": self.gco2e,
             "confidence": None if self.replications is None else -self.replications[0],
-            "headroom": None if self.carries is None else -self.carries,
+            "headroom": self.nearest_limit if self.carries is None else -self.carries,
         }[objective]
         return math.inf if value is None else float(value)
 
@@ -276,6 +278,7 @@ class Candidate:
             if self.replications is None
             else dict(zip(("met", "of"), self.replications, strict=True)),
             "carries": self.carries,
+            **({} if self.nearest_limit is None else {"nearest_limit": self.nearest_limit}),
             "gpus": self.gpus,
             "note": self.note or None,
             "caution": self.caution or None,

@@ -41,6 +41,7 @@ def blank_mix(parts: Sequence[Part]) -> Candidate:
         grown_from=None,
         replications=None,
         carries=None,
+        nearest_limit=None,
         outcome=None,
         evaluations=(),
         parts=tuple(parts),

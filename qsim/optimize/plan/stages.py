@@ -269,7 +269,7 @@ class PlanRun:
                 rooms[c.profile] = find_headroom(self.executor, task)
                 settled = replace(settled, carries=rooms[c.profile].speed)
             elif c.outcome is not None:  # how far its nearest limit is
-                settled = replace(settled, carries=1 / max(c.outcome.binding.ratio, 1e-9))
+                settled = replace(settled, nearest_limit=c.outcome.binding.ratio)
             found[found.index(c)] = settled
             if progress is not None:
                 progress((done + 1) / min(len(tied), MOST_TIED), "ties")

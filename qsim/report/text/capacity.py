@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qsim.report.text.machines import ranges_sentences
+from qsim.report.text.notes import run_notes, run_remarks
 from qsim.report.text.tables import fill, number, table
 
 if TYPE_CHECKING:
     from qsim.optimize.capacity.curve import LoadCurve
     from qsim.optimize.capacity.layout import Capacity, Layout
+    from qsim.optimize.search.fleet_outcome import FleetOutcome
     from qsim.quality.recovery import Recovery
 
 __all__ = ["capacity_text", "curve_text"]
@@ -44,6 +46,9 @@ def capacity_text(found: Capacity) -> str:
     nothing = [y for y in found.layouts if y.best is None]
     if nothing:
         parts.append("\n".join(fill(f"{y.profile}: {y.reason}", "    ") for y in nothing))
+    notes = run_notes((y.profile, _run(y)) for y in found.layouts)
+    if notes:
+        parts.append("\n".join(fill(t) for t in run_remarks(notes)))
     best = found.best
     if best is None:
         return "\n\n".join(parts)
@@ -55,7 +60,7 @@ def capacity_text(found: Capacity) -> str:
         + (f"{number(best.users)} users, " if users else "")
         + f"{number(best.rate_rps(found.traffic))} requests/s; {_broken(found, best)}"
     ]
-    said += [str(t) for t in (best.blank.note, best.blank.caution) if t]
+    said += [str(t) for t in (best.blank.note, best.blank.caution) if t and t not in notes]
     said += carried.best.outcome.doubts()
     if found.machines is not None:
         said += ranges_sentences(carried.best.outcome, found.machines, "a slower rate")
@@ -66,6 +71,13 @@ def capacity_text(found: Capacity) -> str:
         said.append(f"its figures: {command}")
     parts.append("\n".join(s if s.startswith("its figures") else fill(s) for s in said))
     return "\n\n".join(parts)
+
+
+def _run(layout: Layout) -> FleetOutcome | None:
+    """The simulation that a layout is told by: at its highest rate, or the slowest that missed."""
+    if layout.carried is None:
+        return None
+    return (layout.carried.best or layout.carried.points[0]).outcome
 
 
 _ORDER = {"rate": "requests/s", "cost": "USD per output token", "energy": "J per output token"}
@@ -153,6 +165,8 @@ def curve_text(found: LoadCurve) -> str:
         if fleet.fleet.reason:
             head += f": {fleet.fleet.reason}"
         parts.append(fill(head) + "\n" + table(heads, lines))
+    notes = run_notes((f.fleet.profile, _run(f.fleet)) for f in found.fleets)
+    parts += [fill(t) for t in run_remarks(notes)]
     said = dict.fromkeys(f.fleet.blank.note for f in found.fleets if f.fleet.blank.note)
     parts += [fill(f"* {text}") for text in said]
     return "\n\n".join(parts)

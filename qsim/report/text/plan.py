@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from qsim.report.text.machines import ranges_sentences
+from qsim.report.text.notes import run_notes, run_remarks
 from qsim.report.text.tables import continued, fill, number, table
 
 if TYPE_CHECKING:
@@ -206,11 +207,14 @@ def tie_remarks(plan: Plan) -> list[str]:
     names = {"cost": "cost", "energy": "energy", "gpus": "the number of GPUs",
              "carbon": "carbon", "confidence": "confidence", "headroom": "head-room",
              "name": "the profile's name"}  # fmt: skip
+    if plan.headroom is None:  # not asked for: how far a fleet is within its limits stands for it
+        names["headroom"] = "the distance to the limits"
     order = ", ".join(names[o] for o in (*deciding_order(plan.objective), "name"))
     text = f"tie: {len(plan.tie.profiles)} fleets are equal in {names[plan.objective]}; "
     if plan.tie.decided_by == "name":
         return [f"{text}the first two are equal in all, and their names decided (order: {order})"]
-    how = {"confidence": _replications, "headroom": _room}.get(plan.tie.decided_by)
+    room = _within_limits if plan.headroom is None else _room
+    how = {"confidence": _replications, "headroom": room}.get(plan.tie.decided_by)
     first, second = plan.candidates[:2]
     reason = "" if how is None else f": {how(first)} against {how(second)}"
     return [f"{text}{names[plan.tie.decided_by]} decided{reason} (order: {order})"]
@@ -227,6 +231,12 @@ def _room(candidate: Candidate) -> str:
     if candidate.carries is None:
         return "none known"
     return f"{candidate.method} carries {candidate.carries:.3g} times the traffic"
+
+
+def _within_limits(candidate: Candidate) -> str:
+    if candidate.nearest_limit is None:
+        return "none known"
+    return f"{candidate.method} takes {candidate.nearest_limit:.1%} of its nearest limit"
 
 
 def quality_remarks(plan: Plan) -> list[str]:
@@ -273,7 +283,7 @@ def plan_text(plan: Plan) -> str:
     if bad:
         lines = ["  " + fill(f"{c.profile}: {c.reason}", "    ") for c in bad]
         parts.append("infeasible\n" + "\n".join(lines))
-    remarks = [fill(f"{', '.join(names)}: {text}") for text, names in _run_notes(plan).items()]
+    remarks = [fill(t) for t in run_remarks(_notes(plan))]
     remarks += [fill(t) for t in quality_remarks(plan) + carbon_remarks(plan)]
     remarks += price_remarks(c.price for c in plan.candidates)
     more = (
@@ -338,13 +348,8 @@ def search_remarks(plan: Plan) -> list[str]:
     return lines
 
 
-def _run_notes(plan: Plan) -> dict[str, list[str]]:
-    """What the runs of the fleets told, and whose fleets' they were."""
-    found: dict[str, list[str]] = {}
-    for c in plan.candidates:
-        for text in c.outcome.summary.get("notes", ()) if c.outcome is not None else ():
-            found.setdefault(text, []).append(c.profile)
-    return found
+def _notes(plan: Plan) -> dict[str, list[str]]:
+    return run_notes((c.profile, c.outcome) for c in plan.candidates)
 
 
 def transfer_remarks(plan: Plan) -> list[str]:
@@ -356,7 +361,7 @@ def transfer_remarks(plan: Plan) -> list[str]:
             "~ before a profile: not measured itself, but transferred from other measurements or "
             "carried from another version of vLLM"
         )
-    said = _run_notes(plan)
+    said = _notes(plan)
     notes = dict.fromkeys(b.note for b in best.blanks) if best is not None else ()
     lines += [note for note in notes if note and note not in said]
     lines += [f"{c.profile}: {c.caution}" for c in plan.candidates if c.caution and c.feasible]

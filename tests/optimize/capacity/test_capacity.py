@@ -14,7 +14,10 @@ import qsim
 from qsim.errors import ScenarioError
 from qsim.optimize.capacity.capacity import DEFAULT_TRAFFIC
 from qsim.optimize.capacity.curve import SHARES
-from qsim.report.text.capacity import capacity_text
+from qsim.optimize.plan.detail import DetailWanted
+from qsim.report.text.capacity import capacity_text, curve_text
+from qsim.report.text.plan import plan_text
+from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate
 from qsim.traces import load_trace
 from qsim.traces.trace import Trace
@@ -52,6 +55,21 @@ def test_the_winner_and_its_figures(trace: Trace) -> None:
     )
     assert told["breaks_at_rps"] == pytest.approx(told["rate_rps"], rel=0.021)
     assert told["breaks_first"] in SLOS
+
+
+def test_a_small_kv_cache_is_told_as_a_plan_tells_it(trace: Trace) -> None:
+    options = EngineOptions(num_gpu_blocks_override=2000)
+    stock = {"h200_sxm": 1}
+    answer = qsim.capacity(None, stock, trace, profiles=[FAST], slos=SLOS, options=options)
+    plan = qsim.plan(
+        trace, profiles=[FAST], slos=SLOS, options=options, detail=DetailWanted(replications=0)
+    )
+    curve = qsim.curve([FAST], trace, rates=[1.0], options=options)
+    note = "max_model_len is 31,984 and not 65,520: the KV cache of 2,000 blocks holds no longer"
+    for text in (plan_text(plan), capacity_text(answer), curve_text(curve)):
+        assert f"{FAST.id}: {note}" in " ".join(text.split())
+    plain = capacity_text(qsim.capacity(None, {"h200_sxm": 1}, trace, profiles=[FAST], slos=SLOS))
+    assert "max_model_len" not in plain
 
 
 def test_twice_the_gpus_carry_twice_as_much(trace: Trace) -> None:

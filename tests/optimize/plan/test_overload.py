@@ -215,6 +215,16 @@ def test_ties_go_to_the_fleet_with_more_room() -> None:
     assert "times the traffic against fp8-w8a8 carries" in text
     quick = _tied(detail=NO_DETAIL, headroom=False)
     assert quick.best.method == "int8-w8a8"
+    assert quick.best.carries is None  # nothing faster was simulated, so that nobody knows
+    ratios = [c.outcome.binding.ratio for c in quick.candidates]
+    assert ratios[0] < ratios[1]
+    text = " ".join(plan_text(quick).split())
+    assert (
+        f"the distance to the limits decided: int8-w8a8 takes {ratios[0]:.1%} of its nearest limit "
+        f"against fp8-w8a8 takes {ratios[1]:.1%} of its nearest limit (order: cost, confidence, "
+        "the distance to the limits, energy"
+    ) in text
+    assert "head-room" not in text
 
 
 def test_a_plan_shows_its_confidence_without_being_asked() -> None:
