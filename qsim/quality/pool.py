@@ -92,11 +92,12 @@ CLASS_OF: dict[str, str] = {
 }
 
 #: method -> its relatives and the standard deviation of the offset between them, in points of
-#: recovery. Judgement, not estimates, except for NVFP4 and MXFP4: their truth lies between 4-bit
-#: integer weights (better or equal) and the same format for the activations, too (worse), and
-#: anywhere between is as likely: the offset is the gap between the two divided by sqrt(6), which
-#: gives the middle with the standard deviation of a uniform distribution over the gap. The gap is
-#: that of the two models with numbers of both (llama-3.1-8b and qwen3-8b), rounded.
+#: recovery; judgement, not estimates. The truth of NVFP4 and MXFP4 weights lies between 4-bit
+#: integer weights (better or equal) and the same format for the activations, too (worse). The gap
+#: between the two divided by sqrt(6) gives the middle with the standard deviation of a uniform
+#: distribution over the gap; the offsets are no less than that for the models with numbers of both
+#: (llama-3.1-8b and qwen3-8b), 0.9 and 1.8 points. That of MXFP4, whose weights alone have five
+#: published numbers, is on the wide side.
 KIN: dict[str, dict[str, float]] = {
     "fp8-w8a8": {"fp8-w8a8-static": 0.4, "fp8-block": 0.4},
     "fp8-w8a8-static": {"fp8-w8a8": 0.4, "fp8-block": 0.5},

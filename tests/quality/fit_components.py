@@ -27,6 +27,7 @@ from qsim.quality.pool import (
     Pool,
     block_ranks,
     components,
+    inverted,
     log_likelihood,
     make_pool,
     predict,
@@ -80,16 +81,8 @@ class Linear:
         none = dict.fromkeys(SHARES, 0.0)
         nil = dict.fromkeys(CLASSES, 0.0)
         quiet = {"chosen": 0.0, "generated": 0.0}
-        zero = Components(
-            dict.fromkeys(CLASSES, 1.0),
-            none,
-            nil,
-            nil,
-            quiet,
-            0.0,
-            0.0,
-            dict.fromkeys(CLASSES, 1.0),
-        )
+        unit = dict.fromkeys(CLASSES, 1.0)
+        zero = Components(unit, none, nil, nil, quiet, near=0.0, decay=0.0, widen=unit)
         self.ones = {r.key.id: 1.0 for r in rows}
         self.base = make_pool(rows, method, zero, self.ones)
 
@@ -100,8 +93,8 @@ class Linear:
         #: parts that shrink with size, and parts that do not
         self.scaled = {s: part(replace(zero, shares={**none, s: 1.0})) for s in SHARES}
         self.scaled["near"] = part(replace(zero, near=1.0))
-        self.scaled["cell"] = part(replace(zero, cell=dict.fromkeys(CLASSES, 1.0)))
-        self.single = {"row": part(replace(zero, row=dict.fromkeys(CLASSES, 1.0)))[0]}
+        self.scaled["cell"] = part(replace(zero, cell=unit))
+        self.single = {"row": part(replace(zero, row=unit))[0]}
         for kind in quiet:
             self.single[kind] = part(replace(zero, noise={**quiet, kind: 1.0}))[0]
         self.weights = self.ones
@@ -168,7 +161,7 @@ def left_out(
             if not mine or not any(r.method == method for r in others):
                 continue
             pool = make_pool(others, method, c, start=full[method])
-            inverse = np.linalg.inv(pool.total())
+            inverse = inverted(pool)
             for model in sorted({r.model for r in mine}):
                 these = [r for r in mine if r.model == model]
                 tasks = sorted({r.task for r in these})

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qsim.cli.calibrate.quality import quality as calibrate_quality
 from qsim.cli.quality import quality
-from qsim.quality.pool import components
+from qsim.quality.pool import Z90, components
 from qsim.quality.table import recovery_table
 from tests.cli.helpers import qsim
 from tests.quality import derive_table
+from tests.quality.fit_components import left_out
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "quality.md").read_text(encoding="utf-8")
 TEXT = " ".join(PAGE.split())
@@ -65,22 +68,44 @@ def test_counts_are_those_of_the_table() -> None:
         "nvfp4-w4a16",
         "w4a8-fp8",
         "mxfp4-w4a16",
+        "kv-fp8",
     ):
         mine = [r for r in rows if r.method == method]
         same, models = sum(r.same for r in mine), len({r.model for r in mine})
-        assert f"| {method} | {len(mine)} | {same} | {models} |" in PAGE, method
+        shown = "FP8 KV cache" if method == "kv-fp8" else method
+        assert f"| {shown} | {len(mine)} | {same} | {models} |" in PAGE, method
+    of = Counter(r.method for r in rows)
+    assert f"({of['nvfp4-w4a4']} and {of['mxfp4-w4a4']} numbers)" in TEXT
+    assert f"an INT8 KV cache ({of['kv-int8']})" in TEXT
+    assert f"FP8 weights and KV cache together ({of['fp8-w8a8-static+kv-fp8']}," in TEXT
 
 
 def test_the_variances_are_those_shipped() -> None:
     c = components()
-    for value in (c.tau["8-bit"], c.tau["w4"], c.tau["w4a4"]):
-        assert f"{value:.1f}" in PAGE
+    assert (
+        f"is {c.tau['8-bit']:.1f} points for 8-bit methods, {c.tau['w4']:.1f} for 4-bit weights, "
+        f"{c.tau['w4a4']:.1f} for 4-bit weights and activations."
+    ) in TEXT
     assert f"recovery is {c.noise['chosen']:.2f} times that of two independent runs" in TEXT
     assert f"and {c.noise['generated']:.2f} times where they are generated" in TEXT
     assert f"standard deviation of {c.near:.2f} times" in TEXT
     assert f"to the power of {c.decay:.2f}" in TEXT
     assert f"by {c.widen['w4']:.2f} for 4-bit weights, by {c.widen['w4a4']:.2f} for" in TEXT
     assert c.widen["8-bit"] < 1.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["source", "model"])
+def test_errors_of_what_was_left_out_are_those_found(what: str) -> None:
+    by = "publisher" if what == "source" else "model"
+    found = left_out(recovery_table(), components(), {"nvfp4-w4a4", "mxfp4-w4a4"},
+                     lambda r: str(getattr(r, by)))  # fmt: skip
+    errors = np.abs([e for _, e, _ in found])
+    inside = np.mean([abs(e) <= Z90 * se for _, e, se in found])
+    assert (
+        f"| {what} | 4-bit weights and activations | {len(found)} | {errors.mean():.2f} "
+        f"| {np.median(errors):.2f} | {100 * inside:.0f}% |"
+    ) in PAGE
 
 
 def test_what_was_left_out_is_what_the_derivation_counts() -> None:

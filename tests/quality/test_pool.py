@@ -279,6 +279,17 @@ def test_bracketed_formats_lie_between_their_stand_ins() -> None:
         assert math.sqrt(cov.mean()) > 0.8  # points: a guess must look like one
 
 
+def test_offsets_of_bracketed_formats_are_no_less_than_their_gap_gives() -> None:
+    tasks = ["mmlu", "gsm8k", "humaneval", "ifeval", "arc-c"]
+    for method, worse in (("nvfp4-w4a16", "nvfp4-w4a4"), ("mxfp4-w4a16", "mxfp4-w4a4")):
+        gaps = [
+            posterior(m, "gptq-w4a16", tasks)[0].mean() - posterior(m, worse, tasks)[0].mean()
+            for m in ("llama-3.1-8b", "qwen3-8b")
+        ]
+        assert min(gaps) > 0
+        assert KIN[method][worse] >= np.mean(gaps) / math.sqrt(6)
+
+
 @pytest.mark.slow
 def test_fewer_bits_lose_more() -> None:
     tasks = ["mmlu", "gsm8k", "humaneval", "ifeval", "arc-c"]
