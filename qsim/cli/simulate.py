@@ -269,7 +269,7 @@ def _machines(
             f"90%: what the figures may be on your machine, by {draws} drawn ones (docs/adapt.md)"
         )
     quick = quick_ranges(trace, statistics=statistics, **fleet)
-    figures = {f"{o.slo.statistic}_{o.slo.metric}_ms": o.value_ms for o in outcomes}
+    figures = {o.slo.figure: o.value_ms for o in outcomes}
     summary["machines"] = {
         "draws": 0, "requests": quick.requests, "range_90": quick.of(figures | summary)
     }  # fmt: skip

@@ -155,7 +155,7 @@ class FleetOutcome:
     @property
     def figures(self) -> dict[str, Any]:
         """Those of the summary, and the statistic of every SLO by its name there."""
-        values = {f"{o.slo.statistic}_{o.slo.metric}_ms": o.value_ms for o in self.slos}
+        values = {o.slo.figure: o.value_ms for o in self.slos}
         return values | dict(self.summary)
 
     @property

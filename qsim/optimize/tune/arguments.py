@@ -58,7 +58,7 @@ def parse_limits(slos: Sequence[Slo], constraints: Sequence[str]) -> tuple[Limit
     ScenarioError
         For a condition that is not comparisons with <= and >=, joined by and.
     """
-    limits = [Limit(find_measure(f"{s.statistic}_{s.metric}_ms"), "<=", s.limit_ms) for s in slos]
+    limits = [Limit(find_measure(s.figure), "<=", s.limit_ms) for s in slos]
     for text in constraints:
         condition = parse_condition(text, "--constraint")
         parts = condition.parts if isinstance(condition, All) else (condition,)

@@ -35,7 +35,7 @@ def ranges_sentences(
     ranges = machines.of(outcome.figures)
     parts, missed = [], []
     for o in outcome.slos:
-        name = f"{o.slo.statistic}_{o.slo.metric}_ms"
+        name = o.slo.figure
         if name in ranges:
             parts.append(f"{o.slo.metric.upper()} {o.slo.statistic} {range_text(ranges, name)} ms")
             if o.met and ranges[name][1] > o.slo.limit_ms:

@@ -36,8 +36,7 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
 
     Money is told per hour and per million output tokens; requests/s are those that were finished.
     """
-    named = [f"{s.statistic}_{s.metric}_ms" for s in plan.slos]
-    keys = list(dict.fromkeys([*named, "p95_e2el_ms"]))
+    keys = list(dict.fromkeys([*(s.figure for s in plan.slos), "p95_e2el_ms"]))
     joules = plan.objective in ("energy", "carbon")
     several = len({(c.gpu, c.model, c.tensor_parallel_size) for c in plan.candidates}) > 1
     spare = bool(plan.settings.get("survive"))
@@ -56,7 +55,7 @@ def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
         energy_j = c.metric("energy_j")
         attained = c.outcome.attainment
         values = {**c.outcome.p95_ms}
-        values |= {f"{o.slo.statistic}_{o.slo.metric}_ms": o.value_ms for o in c.outcome.slos}
+        values |= {o.slo.figure: o.value_ms for o in c.outcome.slos}
         rows.append(
             [
                 "*" if c is plan.best else "",

@@ -102,7 +102,7 @@ def simulation_text(
                 f"{o.slo.limit_ms:,.15g}",
                 number(o.value_ms),
                 slo_verdict(o) + (" (on this trace)" if o.met and load and load.overloaded else ""),
-                *([range_text(ranges, _figure(o))] if ranges else []),
+                *([range_text(ranges, o.slo.figure)] if ranges else []),
             ]
             for o in slos
         ]
@@ -119,16 +119,12 @@ def simulation_text(
     return "\n\n".join(parts)
 
 
-def _figure(outcome: SloOutcome) -> str:
-    return f"{outcome.slo.statistic}_{outcome.slo.metric}_ms"
-
-
 def _unsure(slos: Sequence[SloOutcome], ranges: Mapping[str, tuple[float, float]]) -> list[str]:
     """SLOs that are met here and may be missed on another machine."""
     return [
-        f"{o.slo} may be missed on your machine: up to {number(ranges[_figure(o)][1], 3)} ms"
+        f"{o.slo} may be missed on your machine: up to {number(ranges[o.slo.figure][1], 3)} ms"
         for o in slos
-        if o.verdict == MET and ranges.get(_figure(o), (0.0, 0.0))[1] > o.slo.limit_ms
+        if o.verdict == MET and ranges.get(o.slo.figure, (0.0, 0.0))[1] > o.slo.limit_ms
     ]
 
 

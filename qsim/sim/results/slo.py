@@ -117,6 +117,11 @@ class Slo:
         return f"{self.metric}:{self.statistic}:{self.limit_ms:.15g}"
 
     @property
+    def figure(self) -> str:
+        """The name of its statistic among figures, such as ``p99_ttft_ms``."""
+        return f"{self.statistic}_{self.metric}_ms"
+
+    @property
     def quantile(self) -> float | None:
         """The quantile in [0, 1], or None for the mean."""
         if self.statistic == "mean":
