@@ -9,6 +9,7 @@ import click
 
 from qsim.bounds import shown
 from qsim.cli._common import option_group
+from qsim.cli._pairs import read_pairs
 from qsim.errors import ScenarioError
 
 __all__ = ["autoscaler_from", "autoscaler_options"]
@@ -24,6 +25,7 @@ _WINDOWS = {"up_window": "scale_up", "down_window": "scale_down"}
 #: keys of every signal
 _OF_SIGNALS = {"window": "window_s", "activation": "activation"}
 _REAL = {"tolerance", "provision", "activation", *_METRICS}
+_KEYS = (*_METRICS, *_FIELDS, *_WINDOWS, *_OF_SIGNALS)
 
 autoscaler_options = option_group(
     click.option("--autoscale", "autoscale_text", metavar="KEY=VALUE,...",
@@ -51,11 +53,12 @@ def autoscaler_from(given: Mapping[str, Any]) -> dict[str, Any] | None:
     if text is None:
         return None
     where = f"--autoscale {shown(text)}"
-    values = _pairs(text, where)
+    values = _read(text, where)
     signals = [{"metric": m, "target": values[m]} for m in _METRICS if m in values]
     if not signals:
+        metrics = ", ".join(_METRICS).replace("_", "-")
         raise ScenarioError(
-            f"{where}: has nothing to scale on; give one of {', '.join(map(_word, _METRICS))} "
+            f"{where}: has nothing to scale on; give one of {metrics} "
             "with its target, such as requests=20"
         )
     if "max" not in values:
@@ -73,32 +76,14 @@ def autoscaler_from(given: Mapping[str, Any]) -> dict[str, Any] | None:
     return found
 
 
-def _word(key: str) -> str:
-    """A key as it is written on a command line."""
-    return key.replace("_", "-")
-
-
-def _pairs(text: str, where: str) -> dict[str, Any]:
-    from qsim.checks import near_names
-
-    known = (*_METRICS, *_FIELDS, *_WINDOWS, *_OF_SIGNALS)
+def _read(text: str, where: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for pair in text.split(","):
-        key, equals, value = (part.strip() for part in pair.partition("="))
-        key = key.replace("-", "_")
-        if not equals or not value:
-            raise ScenarioError(f"{where}: {shown(pair)} is no KEY=VALUE pair")
-        if key not in known:
-            words = [_word(k) for k in known]
-            near = near_names(_word(key), words)
-            raise ScenarioError(f"{where}: unknown key {shown(_word(key))}; {near}")
-        if key in values:
-            raise ScenarioError(f"{where}: {_word(key)} is given twice")
+    for key, value, name in read_pairs(text, where, _KEYS):
         try:
             values[key] = (
                 value if key == "kind" else float(value) if key in _REAL else int(value, 10)
             )
         except ValueError as e:
             kind = "number" if key in _REAL else "whole number"
-            raise ScenarioError(f"{where}: {_word(key)} is {shown(value)}; must be a {kind}") from e
+            raise ScenarioError(f"{name} is {shown(value)}; must be a {kind}") from e
     return values

@@ -9,6 +9,7 @@ import click
 
 from qsim.bounds import shown
 from qsim.cli._common import option_group
+from qsim.cli._pairs import read_pairs
 from qsim.errors import ScenarioError
 
 __all__ = ["client_options", "failures_from"]
@@ -56,25 +57,16 @@ def failures_from(given: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _failure(text: str) -> dict[str, Any]:
-    from qsim.checks import near_names
-
     where = f"--failure {shown(text)}"
     names = {"at": "at_s", "for": "for_s", "server": "server", "pool": "pool"}
     values: dict[str, Any] = {}
-    for pair in text.split(","):
-        key, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals or not value:
-            raise ScenarioError(f"{where}: {shown(pair)} is no KEY=VALUE pair")
-        if key not in names:
-            raise ScenarioError(f"{where}: unknown key {shown(key)}; {near_names(key, names)}")
-        if names[key] in values:
-            raise ScenarioError(f"{where}: {key} is given twice")
+    for key, value, name in read_pairs(text, where, list(names)):
         try:
             values[names[key]] = (
                 value if key == "pool" else int(value) if key == "server" else float(value)
             )
         except ValueError as e:
-            raise ScenarioError(f"{where}: {key} is {shown(value)}; must be a number") from e
+            raise ScenarioError(f"{name} is {shown(value)}; must be a number") from e
     missing = [key for key in ("at", "for") if names[key] not in values]
     if missing:
         raise ScenarioError(f"{where}: has no {missing[0]}; give {missing[0]}=SECONDS")

@@ -9,6 +9,7 @@ import click
 
 from qsim.bounds import shown
 from qsim.cli._common import count
+from qsim.cli._pairs import read_pairs
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -43,24 +44,13 @@ def parse_pool(text: str, options: Mapping[str, Any]) -> dict[str, Any]:
     ScenarioError
         Naming the key, its value and what is allowed.
     """
-    from qsim.checks import near_names
     from qsim.sim.scheduler.config import ENGINE
 
+    where = f"--pool {shown(text)}"
     known = ("profile", "replicas", "weight", "name", *ENGINE)
-    values: dict[str, Any] = {}
-    for pair in text.split(","):
-        key, equals, value = (part.strip() for part in pair.partition("="))
-        key = key.replace("-", "_")
-        where = f"--pool {shown(text)}"
-        if not equals or not value:
-            raise ScenarioError(f"{where}: {shown(pair)} is no KEY=VALUE pair")
-        if key not in known:
-            raise ScenarioError(f"{where}: unknown key {shown(key)}; {near_names(key, known)}")
-        if key in values:
-            raise ScenarioError(f"{where}: {key} is given twice")
-        values[key] = _reader(key)(value, f"{where}: {key}")
+    values = {key: _reader(key)(value, name) for key, value, name in read_pairs(text, where, known)}
     if "profile" not in values:
-        raise ScenarioError(f"--pool {shown(text)}: has no profile; give profile=ID|FILE")
+        raise ScenarioError(f"{where}: has no profile; give profile=ID|FILE")
     engine = {**options, **{k: values[k] for k in ENGINE if k in values}}
     pool = {k: v for k, v in values.items() if k not in ENGINE}
     return pool | ({"engine": engine} if engine else {})

@@ -228,7 +228,10 @@ def test_the_command_simulates_and_exports(tmp_path) -> None:
     ("text", "message"),
     [
         ("requests=20", "has no max; give max=SERVERS"),
-        ("max=3", "has nothing to scale on"),
+        ("max=3", "has nothing to scale on; give one of requests, waiting, running, kv-usage, req"),
+        ("kv_usge=20,max=3", "unknown key 'kv-usge'; did you mean kv-usage?"),
+        ("kv-usage=1,kv_usage=2,max=3", "kv-usage is given twice"),
+        ("requests=1,max=2,up-window=x", "up-window is 'x'; must be a whole number"),
         ("requests=20,max=3,mx=2", "unknown key 'mx'"),
         ("requests=20,max=3,max=2", "max is given twice"),
         ("requests=20,max=x", "max is 'x'; must be a whole number"),
