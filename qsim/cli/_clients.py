@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +12,10 @@ from qsim.cli._common import option_group
 from qsim.cli._pairs import read_pairs
 from qsim.errors import ScenarioError
 
-__all__ = ["client_options", "failures_from"]
+if TYPE_CHECKING:
+    from qsim.scenario import Scenario
+
+__all__ = ["check_think_time", "client_options", "failures_from"]
 
 client_options = option_group(
     click.option("--concurrency", type=int, metavar="N",
@@ -34,6 +37,24 @@ client_options = option_group(
                  help="How often a client sends a request again that a failed server has lost "
                  "(2 by default)."),
 )  # fmt: skip
+
+
+def check_think_time(command: str, scenario: Scenario) -> None:
+    """Refuse ``--think-time`` where nobody thinks, in the words of the command line.
+
+    Raises
+    ------
+    ScenarioError
+        If ``simulate`` has no clients, or ``capacity`` no users.
+    """
+    given = f"--think-time is {scenario.traffic.think_time_s:g}"
+    if command == "simulate" and scenario.traffic.concurrency is None:
+        raise ScenarioError(
+            f"{given}, and there are no clients that think: give --concurrency, too; sessions of a "
+            "trace have delays of their own"
+        )
+    if command == "capacity" and not scenario.capacity.users:
+        raise ScenarioError(f"{given}, and rates are searched: ask for --users, too")
 
 
 def failures_from(given: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from qsim.bounds import shown
 from qsim.cli._autoscaler import autoscaler_from
-from qsim.cli._clients import failures_from
+from qsim.cli._clients import check_think_time, failures_from
 from qsim.cli._command import Command
 from qsim.cli._common import write_json
 from qsim.cli._pools import put_pools
@@ -160,6 +160,8 @@ def scenario_from(ctx: click.Context) -> Scenario:
     for text in ctx.params["assignments"]:
         parse_set(data, text, Scenario)
     scenario = Scenario.from_dict(data, names=names)
+    if "think_time_s" in values:
+        check_think_time(command, scenario)
     if command not in ("simulate", "capacity"):  # which has users
         refuse_clients(command, scenario)
     if scenario.traffic.trace is None:

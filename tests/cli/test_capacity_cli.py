@@ -69,6 +69,10 @@ def test_a_curve_as_table_csv_and_picture(tmp_path: Path, profile: Path, slower:
         (("capacity", "--gpus", "h100_sxm=1", "--gpus", "h100_sxm=2", *LIMIT), "twice"),
         (("capacity", "--gpus", "h100_sxm=" + "9" * 30, *LIMIT), "that many GPUs"),
         (("capacity", TRAFFIC, "--speed", "2", "--gpus", "h100_sxm=1", *LIMIT), "--speed is what"),
+        (
+            ("capacity", "--gpus", "h100_sxm=1", "--think-time", "2", *LIMIT),
+            "--think-time is 2, and rates are searched: ask for --users",
+        ),
         (("curve", *LIMIT), "no fleet is given"),
         (("curve", "--profile", "x", "--rates", "1,b"), "--rates is '1,b'"),
         (("curve", "--profile", "x", "--csv", "c.txt"), "must end in .csv"),

@@ -255,6 +255,11 @@ def test_a_scenario_value_of_the_wrong_type(
     assert "replicas" in result.stderr
 
 
+def test_a_think_time_without_clients_is_said_in_options(trace: Path, profile: Path) -> None:
+    fails(qsim("simulate", trace, "--profile", profile, "--think-time", 3), 2,
+          "--think-time is 3, and there are no clients that think: give --concurrency")  # fmt: skip
+
+
 def test_bad_input_unknown_profile(trace: Path) -> None:
     fails(qsim("simulate", trace, "--profile", "h200_sxm/nope/bf16"), 2,
           "unknown profile 'h200_sxm/nope/bf16'", "qsim profiles")  # fmt: skip

@@ -22,6 +22,7 @@ from qsim.traces.trace import Trace
 
 if TYPE_CHECKING:
     from qsim.sim.engine.steplog import Step
+    from qsim.sim.fleet.pool import Pool
     from qsim.sim.machines import MachineRanges
     from qsim.sim.results.result import SimulationResult
 
@@ -132,27 +133,12 @@ class FleetTask:
         self, step_log: list[Step] | None = None, trace: Trace | None = None
     ) -> SimulationResult:
         """Run it, or another trace; ``step_log`` takes every engine step."""
-        from qsim.sim.fleet.pool import Pool
         from qsim.sim.simulate import simulate
 
-        trace = self.trace if trace is None else trace
-        if self.beside:
-            return simulate(
-                trace,
-                pools=[Pool(p.profile, p.replicas, p.options, p.weight) for p in self.pools],
-                router=self.router,
-                seed=self.seed,
-                too_long=self.too_long,
-                concurrency=self.concurrency,
-                think_time_s=self.think_time_s,
-                step_log=step_log,
-            )
         return simulate(
-            trace,
-            self.profile,
-            replicas=self.replicas,
+            self.trace if trace is None else trace,
+            pools=_simulated(self.pools),
             router=self.router,
-            options=self.options,
             seed=self.seed,
             too_long=self.too_long,
             concurrency=self.concurrency,
@@ -163,6 +149,12 @@ class FleetTask:
     def settled(self, load: Load) -> Load:
         """Whether the fleet keeps up; the trace goes on where ``load`` does not tell."""
         return settled(load, self.trace, lambda longer: self.simulate(trace=longer))
+
+
+def _simulated(pools: Sequence[TaskPool]) -> list[Pool]:
+    from qsim.sim.fleet.pool import Pool
+
+    return [Pool(p.profile, p.replicas, p.options, p.weight) for p in pools]
 
 
 def run_fleet(task: FleetTask) -> FleetOutcome:
@@ -233,12 +225,11 @@ def _peak_power_w(result: SimulationResult) -> float:
 
 def fleet_ranges(task: FleetTask) -> MachineRanges:
     """90% ranges of a fleet's figures over machines; those of its SLOs are among them."""
-    from qsim.sim.fleet.pool import Pool
     from qsim.sim.machines import quick_ranges
 
     return quick_ranges(
         task.trace,
-        [Pool(p.profile, p.replicas, p.options, p.weight) for p in task.pools],
+        _simulated(task.pools),
         seed=task.seed,
         statistics=[(s.metric, s.statistic) for s in task.slos],
         router=task.router,
