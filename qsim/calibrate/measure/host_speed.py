@@ -17,11 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from time import thread_time
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from qsim.bounds import Number, Text, Whole
+from qsim.documents import read_text
+from qsim.edge import build
 from qsim.errors import CalibrationError
 
 __all__ = ["HostSpeed", "cpu_name", "host_speed", "read_host_speed"]
@@ -33,6 +36,8 @@ ROWS, _BLOCK = 32, 16
 _STEPS, _ROUNDS = 20, 8
 #: quantiles of the rounds' times that lie further apart than this tell of a host that is not idle
 _MOST_NOISE = 1.5
+
+Ms = Annotated[float, Number(1e-6, 1e6)]
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,12 @@ class HostSpeed:
         On which it ran.
     """
 
-    step_ms: float
-    low_ms: float
-    high_ms: float
-    rounds: int
-    cpu: str
-    python: str
+    step_ms: Ms
+    low_ms: Ms
+    high_ms: Ms
+    rounds: Annotated[int, Whole(1, 10**9)]
+    cpu: Annotated[str, Text(200)]
+    python: Annotated[str, Text(200)]
 
     @property
     def noisy(self) -> bool:
@@ -182,12 +187,12 @@ def read_host_speed(path: Path) -> HostSpeed:
     Raises
     ------
     CalibrationError
-        If it is neither, or the recording does not hold it.
+        If it is neither, the recording does not hold it, or a value of it is not allowed.
     """
     file = path / "server.json" if path.is_dir() else path
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
+        data = json.loads(read_text(file, CalibrationError))
+    except (ValueError, RecursionError) as e:
         raise CalibrationError(f"{file}: cannot be read as JSON: {e}") from None
     if path.is_dir() and isinstance(data, dict):
         data = data.get("host_speed")
@@ -198,15 +203,4 @@ def read_host_speed(path: Path) -> HostSpeed:
             )
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise CalibrationError(f"{file}: no {SCHEMA}, as 'qsim calibrate host --out' writes it")
-    times = {n: data.get(n) for n in ("step_ms", "low_ms", "high_ms")}
-    for name, value in times.items():
-        good = isinstance(value, int | float) and not isinstance(value, bool)
-        if not good or not 0 < float(value or 0) < 1e6:
-            raise CalibrationError(f"{file}: {name} is {value!r}; must be a time above 0 ms")
-    rounds = data.get("rounds")
-    return HostSpeed(
-        **{n: float(v or 0) for n, v in times.items()},
-        rounds=rounds if isinstance(rounds, int) else 0,
-        cpu=str(data.get("cpu", "")),
-        python=str(data.get("python", "")),
-    )
+    return build(HostSpeed, data, str(file), CalibrationError)

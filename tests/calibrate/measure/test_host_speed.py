@@ -62,6 +62,10 @@ WRONG = [
     (json.dumps(ONE.to_dict() | {"low_ms": True}), "low_ms is True"),
     (json.dumps(ONE.to_dict() | {"high_ms": "x"}), "high_ms is 'x'"),
     (json.dumps(ONE.to_dict() | {"high_ms": float("nan")}), "high_ms is nan"),
+    (json.dumps(ONE.to_dict() | {"step_ms": 10**400}), "step_ms is a whole number of more than"),
+    (json.dumps(ONE.to_dict() | {"step_ms": 5e-324}), "step_ms is 5e-324; must be .* >= 1e-06"),
+    (json.dumps(ONE.to_dict() | {"rounds": -3}), "rounds is -3; must be a whole number >= 1"),
+    (json.dumps(ONE.to_dict() | {"cpu": "a\x1b[31m"}), "cpu is .* without control characters"),
 ]
 
 
