@@ -22,7 +22,7 @@ MODULES = [
     "engine/energy", "engine/fast_forward", "engine/next_finish", "engine/replica",
     "engine/timing", "engine/token_times", "engine/wakeups", "fleet/clients", "fleet/columns",
     "fleet/fleet", "fleet/router", "fleet/router_affinity", "fleet/router_kv", "fleet/router_mixed",
-    "fleet/router_view", "results/timeline", "scheduler/batch", "scheduler/block_ids",
+    "fleet/router_view", "fleet/view", "results/timeline", "scheduler/batch", "scheduler/block_ids",
     "scheduler/decode_group", "scheduler/kv_cache", "scheduler/prefix_tree", "scheduler/request",
     "scheduler/rules", "scheduler/scheduler", "scheduler/waiting",
 ]  # fmt: skip

@@ -45,10 +45,9 @@ FIGURES = (
       for s in ("mean", "median", "p90", "p99")),
     "energy_j", "avg_power_w", "joules_per_output_token",
 )  # fmt: skip
-#: an interval of 90% is so many standard deviations wide
-_WIDTH = 2 * 1.645
-_LEAST_SD = 1e-4
+#: an interval of 90% is so many standard deviations to each side
 _Z = 1.645
+_LEAST_SD = 1e-4
 #: machines that are faster are so in the direction that changes this most
 _LEADS = "mean_e2el_ms"
 #: a stretch of the traffic that quick ranges are from: so many requests, and so many a server
@@ -134,18 +133,16 @@ def machine_ranges(
     profiles = [_profile(p) for p in pools]
     rng, wanted = np.random.default_rng(seed), tuple(statistics)
     logs = [expected_machines(p).draw(draws, rng) for p in profiles]
-    seen: list[Mapping[str, Any]] = []
+    seen: list[dict[str, float]] = []
     for i in range(draws):
         drawn = [
             replace(pool, profile=apply(profile, Factors.of(np.exp(x[i]))))
             for pool, profile, x in zip(pools, profiles, logs, strict=True)
         ]
-        result = simulate(trace, pools=drawn, seed=seed, **fleet)
-        more = {f"{s}_{m}_ms": result.statistic(m, s) for m, s in wanted}
-        seen.append(result.summary(()) | more)
+        seen.append(_figures(trace, drawn, seed, wanted, fleet))
     ranges = {}
-    for name in dict.fromkeys([*FIGURES, *(f"{s}_{m}_ms" for m, s in wanted)]):
-        values = [s[name] for s in seen if isinstance(s.get(name), int | float)]
+    for name in seen[0] if seen else ():
+        values = [s[name] for s in seen if name in s]
         if len(values) == draws:
             low, high = np.percentile(values, [5, 95])
             ranges[name] = (float(low), float(high))
@@ -184,12 +181,8 @@ def quick_ranges(
                 for p, prior, axis in zip(profiles, priors, axes, strict=True)
             ]
         on = [replace(pool, profile=p) for pool, p in zip(pools, drawn, strict=True)]
-        result = simulate(part, pools=on, seed=seed, **fleet)
-        figures = result.summary(())
-        figures |= {f"{s}_{m}_ms": result.statistic(m, s) for m, s in wanted}
-        names = [*FIGURES, *(f"{s}_{m}_ms" for m, s in wanted)]
-        values = {n: figures.get(n) for n in names}
-        return {n: math.log(v) for n, v in values.items() if v is not None and 0 < v < math.inf}
+        figures = _figures(part, on, seed, wanted, fleet)
+        return {n: math.log(v) for n, v in figures.items() if 0 < v < math.inf}
 
     priors = [expected_machines(p) for p in profiles]
     axes = [_axes(p.covariance) for p in priors]
@@ -217,6 +210,20 @@ def quick_ranges(
         ratios[name] = (math.exp(low), math.exp(high))
     adapted = all(p.adapted is not None for p in profiles)
     return MachineRanges(ratios, len(part), len(part) < len(trace), adapted)
+
+
+def _figures(
+    trace: Trace,
+    pools: Sequence[Pool],
+    seed: int,
+    statistics: Iterable[tuple[str, str]],
+    fleet: Mapping[str, Any],
+) -> dict[str, float]:
+    """What ranges are shown of, after one simulation; figures over nothing are left out."""
+    result = simulate(trace, pools=pools, seed=seed, **fleet)
+    summary = result.summary(())
+    found = {n: summary[n] for n in FIGURES if isinstance(summary.get(n), int | float)}
+    return found | {f"{s}_{m}_ms": result.statistic(m, s) for m, s in statistics}
 
 
 def _profile(pool: Pool) -> Profile:
@@ -280,7 +287,7 @@ def expected_machines(profile: Profile) -> Prior:
         value, low, high = a.factors.get(name, [1.0, 1.0, 1.0])
         if low < high:  # of a profile that was kept as it is the factor is not in the middle
             mean.append(float(np.log(low * high)) / 2 - float(np.log(value)))
-            sd.append(max(float(np.log(high / low)) / _WIDTH, _LEAST_SD))
+            sd.append(max(float(np.log(high / low)) / (2 * _Z), _LEAST_SD))
         else:
             mean.append(0.0)
             sd.append(_LEAST_SD)

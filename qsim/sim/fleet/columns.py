@@ -15,6 +15,8 @@ from qsim.sim.engine.clock import arrivals_ps
 from qsim.sim.engine.frontend import client_times, receive_ps
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.results.finished import Finished
+from qsim.sim.scheduler.block_ids import prompt_block_ids
+from qsim.sim.scheduler.config import EngineConfig
 from qsim.traces.trace import HashIds, Trace
 
 __all__ = ["Columns"]
@@ -69,6 +71,7 @@ class Columns:
         # prefix ids and sessions
         self._parts: deque[tuple[range, int, HashIds | None, IntArray | None]] = deque()
         self._free: list[tuple[int, int]] = []  # beginning and size of what may be used again
+        self.has_ids = False  # whether the newest part has prefix ids
 
     def _all(self) -> tuple[array[int], ...]:
         return (
@@ -101,6 +104,7 @@ class Columns:
         self.last_ps[part] = nothing
         self.emitted_ps[part] = array("q", [-1]) * n
         places = range(begin, begin + n)
+        self.has_ids = trace.hash_ids is not None
         self._parts.append((places, size, trace.hash_ids, trace.sessions()))
         return places
 
@@ -121,6 +125,19 @@ class Columns:
                 found: list[int] = ids[i - places.start].tolist()
                 return found, ids.block_tokens
         return [], 1
+
+    def block_ids(self, i: int, config: EngineConfig) -> Sequence[int]:
+        """The ids of the KV blocks of a request's prompt at a server; none that it would not keep.
+
+        Raises
+        ------
+        ScenarioError
+            If a prefix id does not cover whole blocks of the server.
+        """
+        if not config.enable_prefix_caching:
+            return ()
+        ids, tokens = self.ids_of(i)
+        return prompt_block_ids(ids, tokens, config.block_size, self.prompt[i])
 
     def session_of(self, i: int) -> int:
         """The session that a request is a turn of; -1: none."""

@@ -34,10 +34,9 @@ from qsim.sim.fleet.policy import Policy
 from qsim.sim.fleet.queue_limits import QueueLimits
 from qsim.sim.fleet.router import Router, make_router
 from qsim.sim.fleet.router_mixed import Packing
-from qsim.sim.fleet.server_speed import ServerSpeed, speeds_of
+from qsim.sim.fleet.view import View
 from qsim.sim.results.finished import FAILED, REJECTED, TIMED_OUT, Finished
 from qsim.sim.results.timeline import Timeline
-from qsim.sim.scheduler.kv_cache import prompt_block_ids
 from qsim.sim.scheduler.scheduler import Request
 from qsim.traces.trace import Trace
 
@@ -173,7 +172,9 @@ class Fleet:
         self._jump, self._step_log = jump and step_log is None, step_log
         self.replicas = [self._engine(i) for i in range(n)]
         self._used = [False] * n  # engines that have begun
-        self.outstanding_requests, self.outstanding_tokens = [0] * n, [0] * n
+        self._view = View(pools, self._timings, self._pool_of, columns, self.replicas)
+        self.outstanding_requests = self._view.outstanding_requests
+        self.outstanding_tokens = self._view.outstanding_tokens
         self.limits: QueueLimits | None = None
         if any(c.limits_queue for c in self._configs):
             by_server = [self._configs[k] for k in self._pool_of]
@@ -196,7 +197,6 @@ class Fleet:
         if n > 1:
             self._refresh = getattr(self._router, "refresh", None)
         self._refresh_ps = _NEVER
-        self._now_ps = 0  # when the router looks
         self._wakeups = WakeUps(n)
         scaler = setup.scaler() if policy is None else None
         self.lives = Lives(
@@ -213,16 +213,17 @@ class Fleet:
         self._rare = self.lives.rare
         # nobody need know who has finished
         self._lags = n == 1 and self._jump and not (self._rare or self._tracks or self._answers)
+        self._view.lags = self._lags
         self._sooner = False  # something was planned while the engines went on
         self.end_ps = 0
 
     def _make_router(self, setup: Setup) -> Router:
         weights = [self._pools[k].weight for k in self._pool_of]
         if setup.pack:
-            return Packing(self, weights, setup.pack)
+            return Packing(self._view, weights, setup.pack)
         return make_router(
             setup.router,
-            self,
+            self._view,
             lambda: np.random.default_rng(setup.seed),
             setup.vllm_version,
             weights,
@@ -279,7 +280,7 @@ class Fleet:
 
     def _go_on(self, horizon: int) -> None:
         """Call the replicas that want to be called before the horizon."""
-        wakeups, replicas = self._wakeups, self.replicas
+        wakeups, replicas, view = self._wakeups, self.replicas, self._view
         if not self._answers:
             while (i := wakeups.next_before(horizon)) >= 0:
                 replicas[i].proceed(horizon)
@@ -287,7 +288,7 @@ class Fleet:
             return
         while (i := wakeups.next_before(horizon)) >= 0:
             # an answer may bring the next request, so nobody goes beyond the next answer
-            self._now_ps = wakeups.time_ps
+            view.now_ps = wakeups.time_ps
             replicas[i].proceed(wakeups.time_ps + 1)
             wakeups.set(i, replicas[i].call_ps())
             if self._sooner:
@@ -321,7 +322,6 @@ class Fleet:
 
     def _take(self, trace: Trace, output_tokens: Sequence[int]) -> None:
         places = self._columns.take(trace, output_tokens)
-        self._has_ids = trace.hash_ids is not None
         self._before += self._end - self._begin
         self._begin = self._next = places.start
         self._end = places.stop
@@ -411,8 +411,8 @@ class Fleet:
 
     def look(self, now: int) -> None:
         """A policy looks at the servers: what comes of that comes now at the earliest."""
-        if now > self._now_ps:
-            self._now_ps = now
+        if now > self._view.now_ps:
+            self._view.now_ps = now
 
     def _arrive(self, i: int, now: int) -> None:
         if self._times_out and self._columns.timeout_ps[i]:
@@ -445,13 +445,13 @@ class Fleet:
         self._server[i] = target
         self.outstanding_requests[target] += 1
         self.outstanding_tokens[target] += prompt + output
-        pool = self._pool_of[target]
+        pool, columns = self._pool_of[target], self._columns
         request = Request(
             i,
             prompt,
             output,
-            priority=self._columns.priority[i],
-            block_ids=self._block_ids(i, prompt, pool) if self._has_ids else (),
+            priority=columns.priority[i],
+            block_ids=columns.block_ids(i, self._configs[pool]) if columns.has_ids else (),
         )
         ready = now + self._receive_ps[pool][i]
         serial = self._ready_ps[target] + self._serial_ps[pool]
@@ -467,13 +467,6 @@ class Fleet:
         if not self._lags:
             self._wakeups.set(target, replica.call_ps())
 
-    def _block_ids(self, i: int, prompt: int, pool: int) -> Sequence[int]:
-        config = self._configs[pool]
-        if not config.enable_prefix_caching:
-            return ()
-        ids, tokens = self._columns.ids_of(i)
-        return prompt_block_ids(ids, tokens, config.block_size, prompt)
-
     # ------------------------------------------------------------------ what routers see
 
     def _plan_refresh(self, now: int) -> None:
@@ -483,53 +476,11 @@ class Fleet:
 
     def _on_refresh(self) -> None:
         assert self._refresh is not None
-        now = self._now_ps = self._refresh_ps
+        now = self._view.now_ps = self._refresh_ps
         self._refresh_ps = _NEVER
         self._refresh()
         if any(self.outstanding_requests):
             self._plan_refresh(now)
-
-    def queue_lengths(self) -> list[tuple[int, int]]:
-        now = self._now_ps
-        return [(r.num_unscheduled(now), r.scheduler.num_running) for r in self.replicas]
-
-    def kv_usage(self) -> list[float]:
-        now = self._now_ps
-        return [r.kv_usage(now) for r in self.replicas]
-
-    def prefix_ids(self, request: int) -> list[int]:
-        return self._columns.ids_of(request)[0] if self._has_ids else []
-
-    def prefix_block_tokens(self, request: int) -> int:
-        return self._columns.ids_of(request)[1] if self._has_ids else 1
-
-    def cached_tokens(self, request: int, now_ps: int) -> list[int]:
-        if self._lags:
-            return [0]
-        self._now_ps = now_ps
-        if not self._has_ids:
-            for replica in self.replicas:
-                replica.catch_up(now_ps)
-            return [0] * len(self.replicas)
-        prompt, output = self._prompt[request], self._output[request]
-        asked = [
-            Request(request, prompt, output, block_ids=self._block_ids(request, prompt, k))
-            for k in range(len(self._pools))
-        ]
-        return [
-            r.cached_tokens(asked[k], now_ps)
-            for r, k in zip(self.replicas, self._pool_of, strict=True)
-        ]
-
-    def session_of(self, request: int) -> int:
-        return self._columns.session_of(request)
-
-    def length_of(self, request: int) -> tuple[int, int]:
-        return self._prompt[request], self._output[request]
-
-    def estimate(self) -> list[ServerSpeed]:
-        speeds = speeds_of(self._pools, self._timings)
-        return [speeds[k] for k in self._pool_of]
 
     # ------------------------------------------------------------------ what replicas report
 
@@ -595,7 +546,7 @@ class Fleet:
 
     def _answered(self, i: int, time: int) -> None:
         """A client has its answer, or none; what it sends next comes now at the earliest."""
-        self._clients.answered(i, max(time, self._now_ps))
+        self._clients.answered(i, max(time, self._view.now_ps))
 
     def _end_without_answer(self, i: int, how: int, now: int) -> None:
         """A request was rejected, its client has gone, or it failed."""
@@ -611,7 +562,7 @@ class Fleet:
         _, i, arrived = heappop(self._deadlines)
         if self._arrival_ps[i] != arrived or self._last_ps[i]:
             return
-        self._now_ps = now
+        self._view.now_ps = now
         target = self._server[i]
         if target >= 0 and i in self._under_way[target]:
             replica = self.replicas[target]
@@ -680,7 +631,7 @@ class Fleet:
         """The server fails: the requests under way are lost; clients send them again, or fail."""
         failures = self._failures
         assert failures is not None
-        self._now_ps = now
+        self._view.now_ps = now
         replica = self.replicas[target]
         replica.catch_up(now)
         replica.settle()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from qsim.sim.fleet.router_mixed import LeastByWeight
-from qsim.sim.fleet.router_view import FleetView, Least, Rng
+from qsim.sim.fleet.router_view import FleetView, Least, Rng, Values, Weights
 
 __all__ = ["PrefixAffinity", "SessionAffinity"]
 
@@ -18,9 +18,7 @@ class _Room:
     the heaviest replica.
     """
 
-    def __init__(
-        self, load: list[int], weights: list[float] | None, parameters: dict[str, float]
-    ) -> None:
+    def __init__(self, load: list[int], weights: Weights, parameters: Values) -> None:
         self._load = load
         self._most_extra = parameters["balance_abs_threshold"]
         self._most_ratio = parameters["balance_rel_threshold"]
@@ -94,13 +92,7 @@ class PrefixAffinity:
     production-stack's ``kvaware`` follows a prefix that all but 2,000 tokens of a prompt match.
     """
 
-    def __init__(
-        self,
-        view: FleetView,
-        rng: Rng,
-        weights: list[float] | None,
-        parameters: dict[str, float],
-    ) -> None:
+    def __init__(self, view: FleetView, rng: Rng, weights: Weights, parameters: Values) -> None:
         self._view = view
         self._least_share = parameters["cache_threshold"]
         self._room = _Room(view.outstanding_requests, weights, parameters)
@@ -156,13 +148,7 @@ class SessionAffinity:
     hash ring, without a limit: ``balance_abs_threshold=1e9``.
     """
 
-    def __init__(
-        self,
-        view: FleetView,
-        rng: Rng,
-        weights: list[float] | None,
-        parameters: dict[str, float],
-    ) -> None:
+    def __init__(self, view: FleetView, rng: Rng, weights: Weights, parameters: Values) -> None:
         self._view = view
         n = len(view.outstanding_requests)
         self._room = _Room(view.outstanding_requests, weights, parameters)

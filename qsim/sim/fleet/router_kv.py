@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qsim.sim.fleet.router_view import FleetView, Rng
+from qsim.sim.fleet.router_view import FleetView, Rng, Values, Weights
 
 __all__ = ["KvAware"]
 
@@ -29,13 +29,7 @@ class KvAware:
     #: the engines are looked at whenever a request comes
     reads_kv_usage = True
 
-    def __init__(
-        self,
-        view: FleetView,
-        rng: Rng,
-        weights: list[float] | None,
-        parameters: dict[str, float],
-    ) -> None:
+    def __init__(self, view: FleetView, rng: Rng, weights: Weights, parameters: Values) -> None:
         n = len(view.outstanding_requests)
         self._view = view
         self._credit = parameters["overlap_score_credit"]

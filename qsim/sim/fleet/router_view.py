@@ -10,10 +10,14 @@ import numpy as np
 if TYPE_CHECKING:
     from qsim.sim.fleet.server_speed import ServerSpeed
 
-__all__ = ["Draws", "FleetView", "Least", "Pairs", "Rng", "Router"]
+__all__ = ["Draws", "FleetView", "Least", "Pairs", "Rng", "Router", "Values", "Weights"]
 
 #: makes the generator of a router that draws
 Rng = Callable[[], "np.random.Generator"]  # a name only: importing numpy.random takes time
+#: how many requests each replica gets beside the others; None: all the same
+Weights = list[float] | None
+#: a router's parameters, by name (:data:`qsim.sim.fleet.router_spec.PARAMETERS`)
+Values = dict[str, float]
 
 
 class FleetView(Protocol):
