@@ -132,7 +132,7 @@ def simulate(
     fleet, admission, finished = run.fleet, run.admission, run.finished
     output, admissible = run.output_tokens, run.admissible
     beyond, told = beyond_measured(setup, fleet, len(output), admission.longer)
-    notes = admission.notes() + setup.router_notes(trace) + told
+    notes = admission.notes() + setup.router_notes(trace) + run.notes + told
     if step_log and fleet.origin_s:
         notes.append(f"times of steps count from {fleet.origin_s:,.0f} s of the trace on")
     if progress is not None:

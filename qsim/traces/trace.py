@@ -38,12 +38,14 @@ class HashIds:
 
     Two prompts that begin with the same ids share that much text. Request ``i`` owns
     ``values[offsets[i]:offsets[i + 1]]``; each id stands for ``block_tokens`` prompt tokens
-    (the last one of a prompt may stand for fewer, as in the Mooncake traces).
+    (the last one of a prompt may stand for fewer, as in the Mooncake traces). Where they go on into
+    the answer, ``tokens`` says how many tokens of each request they describe.
     """
 
     values: IntArray
     offsets: IntArray
     block_tokens: int
+    tokens: IntArray | None = None
 
     @classmethod
     def from_lists(cls, lists: Sequence[Sequence[int]], block_tokens: int) -> HashIds:
@@ -66,7 +68,9 @@ class HashIds:
         offsets = np.zeros(len(index) + 1, dtype=np.int64)
         np.cumsum(stops - starts, out=offsets[1:])
         shift = np.repeat(starts - offsets[:-1], stops - starts)
-        return HashIds(self.values[np.arange(int(offsets[-1])) + shift], offsets, self.block_tokens)
+        values = self.values[np.arange(int(offsets[-1])) + shift]
+        tokens = None if self.tokens is None else self.tokens[index]
+        return HashIds(values, offsets, self.block_tokens, tokens)
 
 
 @dataclass(frozen=True, eq=False)

@@ -286,3 +286,71 @@ class Driver:
                 for batch in self.in_flight
             ],
         }
+
+
+@st.composite
+def session_scenarios(draw: st.DrawFn) -> Scenario:
+    """Sessions: a turn begins with prompt and answer of the turn before, and comes after it."""
+    block_size = draw(st.sampled_from([1, 4, 16]))
+    longest = draw(st.integers(8, 30)) * block_size + draw(st.integers(0, block_size - 1))
+    config = EngineConfig(
+        max_num_seqs=draw(st.sampled_from([1, 3, 16])),
+        max_num_batched_tokens=draw(st.sampled_from([5, block_size, 500])),
+        max_model_len=longest,
+        block_size=block_size,
+        num_gpu_blocks=-(-longest // block_size) + 1 + draw(st.sampled_from([0, 2, 9, 40, 400])),
+        async_scheduling=draw(st.booleans()),
+        long_prefill_token_threshold=draw(st.sampled_from([0, 0, 0, 2, block_size + 1])),
+        scheduling_policy=draw(st.sampled_from(["fcfs", "fcfs", "priority"])),
+    )
+    return _Sessions(config, draw).scenario_with_turns(draw(st.sampled_from([1, 2, 3])))
+
+
+class _Sessions(Driver):
+    """Runs sessions, whose next turn comes some turns after the answer before it."""
+
+    def __init__(self, config: EngineConfig, draw: st.DrawFn) -> None:
+        super().__init__(Scenario("sessions", config, ()))
+        self._draw = draw
+        self._arrivals: list[Arrival] = []
+        self._sessions: list[int] = []  # of each request
+        self._due: list[tuple[int, int, int]] = []  # turn, session, tokens that it has
+        for session in range(draw(st.integers(1, 5))):
+            self._due.append((draw(st.integers(0, 30)), session, 0))
+
+    def next_event(self) -> int:
+        return min((due[0] for due in self._due), default=1 << 40)
+
+    def messages(self) -> None:
+        config, draw = self.scenario.config, self._draw
+        for due in sorted(self._due):
+            turn, session, had = due
+            room = config.max_model_len - 1 - had
+            if turn > self.turn:
+                return
+            self._due.remove(due)
+            if room < 1:
+                continue
+            prompt = had + draw(st.integers(1, max(1, room // 2)))
+            output = draw(st.integers(1, max(1, (config.max_model_len - prompt) // 2)))
+            # of the last turn nobody need know what the answer holds
+            known = prompt + (output if draw(st.integers(0, 5)) else 0)
+            priority = draw(st.integers(0, 2)) if config.scheduling_policy == "priority" else 0
+            ids = tuple(session * 1200 + j for j in range(known // config.block_size))
+            number = len(self._arrivals)
+            self._arrivals.append(Arrival(self.turn, f"r{number}", prompt, output, priority, ids))
+            self._sessions.append(session)
+            request = Request(number, prompt, output, priority=priority, block_ids=ids)
+            self.requests.append(request)
+            self.scheduler.add(request)
+
+    def scenario_with_turns(self, ratio: int) -> Scenario:
+        """The scenario in which the same requests come at the same turns."""
+        for turn in self.turns():
+            for request in () if turn.update is None else turn.update.finished:
+                arrival = self._arrivals[request.index]
+                known = arrival.prompt_tokens + arrival.output_tokens
+                if len(arrival.hash_ids) == known // self.scenario.config.block_size:
+                    at = turn.number + 1 + self._draw(st.integers(0, 12))
+                    self._due.append((at, self._sessions[request.index], known))
+        return Scenario(f"ratio {ratio}", self.scenario.config, tuple(self._arrivals))

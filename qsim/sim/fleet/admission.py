@@ -102,7 +102,7 @@ class Setup:
                 "router session-affinity: the trace has no sessions, so every request went to the "
                 "least loaded server"
             ]
-        if name == "kv-aware" and trace.hash_ids is None:
+        if name == "kv-aware" and trace.hash_ids is None and trace.turns is None:
             return [
                 "router kv-aware: the trace has no prefix ids, so every request went to the server "
                 "with the fewest tokens to prefill and to hold"

@@ -116,18 +116,20 @@ class Columns:
         waits_s = np.where(waits_s < _LONG_S, waits_s, 0.0)
         return np.asarray(np.rint(waits_s * PS_PER_S))
 
-    def ids_of(self, i: int) -> tuple[list[int], int]:
-        """The trace's prefix ids of a request, and how many tokens each is for."""
+    def ids_of(self, i: int) -> tuple[list[int], int, int]:
+        """A request's prefix ids, tokens that each is for, and up to which token they go."""
         for places, _, ids, _ in reversed(self._parts):
             if places.start <= i < places.stop:
                 if ids is None:
                     break
                 found: list[int] = ids[i - places.start].tolist()
-                return found, ids.block_tokens
-        return [], 1
+                if ids.tokens is None:
+                    return found, ids.block_tokens, self.prompt[i]
+                return found, ids.block_tokens, int(ids.tokens[i - places.start])
+        return [], 1, 0
 
     def block_ids(self, i: int, config: EngineConfig) -> Sequence[int]:
-        """The ids of the KV blocks of a request's prompt at a server; none that it would not keep.
+        """The ids of a request's KV blocks at a server; none that it would not keep.
 
         Raises
         ------
@@ -136,8 +138,9 @@ class Columns:
         """
         if not config.enable_prefix_caching:
             return ()
-        ids, tokens = self.ids_of(i)
-        return prompt_block_ids(ids, tokens, config.block_size, self.prompt[i])
+        ids, tokens, known = self.ids_of(i)
+        most = self.prompt[i] + self.output[i]
+        return prompt_block_ids(ids, tokens, config.block_size, known if known < most else most)
 
     def session_of(self, i: int) -> int:
         """The session that a request is a turn of; -1: none."""

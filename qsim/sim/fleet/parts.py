@@ -11,6 +11,7 @@ import numpy.typing as npt
 from qsim.sim.engine.steplog import Step
 from qsim.sim.fleet.admission import Admission, Setup
 from qsim.sim.fleet.fleet import Fleet
+from qsim.sim.fleet.history import with_history
 from qsim.sim.fleet.policy import Policy
 from qsim.sim.results.finished import Finished, joined
 from qsim.sim.results.itl import Gaps
@@ -50,6 +51,8 @@ class WholeRun:
         How the admissible ones fared.
     gaps : Gaps
         Between tokens; empty unless kept.
+    notes : list of str
+        What a reader should know of what its sessions' turns share.
     """
 
     fleet: Fleet
@@ -58,6 +61,7 @@ class WholeRun:
     output_tokens: npt.NDArray[np.int64]
     finished: Finished
     gaps: Gaps
+    notes: list[str]
 
 
 def run_whole(
@@ -92,6 +96,8 @@ def run_whole(
     run, output, admissible = admission.admit(trace)
     if run is None:
         raise admission.too_long_error()
+    caching = [p.config.block_size for p in setup.pools if p.config.enable_prefix_caching]
+    run, notes = with_history(run, caching)
     n = len(run)
     gaps = Gaps(np.empty(0, np.int64))
     had: list[Finished] = []
@@ -119,4 +125,4 @@ def run_whole(
         bin_s=bin_s,
     )
     fleet.run()
-    return WholeRun(fleet, admission, admissible, output, joined(had), gaps)
+    return WholeRun(fleet, admission, admissible, output, joined(had), gaps, notes)

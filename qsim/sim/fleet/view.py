@@ -68,7 +68,10 @@ class View:
 
     def prefix_ids(self, request: int) -> list[int]:
         columns = self._columns
-        return columns.ids_of(request)[0] if columns.has_ids else []
+        if not columns.has_ids:
+            return []
+        ids, tokens, _ = columns.ids_of(request)
+        return ids[: -(-columns.prompt[request] // tokens)]  # not those of its answer
 
     def prefix_block_tokens(self, request: int) -> int:
         columns = self._columns

@@ -1,4 +1,4 @@
-"""Content ids of a prompt's KV blocks, made from a trace's coarser prefix ids."""
+"""Content ids of the KV blocks of a prompt or more, made from a trace's coarser prefix ids."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def prompt_block_ids(
     block_size
         Tokens per KV block.
     prompt_tokens
-        Length of the prompt; a KV block that it does not fill gets no id.
+        Length of the prompt, or of prompt and answer where the ids go on into the answer; a KV
+        block that it does not fill gets no id.
 
     Returns
     -------

@@ -10,6 +10,8 @@ are only counted:
 * A hashed block whose content no other request can have is findable only by its own request, and
   only after a preemption. While the request runs such blocks are a number; when it has finished
   they lie in the queue as a run, again a number.
+* Blocks of an answer that the next turn of a session begins with are a number, too, while the
+  request decodes in a group: the turn comes after the answer, so nobody asks for them before.
 
 Only contents that may be shared, and those of preempted requests, are kept in a tree
 (prefix_tree.py).
@@ -220,6 +222,9 @@ class KVCache:
         """Take all blocks from a request: hashed ones stay findable until they are reused."""
         named = request.named
         hashed = request.hashed
+        if named < hashed and named < len(request.block_ids):
+            self.enter(request, hashed)  # blocks of the answer that filled up in a decode group
+            named = request.named
         self._unhashed += request.blocks - hashed
         self.free += request.blocks - named
         count = hashed - named

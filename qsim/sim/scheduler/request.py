@@ -28,9 +28,9 @@ class Request:
     priority
         Smaller is more urgent; used by the priority policy only.
     block_ids
-        Content ids of the leading full KV blocks of the prompt which other requests may share,
-        one id per KV block. The KV cache chains them, so equal ids behind unequal prefixes do not
-        match. The rest of the prompt is taken to be unlike any other request's.
+        Content ids of the leading full KV blocks of the prompt, and of the answer behind it, which
+        other requests may share, one id per KV block. The KV cache chains them, so equal ids
+        behind unequal prefixes do not match. The rest is taken to be unlike any other request's.
 
     Attributes
     ----------

@@ -74,7 +74,7 @@ class Rules:
         ------
         ScenarioError
             If its lengths are not positive, its prompt leaves no room for an output token, the
-            KV cache could never hold it, or it names more content blocks than its prompt fills.
+            KV cache could never hold it, or it names more content blocks than it fills.
         """
         config = self.config
         prompt_tokens = request.prompt_tokens
@@ -95,11 +95,12 @@ class Rules:
                 f"{self._kv.usable} blocks of {config.block_size} tokens: give it more blocks or "
                 f"lower max_model_len"
             )
-        if len(request.block_ids) * config.block_size > prompt_tokens:
+        tokens = prompt_tokens + request.output_tokens
+        if len(request.block_ids) * config.block_size > tokens:
             raise ScenarioError(
                 f"request {request.index} has {len(request.block_ids)} block_ids; must be <= "
-                f"{prompt_tokens // config.block_size}, the full blocks of its {prompt_tokens} "
-                f"prompt tokens"
+                f"{tokens // config.block_size}, the full blocks of the {tokens} tokens of its "
+                f"prompt and its answer"
             )
         if self._by_priority:
             self._blocked_at = -1  # it may be the new head

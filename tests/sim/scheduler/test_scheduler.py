@@ -15,7 +15,7 @@ from qsim.sim.scheduler.replay import Arrival, Scenario
 from qsim.sim.scheduler.request import Request
 from qsim.sim.scheduler.scheduler import Scheduler
 from tests.sim.reference import Job, ReferenceScheduler
-from tests.sim.scenarios import Driver, by_block, ratio_of, scenarios
+from tests.sim.scenarios import Driver, by_block, ratio_of, scenarios, session_scenarios
 from tests.sim.test_golden import every_recording, load
 
 ABORTS = st.dictionaries(st.integers(0, 40), st.lists(st.integers(0, 13), max_size=3), max_size=4)
@@ -88,6 +88,12 @@ def test_equals_the_rules_when_blocks_are_short(
     scenario: Scenario, aborts: dict[int, list[int]]
 ) -> None:
     compare_with_reference(scenario, aborts)
+
+
+@settings(max_examples=200, deadline=None)
+@given(session_scenarios())
+def test_equals_the_rules_where_turns_begin_with_answers(scenario: Scenario) -> None:
+    compare_with_reference(scenario, {})
 
 
 def scenario_of(arrivals: list[Arrival], **settings: int | bool | str) -> Scenario:
@@ -221,7 +227,10 @@ def make(**settings: int | bool | str) -> Scheduler:
         (Request(7, 5, 0), "request 7 has prompt_tokens 5 and output_tokens 0; each must be >= 1"),
         (Request(7, 2000, 5), "prompt_tokens 2000; must be < max_model_len 2000"),
         (Request(7, 1000, 500), "request 7 needs KV blocks for 1499 tokens; the cache holds 64"),
-        (Request(7, 40, 5, block_ids=[1, 2, 3]), "request 7 has 3 block_ids; must be <= 2"),
+        (
+            Request(7, 40, 5, block_ids=[1, 2, 3]),
+            "3 block_ids; must be <= 2, the full blocks of the 45",
+        ),
     ],
 )
 def test_a_request_that_cannot_be_served_is_refused(request_: Request, message: str) -> None:

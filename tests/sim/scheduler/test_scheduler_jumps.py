@@ -9,13 +9,17 @@ from hypothesis import strategies as st
 from qsim.sim.scheduler.config import EngineConfig
 from qsim.sim.scheduler.replay import Arrival, Scenario
 from qsim.sim.scheduler.request import Request
-from tests.sim.scenarios import Driver, scenarios
+from tests.sim.scenarios import Driver, scenarios, session_scenarios
 
 ABORTS = st.dictionaries(st.integers(0, 60), st.lists(st.integers(0, 13), max_size=2), max_size=3)
 
 
 @settings(max_examples=300, deadline=None)
-@given(scenarios(decode_heavy=True) | scenarios(tight=True), st.just({}) | ABORTS, st.data())
+@given(
+    scenarios(decode_heavy=True) | scenarios(tight=True) | session_scenarios(),
+    st.just({}) | ABORTS,
+    st.data(),
+)
 @pytest.mark.slow
 def test_jump_equals_single_steps(
     scenario: Scenario, aborts: dict[int, list[int]], data: st.DataObject
