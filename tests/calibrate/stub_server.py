@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent / "fakes"))
 
-BLOCKS = 20001
+BLOCKS = int(os.environ.get("STUB_BLOCKS", "20001"))
 FAILURES = {
     "oom": (
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 448.00 MiB. GPU 0 has a "
@@ -176,6 +176,9 @@ async def complete(writer, engine, body):
         return
     assert body["ignore_eos"]
     assert body["stream"]
+    if "STUB_PROMPTS" in os.environ:  # a file that gets them, a line each
+        with open(os.environ["STUB_PROMPTS"], "a") as file:
+            file.write(json.dumps(body["prompt"]) + "\n")
     tokens = engine.add(len(body["prompt"]), body["max_tokens"])
     writer.write(
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -9,6 +9,7 @@ Then that is kept which foretells best: some factors, what is expected of a mach
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,6 +119,7 @@ def adapt(
     notes: Sequence[str] = (),
     cross_validate: bool = True,
     progress: Callable[[str], None] | None = None,
+    executor: Executor | None = None,
 ) -> Adaptation:
     """Adapt a profile to the machine that answered ``loads``.
 
@@ -132,6 +134,8 @@ def adapt(
         Power of the machine while it served nothing.
     prior : Prior, optional
         What is known of machines; by default the shipped spread.
+    executor : Executor, optional
+        Replays the loads; by default this process does.
 
     Raises
     ------
@@ -143,7 +147,7 @@ def adapt(
     base = profile
     if idle_w is not None:
         base = replace(profile, power=replace(profile.power, idle_w=round(idle_w, 3)))
-    found = _fitted(loads, base, known, notes, cross_validate, progress)
+    found = _fitted(loads, base, known, notes, cross_validate, progress, executor)
     misread = _misread_energy(found.left_out)
     if misread is None:
         return _checked(found)
@@ -151,7 +155,7 @@ def adapt(
         progress(f"again without power: {misread}")
     loads = [replace(x, energy_j=None) for x in loads]
     lost = (f"{misread}; power and energy stay those expected of a machine",)
-    found = _fitted(loads, profile, known, [*notes, *lost], cross_validate, progress)
+    found = _fitted(loads, profile, known, [*notes, *lost], cross_validate, progress, executor)
     return _checked(replace(found, notes=lost))
 
 
@@ -162,11 +166,12 @@ def _fitted(
     notes: Sequence[str],
     cross_validate: bool,
     progress: Callable[[str], None] | None,
+    executor: Executor | None,
 ) -> Adaptation:
-    fit = fit_factors(loads, profile, prior, progress=progress)
-    left_out = _cross_validated(loads, profile, prior, progress) if cross_validate else {}
+    fit = fit_factors(loads, profile, prior, progress=progress, executor=executor)
+    left_out = _cross_validated(loads, profile, prior, progress, executor) if cross_validate else {}
     errors = {name: _mean_error(one) for name, one in left_out.items()}
-    odd = None if len(loads) > 1 else _misfit(loads[0], profile, prior)
+    odd = None if len(loads) > 1 else _misfit(loads[0], profile, prior, executor)
     kept = _best(errors, odd is not None) if errors else next(iter(CHOICES))
     if kept == AS_IS:
         factors, adapted = _as_is(prior), replace(profile, measured_host=None)
@@ -236,9 +241,9 @@ def _best(errors: Mapping[str, float], without_times: bool) -> str:
     return min(among, key=lambda k: among[k])
 
 
-def _misfit(load: Load, profile: Profile, prior: Prior) -> str | None:
+def _misfit(load: Load, profile: Profile, prior: Prior, executor: Executor | None) -> str | None:
     """A sentence on a load that no machine would answer so; None for one that fits."""
-    own = fit_factors([load], profile, prior, of_the_load=True)
+    own = fit_factors([load], profile, prior, of_the_load=True, executor=executor)
     if unexplained(load, apply(profile, own.factors)) <= _MOST_MISFIT:
         return None
     return (
@@ -277,7 +282,11 @@ def _mean_error(left_out: Mapping[str, Errors]) -> float:
 
 
 def _cross_validated(
-    loads: Sequence[Load], profile: Profile, prior: Prior, say: Callable[[str], None] | None
+    loads: Sequence[Load],
+    profile: Profile,
+    prior: Prior,
+    say: Callable[[str], None] | None,
+    executor: Executor | None,
 ) -> dict[str, dict[str, Errors]]:
     """By choice: errors of each load left out in turn, or of each half of the only one."""
     found: dict[str, dict[str, Errors]] = {}
@@ -295,7 +304,8 @@ def _cross_validated(
                 continue
             if say is not None:
                 say(f"leaving out {load.name}")
-            judge(load.name, load, fit_factors(rest, profile, prior, rounds=_LEFT_OUT_ROUNDS))
+            fit = fit_factors(rest, profile, prior, rounds=_LEFT_OUT_ROUNDS, executor=executor)
+            judge(load.name, load, fit)
         return found
     load = loads[0]
     if len(load) < 2 * _LEAST_HALF:
@@ -304,7 +314,7 @@ def _cross_validated(
     for name, part in (("one half", first), ("other half", ~first)):
         if say is not None:
             say(f"leaving out the {name} of {load.name}")
-        fit = fit_factors(loads, profile, prior, parts=[~part])
+        fit = fit_factors(loads, profile, prior, parts=[~part], executor=executor)
         judge(f"{load.name}, {name}", load, fit, part)
     return found
 

@@ -7,6 +7,7 @@ benchmark's client measured of it: ``vllm bench serve --save-detailed``, ``sglan
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from os import PathLike, fspath
@@ -19,6 +20,7 @@ import numpy as np
 from qsim.bounds import shown
 from qsim.calibrate.adapt.load import Load
 from qsim.errors import TraceError
+from qsim.files import write_text
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces.formats import aiperf, guidellm
 from qsim.traces.formats.bench_result import chosen_run
@@ -27,14 +29,14 @@ from qsim.traces.load import opened, split_params
 from qsim.traces.reading.json_rows import lookup, lookup_first, objects
 from qsim.traces.reading.source import Source
 
-__all__ = ["FORMATS", "read_benchmark"]
+__all__ = ["FORMATS", "read_benchmark", "write_benchmark"]
 
 #: prompt tokens, output tokens, TTFT in s, end-to-end latency in s
 _Row = tuple[int, int, float, float]
 #: the same with the time of sending, s
 _Timed = tuple[float, _Row]
 
-_MOST_S = 1e7
+_MOST_S, _MOST_J = 1e7, 1e12
 
 
 def read_benchmark(
@@ -53,7 +55,8 @@ def read_benchmark(
     options : EngineOptions, optional
         The server's settings, where they are not the profile's.
     energy_j : float, optional
-        Energy of the server's GPUs from the first send to the last token.
+        Energy of the server's GPUs from the first send to the last token; by default what the
+        file says (``energy_j``, as :func:`write_benchmark` writes it), or it is not known.
 
     Raises
     ------
@@ -91,9 +94,45 @@ def read_benchmark(
         trace=trace,
         ttft_ms=np.array([r[2] for r in rows]) * 1e3,
         e2el_ms=np.array([r[3] for r in rows]) * 1e3,
-        energy_j=energy_j,
+        energy_j=_energy_j(file, form.name, read_options) if energy_j is None else energy_j,
         options=options or EngineOptions(),
     )
+
+
+def write_benchmark(load: Load, path: str | PathLike[str]) -> None:
+    """Write a load as ``vllm bench serve --save-detailed`` does, with its energy.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    ttft_s, e2el_s = load.ttft_ms / 1e3, load.e2el_ms / 1e3
+    run = {
+        "backend": "openai",
+        "label": load.name,
+        "num_prompts": len(load),
+        "request_rate": None,
+        "input_lens": load.trace.prompt_tokens.tolist(),
+        "output_lens": load.trace.output_tokens.tolist(),
+        "start_times": load.trace.arrival_s.round(6).tolist(),
+        "ttfts": ttft_s.round(6).tolist(),
+        "latencies": e2el_s.round(6).tolist(),
+        "errors": [""] * len(load),
+        **({} if load.energy_j is None else {"energy_j": load.energy_j}),
+    }
+    write_text(path, json.dumps(run) + "\n")
+
+
+def _energy_j(source: Source, form: str, options: ReadOptions) -> float | None:
+    """What the file says of the energy; only :func:`write_benchmark` writes it."""
+    value = chosen_run(source, options).get("energy_j") if form == "vllm-bench" else None
+    if value is None:
+        return None
+    ok = isinstance(value, int | float) and not isinstance(value, bool)
+    if not ok or not 0 < float(value) < _MOST_J:
+        raise TraceError(f"{source.path}: energy_j is {shown(value)}; must be an energy above 0 J")
+    return float(value)
 
 
 def _seconds(value: Any, what: str, where: str) -> float:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,8 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 _ROUNDS, _DRAWS = 5, 40
+#: draws that one task of an executor replays
+_DRAWS_A_TASK = 4
 #: error of the simulator itself in a group's mean, logarithms; and the scatter of one request
 _MODEL_SD = {"ttft": 0.04, "tpot": 0.010, "e2el": 0.010}
 _REQUEST_SD = {"ttft": 0.20, "tpot": 0.05, "e2el": 0.05}
@@ -181,6 +184,7 @@ def fit_factors(
     of_the_load: bool = False,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    executor: Executor | None = None,
 ) -> FactorFit:
     """Fit the factors by which a machine differs from a profile's.
 
@@ -199,6 +203,8 @@ def fit_factors(
     of_the_load : bool
         What the factors were while these loads ran, not what they will be for others: a host that
         something held is then told of as it was.
+    executor : Executor, optional
+        Replays the draws; by default this process does. What comes out is the same.
 
     Raises
     ------
@@ -225,9 +231,8 @@ def fit_factors(
             progress(f"replaying under {_DRAWS} draws of factors, round {i + 1} of {rounds}")
         half = rng.standard_normal((_DRAWS // 2, f))
         draws = mean + np.concatenate([half, -half]) @ np.linalg.cholesky(around).T
-        rows = [_simulated(views, profile, x) for x in draws]
+        out = _replayed(views, profile, draws, executor)
         line = np.column_stack([np.ones(_DRAWS), draws - mean])
-        out = np.array(rows)
         coefficients = np.linalg.lstsq(line, out, rcond=None)[0]
         scatter = ((out - line @ coefficients) ** 2).sum(axis=0) / (_DRAWS - f - 1)
         variance = noise + 0.5 * scatter
@@ -292,6 +297,20 @@ def _held(prior: Prior, only: Sequence[str]) -> Prior:
     return Prior(np.where(free, prior.mean, 0.0), covariance)
 
 
-def _simulated(views: Sequence[_View], profile: Profile, logs: FloatArray) -> FloatArray:
-    adapted = apply(profile, Factors.of(np.exp(np.clip(logs, -6.0, 6.0))))
-    return np.concatenate([v.vector(replay(v.load, adapted)) for v in views])
+def _replayed(
+    views: Sequence[_View], profile: Profile, draws: FloatArray, executor: Executor | None
+) -> FloatArray:
+    """What the views compare, simulated under each draw: a row a draw."""
+    if executor is None:
+        return _simulated(views, profile, draws)
+    parts = [draws[i : i + _DRAWS_A_TASK] for i in range(0, len(draws), _DRAWS_A_TASK)]
+    futures = [executor.submit(_simulated, views, profile, x) for x in parts]
+    return np.concatenate([f.result() for f in futures])
+
+
+def _simulated(views: Sequence[_View], profile: Profile, draws: FloatArray) -> FloatArray:
+    rows = []
+    for logs in draws:
+        adapted = apply(profile, Factors.of(np.exp(np.clip(logs, -6.0, 6.0))))
+        rows.append(np.concatenate([v.vector(replay(v.load, adapted)) for v in views]))
+    return np.array(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -135,9 +136,8 @@ def send_loads(
     say: Say,
     *,
     timeout_s: float = 300.0,
-    seed: int = 0,
 ) -> Session:
-    """Send the loads one after another.
+    """Send the loads one after another. Prompts are never the same twice.
 
     Raises
     ------
@@ -161,13 +161,12 @@ def send_loads(
     )
     loads, sent = [], 0
     try:
-        warm = {"streams": [{"prompt": [64, 600], "output": [4, 4], "concurrency": 1}], "seed": 99}
-        client.run({**warm, "label": "warm"}, timeout_s, lambda: None)
+        warm: Streams = [{"prompt": [64, 600], "output": [4, 4], "concurrency": 1}]
+        client.run(_request("warm", warm), timeout_s, lambda: None)
         sent += 2
-        for i, plan in enumerate(plans):
+        for plan in plans:
             say(f"{plan.label}: {plan.what}, about {plan.expected_s:.0f} s")
-            load = {"label": plan.label, "seed": seed + i, "streams": plan.streams}
-            result = client.run(load, timeout_s, lambda: None)
+            result = client.run(_request(plan.label, plan.streams), timeout_s, lambda: None)
             sent += len(result.requests)
             joules = None if meter is None else meter.joules(result.start_s, result.end_s)
             loads.append(_load(plan.label, result, joules, options, server.num_gpu_blocks))
@@ -186,6 +185,11 @@ def send_loads(
         lost.append("no power was measured: power and energy stay those expected of a machine")
     watts = idle_j / (end - begin) if idle_j is not None else None
     return Session(loads, watts, lost)
+
+
+def _request(label: str, streams: Streams) -> dict[str, Any]:
+    """A load for the client; the server may cache prefixes, so the tokens are always new ones."""
+    return {"label": label, "streams": streams, "seed": secrets.randbits(64)}
 
 
 def _check_idle(server: RunningServer) -> float | None:

@@ -96,7 +96,7 @@ class Endpoint:
         """The HTTP request of a job, with random token ids as the prompt."""
         ids = rng.integers(10, self.vocab_size, size=job.prompt_tokens).tolist()
         body = (
-            f'{{"model":"{self.model}","prompt":[{",".join(map(str, ids))}],'
+            f'{{"model":{json.dumps(self.model)},"prompt":[{",".join(map(str, ids))}],'
             f'"max_tokens":{job.output_tokens},"ignore_eos":true,"temperature":0,"stream":true,'
             '"stream_options":{"include_usage":true}}'
         ).encode()

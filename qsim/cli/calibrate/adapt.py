@@ -10,6 +10,9 @@ from qsim.cli._command import Command
 
 __all__ = ["adapt_command"]
 
+#: processes that replay loads, at most
+_MOST_JOBS = 10
+
 
 @click.command("adapt", cls=Command)
 @click.option("--base-url", required=True, metavar="http://HOST:PORT",
@@ -28,6 +31,8 @@ __all__ = ["adapt_command"]
               show_default=True, metavar="PERCENT",
               help="Write nothing if means, medians and energy of the loads are off by more than "
               "this on average after all: the server is then not that of the profile.")  # fmt: skip
+@click.option("--keep-loads", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
+              help="Keep what the client saw of each load, for qsim compare.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the loads.")
 def adapt_command(
     base_url: str,
@@ -38,6 +43,7 @@ def adapt_command(
     gpus: str,
     seconds: float,
     most_error: float,
+    keep_loads: Path | None,
     seed: int,
 ) -> None:
     """Adapt a profile to the machine of a running vLLM server, in about a minute and a half.
@@ -46,6 +52,7 @@ def adapt_command(
     factors of host, GPU and power are fitted to what the client saw and to the energy.
     """
     from qsim.calibrate.adapt.adapting import adapt
+    from qsim.calibrate.adapt.benchmark import write_benchmark
     from qsim.calibrate.adapt.comparing import compare_load
     from qsim.calibrate.adapt.power import EnergyMeter, dcgm_reader, nvml_reader
     from qsim.calibrate.adapt.server import check_server, describe
@@ -53,11 +60,15 @@ def adapt_command(
     from qsim.cli._common import note
     from qsim.cli._outputs import Outputs, check_output
     from qsim.errors import CalibrationError, MissingExtraError, ScenarioError
+    from qsim.optimize.search.executor import available_cores
+    from qsim.optimize.search.executors import open_executor
     from qsim.profiles.factors import apply
     from qsim.profiles.lookup import load_profile, stated_errors
     from qsim.report.text.compare import adapted_text, factors_text, kept_text
 
     check_output("--out", out)
+    if keep_loads is not None:
+        check_output("--keep-loads", keep_loads, folder=True)
     numbers = [int(g) for g in gpus.split(",") if g.strip().isdecimal()]
     if not numbers or len(numbers) != len(gpus.split(",")):
         raise ScenarioError(f"--gpus is {gpus!r}; must be numbers such as 0 or 0,1")
@@ -76,16 +87,28 @@ def adapt_command(
     longest = min(server.max_model_len or chosen.engine.max_model_len, 16384)
     plans = plan_loads(chosen, seconds, longest, seed)
     try:
-        session = send_loads(server, chosen, plans, meter, _say, seed=seed)
+        session = send_loads(server, chosen, plans, meter, _say)
     finally:
         if meter is not None:
             meter.stop()
+    if keep_loads is not None:
+        keep_loads.mkdir(parents=True, exist_ok=True)
+        for load in session.loads:
+            write_benchmark(load, keep_loads / f"{load.name}.json")
     lost += session.lost
     for text in lost:
         note(text)
     if session.idle_w is not None:
         note(f"idle power: {session.idle_w:.1f} W, by the profile {chosen.power.idle_w:.1f} W")
-    found = adapt(session.loads, chosen, idle_w=session.idle_w, notes=lost, progress=_say)
+    with open_executor(available_cores(), at_most=_MOST_JOBS) as executor:
+        found = adapt(
+            session.loads,
+            chosen,
+            idle_w=session.idle_w,
+            notes=lost,
+            progress=_say,
+            executor=executor,
+        )
     for text in found.notes:
         note(text)
     fitted = apply(found.base, found.fit.factors)

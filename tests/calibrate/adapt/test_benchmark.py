@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qsim.calibrate.adapt.benchmark import read_benchmark
+from qsim.calibrate.adapt.benchmark import read_benchmark, write_benchmark
 from qsim.errors import TraceError
 
 VLLM: dict[str, Any] = {
@@ -71,6 +71,24 @@ def test_vllm_bench_leaves_out_failed_requests(tmp_path: Path) -> None:
     data = {**VLLM, "errors": ["", "timeout", ""]}
     load = read_benchmark(written(tmp_path, data))
     assert load.ttft_ms.tolist() == pytest.approx([100.0, 200.0])
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    load = read_benchmark(written(tmp_path, VLLM), energy_j=7.5)
+    write_benchmark(load, tmp_path / "again.json")
+    again = read_benchmark(tmp_path / "again.json")
+    assert again.trace.arrival_s.tolist() == pytest.approx(load.trace.arrival_s.tolist())
+    assert again.values().keys() == load.values().keys()
+    for name, values in load.values().items():
+        assert again.values()[name].tolist() == pytest.approx(values.tolist())
+    assert again.energy_j == 7.5
+    assert read_benchmark(tmp_path / "again.json", energy_j=8.0).energy_j == 8.0
+
+
+@pytest.mark.parametrize("energy", [0, -1, "5", True, 1e300, [], {}])
+def test_an_energy_that_is_none(tmp_path: Path, energy: object) -> None:
+    with pytest.raises(TraceError, match="energy_j is"):
+        read_benchmark(written(tmp_path, {**VLLM, "energy_j": energy}))
 
 
 def test_sglang(tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from qsim.calibrate.adapt.benchmark import read_benchmark
 from qsim.calibrate.adapt.power import EnergyMeter, Reading, dcgm_reader, energy_between
 from qsim.calibrate.adapt.server import describe, split_url
+from qsim.calibrate.adapt.session import Plan, send_loads
 from qsim.calibrate.measure.server import Server, free_port
 from qsim.errors import CalibrationError, ScenarioError
 from qsim.profiles.lookup import load_profile
@@ -34,6 +36,7 @@ fitting._DRAWS, fitting.fit_factors.__kwdefaults__["rounds"], adapting._LEFT_OUT
 from qsim.cli import main
 main(prog_name="qsim")
 """
+LOADS = ["single", "ladder", "moderate", "full"]
 STEPS = ["--seconds", "5", "--most-error", "1e6"]
 
 
@@ -81,7 +84,7 @@ def done(code: int, err: str, out: Path) -> Adapted | None:
     (``test_fitting``).
     """
     assert "Traceback" not in err
-    for load in ("single", "ladder", "moderate", "full"):
+    for load in LOADS:
         assert f"\n  {load}: " in err
     if code == 4:
         assert "by factors fitted without it" in err
@@ -90,17 +93,32 @@ def done(code: int, err: str, out: Path) -> Adapted | None:
     assert code == 0, err
     adapted = Profile.load(out).adapted
     assert adapted is not None
-    assert adapted.loads == ["single", "ladder", "moderate", "full"]
+    assert adapted.loads == LOADS
     return adapted
 
 
 def test_a_running_server_is_adapted_to(tmp_path: Path, profile: Path) -> None:
-    out = tmp_path / "a.json"
+    out, kept = tmp_path / "a.json", tmp_path / "kept"
     with serving(tmp_path / "m") as server:
-        code, text, err = adapt(server, profile, out, *STEPS)
+        code, text, err = adapt(server, profile, out, *STEPS, "--keep-loads", str(kept))
     assert "no metrics" not in err
+    loads = {p.stem: read_benchmark(p) for p in kept.iterdir()}
+    assert {k: len(v) >= 20 for k, v in loads.items()} == dict.fromkeys(LOADS, True)
     if done(code, err, out) is not None:
         assert "decode steps (memory)" in text
+
+
+def test_no_prompt_is_sent_twice(tmp_path: Path) -> None:
+    sent = tmp_path / "sent"
+    profile = load_profile("h200_sxm/llama-3.1-8b/fp8-w8a8", "0.24")
+    plan = Plan("one", "", [{"prompt": [40, 40], "output": [2, 2], "concurrency": 1}], 1.0)
+    with serving(tmp_path / "m", STUB_PROMPTS=str(sent)) as server:
+        one = describe(f"http://127.0.0.1:{server.port}")
+        for _ in range(2):
+            send_loads(one, profile, [plan], None, lambda text: None)
+    prompts = sent.read_text().splitlines()
+    assert len(prompts) == 8  # two of each run warm the server up
+    assert len({p[:40] for p in prompts}) == 8
 
 
 def test_without_power_and_metrics_the_loss_is_stated(tmp_path: Path, profile: Path) -> None:

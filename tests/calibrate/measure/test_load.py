@@ -105,6 +105,14 @@ def test_loads_repeat_with_their_seed() -> None:
     assert data["temperature"] == 0
 
 
+def test_a_model_of_any_name_is_asked_for() -> None:
+    import numpy as np
+
+    name = 'a "b" \\ c'
+    body = Endpoint(1, model=name).request(Job(0, 4, 3), np.random.default_rng(0))
+    assert json.loads(body.partition(b"\r\n\r\n")[2])["model"] == name
+
+
 def test_a_refused_request_names_what_the_server_said(client: LoadClient) -> None:
     with pytest.raises(CalibrationError, match=r"1 of 2 requests .* 'test' failed") as caught:
         send(client, {"at_s": [0.0, 0.0], "prompt": [9, 9], "output": [2, 3001]})
