@@ -1,0 +1,210 @@
+"""How well clients that wait for answers are predicted: closed loops and sessions of a real server.
+
+    python tools/check_clients.py --profile ID RESULT.json...
+
+A result of ``vllm bench serve --max-concurrency N --save-result --save-detailed`` is simulated as
+N clients who send its requests, one after the other, as ``qsim simulate --concurrency N`` does. A
+JSON list of the turns of sessions is simulated as sessions: an object a turn, with ``session``,
+``turn``, ``t`` (when it was sent, s), ``ttft_s``, ``e2e_s``, ``prompt`` and ``output`` (tokens),
+and ``usage.prompt_tokens_details.cached_tokens``. Its first turn is sent when it was, each further
+one after the simulated answer and as long as the client then took.
+
+Printed are, measured and simulated and the error: output tokens/s from the first request to the
+last token, mean TTFT and TPOT as ``vllm bench serve`` defines them, and for sessions the share of
+prompt tokens found in the prefix cache. An ``info.json`` beside a result tells the server's KV
+blocks (``facts.num_gpu_blocks``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import qsim
+from qsim.errors import QsimError, TraceError
+from qsim.traces import Trace, load_trace
+from qsim.traces.trace import Turns
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Requests of clients that waited, and how they fared.
+
+    Attributes
+    ----------
+    trace : Trace
+        In order of sending; sessions have turns.
+    concurrency : int, optional
+        How many clients sent them, of a closed loop.
+    sent_s, ttft_s, e2el_s : float64 arrays, shape (n,)
+        In the trace's order.
+    cached_tokens : int64 array, shape (n,), optional
+        Where the server told.
+    """
+
+    name: str
+    trace: Trace
+    concurrency: int | None
+    sent_s: FloatArray
+    ttft_s: FloatArray
+    e2el_s: FloatArray
+    cached_tokens: npt.NDArray[np.int64] | None
+
+    def figures(self) -> dict[str, float]:
+        """What was measured."""
+        tokens = self.trace.output_tokens
+        duration_s = float((self.sent_s + self.e2el_s).max() - self.sent_s[0])
+        several = tokens > 1
+        tpot_s = (self.e2el_s - self.ttft_s)[several] / (tokens[several] - 1)
+        found = {
+            "output tokens/s": float(tokens.sum()) / duration_s,
+            "mean TTFT, ms": float(self.ttft_s.mean()) * 1000,
+            "mean TPOT, ms": float(tpot_s.mean()) * 1000,
+        }
+        if self.cached_tokens is not None:
+            found["prefix hits, %"] = 100 * float(
+                self.cached_tokens.sum() / self.trace.prompt_tokens.sum()
+            )
+        return found
+
+
+def simulated(run: Run, profile: str, blocks: int | None, replay: bool) -> dict[str, float]:
+    """The same figures of the simulation; of requests sent as recorded if ``replay``."""
+    trace, concurrency = run.trace, run.concurrency
+    if replay:
+        trace, concurrency = _as_sent(run), None
+    options = qsim.EngineOptions(num_gpu_blocks_override=blocks, enable_prefix_caching=True)
+    result = qsim.simulate(trace, profile, concurrency=concurrency, options=options)
+    summary = result.summary()
+    found = {
+        "output tokens/s": summary["output_throughput"],
+        "mean TTFT, ms": summary["mean_ttft_ms"],
+        "mean TPOT, ms": summary["mean_tpot_ms"],
+    }
+    if run.cached_tokens is not None:
+        found["prefix hits, %"] = 100 * float(
+            result.cached_tokens.sum() / result.prompt_tokens.sum()
+        )
+    return found
+
+
+def _as_sent(run: Run) -> Trace:
+    """Every request at its recorded time, whatever became of the one before it."""
+    old = run.trace
+    return Trace(run.sent_s, old.prompt_tokens, old.output_tokens, name=old.name)
+
+
+# ------------------------------------------------------------------------------------ reading
+
+
+def read(path: Path) -> Run:
+    """A benchmark's result, or turns of sessions.
+
+    Raises
+    ------
+    TraceError
+        If it is neither.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise TraceError(f"{path}: {error}") from error
+    if isinstance(data, dict) and "input_lens" in data:
+        return _benchmark(path, data)
+    if isinstance(data, list) and data and all("session" in row for row in data):
+        return _sessions(path, data)
+    raise TraceError(f"{path}: neither a result of vllm bench serve nor a list of sessions' turns")
+
+
+def _benchmark(path: Path, data: dict[str, Any]) -> Run:
+    if data["failed"]:
+        raise TraceError(f"{path}: {data['failed']} requests failed; all must have their answers")
+    trace = load_trace(str(path))
+    order = np.argsort(np.array(data["start_times"]), kind="stable")
+    start_s = np.array(data["start_times"])[order]
+    ttft_s = np.array(data["ttfts"])[order]
+    e2el_s = ttft_s + np.array([sum(gaps) for gaps in data["itls"]])[order]
+    return Run(
+        path.stem, trace, data["max_concurrency"], start_s - start_s[0], ttft_s, e2el_s, None
+    )
+
+
+def _sessions(path: Path, rows: list[dict[str, Any]]) -> Run:
+    rows = sorted(rows, key=lambda row: row["t"])
+    place = {(row["session"], row["turn"]): i for i, row in enumerate(rows)}
+    previous = np.array([place.get((row["session"], row["turn"] - 1), -1) for row in rows])
+    sent_s = np.array([row["t"] for row in rows]) - rows[0]["t"]
+    e2el_s = np.array([row["e2e_s"] for row in rows])
+    waited_s = sent_s - (sent_s + e2el_s)[previous]
+    delay_s = np.where(previous >= 0, np.maximum(waited_s, 0.0), 0.0)
+    trace = Trace(
+        sent_s,
+        np.array([row["prompt"] for row in rows]),
+        np.array([row["output"] for row in rows]),
+        name=path.name,
+        turns=Turns(previous, delay_s),
+    )
+    cached = [row["usage"]["prompt_tokens_details"]["cached_tokens"] for row in rows]
+    ttft_s = np.array([row["ttft_s"] for row in rows])
+    return Run(path.stem, trace, None, sent_s, ttft_s, e2el_s, np.array(cached))
+
+
+def _kv_blocks(path: Path) -> int | None:
+    info = path.with_name("info.json")
+    return json.loads(info.read_text())["facts"]["num_gpu_blocks"] if info.exists() else None
+
+
+# ----------------------------------------------------------------------------------- printing
+
+
+def rows_of(run: Run, profile: str, blocks: int | None, replay: bool) -> Iterator[str]:
+    """Lines of the table."""
+    measured, ours = run.figures(), simulated(run, profile, blocks, replay)
+    for name, value in measured.items():
+        error = (ours[name] / value - 1) * 100 if value else float("nan")
+        yield (
+            f"| {run.name} | {len(run.trace):,} | {name} | {value:,.2f} | {ours[name]:,.2f} "
+            f"| {error:+.1f}% |"
+        )
+
+
+def main() -> int:
+    """Print the table; 1 for a result that cannot be used."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
+    parser.add_argument("--profile", required=True, help="id or path")
+    parser.add_argument(
+        "--num-gpu-blocks-override", type=int, help="instead of what info.json tells"
+    )
+    parser.add_argument(
+        "--at-recorded-times",
+        action="store_true",
+        help="send every request when it was sent, which tells errors of the server from those of "
+        "the clients; prefixes are not known then",
+    )
+    given = parser.parse_args()
+    print("| load | requests | figure | measured | simulated | error |")
+    print("|---|---:|---|---:|---:|---:|")
+    try:
+        for path in given.results:
+            blocks = given.num_gpu_blocks_override or _kv_blocks(path)
+            for line in rows_of(read(path), given.profile, blocks, given.at_recorded_times):
+                print(line)
+    except QsimError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
