@@ -78,27 +78,7 @@ def turns_in_full(rows: int) -> Iterator[int]:
     yield 500
 
 
-def jumps(rows: int) -> Iterator[int]:
-    scheduler, batch = decodes(rows)
-    yield 0
-    for _ in range(2000):
-        assert scheduler.decode_horizon(batch) > 40
-        after = scheduler.advance(batch, 40)
-        assert after is not None
-        batch = after
-    yield 2000
-
-
-def no_jump(rows: int) -> Iterator[int]:
-    scheduler, batch = decodes(rows)
-    scheduler.add(Request(rows, 100, 100))
-    yield 0
-    for _ in range(10_000):
-        assert not scheduler.decode_horizon(batch)
-    yield 10_000
-
-
-def lives(caching: bool, jump: bool, shared: bool = False) -> Iterator[int]:
+def lives(caching: bool, shared: bool = False) -> Iterator[int]:
     """Whole lives of requests of 1200 + 200 tokens, 32 at a time, one arriving as one leaves."""
     scheduler = Scheduler(EngineConfig(num_gpu_blocks=20_000, enable_prefix_caching=caching))
     rng = random.Random(1)
@@ -122,10 +102,6 @@ def lives(caching: bool, jump: bool, shared: bool = False) -> Iterator[int]:
                 done += 1
                 arrive(200)
         batch = following
-        if jump and not scheduler.num_waiting:
-            horizon = scheduler.decode_horizon(batch)
-            if horizon:
-                batch = scheduler.advance(batch, horizon)
     yield done
 
 
@@ -141,8 +117,7 @@ def short_of_blocks(num_gpu_blocks: int) -> Iterator[int]:
         following = scheduler.schedule()
         if batch is not None:
             scheduler.update(batch)
-        horizon = scheduler.decode_horizon(following)
-        batch = scheduler.advance(following, horizon) if horizon else following
+        batch = following
     yield 2000
 
 
@@ -158,16 +133,9 @@ def main() -> None:
         show(f"schedule + update, {rows} decodes", partial(turns, rows))
     for rows in (1, 16, 64, 256):
         show(f"the same request by request, {rows} decodes", partial(turns_in_full, rows))
-    for rows in (1, 256):
-        show(f"decode_horizon + advance by 40 turns, {rows} decodes", partial(jumps, rows))
-    show("decode_horizon that finds no jump, 256 decodes", partial(no_jump, 256))
     for caching in (False, True):
-        for jump in (False, True):
-            show(
-                f"a request of 1200 + 200 tokens, caching {caching}, jumps {jump}",
-                partial(lives, caching, jump),
-            )
-    show("the same with a shared prefix of 512 tokens", partial(lives, True, True, shared=True))
+        show(f"a request of 1200 + 200 tokens, caching {caching}", partial(lives, caching))
+    show("the same with a shared prefix of 512 tokens", partial(lives, True, shared=True))
     show("a request where blocks run out", partial(short_of_blocks, 8000))
 
 

@@ -17,10 +17,7 @@ from statistics import mean
 import numpy as np
 import transfer_text as text
 from long_tables import move_long_tables
-
-from qsim.calibrate.transfer.build import Teacher, learn_from_shipped, transfer
-from qsim.calibrate.transfer.check import Difference, comparable, compare_profiles, leave_out
-from qsim.calibrate.transfer.others import (
+from published_comparisons import (
     Compared,
     energy_crossing,
     median_error,
@@ -28,6 +25,9 @@ from qsim.calibrate.transfer.others import (
     prefill_times,
     trtllm_products,
 )
+
+from qsim.calibrate.transfer.build import Teacher, learn_from_shipped, transfer
+from qsim.calibrate.transfer.check import Difference, comparable, compare_profiles, leave_out
 from qsim.calibrate.transfer.published import (
     SORT_S_PER_LOGIT,
     Outcome,

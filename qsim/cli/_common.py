@@ -35,7 +35,6 @@ __all__ = [
     "slo_option",
     "tell_reading",
     "to_json",
-    "trace_from",
     "trace_options",
     "write_json",
 ]
@@ -141,11 +140,6 @@ def tell_reading(name: str, meta: Mapping[str, Any]) -> None:
         for rule, count in skipped.items():
             if count:
                 note(f"{name}: {count} rows skipped ({rule})")
-
-
-def trace_from(given: Mapping[str, Any]) -> Trace:
-    """The trace of a command that has ``trace_options`` and ``--seed``."""
-    return load_shaped(given["trace"], **{k: given[k] for k in (*SHAPE, "seed")})
 
 
 #: ``--router``

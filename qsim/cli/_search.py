@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -18,7 +18,6 @@ __all__ = [
     "forecast_options",
     "goodput_options",
     "gpus_from",
-    "market_from",
     "market_options",
     "most_replicas_option",
     "price_option",
@@ -176,16 +175,6 @@ market_options = option_group(
                  metavar="hyperscaler|specialty|longtail",
                  help="Whose prices the shipped table gives (qsim prices)."),
 )  # fmt: skip
-
-
-def market_from(options: Mapping[str, Any]) -> dict[str, Any]:
-    """``prices`` and ``provider`` for the optimizers, from a command's parameters."""
-    from qsim.optimize.economics.prices import load_prices
-
-    path = options["prices_path"]
-    listed = {} if path is None else load_prices(path)
-    own = {**listed, **prices_from(options["prices"])}
-    return {"prices": own, "provider": options["provider"]}
 
 
 #: ``--region`` and ``--pue``

@@ -141,7 +141,7 @@ def by_block(kv: KVCache, ratio: int) -> list[object]:
 
 @dataclass
 class Turn:
-    """What one turn did; ``jumped`` of the turns before it were made by one ``advance``."""
+    """What one turn did."""
 
     number: int
     batch: Batch | None = None
@@ -212,24 +212,6 @@ class Driver:
     def _apply(self, turn: Turn) -> None:
         turn.applied = self.in_flight.popleft()
         turn.update = self.scheduler.update(turn.applied)
-
-    def horizon(self) -> int:
-        """Turns that a jump from here may make."""
-        if self.scenario.config.async_scheduling:
-            if len(self.in_flight) != 1:
-                return 0
-            return self.scheduler.decode_horizon(self.in_flight[0])
-        return self.scheduler.decode_horizon(None)
-
-    def jump(self, turns: int) -> None:
-        before = self.in_flight[0] if self.in_flight else None
-        after = self.scheduler.advance(before, turns)
-        if before is None:
-            assert after is None
-        else:
-            assert after is not None
-            self.in_flight[0] = after
-        self.turn += turns
 
     def turns(self) -> Iterator[Turn]:
         """All turns to the end, one by one."""

@@ -186,14 +186,3 @@ def context_of_traffic(
     usual = typical_share(rows * kv_heads / _HEADS, total[m] / rows)
     total[m] *= (1 - part + part * share[m]) / (1 - part + part * usual)
     return total
-
-
-def _draw_typical(rows: int, mean_context: int, draws: int = 200) -> float:
-    """An entry of ``_TYPICAL``."""
-    rng = np.random.default_rng([rows, mean_context])
-    shares = []
-    for _ in range(draws):
-        contexts = np.exp(rng.normal(0.0, 1.0, rows))
-        contexts *= mean_context / contexts.mean()
-        shares.append(busiest_share(np.maximum(contexts, 1).astype(int), _HEADS))
-    return float(np.mean(shares))

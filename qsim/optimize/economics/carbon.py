@@ -15,7 +15,6 @@ import csv
 import difflib
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -32,7 +31,6 @@ __all__ = [
     "GridIntensity",
     "carbon_table",
     "gco2e",
-    "gco2e_of_windows",
     "grid_intensity",
     "load_carbon_series",
 ]
@@ -279,33 +277,3 @@ def gco2e(
     """
     _check(energy_j, pue)
     return energy_j / J_PER_KWH * pue * _resolve(grid).mean(start_s, end_s)
-
-
-def gco2e_of_windows(
-    edges_s: Sequence[float], energy_j: Sequence[float], grid: Grid, pue: float = DEFAULT_PUE
-) -> float:
-    """Grams of CO2 equivalent of energies by window.
-
-    Parameters
-    ----------
-    edges_s : sequence of n + 1 floats
-        Ascending times of the trace, s.
-    energy_j : sequence of n floats
-        Energy in each window, J.
-    grid, pue
-        As for :func:`gco2e`.
-
-    Raises
-    ------
-    ScenarioError
-        As :func:`gco2e`; or if the lengths do not fit.
-    """
-    if len(edges_s) != len(energy_j) + 1:
-        raise ScenarioError(
-            f"{len(energy_j)} windows need {len(energy_j) + 1} edges, got {len(edges_s)}"
-        )
-    where = _resolve(grid)
-    return math.fsum(
-        gco2e(e, where, pue, start_s=edges_s[i], end_s=edges_s[i + 1])
-        for i, e in enumerate(energy_j)
-    )

@@ -18,7 +18,6 @@ __all__ = ["study_csvs", "study_markdown", "study_text"]
 
 #: figures of the tables in Markdown
 _APPLICATION = ("mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms", "joules_per_request")
-_WORKLOAD = ("mean_ttft_ms", "mean_tpot_ms", "output_throughput", "joules_per_output_token")
 _SYSTEM = ("mean_ttft_ms", "mean_tpot_ms", "output_throughput_per_gpu", "joules_per_request")
 #: methods behind the best one in a cell of the decision table
 _MOST_AS_GOOD = 3

@@ -14,7 +14,7 @@ import simpy
 
 from qsim.errors import ScenarioError
 from qsim.sim.engine.clock import MOST_S
-from qsim.sim.engine.events import REFRESH, At
+from qsim.sim.engine.events import At
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.lifecycle import ASLEEP, DRAINING, FAILED, OFF, ON, STARTING, WAKING
@@ -420,7 +420,7 @@ class Lives:
     # ------------------------------------------------------------------ events
 
     def _at(self, time_ps: int, call: Callable[[], None]) -> None:
-        event = At(self.env, time_ps - int(self.env.now), REFRESH)
+        event = At(self.env, time_ps - int(self.env.now))
         event.callbacks.append(lambda _: call())
         self._fleet.event_planned()
 

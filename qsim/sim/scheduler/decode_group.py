@@ -156,16 +156,6 @@ class DecodeGroup:
         """KV blocks that the next step takes."""
         return self._crossings[-self.clock % self._block_size]
 
-    def blocks_needed_for(self, steps: int) -> int:
-        """KV blocks that the next so many steps take."""
-        size = self._block_size
-        rounds, rest = divmod(steps, size)
-        need = rounds * len(self.members)
-        crossings = self._crossings
-        for position in range(-self.clock, -self.clock - rest, -1):
-            need += crossings[position % size]
-        return need
-
     def steps_within(self, free_blocks: int, most: int) -> int:
         """How many steps these blocks allow, at most ``most``."""
         members = len(self.members)
@@ -181,17 +171,6 @@ class DecodeGroup:
                 return steps
             steps += 1
         return most
-
-    def steps_to_end(self) -> int:
-        """Steps before the one that computes some member's last token."""
-        ends = self._ends
-        while ends[0][2].finished:
-            heappop(ends)  # aborted
-        return ends[0][0] - self.clock
-
-    def skip(self, steps: int) -> None:
-        """Move the clock on over steps in which nobody ends."""
-        self.clock += steps
 
     def step(self, batch: Batch) -> None:
         """Put one token of every member into an empty batch, and move the clock on."""

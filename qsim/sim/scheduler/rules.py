@@ -133,11 +133,6 @@ class Rules:
         """KV blocks without a user, cached or not."""
         return self._kv.free
 
-    @property
-    def used_blocks(self) -> int:
-        """KV blocks held by requests; a shared block counts once."""
-        return self._kv.usable - self._kv.free
-
     # ------------------------------------------------------------------------------ passes
 
     def _set_cap(self) -> None:

@@ -38,7 +38,6 @@ class Scheduler(Rules):
         "_fresh",
         "_group",
         "_grouped",
-        "_horizon",
         "_in_flight",
         "_tail",
         "last_abort",
@@ -55,11 +54,6 @@ class Scheduler(Rules):
         self._grouped = True
         self._fresh: list[Request] = []
         self._tail: Request | None = None
-        self._horizon = 0  # turns that ``advance`` may make
-
-    def add(self, request: Request) -> None:
-        self._horizon = 0
-        super().add(request)
 
     @property
     def decodes_as_group(self) -> bool:
@@ -75,7 +69,6 @@ class Scheduler(Rules):
         """End a request now: it leaves the batch, its blocks are free, tokens in flight dropped."""
         if request.state == FINISHED:
             return
-        self._horizon = 0
         if request.group is not None:
             self._group.release(request)
             self._group.forget(request)
@@ -95,7 +88,6 @@ class Scheduler(Rules):
     def schedule(self) -> Batch:
         """Choose what the next step computes, and take the blocks that it needs."""
         self._handover = False
-        self._horizon = 0
         if self._threshold:
             self._set_cap()
         group = self._group
@@ -236,7 +228,6 @@ class Scheduler(Rules):
                 f"that is in flight"
             )
         self._in_flight.popleft()
-        self._horizon = 0
         group = self._group
         group.updated += 1
         tokens = batch.members
@@ -280,88 +271,3 @@ class Scheduler(Rules):
                 finished.append(request)
                 self._finish(request)
         return tokens
-
-    # ------------------------------------------------------------------------------- jumps
-
-    def decode_horizon(self, in_flight: Batch | None) -> int:
-        """How many turns from here repeat the same decodes, with nobody finishing.
-
-        Parameters
-        ----------
-        in_flight
-            The one batch that was scheduled and not applied yet. A turn then schedules the next
-            batch and applies the one before. ``None`` if no batch is in flight; a turn then
-            schedules a batch and applies it.
-
-        Returns
-        -------
-        int
-            The largest number of turns, or 0 if the next turn is of another kind or that cannot
-            be told: in the midst of prefill, or after a step that ran out of blocks.
-        """
-        self._horizon = 0
-        group = self._group
-        members = len(group.members)
-        if not self._grouped or self._tail is not None:
-            return 0
-        if in_flight is None:
-            if self._in_flight or group.phase:
-                return 0
-            self._join_fresh()
-            members = len(group.members)
-        elif (
-            in_flight.explicit
-            or in_flight.ending
-            or len(self._in_flight) != 1
-            or in_flight is not self._in_flight[0]
-            or group.phase != 1
-            or len(in_flight.members) != members
-        ):
-            return 0
-        config = self.config
-        budget = config.max_num_batched_tokens
-        if not members or members != len(self._running) or members > budget:
-            return 0
-        kv = self._kv
-        # While blocks are only taken, a head of line that does not fit never will.
-        room = members < self._seats and members < budget
-        if room and self._waiting.count and not self._head_is_blocked():
-            return 0
-        turns = group.steps_to_end()
-        if in_flight is not None:
-            turns += 1  # the last batch of the run stays in flight: it may hold a last token
-        self._horizon = group.steps_within(kv.free, turns)
-        return self._horizon
-
-    def advance(self, in_flight: Batch | None, n: int) -> Batch | None:
-        """Perform n turns at once; return the batch that is then in flight, if one was before.
-
-        All state is as after n times ``schedule`` and ``update``.
-
-        Raises
-        ------
-        ValueError
-            If n is not between 1 and what ``decode_horizon`` has just returned.
-        """
-        if not 1 <= n <= self._horizon:
-            raise ValueError(
-                f"n is {n}; must be between 1 and {self._horizon}, which decode_horizon returned "
-                f"for this state"
-            )
-        self._horizon -= n
-        self._handover = False
-        group = self._group
-        need = group.blocks_needed_for(n)
-        if need:
-            self._kv.take(need)
-        self.outstanding_tokens -= n * len(group.members)
-        group.scheduled += n
-        group.updated += n
-        if in_flight is None:
-            group.skip(n)
-            return None
-        group.skip(n - 1)
-        batch = Batch(group.scheduled)
-        group.step(batch)
-        self._in_flight[0] = batch
-        return batch

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qsim.calibrate.fit import contexts as fit_contexts
 from qsim.calibrate.fit.contexts import (
+    PART,
     busiest_share,
     context_of_traffic,
     decode_contexts,
@@ -43,8 +43,13 @@ def test_a_split_has_a_least_size_in_a_graph() -> None:
 
 @pytest.mark.parametrize(("rows", "context"), [(1, 4000), (4, 1000), (16, 8000), (128, 500)])
 def test_the_table_is_what_it_says(rows: int, context: int) -> None:
-    drawn = fit_contexts._draw_typical(rows, context)
-    assert typical_share(rows, context) == pytest.approx(drawn, abs=0.006)
+    rng = np.random.default_rng([rows, context])
+    shares = []
+    for _ in range(200):
+        contexts = np.exp(rng.normal(0.0, 1.0, rows))
+        contexts *= context / contexts.mean()
+        shares.append(busiest_share(np.maximum(contexts, 1).astype(int), 8))
+    assert typical_share(rows, context) == pytest.approx(np.mean(shares), abs=0.006)
 
 
 def test_between_and_beyond_the_table() -> None:
@@ -79,7 +84,7 @@ def test_batches_of_one_length_count_less(recorded: Recording) -> None:
     contexts = decode_contexts(recorded)[int(np.flatnonzero(same)[-1])]
     assert contexts is not None
     share, usual = busiest_share(contexts, 8), float(typical_share(8, contexts.mean()))
-    part = fit_contexts.PART
+    part = PART
     expected = (1 - part + part * share) / (1 - part + part * usual)
     assert counted[same][-1] / plain[same][-1] == pytest.approx(expected, rel=0.05)
 
