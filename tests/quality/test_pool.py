@@ -171,7 +171,7 @@ def at_equal_weights(
     return predict_from(pool, np.linalg.inv(pool.total()), model, tasks, c)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(some_rows, models, st.sampled_from(["gptq-w4a16", "w4a8-fp8", "nvfp4-w4a16"]))
 def test_the_prediction_is_finite_and_its_covariance_one(
     rows: list[Row], model: str, method: str
@@ -182,7 +182,7 @@ def test_the_prediction_is_finite_and_its_covariance_one(
     assert np.linalg.eigvalsh(cov).min() > -1e-8
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(some_rows, models)
 def test_evidence_never_widens_at_equal_weights(rows: list[Row], model: str) -> None:
     tasks = ["mmlu", "gsm8k", "humaneval"]
@@ -191,7 +191,7 @@ def test_evidence_never_widens_at_equal_weights(rows: list[Row], model: str) -> 
     assert (np.diag(cov) <= np.diag(without) + 1e-8).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(some_rows.filter(bool), st.floats(-3, 3))
 def test_a_shift_of_all_numbers_moves_the_prediction_with_them(rows: list[Row], by: float) -> None:
     # the sampling variance depends on the value by its square: leave it out

@@ -71,7 +71,7 @@ def test_an_estimate_is_marked_and_names_its_nearest_relative() -> None:
     assert "no number for int8-w8a8 on livecodebench" in far.tasks[0].note
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["llama-3.1-8b", "qwen2.5-32b", "never-heard-of", "Qwen/Qwen3-8B"]),
     st.sampled_from([*METHODS, *(m + "+kv-fp8" for m in METHODS)]),

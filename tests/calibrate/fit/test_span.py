@@ -128,7 +128,7 @@ def test_floors_hold_where_there_are_no_data() -> None:
     assert min(min(s) for s in decode.ms_per_context_token) >= 2e-5
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     base=st.floats(1.0, 10.0),
     per_row=st.floats(0.0, 0.05),

@@ -81,7 +81,7 @@ def autoscalers(draw: st.DrawFn) -> Autoscaler:
 
 
 @given(autoscalers())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_what_is_written_is_read_back(found: Autoscaler) -> None:
     manifest = autoscaler_manifest(found, METADATA, "http://prometheus")
     (again,) = yaml.safe_load_all(to_yaml([manifest]))

@@ -371,7 +371,7 @@ def test_counts_of_a_large_stock_are_spread() -> None:
     assert counts[-1] == 1
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     seed=st.integers(0, 10_000), fast=st.integers(1, 3), slow=st.integers(1, 4),
     more=st.integers(0, 1), weight=st.sampled_from([1.5, 2.0, 3.0]),

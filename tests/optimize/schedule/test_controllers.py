@@ -106,7 +106,7 @@ class _Before:
     st.sampled_from([(15.0, 300.0, 60.0), (5.0, 120.0, 60.0), (15.0, 60.0, 15.0)]),
     st.integers(0, 2),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_reactive_decides_as_it_did_before(
     load: list[int], target: float, least: int, extra: int, times: tuple[float, float, float],
     late: int,

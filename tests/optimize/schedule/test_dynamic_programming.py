@@ -23,7 +23,7 @@ def brute(costs: np.ndarray, changes: np.ndarray, scale: np.ndarray) -> float:
     return float(best)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 4), st.booleans())
 def test_no_path_is_cheaper(seed: int, windows: int, states: int, gaps: bool) -> None:
     rng = np.random.default_rng(seed)

@@ -46,7 +46,7 @@ def rough_traces(draw: st.DrawFn) -> Trace:
     return trace(arrival, prompt, output, ids)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     rough_traces(),
     st.builds(

@@ -302,7 +302,7 @@ def same(a: SimulationResult, b: SimulationResult) -> None:
         np.testing.assert_allclose(column, b.timeline[name], rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     traces(),
     OPTIONS,
@@ -392,7 +392,7 @@ def test_a_run_that_passes_a_context_knot_equals_single_steps():
     same(*(simulate(load, make_profile(), jump=jump) for jump in (True, False)))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(traces(), OPTIONS, PROFILES, st.integers(1, 3), st.sampled_from(sorted(ROUTERS)))
 def test_every_request_ends_once_and_every_token_is_counted(
     load, options, profile, replicas, router
@@ -416,7 +416,7 @@ def test_every_request_ends_once_and_every_token_is_counted(
     assert client <= engine_gaps + 10.0 * len(load)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(traces(), OPTIONS, st.sampled_from(sorted(ROUTERS)))
 def test_the_same_seed_gives_the_same_result(load, options, router):
     profile = make_profile(throttle=0.1)

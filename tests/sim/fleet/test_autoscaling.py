@@ -288,7 +288,7 @@ all_failures = st.builds(
     st.booleans(),
     st.integers(0, 1000),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_request_ends_exactly_once(auto, failures, router, clients, timeout_s, several, seed):
     """With failures, scaling, sessions or closed loops, timeouts and priorities all on."""
     rng = np.random.default_rng(seed)

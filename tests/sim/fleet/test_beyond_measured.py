@@ -92,7 +92,7 @@ def test_within_the_measured_range_only_the_teeth_of_tiles_fall(id_: str) -> Non
         assert (base >= (1 - DEEPEST_TOOTH) * so_far).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     id_=Profiles,
     tokens=st.integers(1, FAR_TOKENS - 1),
@@ -112,7 +112,7 @@ def test_a_longer_prompt_beyond_the_range_takes_longer(
         assert large > (1 - DEEPEST_TOOTH) * small
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     id_=Profiles,
     rows=st.integers(1, FAR_ROWS - 1),
@@ -138,7 +138,7 @@ def test_more_decodes_take_no_less_beyond_the_largest_graph(
         assert large >= (1 - DEEPEST_TOOTH) * small
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     id_=Profiles,
     rows=st.integers(1, FAR_ROWS),
@@ -155,7 +155,7 @@ def test_more_context_never_takes_less(id_: str, rows: int, context: int, more: 
     assert t.mixed_span_ps(tokens, rows, context, [(100, context + more)], FULL)[1] > small
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(id_=Profiles, tokens=st.integers(1, FAR_TOKENS))
 def test_no_step_is_faster_than_the_fastest_measured_one(id_: str, tokens: int) -> None:
     assert tokens / (prefill_ps(id_, tokens) / PS_PER_MS) <= ceiling(id_) * (1 + 1e-9)

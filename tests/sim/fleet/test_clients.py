@@ -210,7 +210,7 @@ def test_who_gives_up_frees_seat_and_blocks():
     assert both.outcomes["timed_out"] == 2
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.integers(0, 10_000),
     st.sampled_from([0.2, 0.7, 2.0]),

@@ -91,7 +91,7 @@ counts = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, m
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(counts, st.integers(0, 5), st.booleans(), st.sampled_from([0, 4]), st.booleans())
 @pytest.mark.slow
 def test_stepping_and_jumping_are_the_same_and_every_request_ends_once(

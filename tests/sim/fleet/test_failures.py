@@ -122,7 +122,7 @@ def test_availability_is_that_of_the_renewal_process():
     assert other.outages != result.outages
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.integers(0, 10_000),
     st.sampled_from(sorted(ROUTERS)),

@@ -154,7 +154,7 @@ def test_keda_starts_the_first_server_and_takes_the_last() -> None:
     st.integers(0, 5),
     st.integers(5, 20),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_it_stays_within_bounds_and_settles(
     values: list[int], kind: str, first: int, least: int, most: int
 ) -> None:

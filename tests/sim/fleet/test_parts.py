@@ -99,7 +99,7 @@ def test_parts_with_prefix_ids() -> None:
     size=st.integers(1, 10),
     seed=st.integers(0, 3),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_ties_and_pauses_between_parts(gaps: list[float], size: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     n = len(gaps)

@@ -206,7 +206,7 @@ def test_kv_aware_without_credit_does_not_look_at_caches():
 
 
 @given(st.integers(0, 10**6), st.sampled_from([None, 0.4]), st.booleans(), st.booleans())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_kv_aware_forgets_every_request_that_has_ended(seed, timeout_s, fails, limited):
     trace = chats(6, 4, 0.4, seed=seed)
     limit = {"vllm_version": "0.33", "max_num_queued_reqs": 3} if limited else {}

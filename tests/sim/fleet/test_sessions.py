@@ -53,7 +53,7 @@ def sessions(count: int, turns: int, seed: int) -> Trace:
 
 
 @given(st.integers(1, 12), st.integers(1, 4), st.sampled_from(list(ROUTERS)), st.integers(1, 3))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_turns_follow_answers_and_the_same_arrivals_give_the_same_answers(
     count: int, turns: int, router: str, replicas: int
 ) -> None:

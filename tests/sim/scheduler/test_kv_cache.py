@@ -137,7 +137,7 @@ def operations(requests: int, prompts: int, most_ids: int, most_tokens: int) -> 
 OPERATIONS = operations(6, len(PROMPTS), 32, 30) | operations(4, 1, 16, 4)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(OPERATIONS, st.integers(5, 90), st.booleans())
 def test_runs_equal_blocks(operations: Any, blocks: int, coarse: bool) -> None:
     twin = Twin(blocks, coarse)

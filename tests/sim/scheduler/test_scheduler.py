@@ -70,19 +70,19 @@ def compare_with_reference(scenario: Scenario, aborts: dict[int, list[int]]) -> 
     assert not reference.has_work()
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(scenarios(), st.just({}) | ABORTS)
 def test_equals_the_rules_written_out(scenario: Scenario, aborts: dict[int, list[int]]) -> None:
     compare_with_reference(scenario, aborts)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(scenarios(decode_heavy=True), st.just({}) | ABORTS)
 def test_equals_the_rules_in_long_decodes(scenario: Scenario, aborts: dict[int, list[int]]) -> None:
     compare_with_reference(scenario, aborts)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(scenarios(tight=True), st.just({}) | ABORTS)
 def test_equals_the_rules_when_blocks_are_short(
     scenario: Scenario, aborts: dict[int, list[int]]
@@ -155,7 +155,7 @@ def test_the_rules_written_out_give_the_recorded_schedules(version: str | None, 
     compare_with_reference(load(path, version), {})
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(scenarios() | scenarios(tight=True))
 def test_invariants(scenario: Scenario) -> None:
     config = scenario.config
@@ -206,7 +206,7 @@ def test_invariants(scenario: Scenario) -> None:
         assert list(admitted) == list(every)  # nobody is overtaken on the way in
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(scenarios())
 def test_same_scenario_same_schedule(scenario: Scenario) -> None:
     def run() -> list[object]:
