@@ -49,9 +49,14 @@ class Format:
 
     @property
     def read(self) -> Callable[[Source, ReadOptions], Trace]:
-        """Reads a file."""
-        found: Callable[[Source, ReadOptions], Trace] = self._get(f"read{self.suffix}")
-        return found
+        """Reads a file: by the module's ``read``, or all parts of its ``reading``."""
+        reading, found = self.reading, self._get(f"read{self.suffix}")
+        if reading is None:
+            read: Callable[[Source, ReadOptions], Trace] = found
+            return read
+        from qsim.traces.reading.build import read_whole
+
+        return lambda source, options: read_whole(reading(source, options))
 
     @property
     def reading(self) -> Callable[[Source, ReadOptions], Reading] | None:
@@ -75,8 +80,8 @@ FORMATS: tuple[Format, ...] = (
     Format("aiperf", "aiperf"),
     Format("genai-perf", "genai_perf"),
     Format("dynamo", "dynamo"),
-    Format("vidur", "vidur"),
-    Format("splitwise", "splitwise"),
+    Format("vidur", "simulators", "_vidur"),
+    Format("splitwise", "simulators", "_splitwise"),
     Format("blis", "blis"),
     Format("vllm-log", "vllm_log"),
     Format("otel", "otel"),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from qsim.traces.formats import canonical
 from qsim.traces.formats.options import ReadOptions
-from qsim.traces.reading.build import Reading, read_whole
+from qsim.traces.reading.build import Reading
 from qsim.traces.reading.columns import Column
 from qsim.traces.reading.kind import has_columns, names_of
 from qsim.traces.reading.mapped import read_mapped
 from qsim.traces.reading.source import Source
-from qsim.traces.trace import Trace
 
-__all__ = ["WHAT", "read", "reading", "recognise"]
+__all__ = ["WHAT", "reading", "recognise"]
 
 WHAT = "CSV with TIMESTAMP,ContextTokens,GeneratedTokens (Azure LLM inference 2023, 2024, 2025)"
 _COLUMNS = {
@@ -26,17 +25,12 @@ def recognise(source: Source) -> bool:
     return has_columns(source, (column.name for column in _COLUMNS.values()))
 
 
-def read(source: Source, options: ReadOptions) -> Trace:
+def reading(source: Source, options: ReadOptions) -> Reading:
     """Read an Azure trace; times count from the first request, exact to 1 ns.
 
     The reduced form (``arrival_s,input_tokens,output_tokens``) is accepted too. A row without a
     prompt or output token is no request that an engine can serve; it is skipped and counted.
     """
-    return read_whole(reading(source, options))
-
-
-def reading(source: Source, options: ReadOptions) -> Reading:
-    """The same, some rows at a time."""
     names = {name.lower() for name in names_of(source)}
     if "timestamp" not in names and "arrival_s" in names:
         return canonical.reading(source, options)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from qsim.traces.formats.options import ReadOptions
-from qsim.traces.reading.build import Reading, read_whole
+from qsim.traces.reading.build import Reading
 from qsim.traces.reading.columns import Column
 from qsim.traces.reading.kind import has_columns
 from qsim.traces.reading.mapped import read_mapped
 from qsim.traces.reading.source import Source
-from qsim.traces.trace import Trace
 
-__all__ = ["PARAMS", "WHAT", "read", "reading", "recognise"]
+__all__ = ["PARAMS", "WHAT", "reading", "recognise"]
 
 WHAT = "CSV with Timestamp,Model,Request tokens,Response tokens,... (BurstGPT)"
 PARAMS = {
@@ -31,16 +30,11 @@ def recognise(source: Source) -> bool:
     return has_columns(source, (column.name for column in _COLUMNS.values()))
 
 
-def read(source: Source, options: ReadOptions) -> Trace:
+def reading(source: Source, options: ReadOptions) -> Reading:
     """Read a BurstGPT trace; times count from the first request that is kept.
 
     A response of 0 tokens is a failure: the row is skipped and counted.
     """
-    return read_whole(reading(source, options))
-
-
-def reading(source: Source, options: ReadOptions) -> Reading:
-    """The same, some rows at a time."""
     params = options.params
     filters = [
         (column, params[key].lower(), f"{key}={params[key]}")

@@ -9,14 +9,13 @@ ignored.
 from __future__ import annotations
 
 from qsim.traces.formats.options import ReadOptions
-from qsim.traces.reading.build import Reading, read_whole
+from qsim.traces.reading.build import Reading
 from qsim.traces.reading.columns import Column
 from qsim.traces.reading.kind import is_json, names_of
 from qsim.traces.reading.mapped import read_mapped
 from qsim.traces.reading.source import Source
-from qsim.traces.trace import Trace
 
-__all__ = ["WHAT", "read", "reading", "recognise"]
+__all__ = ["WHAT", "reading", "recognise"]
 
 WHAT = "CSV or Parquet with arrival_s,prompt_tokens,output_tokens[,hash_ids,hash_block_tokens]"
 _PROMPT = ("prompt_tokens", "input_tokens")
@@ -30,13 +29,8 @@ def recognise(source: Source) -> bool:
     return {"arrival_s", "output_tokens"} <= names and bool(names & set(_PROMPT))
 
 
-def read(source: Source, options: ReadOptions) -> Trace:
-    """Read a canonical trace; lengths must be >= 1."""
-    return read_whole(reading(source, options))
-
-
 def reading(source: Source, options: ReadOptions) -> Reading:
-    """The same, some rows at a time."""
+    """Read a canonical trace; lengths must be >= 1."""
     names = {name.lower() for name in names_of(source)}
     mapping = {
         "arrival": Column("arrival_s", "s"),

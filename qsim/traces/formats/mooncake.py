@@ -25,10 +25,10 @@ from qsim.errors import TraceError
 from qsim.traces.block_size import fitting_block_tokens, most_ids
 from qsim.traces.formats.options import ReadOptions, whole_param
 from qsim.traces.prefix_id import prefix_id
-from qsim.traces.reading.build import Reading, TraceBuilder, read_whole
+from qsim.traces.reading.build import Reading, TraceBuilder
 from qsim.traces.reading.json_rows import first_object, first_objects, objects
 from qsim.traces.reading.source import Source
-from qsim.traces.trace import MOST_PRIORITY, Trace
+from qsim.traces.trace import MOST_PRIORITY
 
 __all__ = [
     "PARAMS",
@@ -36,10 +36,6 @@ __all__ = [
     "WHAT_BAILIAN",
     "WHAT_OFFLINE",
     "WHAT_TIMED",
-    "read",
-    "read_bailian",
-    "read_offline",
-    "read_timed",
     "reading",
     "reading_bailian",
     "reading_offline",
@@ -104,43 +100,23 @@ def recognise_offline(source: Source) -> bool:
     return {"input_length", "request_id"} <= set(row) and not {"timestamp", "delay"} & set(row)
 
 
-def read(source: Source, options: ReadOptions) -> Trace:
-    """Read a Mooncake trace: milliseconds, 512 tokens an id."""
-    return read_whole(reading(source, options))
-
-
 def reading(source: Source, options: ReadOptions) -> Reading:
-    """The same, a block of the file at a time."""
+    """Read a Mooncake trace: milliseconds, 512 tokens an id."""
     return _reading(source, options, "mooncake", ticks_per_s=1000, block_tokens=512)
 
 
-def read_bailian(source: Source, options: ReadOptions) -> Trace:
-    """Read a Qwen-Bailian trace: seconds, 16 tokens an id."""
-    return read_whole(reading_bailian(source, options))
-
-
 def reading_bailian(source: Source, options: ReadOptions) -> Reading:
-    """The same, a block of the file at a time."""
+    """Read a Qwen-Bailian trace: seconds, 16 tokens an id."""
     return _reading(source, options, "bailian", ticks_per_s=1, block_tokens=16)
 
 
-def read_timed(source: Source, options: ReadOptions) -> Trace:
-    """Read a trace for vLLM bench: seconds, 16 tokens an id unless ``block=`` says otherwise."""
-    return read_whole(reading_timed(source, options))
-
-
 def reading_timed(source: Source, options: ReadOptions) -> Reading:
-    """The same, a block of the file at a time."""
+    """Read a trace for vLLM bench: seconds, 16 tokens an id unless ``block=`` says otherwise."""
     return _reading(source, options, "timed-trace", ticks_per_s=1, block_tokens=16)
 
 
-def read_offline(source: Source, options: ReadOptions) -> Trace:
-    """Read an offline job: all requests are there from the start, 16 tokens an id."""
-    return read_whole(reading_offline(source, options))
-
-
 def reading_offline(source: Source, options: ReadOptions) -> Reading:
-    """The same, a block of the file at a time."""
+    """Read an offline job: all requests are there from the start, 16 tokens an id."""
     return _reading(source, options, "servegen-offline", ticks_per_s=1, block_tokens=16)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from qsim.errors import TraceError
 from qsim.traces.formats.options import ReadOptions
-from qsim.traces.reading.build import Reading, read_whole
+from qsim.traces.reading.build import Reading
 from qsim.traces.reading.columns import find_columns
 from qsim.traces.reading.kind import names_of
 from qsim.traces.reading.mapped import read_mapped
 from qsim.traces.reading.source import Source
-from qsim.traces.trace import Trace
 
-__all__ = ["WHAT", "read", "reading", "recognise"]
+__all__ = ["WHAT", "reading", "recognise"]
 
 WHAT = (
     "CSV, Parquet, JSON lines or a JSON array with a time, prompt tokens and output tokens under "
@@ -28,13 +27,8 @@ def recognise(source: Source) -> bool:
     return sum(role in found for role in _NEEDED) >= 2
 
 
-def read(source: Source, options: ReadOptions) -> Trace:
-    """Read a table; rows without a prompt or output token are skipped and counted."""
-    return read_whole(reading(source, options))
-
-
 def reading(source: Source, options: ReadOptions) -> Reading:
-    """The same, some rows at a time."""
+    """Read a table; rows without a prompt or output token are skipped and counted."""
     names = names_of(source)
     if not names:
         raise TraceError(
