@@ -1,12 +1,17 @@
 """How well a profile adapted by one load predicts the other loads of that machine.
 
     python tools/adapt_check.py RECORDING...
+    python tools/adapt_check.py --leave-out RECORDING...
 
 Each load of a recording that is like traffic adapts the shipped profile of its server (one that
 was measured on another machine), by its client's times and its energy alone; the adapted profile
 predicts the others. Printed are, for each recording and all of them, the absolute errors of means
 and medians of TPOT and E2EL, of TTFT, and of energy: median, 90th percentile and share within 5%,
 before and after; and how many of the 90% ranges over known machines hold what was measured.
+
+With ``--leave-out`` the recordings are those that the shipped spread is of: each machine (a day's
+recordings with a version of vLLM) is left out in turn, the spread is learnt from the others, and
+its ranges are held against what was measured on the one left out.
 """
 
 from __future__ import annotations
@@ -20,9 +25,10 @@ import numpy as np
 from qsim.calibrate.adapt.adapting import adapt
 from qsim.calibrate.adapt.fitting import LEAST_REQUESTS
 from qsim.calibrate.adapt.load import Load, replay
-from qsim.calibrate.adapt.spread import foreign_profile, loads_of
+from qsim.calibrate.adapt.spread import foreign_profile, learn_spread, loads_of, machine
 from qsim.calibrate.recordings.read import read_recording
 from qsim.profiles.schema import Profile
+from qsim.profiles.spread import Spread
 from qsim.sim.fleet.pool import Pool
 from qsim.sim.machines import quick_ranges
 
@@ -39,12 +45,12 @@ def errors(load: Load, profile: Profile) -> dict[str, float]:
     return {k: (seen[k] / m - 1) * 100 for k, m in measured.items()}
 
 
-def covered(load: Load, profile: Profile) -> list[bool]:
+def covered(load: Load, profile: Profile, spread: Spread | None = None) -> list[bool]:
     """Whether each mean, median and the energy lies within the range over known machines."""
     if load.num_gpu_blocks is not None:
         memory = replace(profile.memory, num_gpu_blocks=load.num_gpu_blocks)
         profile = replace(profile, memory=memory)
-    ranges = quick_ranges(load.trace, [Pool(profile, options=load.options)])
+    ranges = quick_ranges(load.trace, [Pool(profile, options=load.options)], spread=spread)
     known = ranges.of(replay(load, profile).statistics(load))
     measured = load.measured()
     names = [n for many in KINDS.values() for n in many if n in measured and n in known]
@@ -62,13 +68,46 @@ def row(name: str, kind: str, before: list[dict[str, float]], after: list[dict[s
     return f"| {name} | {kind} | {cells[0]} | {cells[1]} |"
 
 
+def leave_out(paths: list[str]) -> None:
+    """Ranges of spreads that are learnt without the machine that they are held against."""
+    recordings = [read_recording(p) for p in paths]
+    found = []
+    for recording in recordings:
+        profile = foreign_profile(recording)
+        if profile is None:
+            continue
+        print(f"# {recording.name}: fitting its factors", file=sys.stderr, flush=True)
+        found.append((recording, machine(recording, profile)))
+    holds: dict[str, list[bool]] = {}
+    for recording, one in found:
+        server = recording.server
+        rest = [
+            m
+            for r, m in found
+            if (r.server.date, r.server.release) != (server.date, server.release)
+        ]
+        own = [
+            x
+            for load in loads_of(recording)
+            for x in covered(load, one.profile, learn_spread(rest))
+        ]
+        holds[recording.name] = own
+        print(f"{recording.name}: {sum(own)} of {len(own)}, {len(rest)} others", flush=True)
+    every = [x for own in holds.values() for x in own]
+    print(f"\n90% ranges, the machine left out: {100 * np.mean(every):.0f}% of {len(every)} hold")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recordings", nargs="+")
     parser.add_argument("--no-coverage", action="store_true")
     parser.add_argument("--only-coverage", action="store_true")
+    parser.add_argument("--leave-out", action="store_true")
     args = parser.parse_args()
+    if args.leave_out:
+        leave_out(args.recordings)
+        return
     every_before: list[dict[str, float]] = []
     every_after: list[dict[str, float]] = []
     holds: list[bool] = []

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from qsim.profiles.factors import FACTORS, Factors, apply
 from qsim.profiles.lookup import load_profile
 from qsim.profiles.schema import Profile
-from qsim.profiles.spread import Prior, shipped_spread
+from qsim.profiles.spread import Prior, Spread, shipped_spread
 from qsim.sim.fleet.pool import Pool
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
@@ -155,6 +155,7 @@ def quick_ranges(
     *,
     seed: int = 0,
     statistics: Iterable[tuple[str, str]] = (),
+    spread: Spread | None = None,
     **fleet: Any,
 ) -> MachineRanges:
     """90% ranges of figures over machines, by a few simulations of a stretch of the traffic.
@@ -165,6 +166,8 @@ def quick_ranges(
         Of the simulations.
     statistics : iterable of pairs of str
         Further statistics of latencies, such as ``("ttft", "p95")``; named ``p95_ttft_ms``.
+    spread : Spread, optional
+        Of known machines; by default the shipped one.
     **fleet
         Other arguments of :func:`qsim.sim.simulate.simulate`.
     """
@@ -184,7 +187,7 @@ def quick_ranges(
         figures = _figures(part, on, seed, wanted, fleet)
         return {n: math.log(v) for n, v in figures.items() if 0 < v < math.inf}
 
-    priors = [expected_machines(p) for p in profiles]
+    priors = [expected_machines(p, spread) for p in profiles]
     axes = [_axes(p.covariance) for p in priors]
     here, middle = logs(None), logs(np.zeros(len(FACTORS)))
     slower = [logs(z) for z in _Z * np.eye(len(FACTORS))]
@@ -277,11 +280,11 @@ def machine_at(profile: Profile, z: Sequence[float]) -> Factors:
     return Factors.of(np.exp(prior.mean + np.linalg.cholesky(prior.covariance) @ np.asarray(z)))
 
 
-def expected_machines(profile: Profile) -> Prior:
+def expected_machines(profile: Profile, spread: Spread | None = None) -> Prior:
     """The spread around a profile; of an adapted one what it states of its factors."""
     a = profile.adapted
     if a is None:
-        return shipped_spread().prior(profile)
+        return (spread or shipped_spread()).prior(profile)
     mean, sd = [], []
     for name in FACTORS:
         value, low, high = a.factors.get(name, [1.0, 1.0, 1.0])

@@ -179,7 +179,9 @@ def _fitted(
         held = fit.held(CHOICES[kept], prior)
         factors, adapted = held.intervals(), apply(profile, held.factors)
     chosen = left_out.get(kept, {})
-    told = [*notes, *([odd] if odd else []), *_remarks(kept, errors)]
+    beyond = fit.beyond(prior)
+    strange = [f"no known machine has {', '.join(beyond)}"] if beyond else []
+    told = [*notes, *([odd] if odd else []), *strange, *_remarks(kept, errors)]
     adapted = replace(
         adapted,
         fit_error=_stated(chosen, len(loads)),

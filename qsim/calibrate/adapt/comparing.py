@@ -79,6 +79,8 @@ class Compared:
         Factors of the machine; None if they were not asked for, or the load is too small.
     fitted_mismatch_percent : float or None
         What all factors together leave.
+    beyond : tuple of str
+        Factors that no known machine has: what the others explain is doubtful then.
     """
 
     load: Load
@@ -89,6 +91,7 @@ class Compared:
     causes: tuple[Cause, ...] = ()
     fit: FactorFit | None = None
     fitted_mismatch_percent: float | None = None
+    beyond: tuple[str, ...] = ()
 
     @property
     def mismatch_percent(self) -> float:
@@ -150,6 +153,7 @@ class Compared:
             "mismatch_with_all_factors_percent": None
             if self.fitted_mismatch_percent is None
             else round(self.fitted_mismatch_percent, 2),
+            "beyond_known_machines": list(self.beyond),
             "of_requests": [
                 {
                     "arrival_s": round(float(at), 6),
@@ -225,6 +229,7 @@ def compare_load(
         causes=tuple(sorted([*causes, *settings], key=lambda c: c.mismatch_percent)),
         fit=fit,
         fitted_mismatch_percent=together,
+        beyond=tuple(fit.beyond(known)),
     )
 
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from qsim.calibrate.adapt.load import Load, Replay, replay
 from qsim.errors import CalibrationError
-from qsim.profiles.factors import FACTORS, Factors, apply
+from qsim.profiles.factors import FACTORS, HOST, Factors, apply
 from qsim.profiles.schema import Profile
 from qsim.profiles.spread import Prior
 
@@ -54,6 +54,8 @@ LOAD_SD = {
 }
 #: degrees of freedom of a load's deviation, the deviations that a load tells, and rounds
 _T_DEGREES, _T_EFFECTIVE, _REWEIGHTED = 4.0, 2.0, 12
+#: so many loads tell together which of them is odd
+_MANY_LOADS = 3
 #: of a factor that may not differ from 1
 _FIXED_SD = 1e-4
 #: beyond so many standard deviations a difference weighs less (Huber)
@@ -61,6 +63,9 @@ _HUBER = 2.5
 #: fewer requests are no load to learn from
 LEAST_REQUESTS = 20
 _SMALL_MS = 1e-3
+#: machines lie within so many standard deviations of what is known of them, and no host is so many
+#: times as slow, or as fast, as that of a profile
+_MOST_SD, _MOST_HOST = 3.0, 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +94,20 @@ class FactorFit:
             name: (float(np.exp(m)), float(np.exp(m - h)), float(np.exp(m + h)))
             for name, m, h in zip(FACTORS, self.log_mean, half, strict=True)
         }
+
+    def beyond(self, known: Prior) -> list[str]:
+        """Factors that no machine of which something is known has, each beside what those have."""
+        found = []
+        for i, name in enumerate(FACTORS):
+            log, mean = float(self.log_mean[i]), float(known.mean[i])
+            sd = float(np.sqrt(known.covariance[i, i]))
+            slow = name in HOST and abs(log) > np.log(_MOST_HOST)
+            if abs(log - mean) > _MOST_SD * sd or slow:
+                low, high = np.exp(mean - 1.645 * sd), np.exp(mean + 1.645 * sd)
+                found.append(
+                    f"{name} x{np.exp(log):.2f} (90% of machines: {low:.2f} to {high:.2f})"
+                )
+        return found
 
     def held(self, names: Sequence[str], prior: Prior) -> FactorFit:
         """What is told of the other factors if some are as a prior has them.
@@ -266,7 +285,8 @@ def _pooled(
     """Step and covariance where every load has a deviation of its own from its machine.
 
     The deviations are multivariate t (Lange, Little and Taylor, 1989, by reweighting): most are
-    about ``LOAD_SD``, and one that is far larger takes its load's word with it.
+    about ``LOAD_SD``, and one that is far larger takes its load's word with it. Of three loads or
+    more the half that deviate least keep theirs: what most loads say is the machine.
     """
     spread = np.diag([LOAD_SD[n] ** 2 for n in FACTORS])
     f, wide = len(FACTORS), [1.0] * len(told)
@@ -284,6 +304,9 @@ def _pooled(
             deviation = gain @ (off - own @ step)
             r2 = float(deviation @ np.linalg.solve(spread, deviation))
             wide[i] = max(1.0, (_T_DEGREES + r2) / (_T_DEGREES + _T_EFFECTIVE))
+        if len(wide) >= _MANY_LOADS:
+            usual = float(np.median(wide))
+            wide = [max(1.0, w / usual) for w in wide]
     return step, covariance
 
 

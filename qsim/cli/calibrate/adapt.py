@@ -64,7 +64,8 @@ def adapt_command(
     from qsim.optimize.search.executors import open_executor
     from qsim.profiles.factors import apply
     from qsim.profiles.lookup import load_profile, stated_errors
-    from qsim.report.text.compare import adapted_text, factors_text, kept_text
+    from qsim.profiles.spread import shipped_spread
+    from qsim.report.text.compare import adapted_text, beyond_text, factors_text, kept_text
 
     check_output("--out", out)
     if keep_loads is not None:
@@ -111,6 +112,8 @@ def adapt_command(
         )
     for text in found.notes:
         note(text)
+    if beyond := found.fit.beyond(shipped_spread().prior(chosen)):
+        note(f"WARNING: {beyond_text(beyond)}")
     fitted = apply(found.base, found.fit.factors)
     left = [compare_load(x, fitted, explain=False).mismatch_percent for x in found.loads]
     mean = sum(left) / len(left)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from qsim.calibrate.adapt.comparing import Compared
 from qsim.calibrate.validate.comparison import METRICS, STATISTICS
 from qsim.report.text.tables import fill, number, table
 
-__all__ = ["adapted_text", "compare_text", "factors_text", "kept_text"]
+__all__ = ["adapted_text", "beyond_text", "compare_text", "factors_text", "kept_text"]
 
 _METRIC = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "e2el_ms": "E2EL"}
 _FACTOR = {
@@ -63,6 +63,8 @@ def compare_text(c: Compared) -> str:
     lines += [table(heads, rows), "", *_worst(c)]
     if c.causes:
         lines += _causes(c)
+    if c.beyond:
+        lines += ["", fill(f"WARNING: {beyond_text(c.beyond)}")]
     return "\n".join(lines) + "\n"
 
 
@@ -103,6 +105,15 @@ def _causes(c: Compared) -> list[str]:
             "differs; factors are fitted to this load and held to what is known of machines"
         ),
     ]
+
+
+def beyond_text(beyond: Sequence[str]) -> str:
+    """What factors mean that no known machine has."""
+    return (
+        f"no known machine is like that: {', '.join(beyond)}. Something else holds the host, the "
+        "client is far from the server, power was misread, or the server is not the profile's; do "
+        "not plan with a profile adapted by this"
+    )
 
 
 def factors_text(factors: Mapping[str, tuple[float, float, float]]) -> str:

@@ -20,6 +20,7 @@ from qsim.profiles.factors import FACTORS, Factors, apply
 from qsim.profiles.lookup import load_profile
 from qsim.profiles.schema import Profile
 from qsim.profiles.spread import Prior, shipped_spread
+from qsim.report.text.compare import compare_text
 from qsim.sim.scheduler.config import EngineOptions
 
 RECORDINGS = Path(__file__).parents[3] / "recordings"
@@ -130,6 +131,30 @@ def test_a_slow_host_is_named() -> None:
     # a load tells that the host is slow, and not always which part of it
     assert max(middle for middle, _, _ in c.causes[0].factors.values()) > 1.5
     assert c.causes[0].mismatch_percent < 0.4 * c.mismatch_percent
+
+
+def test_a_machine_beyond_all_that_are_known_is_doubted() -> None:
+    slow = measured(Factors(launch=7.0, scheduler=7.0, front_end=7.0))
+    compared = compare_load(slow, PROFILE)
+    assert any(text.startswith("launch x") for text in compared.beyond)
+    assert "WARNING: no known machine is like that" in " ".join(compare_text(compared).split())
+    assert compared.to_dict()["beyond_known_machines"] == list(compared.beyond)
+
+
+def test_what_all_loads_say_is_the_machine_however_far_it_is() -> None:
+    far = Factors(launch=7.0, scheduler=7.0, front_end=7.0)
+    loads = [measured(far, seconds=s) for s in (6, 7, 8, 9)]
+    found = adapt(loads, PROFILE, cross_validate=False)
+    assert found.fit.factors.launch > 4.5
+    adapted = found.profile.adapted
+    assert adapted is not None
+    assert any(text.startswith("no known machine has launch x") for text in adapted.notes)
+
+
+def test_a_machine_like_those_that_are_known_is_not_doubted() -> None:
+    known = shipped_spread().prior(PROFILE)
+    usual = Factors.of(np.exp(known.mean))
+    assert compare_load(measured(usual), PROFILE).beyond == ()
 
 
 def test_another_setting_is_named() -> None:
