@@ -163,7 +163,7 @@ class FastForward:
         """
         replica = self._replica
         scheduler, timing, meter = replica.scheduler, replica._timing, replica.meter
-        sink, inbox, timeline = replica._sink, replica._inbox, replica._timeline
+        sink, inbox = replica._sink, replica._inbox
         group, kv = scheduler._group, scheduler._kv
         running, waiting = scheduler._running, scheduler._waiting
         config = scheduler.config
@@ -308,16 +308,7 @@ class FastForward:
                         if owed:
                             kv.take(owed)
                             owed = 0
-                        energy = meter.evaluate(gpu_start)
-                        if energy:
-                            timeline.add(
-                                replica.index,
-                                gpu_start,
-                                energy,
-                                running_rows,
-                                len(inbox) + queued,
-                                free - need,
-                            )
+                        replica.account(gpu_start, running_rows, len(inbox) + queued, free - need)
                         replica._read_clock(count, context + count)
                         look_after = replica._look_after
                         busy, decoded = meter.busy_ps, meter.decode_tokens
@@ -524,16 +515,7 @@ class FastForward:
                 if rows != clock_rows or since_look >= look_after or step_context != context + rows:
                     meter.busy_ps, meter.decode_tokens = busy, decoded
                     meter.context_tokens = contexts
-                    energy = meter.evaluate(gpu_start)
-                    if energy:
-                        timeline.add(
-                            replica.index,
-                            gpu_start,
-                            energy,
-                            running_rows,
-                            len(inbox) + queued,
-                            free,
-                        )
+                    replica.account(gpu_start, running_rows, len(inbox) + queued, free)
                     replica._read_clock(rows, step_context)
                     look_after = replica._look_after
                     busy, decoded = meter.busy_ps, meter.decode_tokens
@@ -552,16 +534,7 @@ class FastForward:
             else:
                 meter.busy_ps, meter.decode_tokens = busy, decoded
                 meter.context_tokens = contexts
-                energy = meter.evaluate(gpu_start)
-                if energy:
-                    timeline.add(
-                        replica.index,
-                        gpu_start,
-                        energy,
-                        running_rows,
-                        len(inbox) + queued,
-                        free,
-                    )
+                replica.account(gpu_start, running_rows, len(inbox) + queued, free)
                 clock_rows = -1
                 decodes = count + batch.num_decodes
                 mode, span = timing.mixed_span_ps(

@@ -353,17 +353,15 @@ class Replica:
 
     def look(self, now: int) -> None:
         """Account for energy and read the clock's state."""
+        scheduler = self.scheduler
+        waiting = len(self._inbox) + scheduler.num_waiting
+        self.account(now, scheduler.num_running, waiting, scheduler.free_blocks)
+
+    def account(self, now: int, running: int, waiting: int, free_blocks: int) -> None:
+        """Account for energy up to now, and for what the queues were."""
         energy = self.meter.evaluate(now)
         if energy:
-            scheduler = self.scheduler
-            self._timeline.add(
-                self.index,
-                now,
-                energy,
-                scheduler.num_running,
-                len(self._inbox) + scheduler.num_waiting,
-                scheduler.free_blocks,
-            )
+            self._timeline.add(self.index, now, energy, running, waiting, free_blocks)
 
     def _read_clock(self, rows: int, context: int) -> None:
         """Take over the span of ``rows`` decodes at the present clock, and when to look again."""
