@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # One process a core, up to eight. A module's tests stay together, because they share what is costly
-# to make: a fit, a campaign, a cluster.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadscope
+# to make: a fit, a campaign, a cluster. tests/conftest.py says in which order modules are taken.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help demo test quick check docs fuzz torture compiled clean
 

@@ -14,7 +14,7 @@ from tests.fuzz.run import CORPUS, drawn, keep, run
 from tests.fuzz.worker import judge
 
 #: cases that are drawn; ``make fuzz N=100000 SEED=7`` runs any number
-DRAWN = int(os.environ.get("QSIM_FUZZ", "1500"))
+DRAWN = int(os.environ.get("QSIM_FUZZ", "1000"))
 SEED = int(os.environ.get("QSIM_FUZZ_SEED", "0"))
 
 
