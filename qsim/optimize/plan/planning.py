@@ -16,6 +16,7 @@ from qsim.optimize.plan.detail import FEW, LITTLE, DetailWanted
 from qsim.optimize.plan.profile_choice import Choice, blank_candidate, choose_profiles
 from qsim.optimize.plan.resample import preset_draw
 from qsim.optimize.plan.result import Plan
+from qsim.optimize.plan.servers_left import left_with_servers
 from qsim.optimize.plan.setting_search import search_space
 from qsim.optimize.plan.stages import PlanRun
 from qsim.optimize.search.drive import Progress, part_of
@@ -155,6 +156,8 @@ def plan_for(
     blanks = [_if_owned(b, budget) for b in blanks]
     if all(b.engine is None for b in blanks):
         raise ScenarioError(blanks[0].reason)
+    if asked.survive:
+        blanks = left_with_servers(blanks, budget, asked.survive)
     base = FleetTask(
         trace, chosen[0], 1, limits, options, scenario.fleet.router, scenario.seed,
         traffic.too_long, good, scenario.allow_backlog, survive=asked.survive,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,6 +125,53 @@ def test_no_fleet_is_as_large_as_what_is_down() -> None:
     nothing = survivor(3, max_replicas=4)
     assert nothing.best is None, "one server is too few"
     assert "with 3 servers down" in nothing.candidates[0].reason
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"max_gpus": 2}, "max_gpus 2 has more than 2 servers"),
+        ({"max_usd_per_hour": 4.0}, "max_usd_per_hour 4 has more than 1 server:"),
+        ({"stock": {"h200_sxm": 2}}, "stock h200_sxm=2 has more than 2 servers"),
+        (
+            {"stock": {"h200_sxm": 1, "a100_sxm": 1}},
+            "stock h200_sxm=1, stock a100_sxm=1 has more than 2 servers",
+        ),
+        (
+            {"stock": {"h200_sxm": 9, "a100_sxm": 9}, "max_gpus": 1},
+            "stock h200_sxm=9, stock a100_sxm=9, max_gpus 1 has more than 1 server:",
+        ),
+    ],
+)
+def test_limits_that_leave_no_server_are_refused_without_a_search(
+    limits: dict[str, Any], words: str
+) -> None:
+    made = [make_profile(decode_ms=4.0), make_profile(gpu="a100_sxm", decode_ms=7.0)]
+    if "stock" not in limits or "a100_sxm" not in limits["stock"]:
+        made.pop()
+    texts: list[str] = []
+    with pytest.raises(ScenarioError, match=words):
+        plan(
+            traffic(), profiles=made, slos=SLOS, survive=2,
+            prices={p.identity.gpu: 4.0 for p in made},
+            progress=lambda share, text: texts.append(text), **limits,
+        )  # fmt: skip
+    assert texts == [], "nothing was simulated"
+
+
+def test_a_candidate_that_no_limit_leaves_a_server_is_not_searched() -> None:
+    made = [make_profile(decode_ms=4.0), make_profile(gpu="a100_sxm", decode_ms=7.0)]
+    found = plan(
+        traffic(), profiles=made, slos=SLOS, survive=1, prices={"h200_sxm": 9.0, "a100_sxm": 0.1},
+        max_usd_per_hour=10.0, headroom=False, replications=0,
+    )  # fmt: skip
+    by = {c.gpu: c for c in found.candidates}
+    assert by["a100_sxm"].feasible
+    assert by["h200_sxm"].outcome is None
+    assert by["h200_sxm"].reason == (
+        "no server is left with 1 down: max_usd_per_hour 10 allows 1 server (--survive)"
+    )
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 def test_every_way_to_lose_servers_of_a_mixed_fleet_is_tried() -> None:
