@@ -26,6 +26,7 @@ __all__ = [
     "read_json",
     "read_text",
     "read_yaml",
+    "read_yaml_documents",
     "to_yaml",
 ]
 
@@ -215,7 +216,16 @@ def plain_scalar(text: str) -> Any:
     return text
 
 
-def parse_yaml(text: str, where: str, error: Error = ScenarioError) -> Any:
+def read_yaml_documents(path: str | os.PathLike[str], error: Error = ScenarioError) -> list[Any]:
+    """The documents of a YAML file that may have several; see :func:`parse_yaml`."""
+    text = read_text(path, error, most=MAX_YAML)
+    found: list[Any] = parse_yaml(text, os.fspath(path), error, several=True)
+    return found
+
+
+def parse_yaml(
+    text: str, where: str, error: Error = ScenarioError, *, several: bool = False
+) -> Any:
     """YAML as plain data; None for an empty document.
 
     Parameters
@@ -225,6 +235,8 @@ def parse_yaml(text: str, where: str, error: Error = ScenarioError) -> Any:
         The file, which begins an error.
     error : type
         Class of the error.
+    several : bool
+        There may be any number of documents: they come as a list.
 
     Raises
     ------
@@ -238,7 +250,8 @@ def parse_yaml(text: str, where: str, error: Error = ScenarioError) -> Any:
     if len(text) > MAX_YAML:
         raise error(f"{where}: is larger than {_size(MAX_YAML)}")
     try:
-        return _compose(iter(YAML(typ="safe", pure=True).parse(text)))
+        documents = _compose(iter(YAML(typ="safe", pure=True).parse(text)), several)
+        return documents if several else documents[0] if documents else None
     except _BoundError as e:
         raise error(f"{where}: {e}") from None
     except YAMLError as e:
@@ -248,7 +261,7 @@ def parse_yaml(text: str, where: str, error: Error = ScenarioError) -> Any:
         raise error(f"{where}: not YAML: {' '.join(str(e).split())[:300]}") from None
 
 
-def _compose(events: Iterator[Any]) -> Any:
+def _compose(events: Iterator[Any], several: bool) -> list[Any]:
     from ruamel.yaml import events as kinds
 
     root: list[Any] = []
@@ -260,7 +273,7 @@ def _compose(events: Iterator[Any]) -> Any:
         line = event.start_mark.line + 1
         if isinstance(event, kinds.DocumentStartEvent):
             documents += 1
-            if documents > 1:
+            if documents > 1 and not several:
                 raise _BoundError(f"line {line}: a second document begins; there must be one")
             continue
         if isinstance(event, kinds.AliasEvent):
@@ -301,7 +314,7 @@ def _compose(events: Iterator[Any]) -> Any:
                 raise _BoundError(f"line {line}: is nested deeper than {MAX_DEPTH}")
             open_.append(value)
             keys.append(None)
-    return root[0] if root else None
+    return root
 
 
 def to_yaml(data: Any, *, several: bool = False) -> str:

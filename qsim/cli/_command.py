@@ -48,14 +48,37 @@ def _check_numbers(command: click.Command, ctx: click.Context) -> None:
                                        f"{_LARGEST:g}", ctx)  # fmt: skip
 
 
+#: options of some commands, and what stands for them where there is none
+_INSTEAD = {
+    "--model": ("--profile", "a server is named by its profile, GPU/MODEL/METHOD (qsim profiles)"),
+    "--method": ("--profile", "a server is named by its profile, GPU/MODEL/METHOD (qsim profiles)"),
+    "--gpu": ("--profile", "a server is named by its profile, GPU/MODEL/METHOD (qsim profiles)"),
+    "--autoscale": ("--autoscaler", "qsim simulate runs a fleet under an autoscaler; this is what "
+                    "an export writes"),
+}  # fmt: skip
+
+
+def _tell_instead(command: click.Command, ctx: click.Context, error: click.NoSuchOption) -> None:
+    """Usage error that says what there is instead of an option of other commands."""
+    name, why = _INSTEAD.get(error.option_name, ("", ""))
+    if any(name in param.opts for param in command.params):
+        raise click.UsageError(
+            f"No such option {error.option_name!r}: give {name}; {why}", ctx
+        ) from None
+
+
 class Command(click.Command):
     """A command whose single options may be given once."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does, after a look for repeated options."""
-        if not ctx.resilient_parsing:
-            _refuse_repeated(self, ctx, args)
-        left = super().parse_args(ctx, args)
+        try:
+            if not ctx.resilient_parsing:
+                _refuse_repeated(self, ctx, args)
+            left = super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            _tell_instead(self, ctx, error)
+            raise
         if not ctx.resilient_parsing:
             _check_numbers(self, ctx)
         return left

@@ -13,10 +13,10 @@ import click
 from click.core import ParameterSource
 
 from qsim.bounds import shown
-from qsim.cli._autoscaler import autoscaler_from
+from qsim.cli._autoscaler import autoscaler_from, is_manifest
 from qsim.cli._clients import check_think_time, failures_from
 from qsim.cli._command import Command
-from qsim.cli._common import write_json
+from qsim.cli._common import note, write_json
 from qsim.cli._pools import put_pools
 from qsim.errors import QsimError, ScenarioError
 from qsim.files import write_text
@@ -57,7 +57,10 @@ class ScenarioCommand(Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does."""
         if not ctx.resilient_parsing:
-            values, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+            try:
+                values, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+            except click.UsageError:
+                return super().parse_args(ctx, args)  # which says what is wrong
             first = values.get("trace")
             if isinstance(first, str) and _is_scenario(first):
                 args = list(args)
@@ -160,10 +163,14 @@ def scenario_from(ctx: click.Context) -> Scenario:
     for text in ctx.params["assignments"]:
         parse_set(data, text, Scenario)
     scenario = Scenario.from_dict(data, names=names)
+    if autoscaler is not None and is_manifest(ctx.params["autoscale_text"]):
+        _check_one_pool(scenario)
     if "think_time_s" in values:
         check_think_time(command, scenario)
     if command not in ("simulate", "capacity"):  # which has users
         refuse_clients(command, scenario)
+    if command in _POOLS_ARE_CANDIDATES:
+        _tell_candidates(command, scenario)
     if scenario.traffic.trace is None:
         for param in ctx.command.params:
             if param.name == "trace" and isinstance(param.default, str):
@@ -174,6 +181,36 @@ def scenario_from(ctx: click.Context) -> Scenario:
 
 
 _DATA = "qsim.scenario"
+#: searches whose servers are those of the fleet's pools, where nothing else names them
+_POOLS_ARE_CANDIDATES = ("plan", "tune", "schedule", "capacity", "curve", "study")
+
+
+def _check_one_pool(scenario: Scenario) -> None:
+    """A manifest scales one Deployment."""
+    count = len(scenario.fleet.pools)
+    if count > 1 and not getattr(scenario.fleet.autoscaler, "pools", ()):
+        raise ScenarioError(
+            f"--autoscale names a manifest, which scales one Deployment, and the fleet has {count} "
+            "pools: say which one with --set fleet.autoscaler.pools.0=NAME"
+        )
+
+
+def _tell_candidates(command: str, scenario: Scenario) -> None:
+    """Say that a search does not take several pools as the one fleet that they are."""
+    pools = scenario.fleet.pools
+    if len(pools) < 2:
+        return
+    asked = getattr(scenario, command)
+    if asked.profiles or getattr(asked, "model", None) is not None:
+        note(
+            f"fleet.pools is not looked at: {command}.model and {command}.profiles name the "
+            "servers that are compared"
+        )
+        return
+    note(
+        f"the {len(pools)} pools of fleet.pools are compared, each as a fleet of its own; their "
+        "numbers of servers and weights do not count (qsim simulate runs them as one fleet)"
+    )
 
 
 def _numbers(option: str, text: str) -> list[float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from qsim.bounds import shown
 from qsim.cli._common import (
     engine_options,
     executor_options,
@@ -72,6 +73,12 @@ def study(ctx: click.Context, /, **given: Any) -> None:
     folder = Path(given["out"])
     scenario = scenario_from(ctx)
     check_tasks(scenario)
+    told = ctx.get_parameter_source("trace") is click.core.ParameterSource.COMMANDLINE
+    if told and [*scenario.study.levels] == ["application"]:
+        raise ScenarioError(
+            f"TRACE is {shown(scenario.traffic.trace)}, and the application level has traffic of "
+            "its own: leave it out, or add a level that is under TRACE (--level workload)"
+        )
     check_output("--out", given["out"], folder=True)
     journal = folder / JOURNAL
     kept = f"finished runs are kept in {journal}"

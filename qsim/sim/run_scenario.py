@@ -37,7 +37,7 @@ def pools_of(scenario: Scenario) -> list[Pool]:
         raise ScenarioError(
             "no pool is given; a fleet needs at least one, with a profile (fleet.pools)"
         )
-    return [
+    found = [
         Pool(
             profile_name(p, f"fleet.pools[{i}]"),
             p.replicas,
@@ -49,6 +49,17 @@ def pools_of(scenario: Scenario) -> list[Pool]:
         )
         for i, p in enumerate(pools)
     ]
+    _check_lone_weight(found)
+    return found
+
+
+def _check_lone_weight(pools: Sequence[Pool]) -> None:
+    """Refuse the weight of servers that are beside no others."""
+    if len(pools) == 1 and isinstance(pools[0], Pool) and pools[0].weight != 1.0:
+        raise ScenarioError(
+            f"weight is {pools[0].weight:g}, and the fleet has one pool: it is what a server gets "
+            "beside those of other pools; leave it out, or give another pool"
+        )
 
 
 def fleet_of(scenario: Scenario) -> dict[str, Any]:

@@ -17,7 +17,10 @@ from qsim.bounds import shown
 from qsim.errors import ScenarioError
 from qsim.sim.fleet.autoscaling import RATES, Autoscaler, ScalingPolicy, ScalingRules, Signal
 
-__all__ = ["autoscaler_manifest", "read_autoscaler"]
+__all__ = ["KINDS", "autoscaler_manifest", "read_autoscaler"]
+
+#: of the objects that say how many servers there are
+KINDS = ("HorizontalPodAutoscaler", "ScaledObject")
 
 Manifest = dict[str, Any]
 
@@ -93,8 +96,7 @@ def autoscaler_manifest(settings: Autoscaler, metadata: Manifest, prometheus: st
                 "scaleTargetRef": target,
                 "minReplicaCount": settings.min_replicas,
                 "maxReplicaCount": settings.max_replicas,
-                "pollingInterval": settings.polling_s,
-                "cooldownPeriod": settings.cooldown_s,
+                **_to_zero(settings),
                 "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(settings)}},
                 "triggers": [_trigger(s, queries[s.metric], prometheus) for s in settings.signals],
             },
@@ -112,6 +114,13 @@ def autoscaler_manifest(settings: Autoscaler, metadata: Manifest, prometheus: st
             "behavior": _behavior(settings),
         },
     }
+
+
+def _to_zero(settings: Autoscaler) -> Manifest:
+    """What KEDA looks at where there may be no server."""
+    if settings.min_replicas:
+        return {}
+    return {"pollingInterval": settings.polling_s, "cooldownPeriod": settings.cooldown_s}
 
 
 def _query(settings: Autoscaler, signal: Signal, name: str) -> str:
@@ -204,7 +213,7 @@ def read_autoscaler(manifest: Manifest) -> Autoscaler:
         If it is no such manifest, or has a metric or a query that is not simulated.
     """
     kind = manifest.get("kind") if isinstance(manifest, dict) else None
-    if kind not in ("HorizontalPodAutoscaler", "ScaledObject"):
+    if kind not in KINDS:
         raise ScenarioError(
             f"kind is {shown(kind)}; must be HorizontalPodAutoscaler or ScaledObject"
         )
@@ -257,13 +266,16 @@ def _read(manifest: Manifest, keda: bool) -> Autoscaler:
     for field, key in (("queue_metric", _QUEUE), ("arrivals_metric", _ARRIVALS)):
         if key in annotations:
             given[field] = annotations[key]
-    if keda:
+    least = spec.get("minReplicaCount", 0) if keda else spec.get("minReplicas", 1)
+    if keda and not least:
         given["polling_s"] = spec.get("pollingInterval", 30)
         given["cooldown_s"] = spec.get("cooldownPeriod", 300)
+    elif keda:  # which KEDA does not look at where there always is a server
+        signals = [replace(s, activation=0.0) for s in signals]
     found = Autoscaler(
         tuple(signals),
         spec["maxReplicaCount" if keda else "maxReplicas"],
-        spec.get("minReplicaCount", 0) if keda else spec.get("minReplicas", 1),
+        least,
         "keda" if keda else "hpa",
         _rules(behavior["scaleUp"]),
         _rules(behavior["scaleDown"]),

@@ -11,7 +11,6 @@ before they stop.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 from qsim.catalog.versions import parse_version
@@ -217,7 +216,7 @@ def _of_plan(pool: Pool, kind: str) -> Autoscaler:
     # a server that was just started takes no load yet: wait for it before adding another
     slowly = (ScalingPolicy("Pods", 1, min(max(1, start_s), 1800)),)
     calm_s = max(300, 3 * start_s)
-    found = Autoscaler(
+    return Autoscaler(
         (Signal("waiting", max(1, pool.waiting or 0)),),
         max(most, pool.replicas),
         pool.replicas,
@@ -225,4 +224,3 @@ def _of_plan(pool: Pool, kind: str) -> Autoscaler:
         ScalingRules(0, slowly),
         ScalingRules(min(calm_s, 3600), slowly),
     )
-    return replace(found, polling_s=15, cooldown_s=calm_s) if kind == "keda" else found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shlex
+from collections.abc import Iterable
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,15 @@ if TYPE_CHECKING:
     from qsim.optimize.deploy.deployment import Pool
 from qsim.optimize.deploy.routers import real_router
 
-__all__ = ["GPUS_PER_HOST", "checkpoint", "serve_command", "serve_script", "serve_words"]
+__all__ = [
+    "GPUS_PER_HOST",
+    "checkpoint",
+    "serve_command",
+    "serve_script",
+    "serve_words",
+    "unknown_checkpoint",
+    "unknown_checkpoints",
+]
 
 #: GPUs of one machine, as in DGX and HGX servers
 GPUS_PER_HOST = 8
@@ -25,7 +34,7 @@ def checkpoint(model: str, method: str) -> str:
     """A public Hugging Face checkpoint of ``model`` quantized by ``method``.
 
     For a combination that qsim knows none of, a path to replace by your own:
-    ``path/to/<model>-<method>``.
+    ``path/to/<model>-<method>``; :func:`unknown_checkpoint` says so.
     """
     text = (resources.files("qsim.optimize.deploy") / "data" / "checkpoints.csv").read_text("utf-8")
     weights = method.removesuffix("+kv-fp8")  # the same weights, another cache
@@ -33,6 +42,22 @@ def checkpoint(model: str, method: str) -> str:
         if (row["model"], row["method"]) == (model, weights):
             return row["checkpoint"]
     return f"path/to/{model}-{method}"
+
+
+def unknown_checkpoint(model: str, method: str) -> str:
+    """What to do about a checkpoint that is a path to replace; "" where qsim knows one."""
+    if not checkpoint(model, method).startswith("path/to/"):
+        return ""
+    return (
+        f"qsim knows no public checkpoint of {model} as {method}: put your own in the place of "
+        f"{checkpoint(model, method)}"
+    )
+
+
+def unknown_checkpoints(servers: Iterable[tuple[str, str]]) -> list[str]:
+    """The same for pairs of model and method, once each."""
+    texts = [unknown_checkpoint(model, method) for model, method in servers]
+    return [text for text in dict.fromkeys(texts) if text]
 
 
 def serve_words(what: Pool | Candidate, port: int = 8000) -> list[str]:
@@ -136,6 +161,8 @@ def serve_script(
         if pool.weight is not None:
             what += f", each with weight {pool.weight:g} in it"
         lines.append(f"# {' '.join(what.split())}")  # a line break would end the comment
+        if unknown := unknown_checkpoint(pool.model, pool.method):
+            lines.append(f"# {unknown}")
         if pool.replicas > 1 and (real := real_router(pool.router)):
             lines.append(f"# a {pool.router} router is {real}")
     if len(hosts) == 1:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
+from qsim.bounds import shown
 from qsim.errors import ScenarioError
 from qsim.optimize.economics.prices import prices_of
 from qsim.optimize.search.drive import Progress
@@ -125,6 +126,28 @@ def check_tasks(scenario: Scenario) -> None:
         )
 
 
+def check_traffic(scenario: Scenario) -> None:
+    """Refuse traffic of a study that has no level with traffic.
+
+    Raises
+    ------
+    ScenarioError
+        If there is any beside the default, and only the application level is asked for.
+    """
+    if [*scenario.study.levels] != ["application"]:
+        return
+    section = scenario.traffic
+    usual = type(section)(trace=DEFAULT_TRAFFIC)
+    other = [k for k, v in section if v != getattr(usual, k) and (k, v) != ("trace", None)]
+    if not other:
+        return
+    name, value = other[0], getattr(section, other[0])
+    raise ScenarioError(
+        f"traffic.{name} is {shown(value)}, and the application level has traffic of its own: "
+        "leave it out, or add a level that is under TRACE (--level workload)"
+    )
+
+
 def _scenario(asked: Scenario | str, model: str | None, more: Mapping[str, Any]) -> Scenario:
     if isinstance(asked, Scenario):
         return scenario_of("study", asked, model, more)
@@ -167,6 +190,7 @@ def study_for(
             raise ScenarioError(f"{path} is given, and study does not read it: leave it out")
     floor = wanted.min_quality
     floor = DEFAULT_FLOOR_PCT if floor is None else check_floor("min_quality", floor)
+    check_traffic(scenario)
     section = scenario.traffic
     if section.trace is None:
         section = section.model_copy(update={"trace": DEFAULT_TRAFFIC})
@@ -360,7 +384,9 @@ def _run_notes(runner: Runner) -> list[str]:
 def _command(scenario: Scenario, traffic: MainTraffic) -> str:
     """``qsim study ...`` that makes all of it again."""
     wanted, accounts = scenario.study, scenario.accounts
-    words = ["qsim", "study", *traffic.words]
+    words = ["qsim", "study"]
+    if [*wanted.levels] != ["application"]:  # which has traffic of its own
+        words += traffic.words
     among = candidates_of(scenario, wanted)
     if among.model is not None:
         words += ["--model", among.model]

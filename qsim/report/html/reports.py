@@ -125,10 +125,16 @@ def write_plan_report(path: str | os.PathLike[str], plan: Plan) -> None:
     ]
     if plan.forecast.text():
         parts.append(f"<p>Planned for {escape(plan.forecast.text())}.</p>")
+    from qsim.optimize.deploy.vllm import unknown_checkpoints
+
     if plan.best is not None:
         parts += [
             f"<h2>Recommended: {escape(_fleet(plan.best))}</h2>",
             f"<pre>{escape(plan.serve_command())}</pre>",
+            *(
+                f"<p>{escape(text)}.</p>"
+                for text in unknown_checkpoints((b.model, b.method) for b in plan.best.blanks)
+            ),
             *([f"<p>{escape(plan.headroom.text())}</p>"] if plan.headroom else []),
             *(f"<p>{escape(text)}</p>" for text in tie_remarks(plan) + margin_remarks(plan)),
         ]

@@ -321,8 +321,11 @@ def _recommendation(plan: Plan, best: Candidate) -> str:
         )
     if plan.headroom is not None:
         head = f"{plan.headroom.text()}\n\n{head}"
-    commands = "\n\n".join(continued(c) for c in plan.serve_command(best).split("\n"))
-    return "\n\n".join(fill(h) for h in head.split("\n\n")) + "\n\n" + commands
+    from qsim.optimize.deploy.vllm import unknown_checkpoints
+
+    commands = [continued(c) for c in plan.serve_command(best).split("\n")]
+    own = [fill(t) for t in unknown_checkpoints((b.model, b.method) for b in best.blanks)]
+    return "\n\n".join([*(fill(h) for h in head.split("\n\n")), *commands, *own])
 
 
 def search_remarks(plan: Plan) -> list[str]:

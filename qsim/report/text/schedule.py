@@ -123,13 +123,15 @@ def _used(found: Schedule) -> list[int]:
 def _command(choice: PoolChoice) -> str:
     """What starts a server of a pool."""
     from qsim.optimize.deploy.deployment import Pool
-    from qsim.optimize.deploy.vllm import serve_command
+    from qsim.optimize.deploy.vllm import serve_command, unknown_checkpoint
     from qsim.report.text.tables import continued
 
     pool = choice.pool
-    command = serve_command(Pool.of(pool.profile, pool.options, 1))
+    server = Pool.of(pool.profile, pool.options, 1)
     head = f"Start each server of {choice.shown}, on its own GPUs and --port, with"
-    return f"{fill(head)}\n\n{continued(command)}"
+    own = unknown_checkpoint(server.model, server.method)
+    texts = [fill(head), continued(serve_command(server)), fill(own)]
+    return "\n\n".join(t for t in texts if t)
 
 
 def _forecast(found: Schedule) -> str:

@@ -112,7 +112,10 @@ def picked_text(result: TuneResult, picked: Record, how: str) -> str:
     doubts = [fill(text) for text in (*doubt, result.caution(picked)) if text]
     head = "\n\n".join([*doubts, fill(head)])
     commands = [continued(c) for c in result.serve_command(picked).split("\n")]
-    return "\n\n".join([head, *commands])
+    from qsim.optimize.deploy.vllm import unknown_checkpoints
+
+    own = [fill(t) for t in unknown_checkpoints((p.model, p.method) for p in pools)]
+    return "\n\n".join([head, *commands, *own])
 
 
 def importance_text(result: TuneResult) -> str:

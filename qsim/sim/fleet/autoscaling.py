@@ -172,7 +172,8 @@ class Autoscaler:
         present, which no cluster gives.
     polling_s, cooldown_s : int
         KEDA's ``pollingInterval`` and ``cooldownPeriod``: how often it looks whether there is
-        anything to do, and how long there must be nothing before the last server goes.
+        anything to do, and how long there must be nothing before the last server goes. Without
+        effect, and refused, where ``min_replicas`` is not 0; so is ``activation`` of a signal.
     provision_s : float
         From the wish for a server until its machine is there; then it starts. It counts as
         starting, and is paid for.
@@ -255,8 +256,8 @@ class Autoscaler:
                 )
 
     def _check_keda(self) -> None:
-        """Refuse what only KEDA has."""
-        if self.kind == "keda":
+        """Refuse what only KEDA has, and what it has for the last server alone."""
+        if self.kind == "keda" and not self.min_replicas:
             return
         given: list[tuple[str, float, float]] = [
             ("polling_s", self.polling_s, _POLLING_S),
@@ -264,11 +265,18 @@ class Autoscaler:
             *((f"activation of {s.metric}", s.activation, 0.0) for s in self.signals),
         ]
         for name, value, default in given:
-            if value != default:
+            if value == default:
+                continue
+            if self.kind == "keda":
                 raise ScenarioError(
-                    f"{name} is {value:g}; an hpa has none, only KEDA looks for the first and the "
-                    "last server: leave it out, or use kind keda"
+                    f"{name} is {value:g} and min_replicas {self.min_replicas}; KEDA looks at it "
+                    "for the first and the last server only: leave it out, or give min_replicas 0 "
+                    "(min=0)"
                 )
+            raise ScenarioError(
+                f"{name} is {value:g}; an hpa has none, only KEDA looks for the first and the "
+                "last server: leave it out, or use kind keda"
+            )
 
     @property
     def step_s(self) -> int:

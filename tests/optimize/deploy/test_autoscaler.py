@@ -36,6 +36,8 @@ METADATA = {"name": "llama-fp8-h200", "annotations": {"qsim/profile": PROFILE}}
 @st.composite
 def autoscalers(draw: st.DrawFn) -> Autoscaler:
     kind = draw(st.sampled_from(["keda", "hpa"]))
+    least = draw(st.integers(0 if kind == "keda" else 1, 5))
+    to_zero = kind == "keda" and not least
     scrape_s = draw(st.sampled_from([5, 15, 30, 60]))
     thousandths = st.integers(1, 10**6).map(lambda n: n / 1000)
     signals = []
@@ -43,9 +45,7 @@ def autoscalers(draw: st.DrawFn) -> Autoscaler:
         window_s = draw(st.none() | st.integers(2 * scrape_s, 3600))
         if kind == "hpa" and metric not in RATES:
             window_s = None
-        signal = Signal(
-            metric, draw(thousandths), window_s, draw(thousandths) if kind == "keda" else 0.0
-        )
+        signal = Signal(metric, draw(thousandths), window_s, draw(thousandths) if to_zero else 0.0)
         if window_s == replace(signal, window_s=None).range_s(scrape_s):
             signal = replace(signal, window_s=None)
         signals.append(signal)
@@ -58,10 +58,9 @@ def autoscalers(draw: st.DrawFn) -> Autoscaler:
     rules = st.builds(
         ScalingRules, st.integers(0, 3600), policies, st.sampled_from(["Max", "Min", "Disabled"])
     )
-    least = draw(st.integers(0 if kind == "keda" else 1, 5))
     keda = (
         {"polling_s": draw(st.integers(1, 600)), "cooldown_s": draw(st.integers(0, 3600))}
-        if kind == "keda"
+        if to_zero
         else {}
     )
     return Autoscaler(
@@ -242,6 +241,9 @@ def test_the_command_simulates_and_exports(tmp_path) -> None:
         ("requests=1,max=2,kind=hpa,polling=5", "polling_s is 5; an hpa has none"),
         ("requests=1,max=2,kind=hpa,cooldown=5", "cooldown_s is 5; an hpa has none"),
         ("requests=1,max=2,kind=hpa,activation=3", "activation of requests is 3; an hpa has none"),
+        ("requests=1,max=2,polling=5", "polling_s is 5 and min_replicas 1; KEDA looks at it for"),
+        ("requests=1,max=2,min=2,cooldown=5", "cooldown_s is 5 and min_replicas 2; KEDA looks"),
+        ("requests=1,max=2,activation=3", "activation of requests is 3 and min_replicas 1; KEDA"),
         ("requests=1e-5,max=2", "must be a multiple of 0.001"),
         ("requests=1,max=99999", "max_replicas is 99999"),
     ],

@@ -255,7 +255,7 @@ autoscalers = st.builds(
         provision_s=provision,
         sync_s=2,
         scrape_s=1,
-        **({"cooldown_s": 5, "polling_s": 3} if kind == "keda" else {}),
+        **({"cooldown_s": 5, "polling_s": 3} if kind == "keda" and not least else {}),
     ),
     st.sampled_from(["requests", "waiting"]),
     st.sampled_from([0.5, 3.0, 10.0]),
