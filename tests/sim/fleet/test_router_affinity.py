@@ -251,12 +251,12 @@ def chats(sessions: int, turns: int, think_s: float, seed: int = 0) -> Trace:
 
 
 def test_all_that_was_said_before_is_a_hit_where_a_session_stays():
-    # a turn's prompt is the whole prompt before (all of its blocks were computed), an answer that
-    # nobody else can name, and 64 tokens: with enough KV each later turn hits its earlier prompt
+    # a turn's prompt is the whole prompt before and its answer, whose last token was never computed,
+    # and 64 tokens: with enough KV each later turn hits all full blocks of what was computed
     sessions, turns = 13, 5
     trace = chats(sessions, turns, 5.0)
     profile = make_profile(num_gpu_blocks=30_000)
-    exact = sessions * sum(64 + 96 * (turn - 1) for turn in range(1, turns))
+    exact = sessions * sum((96 * turn - 1) // 16 * 16 for turn in range(1, turns))
     hits = {}
     for name in ("session-affinity", "kv-aware", "prefix-affinity:cache_threshold=0.1",
                  "round-robin", "random"):  # fmt: skip
@@ -275,7 +275,7 @@ def test_a_pool_of_another_size_keeps_sessions_too():
     pools = [Pool(make_profile(), 2, weight=1.0), Pool(make_profile(decode_ms=1.0), 2, weight=3.0)]
     stays = "session-affinity:balance_abs_threshold=1e9"
     result = qsim.simulate(trace, pools=pools, router=stays)
-    exact = 20 * sum(64 + 96 * (turn - 1) for turn in range(1, 4))
+    exact = 20 * sum((96 * turn - 1) // 16 * 16 for turn in range(1, 4))
     assert int(result.cached_tokens.sum()) == exact
     requests = np.bincount(result.replica, minlength=4)
     assert requests[2:].sum() > requests[:2].sum()
@@ -300,7 +300,9 @@ def test_what_a_trace_does_not_tell_the_router_is_a_note():
         assert any(words in text for text in notes)
         assert not qsim.simulate(trace, make_profile(), router=name).notes
     chat = chats(2, 2, 1.0)
-    assert not qsim.simulate(chat, make_profile(), replicas=2, router="session-affinity").notes
+    for name in ("session-affinity", "kv-aware"):
+        notes = qsim.simulate(chat, make_profile(), replicas=2, router=name).notes
+        assert not any(text.startswith("router") for text in notes)
 
 
 def test_sessions_of_a_trace_are_its_chains_of_turns_or_a_column():
