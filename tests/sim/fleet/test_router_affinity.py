@@ -251,7 +251,7 @@ def chats(sessions: int, turns: int, think_s: float, seed: int = 0) -> Trace:
 
 
 def test_all_that_was_said_before_is_a_hit_where_a_session_stays():
-    # a turn's prompt is the whole prompt before and its answer, whose last token was never computed,
+    # a turn's prompt is the whole prompt before, its answer, whose last token was never computed,
     # and 64 tokens: with enough KV each later turn hits all full blocks of what was computed
     sessions, turns = 13, 5
     trace = chats(sessions, turns, 5.0)
