@@ -6,6 +6,7 @@ prompts, which the chat endpoint does not give.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -19,8 +20,9 @@ from qsim.bounds import Closed, Count, Line, Number, PlainObject
 from qsim.documents import read_json
 from qsim.errors import CalibrationError, MissingExtraError, ScenarioError
 from qsim.files import write_text
+from qsim.quality.own import own_tasks
 from qsim.quality.stored import QUALITY_SCHEMA, read_quality
-from qsim.quality.tasks import TASKS, find_task
+from qsim.quality.tasks import OWN, TASKS, Task, find_task
 
 __all__ = ["RUN_SCHEMA", "Run", "TaskScore", "compare", "evaluate", "load_run", "parse_tasks"]
 
@@ -35,7 +37,11 @@ _Percent = Annotated[float, Number(0.0, 100.0)]
 
 @dataclass(frozen=True)
 class TaskScore(Closed):
-    """Score of one task; ``outcomes`` are the points of single questions by their key, 0 to 1."""
+    """Score of one task.
+
+    ``outcomes`` are the points of single questions by their key, 0 to 1; ``questions`` is a digest
+    of the questions, where lm-eval says what they were.
+    """
 
     task: Line
     lm_eval_task: Line
@@ -46,6 +52,7 @@ class TaskScore(Closed):
     num_fewshot: Count | None
     items: Count
     outcomes: dict[Line, Annotated[float, Number(0.0, 1.0)]] | None = None
+    questions: Line | None = None
 
 
 @dataclass(frozen=True)
@@ -65,27 +72,48 @@ class Run(Closed):
         write_text(path, json.dumps(data, indent=1) + "\n")
 
 
-def parse_tasks(text: str) -> list[str]:
+def parse_tasks(text: str, include_path: str | os.PathLike[str] | None = None) -> list[str]:
     """Task ids from ``gsm8k,mmlu``, checked to be ones that lm-eval can run.
+
+    Parameters
+    ----------
+    text : str
+        Names with commas between them.
+    include_path : path, optional
+        Folder of one's own task files; their names are tasks, too.
 
     Raises
     ------
     ScenarioError
         For an unknown task, one that lm-eval has not, one that comes twice, or none.
     """
+    own = own_tasks(include_path) if include_path is not None else {}
     names = [p.strip() for p in text.split(",") if p.strip()]
     if not names:
         raise ScenarioError("--tasks is empty; write for example gsm8k,mmlu")
     for name in names:
         if ":" in name:
             raise ScenarioError(f"--tasks {name!r}: measuring takes names alone, without shares")
+        if names.count(name) > 1:
+            raise ScenarioError(f"--tasks names {name!r} twice; give each task once")
+        if name in own:
+            continue
+        if name not in TASKS and include_path is not None:
+            have = ", ".join(own) or "no task"
+            raise ScenarioError(
+                f"--tasks {name!r} is neither a task of qsim nor of --include-path "
+                f"{os.fspath(include_path)!r}, which has {have}"
+            )
         if not find_task(name).lm_eval:
             able = ", ".join(t.id for t in TASKS.values() if t.lm_eval)
             raise ScenarioError(f"lm-eval cannot run the task {name!r} as qsim knows it; "
                                 f"it can run {able}")  # fmt: skip
-        if names.count(name) > 1:
-            raise ScenarioError(f"--tasks names {name!r} twice; give each task once")
     return names
+
+
+def _asked(name: str) -> Task:
+    """A task of qsim, or one of the user's own, whose first metric is the score."""
+    return TASKS.get(name) or Task(name, OWN, 0, "a task of one's own", name, "")
 
 
 def evaluate(
@@ -101,6 +129,7 @@ def evaluate(
     tokenizer: str | None = None,
     apply_chat_template: bool = False,
     confirm_run_unsafe_code: bool = False,
+    include_path: str | os.PathLike[str] | None = None,
 ) -> Run:
     """Run lm-eval on ``tasks`` against a server.
 
@@ -118,6 +147,8 @@ def evaluate(
         Longest sequence of the server; longer prompts lose their beginning.
     tokenizer : str, optional
         Hugging Face name or folder, where it is not the served name.
+    include_path : path, optional
+        Folder of one's own task files.
 
     Raises
     ------
@@ -149,12 +180,19 @@ def evaluate(
         options.update(apply_chat_template=True, fewshot_as_multiturn=True)
     if confirm_run_unsafe_code:
         options["confirm_run_unsafe_code"] = True
+    if include_path is None:
+        for task in tasks:
+            find_task(task)
     try:
+        if include_path is not None:
+            from lm_eval.tasks import TaskManager
+
+            options["task_manager"] = TaskManager(include_path=os.fspath(include_path))
         with redirect_stdout(sys.stderr):  # stdout is for the result
             results = lm_eval.simple_evaluate(
                 model="local-completions",
                 model_args=arguments,
-                tasks=[find_task(t).lm_eval for t in tasks],
+                tasks=[_asked(t).lm_eval for t in tasks],
                 log_samples=True,
                 **options,
             )
@@ -165,6 +203,7 @@ def evaluate(
             f"lm-eval failed on {completions_url(base_url)}: {type(e).__name__}: {e}; check that "
             f"the server answers and serves {model!r}, and that the tasks' data can be loaded"
         ) from e
+    options.pop("task_manager", None)
     version = str(getattr(lm_eval, "__version__", "") or _installed_version())
     scores = {t: _score(results, t) for t in tasks}
     return Run(model, base_url, date, version, scores, options)
@@ -198,10 +237,11 @@ def _installed_version() -> str:
 
 def _score(results: Mapping[str, Any], task: str) -> TaskScore:
     """Read one task out of lm-eval's results."""
-    name, metric = TASKS[task].lm_eval, TASKS[task].metric
+    name, metric = _asked(task).lm_eval, _asked(task).metric
     entry = results.get("results", {}).get(name)
     if entry is None:
         raise CalibrationError(f"lm-eval reported nothing for its task {name!r}")
+    metric = metric or _first_metric(results, name)
     if not isinstance(entry.get(metric), int | float):
         have = ", ".join(k for k, v in entry.items() if isinstance(v, int | float) and "," in k)
         raise CalibrationError(
@@ -228,7 +268,35 @@ def _score(results: Mapping[str, Any], task: str) -> TaskScore:
         shots if isinstance(shots, int) else None,
         items,
         outcomes,
+        _questions(results, name),
     )
+
+
+def _first_metric(results: Mapping[str, Any], name: str) -> str:
+    """The score of one's own task: the first metric of its file, with the first filter."""
+    higher = results.get("higher_is_better", {}).get(name) or {}
+    for key, value in results["results"][name].items():
+        measure, comma, _ = key.partition(",")
+        if comma and isinstance(value, int | float) and not measure.endswith("_stderr"):
+            if higher.get(measure) is False:
+                raise CalibrationError(
+                    f"the first metric of the task {name!r} is {measure!r}, where lower is better: "
+                    "a recovery is a share of what was right; put such a metric first"
+                )
+            return str(key)
+    raise CalibrationError(f"lm-eval reports no metric that is a number for the task {name!r}")
+
+
+def _questions(results: Mapping[str, Any], name: str) -> str | None:
+    """A digest of a task's questions; None where lm-eval does not keep theirs."""
+    found = {
+        (leaf, str(sample.get("doc_id")), str(sample.get("doc_hash") or ""))
+        for leaf in _leaves(results, name)
+        for sample in results.get("samples", {}).get(leaf) or []
+    }
+    if not found or not all(digest for _, _, digest in found):
+        return None
+    return hashlib.sha256(json.dumps(sorted(found)).encode()).hexdigest()[:16]
 
 
 def _leaves(results: Mapping[str, Any], name: str, depth: int = 0) -> list[str]:
@@ -281,7 +349,7 @@ def load_run(path: str | os.PathLike[str], tasks: Sequence[str]) -> Run:
         run = build(Run, rest, where, ScenarioError)
     elif isinstance(data, dict) and "results" in data:
         check_results(data, where)
-        present = [t for t in tasks if TASKS[t].lm_eval in data["results"]]
+        present = [t for t in tasks if _asked(t).lm_eval in data["results"]]
         config = data.get("config") or {}
         run = Run(
             str(data.get("model_name") or config.get("model") or ""),
@@ -310,14 +378,27 @@ def compare(run: Run, baseline: Run | None, method: str, source: str = "") -> di
     Raises
     ------
     ScenarioError
-        If the two runs are not comparable: another version, prompt, metric or number of questions
-        of a task, or a baseline score of 0.
+        If the two runs are not comparable: another version, prompt, metric, number of questions or
+        other questions of a task, or a baseline score of 0.
     """
     tasks: dict[str, Any] = {}
     for task, score in run.tasks.items():
-        entry = {k: v for k, v in asdict(score).items() if k not in ("task", "outcomes")}
+        entry = {
+            k: v
+            for k, v in asdict(score).items()
+            if k not in ("task", "outcomes") and not (k == "questions" and v is None)
+        }
+        if task not in TASKS:
+            entry["family"] = OWN
         if baseline is not None:
-            entry.update(_recovery(score, baseline.tasks[task]))
+            base = baseline.tasks[task]
+            same = run.harness_version == baseline.harness_version  # versions may digest otherwise
+            if same and score.questions and base.questions not in (None, score.questions):
+                raise ScenarioError(
+                    f"{task} is not comparable with its baseline: other questions here than there; "
+                    "measure both with the same task file and data"
+                )
+            entry.update(_recovery(score, base))
         tasks[task] = entry
     quality: dict[str, Any] = {
         "schema": QUALITY_SCHEMA,

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qsim.errors import ProfileError
-from qsim.quality.tasks import TASKS
+from qsim.quality.tasks import OWN, OWN_NAME, TASKS
 
 __all__ = ["QUALITY_SCHEMA", "read_quality"]
 
@@ -56,10 +56,12 @@ def read_quality(data: Mapping[str, Any], where: str = "profile: quality") -> di
         raise ProfileError(f"{where}.tasks is {tasks!r}; must name at least one task")
     for task, entry in tasks.items():
         here = f"{where}.tasks.{task}"
-        if task not in TASKS:
-            raise ProfileError(f"{here}: unknown task; known are {', '.join(TASKS)}")
         if not isinstance(entry, Mapping):
             raise ProfileError(f"{here} is {entry!r}; must be an object")
+        own = entry.get("family") == OWN
+        if task not in TASKS and not (own and OWN_NAME.fullmatch(str(task))):
+            raise ProfileError(f"{here}: unknown task; known are {', '.join(TASKS)}, and those of "
+                               f"one's own, with family {OWN!r}")  # fmt: skip
         _numbers(entry, _NUMBERS, here)
         if data["method"] != "bf16":
             _numbers(entry, _COMPARED, here)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from qsim.errors import ScenarioError
 __all__ = [
     "DEFAULT_MIX",
     "FAMILIES",
+    "OWN",
+    "OWN_NAME",
     "TASKS",
     "Task",
     "family_mix",
@@ -67,6 +70,10 @@ FAMILIES: dict[str, str] = {
     "long-context": "finding and using facts in long prompts",
     "overall": "averages over several benchmarks, published without their parts",
 }
+
+#: family of a task of one's own, which is in no published table, and how it may be named
+OWN = "own"
+OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 _ALL = (
     Task("mmlu", "knowledge", 14042, "57 subjects, four choices", "mmlu",

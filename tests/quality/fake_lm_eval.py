@@ -10,13 +10,27 @@ import random
 from types import ModuleType
 from typing import Any
 
-SIZES = {"gsm8k": 200, "mmlu_law": 120, "mmlu_physics": 80, "arc_challenge": 150}
+SIZES = {"gsm8k": 200, "mmlu_law": 120, "mmlu_physics": 80, "arc_challenge": 150, "own-tickets": 90}
 GROUPS = {"mmlu": ["mmlu_humanities", "mmlu_stem"], "mmlu_humanities": ["mmlu_law"],
           "mmlu_stem": ["mmlu_physics"]}  # fmt: skip
 METRICS = {
     "gsm8k": [("exact_match", "strict-match"), ("exact_match", "flexible-extract")],
     "arc_challenge": [("acc", "none"), ("acc_norm", "none")],
+    "own-tickets": [("solved", "number"), ("solved", "loose")],
 }
+
+
+class FakeTasks(ModuleType):
+    """Put into ``sys.modules["lm_eval.tasks"]``; keeps the folders."""
+
+    def __init__(self) -> None:
+        super().__init__("lm_eval.tasks")
+        self.folders: list[str] = []
+
+    def TaskManager(self, include_path: str) -> str:  # noqa: N802
+        """As lm-eval's, as far as it is called."""
+        self.folders.append(include_path)
+        return include_path
 
 
 class FakeLmEval(ModuleType):
@@ -28,6 +42,8 @@ class FakeLmEval(ModuleType):
         super().__init__("lm_eval")
         self.calls: list[dict[str, Any]] = []
         self.failure: Exception | None = None
+        self.tasks = FakeTasks()
+        self.edition = ""  # of the questions
 
     def simple_evaluate(self, model: str, **options: Any) -> dict[str, Any]:
         """Answer all questions of the tasks."""
@@ -69,6 +85,8 @@ class FakeLmEval(ModuleType):
         if len({m for m, _ in METRICS.get(task, [])}) > 1:  # several metrics share a sample
             samples = [{"doc_id": i, "filter": "none", "acc": float(r), "acc_norm": float(r)}
                        for i, r in enumerate(right)]  # fmt: skip
+        for sample in samples:
+            sample["doc_hash"] = f"{task}{sample['doc_id']}{self.edition}"
         found["results"][task] = entry
         if options["log_samples"]:
             found["samples"][task] = samples

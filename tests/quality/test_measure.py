@@ -19,6 +19,7 @@ from qsim.quality.measure import (
     load_run,
     parse_tasks,
 )
+from qsim.quality.own import own_tasks
 from qsim.quality.stored import read_quality
 from tests.quality.fake_lm_eval import FakeLmEval
 
@@ -29,6 +30,7 @@ URL = "http://localhost:8000"
 def lm_eval(monkeypatch: pytest.MonkeyPatch) -> FakeLmEval:
     fake = FakeLmEval()
     monkeypatch.setitem(sys.modules, "lm_eval", fake)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", fake.tasks)
     return fake
 
 
@@ -246,6 +248,104 @@ def test_wrong_urls_and_tasks() -> None:
             parse_tasks(text)
 
 
+def test_other_questions_than_the_baseline_s_are_refused(lm_eval: FakeLmEval) -> None:
+    base = run(lm_eval)
+    lm_eval.edition = "b"
+    with pytest.raises(ScenarioError, match=r"gsm8k is not comparable.*other questions"):
+        compare(run(lm_eval), base, "fp8-w8a8")
+    # another version of lm-eval may write its digests in another way
+    compare(run(lm_eval), replace(base, harness_version="0.4.8"), "fp8-w8a8")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "t.yaml").write_text(
+        "# ours\ntask: 'own-tickets'  # of May\nprocess: !function u.f\n", "utf-8"
+    )
+    return tmp_path
+
+
+def test_tasks_of_one_s_own(lm_eval: FakeLmEval, own: Path) -> None:
+    assert parse_tasks("own-tickets,gsm8k", own) == ["own-tickets", "gsm8k"]
+    runs = {
+        name: evaluate(URL, name, ["own-tickets", "gsm8k"], date="2026-11-30", include_path=own)
+        for name in ("plain", "quantized")
+    }
+    assert lm_eval.tasks.folders == [str(own), str(own)]
+    score = runs["plain"].tasks["own-tickets"]
+    assert (score.metric, score.items) == ("solved,number", 90)  # the first of two filters
+    quality = compare(runs["quantized"], runs["plain"], "fp8-w8a8")
+    entry = quality["tasks"]["own-tickets"]
+    assert entry["family"] == "own"
+    assert entry["recovery_pct"] < 100
+    assert "family" not in quality["tasks"]["gsm8k"]
+    assert read_quality(json.loads(json.dumps(quality))) == quality
+    assert "task_manager" not in quality["harness"]
+
+
+def test_a_score_of_one_s_own_is_a_share_of_what_was_right(
+    lm_eval: FakeLmEval, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(entry: dict[str, Any], **more: Any) -> None:
+        results = {"results": {"own-tickets": entry}, **more}
+        monkeypatch.setattr(lm_eval, "simple_evaluate", lambda **_: results)
+
+    lower = {"own-tickets": {"wer": False}}
+    found({"alias": "t", "wer,none": 0.2}, higher_is_better=lower)
+    with pytest.raises(CalibrationError, match="'wer', where lower is better"):
+        evaluate(URL, "m", ["own-tickets"], date="2026-11-30", include_path=own)
+    found({"alias": "t", "acc_stderr,none": 0.2})
+    with pytest.raises(CalibrationError, match="no metric that is a number"):
+        evaluate(URL, "m", ["own-tickets"], date="2026-11-30", include_path=own)
+
+
+def test_without_a_folder_of_tasks_a_name_must_be_known(lm_eval: FakeLmEval) -> None:
+    with pytest.raises(ScenarioError, match="own-tickets"):
+        evaluate(URL, "m", ["own-tickets"], date="2026-11-30")
+    assert not lm_eval.calls
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("task: gsm8k", ["'gsm8k' is the name of a public task"]),
+        ("task: arc_challenge", ["'arc_challenge' is the name of a public task"]),
+        ("group: a,b", ["'a,b'", "letters, digits"]),
+        ("task: " + "x" * 65, ["at most 64"]),
+        ("task: other\n", ["'own-tickets' is neither", "which has other"]),
+        ("tag: own-tickets\n  task: own-tickets\n", ["which has no task"]),
+        ("task:\n  - own-tickets\n", ["which has no task"]),
+    ],
+)
+def test_wrong_task_files(tmp_path: Path, text: str, words: list[str]) -> None:
+    (tmp_path / "t.yaml").write_text(text, "utf-8")
+    with pytest.raises(ScenarioError) as e:
+        parse_tasks("own-tickets", tmp_path)
+    for word in words:
+        assert word in str(e.value)
+
+
+def test_a_folder_of_tasks_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="is no folder"):
+        parse_tasks("gsm8k", tmp_path / "none")
+
+
+def test_the_tasks_of_the_docs() -> None:
+    folder = Path("docs/data/own_tasks")
+    assert sorted(own_tasks(folder)) == ["own-facts", "own-sums"]
+    facts = [json.loads(x) for x in (folder / "facts.jsonl").read_text("utf-8").splitlines()]
+    assert len(facts) == 402
+    for item in facts:
+        assert len(set(item["choices"])) == 4
+        assert 0 <= item["gold"] < 4
+    sums = [json.loads(x) for x in (folder / "sums.jsonl").read_text("utf-8").splitlines()]
+    assert len({x["question"] for x in sums}) == 500
+    for item in sums:
+        a, b = item["question"].removesuffix(" =").split(" + ")
+        assert int(item["answer"]) == int(a) + int(b)
+
+
 def good() -> dict[str, Any]:
     score = TaskScore("gsm8k", "gsm8k", 75.0, 1.2, "exact_match,flexible-extract", "3", 5, 1319)
     base = replace(score, score_pct=76.0)
@@ -265,6 +365,7 @@ def good() -> dict[str, Any]:
         (["harness"], {}, ["harness is {}"]),
         (["tasks"], {}, ["tasks is {}"]),
         (["tasks", "cooking"], {}, ["tasks.cooking: unknown task"]),
+        (["tasks", "a b"], {"family": "own"}, ["tasks.a b: unknown task"]),
         (["tasks", "gsm8k"], 7, ["tasks.gsm8k is 7"]),
         (["tasks", "gsm8k", "score_pct"], "high", ["score_pct is 'high'"]),
         (["tasks", "gsm8k", "stderr_pct"], -1, ["stderr_pct is -1"]),

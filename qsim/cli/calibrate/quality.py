@@ -18,6 +18,8 @@ __all__ = ["quality"]
 @click.option("--base-url", required=True, metavar="URL", help="The server, http://host:8000.")
 @click.option("--model", required=True, metavar="NAME", help="The name it is served under.")
 @click.option("--tasks", required=True, metavar="A,B", help="Tasks; 'qsim quality --list-tasks'.")
+@click.option("--include-path", metavar="DIR",
+              help="Folder of your own task files (YAML, as lm-eval's).")  # fmt: skip
 @click.option("--baseline", "baseline_file", metavar="FILE", help="Scores of the 16-bit model: "
               "a file of --save-scores, or lm-eval's results JSON.")  # fmt: skip
 @click.option("--baseline-url", metavar="URL", help="A server of the 16-bit model to measure, too.")
@@ -54,7 +56,7 @@ def quality(**given: Any) -> None:
     from qsim.quality.measure import compare, completions_url, evaluate, load_run, parse_tasks
 
     # everything that can be wrong is found before hours of measuring
-    tasks = parse_tasks(given["tasks"])
+    tasks = parse_tasks(given["tasks"], given["include_path"])
     for url in (given["base_url"], given["baseline_url"]):
         if url is not None:
             completions_url(url)
@@ -81,7 +83,7 @@ def quality(**given: Any) -> None:
     options = {
         k: given[k]
         for k in ("num_fewshot", "limit", "num_concurrent", "max_model_len", "tokenizer",
-                  "apply_chat_template", "confirm_run_unsafe_code")
+                  "apply_chat_template", "confirm_run_unsafe_code", "include_path")
     }  # fmt: skip
     today = date.today().isoformat()
     run = evaluate(given["base_url"], given["model"], tasks, date=today, **options)
