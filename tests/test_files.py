@@ -32,7 +32,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
     reader.start()
     write_text(pipe, "through")
-    reader.join(timeout=120)
+    reader.join(timeout=600)
     assert read == ["through"]
     assert pipe.is_fifo()
 

@@ -48,7 +48,7 @@ def serving(folder: Path, **environment: str) -> Iterator[Server]:
     server = Server([*STUB, str(folder)], env, folder / "server.log")
     server.start()
     try:
-        server.wait_healthy(120.0)
+        server.wait_healthy(600.0)
         yield server
     finally:
         server.stop()

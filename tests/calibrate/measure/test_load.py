@@ -26,7 +26,7 @@ def serve(folder: Path, **environment: str) -> Server:
     env = stub_environment(STUB_START_S="0", **environment)
     server = Server([*STUB, str(folder)], env, folder / "server.log")
     server.start()
-    server.wait_healthy(120.0)
+    server.wait_healthy(600.0)
     return server
 
 
@@ -39,7 +39,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadClient]:
     server.stop()
 
 
-def send(client: LoadClient, *streams: dict[str, Any], timeout_s: float = 120.0) -> LoadResult:
+def send(client: LoadClient, *streams: dict[str, Any], timeout_s: float = 600.0) -> LoadResult:
     return client.run({"label": "test", "streams": streams}, timeout_s, lambda: None)
 
 
@@ -79,14 +79,14 @@ def test_streams_run_at_the_same_time_and_end_by_time(client: LoadClient) -> Non
     result = send(
         client,
         {"at_s": [0.0], "prompt": [10], "output": [3000]},
-        {"concurrency": 1, "delay_s": 0.05, "duration_s": 1.0, "prompt": [50] * 9000,
+        {"concurrency": 1, "delay_s": 0.05, "duration_s": 3.0, "prompt": [50] * 9000,
          "output": [1] * 9000},
     )  # fmt: skip
     long, *short = result.requests
     assert 1 <= len(short) < 9000  # of half a millisecond each at least
     assert short[0].sent_s < long.last_token_s
     # each but the last was answered before the end: otherwise none would have been sent after it
-    assert all(r.last_token_s < result.start_s + 1.0 for r in short[:-1])
+    assert all(r.last_token_s < result.start_s + 3.0 for r in short[:-1])
 
 
 def test_loads_repeat_with_their_seed() -> None:

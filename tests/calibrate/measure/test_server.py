@@ -85,7 +85,7 @@ def test_a_server_that_does_not_come_up_says_why(
 ) -> None:
     server = started(STUB_MODE=mode, STUB_START_S="0")
     with pytest.raises(CalibrationError, match="the server ended with code 1") as caught:
-        server.wait_healthy(120.0)
+        server.wait_healthy(600.0)
     for word in (*words, str(server.log)):
         assert word in str(caught.value)
 
@@ -97,7 +97,7 @@ def test_a_port_that_is_in_use(started: Start) -> None:
         server = started(port=other.getsockname()[1])
         # the other one accepts connections, but is not our server
         with pytest.raises(CalibrationError, match="the port is in use"):
-            server.wait_healthy(120.0)
+            server.wait_healthy(600.0)
 
 
 def test_a_server_that_is_too_slow(started: Start) -> None:
@@ -108,12 +108,12 @@ def test_a_server_that_is_too_slow(started: Start) -> None:
 
 def test_a_crash_after_the_start(started: Start) -> None:
     server = started()
-    server.wait_healthy(120.0)
+    server.wait_healthy(600.0)
     assert server.process is not None
     children = marked_pids(server.process.pid)
     for pid in children:
         os.kill(pid, signal.SIGSEGV)
-    assert server.process.wait(timeout=120) == 139
+    assert server.process.wait(timeout=600) == 139
     with pytest.raises(CalibrationError, match="ended with code 139"):
         server.check_alive()
 
@@ -130,7 +130,7 @@ def marked_pids(parent: int) -> list[int]:
 
 def test_a_server_that_ignores_sigterm_is_killed(started: Start, tmp_path: Path) -> None:
     server = started(STUB_MODE="stubborn")
-    server.wait_healthy(120.0)
+    server.wait_healthy(600.0)
     server.stop(grace_s=0.3)
     assert marked(f"{tmp_path.name}-0") == []
 
@@ -140,7 +140,7 @@ def test_the_server_ends_with_a_parent_that_is_killed(tmp_path: Path, model: str
         "import os, sys; from pathlib import Path\n"
         "from qsim.calibrate.measure.server import Server\n"
         f"s = Server({[*STUB, model]!r}, os.environ, Path({str(tmp_path / 'log')!r}))\n"
-        "s.start(); s.wait_healthy(120.0); print('up', flush=True); sys.stdin.read()"
+        "s.start(); s.wait_healthy(600.0); print('up', flush=True); sys.stdin.read()"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -189,5 +189,5 @@ def test_a_command_that_does_not_exist(tmp_path: Path) -> None:
     server = Server(["/no/such/vllm", "serve"], os.environ, tmp_path / "log")
     server.start()
     with pytest.raises(CalibrationError, match=r"code 127: .*cannot start '/no/such/vllm'"):
-        server.wait_healthy(120.0)
+        server.wait_healthy(600.0)
     server.stop()

@@ -66,13 +66,13 @@ def test_a_plan_is_the_same_there_also_when_a_worker_is_killed(address: str) -> 
 
 def test_a_task_whose_worker_dies_is_run_again(address: str, tmp_path: Path) -> None:
     with open_executor(1, dask=address) as executor:
-        assert executor.submit(die_once, tmp_path / "marker", 7).result(timeout=300) == 7
+        assert executor.submit(die_once, tmp_path / "marker", 7).result(timeout=600) == 7
 
 
 def test_a_task_that_kills_every_worker_is_an_error(address: str) -> None:
     with open_executor(1, dask=address) as executor:
         error = executor.submit(die_always)
-        assert isinstance(error.exception(timeout=300), QsimError)
+        assert isinstance(error.exception(timeout=600), QsimError)
 
 
 def die_always() -> None:
