@@ -15,8 +15,9 @@ from qsim.catalog.versions import parse_version
 from qsim.checks import finite, whole
 from qsim.errors import ScenarioError, TraceError
 from qsim.profiles.measured_range import MeasuredRange
-from qsim.profiles.schema import Profile
+from qsim.profiles.schema import FrontEnd, Profile
 from qsim.sim.engine.clock import MOST_S
+from qsim.sim.engine.frontend import FREE
 from qsim.sim.fleet.autoscaling import Autoscaler
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.horizontal import FleetScaler
@@ -113,6 +114,11 @@ class Setup:
     def pool_of(self) -> list[int]:
         """By server, the number of its pool."""
         return [k for k, p in enumerate(self.pools) for _ in range(p.replicas)]
+
+    @property
+    def frontends(self) -> list[FrontEnd]:
+        """By pool, the times of the API server."""
+        return [p.profile.frontend if self.frontend else FREE for p in self.pools]
 
     @property
     def gpus(self) -> int:

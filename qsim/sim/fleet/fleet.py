@@ -4,15 +4,14 @@ The whole simulation in one place: arrivals are fed in a tight loop; whatever is
 start, stop and fail, the autoscaler's looks) is an event of SimPy in between
 (:mod:`qsim.sim.fleet.lives`). Before each of them the engines go on to its time
 (:mod:`qsim.sim.engine.replica`), and the router says where a request goes
-(:mod:`qsim.sim.fleet.router`). What clients send after answers, and until when they wait, is in
+(:mod:`qsim.sim.fleet.router`); what goes to servers and comes back is in
+:mod:`qsim.sim.fleet.dispatcher`. What clients send after answers, and until when they wait, is in
 :mod:`qsim.sim.fleet.clients`; the requests' columns are in :mod:`qsim.sim.fleet.columns`.
 """
 
 from __future__ import annotations
 
 import gc
-from array import array
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from heapq import heappop
@@ -20,33 +19,25 @@ from heapq import heappop
 import numpy as np
 
 from qsim.sim.engine.clock import clock_origin_s, within_clock
-from qsim.sim.engine.energy import PowerMeter
-from qsim.sim.engine.frontend import FREE, client_last_ps
-from qsim.sim.engine.replica import Replica
 from qsim.sim.engine.steplog import Step
-from qsim.sim.engine.timing import PS_PER_MS, PS_PER_S, Timing
-from qsim.sim.engine.wakeups import WakeUps
+from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import Setup
 from qsim.sim.fleet.clients import NEXT, Clients
 from qsim.sim.fleet.columns import Columns
+from qsim.sim.fleet.dispatcher import NEVER, Dispatcher
 from qsim.sim.fleet.lives import Lives
 from qsim.sim.fleet.policy import Policy
-from qsim.sim.fleet.queue_limits import QueueLimits
-from qsim.sim.fleet.router import Router, make_router
-from qsim.sim.fleet.router_mixed import Packing
-from qsim.sim.fleet.view import View
-from qsim.sim.results.finished import FAILED, REJECTED, TIMED_OUT, Finished
+from qsim.sim.results.finished import Finished
 from qsim.sim.results.timeline import Timeline
-from qsim.sim.scheduler.scheduler import Request
 from qsim.traces.trace import Trace
 
 __all__ = ["Fleet"]
 
-_NEVER = 1 << 100
 
-
-class Fleet:
+class Fleet(Dispatcher):
     """Runs a trace through the engines of its pools; one instance, one run.
+
+    What it knows of requests at servers are the attributes of :class:`Dispatcher`.
 
     Parameters
     ----------
@@ -83,16 +74,6 @@ class Fleet:
         The trace's time at which the clock of the run is 0.
     end_ps : int
         When the last client has the last token.
-    gaps : array of int64
-        Inter-token gaps as the engine emits them: entries of :class:`qsim.sim.results.itl.Gaps`.
-    lost, retried : int
-        Requests that were under way at a server that failed, each time; and how often one was sent
-        again.
-    held, held_ps, longest_held_ps : int
-        Requests that waited for a server that is on; for how long, all together and at most.
-    first_tokens, ttft_ps : list of int
-        By pool, where a policy asks: how many requests have had their first token, and how long
-        after they were sent to a server, all together.
     """
 
     def __init__(
@@ -112,92 +93,32 @@ class Fleet:
         bin_s: float | None = None,
     ) -> None:
         pools, n = setup.pools, setup.replicas
-        self._pools = pools
-        self._configs = [p.config for p in pools]
-        self._pool_of = setup.pool_of
-        self._frontends = [p.profile.frontend if setup.frontend else FREE for p in pools]
-        self._serial_ps = [round(f.receive_serial_ms * PS_PER_MS) for f in self._frontends]
-        self._ready_ps = [-(1 << 62)] * n  # when each front end handed on its last request
         self._progress, self._more, self._release = progress, more, release
         self._name = trace.name
         self.origin_s = 0.0 if policy else clock_origin_s(float(trace.arrival_s[0]))
-
-        columns = Columns(self._frontends, self._pool_of, self.origin_s, setup.client_timeout_s)
-        self._columns = columns
-        self._arrival_ps, self._prompt, self._output = (
-            columns.arrival_ps, columns.prompt, columns.output,
-        )  # fmt: skip
-        self._receive_ps = columns.receive_ps
-        self._server = columns.server
-        self._first_ps, self._first_rows = columns.first_ps, columns.first_rows
-        self._last_ps, self._last_rows = columns.last_ps, columns.last_rows
-        self.emitted_ps = columns.emitted_ps
-        self.gaps = array("q")
+        columns = Columns(setup.frontends, setup.pool_of, self.origin_s, setup.client_timeout_s)
         # the next request, where its part begins and ends, and how many requests were before it
-        self._begin = self._next = self._end = self._before = 0
-        self._take(trace, output_tokens)
-
-        self._timings = [Timing(p.profile, p.config) for p in pools]
+        places = columns.take(trace, output_tokens)
+        self._begin = self._next = places.start
+        self._end = places.stop
+        self._before = 0
         first_ps, last_ps = (
-            (self._arrival_ps[0], self._arrival_ps[-1])
+            (columns.arrival_ps[0], columns.arrival_ps[-1])
             if span_s is None
             else (int(np.rint((s - self.origin_s) * PS_PER_S)) for s in span_s)
         )
-        self._start_ps = 0 if policy else self._arrival_ps[0]
+        self._start_ps = 0 if policy else columns.arrival_ps[0]
         self._span_end_ps = last_ps
-        self.timeline = Timeline(
+        timeline = Timeline(
             0 if policy else first_ps,
             last_ps,
             n,
-            [self._configs[k].num_gpu_blocks - 1 for k in self._pool_of],
+            [pools[k].config.num_gpu_blocks - 1 for k in setup.pool_of],
             None if bin_s is None else round(bin_s * PS_PER_S),
         )
-
         clients = Clients(setup, trace, self.event_planned)
-        self._clients = clients
-        self._coming, self._deadlines = clients.coming, clients.deadlines
-        self._answers, self._times_out = clients.waits, clients.times_out
-        self._failures = setup.failures
-        # requests by server, and those that the engine does not know yet to have gone
-        self._tracks = self._times_out or self._failures is not None
-        self._under_way: list[dict[int, Request]] = [{} for _ in range(n)]
-        self._gone: dict[int, Request] = {}
-        self._held: deque[tuple[int, int]] = deque()  # places and arrivals, while no server is on
-        self._open = True
-        self.lost = self.retried = 0
-        self.held = self.held_ps = self.longest_held_ps = 0
-        self.first_tokens, self.ttft_ps = [0] * len(pools), [0] * len(pools)
-        self._sent_ps: dict[int, int] = {}  # requests that have no token yet
-
-        self._jump, self._step_log = jump and step_log is None, step_log
-        self.replicas = [self._engine(i) for i in range(n)]
-        self._used = [False] * n  # engines that have begun
-        self._view = View(pools, self._timings, self._pool_of, columns, self.replicas)
-        self.outstanding_requests = self._view.outstanding_requests
-        self.outstanding_tokens = self._view.outstanding_tokens
-        self.limits: QueueLimits | None = None
-        if any(c.limits_queue for c in self._configs):
-            by_server = [self._configs[k] for k in self._pool_of]
-            self.limits = QueueLimits(by_server, setup.router == "vllm")
-        self.packs = setup.pack > 0
-        self._router = self._make_router(setup)
-        self._runs_ahead = not (
-            self._tracks
-            or self._answers
-            or self.limits is not None
-            or getattr(self._router, "reads_kv_usage", False)
-        )
-        for replica in self.replicas:
-            replica.runs_ahead = self._runs_ahead
-        self._freed: Callable[[int], None] | None = getattr(self._router, "finished", None)
-        self._learns: Callable[[int], None] | None = getattr(self._router, "finished_tokens", None)
-        self._begun: Callable[[int, int], None] | None = getattr(self._router, "first_token", None)
-        self._ended: Callable[[int, int], None] | None = getattr(self._router, "ended", None)
-        self._refresh: Callable[[], None] | None = None
-        if n > 1:
-            self._refresh = getattr(self._router, "refresh", None)
-        self._refresh_ps = _NEVER
-        self._wakeups = WakeUps(n)
+        jump = jump and step_log is None
+        super().__init__(setup, columns, clients, timeline, jump, step_log)
         scaler = setup.scaler() if policy is None else None
         self.lives = Lives(
             self,
@@ -212,22 +133,10 @@ class Fleet:
         self._times_first = scaler is not None and scaler.reads_ttft
         self._rare = self.lives.rare
         # nobody need know who has finished
-        self._lags = n == 1 and self._jump and not (self._rare or self._tracks or self._answers)
+        self._lags = n == 1 and jump and not (self._rare or self._tracks or self._answers)
         self._view.lags = self._lags
         self._sooner = False  # something was planned while the engines went on
         self.end_ps = 0
-
-    def _make_router(self, setup: Setup) -> Router:
-        weights = [self._pools[k].weight for k in self._pool_of]
-        if setup.pack:
-            return Packing(self._view, weights, setup.pack)
-        return make_router(
-            setup.router,
-            self._view,
-            lambda: np.random.default_rng(setup.seed),
-            setup.vllm_version,
-            weights,
-        )
 
     def run(self) -> None:
         """Run to the last token, and to the end that was asked for."""
@@ -253,17 +162,17 @@ class Fleet:
                 if self._sooner:
                     self._sooner = False
                     continue
-            if at == _NEVER:
+            if at == NEVER:
                 break
             if arrival <= rare:
                 self._receive(at)
             elif not self._happen(at):
                 break
         if lags:
-            self.replicas[0].proceed(_NEVER)
+            self.replicas[0].proceed(NEVER)
 
     def _next_arrival_ps(self) -> int:
-        at = self._coming[0][0] if self._coming else _NEVER
+        at = self._coming[0][0] if self._coming else NEVER
         if self._next < self._end and not self._answers and self._arrival_ps[self._next] < at:
             return self._arrival_ps[self._next]
         return at
@@ -418,241 +327,6 @@ class Fleet:
         if self._times_out and self._columns.timeout_ps[i]:
             self._clients.sent(i, now, self._columns.timeout_ps[i])
         self._send(i, now)
-
-    def _send(self, i: int, now: int) -> None:
-        """Hand a request to the replica that the router chooses."""
-        if self._refresh is not None and self._refresh_ps == _NEVER:
-            self._plan_refresh(now)
-        if not self._open:
-            self._held.append((i, self._arrival_ps[i]))
-            self.held += 1
-            return
-        limits = self.limits
-        if limits is not None and limits.shared and limits.rejects(self, -1, now):
-            self._end_without_answer(i, REJECTED, now)
-            return
-        target = self._router.choose(i, now)
-        prompt, output = self._prompt[i], self._output[i]
-        if limits is not None:
-            if not limits.shared and limits.rejects(self, target, now):
-                if self._freed is not None:
-                    self._freed(target)  # it counts what it sends
-                if self._ended is not None:
-                    self._ended(target, i)
-                self._end_without_answer(i, REJECTED, now)
-                return
-            limits.queued_tokens[target] += prompt
-        self._server[i] = target
-        self.outstanding_requests[target] += 1
-        self.outstanding_tokens[target] += prompt + output
-        pool, columns = self._pool_of[target], self._columns
-        request = Request(
-            i,
-            prompt,
-            output,
-            priority=columns.priority[i],
-            block_ids=columns.block_ids(i, self._configs[pool]) if columns.has_ids else (),
-        )
-        ready = now + self._receive_ps[pool][i]
-        serial = self._ready_ps[target] + self._serial_ps[pool]
-        if ready < serial:
-            ready = serial
-        self._ready_ps[target] = ready
-        if self._tracks:
-            self._under_way[target][i] = request
-        if self._times_first:
-            self._sent_ps[i] = now
-        replica = self.replicas[target]
-        replica.hand_in(request, ready, now)
-        if not self._lags:
-            self._wakeups.set(target, replica.call_ps())
-
-    # ------------------------------------------------------------------ what routers see
-
-    def _plan_refresh(self, now: int) -> None:
-        """Let the router see the queues at the next multiple of its period."""
-        period: int = self._router.period_ps  # type: ignore[attr-defined]
-        self._refresh_ps = now - now % period + period
-
-    def _on_refresh(self) -> None:
-        assert self._refresh is not None
-        now = self._view.now_ps = self._refresh_ps
-        self._refresh_ps = _NEVER
-        self._refresh()
-        if any(self.outstanding_requests):
-            self._plan_refresh(now)
-
-    # ------------------------------------------------------------------ what replicas report
-
-    def first_token(self, time_ps: int, request: Request, rows: int) -> None:
-        i = request.index
-        if self._gone and i in self._gone:
-            return
-        self._first_ps[i] = time_ps
-        self._first_rows[i] = rows
-        if self._begun is not None:
-            self._begun(self._server[i], i)
-        if self._times_first:
-            pool = self._pool_of[self._server[i]]
-            self.first_tokens[pool] += 1
-            self.ttft_ps[pool] += time_ps - self._sent_ps.pop(i, time_ps)
-        if self.limits is not None:
-            self.limits.queued_tokens[self._server[i]] -= self._prompt[i]
-
-    def finished(self, time_ps: int, request: Request, rows: int) -> None:
-        i = request.index
-        if self._gone and i in self._gone:
-            return
-        self._last_ps[i] = time_ps
-        self._last_rows[i] = rows
-        self._columns.cached_tokens[i] = request.cached_tokens
-        self._columns.preemptions[i] = request.preemptions
-        target = self._server[i]
-        if self._tracks:
-            del self._under_way[target][i]
-            self._clients.ended(i)
-        self._free(target, i)
-        if self._learns is not None:
-            self._learns(self._output[i])
-        if self._answers or self._times_out:
-            # the client has what the engine has a little later
-            client_ps = client_last_ps(
-                self._frontends[self._pool_of[target]],
-                self._prompt[i],
-                self._output[i],
-                self._first_ps[i],
-                self._first_rows[i],
-                time_ps,
-                rows,
-            )
-            timeout = self._columns.timeout_ps[i] if self._times_out else 0
-            if timeout and client_ps > self._arrival_ps[i] + timeout:
-                self._end_without_answer(i, TIMED_OUT, self._arrival_ps[i] + timeout)
-            elif self._answers:
-                self._answered(i, client_ps)
-        if self._rare and not self.outstanding_requests[target]:
-            self.lives.finished(target, time_ps)
-
-    def _free(self, target: int, i: int) -> None:
-        """The replica has a request less."""
-        self.outstanding_requests[target] -= 1
-        self.outstanding_tokens[target] -= self._prompt[i] + self._output[i]
-        if self._freed is not None:
-            self._freed(target)
-        if self._ended is not None:
-            self._ended(target, i)
-
-    # ------------------------------------------------------------------ clients
-
-    def _answered(self, i: int, time: int) -> None:
-        """A client has its answer, or none; what it sends next comes now at the earliest."""
-        self._clients.answered(i, max(time, self._view.now_ps))
-
-    def _end_without_answer(self, i: int, how: int, now: int) -> None:
-        """A request was rejected, its client has gone, or it failed."""
-        self._server[i] = how
-        self._first_ps[i] = self._last_ps[i] = max(now, 1)
-        self._columns.cached_tokens[i] = self._columns.preemptions[i] = 0
-        self._clients.ended(i)
-        if self._answers:
-            self._answered(i, now)
-
-    def _give_up(self, now: int) -> None:
-        """A client has waited for long enough, unless it has its answer."""
-        _, i, arrived = heappop(self._deadlines)
-        if self._arrival_ps[i] != arrived or self._last_ps[i]:
-            return
-        self._view.now_ps = now
-        target = self._server[i]
-        if target >= 0 and i in self._under_way[target]:
-            replica = self.replicas[target]
-            replica.catch_up(now)
-            if self._last_ps[i]:
-                return
-            self._take_back(target, i, self._under_way[target].pop(i))
-            self._wakeups.set(target, replica.call_ps())
-            if self._rare and not self.outstanding_requests[target]:
-                self.lives.finished(target, now)
-        elif (i, arrived) in self._held:
-            self._held.remove((i, arrived))
-        self._end_without_answer(i, TIMED_OUT, now)
-
-    def _take_back(self, target: int, i: int, request: Request) -> None:
-        self._gone[i] = request
-        self.replicas[target].abort(request)
-        self._free(target, i)
-        if self.limits is not None and not self._first_ps[i]:
-            self.limits.queued_tokens[target] -= self._prompt[i]
-
-    # ------------------------------------------------------------------ servers come and go
-
-    def _engine(self, i: int) -> Replica:
-        k = self._pool_of[i]
-        meter = PowerMeter(self._pools[k].profile.power, self._timings[k])
-        return Replica(
-            i,
-            self._configs[k],
-            self._timings[k],
-            meter,
-            self,
-            jump=self._jump,
-            step_log=self._step_log,
-        )
-
-    def start_engine(self, i: int, now: int) -> Replica:
-        """The engine of a server that is on from now: a new one, with an empty KV cache."""
-        if self._used[i]:
-            self._forget(i)
-            self.replicas[i] = self._engine(i)
-            self.replicas[i].runs_ahead = self._runs_ahead
-        self._used[i] = True
-        self.replicas[i].meter.start(now)
-        return self.replicas[i]
-
-    def set_open(self, servers: list[int], now: int) -> None:
-        """These servers take requests from now on."""
-        self._open = bool(servers)
-        if not servers:
-            return
-        self._router.only(servers)
-        while self._held:
-            i, arrival = self._held.popleft()
-            self.held_ps += now - arrival
-            self.longest_held_ps = max(self.longest_held_ps, now - arrival)
-            self._send(i, now)
-
-    def _forget(self, i: int) -> None:
-        """The server's KV cache is gone."""
-        forget = getattr(self._router, "forget", None)
-        if forget is not None:
-            forget(i)
-
-    def lose(self, target: int, now: int) -> None:
-        """The server fails: the requests under way are lost; clients send them again, or fail."""
-        failures = self._failures
-        assert failures is not None
-        self._view.now_ps = now
-        replica = self.replicas[target]
-        replica.catch_up(now)
-        replica.settle()
-        for request in replica.aborts:
-            request.finished = True
-        lost, self._under_way[target] = self._under_way[target], {}
-        self._wakeups.set(target, -1)
-        self.replicas[target], self._used[target] = self._engine(target), False
-        self._forget(target)
-        again = now + round(failures.retry_after_s * PS_PER_S)
-        for i in lost:
-            self.lost += 1
-            self._free(target, i)
-            if self.limits is not None and not self._first_ps[i]:
-                self.limits.queued_tokens[target] -= self._prompt[i]
-            self._first_ps[i] = 0
-            self.emitted_ps[i] = -1
-            if self._clients.lost(i) > failures.retries:
-                self._end_without_answer(i, FAILED, now)
-            else:
-                self._clients.plan(again, i, self._arrival_ps[i])
 
 
 @contextmanager

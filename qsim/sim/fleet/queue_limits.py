@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from qsim.sim.scheduler.config import EngineConfig
 
 if TYPE_CHECKING:
-    from qsim.sim.fleet.fleet import Fleet
+    from qsim.sim.fleet.dispatcher import Dispatcher
 
 __all__ = ["QueueLimits"]
 
@@ -43,7 +43,7 @@ class QueueLimits:
         self.queued_tokens = [0] * len(configs)
         self.rejected_by_requests = self.rejected_by_tokens = 0
 
-    def rejects(self, fleet: Fleet, target: int, now_ps: int) -> bool:
+    def rejects(self, servers: Dispatcher, target: int, now_ps: int) -> bool:
         """Whether a request is rejected that comes now; counts it.
 
         Parameters
@@ -53,10 +53,10 @@ class QueueLimits:
         """
         replicas = range(len(self.queued_tokens)) if self.shared else (target,)
         for i in replicas:
-            fleet.replicas[i].catch_up(now_ps)
+            servers.replicas[i].catch_up(now_ps)
         most_requests = self._most_requests[max(target, 0)]
         most_tokens = self._most_tokens[max(target, 0)]
-        requests = sum([fleet.outstanding_requests[i] for i in replicas])
+        requests = sum([servers.outstanding_requests[i] for i in replicas])
         if most_requests is not None and requests + 1 > most_requests:
             self.rejected_by_requests += 1
             return True
