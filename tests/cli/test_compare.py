@@ -37,13 +37,13 @@ def test_a_benchmark_beside_its_simulation(tmp_path: Path) -> None:
 
 def test_a_recording_is_explained_and_adapted(tmp_path: Path) -> None:
     out_path = tmp_path / "a.json"
-    code, out, err = run(RECORDING, "--phase", "val_moderate", "--adapt", out_path)
+    code, out, err = run(RECORDING, "--phase", "over40", "--adapt", out_path)
     assert code == 0, err
     assert "what would explain it" in out
     assert "all parts of the machine" in out
     adapted = Profile.load(out_path)
     assert adapted.adapted is not None
-    assert adapted.adapted.loads == [f"{RECORDING.name}: val_moderate"]
+    assert adapted.adapted.loads == [f"{RECORDING.name}: over40"]
     assert adapted.id == "h200_sxm/llama-3.1-8b/bf16"
 
 

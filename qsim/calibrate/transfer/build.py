@@ -83,9 +83,15 @@ class Teacher:
 
     def without(self, model: str) -> Teacher:
         """The same without one model."""
-        return replace(
-            self, samples=tuple(s for s in self.samples if s.profile.identity.model != model)
-        )
+        if model not in self._without:
+            rest = tuple(s for s in self.samples if s.profile.identity.model != model)
+            self._without[model] = replace(self, samples=rest)
+        return self._without[model]
+
+    @cached_property
+    def _without(self) -> dict[str, Teacher]:
+        """Those that were asked for, because learning takes a second."""
+        return {}
 
 
 #: the version of vLLM that the kernel tables are of; profiles of it are learnt from

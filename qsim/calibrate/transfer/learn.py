@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -87,6 +88,11 @@ class Sample:
         """Its method without the KV cache's type."""
         return base_method(self.profile.identity.method)
 
+    @cached_property
+    def spans(self) -> Spans:
+        """The profile's GPU spans."""
+        return Spans(self.profile)
+
 
 def base_method(method: str) -> str:
     """The method without ``+kv-fp8``."""
@@ -130,7 +136,7 @@ def learn_overheads(samples: Sequence[Sample]) -> Overheads:
     targets: dict[str, list[float]] = {m: [] for m in MODES}
     several = [s for s in samples if s.composer.tensor_parallel_size > 1]
     for s in [s for s in samples if s.composer.tensor_parallel_size == 1] or several:
-        spans, table = Spans(s.profile), TABLE_OF[s.method]
+        spans, table = s.spans, TABLE_OF[s.method]
         for p in points_of(s.profile):
             measured = spans.ms(p)
             tokens = p.rows or p.prefill_tokens
@@ -190,7 +196,7 @@ def _all_reduce_ratios(samples: Sequence[Sample], learnt: Overheads) -> dict[str
     """Measured time of all-reduces over the table's, by mode; the median over steps."""
     ratios: dict[str, list[float]] = {}
     for s in samples:
-        spans, table = Spans(s.profile), TABLE_OF[s.method]
+        spans, table = s.spans, TABLE_OF[s.method]
         for p in points_of(s.profile):
             linear = s.composer.linear_ms(p.rows or p.prefill_tokens, table)
             given = all_reduce_ms(s.composer, p)

@@ -22,7 +22,7 @@ import numpy as np
 from qsim.calibrate.transfer.compose import TABLE_OF, Composer
 from qsim.calibrate.transfer.learn import Sample
 from qsim.calibrate.transfer.ratios import kernels_of
-from qsim.calibrate.transfer.spans import Spans, StepPoint, decode_points, prefill_points
+from qsim.calibrate.transfer.spans import StepPoint, decode_points, prefill_points
 from qsim.calibrate.transfer.specs import GpuSpec
 from qsim.profiles.schema import Power
 
@@ -123,7 +123,7 @@ def learn_power(samples: Sequence[Sample], spec: GpuSpec, logit_passes: float = 
 
 def _seen(s: Sample, logit_passes: float) -> Iterator[tuple[str, Work, float, float]]:
     """Steps of a measured profile: the method, their work, s, and J above idle of one GPU."""
-    p, m, spans = s.profile.power, s.profile.memory, Spans(s.profile)
+    p, m, spans = s.profile.power, s.profile.memory, s.spans
     tp = s.composer.tensor_parallel_size
     most = (p.cap_w - p.idle_w) / tp
     for point in _points((m.num_gpu_blocks - 1) * m.block_size):

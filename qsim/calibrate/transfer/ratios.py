@@ -30,7 +30,7 @@ import numpy as np
 from qsim.calibrate.transfer.compose import TABLE_OF, Composer
 from qsim.calibrate.transfer.kernels import KernelTables
 from qsim.calibrate.transfer.learn import Overheads, Sample, base_method
-from qsim.calibrate.transfer.spans import Spans, StepPoint
+from qsim.calibrate.transfer.spans import StepPoint
 from qsim.catalog.methods import find_method, weight_bytes
 from qsim.errors import CalibrationError
 
@@ -255,7 +255,7 @@ def learn_shapes(
 def _shape(sample: Sample, bf16: Sample | None, overheads: Overheads) -> MethodShape:
     composer = sample.composer
     weights = composer.weights() * composer.layers
-    own, base = Spans(sample.profile), Spans(bf16.profile) if bf16 is not None else None
+    own, base = sample.spans, None if bf16 is None else bf16.spans
 
     def linear(point: StepPoint) -> float:
         products = composer.linear_ms(point.rows or point.prefill_tokens)
