@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qsim.profiles.lookup import list_profiles, load_profile
+from qsim.profiles.lookup import SHARDED_FOLDER, list_profiles, list_sharded, load_profile
 from qsim.profiles.schema import Profile
 from tests.cli.helpers import fails, qsim
 
@@ -136,6 +136,7 @@ def test_the_shipped_ones_are_what_the_command_makes(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     shipped = {e.id: e.path for e in list_profiles()}
     shipped = {i: p for i, p in shipped.items() if Profile.load(p).transferred}
+    shipped |= {f"{SHARDED_FOLDER}/{e.id}": e.path for e in list_sharded()}
     made = {p.relative_to(tmp_path).with_suffix("").as_posix(): p for p in tmp_path.rglob("*.json")}
     assert set(made) == set(shipped)
     for i, path in made.items():
