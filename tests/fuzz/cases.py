@@ -15,6 +15,7 @@ from typing import Any
 import click
 import yaml
 
+from qsim.profiles.schema import Profile
 from tests.fuzz.mutate import OPTION_VALUES, OPTION_WORDS, mutate
 
 __all__ = ["Case", "command_at", "draw", "plain", "seeds"]
@@ -156,13 +157,15 @@ COMMANDS: list[str] = [
     "calibrate validate {rec/server.json} {rec/phases.json} {rec/steps.csv.gz} "
     "{rec/requests.csv.gz} {rec/power.csv.gz} --profile {profile.json}",
     "calibrate host --against {host.json} --seconds 0.1",
+    "calibrate adapt --telemetry {range.json} --profile {profile.json} --out out/a.json",
     "@replay {replay.json}",
     "@baseline {baseline.json}",
     "@results {results.json}",
 ]
 #: options that a mutation leaves alone: they start processes, servers or wait
 LEFT_ALONE = {
-    "jobs", "dask", "help", "version", "serve_command", "base_url", "baseline_url", "seconds"
+    "jobs", "dask", "help", "version", "serve_command", "base_url", "baseline_url", "seconds",
+    "prometheus_url", "watch_s",
 }  # fmt: skip
 
 
@@ -346,6 +349,19 @@ study: {profiles: [profile.json], levels: [workload]}
 """
 
 
+def _telemetry(profile: Profile) -> str:
+    """Metrics of 70 s of a small server."""
+    import numpy as np
+
+    from qsim.profiles.factors import Factors
+    from qsim.traces.trace import Trace
+    from tests.calibrate.adapt.served import answer, served
+
+    i = np.arange(420)
+    trace = Trace(arrival_s=i * 0.2, prompt_tokens=i % 90 + 30, output_tokens=i % 20 + 2)
+    return answer(served(trace, profile, Factors(launch=1.5), step_s=10.0))
+
+
 @lru_cache(maxsize=1)
 def seeds() -> dict[str, bytes]:
     """The good files, by name."""
@@ -377,6 +393,7 @@ def seeds() -> dict[str, bytes]:
             {"schema": "qsim-host/1", "step_ms": 0.1, "low_ms": 0.09, "high_ms": 0.12,
              "rounds": 80, "cpu": "a CPU, 4 CPUs", "python": "3.11.7"}
         ),
+        "range.json": _telemetry(profile),
         "trace.csv": trace,
         "hours.csv": hours,
         "azure.csv": AZURE_2023,

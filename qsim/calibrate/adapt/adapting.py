@@ -25,7 +25,7 @@ from qsim.profiles.factors import FACTORS, HOST, apply
 from qsim.profiles.schema import Adapted, Profile
 from qsim.profiles.spread import Prior, shipped_spread
 
-__all__ = ["AS_IS", "CHOICES", "Adaptation", "adapt", "errors_percent"]
+__all__ = ["AS_IS", "CHOICES", "Adaptation", "adapt", "as_is", "errors_percent"]
 
 BoolArray = npt.NDArray[np.bool_]
 Errors = dict[str, float | None]
@@ -174,7 +174,7 @@ def _fitted(
     odd = None if len(loads) > 1 else _misfit(loads[0], profile, prior, executor)
     kept = _best(errors, odd is not None) if errors else next(iter(CHOICES))
     if kept == AS_IS:
-        factors, adapted = _as_is(prior), replace(profile, measured_host=None)
+        factors, adapted = as_is(prior), replace(profile, measured_host=None)
     else:
         held = fit.held(CHOICES[kept], prior)
         factors, adapted = held.intervals(), apply(profile, held.factors)
@@ -254,7 +254,7 @@ def _misfit(load: Load, profile: Profile, prior: Prior, executor: Executor | Non
     )
 
 
-def _as_is(prior: Prior) -> dict[str, tuple[float, float, float]]:
+def as_is(prior: Prior) -> dict[str, tuple[float, float, float]]:
     """Factors of 1, whose intervals hold what is expected of a machine as well."""
     expected = FactorFit(prior.mean, prior.covariance).intervals()
     return {n: (1.0, min(1.0, low), max(1.0, high)) for n, (_, low, high) in expected.items()}

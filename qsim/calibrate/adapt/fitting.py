@@ -26,7 +26,15 @@ from qsim.profiles.factors import FACTORS, HOST, Factors, apply
 from qsim.profiles.schema import Profile
 from qsim.profiles.spread import Prior
 
-__all__ = ["LEAST_REQUESTS", "LOAD_SD", "FactorFit", "fit_factors", "unexplained"]
+__all__ = [
+    "LEAST_REQUESTS",
+    "LOAD_SD",
+    "FactorFit",
+    "fit_factors",
+    "information",
+    "pooled",
+    "unexplained",
+]
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -251,22 +259,13 @@ def fit_factors(
         half = rng.standard_normal((_DRAWS // 2, f))
         draws = mean + np.concatenate([half, -half]) @ np.linalg.cholesky(around).T
         out = _replayed(views, profile, draws, executor)
-        line = np.column_stack([np.ones(_DRAWS), draws - mean])
-        coefficients = np.linalg.lstsq(line, out, rcond=None)[0]
-        scatter = ((out - line @ coefficients) ** 2).sum(axis=0) / (_DRAWS - f - 1)
-        variance = noise + 0.5 * scatter
-        slopes, off = coefficients[1:].T, measured - coefficients[0]
-        weight = 1.0 / (variance * np.maximum(1.0, np.abs(off) / np.sqrt(variance) / _HUBER))
-        told = []
-        for a, b in itertools.pairwise(ends):
-            weighted = slopes[a:b].T * weight[a:b]
-            told.append((weighted @ slopes[a:b], weighted @ off[a:b]))
+        told = information(draws - mean, out, measured, noise, 0.5, ends)
         pull = precision @ (prior.mean - mean)
         if of_the_load:
-            covariance = np.linalg.inv(precision + sum(x for x, _ in told))
+            covariance = np.asarray(np.linalg.inv(precision + sum(x for x, _ in told)))
             step = covariance @ (pull + sum(y for _, y in told))
         else:
-            step, covariance = _pooled(told, precision, pull)
+            step, covariance = pooled(told, precision, pull, [LOAD_SD[n] for n in FACTORS])
         mean = mean + np.clip(step, -1.5, 1.5)
         around = 1.5 * covariance + 0.0025 * np.diag(np.diag(prior.covariance))
     return FactorFit(mean, covariance)
@@ -279,26 +278,72 @@ def unexplained(load: Load, profile: Profile) -> float:
     return float(np.mean((off / view.sd) ** 2))
 
 
-def _pooled(
-    told: Sequence[tuple[FloatArray, FloatArray]], precision: FloatArray, pull: FloatArray
+def information(
+    steps: FloatArray,
+    out: FloatArray,
+    measured: FloatArray,
+    noise: FloatArray,
+    scatter_share: float,
+    ends: Sequence[int],
+) -> list[tuple[FloatArray, FloatArray]]:
+    """What loads tell of parameters: of each its information, and what pulls the parameters.
+
+    A line is laid through what came out of draws of the parameters.
+
+    Parameters
+    ----------
+    steps : array of shape (d, f)
+        The draws, from where they are around.
+    out : array of shape (d, m)
+        What came out.
+    measured, noise : arrays of shape (m,)
+        What should have, and its variance.
+    scatter_share : float
+        How much of the draws' scatter around the line is an error of what was measured, too.
+    ends : sequence of int
+        Where the loads' parts of the m begin and end.
+
+    Returns
+    -------
+    list of (array of shape (f, f), array of shape (f,))
+    """
+    line = np.column_stack([np.ones(len(steps)), steps])
+    coefficients = np.linalg.lstsq(line, out, rcond=None)[0]
+    scatter = ((out - line @ coefficients) ** 2).sum(axis=0) / (len(steps) - line.shape[1])
+    variance = noise + scatter_share * scatter
+    slopes, off = coefficients[1:].T, measured - coefficients[0]
+    weight = 1.0 / (variance * np.maximum(1.0, np.abs(off) / np.sqrt(variance) / _HUBER))
+    told = []
+    for a, b in itertools.pairwise(ends):
+        weighted = slopes[a:b].T * weight[a:b]
+        told.append((weighted @ slopes[a:b], weighted @ off[a:b]))
+    return told
+
+
+def pooled(
+    told: Sequence[tuple[FloatArray, FloatArray]],
+    precision: FloatArray,
+    pull: FloatArray,
+    load_sd: Sequence[float],
 ) -> tuple[FloatArray, FloatArray]:
     """Step and covariance where every load has a deviation of its own from its machine.
 
     The deviations are multivariate t (Lange, Little and Taylor, 1989, by reweighting): most are
-    about ``LOAD_SD``, and one that is far larger takes its load's word with it. Of three loads or
+    about ``load_sd``, and one that is far larger takes its load's word with it. Of three loads or
     more the half that deviate least keep theirs: what most loads say is the machine.
     """
-    spread = np.diag([LOAD_SD[n] ** 2 for n in FACTORS])
-    f, wide = len(FACTORS), [1.0] * len(told)
-    step, covariance = np.zeros(f), spread
+    spread = np.diag(np.asarray(load_sd, dtype=np.float64) ** 2)
+    f, wide = len(load_sd), [1.0] * len(told)
+    step: FloatArray = np.zeros(f)
+    covariance: FloatArray = spread
     for _ in range(_REWEIGHTED):
-        information, right, solved = precision.copy(), pull.copy(), []
+        total, right, solved = precision.copy(), pull.copy(), []
         for (own, off), u in zip(told, wide, strict=True):
             gain = np.linalg.inv(np.linalg.inv(spread * u) + own)
             solved.append(gain)
-            information += own - own @ gain @ own
+            total += own - own @ gain @ own
             right += off - own @ gain @ off
-        covariance = np.linalg.inv(information)
+        covariance = np.asarray(np.linalg.inv(total))
         step = covariance @ right
         for i, ((own, off), gain) in enumerate(zip(told, solved, strict=True)):
             deviation = gain @ (off - own @ step)

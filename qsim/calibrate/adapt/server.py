@@ -11,14 +11,24 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from qsim.bounds import shown
+from qsim.bounds import MAX_BLOCKS, shown
 from qsim.catalog.versions import parse_version
 from qsim.errors import CalibrationError, ScenarioError
 from qsim.profiles.lookup import list_profiles
 from qsim.profiles.schema import Profile
 from qsim.prometheus import samples
 
-__all__ = ["Metrics", "RunningServer", "check_server", "describe", "read_metrics", "split_url"]
+__all__ = [
+    "Metrics",
+    "RunningServer",
+    "cache_blocks",
+    "check_cache",
+    "check_server",
+    "describe",
+    "read_metrics",
+    "scrape",
+    "split_url",
+]
 
 _TIMEOUT_S = 5.0
 _MOST_BYTES = 16 << 20
@@ -51,8 +61,7 @@ class RunningServer:
     @property
     def num_gpu_blocks(self) -> int | None:
         """KV blocks."""
-        text = "" if self.metrics is None else self.metrics.cache.get("num_gpu_blocks", "")
-        return int(text) if text.isdecimal() and int(text) > 1 else None
+        return None if self.metrics is None else cache_blocks(self.metrics.cache)
 
     @property
     def prefix_caching(self) -> bool | None:
@@ -152,16 +161,35 @@ def check_server(server: RunningServer, profile: Profile) -> list[str]:
         )
     if server.metrics is None:
         return [*lost, "no metrics: KV blocks, and whether others use it, are not known"]
-    dtype = server.metrics.cache.get("cache_dtype", "")
-    mine = "fp8" if "kv-fp8" in i.method else "16 bit"
+    return lost + check_cache(server.metrics.cache, profile)
+
+
+def cache_blocks(cache: Mapping[str, str]) -> int | None:
+    """KV blocks, as ``vllm:cache_config_info`` says; None where it does not."""
+    text = cache.get("num_gpu_blocks", "")
+    return int(text) if text.isdecimal() and 1 < int(text) <= MAX_BLOCKS else None
+
+
+def check_cache(cache: Mapping[str, str], profile: Profile) -> list[str]:
+    """Whether the KV cache of ``vllm:cache_config_info`` can be the profile's.
+
+    What could not be checked is returned.
+
+    Raises
+    ------
+    CalibrationError
+        If its type or its size do not fit.
+    """
+    dtype = cache.get("cache_dtype", "")
+    mine = "fp8" if "kv-fp8" in profile.identity.method else "16 bit"
     if dtype and ("fp8" in dtype) != (mine == "fp8"):
         raise CalibrationError(
             f"the server's KV cache is of type {shown(dtype)}, and that of {profile.id} is {mine}"
         )
-    block = server.metrics.cache.get("block_size", "")
-    blocks = server.num_gpu_blocks
+    block = cache.get("block_size", "")
+    blocks = cache_blocks(cache)
     if blocks is None:
-        return [*lost, "the server does not tell its number of KV blocks"]
+        return ["the server does not tell its number of KV blocks"]
     size = int(block) if block.isdecimal() else profile.memory.block_size
     ratio = blocks * size / (profile.memory.num_gpu_blocks * profile.memory.block_size)
     if not _BLOCKS[0] <= ratio <= _BLOCKS[1]:
@@ -170,7 +198,7 @@ def check_server(server: RunningServer, profile: Profile) -> list[str]:
             f"what {profile.id} has: another model, method, GPU or --gpu-memory-utilization. Give "
             "the profile of what is served"
         )
-    return lost
+    return []
 
 
 def _release(version: str) -> str:
@@ -195,6 +223,21 @@ def _check_name(server: RunningServer, profile: Profile) -> None:
 def _plain(text: str) -> str:
     text = re.sub(r"[^a-z0-9.]+", "", text.lower())
     return text.replace("metallama", "llama")
+
+
+def scrape(url: str) -> str:
+    """The text that a URL answers with.
+
+    Raises
+    ------
+    CalibrationError
+        If it does not answer.
+    """
+    try:
+        return _get(url).decode("utf-8", "replace")
+    except (OSError, ValueError) as e:
+        reason = e.reason if isinstance(e, urllib.error.URLError) else e
+        raise CalibrationError(f"{shown(url)} does not answer: {reason}") from None
 
 
 def _get(url: str) -> bytes:

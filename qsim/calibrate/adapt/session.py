@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,7 @@ def send_loads(
     say: Say,
     *,
     timeout_s: float = 300.0,
+    options: EngineOptions | None = None,
 ) -> Session:
     """Send the loads one after another. Prompts are never the same twice.
 
@@ -154,10 +155,12 @@ def send_loads(
     idle_j = None if meter is None else meter.joules(begin, end)
     vocabulary = int(profile.identity.architecture.get("vocab_size", 32000))
     client = LoadClient(server.port, host=server.host, model=server.model, vocab_size=vocabulary)
-    options = EngineOptions(
-        max_model_len=server.max_model_len,
+    given = options or EngineOptions()
+    settings = replace(
+        given,
+        max_model_len=given.max_model_len or server.max_model_len,
         enable_prefix_caching=False,  # prompts are random and share nothing
-        vllm_version=server.version or None,
+        vllm_version=given.vllm_version or server.version or None,
     )
     loads, sent = [], 0
     try:
@@ -169,7 +172,7 @@ def send_loads(
             result = client.run(_request(plan.label, plan.streams), timeout_s, lambda: None)
             sent += len(result.requests)
             joules = None if meter is None else meter.joules(result.start_s, result.end_s)
-            loads.append(_load(plan.label, result, joules, options, server.num_gpu_blocks))
+            loads.append(_load(plan.label, result, joules, settings, server.num_gpu_blocks))
             time.sleep(0.3)
     finally:
         client.close()

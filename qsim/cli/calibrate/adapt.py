@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qsim.cli._command import Command
+from qsim.cli._common import engine_from, engine_options
+from qsim.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from qsim.sim.scheduler.config import EngineOptions
 
 __all__ = ["adapt_command"]
 
@@ -15,12 +21,25 @@ _MOST_JOBS = 10
 
 
 @click.command("adapt", cls=Command)
-@click.option("--base-url", required=True, metavar="http://HOST:PORT",
-              help="The vLLM server; nothing else may use it meanwhile.")  # fmt: skip
+@click.option("--base-url", metavar="http://HOST:PORT",
+              help="The vLLM server that loads are sent to; nothing else may use it meanwhile. "
+              "With --watch it is only scraped.")  # fmt: skip
 @click.option("--profile", required=True, metavar="ID|FILE", help="What it serves.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
               metavar="FILE.json", help="The adapted profile.")  # fmt: skip
-@click.option("--vllm-version", metavar="VERSION", help="Of the profile; by default the server's.")
+@click.option("--telemetry", "telemetry", multiple=True, metavar="RANGE.json",
+              help="Send nothing: adapt by vLLM's metrics of a time of production traffic (and "
+              "DCGM's), answers of Prometheus's /api/v1/query_range; any number.")  # fmt: skip
+@click.option("--prometheus-url", metavar="URL", help="The same, asked of Prometheus.")
+@click.option("--last", "last_s", type=click.FloatRange(60.0, 1e7), default=3600.0,
+              show_default=True, metavar="S", help="Of Prometheus, so many seconds.")  # fmt: skip
+@click.option("--watch", "watch_s", type=click.FloatRange(10.0, 1e6), metavar="S",
+              help="The same, scraped for so many seconds of --base-url/metrics.")  # fmt: skip
+@click.option("--step", "step_s", type=click.FloatRange(1.0, 3600.0), default=15.0,
+              show_default=True, metavar="S", help="Between moments of the metrics.")  # fmt: skip
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE",
+              help="Of metrics of several servers, those with this label.")  # fmt: skip
+@click.option("--model-name", metavar="NAME", help="Of metrics of several models.")
 @click.option("--power", default="nvml", show_default=True, metavar="nvml|none|URL",
               help="Energy by NVML on this machine, or DCGM's exporter (URL).")  # fmt: skip
 @click.option("--gpus", default="0", show_default=True, metavar="0,1",
@@ -34,23 +53,88 @@ _MOST_JOBS = 10
 @click.option("--keep-loads", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
               help="Keep what the client saw of each load, for qsim compare.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the loads.")
+@engine_options
 def adapt_command(
-    base_url: str,
+    base_url: str | None,
     profile: str,
     out: Path,
-    vllm_version: str | None,
+    telemetry: tuple[str, ...],
+    prometheus_url: str | None,
+    last_s: float,
+    watch_s: float | None,
+    step_s: float,
+    labels: tuple[str, ...],
+    model_name: str | None,
     power: str,
     gpus: str,
     seconds: float,
     most_error: float,
     keep_loads: Path | None,
     seed: int,
-) -> None:
+    **given: Any,
+) -> None:  # fmt: skip
     """Adapt a profile to the machine of a running vLLM server, in about a minute and a half.
 
     A few loads are sent (idle, single prompts, a batch ladder, arrivals, a stretch at full load);
-    factors of host, GPU and power are fitted to what the client saw and to the energy.
+    factors of host, GPU and power are fitted to what the client saw and to the energy. Or nothing
+    is sent, and they are fitted to the server's metrics under its own traffic (--telemetry,
+    --prometheus-url, --watch), together with what these do not tell of the traffic. Engine options
+    are those that the server was started with.
     """
+    from qsim.cli._outputs import check_output
+    from qsim.cli.calibrate._telemetry import Sources, adapt_by_telemetry, label_pairs
+    from qsim.profiles.lookup import load_profile
+
+    check_output("--out", out)
+    if keep_loads is not None:
+        check_output("--keep-loads", keep_loads, folder=True)
+    numbers = _gpu_numbers(gpus)
+    by_metrics = bool(telemetry) + (prometheus_url is not None) + (watch_s is not None)
+    if by_metrics > 1 or (by_metrics and (base_url is None) != (watch_s is None)):
+        raise ScenarioError(
+            "metrics come from one place: --telemetry FILE, --prometheus-url URL, or --base-url "
+            "with --watch; the other options are to be left out"
+        )
+    if base_url is None and not by_metrics:
+        raise ScenarioError(
+            "no server: give --base-url of one that may be loaded, or metrics of its own traffic "
+            "(--telemetry, --prometheus-url, --watch)"
+        )
+    options = engine_from(given)
+    if by_metrics:
+        sources = Sources(
+            telemetry, prometheus_url, last_s, watch_s, step_s, base_url, label_pairs(labels),
+            model_name, power, tuple(numbers),
+        )  # fmt: skip
+        chosen = load_profile(profile, options.vllm_version)
+        adapt_by_telemetry(sources, chosen, options, out, most_error)
+        return
+    assert base_url is not None
+    _adapt_by_loads(
+        base_url, profile, out, power, numbers, seconds, most_error, keep_loads, seed, options
+    )
+
+
+def _gpu_numbers(text: str) -> list[int]:
+    numbers = [int(g) for g in text.split(",") if g.strip().isdecimal()]
+    if not numbers or len(numbers) != len(text.split(",")):
+        raise ScenarioError(f"--gpus is {text!r}; must be numbers such as 0 or 0,1")
+    return numbers
+
+
+def _adapt_by_loads(
+    base_url: str,
+    profile: str,
+    out: Path,
+    power: str,
+    numbers: list[int],
+    seconds: float,
+    most_error: float,
+    keep_loads: Path | None,
+    seed: int,
+    options: EngineOptions,
+) -> None:
+    """Send loads to a server and adapt by what comes back."""
     from qsim.calibrate.adapt.adapting import adapt
     from qsim.calibrate.adapt.benchmark import write_benchmark
     from qsim.calibrate.adapt.comparing import compare_load
@@ -58,8 +142,9 @@ def adapt_command(
     from qsim.calibrate.adapt.server import check_server, describe
     from qsim.calibrate.adapt.session import plan_loads, send_loads
     from qsim.cli._common import note
-    from qsim.cli._outputs import Outputs, check_output
-    from qsim.errors import CalibrationError, MissingExtraError, ScenarioError
+    from qsim.cli._outputs import Outputs
+    from qsim.cli.calibrate._telemetry import say
+    from qsim.errors import CalibrationError, MissingExtraError
     from qsim.optimize.search.executor import available_cores
     from qsim.optimize.search.executors import open_executor
     from qsim.profiles.factors import apply
@@ -67,14 +152,8 @@ def adapt_command(
     from qsim.profiles.spread import shipped_spread
     from qsim.report.text.compare import adapted_text, beyond_text, factors_text, kept_text
 
-    check_output("--out", out)
-    if keep_loads is not None:
-        check_output("--keep-loads", keep_loads, folder=True)
-    numbers = [int(g) for g in gpus.split(",") if g.strip().isdecimal()]
-    if not numbers or len(numbers) != len(gpus.split(",")):
-        raise ScenarioError(f"--gpus is {gpus!r}; must be numbers such as 0 or 0,1")
     server = describe(base_url)
-    chosen = load_profile(profile, vllm_version or server.version or None)
+    chosen = load_profile(profile, options.vllm_version or server.version or None)
     lost = check_server(server, chosen)
     meter = None
     if power != "none":
@@ -88,7 +167,7 @@ def adapt_command(
     longest = min(server.max_model_len or chosen.engine.max_model_len, 16384)
     plans = plan_loads(chosen, seconds, longest, seed)
     try:
-        session = send_loads(server, chosen, plans, meter, _say)
+        session = send_loads(server, chosen, plans, meter, say, options=options)
     finally:
         if meter is not None:
             meter.stop()
@@ -107,7 +186,7 @@ def adapt_command(
             chosen,
             idle_w=session.idle_w,
             notes=lost,
-            progress=_say,
+            progress=say,
             executor=executor,
         )
     for text in found.notes:
@@ -132,7 +211,3 @@ def adapt_command(
     click.echo(adapted_text(stated_errors(found.profile), "each load left out"))
     click.echo(kept_text(found.kept, found.errors))
     outputs.finish()
-
-
-def _say(text: str) -> None:
-    click.echo(f"  {text}", err=True)

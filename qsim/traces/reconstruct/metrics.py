@@ -3,8 +3,9 @@
 The names are those of vLLM's ``vllm/v1/metrics/loggers.py``: histograms
 ``vllm:request_prompt_tokens`` and ``vllm:request_generation_tokens`` (observed when a request has
 finished; ``_bucket`` with ``le``, ``_sum``, ``_count``) and gauges ``vllm:num_requests_running``
-and ``vllm:num_requests_waiting``, by ``model_name`` and ``engine``. JSON is what Prometheus's
-HTTP API answers to ``/api/v1/query_range`` (``resultType`` ``matrix``) and ``/api/v1/query``.
+and ``vllm:num_requests_waiting``, by ``model_name`` and ``engine``; and, for who asks for them,
+sums and counts of times, and DCGM's energy and power. JSON is what Prometheus's HTTP API answers
+to ``/api/v1/query_range`` (``resultType`` ``matrix``) and ``/api/v1/query``.
 """
 
 from __future__ import annotations
@@ -19,25 +20,53 @@ from pathlib import Path
 from typing import Any
 
 from qsim.errors import TraceError
-from qsim.prometheus import parse_sample
+from qsim.prometheus import parse_sample, samples
 from qsim.traces.reading.json_rows import parse_json
 from qsim.traces.reading.source import Source
 
-__all__ = ["OUTPUT", "PROMPT", "Metrics", "Series", "read_metrics"]
+__all__ = [
+    "ENERGY",
+    "OUTPUT",
+    "POWER",
+    "PROMPT",
+    "TIMES",
+    "Metrics",
+    "Series",
+    "metrics_of_scrapes",
+    "read_metrics",
+]
 
 PROMPT, OUTPUT = "request_prompt_tokens", "request_generation_tokens"
+#: histograms of times, s: seen by the API server, and by the engine
+TIMES = (
+    "time_to_first_token_seconds",
+    "e2e_request_latency_seconds",
+    "request_queue_time_seconds",
+    "request_prefill_time_seconds",
+    "request_decode_time_seconds",
+)
+#: DCGM's, of each GPU: mJ since some time, and W
+ENERGY, POWER = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", "DCGM_FI_DEV_POWER_USAGE"
 #: names that are read, without vllm: before them
 _COUNTERS = (
     *(f"{h}_{part}" for h in (PROMPT, OUTPUT) for part in ("bucket", "sum", "count")),
     "prefix_cache_queries_total",
     "prefix_cache_hits_total",
-    "e2e_request_latency_seconds_sum",
-    "e2e_request_latency_seconds_count",
+    *(f"{h}_{part}" for h in TIMES for part in ("sum", "count")),
+    "num_preemptions_total",
+    ENERGY,
 )
-_GAUGES = ("num_requests_running", "num_requests_waiting")
+_GAUGES = (
+    "num_requests_running",
+    "num_requests_waiting",
+    "kv_cache_usage_perc",
+    "cache_config_info",
+    POWER,
+)
 _QUERY = (
     '{__name__=~"vllm:(request_(prompt|generation)_tokens_(bucket|sum|count)|num_requests_.+)"}'
 )
+_MOST = 1e18
 _PREFIX = re.compile(r"^vllm[:_]")
 
 
@@ -174,6 +203,29 @@ def read_metrics(paths: Sequence[str | PathLike[str]], model_name: str | None = 
     return Metrics(name, found, len(sources))
 
 
+def metrics_of_scrapes(
+    name: str, scrapes: Sequence[tuple[float, str]], model_name: str | None = None
+) -> Metrics:
+    """What texts of ``/metrics`` say that were scraped at times (s), in order.
+
+    Raises
+    ------
+    TraceError
+        As :func:`read_metrics`.
+    """
+    series: dict[tuple[Any, ...], Series] = {}
+    for time_s, text in scrapes:
+        for sample in samples(text):
+            short = _PREFIX.sub("", sample.name)
+            if (short in _COUNTERS or short in _GAUGES) and 0 <= sample.value < _MOST:
+                one = Series(short, dict(sample.labels))
+                series.setdefault(_key(one), one).samples.append((time_s, sample.value))
+    found = list(series.values())
+    if not any(s.name.startswith((PROMPT, OUTPUT)) for s in found):
+        raise TraceError(f"{name}: no vllm:{PROMPT} or vllm:{OUTPUT} in it; is it vLLM's /metrics?")
+    return Metrics(name, _of_model(name, found, model_name), len(scrapes))
+
+
 def _key(series: Series) -> tuple[Any, ...]:
     return (series.name, *sorted(series.labels.items()))
 
@@ -189,7 +241,12 @@ def _of_model(name: str, series: list[Series], model_name: str | None) -> list[S
             f"{name}: metrics of {len(models)} models; choose one with --model-name: "
             f"{', '.join(models)}"
         )
-    return [s for s in series if model_name is None or s.labels.get("model_name") == model_name]
+    return [s for s in series if model_name is None or _is_of(s, model_name)]
+
+
+def _is_of(series: Series, model_name: str) -> bool:
+    """Of a model, or of a GPU, which knows no model."""
+    return series.name in (ENERGY, POWER) or series.labels.get("model_name") == model_name
 
 
 def _from_text(source: Source) -> Iterator[Series]:
@@ -210,7 +267,7 @@ def _from_text(source: Source) -> Iterator[Series]:
 
 
 def _check_value(source: Source, place: str, name: str, value: float) -> None:
-    if not 0 <= value < 1e18:
+    if not 0 <= value < _MOST:
         raise TraceError(f"{source.path}, {place}: vllm:{name} is {value!r}; must be >= 0")
 
 
