@@ -18,8 +18,10 @@ blocks (``facts.num_gpu_blocks``).
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,8 +118,9 @@ def read(path: Path) -> Run:
         If it is neither.
     """
     try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        raw = path.read_bytes()
+        data = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise TraceError(f"{path}: {error}") from error
     if isinstance(data, dict) and "input_lens" in data:
         return _benchmark(path, data)
@@ -135,7 +138,7 @@ def _benchmark(path: Path, data: dict[str, Any]) -> Run:
     ttft_s = np.array(data["ttfts"])[order]
     e2el_s = ttft_s + np.array([sum(gaps) for gaps in data["itls"]])[order]
     return Run(
-        path.stem, trace, data["max_concurrency"], start_s - start_s[0], ttft_s, e2el_s, None
+        _name(path), trace, data["max_concurrency"], start_s - start_s[0], ttft_s, e2el_s, None
     )
 
 
@@ -156,7 +159,11 @@ def _sessions(path: Path, rows: list[dict[str, Any]]) -> Run:
     )
     cached = [row["usage"]["prompt_tokens_details"]["cached_tokens"] for row in rows]
     ttft_s = np.array([row["ttft_s"] for row in rows])
-    return Run(path.stem, trace, None, sent_s, ttft_s, e2el_s, np.array(cached))
+    return Run(_name(path), trace, None, sent_s, ttft_s, e2el_s, np.array(cached))
+
+
+def _name(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".json")
 
 
 def _kv_blocks(path: Path) -> int | None:

@@ -17,6 +17,7 @@ from qsim.traces import Trace
 from qsim.traces.trace import Turns
 from tests.calibrate.stub import script
 
+ROOT = Path(__file__).parents[2]
 PROFILE = "h200_sxm/llama-3.1-8b/fp8-w8a8"
 
 
@@ -141,3 +142,34 @@ def test_what_is_neither(
         monkeypatch.setattr(sys, "argv", ["check", str(path), "--profile", PROFILE])
         assert tool.main() == 1
         assert "error: " in capsys.readouterr().err
+
+
+MEASURED = ROOT / "measurements" / "clients" / "llama-3.1-8b--fp8-w8a8--v0.33--2026-11-30"
+
+
+@pytest.mark.parametrize("sessions", [48, 96, 160])
+def test_every_hit_is_that_of_the_real_server(tool: ModuleType, sessions: int) -> None:
+    run = tool.read(MEASURED / f"sessions-{sessions}.json.gz")
+    options = qsim.EngineOptions(num_gpu_blocks_override=60146)
+    ours = qsim.simulate(run.trace, PROFILE, options=options)
+
+    def hits(*columns: Any) -> list[tuple[int, ...]]:
+        return sorted(zip(*(c.tolist() for c in columns), strict=True))
+
+    measured = hits(run.trace.prompt_tokens, run.trace.output_tokens, run.cached_tokens)
+    assert measured == hits(ours.prompt_tokens, ours.output_tokens, ours.cached_tokens)
+    assert sum(row[2] for row in measured) > 0
+
+
+def test_the_table_in_the_documentation(
+    tool: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / "fidelity.md").read_text()
+    shown = text.partition("<!-- clients -->\n")[2].partition("<!-- end -->")[0].splitlines()[2:]
+    profile = str(MEASURED / "adapted.profile.json")
+    paths = [str(p) for p in sorted(MEASURED.glob("*.json.gz"))]
+    monkeypatch.setattr(sys, "argv", ["check", *paths, "--profile", profile])
+    assert tool.main() == 0
+    printed = capsys.readouterr().out.splitlines()[2:]
+    # without the last column, the errors of the shipped profile
+    assert sorted(line.rsplit("|", 2)[0] + "|" for line in shown) == sorted(printed)

@@ -24,6 +24,8 @@ IntArray = npt.NDArray[np.int64]
 
 #: tokens of an id where the trace has none and no two requests continue the same one
 _ID_TOKENS = 128
+#: of all requests together, in that case: longer ones stand for more tokens, and memory is bounded
+_MOST_IDS = 1 << 24
 
 
 def with_history(trace: Trace, block_sizes: Sequence[int]) -> tuple[Trace, list[str]]:
@@ -125,16 +127,19 @@ class _Naming:
         self._prompt = trace.prompt_tokens.tolist()
         self._begun = begun
         self._used = 0
+        self._tokens = self._described(trace.output_tokens.tolist())
         if self._own is None:
-            usual = max(1, _ID_TOKENS // block_tokens)
-            self._size = block_tokens * (1 if begun.forks else usual)
+            self._size = block_tokens
+            while not begun.forks and (
+                2 * self._size <= _ID_TOKENS or sum(self._tokens) > _MOST_IDS * self._size
+            ):
+                self._size *= 2
             self._values = np.empty(0, np.int64)
         else:
             self._size = self._own.block_tokens
             distinct, number = np.unique(self._own.values, return_inverse=True)
             self._values = number.reshape(-1).astype(np.int64)
             self._used = len(distinct)
-        self._tokens = self._described(trace.output_tokens.tolist())
         #: ids that one branch may need
         self._stride = max(self._tokens, default=0) // self._size + 2
 
