@@ -15,7 +15,15 @@ from qsim.catalog.gpus import GIB, GpuType
 from qsim.catalog.models import Architecture, Model
 from qsim.errors import ScenarioError
 
-__all__ = ["KV_FP8", "METHODS", "Method", "check", "find_method", "weight_bytes"]
+__all__ = [
+    "KV_FP8",
+    "METHODS",
+    "Method",
+    "check",
+    "contradiction",
+    "find_method",
+    "weight_bytes",
+]
 
 KV_FP8 = "+kv-fp8"
 
@@ -368,7 +376,7 @@ def check(
                 f"{name} is {k} x {n} on each GPU; its kernel needs multiples of "
                 f"{method.k_multiple} x {method.n_multiple}"
             )
-    reason = _contradiction(method, model)
+    reason = contradiction(method, model)
     if reason is not None:
         return reason
     weights = weight_bytes(method, a, tp)
@@ -396,7 +404,7 @@ _QUANT_METHODS = {
 }
 
 
-def _contradiction(method: Method, model: Model) -> str | None:
+def contradiction(method: Method, model: Model) -> str | None:
     """Why a checkpoint cannot be served under this method; None for an architecture alone."""
     if model.source is None:
         return None
@@ -414,7 +422,44 @@ def _contradiction(method: Method, model: Model) -> str | None:
     bits = _weight_bits(own)
     if bits is not None and bits != method.bits:
         return f"{model.source} has {bits}-bit weights; {base} has {method.bits:g}"
+    for have, want in zip(_compressed(own), _NUMBERS.get(base, ()), strict=False):
+        if have != want and want:
+            return f"{model.source} has {have}; {base} has {want}"
     return None
+
+
+_INT, _FLOAT = "integer weights", "floating-point weights"
+_IN16, _IN8, _IN8_STATIC = "16-bit inputs", "quantized inputs", "inputs of static scales"
+#: what compressed-tensors makes of weights and inputs; "" where vLLM takes either: on GPUs without
+#: arithmetic in 4 bits it leaves inputs as they are
+_NUMBERS = {
+    "fp8-w8a8": (_FLOAT, _IN8),
+    "fp8-w8a8-static": (_FLOAT, _IN8_STATIC),
+    "fp8-block": (_FLOAT, _IN8),
+    "int8-w8a8": (_INT, _IN8),
+    "gptq-w4a16": (_INT, _IN16),
+    "awq-w4a16": (_INT, _IN16),
+    "gptq-w8a16": (_INT, _IN16),
+    "w4a8-fp8": (_INT, _IN8),
+    "nvfp4-w4a16": (_FLOAT, ""),
+    "mxfp4-w4a16": (_FLOAT, ""),
+}
+
+
+def _compressed(config: dict[str, Any]) -> tuple[str, ...]:
+    """Weights and inputs of a checkpoint of compressed-tensors; nothing where it does not say."""
+    groups = config.get("config_groups")
+    if config.get("quant_method") != "compressed-tensors" or not isinstance(groups, dict):
+        return ()
+    for group in groups.values():
+        weights = group.get("weights") if isinstance(group, dict) else None
+        if isinstance(weights, dict) and weights.get("type") in ("int", "float"):
+            inputs = group.get("input_activations")
+            kind = _IN16
+            if isinstance(inputs, dict):
+                kind = _IN8_STATIC if inputs.get("dynamic") is False else _IN8
+            return _INT if weights["type"] == "int" else _FLOAT, kind
+    return ()
 
 
 def _weight_bits(config: dict[str, Any]) -> int | None:
@@ -423,7 +468,8 @@ def _weight_bits(config: dict[str, Any]) -> int | None:
     groups = config.get("config_groups")
     if isinstance(groups, dict):
         for group in groups.values():
-            bits = (group.get("weights") or {}).get("num_bits")
+            weights = group.get("weights") if isinstance(group, dict) else None
+            bits = weights.get("num_bits") if isinstance(weights, dict) else None
             if isinstance(bits, int):
                 return bits
     return 8 if str(config.get("quant_method")) == "fp8" else None

@@ -165,6 +165,31 @@ def groups(bits: int) -> dict[str, object]:
         ("fp8-w8a8", groups(8), None),
         ("w4a8-fp8", groups(8), "8-bit weights; w4a8-fp8 has 4"),
         ("int8-w8a8", {"quant_method": "bitsandbytes"}, "'bitsandbytes', which is not int8-w8a8"),
+        ("fp8-w8a8", METHODS["int8-w8a8"].config, "integer weights; fp8-w8a8 has floating-point"),
+        ("int8-w8a8", METHODS["fp8-w8a8"].config, "floating-point weights; int8-w8a8 has integer"),
+        ("fp8-w8a8", METHODS["fp8-w8a8-static"].config, "inputs of static scales; fp8-w8a8 has"),
+        ("gptq-w8a16", METHODS["int8-w8a8"].config, "quantized inputs; gptq-w8a16 has 16-bit"),
+        ("gptq-w4a16", METHODS["w4a8-fp8"].config, "quantized inputs; gptq-w4a16 has 16-bit"),
+        ("mxfp4-w4a16", METHODS["nvfp4-w4a16"].config, None),  # groups alone tell these apart
+        # 4 bits for inputs, too, which vLLM leaves out on Hopper
+        (
+            "nvfp4-w4a16",
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {
+                    "group_0": {
+                        "weights": {"num_bits": 4, "type": "float"},
+                        "input_activations": {"num_bits": 4, "type": "float", "dynamic": "local"},
+                    }
+                },
+            },
+            None,
+        ),
+        (
+            "int8-w8a8",
+            {"quant_method": "compressed-tensors", "config_groups": {"group_0": 7}},
+            None,
+        ),
     ],
 )
 def test_a_checkpoint_of_another_kind_is_refused(
