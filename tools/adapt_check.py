@@ -2,6 +2,7 @@
 
     python tools/adapt_check.py RECORDING...
     python tools/adapt_check.py --leave-out RECORDING...
+    python tools/adapt_check.py --live measurements/adapt/NAME
 
 Each load of a recording that is like traffic adapts the shipped profile of its server (one that
 was measured on another machine), by its client's times and its energy alone; the adapted profile
@@ -12,25 +13,35 @@ before and after; and how many of the 90% ranges over known machines hold what w
 With ``--leave-out`` the recordings are those that the shipped spread is of: each machine (a day's
 recordings with a version of vLLM) is left out in turn, the spread is learnt from the others, and
 its ranges are held against what was measured on the one left out.
+
+With ``--live`` the profile is adapted by what ``qsim calibrate adapt --keep-loads`` kept of a real
+server (``loads``), and predicts traffic that was sent to it afterwards (``slices``).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from qsim.calibrate.adapt.adapting import adapt
+from qsim.calibrate.adapt.benchmark import read_benchmark
 from qsim.calibrate.adapt.fitting import LEAST_REQUESTS
 from qsim.calibrate.adapt.load import Load, replay
 from qsim.calibrate.adapt.spread import foreign_profile, learn_spread, loads_of, machine
 from qsim.calibrate.recordings.read import read_recording
+from qsim.optimize.search.executor import available_cores
+from qsim.optimize.search.executors import open_executor
+from qsim.profiles.lookup import load_profile
 from qsim.profiles.schema import Profile
 from qsim.profiles.spread import Spread
 from qsim.sim.fleet.pool import Pool
 from qsim.sim.machines import quick_ranges
+from qsim.sim.scheduler.config import EngineOptions
 
 KINDS = {
     "TPOT, E2EL": ("mean_tpot_ms", "median_tpot_ms", "mean_e2el_ms", "median_e2el_ms"),
@@ -97,6 +108,32 @@ def leave_out(paths: list[str]) -> None:
     print(f"\n90% ranges, the machine left out: {100 * np.mean(every):.0f}% of {len(every)} hold")
 
 
+def live(folder: Path) -> None:
+    """A real server's loads, and traffic that came after them."""
+    server = json.loads((folder / "server.json").read_text(encoding="utf-8"))
+    options = EngineOptions(max_model_len=server["max_model_len"], enable_prefix_caching=False)
+
+    def kept(name: str) -> Load:
+        load = read_benchmark(folder / name, options)
+        return replace(load, num_gpu_blocks=server["num_gpu_blocks"])
+
+    profile = load_profile(server["profile"], server["vllm_version"])
+    loads = [kept(f"loads/{n}.json") for n in ("single", "ladder", "moderate", "full")]
+    with open_executor(available_cores(), at_most=10) as executor:
+        found = adapt(loads, profile, idle_w=server["idle_w"], executor=executor)
+    told = {k: [round(x, 2) for x in v] for k, v in found.factors.items()}
+    print(f"kept {found.kept}: {told}", file=sys.stderr)
+    print("| traffic | figure | measured | shipped profile | adapted |")
+    print("|---|---|---|---|---|")
+    for path in sorted((folder / "slices").iterdir()):
+        load = kept(f"slices/{path.name}")
+        measured = load.measured()
+        before, after = errors(load, profile), errors(load, found.profile)
+        for name in (n for many in KINDS.values() for n in many):
+            cells = f"{measured[name]:,.4g} | {before[name]:+.1f}% | {after[name]:+.1f}%"
+            print(f"| {path.stem} | {name} | {cells} |")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -104,7 +141,11 @@ def main() -> None:
     parser.add_argument("--no-coverage", action="store_true")
     parser.add_argument("--only-coverage", action="store_true")
     parser.add_argument("--leave-out", action="store_true")
+    parser.add_argument("--live", action="store_true")
     args = parser.parse_args()
+    if args.live:
+        live(Path(args.recordings[0]))
+        return
     if args.leave_out:
         leave_out(args.recordings)
         return
