@@ -314,8 +314,8 @@ class Fleet(Dispatcher):
             any(self.outstanding_requests)
             or bool(self._coming)
             or bool(self._deadlines)
-            or self._more is not None
-            or (self._next < self._end and not self._clients.sessions)
+            # of clients that wait for answers nobody sends a further request by himself
+            or (not self._answers and (self._more is not None or self._next < self._end))
         )
 
     def look(self, now: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from qsim.errors import ScenarioError
 from qsim.sim.fleet.router import ROUTERS
 from qsim.sim.results.slo import Slo
 from qsim.sim.simulate_stream import simulate_stream
-from qsim.traces.trace import HashIds, Trace
+from qsim.traces.trace import HashIds, Trace, Turns
 from tests.make_profile import constant_profile, make_profile
 from tests.sim.fleet.test_clients import requests
 from tests.sim.fleet.test_sessions import sessions
@@ -146,6 +147,13 @@ def test_who_waits_for_a_server_that_never_comes_is_told():
     blind = Autoscaler((Signal("kv_usage", 0.5),), 3, 0)
     with pytest.raises(ScenarioError, match="a signal that counts requests"):
         simulate(trace, pools=pool(1), autoscaler=blind)
+    # nor do clients that wait for answers send more, however much of the trace is left
+    many = Trace(np.zeros(50), np.ones(50), np.full(50, 10))
+    with pytest.raises(ScenarioError, match="2 requests wait at the gateway and no more come"):
+        simulate(many, pools=pool(1), autoscaler=blind, concurrency=2, think_time_s=400.0)
+    turns = Turns(np.array([-1, 0]), np.array([0.0, 900.0]))
+    with pytest.raises(ScenarioError, match="1 requests wait at the gateway and no more come"):
+        simulate(replace(trace, turns=turns), pools=pool(1), autoscaler=blind)
 
 
 def test_only_named_pools_are_scaled():
