@@ -15,11 +15,11 @@ from qsim.errors import InfeasibleError, ScenarioError
 from qsim.optimize.deploy.deployment import Pool
 from qsim.optimize.deploy.export import Export, export_plan, parse_export
 from qsim.optimize.deploy.vllm import serve_script
-from qsim.optimize.plan.planning import plan
 from qsim.optimize.plan.result import Plan
 from qsim.sim.scheduler.config import EngineConfig, EngineOptions
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
+from tests.optimize.plan.plain import plan
 
 SLOS = ("ttft:p99:400", "tpot:mean:9")
 OPTIONS = EngineOptions(max_num_seqs=64, enable_prefix_caching=False)

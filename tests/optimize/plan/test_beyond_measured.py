@@ -13,7 +13,6 @@ from click.testing import CliRunner
 from qsim.cli import main
 from qsim.errors import ScenarioError
 from qsim.optimize.plan.detail import DetailWanted
-from qsim.optimize.plan.planning import plan
 from qsim.optimize.plan.what_if import changes_of
 from qsim.optimize.schedule.scheduling import schedule
 from qsim.optimize.search.fleet_task import FleetTask
@@ -23,6 +22,7 @@ from qsim.profiles.schema import Profile
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
+from tests.optimize.plan.plain import plan
 
 SLOS = ("e2el:p99:60000",)
 

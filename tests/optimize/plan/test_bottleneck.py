@@ -8,7 +8,6 @@ import pytest
 
 from qsim.optimize.plan.bottleneck import time_shares
 from qsim.optimize.plan.busiest import busiest_requests
-from qsim.optimize.plan.planning import plan
 from qsim.optimize.plan.what_if import changes_of, what_if
 from qsim.optimize.plan.why_not_best import behind_best
 from qsim.optimize.search.executor import SerialExecutor
@@ -20,6 +19,7 @@ from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
 from tests.make_profile import constant_profile, make_profile
+from tests.optimize.plan.plain import plan
 
 SLOS = (Slo.parse("ttft:p99:400"), Slo.parse("tpot:p99:12"))
 

@@ -9,13 +9,13 @@ import pytest
 
 from qsim.errors import ScenarioError
 from qsim.optimize.plan.budget import Budget
-from qsim.optimize.plan.planning import plan
 from qsim.optimize.plan.result import Plan
 from qsim.report.text.plan import plan_text
 from qsim.sim.results.slo import Slo
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
+from tests.optimize.plan.plain import plan
 
 SLOS = ("ttft:p99:400", "tpot:mean:9")
 PROFILE = make_profile(decode_ms=6.0)

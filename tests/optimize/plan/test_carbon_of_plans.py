@@ -9,11 +9,11 @@ import pytest
 
 from qsim.errors import ScenarioError
 from qsim.optimize.plan.detail import DetailWanted
-from qsim.optimize.plan.planning import plan
 from qsim.profiles.schema import Profile
 from qsim.report.text.plan import plan_text
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
+from tests.optimize.plan.plain import plan
 
 SLOS = ["ttft:p99:5000"]
 

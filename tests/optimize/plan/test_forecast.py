@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsim.errors import ScenarioError
-from qsim.optimize.plan.planning import plan
 from qsim.report.text.plan import plan_text
 from qsim.traces.forecast import busiest_hour, forecast
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
+from tests.optimize.plan.plain import plan
 
 
 def at(*arrival_s: float) -> Trace:

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qsim.optimize.plan.headroom import MOST, Headroom, find_headroom, headroom_search
-from qsim.optimize.plan.planning import plan
 from qsim.optimize.plan.result import Plan
 from qsim.optimize.search.executor import SerialExecutor
 from qsim.optimize.search.fleet_outcome import FleetOutcome
@@ -20,6 +19,7 @@ from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
+from tests.optimize.plan.plain import plan
 
 SLOS = ("ttft:p99:400", "tpot:mean:9")
 

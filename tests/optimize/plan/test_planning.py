@@ -9,7 +9,7 @@ import pytest
 
 import qsim
 from qsim.errors import InfeasibleError, ProfileError, ScenarioError
-from qsim.optimize.plan.planning import plan
+from qsim.optimize.plan import planning
 from qsim.optimize.plan.result import Plan
 from qsim.profiles.schema import Profile
 from qsim.report.text.plan import plan_rows
@@ -19,6 +19,7 @@ from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
+from tests.optimize.plan.plain import plan
 
 SLOS = ("ttft:p99:400", "tpot:mean:9")
 
@@ -253,7 +254,7 @@ def test_a_gpu_without_a_price_matters_only_for_cost() -> None:
 
 
 def test_it_is_public() -> None:
-    assert qsim.plan is plan
+    assert qsim.plan is planning.plan
 
 
 def test_requests_are_simulated_alone_only_where_two_fleets_missed(answer: Plan) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from qsim.errors import ScenarioError
 from qsim.optimize.plan import headroom
-from qsim.optimize.plan.planning import plan
 from qsim.optimize.search import drive
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask
@@ -21,6 +20,7 @@ from qsim.report.figures.results import plan_figure
 from qsim.report.text.plan import plan_text
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
+from tests.optimize.plan.plain import plan
 
 SLOS = ["ttft:p99:5000"]
 MODEL = "llama-3.1-8b"

@@ -11,7 +11,6 @@ import pytest
 
 from qsim.errors import ScenarioError
 from qsim.optimize.plan.detail import DetailWanted
-from qsim.optimize.plan.planning import plan
 from qsim.optimize.plan.profile_choice import Choice
 from qsim.optimize.plan.result import Plan
 from qsim.optimize.plan.setting_search import search_space
@@ -24,6 +23,7 @@ from qsim.sim.simulate import simulate
 from qsim.traces.load import load_trace
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
+from tests.optimize.plan.plain import plan
 
 SLOS = ("ttft:p99:250", "tpot:p99:16")
 SPACE = ("max_num_seqs=48,512", "max_num_batched_tokens=1024,8192", "router=random,least-requests")

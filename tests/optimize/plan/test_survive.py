@@ -11,7 +11,6 @@ import yaml
 
 from qsim.errors import ScenarioError
 from qsim.optimize.deploy.export import export_plan
-from qsim.optimize.plan.planning import plan
 from qsim.optimize.plan.result import Plan
 from qsim.optimize.search.fleet_outcome import DownGoal, NoneLeft
 from qsim.optimize.search.fleet_task import FleetTask, TaskPool, run_fleet
@@ -21,6 +20,7 @@ from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
+from tests.optimize.plan.plain import plan
 
 SLOS = ("ttft:p95:400", "tpot:mean:9")
 
