@@ -32,7 +32,7 @@ METHODS = ("fp8-w8a8", "awq-w4a16")
 
 @pytest.fixture(scope="module")
 def azure() -> Trace:
-    return load_trace("azure-conv-2023:duration=8,rate=80,seed=2")
+    return load_trace("azure-conv-2023:duration=5,rate=80,seed=2")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_never_worse_than_every_size_of_every_setting(
 
 
 def test_simulating_the_recommended_fleet_gives_the_plans_figures() -> None:
-    trace = load_trace("azure-conv-2023:duration=8,rate=80,seed=1")
+    trace = load_trace("azure-conv-2023:duration=5,rate=80,seed=1")
     answer = searched(trace, "energy", StudySettings("grid"))
     best = answer.best
     assert best is not None
@@ -116,6 +116,13 @@ def toy(**more: Any) -> Plan:
     return plan(trace, **given)
 
 
+#: every one of a few settings
+FEW: dict[str, Any] = {
+    "search": ["max_num_seqs=8,256", "max_num_batched_tokens=2048,8192"],
+    "study": StudySettings("grid"),
+}
+
+
 def tpe(trials: int = 16, **more: Any) -> StudySettings:
     return StudySettings("tpe", trials=trials, batch=4, **more)
 
@@ -145,23 +152,22 @@ def test_the_plan_without_a_search_is_never_better() -> None:
 def test_an_infeasible_start_does_not_end_the_search() -> None:
     options = EngineOptions(max_num_seqs=1)
     assert toy(search=(), options=options, max_replicas=12).best is None
-    found = toy(options=options, max_replicas=12, study=StudySettings("grid")).best
+    found = toy(options=options, max_replicas=12, **FEW).best
     assert found is not None
     assert found.options.max_num_seqs != 1
 
 
-@pytest.mark.slow
 def test_budgets_hold_in_a_search_too() -> None:
-    free = toy(study=StudySettings("grid")).best
+    free = toy(**FEW).best
     assert free is not None
     n = free.gpus or 0
     assert n > 1
-    enough = toy(study=StudySettings("grid"), max_gpus=n).best
+    enough = toy(**FEW, max_gpus=n).best
     assert enough is not None
     assert replace(enough, evaluations=()) == replace(free, evaluations=())
-    assert toy(study=StudySettings("grid"), max_gpus=n - 1).best is None
+    assert toy(**FEW, max_gpus=n - 1).best is None
     kw = (free.metric("avg_power_w") or 0) / 1000
-    tight = toy(study=StudySettings("grid"), max_power_kw=kw * 0.7)
+    tight = toy(**FEW, max_power_kw=kw * 0.7)
     if tight.best is not None:
         assert (tight.best.metric("avg_power_w") or math.inf) <= kw * 700
 
