@@ -165,7 +165,7 @@ COMMANDS: list[str] = [
 #: options that a mutation leaves alone: they start processes, servers or wait
 LEFT_ALONE = {
     "jobs", "dask", "help", "version", "serve_command", "base_url", "baseline_url", "seconds",
-    "prometheus_url", "watch_s",
+    "prometheus_url", "watch_s", "serve",
 }  # fmt: skip
 
 

@@ -24,6 +24,11 @@ _MOST_JOBS = 10
 @click.option("--base-url", metavar="http://HOST:PORT",
               help="The vLLM server that loads are sent to; nothing else may use it meanwhile. "
               "With --watch it is only scraped.")  # fmt: skip
+@click.option("--serve", is_flag=True, help="Start the profile's server here, load it, and end "
+              "it; dummy weights unless --model names a checkpoint.")  # fmt: skip
+@click.option("--model", metavar="MODEL", help="With --serve: a checkpoint's folder or id.")
+@click.option("--serve-command", metavar="CMD", help="With --serve: starts a server; by default "
+              "vllm serve, or its module.")  # fmt: skip
 @click.option("--profile", required=True, metavar="ID|FILE", help="What it serves.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
               metavar="FILE.json", help="The adapted profile.")  # fmt: skip
@@ -56,6 +61,9 @@ _MOST_JOBS = 10
 @engine_options
 def adapt_command(
     base_url: str | None,
+    serve: bool,
+    model: str | None,
+    serve_command: str | None,
     profile: str,
     out: Path,
     telemetry: tuple[str, ...],
@@ -95,10 +103,14 @@ def adapt_command(
             "metrics come from one place: --telemetry FILE, --prometheus-url URL, or --base-url "
             "with --watch; the other options are to be left out"
         )
-    if base_url is None and not by_metrics:
+    if serve and (by_metrics or base_url is not None):
+        raise ScenarioError("--serve starts a server of its own; leave out --base-url and metrics")
+    if not serve and (model is not None or serve_command is not None):
+        raise ScenarioError("--model and --serve-command are of --serve, which starts the server")
+    if base_url is None and not by_metrics and not serve:
         raise ScenarioError(
-            "no server: give --base-url of one that may be loaded, or metrics of its own traffic "
-            "(--telemetry, --prometheus-url, --watch)"
+            "no server: give --base-url of one that may be loaded, --serve to start one, or "
+            "metrics of its own traffic (--telemetry, --prometheus-url, --watch)"
         )
     options = engine_from(given)
     if by_metrics:
@@ -108,6 +120,16 @@ def adapt_command(
         )  # fmt: skip
         chosen = load_profile(profile, options.vllm_version)
         adapt_by_telemetry(sources, chosen, options, out, most_error)
+        return
+    if serve:
+        from qsim.calibrate.adapt.serving import serving
+        from qsim.cli.calibrate._telemetry import say
+
+        started = load_profile(profile, options.vllm_version)
+        with serving(started, numbers, model=model, command=serve_command, say=say) as url:
+            _adapt_by_loads(
+                url, profile, out, power, numbers, seconds, most_error, keep_loads, seed, options
+            )
         return
     assert base_url is not None
     _adapt_by_loads(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -26,7 +27,7 @@ from qsim.calibrate.measure.server import Server, free_port
 from qsim.errors import CalibrationError, ScenarioError
 from qsim.profiles.lookup import load_profile
 from qsim.profiles.schema import Adapted, Profile
-from tests.calibrate.stub import NVML, STUB, stub_environment
+from tests.calibrate.stub import MARK, NVML, STUB, none_left, stub_environment
 
 ROOT = Path(__file__).parents[3]
 #: ``qsim`` with fits of a seventh of the work: what they find is tested elsewhere
@@ -64,11 +65,12 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def adapt(
-    server: Server | str, profile: object, out: Path, *more: str, **env: str
+    server: Server | str | None, profile: object, out: Path, *more: str, **env: str
 ) -> tuple[int, str, str]:
-    url = server if isinstance(server, str) else f"http://127.0.0.1:{server.port}"
+    url = f"http://127.0.0.1:{server.port}" if isinstance(server, Server) else server
+    where = [] if url is None else ["--base-url", url]
     done = subprocess.run(
-        [sys.executable, "-c", QUICK, "calibrate", "adapt", "--base-url", url, "--profile",
+        [sys.executable, "-c", QUICK, "calibrate", "adapt", *where, "--profile",
          str(profile), "--out", str(out), *more],
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{NVML}", **env},
         capture_output=True, text=True, timeout=1800, check=False,
@@ -155,6 +157,42 @@ def test_a_wrong_server_is_refused(
     assert "Traceback" not in err
     assert not out.exists()
     assert list(tmp_path.iterdir()) == [tmp_path / "m"]
+
+
+def test_a_server_is_started_and_ended(tmp_path: Path, profile: Path) -> None:
+    mark = "adapt-serve"
+    whole = Profile.load(profile)
+    graphs = replace(whole, latency=replace(whole.latency, graph_sizes=[1, 2, 4]))
+    mine, out = tmp_path / "mine.json", tmp_path / "a.json"
+    graphs.save(mine)
+    env = {MARK: mark, "STUB_START_S": "0"}
+    serve = ["--serve", "--serve-command", shlex.join(STUB)]
+    code, _, err = adapt(None, mine, out, *STEPS, *serve, **env)
+    assert "starting the server" in err
+    done(code, err, out)
+    assert none_left(mark) == []
+    out.unlink(missing_ok=True)
+    # the profile's graphs are not those that were captured
+    code, _, err = adapt(None, profile, out, *STEPS, *serve, **env)
+    assert code == 4
+    assert "captured CUDA graphs of up to 4 tokens" in err
+    code, _, err = adapt(None, mine, out, *STEPS, *serve, STUB_MODE="oom", **env)
+    assert code == 4
+    assert "out of GPU memory" in err
+    code, _, err = adapt(None, mine, out, *STEPS, *serve, "--gpus", "0,1", **env)
+    assert code == 4
+    assert "2 GPUs are named" in err
+    assert none_left(mark) == []
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "more", [("--serve", "--base-url", "http://x:1"), ("--model", "x"), ("--serve-command", "x")]
+)
+def test_options_of_starting_a_server(tmp_path: Path, profile: Path, more: tuple[str, ...]) -> None:
+    code, _, err = adapt(None, profile, tmp_path / "a.json", *more)
+    assert code == 2
+    assert "--serve" in err
 
 
 def test_another_kv_cache_and_other_speeds_are_refused(tmp_path: Path, profile: Path) -> None:

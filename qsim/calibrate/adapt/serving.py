@@ -1,0 +1,118 @@
+"""A server that is started for adapting: the profile's, with the flags it was measured with."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from qsim.calibrate.measure.job import Job, environment, server_command
+from qsim.calibrate.measure.server import Server, ServerFacts, serve_command
+from qsim.calibrate.recorder.install import install
+from qsim.catalog.gpus import gpu_type
+from qsim.catalog.methods import find_method
+from qsim.catalog.models import Architecture, Model, load_model, write_dummy
+from qsim.errors import CalibrationError
+from qsim.profiles.schema import Profile
+
+__all__ = ["check_started", "serving"]
+
+#: a server's longest sequence: the loads of adapting are far shorter
+_MODEL_LEN = 32768
+
+
+@contextmanager
+def serving(
+    profile: Profile,
+    gpus: Sequence[int],
+    *,
+    model: str | None = None,
+    command: str | None = None,
+    start_timeout_s: float = 900.0,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[str]:
+    """Start the profile's server, and give its base URL; it ends with the ``with`` block.
+
+    Parameters
+    ----------
+    gpus : sequence of int
+        NVML's numbers; as many as the profile's server has.
+    model : str, optional
+        A checkpoint; by default weights are dummies with random bits.
+    command : str, optional
+        Starts vLLM; as for ``qsim calibrate run``.
+
+    Raises
+    ------
+    CalibrationError
+        If it does not come up, or is not what the profile was measured with.
+    ScenarioError
+        If there is no such checkpoint, or the number of GPUs is another.
+    """
+    i = profile.identity
+    if len(gpus) != i.tensor_parallel_size:
+        raise CalibrationError(
+            f"{len(gpus)} GPUs are named, and a server of {profile.id} has "
+            f"{i.tensor_parallel_size}: give --gpus with as many"
+        )
+    dummy = model is None
+    if model is None:
+        config = dict(i.architecture)
+        served = Model(i.model, config, Architecture.from_config(config, i.model), None)
+    else:
+        served = load_model(model)
+    job = Job(
+        served,
+        find_method(i.method),
+        gpu_type(i.gpu),
+        dummy,
+        tensor_parallel_size=i.tensor_parallel_size,
+        max_model_len=_MODEL_LEN,
+        serve_command=tuple(serve_command(command)),
+        server_args=tuple(i.vllm_args),
+        start_timeout_s=start_timeout_s,
+    )
+    with tempfile.TemporaryDirectory(prefix="qsim-adapt-") as folder:
+        work = Path(folder)
+        source = served.source
+        if dummy:
+            write_dummy(served, work / "model", job.method.config)
+            source = str(work / "model")
+        assert source is not None
+        env = install(
+            work / "recorder",
+            environment(job, gpus, os.environ),
+            tensor_parallel_size=job.tensor_parallel_size,
+            random_dummy_bits=dummy,
+            weight_bits=job.method.integer_bits,
+            steps=False,
+        )
+        server = Server(server_command(job, source), env, work / "server.log")
+        try:
+            say("starting the server")
+            server.start()
+            server.wait_healthy(start_timeout_s)
+            check_started(server.facts(), profile)
+            yield f"http://{server.host}:{server.port}"
+        finally:
+            server.stop()
+
+
+def check_started(facts: ServerFacts, profile: Profile) -> None:
+    """Whether a server that was started captured the profile's CUDA graphs.
+
+    Raises
+    ------
+    CalibrationError
+        If it says that it captured others.
+    """
+    mine = max(profile.latency.graph_sizes, default=0)
+    theirs = max(facts.graph_sizes, default=0)
+    if facts.graph_sizes and mine != theirs:
+        raise CalibrationError(
+            f"the server captured CUDA graphs of up to {theirs} tokens, and {profile.id} is of a "
+            f"server with graphs of up to {mine}: it was started with other flags, or vLLM's "
+            "defaults changed; give the profile of its version"
+        )
