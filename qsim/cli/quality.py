@@ -10,7 +10,7 @@ from qsim.cli._command import Command
 from qsim.cli._say import say
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from qsim.quality.recovery import Recovery
 
@@ -60,6 +60,7 @@ def quality(
     if unknown:
         note(unknown)
     rows = _rows(model, mix, methods, measured)
+    own = _own_tasks(measured, [whole.method for whole, _ in rows])
     if as_json:
         data = {
             "schema": "qsim-quality-table/1",
@@ -68,13 +69,17 @@ def quality(
             "mix": mix,
             "interval": 0.9,
             "methods": [
-                {**whole.to_dict(), "families": {f: r.to_dict() for f, r in parts.items()}}
+                {
+                    **whole.to_dict(),
+                    "families": {f: r.to_dict() for f, r in parts.items()},
+                    **({"own_tasks": own[whole.method]} if whole.method in own else {}),
+                }
                 for whole, parts in rows
             ],
         }
         click.echo(to_json(data), nl=False)
         return
-    say(_text(rows, mix, sources, "an unknown model, " if unknown else ""))
+    say(_text(rows, mix, sources, "an unknown model, " if unknown else "", own))
 
 
 def _measured(model: str, profiles: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
@@ -94,6 +99,21 @@ def _measured(model: str, profiles: tuple[str, ...]) -> dict[str, Mapping[str, A
             )
         found[profile.identity.method] = profile.quality
     return found
+
+
+def _own_tasks(
+    measured: Mapping[str, Mapping[str, Any]], methods: Sequence[str]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """What was measured on tasks of one's own, which no mix has: by method and task."""
+    from qsim.quality.stored import read_quality
+    from qsim.quality.tasks import OWN
+
+    found = {
+        method: {t: e for t, e in tasks.items() if e.get("family") == OWN and "recovery_pct" in e}
+        for method in methods
+        if method in measured and (tasks := read_quality(measured[method])["tasks"])
+    }
+    return {method: tasks for method, tasks in found.items() if tasks}
 
 
 def _rows(
@@ -120,6 +140,7 @@ def _text(
     mix: dict[str, float],
     sources: bool,
     which: str = "",
+    own_tasks: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> str:
     from qsim.report.text.tables import table
 
@@ -147,6 +168,12 @@ def _text(
         "",
         f"mix: {shares}",
     ]
+    for method, tasks in (own_tasks or {}).items():
+        told = ", ".join(
+            f"{t} {e['recovery_pct']:.1f} +- {e['recovery_stderr_pct']:.1f}"
+            for t, e in tasks.items()
+        )
+        lines.append(f"measured on tasks of your own, which are in no mix: {method} {told}")
     if any(whole.status == "estimated" for whole, _ in rows):
         lines.append(
             "known: tasks of the mix with a number of this model and method; the others are "

@@ -172,6 +172,28 @@ def test_baseline_then_method(lm_eval: FakeLmEval, tmp_path: Path, profile: Path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bf16.json", "toy.json"]
 
 
+def test_what_was_measured_on_tasks_of_one_s_own_is_shown(
+    lm_eval: FakeLmEval, tmp_path: Path, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", lm_eval.tasks)
+    (tmp_path / "t.yaml").write_text("task: own-tickets\n", "utf-8")
+    done = measure("--model", "quantized", "--tasks", "own-tickets", "--include-path", tmp_path,
+                   "--baseline-url", "http://b", "--baseline-model", "plain",
+                   "--profile", profile)  # fmt: skip
+    assert done.exit_code == 0, done.exception
+    model = Profile.load(profile).identity.model
+    shown = qsim("quality", model, "--profile", profile)
+    assert re.search(
+        r"^measured on tasks of your own, .*: fp8-w8a8 own-tickets \d\d\.\d \+- \d",
+        shown.stdout, re.MULTILINE,
+    )  # fmt: skip
+    data = json.loads(qsim("quality", model, "--profile", profile, "--json").stdout)
+    by_method = {m["method"]: m.get("own_tasks") for m in data["methods"]}
+    assert by_method.pop("fp8-w8a8")["own-tickets"]["recovery_pct"] < 100
+    assert set(by_method.values()) == {None}
+    assert "of your own" not in qsim("quality", model).stdout
+
+
 def test_two_servers_at_once(lm_eval: FakeLmEval, measured: Path) -> None:
     urls = [c["model_args"]["base_url"] for c in lm_eval.calls]
     assert urls == ["http://localhost:8000/v1/completions", "http://other:1/v1/completions"]
