@@ -202,7 +202,9 @@ class Flow:
     def mean_inside(self, begin_s: float, end_s: float) -> tuple[float, float]:
         """Mean number of requests in the fleet, and of those without a first token, in a time."""
         arrived, begun, left = (self._integral(c, begin_s, end_s) for c in self._counts)
-        return (arrived - left) / (end_s - begin_s), (arrived - begun) / (end_s - begin_s)
+        # differences of large sums: rounding must not make them negative
+        inside, queue = max(0.0, arrived - left), max(0.0, arrived - begun)
+        return inside / (end_s - begin_s), queue / (end_s - begin_s)
 
     def left_by(self, time_s: float) -> float:
         """How many had their last token by then."""

@@ -84,6 +84,27 @@ def test_bins_that_widen_count_the_same(step: int) -> None:
     assert found[1] == pytest.approx(queue, abs=0.1)
 
 
+def test_nobody_inside_is_none_whatever_the_rounding() -> None:
+    start_s, end_s = 0.0004578199099871938, 7.702792581222293
+
+    def times(counts: dict[int, int]) -> np.ndarray:  # of bins of 1/16 s
+        return np.repeat([start_s + (k + 0.5) / 16 for k in counts], [*counts.values()])
+
+    flow = Flow(start_s)
+    flow.add(
+        times({0: 5, 7: 1, 12: 4, 14: 1, 16: 1, 26: 1, 29: 1, 31: 1, 123: 1}),
+        times({0: 4, 8: 2, 12: 3, 13: 1, 15: 1, 16: 1, 26: 1, 29: 1, 31: 1, 123: 1}),
+        times({0: 4, 12: 5, 15: 2, 19: 1, 29: 1, 31: 1, 36: 1, 123: 1}),
+    )
+    span_s = end_s - start_s
+    inside = [
+        flow.mean_inside(start_s + span_s * k / 3, start_s + span_s * (k + 1) / 3) for k in range(3)
+    ]
+    assert inside[0][0] > 0.5
+    assert min(min(pair) for pair in inside) >= 0.0
+    assert not judge(flow, end_s=end_s).overloaded
+
+
 def test_a_burst_has_no_rate_to_keep_up_with() -> None:
     at = np.linspace(0, 0.9, 500)
     found = judge(_queue(at, np.full(500, 1.0)))
