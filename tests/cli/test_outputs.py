@@ -25,8 +25,9 @@ def commands(trace: Path, profile: Path) -> dict[str, list[object]]:
         "tune": ["tune", trace, "--profile", profile, "--trials", 3, "--jobs", 1,
                  "--no-importance"],
         "sweep": ["sweep", trace, "--profile", profile, "--grid", "replicas=1,2", "--jobs", 1],
-        "schedule": ["schedule", "azure-conv-2023:duration=240,rate=4", "--profile", profile,
-                     *SLO, "--window", "1min", "--policy", "none", "--jobs", 1],
+        "schedule": ["schedule", "azure-conv-2023:duration=120,rate=4", "--profile", profile,
+                     *SLO, "--window", "1min", "--policy", "none", "--max-replicas", 2,
+                     "--jobs", 1],
     }  # fmt: skip
 
 
