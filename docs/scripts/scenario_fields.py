@@ -59,7 +59,7 @@ def fields(schema: dict[str, Any], node: dict[str, Any], path: str = "") -> Iter
 
 def table() -> str:
     """The file's text."""
-    schema = Scenario.model_json_schema()
+    schema = Scenario.json_schema()
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(HEAD)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
-
-from qsim.bounds import Items, Number, Text, shown
+from qsim.bounds import Items, Number, Text
 from qsim.checks import is_number, parse_count
+from qsim.scenario.section import Checked
 
 __all__ = [
     "Amount",
-    "Checked",
     "Factor",
     "File",
     "Seconds",
-    "Section",
     "Share",
     "Texts",
     "Values",
@@ -34,75 +30,13 @@ MOST = 10_000
 
 
 def empty_list() -> list[Any]:
-    """A default. Of ``list`` itself pydantic parses the signature from its documentation: 5 ms."""
+    """A default. Of ``list`` itself pydantic parses the signature from its documentation."""
     return []
 
 
 def empty_dict() -> dict[str, Any]:
     """The same for ``dict``."""
     return {}
-
-
-class Section(BaseModel):
-    """A part of a scenario: fields of their own type and no others; it does not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _left_out(cls, data: Any) -> Any:
-        """A field without a value is as good as left out."""
-        if isinstance(data, dict) and None in data.values():
-            return {k: v for k, v in data.items() if v is not None}
-        return data
-
-    def given(self) -> dict[str, Any]:
-        """What was given, as plain data, without what was left to its default."""
-        return {k: _held(v) for k, v in self if k in self.model_fields_set}
-
-    def resolved(self) -> dict[str, Any]:
-        """All that is said, as plain data, defaults included; without what is None."""
-        return {k: _held(v, all_=True) for k, v in self if v is not None}
-
-
-def _held(value: Any, *, all_: bool = False) -> Any:
-    """Sections as dicts; all else (a trace, a profile) as it is."""
-    if isinstance(value, Section):
-        return value.resolved() if all_ else value.given()
-    if isinstance(value, list):
-        return [_held(v, all_=all_) for v in value]
-    return dict(value) if isinstance(value, dict) else value
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A field with a check of its own.
-
-    Attributes
-    ----------
-    rule : str
-        In the words of an error.
-    check : callable
-        Takes a value and returns what is kept; raises ValueError for any other.
-    schema : dict
-        What JSON Schema says of it.
-    """
-
-    rule: str
-    check: Callable[[Any], Any]
-    schema: dict[str, Any] = field(hash=False, default_factory=empty_dict)
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        def check(value: Any) -> Any:
-            try:
-                return self.check(value)
-            except ValueError:
-                raise ValueError(f"is {shown(value)}; must be {self.rule}") from None
-
-        return {"type": "function-plain", "function": {"type": "no-info", "function": check}}
-
-    def __get_pydantic_json_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
-        return dict(self.schema)
 
 
 def size(least: int, most: int) -> Checked:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsim.checks import near_names
-from qsim.edge import Place
 from qsim.errors import ScenarioError
-from qsim.scenario.fields import Section
 from qsim.scenario.scenario import COMMANDS, Scenario
+from qsim.scenario.section import Section
 from qsim.scenario.sections import PARTS
 from qsim.sim.fleet.autoscaling import Autoscaler
 from qsim.sim.fleet.failures import Failures
@@ -24,6 +23,9 @@ from qsim.sim.fleet.pool import Pool
 from qsim.sim.results.slo import Slo
 from qsim.sim.scheduler.config import ENGINE, EngineOptions
 from qsim.traces.trace import Trace
+
+if TYPE_CHECKING:
+    from qsim.edge import Place
 
 __all__ = ["build", "fill", "place_of", "refuse_clients", "scenario_of"]
 

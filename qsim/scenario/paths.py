@@ -10,7 +10,7 @@ from qsim.bounds import shown
 from qsim.checks import near_names
 from qsim.documents import parse_yaml
 from qsim.errors import ScenarioError
-from qsim.scenario.fields import Checked, Section
+from qsim.scenario.section import Checked, Section
 
 __all__ = ["parse_set", "paths_named", "put_at"]
 
@@ -139,10 +139,7 @@ def _member(pools: list[Any], left: str, path: str) -> tuple[int, str]:
 def _fields(hint: Any) -> dict[str, Any]:
     if not (isinstance(hint, type) and issubclass(hint, Section)):
         return {}
-    return {
-        name: Annotated[f.annotation, *f.metadata] if f.metadata else f.annotation
-        for name, f in hint.model_fields.items()
-    }
+    return {name: f.annotation for name, f in hint.model_fields.items()}
 
 
 def _bare(hint: Any) -> tuple[Any, Checked | None]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
-
-from pydantic import Field, ValidationError
+from typing import TYPE_CHECKING, Annotated, Any
 
 from qsim.bounds import MAX_SEED, Items, Whole, shown
 from qsim.checks import near_names
 from qsim.documents import read_json, read_yaml, to_yaml
-from qsim.edge import Place, message
 from qsim.errors import ScenarioError
 from qsim.profiles.schema import Profile
-from qsim.scenario.fields import MOST, Section, Word, empty_list
+from qsim.scenario.fields import MOST, Word, empty_list
 from qsim.scenario.paths import paths_named, put_at
 from qsim.scenario.searches import (
     CapacitySection,
@@ -25,9 +22,15 @@ from qsim.scenario.searches import (
     SweepSection,
     TuneSection,
 )
+from qsim.scenario.section import Doubt, Field, Section, plainly
 from qsim.scenario.sections import Accounts, Fleet, Traffic
 from qsim.sim.results.slo import Slo, parse_slos
 from qsim.traces.trace import Trace
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+    from qsim.edge import Place
 
 __all__ = ["COMMANDS", "Scenario"]
 
@@ -85,10 +88,7 @@ class Scenario(Section):
     curve: CurveSection = Field(default_factory=CurveSection)
 
     def __init__(self, **data: Any) -> None:
-        try:
-            super().__init__(**data)
-        except ValidationError as e:
-            raise ScenarioError(_explained(e, "", {})) from None
+        self._become(_checked(data, "", {}))
 
     @classmethod
     def from_dict(
@@ -118,15 +118,7 @@ class Scenario(Section):
                 f"{before}holds {shown(data)}; must be a mapping of the sections "
                 f"{', '.join(cls.model_fields)}"
             )
-        try:
-            found: Scenario = cls.__pydantic_validator__.validate_python(
-                data, self_instance=cls.__new__(cls)
-            )
-            return found
-        except ValidationError as e:
-            raise ScenarioError(_explained(e, before, names or {})) from None
-        except RecursionError:
-            raise ScenarioError(f"{before}is nested too deeply") from None
+        return cls.made(dict(found := _checked(data, before, names or {})), found.model_fields_set)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scenario:
@@ -192,9 +184,11 @@ class Scenario(Section):
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """JSON Schema (draft 2020-12) of a scenario file."""
+        from qsim.scenario.models import json_schema
+
         return {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
-            **cls.model_json_schema(),
+            **json_schema(cls),
             "title": "qsim scenario",
         }
 
@@ -204,7 +198,26 @@ def read_data(path: str | os.PathLike[str]) -> Any:
     return read_json(path) if os.fspath(path).endswith(".json") else read_yaml(path)
 
 
+def _checked(data: dict[str, Any], before: str, names: Mapping[Place, str]) -> Section:
+    try:
+        return plainly(Scenario, data)
+    except (Doubt, RecursionError):
+        pass
+    from pydantic import ValidationError
+
+    from qsim.scenario.models import judged
+
+    try:
+        return judged(Scenario, data)
+    except ValidationError as e:
+        raise ScenarioError(_explained(e, before, names)) from None
+    except RecursionError:
+        raise ScenarioError(f"{before}is nested too deeply") from None
+
+
 def _explained(error: ValidationError, before: str, names: Mapping[Place, str]) -> str:
+    from qsim.edge import message
+
     problem = error.errors(include_url=False)[0]
 
     def unknown(at: Place, known: Iterable[str]) -> str:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
-
 from qsim.bounds import MAX_GPUS, MAX_REPLICAS, MAX_RUNS, Items, Text, Whole
 from qsim.checks import is_number
 from qsim.scenario.fields import (
     MOST,
     Amount,
-    Checked,
     Factor,
-    Section,
     Share,
     Texts,
     Values,
@@ -22,6 +18,7 @@ from qsim.scenario.fields import (
     empty_list,
     text_or_number,
 )
+from qsim.scenario.section import Checked, Field, Section
 from qsim.scenario.sections import ProfileName
 
 __all__ = [

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
-
 from qsim.bounds import (
     MAX_BATCHED_TOKENS,
     MAX_BLOCKS,
@@ -25,11 +23,9 @@ from qsim.errors import ScenarioError
 from qsim.profiles.schema import Profile
 from qsim.scenario.fields import (
     Amount,
-    Checked,
     Factor,
     File,
     Seconds,
-    Section,
     Word,
     empty_dict,
     empty_list,
@@ -37,6 +33,7 @@ from qsim.scenario.fields import (
     size,
     text_or_number,
 )
+from qsim.scenario.section import Checked, Field, Section
 from qsim.sim.fleet.autoscaling import METRICS, Autoscaler, ScalingPolicy, ScalingRules, Signal
 from qsim.sim.fleet.failures import Failure, Failures
 from qsim.sim.fleet.lifecycle import Lifecycle
@@ -211,12 +208,11 @@ class PoolSection(Section):
     engine: Engine = Field(default_factory=Engine)
     lifecycle: Lifetimes = Field(default_factory=Lifetimes)
 
-    @model_validator(mode="after")
-    def _one_way_to_say_it(self) -> PoolSection:
+    def check(self) -> None:
+        """There is one way to say which profile."""
         parts = [p for p in PARTS if getattr(self, p) is not None]
         if self.profile is not None and parts:
             raise ValueError(f"gives both profile and {parts[0]}; give the one or the other")
-        return self
 
     @property
     def label(self) -> str | None:

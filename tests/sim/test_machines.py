@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -15,7 +16,15 @@ from qsim.profiles.factors import FACTORS
 from qsim.profiles.lookup import list_profiles, load_profile
 from qsim.profiles.schema import Adapted, Profile
 from qsim.sim.fleet.pool import Pool
-from qsim.sim.machines import FIGURES, MachineRanges, machine_ranges, quick_ranges
+from qsim.sim.machines import (
+    _DESIGN,
+    FIGURES,
+    MachineRanges,
+    _directions,
+    expected_machines,
+    machine_ranges,
+    quick_ranges,
+)
 from qsim.sim.simulate import simulate
 
 TRACE = load_trace("azure-conv-2023:duration=20,rate=6,seed=2")
@@ -86,9 +95,41 @@ def test_quick_ranges_of_long_traffic_are_from_its_busiest_stretch() -> None:
     trace = load_trace("azure-conv-2023:duration=400,rate=5,seed=2")
     found = quick_ranges(trace, [Pool(PROFILE)], statistics=[("ttft", "p95")])
     assert found.stretch
-    assert found.requests == 1000 < len(trace)
+    # two requests are in the fleet at a time: few of them tell
+    assert found.requests == 300 < len(trace)
     assert "p95_ttft_ms" in found.ratios
     assert found.of({"p95_ttft_ms": None, "energy_j": 2.0, "gpus": 1}).keys() == {"energy_j"}
+
+
+def test_quick_ranges_of_a_fleet_that_is_full_are_from_a_long_stretch() -> None:
+    trace = load_trace("azure-conv-2023:duration=90,rate=25,seed=2")
+    found = quick_ranges(trace, [Pool(PROFILE)])
+    assert found.requests == 1000 < len(trace)
+    # between the two, so many that the fleet's filling up is a small part
+    busy = load_trace("azure-conv-2023:duration=200,rate=10,seed=2")
+    seen = simulate(busy, PROFILE)
+    inside = seen.e2el_ms.sum() / 1000 / seen.duration_s
+    found = quick_ranges(busy, [Pool(PROFILE)])
+    assert 15 * inside < found.requests < 60 * inside
+    assert 300 < found.requests < 1000
+    few = quick_ranges(load_trace("azure-conv-2023:duration=9,rate=8,seed=2"), [Pool(PROFILE)])
+    assert not few.stretch
+
+
+def test_the_machines_of_quick_ranges_have_the_variance_that_is_known() -> None:
+    """Of every factor of time, and of the power that this traffic draws."""
+    n = len(_DESIGN)
+    assert np.array_equal(_DESIGN.T @ _DESIGN, n * np.eye(7))
+    assert not _DESIGN.sum(axis=0).any()
+    covariance = expected_machines(PROFILE).covariance
+    shares = np.array([0.3, 0.5, 0.2])
+    machines = _DESIGN @ _directions(covariance, shares)
+    seen = machines.T @ machines / n
+    assert seen[:6, :6] == pytest.approx(covariance[:6, :6], rel=1e-9, abs=1e-12)
+    assert seen[6:, :6] == pytest.approx(covariance[6:, :6], rel=1e-9, abs=1e-12)
+    assert shares @ seen[6:, 6:] @ shares == pytest.approx(
+        shares @ covariance[6:, 6:] @ shares, rel=1e-9
+    )
 
 
 def test_what_was_not_measured_is_less_sure() -> None:

@@ -71,9 +71,6 @@ class Timing:
         sizes = graph_sizes(latency.graph_sizes, seats, budget, config.vllm_version)
         self.graph_max = sizes[-1] if sizes else 0
 
-        def pad(tokens: int) -> int:
-            return sizes[bisect_left(sizes, tokens)]
-
         measured = MeasuredRange.of(profile)
         self.measured_requests = _or_huge(measured.step_requests)
         self.measured_tokens = _or_huge(measured.step_tokens)
@@ -91,8 +88,10 @@ class Timing:
         self.throttle_full_w = latency.throttle.full_w
 
         # mixed steps, by tokens in the step
-        padded_tokens = [pad(t) for t in range(1, self.graph_max + 1)]
-        self._piecewise_ps = [0, *(_ps(v) for v in mixed_base_ms(latency.piecewise, padded_tokens))]
+        padded: list[int] = []  # the graph's size, by tokens from 1 on
+        for size in sizes:
+            padded += [size] * (size - len(padded))
+        self._piecewise_ps = [0, *_all_ps(mixed_base_ms(latency.piecewise, padded))]
         steps = np.arange(max(budget, seats) + 1)
         self._eager_ps = _all_ps(mixed_base_ms(latency.eager, steps))
         self._coefficients = {
@@ -100,56 +99,48 @@ class Timing:
             EAGER: _coefficients(latency.eager),
         }
 
-        # decode steps, by rows
+        # decode steps, by rows: first those of a graph, which differ by its size alone
         self.knots = list(latency.decode.context_knots_tokens)
-        self.decode_mode: list[int] = []
-        self.decode_base_ps: list[int] = []
-        self.decode_slope_ps: list[list[int]] = [[] for _ in self.knots]
         rows = latency.decode.rows
         base = latency.decode.base_ms
+        slopes = latency.decode.ms_per_context_token
+        self.decode_base_ps: list[int] = []
+        self.slopes_ps: list[list[int]] = []
         largest_graph_ps = 0
-        size, base_ps, slope_ps = -1, 0, [0] * len(self.knots)  # of the graph of the row before
-        for r in range(seats + 1):
-            if r <= self.graph_max and (r == 0 or pad(r) <= seats):
-                padded = pad(max(r, 1))
-                if padded != size:
-                    size = padded
-                    base_ps = _ps(_line(rows, base, padded))
-                    if (
-                        padded > rows[-1] and len(rows) > 1
-                    ):  # as many tokens with a prefill among them were measured
-                        base_ps = max(base_ps, self._piecewise_ps[padded])
-                    slope_ps = [
-                        max(0, _ps(_line(rows, slope, padded)))
-                        for slope in latency.decode.ms_per_context_token
-                    ]
-                    largest_graph_ps = max(largest_graph_ps, base_ps)
-                self.decode_mode.append(DECODE)
-                self.decode_base_ps.append(base_ps)
-                for slopes, one in zip(self.decode_slope_ps, slope_ps, strict=True):
-                    slopes.append(one)
-                continue
-            # no graph of that size: the mixed steps' terms, with no prefill in the step
-            mode = PIECEWISE if r <= self.graph_max else EAGER
-            span = latency.piecewise if mode == PIECEWISE else latency.eager
-            table = self._piecewise_ps if mode == PIECEWISE else self._eager_ps
-            self.decode_mode.append(mode)
-            own_base = table[r] + r * _ps(span.ms_per_decode)
-            own_slope = _ps(span.ms_per_decode_context_token)
-            if mode == PIECEWISE:
-                self.decode_base_ps.append(own_base)
-                for slopes in self.decode_slope_ps:
-                    slopes.append(own_slope)
-                continue
-            # the same kernels as those in the largest graph, with more rows: not for less
-            self.decode_base_ps.append(max(own_base, largest_graph_ps))
-            for slopes, slope in zip(
-                self.decode_slope_ps, latency.decode.ms_per_context_token, strict=True
-            ):
-                slopes.append(max(own_slope, _ps(slope[-1])))
+        for size in sizes:
+            if size > seats:
+                break
+            base_ps = _ps(_line(rows, base, size))
+            if size > rows[-1] and len(rows) > 1:
+                # as many tokens with a prefill among them were measured
+                base_ps = max(base_ps, self._piecewise_ps[size])
+            largest_graph_ps = max(largest_graph_ps, base_ps)
+            of_size = [max(0, _ps(_line(rows, slope, size))) for slope in slopes]
+            new = size + 1 - len(self.decode_base_ps)
+            self.decode_base_ps += [base_ps] * new
+            self.slopes_ps += [of_size] * new
+        self.decode_mode = [DECODE] * len(self.decode_base_ps)
 
-        self.slopes_ps: list[list[int]] = [
-            list(slopes) for slopes in zip(*self.decode_slope_ps, strict=True)
+        # no graph of that size: the mixed steps' terms, with no prefill in the step
+        span = latency.piecewise
+        per_row, own = _ps(span.ms_per_decode), [_ps(span.ms_per_decode_context_token)]
+        while len(self.decode_base_ps) <= min(self.graph_max, seats):
+            r = len(self.decode_base_ps)
+            self.decode_mode.append(PIECEWISE)
+            self.decode_base_ps.append(self._piecewise_ps[r] + r * per_row)
+            self.slopes_ps.append(own * len(self.knots))
+        # the same kernels as those in the largest graph, with more rows: not for less
+        span = latency.eager
+        per_row, per_token = _ps(span.ms_per_decode), _ps(span.ms_per_decode_context_token)
+        own = [max(per_token, _ps(slope[-1])) for slope in slopes]
+        first, left = len(self.decode_base_ps), seats + 1 - len(self.decode_base_ps)
+        self.decode_mode += [EAGER] * left
+        self.decode_base_ps += [
+            max(self._eager_ps[r] + r * per_row, largest_graph_ps) for r in range(first, seats + 1)
+        ]
+        self.slopes_ps += [own] * left
+        self.decode_slope_ps: list[list[int]] = [
+            list(of_segment) for of_segment in zip(*self.slopes_ps, strict=True)
         ]
 
         # the host thread
