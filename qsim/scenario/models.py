@@ -71,8 +71,12 @@ def _section(value: Any) -> Any:
     return value
 
 
+def _model(cls: type[Section]) -> type[_Model]:
+    return _built(cast("Any", cls))
+
+
 @cache
-def _model(cls: Any) -> type[_Model]:
+def _built(cls: type[Section]) -> type[_Model]:
     fields: dict[str, Any] = {}
     for name, field in cls.model_fields.items():
         said = {"description": field.description or None, **field.defaults()}
