@@ -33,6 +33,7 @@ from qsim.optimize.study.decisions import decide
 from qsim.optimize.study.findings import MOST_BEYOND, findings_of, usable_runs
 from qsim.optimize.study.hardware import hardware_rows, hardware_saturation
 from qsim.optimize.study.levels import HardwareRow, ParallelismRow, WorkloadRow
+from qsim.optimize.study.machines import machine_notes
 from qsim.optimize.study.parallelism import parallel_saturation, parallelism_rows, sharded
 from qsim.optimize.study.result import StudyResult
 from qsim.optimize.study.runner import Asked, Runner
@@ -204,13 +205,19 @@ def study_for(
             executor, kept, loader(section, seed), seed, scenario.fleet.router, "reject", progress
         )
         found = _levels(Context(runner, sizes), parts, traffic, shapes, [*wanted.levels])
+        machine = machine_notes(runner, parts.all)
         if progress is not None:
             progress(1.0, "done")
     return replace(
         _concluded(found, runner, floor),
         command=_command(scenario, traffic),
         settings=scenario.to_dict("study"),
-        notes=(*found.notes, *_run_notes(runner), *((kept.failure,) if kept.failure else ())),
+        notes=(
+            *found.notes,
+            *_run_notes(runner),
+            *machine,
+            *((kept.failure,) if kept.failure else ()),
+        ),
     )
 
 

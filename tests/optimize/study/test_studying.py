@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -256,6 +257,10 @@ def test_the_answer_does_not_depend_on_jobs_and_resumes(tmp_path: Path) -> None:
     resumed = study_for(scenario, sizes=SMALL, journal=journal, resume=True, jobs=2)
     assert resumed.to_dict() == first.to_dict()
     assert len(journal.read_bytes().splitlines()) == 4
+    (note,) = (n for n in first.notes if n.startswith("machine: on your h200_sxm"))
+    ends = [float(x) for x in re.findall(r"x(\d+\.\d\d)", note)]
+    assert len(ends) >= 6
+    assert all(low < high for low, high in zip(ends[::2], ends[1::2], strict=True))
 
 
 def test_other_requests_are_simulated_anew_on_resuming(tmp_path: Path) -> None:
