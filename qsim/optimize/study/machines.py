@@ -50,7 +50,8 @@ def machine_notes(runner: Runner, contenders: Iterable[Contender]) -> list[str]:
             notes.append(
                 f"machine: on your {gpu} the figures may be other ones, with 90% within "
                 f"{', '.join(told)} (told by {contender.id} with {point.traffic.text}). "
-                "Methods on one machine move together, and 'qsim calibrate adapt' makes a profile one of yours"
+                "Methods on one machine move together; 'qsim calibrate adapt' makes a profile one "
+                "of yours"
             )
     return notes
 
