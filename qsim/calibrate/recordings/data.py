@@ -16,7 +16,6 @@ __all__ = [
     "FIT",
     "HOLDOUT",
     "SKIP",
-    "USES",
     "Phase",
     "PowerSamples",
     "Recording",
@@ -30,7 +29,6 @@ IntArray = npt.NDArray[np.int64]
 
 #: how a phase is used: fitted; fitted, but left out in turn to state the error; never used
 FIT, HOLDOUT, SKIP = "fit", "holdout", "skip"
-USES = (FIT, HOLDOUT, SKIP)
 
 
 @dataclass(frozen=True)

@@ -198,24 +198,6 @@ class Space:
         for values in itertools.product(*columns):
             yield dict(zip(names, values, strict=True))
 
-    def contains(self, point: Mapping[str, Value]) -> bool:
-        """Whether ``point`` gives every decision a value that it may have."""
-        if set(point) != set(self.decisions):
-            return False
-        for name, decision in self.decisions.items():
-            value = point[name]
-            if isinstance(decision, Choices):
-                if value not in decision.values:
-                    return False
-            elif (
-                not is_number(value)
-                or not decision.low <= value <= decision.high
-                or (decision.whole and not isinstance(value, int))
-                or (decision.step is not None and value not in decision.grid())
-            ):
-                return False
-        return True
-
     def distributions(self) -> dict[str, BaseDistribution]:
         """As Optuna has them."""
         return {name: d.distribution() for name, d in self.decisions.items()}

@@ -123,7 +123,7 @@ FEW: dict[str, Any] = {
 }
 
 
-def tpe(trials: int = 16, **more: Any) -> StudySettings:
+def tpe(trials: int = 8, **more: Any) -> StudySettings:
     return StudySettings("tpe", trials=trials, batch=4, **more)
 
 
@@ -131,7 +131,7 @@ def test_the_same_from_two_processes_and_after_an_interruption(tmp_path: Path) -
     one, two = (toy(study=tpe(), jobs=j).to_dict() for j in (1, 2))
     assert one == two
     journal = str(tmp_path / "study.log")
-    toy(study=tpe(7, storage=journal))
+    toy(study=tpe(5, storage=journal))
     later = toy(study=tpe(storage=journal, resume=True)).to_dict()
     for answer in (one, later):
         answer["search"].pop("simulations")  # those of the first run are not counted again

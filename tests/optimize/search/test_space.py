@@ -65,9 +65,28 @@ DECISIONS: list[Any] = [
 ]
 
 
+def contains(space: Space, point: dict[str, object]) -> bool:
+    """Whether a point gives every decision a value that it may have."""
+    if set(point) != set(space.decisions):
+        return False
+    for name, decision in space.decisions.items():
+        value = point[name]
+        if isinstance(decision, Choices):
+            if value not in decision.values:
+                return False
+        elif (
+            not isinstance(value, int | float)
+            or not decision.low <= value <= decision.high
+            or (decision.whole and not isinstance(value, int))
+            or (decision.step is not None and value not in decision.grid())
+        ):
+            return False
+    return True
+
+
 @given(st.floats(0, 1, exclude_max=True), st.sampled_from(DECISIONS))
 def test_every_share_is_a_value_of_the_decision(share: float, decision: Decision) -> None:
-    assert Space({"d": decision}).contains({"d": decision.at(share)})
+    assert contains(Space({"d": decision}), {"d": decision.at(share)})
 
 
 @pytest.mark.parametrize("decision", DECISIONS[:3])
@@ -91,7 +110,7 @@ def test_optuna_sees_the_same_values(decision: Decision) -> None:
         for i in range(20)
     ]
     space = Space({"d": decision})
-    assert all(space.contains({"d": v}) for v in trials)
+    assert all(contains(space, {"d": v}) for v in trials)
 
 
 def test_a_grid_is_every_combination() -> None:
@@ -100,7 +119,7 @@ def test_a_grid_is_every_combination() -> None:
     assert len(grid) == space.size() == 6
     assert grid[:3] == [{"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 1, "b": "z"}]
     assert Space({"a": Range(1.0, 2.0)}).size() is None
-    assert not space.contains({"a": 1})
-    assert not space.contains({"a": 3, "b": "x"})
+    assert not contains(space, {"a": 1})
+    assert not contains(space, {"a": 3, "b": "x"})
     with pytest.raises(ScenarioError, match="nothing to decide"):
         Space({})
