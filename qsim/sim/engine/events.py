@@ -1,16 +1,14 @@
-"""What replicas and the fleet share: events, and what is reported."""
+"""What replicas report to the fleet."""
 
 from __future__ import annotations
 
 from array import array
 from typing import Protocol
 
-import simpy
-
 from qsim.sim.results.timeline import Timeline
 from qsim.sim.scheduler.request import Request
 
-__all__ = ["At", "Sink"]
+__all__ = ["Sink"]
 
 
 class Sink(Protocol):
@@ -28,13 +26,3 @@ class Sink(Protocol):
 
     def finished(self, time_ps: int, request: Request, rows: int) -> None:
         """``request`` has its last token; ``rows`` requests ran in that step."""
-
-
-class At(simpy.Event):
-    """An event after a delay, in order of planning among those of one time."""
-
-    def __init__(self, env: simpy.Environment, delay: int) -> None:
-        super().__init__(env)
-        self._ok = True
-        self._value = None
-        env.schedule(self, delay=delay)

@@ -7,14 +7,13 @@ life of a server, from on to off, asleep or failed, is an engine of its own: wit
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import simpy
 
 from qsim.errors import ScenarioError
 from qsim.sim.engine.clock import MOST_S
-from qsim.sim.engine.events import At
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.lifecycle import ASLEEP, DRAINING, FAILED, OFF, ON, STARTING, WAKING
@@ -23,6 +22,8 @@ from qsim.sim.fleet.pool import ResolvedPool
 from qsim.sim.fleet.server import Server
 
 if TYPE_CHECKING:
+    import simpy
+
     from qsim.sim.fleet.fleet import Fleet
 
 __all__ = ["Lives"]
@@ -74,7 +75,6 @@ class Lives:
         end_s: float,
         until_answered: bool = False,
     ) -> None:
-        self.env = simpy.Environment(initial_time=0)
         self._fleet = fleet
         self._pools = pools
         self._policy = policy
@@ -419,7 +419,16 @@ class Lives:
 
     # ------------------------------------------------------------------ events
 
+    @cached_property
+    def env(self) -> simpy.Environment:
+        """What happens when."""
+        import simpy
+
+        return simpy.Environment(initial_time=0)
+
     def _at(self, time_ps: int, call: Callable[[], None]) -> None:
+        from qsim.sim.fleet.rare_event import At
+
         event = At(self.env, time_ps - int(self.env.now))
         event.callbacks.append(lambda _: call())
         self._fleet.event_planned()
