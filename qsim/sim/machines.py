@@ -57,7 +57,7 @@ _Z = 1.645
 _LEAST_SD = 1e-4
 #: requests that quick ranges are from: the fewest, what a server has at least, and as many times
 #: the requests in the fleet, which a fleet that fills up and empties hardly changes
-_FEWEST, _A_SERVER, _TIMES_INSIDE = 300, 45, 22
+_FEWEST, _A_SERVER, _TIMES_INSIDE = 200, 45, 22
 #: the most, and of larger fleets the most a server
 _MOST, _MOST_A_SERVER = 1000, 150
 #: factors of time; the others are of power
@@ -264,14 +264,19 @@ def _inside(result: SimulationResult) -> float:
 def _logs(result: SimulationResult, wanted: Sequence[tuple[str, str]]) -> dict[str, float]:
     """Logarithms of figures, by name; of a percentile the mean of those around it."""
     values: dict[str, list[float]] = {}
+    around: dict[str, dict[str, list[float]]] = {}
     for metric, statistic in wanted:
         q = parse_statistic(statistic)
         if q is None:
-            found = [result.statistic(metric, statistic)]
+            values[f"{statistic}_{metric}_ms"] = [result.statistic(metric, statistic)]
         else:
             reach = min(_AROUND * min(q, 100 - q), _FAR)
-            found = result.percentiles(metric, [q + reach * t for t in (-1, -0.5, 0, 0.5, 1)])
-        values[f"{statistic}_{metric}_ms"] = found
+            near = [q + reach * t for t in (-1, -0.5, 0, 0.5, 1)]
+            around.setdefault(metric, {})[statistic] = near
+    for metric, by_statistic in around.items():  # all of one in one go
+        found = iter(result.percentiles(metric, [q for qs in by_statistic.values() for q in qs]))
+        for statistic, qs in by_statistic.items():
+            values[f"{statistic}_{metric}_ms"] = [next(found) for _ in qs]
     energy, seconds = result.energy_j, result.duration_s
     tokens = int(result.output_tokens[result.completed].sum())
     values["energy_j"] = [energy]
