@@ -191,7 +191,7 @@ def _check_one_pool(scenario: Scenario) -> None:
     if count > 1 and not getattr(scenario.fleet.autoscaler, "pools", ()):
         raise ScenarioError(
             f"--autoscale names a manifest, which scales one Deployment, and the fleet has {count} "
-            "pools: say which one with --set fleet.autoscaler.pools.0=NAME"
+            "pools: say which one with --set fleet.autoscaler.pools=[NAME]"
         )
 
 

@@ -103,6 +103,10 @@ def test_an_exported_autoscaler_is_simulated(tmp_path: Path) -> None:
     result = qsim("simulate", str(two), "--autoscale", manifest)
     assert result.exit_code == 2
     assert "scales one Deployment, and the fleet has 2 pools" in result.stderr
+    two.write_text(TWO.replace("replicas: 2", "replicas: 1, name: a", 1))
+    choose = ["--set", "fleet.autoscaler.pools=[a]"]
+    result = qsim("simulate", str(two), "--autoscale", manifest, *choose)
+    assert result.exit_code == 0, result.stderr
 
 
 def test_a_checkpoint_that_is_not_known_is_said() -> None:

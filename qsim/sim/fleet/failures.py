@@ -16,6 +16,8 @@ __all__ = ["Failure", "Failures"]
 
 #: longest times that are taken, s
 _MOST_S = 1e9
+#: more failures than that a second are no server, and no end of events
+_LEAST_MTBF_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Failures:
         if not all(isinstance(e, Failure) for e in self.events):
             raise ScenarioError("events of failures holds something that is no qsim.Failure")
         if self.mtbf_s is not None:
-            finite("mtbf_s", self.mtbf_s, 0.0, _MOST_S, above=True)
+            finite("mtbf_s", self.mtbf_s, _LEAST_MTBF_S, _MOST_S)
         finite("repair_s", self.repair_s, 0.0, _MOST_S)
         whole("retries", self.retries, 0, 1000)
         finite("retry_after_s", self.retry_after_s, 0.0, _MOST_S)

@@ -183,6 +183,7 @@ def test_every_request_ends_once(seed, router, clients, timeout_s, retries, repl
         (lambda: Failure(1.0, math.inf), "for_s of a failure is inf"),
         (lambda: Failure(1.0, 1.0, server=-1), "server of a failure is -1"),
         (lambda: Failures(mtbf_s=0.0), "mtbf_s is 0.0"),
+        (lambda: Failures(mtbf_s=1e-9), "mtbf_s is 1e-09; must be a finite number >= 0.01"),
         (lambda: Failures(repair_s=-1.0), "repair_s is -1.0"),
         (lambda: Failures(retries=-1), "retries is -1"),
         (lambda: Failures([3]), "no qsim.Failure"),
