@@ -157,7 +157,7 @@ COMMANDS: list[str] = [
     "calibrate validate {rec/server.json} {rec/phases.json} {rec/steps.csv.gz} "
     "{rec/requests.csv.gz} {rec/power.csv.gz} --profile {profile.json}",
     "calibrate host --against {host.json} --seconds 0.1",
-    "calibrate adapt --telemetry {range.json} --profile {profile.json} --out out/a.json",
+    "calibrate adapt --telemetry {range.json} --profile {profile.json} --out out/a.json --jobs 1",
     "@replay {replay.json}",
     "@baseline {baseline.json}",
     "@results {results.json}",

@@ -83,7 +83,12 @@ class Sources:
 
 
 def adapt_by_telemetry(
-    sources: Sources, profile: Profile, options: EngineOptions, out: Path, most_error: float
+    sources: Sources,
+    profile: Profile,
+    options: EngineOptions,
+    out: Path,
+    most_error: float,
+    jobs: int | None,
 ) -> None:
     """Adapt a profile by metrics, write it, and say what was found."""
     from qsim.calibrate.adapt.server import cache_blocks, check_cache
@@ -103,7 +108,7 @@ def adapt_by_telemetry(
     lost += untold
     for text in lost:
         note(text)
-    with open_executor(available_cores(), at_most=12) as executor:
+    with open_executor(jobs or available_cores(), at_most=12) as executor:
         found = adapt_to_windows(
             windows,
             profile,

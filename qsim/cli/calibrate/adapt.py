@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.cli._command import Command
-from qsim.cli._common import engine_from, engine_options
+from qsim.cli._common import count, engine_from, engine_options
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ _MOST_JOBS = 10
 @click.option("--keep-loads", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
               help="Keep what the client saw of each load, for qsim compare.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the loads.")
+@click.option("--jobs", type=count, metavar="N", help="Processes of the fits; by default one a "
+              "core. The answer is the same.")  # fmt: skip
 @engine_options
 def adapt_command(
     base_url: str | None,
@@ -79,6 +81,7 @@ def adapt_command(
     most_error: float,
     keep_loads: Path | None,
     seed: int,
+    jobs: int | None,
     **given: Any,
 ) -> None:  # fmt: skip
     """Adapt a profile to the machine of a running vLLM server, in about a minute and a half.
@@ -119,7 +122,7 @@ def adapt_command(
             model_name, power, tuple(numbers),
         )  # fmt: skip
         chosen = load_profile(profile, options.vllm_version)
-        adapt_by_telemetry(sources, chosen, options, out, most_error)
+        adapt_by_telemetry(sources, chosen, options, out, most_error, jobs)
         return
     if serve:
         from qsim.calibrate.adapt.serving import serving
@@ -128,12 +131,22 @@ def adapt_command(
         started = load_profile(profile, options.vllm_version)
         with serving(started, numbers, model=model, command=serve_command, say=say) as url:
             _adapt_by_loads(
-                url, profile, out, power, numbers, seconds, most_error, keep_loads, seed, options
+                url,
+                profile,
+                out,
+                power,
+                numbers,
+                seconds,
+                most_error,
+                keep_loads,
+                seed,
+                options,
+                jobs,
             )
         return
     assert base_url is not None
     _adapt_by_loads(
-        base_url, profile, out, power, numbers, seconds, most_error, keep_loads, seed, options
+        base_url, profile, out, power, numbers, seconds, most_error, keep_loads, seed, options, jobs
     )
 
 
@@ -155,6 +168,7 @@ def _adapt_by_loads(
     keep_loads: Path | None,
     seed: int,
     options: EngineOptions,
+    jobs: int | None,
 ) -> None:
     """Send loads to a server and adapt by what comes back."""
     from qsim.calibrate.adapt.adapting import adapt
@@ -202,7 +216,7 @@ def _adapt_by_loads(
         note(text)
     if session.idle_w is not None:
         note(f"idle power: {session.idle_w:.1f} W, by the profile {chosen.power.idle_w:.1f} W")
-    with open_executor(available_cores(), at_most=_MOST_JOBS) as executor:
+    with open_executor(jobs or available_cores(), at_most=_MOST_JOBS) as executor:
         found = adapt(
             session.loads,
             chosen,
