@@ -22,6 +22,7 @@ from qsim.traces.trace import Trace
 __all__ = [
     "Candidates",
     "candidates_of",
+    "check_lone_weight",
     "common_lifecycle",
     "load_profile_of",
     "load_traffic",
@@ -119,6 +120,21 @@ def load_profile_of(pool: PoolSection, where: str = "fleet.pools[0]") -> Profile
     given = profile_name(pool, where)
     version = pool.engine.vllm_version
     return load_profile(given, version) if isinstance(given, str) else version_of(given, version)
+
+
+def check_lone_weight(scenario: Scenario) -> None:
+    """Refuse the weight of servers that are beside no others.
+
+    Raises
+    ------
+    ScenarioError
+    """
+    pools = scenario.fleet.pools
+    if len(pools) == 1 and pools[0].weight != 1.0:
+        raise ScenarioError(
+            f"weight is {pools[0].weight:g}, and the fleet has one pool: it is what a server gets "
+            "beside those of other pools; leave it out, or give another pool"
+        )
 
 
 def one_pool(scenario: Scenario) -> PoolSection:

@@ -10,7 +10,7 @@ from qsim.errors import ScenarioError
 from qsim.profiles.schema import Profile
 from qsim.scenario import Scenario
 from qsim.scenario.names import build
-from qsim.scenario.resolve import load_traffic, profile_name
+from qsim.scenario.resolve import check_lone_weight, load_traffic, profile_name
 from qsim.sim.engine.steplog import Step
 from qsim.sim.fleet.admission import check_pools
 from qsim.sim.fleet.autoscaling import Autoscaler
@@ -37,7 +37,8 @@ def pools_of(scenario: Scenario) -> list[Pool]:
         raise ScenarioError(
             "no pool is given; a fleet needs at least one, with a profile (fleet.pools)"
         )
-    found = [
+    check_lone_weight(scenario)
+    return [
         Pool(
             profile_name(p, f"fleet.pools[{i}]"),
             p.replicas,
@@ -49,17 +50,6 @@ def pools_of(scenario: Scenario) -> list[Pool]:
         )
         for i, p in enumerate(pools)
     ]
-    _check_lone_weight(found)
-    return found
-
-
-def _check_lone_weight(pools: Sequence[Pool]) -> None:
-    """Refuse the weight of servers that are beside no others."""
-    if len(pools) == 1 and isinstance(pools[0], Pool) and pools[0].weight != 1.0:
-        raise ScenarioError(
-            f"weight is {pools[0].weight:g}, and the fleet has one pool: it is what a server gets "
-            "beside those of other pools; leave it out, or give another pool"
-        )
 
 
 def fleet_of(scenario: Scenario) -> dict[str, Any]:

@@ -33,6 +33,11 @@ def test_the_weight_of_a_single_pool(words: list[str], told: str) -> None:
     assert told in result.stderr
 
 
+def test_a_sweep_over_the_weight_of_a_single_pool() -> None:
+    result = qsim("sweep", TRACE, "--profile", PROFILE, "--over", "fleet.pools.0.weight=1,2")
+    assert "weight is 2, and the fleet has one pool" in result.output  # the error of its point
+
+
 def test_pools_that_a_search_compares(tmp_path: Path) -> None:
     path = tmp_path / "two.yaml"
     path.write_text(TWO)

@@ -15,7 +15,7 @@ from qsim.profiles.schema import Profile
 from qsim.scenario import Scenario
 from qsim.scenario.names import fill, place_of
 from qsim.scenario.paths import put_at
-from qsim.scenario.resolve import load_profile_of, load_traffic, one_pool
+from qsim.scenario.resolve import check_lone_weight, load_profile_of, load_traffic, one_pool
 from qsim.scenario.sections import PARTS, PoolSection, Traffic
 from qsim.sim.scheduler.config import ENGINE
 from qsim.traces.trace import Trace
@@ -103,6 +103,7 @@ class Scenarios:
             name = _with_parts(pools, chosen)
             pools[0] = {k: v for k, v in pools[0].items() if k not in PARTS} | {"profile": name}
             point = point.updated({"fleet.pools": pools})
+        check_lone_weight(point)
         return point
 
     def trace(self, point: Scenario) -> Trace:
