@@ -59,3 +59,15 @@ def test_plain_numbers_need_no_database(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_text(f"{HEAD}\n0,10,2\n" + "1,20,3\n" * 200_000)  # more than a MiB
     with pytest.raises(AssertionError):
         load_trace(path)
+
+
+@pytest.mark.parametrize(("before", "lines"), [("sep=;\n", 1), ("# a\n# b\n", 2)])
+def test_lines_before_the_header_are_refused_with_what_to_do(
+    tmp_path: Path, before: str, lines: int
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"{before}{HEAD.replace(',', ';')}\n0;10;2\n")
+    with pytest.raises(TraceError, match=rf"line 1 is .* tail -n \+{lines + 1} FILE$"):
+        load_trace(path)
+    path.write_text(path.read_text().removeprefix(before))
+    assert len(load_trace(path)) == 1

@@ -126,9 +126,23 @@ def recognise(source: Source, columns: bool = False) -> Format:
         seen = "a directory without chunk-N-trace.csv files"
     else:
         start = source.head.lstrip()[:80].splitlines()[0].decode("utf-8", "replace")
+        before = _lines_before(source.head)
+        if before:
+            raise TraceError(
+                f"{source.path}: line 1 is {start!r}, no header; take out the lines before the "
+                f"header: tail -n +{before + 1} FILE"
+            )
         blank = source.head.lstrip(b" \t")[:1] in (b"\n", b"\r")
         seen = f"{'after a blank line ' if blank else ''}it begins {start!r}"
     raise TraceError(
         f"{source.path}: not a trace format that qsim knows ({seen}); if it is a table, "
         f"--columns arrival=NAME,prompt=NAME,output=NAME says what is what; the formats are {known}"
     )
+
+
+def _lines_before(head: bytes) -> int:
+    """How many lines of comments, and of Excel's ``sep=;``, stand before a table."""
+    for i, line in enumerate(head.splitlines()):
+        if not (line.startswith(b"#") or (i == 0 and line.lower().startswith(b"sep="))):
+            return i
+    return 0
