@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from qsim.bounds import shown
 from qsim.cli._command import Group
 from qsim.cli._common import load_shaped, note, option_group, to_json, trace_options
 from qsim.cli._outputs import check_output
 from qsim.cli._say import say
+from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
     from qsim.traces.synth.synthesize import Span, Workload
+    from qsim.traces.synth.tiers import Tiers
     from qsim.traces.trace import Trace
 
 __all__ = ["group"]
@@ -136,6 +140,9 @@ _synth_options = option_group(
                  help="Rank correlation (Gaussian copula) of the two lengths."),
     click.option("--lengths", metavar="PRESET", default="azure-conv-2023",
                  show_default=True, help="Lengths where the options above give none."),
+    click.option("--tier", "tiers", multiple=True, metavar="KEY=VALUE,...",
+                 help="A kind of clients: share, and priority (the smaller goes first) or timeout "
+                 "(s), as in share=0.8,timeout=60; repeatable."),
 )  # fmt: skip
 
 
@@ -153,6 +160,7 @@ def synth(
     qsim traces synth azure-conv-2023 out.csv.gz --rate 20 --duration 600
     qsim traces synth azure-conv-2024-week:day=2,scale=0.1 tuesday.parquet
     qsim traces synth --arrivals gamma --cv 2 --rate 5 --duration 600 out.csv
+    qsim traces synth azure-conv-2023 out.csv --tier share=1,timeout=20 --tier share=4,priority=1
     """
     from qsim.traces.synth.synthesize import iter_chunks
     from qsim.traces.write import format_for, write_chunks
@@ -169,10 +177,12 @@ def synth(
     check_output("OUT", out)
     if seed < 0:
         raise click.UsageError(f"--seed is {seed}; must be >= 0")
+    tiers = _tiers(given.pop("tiers"))
     if arrivals:
         workload, span = _own_workload(arrivals, given)
     else:
         workload, span, seed = _preset_workload(names[0], seed, given)
+    workload = replace(workload, tiers=tiers)
     last_s = 0.0
 
     def watched() -> Iterator[Trace]:
@@ -267,6 +277,31 @@ def _mean_and_p95(option: str, text: str | None) -> tuple[float, float] | None:
             f"--{option} is {text!r}; must be MEAN,P95 in tokens, such as 800,2500"
         ) from None
     return mean, p95
+
+
+_TIER_KEYS = ("share", "priority", "timeout")
+
+
+def _tiers(texts: Sequence[str]) -> Tiers | None:
+    from qsim.cli._pairs import read_pairs
+    from qsim.traces.synth.tiers import Tier, Tiers
+
+    tiers = []
+    for text in texts:
+        given: dict[str, float] = {}
+        for key, value, where in read_pairs(text, f"--tier {shown(text)}", _TIER_KEYS):
+            try:
+                given[key] = (int if key == "priority" else float)(value)
+            except ValueError:
+                kind = "a whole number" if key == "priority" else "a number"
+                raise click.UsageError(f"{where} is {shown(value)}; must be {kind}") from None
+        if "share" not in given:
+            raise click.UsageError(f"--tier {shown(text)}: share is missing, as in share=0.8")
+        try:
+            tiers.append(Tier(given["share"], int(given.get("priority", 0)), given.get("timeout")))
+        except ScenarioError as e:
+            raise ScenarioError(f"--tier {shown(text)}: {e}") from None
+    return Tiers(tiers) if tiers else None
 
 
 _SPAN_OPTIONS = ("rate", "duration", "requests", "start", "scale")

@@ -94,3 +94,48 @@ def test_what_begins_late_in_a_file_is_not_lost(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     parts = list(open_parts(path))
     assert all(part.timeout_s is not None for part in parts)
+
+
+def test_tiers_of_clients_are_drawn_and_written(tmp_path: Path) -> None:
+    out = tmp_path / "tiers.csv"
+    plain = tmp_path / "plain.csv"
+    base = ["traces", "synth", "azure-conv-2023:requests=20000"]
+    tiers = ["--tier", "share=1,timeout=20", "--tier", "share=3,priority=5"]
+    assert CliRunner().invoke(main, [*base, str(out), *tiers]).exit_code == 0
+    assert CliRunner().invoke(main, [*base, str(plain)]).exit_code == 0
+    drawn, without = load_trace(out), load_trace(plain)
+    assert drawn.priority is not None
+    assert drawn.timeout_s is not None
+    paying = drawn.priority == 0
+    assert set(drawn.priority.tolist()) == {0, 5}
+    assert abs(paying.mean() - 0.25) < 5 * (0.25 * 0.75 / 20000) ** 0.5
+    assert (drawn.timeout_s[paying] == 20.0).all()
+    assert np.isinf(drawn.timeout_s[~paying]).all()
+    # nothing else is drawn otherwise
+    assert without.priority is None
+    assert without.timeout_s is None
+    assert np.array_equal(drawn.arrival_s, without.arrival_s)
+    assert np.array_equal(drawn.prompt_tokens, without.prompt_tokens)
+
+
+@pytest.mark.parametrize(
+    ("tier", "error"),
+    [
+        ("priority=1", "share is missing"),
+        ("share=0", "share is 0.0; must be a finite number > 0"),
+        ("share=nan", "share is nan; must be a finite number > 0"),
+        ("share=1,priority=0.5", "priority is '0.5'; must be a whole number"),
+        ("share=1,priority=9999999999", "priority is 9999999999; must be a whole number"),
+        ("share=1,timeout=-3", "timeout_s is -3.0; must be a finite number > 0"),
+        ("share=1,prio=1", "unknown key 'prio'"),
+        ("share", "is no KEY=VALUE pair"),
+    ],
+)
+def test_a_tier_that_is_none_is_refused(tier: str, error: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    result = CliRunner().invoke(
+        main, ["traces", "synth", "azure-conv-2023", str(out), "--tier", tier]
+    )
+    assert result.exit_code != 0
+    assert error in result.output
+    assert not out.exists()

@@ -16,6 +16,7 @@ from qsim.traces.synth.arrivals import Gaps, RateProfile, arrival_blocks
 from qsim.traces.synth.bursts import Bursts
 from qsim.traces.synth.lengths import LengthModel
 from qsim.traces.synth.prefixes import PrefixModel
+from qsim.traces.synth.tiers import Tiers
 from qsim.traces.trace import HashIds, Trace
 
 T = TypeVar("T", bound=np.generic)
@@ -44,6 +45,8 @@ class Workload:
         Bursts on top of the profile.
     prefixes : PrefixModel, optional
         Shared beginnings of prompts.
+    tiers : Tiers, optional
+        Kinds of clients, with their priorities and timeouts.
     grid_s : float
         Arrival times are rounded down to multiples of it, as some public traces are; 0 for none.
     duration_s : float
@@ -60,6 +63,7 @@ class Workload:
     lengths: LengthModel
     bursts: Bursts | None = None
     prefixes: PrefixModel | None = None
+    tiers: Tiers | None = None
     grid_s: float = 0.0
     duration_s: float = 3600.0
     description: str = ""
@@ -126,8 +130,8 @@ def iter_chunks(workload: Workload, span: Span | None = None, seed: int = 0) -> 
             f"{MAX_REQUESTS:.3g} are drawn: lower the rate or the duration"
         )
     whole("seed", seed, 0, MAX_SEED)
-    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)]
-    arrivals_rng, lengths_rng, spells_rng, prefixes_rng = streams
+    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(5)]
+    arrivals_rng, lengths_rng, spells_rng, prefixes_rng, tiers_rng = streams
     profile, duration_s = _resolved_profile(workload, span, spells_rng)
     prefixes = None if workload.prefixes is None else workload.prefixes.start(prefixes_rng)
     blocks = arrival_blocks(
@@ -138,7 +142,18 @@ def iter_chunks(workload: Workload, span: Span | None = None, seed: int = 0) -> 
             arrival_s = np.floor(arrival_s / workload.grid_s) * workload.grid_s
         prompt, output = workload.lengths.draw(lengths_rng, len(arrival_s))
         hash_ids = None if prefixes is None else prefixes.assign(arrival_s, prompt)
-        yield Trace(arrival_s, prompt, output, hash_ids=hash_ids, name=workload.name)
+        priority, timeout_s = None, None
+        if workload.tiers is not None:
+            priority, timeout_s = workload.tiers.draw(tiers_rng, len(arrival_s))
+        yield Trace(
+            arrival_s,
+            prompt,
+            output,
+            hash_ids=hash_ids,
+            priority=priority,
+            timeout_s=timeout_s,
+            name=workload.name,
+        )
 
 
 def synthesize(workload: Workload, span: Span | None = None, seed: int = 0) -> Trace:
@@ -150,13 +165,17 @@ def synthesize(workload: Workload, span: Span | None = None, seed: int = 0) -> T
         If the span is not possible, or no request falls into it.
     """
     arrival, prompt, output = [], [], []
-    ids = []
+    ids, priority, timeout_s = [], [], []
     for chunk in iter_chunks(workload, span, seed):
         arrival.append(chunk.arrival_s)
         prompt.append(chunk.prompt_tokens)
         output.append(chunk.output_tokens)
         if chunk.hash_ids is not None:
             ids.append(chunk.hash_ids)
+        if chunk.priority is not None:
+            priority.append(chunk.priority)
+        if chunk.timeout_s is not None:
+            timeout_s.append(chunk.timeout_s)
     if not arrival:
         raise ScenarioError(
             f"{workload.name}: no request arrives in this span; ask for a longer duration or a "
@@ -167,6 +186,8 @@ def synthesize(workload: Workload, span: Span | None = None, seed: int = 0) -> T
         _used_up(prompt),
         _used_up(output),
         hash_ids=_joined(ids),
+        priority=_used_up(priority) if priority else None,
+        timeout_s=_used_up(timeout_s) if timeout_s else None,
         name=workload.name,
         meta={"format": "synthetic", "preset": workload.name, "seed": seed, "skipped": {}},
     )
