@@ -105,8 +105,7 @@ COMMANDS: list[str] = [
     "sweep {trace.csv} --pool profile={profile.json},replicas=2 --pool profile={profile.json} "
     "--grid fleet.pools.1.replicas=1,2 --jobs 1",
     "sweep {trace.csv} --profile {profile.json} --grid seed=0:3 --lhs 2 --jobs 1 --out out/s.csv",
-    "study {trace.csv} --profile {profile.json} --task code --level application --jobs 1 "
-    "--out out/study",
+    "study --profile {profile.json} --task code --level application --jobs 1 --out out/study",
     "study {study.yaml} --set seed=2 --jobs 1 --out out/study",
     "schedule {hours.csv} --profile {profile.json} --slo ttft:p99:9000 --max-replicas 2 --jobs 1",
     "schedule {hours.csv} --profile {profile.json} --slo ttft:p99:9000 --max-replicas 2 --jobs 1 "

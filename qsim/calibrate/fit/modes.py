@@ -22,6 +22,7 @@ from qsim.calibrate.fit.timeline import DECODE, EAGER, PIECEWISE, Timeline
 from qsim.calibrate.recordings.read import Recording
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import DecodeSpan, Latency, MixedSpan, Power, Throttle
+from qsim.profiles.spans import mixed_base_ms
 
 __all__ = [
     "MODE_NAMES",
@@ -39,6 +40,9 @@ FloatArray = npt.NDArray[np.float64]
 
 #: forms of the spans of mixed steps, simplest first
 _FORMS = {PIECEWISE: ("smooth", "free"), EAGER: ("smooth", "saw-128", "saw-256")}
+#: by how much a step of more tokens may take less: one of 264 tokens begins a new tile of the
+#: kernels, one of 256 fills its; what falls deeper is a fit to too few steps
+DEEPEST_TOOTH = 0.45
 #: a more complicated form must be better by this factor
 _SIMPLICITY = 1.03
 MODE_NAMES = {DECODE: "decode", PIECEWISE: "piecewise", EAGER: "eager"}
@@ -172,15 +176,32 @@ def predict_ms(table: StepTable, spans: Spans) -> FloatArray:
 
 
 def choose_forms(table: StepTable, least_slope: float, least_pair: float) -> dict[int, str]:
-    """For each mode of mixed steps the form that predicts left-out phases best."""
+    """For each mode of mixed steps the form that predicts left-out phases best.
+
+    One in which steps of many tokens take far less than those of few is none of them.
+    """
     chosen: dict[int, str] = {}
     for mode, names in _FORMS.items():
         best = np.inf
         for name in names:
             error, _ = _held_out_error(table, {mode: name}, least_slope, least_pair, (mode,))[mode]
-            if not chosen.get(mode) or error * _SIMPLICITY < best:
+            better = error * _SIMPLICITY < best
+            if not chosen.get(mode) or (
+                better and _rises(table, mode, name, least_slope, least_pair)
+            ):
                 best, chosen[mode] = error, name
     return chosen
+
+
+def _rises(table: StepTable, mode: int, form: str, least_slope: float, least_pair: float) -> bool:
+    """Whether spans fitted on all steps fall by teeth of tiles only."""
+    span = fit_mixed(
+        table, mode, GRAPH_SIZES, form=form, least_slope=least_slope, least_pair_ms=least_pair
+    ).span
+    if not isinstance(span, MixedSpan):
+        return True
+    base = mixed_base_ms(span, np.arange(1, span.tokens[-1] + 1))
+    return bool((base >= (1 - DEEPEST_TOOTH) * np.maximum.accumulate(base)).all())
 
 
 def _held_out_error(

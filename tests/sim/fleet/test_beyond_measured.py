@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qsim.calibrate.fit.modes import DEEPEST_TOOTH
 from qsim.cli import main
 from qsim.profiles.lookup import list_profiles, load_profile
 from qsim.profiles.measured_range import MeasuredRange
@@ -28,9 +29,6 @@ IDS = [e.name for e in list_profiles(all_versions=True)]
 FULL = (1.0, 1.0, 1.0)
 FAR_TOKENS = 70_000
 FAR_ROWS = 3000
-#: by how much a step of more tokens may take less within the measured range: kernels work in tiles,
-#: a step of 264 tokens takes longer than one of 256, and than one that fills its tile
-DEEPEST_TOOTH = 0.45
 
 Profiles = st.sampled_from(IDS)
 
