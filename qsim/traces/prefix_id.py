@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
-
 __all__ = ["prefix_id"]
 
 _BITS = 1 << 64
@@ -31,5 +29,7 @@ def prefix_id(value: object) -> int:
         return prefix_id(int(value))
     if not isinstance(value, str) or not value:
         raise TypeError(value)
+    from hashlib import blake2b  # few traces have prefixes, fewer have texts for them
+
     return int.from_bytes(blake2b(value.encode("utf-8", "replace"), digest_size=8).digest(),
                           "big", signed=True)  # fmt: skip

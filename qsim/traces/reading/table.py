@@ -247,7 +247,7 @@ def read_csv(
 
 
 #: a number that any reader takes for the same: digits, and a point with digits behind it
-_CELL = rb"[0-9]{1,15}(?:\.[0-9]{1,15})?"
+_CELL = rb"[0-9]{1,15}+(?:\.[0-9]{1,15}+)?+"
 
 
 def _plain_columns(
@@ -268,10 +268,11 @@ def _plain_columns(
         body += b"\n"
     fields = len(dialect.names)
     line = _CELL + b"(?:," + _CELL + b"){%d}" % (fields - 1)
-    if not re.fullmatch(b"(?:" + line + b"\n)*", body):
+    # no second way to read a line: nothing to remember for going back
+    if not re.fullmatch(b"(?:" + line + b"\n)*+", body):
         return None
     cells = body.decode("ascii").replace("\n", ",").split(",")[:-1]
-    return [[float(text) for text in cells[at::fields]] for at, _ in wanted]
+    return [list(map(float, cells[at::fields])) for at, _ in wanted]
 
 
 def _duckdb() -> Any:
