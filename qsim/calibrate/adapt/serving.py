@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from qsim.calibrate.measure.job import Job, environment, server_command
-from qsim.calibrate.measure.server import Server, ServerFacts, serve_command
-from qsim.calibrate.recorder.install import install
+from qsim.calibrate.measure.job import Job, prepared_server
+from qsim.calibrate.measure.server import ServerFacts, serve_command
 from qsim.catalog.gpus import gpu_type
 from qsim.catalog.methods import find_method
-from qsim.catalog.models import Architecture, Model, load_model, write_dummy
+from qsim.catalog.models import Architecture, Model, load_model
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import Profile
 
@@ -75,21 +73,7 @@ def serving(
         start_timeout_s=start_timeout_s,
     )
     with tempfile.TemporaryDirectory(prefix="qsim-adapt-") as folder:
-        work = Path(folder)
-        source = served.source
-        if dummy:
-            write_dummy(served, work / "model", job.method.config)
-            source = str(work / "model")
-        assert source is not None
-        env = install(
-            work / "recorder",
-            environment(job, gpus, os.environ),
-            tensor_parallel_size=job.tensor_parallel_size,
-            random_dummy_bits=dummy,
-            weight_bits=job.method.integer_bits,
-            steps=False,
-        )
-        server = Server(server_command(job, source), env, work / "server.log")
+        server, _ = prepared_server(job, gpus, Path(folder), steps=False)
         try:
             say("starting the server")
             server.start()

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from qsim.calibrate.measure.server import Server
 from qsim.calibrate.measure.speed import Speed
 from qsim.calibrate.measure.workload import HoldoutTrace
+from qsim.calibrate.recorder import install
 from qsim.catalog.gpus import GIB, GpuType
 from qsim.catalog.methods import Method
-from qsim.catalog.models import Model
+from qsim.catalog.models import Model, write_dummy
 from qsim.errors import ScenarioError
 
-__all__ = ["SERVED_NAME", "Job", "environment", "server_command", "server_flags"]
+__all__ = [
+    "SERVED_NAME",
+    "Job",
+    "environment",
+    "prepared_server",
+    "server_command",
+    "server_flags",
+]
 
 SERVED_NAME = "m"
 #: shortest --max-model-len under which the loads fit
@@ -135,3 +147,38 @@ def environment(job: Job, gpus: Sequence[int], base: Mapping[str, str]) -> dict[
         result["HF_HUB_OFFLINE"] = "1"
     result |= dict(job.server_env)
     return result
+
+
+def prepared_server(
+    job: Job, gpus: Sequence[int], work: Path, *, steps: bool = True
+) -> tuple[Server, dict[str, Any]]:
+    """The job's server, not yet started, with its recorder and dummy weights in ``work``.
+
+    Parameters
+    ----------
+    gpus : sequence of int
+        NVML's numbers.
+    steps : bool
+        Whether the recorder records steps; without it only dummy weights are looked after.
+
+    Returns
+    -------
+    Server
+        Logs to ``work/server.log``.
+    dict
+        The configuration that the served model has.
+    """
+    source, config = job.model.source, job.model.config
+    if job.dummy_weights:
+        config = write_dummy(job.model, work / "model", job.method.config)
+        source = str(work / "model")
+    assert source is not None
+    env = install(
+        work / "recorder",
+        environment(job, gpus, os.environ),
+        tensor_parallel_size=job.tensor_parallel_size,
+        random_dummy_bits=job.dummy_weights,
+        weight_bits=job.method.integer_bits,
+        steps=steps,
+    )
+    return Server(server_command(job, source), env, work / "server.log"), config

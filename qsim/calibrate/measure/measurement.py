@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qsim.calibrate.measure.host_speed import HostSpeed, cpu_name, host_speed
-from qsim.calibrate.measure.job import SERVED_NAME, Job, environment, server_command, server_flags
+from qsim.calibrate.measure.job import SERVED_NAME, Job, prepared_server, server_flags
 from qsim.calibrate.measure.journal import LEAST_LOADS, Journal
 from qsim.calibrate.measure.load import LoadClient
 from qsim.calibrate.measure.power import PowerSampler, read_samples
@@ -22,10 +22,9 @@ from qsim.calibrate.measure.server import Server, ServerFacts
 from qsim.calibrate.measure.speed import Speed
 from qsim.calibrate.measure.tidy import Measured, write_recording
 from qsim.calibrate.measure.workload import GAP_S, Limits, Phase, phases, total_s
-from qsim.calibrate.recorder import Hooks, StepRow, install, read_hooks, read_steps
+from qsim.calibrate.recorder import Hooks, StepRow, read_hooks, read_steps
 from qsim.catalog.gpus import GIB
 from qsim.catalog.methods import METHODS, weight_bytes
-from qsim.catalog.models import write_dummy
 from qsim.catalog.versions import NEWEST, OLDEST
 from qsim.errors import CalibrationError
 
@@ -92,20 +91,7 @@ def measure(
     work = Path(tempfile.mkdtemp(prefix=f".{job.name}.{os.getpid()}.", dir=out))
     server: Server | None = None
     try:
-        source = job.model.source
-        config = job.model.config
-        if job.dummy_weights:
-            config = write_dummy(job.model, work / "model", job.method.config)
-            source = str(work / "model")
-        assert source is not None
-        env = install(
-            work / "recorder",
-            environment(job, gpus, os.environ),
-            tensor_parallel_size=job.tensor_parallel_size,
-            random_dummy_bits=job.dummy_weights,
-            weight_bits=job.method.integer_bits,
-        )
-        server = Server(server_command(job, source), env, work / "server.log")
+        server, config = prepared_server(job, gpus, work)
         folder = _run(job, gpus, work, server, config, progress, check_cancelled)
         target = out / job.name
         os.replace(folder, target)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qsim.calibrate.fit import modes
 from qsim.calibrate.fit.span import (
     GRAPH_SIZES,
     StepTable,
@@ -154,3 +155,21 @@ def test_too_little_data() -> None:
         fit_mixed(_steps(EAGER, 5), EAGER, GRAPH_SIZES)
     with pytest.raises(CalibrationError, match="form 'saw-256' is not known for piecewise steps"):
         fit_mixed(_steps(PIECEWISE, 50), PIECEWISE, GRAPH_SIZES, form="saw-256")
+
+
+@pytest.mark.parametrize(("depth", "form"), [(0.2, "free"), (0.8, "smooth")])
+def test_a_form_that_falls_deeper_than_tiles_do_is_not_chosen(
+    depth: float, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it foretells of phases left out: a step of more tokens takes about as long."""
+    t = _steps(PIECEWISE, 600)
+    falling = _with_spans(t, 10.0 - 10.0 * depth * (t.tokens > 256))
+
+    def error(
+        table: StepTable, forms: dict[int, str], *rest: object
+    ) -> dict[int, tuple[float, float]]:
+        return {mode: (1.0 if name == "free" else 9.0, 0.0) for mode, name in forms.items()}
+
+    monkeypatch.setattr(modes, "_held_out_error", error)
+    monkeypatch.setattr(modes, "_FORMS", {PIECEWISE: ("smooth", "free")})
+    assert modes.choose_forms(falling, 0.0, 0.0) == {PIECEWISE: form}
