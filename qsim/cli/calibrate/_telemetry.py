@@ -98,6 +98,7 @@ def adapt_by_telemetry(
     from qsim.cli._outputs import Outputs
     from qsim.optimize.search.executor import available_cores
     from qsim.optimize.search.executors import open_executor
+    from qsim.profiles.lookup import stated_errors
     from qsim.report.text.compare import adapted_text, factors_text
     from qsim.report.text.telemetry import windows_text, workload_text
 
@@ -120,11 +121,12 @@ def adapt_by_telemetry(
         )
     click.echo(windows_text(windows, found))
     off = found.most_error_percent
-    if off > most_error:
+    if not off <= most_error:
         raise CalibrationError(
-            f"with all factors fitted the metrics are still off by {off:.0f}% "
-            f"on average: this is not the server of {profile.id} (model, quantization, GPU or "
-            "flags differ; give --max-num-seqs and the like as it was started). Nothing was written"
+            f"with all factors fitted the metrics are still off by {off:.0f}% on average, more "
+            f"than the {most_error:g}% of --most-error: this is not the server of {profile.id} "
+            "(model, quantization, GPU or flags differ; give --max-num-seqs and the like as it was "
+            "started). Nothing was written"
         )
     outputs = Outputs()
     with outputs.attempt("--out"):
@@ -132,9 +134,7 @@ def adapt_by_telemetry(
         click.echo(f"{out}: {found.profile.id}, adapted; kept: {found.kept}")
     click.echo(factors_text(found.factors))
     click.echo(workload_text(found))
-    stated = {k: v for k, v in found.profile.fit_error.items() if k.startswith("worst_")}
-    known = {k.removeprefix("worst_"): v for k, v in stated.items() if isinstance(v, float)}
-    click.echo(adapted_text(known, "each window left out"))
+    click.echo(adapted_text(stated_errors(found.profile), "each window left out"))
     outputs.finish()
 
 

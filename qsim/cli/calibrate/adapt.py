@@ -234,9 +234,9 @@ def _adapt_by_loads(
     mean = sum(left) / len(left)
     if not mean <= most_error:
         raise CalibrationError(
-            f"with all factors fitted the loads are still off by {mean:.0f}% on average: this is "
-            f"not the server of {chosen.id} (model, quantization, GPU or flags differ). Nothing "
-            "was written"
+            f"with all factors fitted the loads are still off by {mean:.0f}% on average, more than "
+            f"the {most_error:g}% of --most-error: this is not the server of {chosen.id} (model, "
+            "quantization, GPU or flags differ). Nothing was written"
         )
     outputs = Outputs()
     with outputs.attempt("--out"):
