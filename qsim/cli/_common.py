@@ -39,8 +39,8 @@ __all__ = [
     "write_json",
 ]
 
-# qsim.sim.fleet.router.ROUTERS in words: importing it would cost --help its speed; a test compares
-# them
+# ROUTERS of qsim.sim.fleet.routers.router in words: importing it would cost --help its speed; a
+# test compares them
 ROUTER_HELP = (
     "round-robin, random, least-requests, least-tokens, power-of-two, vllm, prefix-affinity, "
     "session-affinity, kv-aware or expected-finish."

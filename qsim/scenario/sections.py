@@ -37,7 +37,7 @@ from qsim.scenario.section import Checked, Field, Section
 from qsim.sim.fleet.autoscaling import METRICS, Autoscaler, ScalingPolicy, ScalingRules, Signal
 from qsim.sim.fleet.failures import Failure, Failures
 from qsim.sim.fleet.lifecycle import Lifecycle
-from qsim.sim.fleet.router_spec import router_text
+from qsim.sim.fleet.routers.spec import router_text
 from qsim.sim.scheduler.config import MAX_KV_BYTES, EngineOptions
 from qsim.traces.reshape import Reshaping
 from qsim.traces.trace import Trace

@@ -72,7 +72,7 @@ def simulate(
         In the place of ``profile``, ``replicas`` and ``options``: pools of equal servers that
         differ from each other, behind one router.
     router : str
-        How requests are spread: see :data:`qsim.sim.fleet.router.ROUTERS`.
+        How requests are spread: see :data:`qsim.sim.fleet.routers.router.ROUTERS`.
     options : EngineOptions, optional
         vLLM settings that differ from the profile's.
     seed : int

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from qsim.profiles.schema import Profile
-from qsim.sim.fleet.router import ROUTERS
+from qsim.sim.fleet.routers.router import ROUTERS
 from qsim.sim.results.result import SimulationResult
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qsim.sim.fleet.router import check_router
+from qsim.sim.fleet.routers.router import check_router
 
 __all__ = ["real_router"]
 

@@ -37,7 +37,7 @@ from qsim.optimize.search.study import (
     run_study,
 )
 from qsim.profiles.measured_range import MeasuredRange
-from qsim.sim.fleet.router import check_router
+from qsim.sim.fleet.routers.router import check_router
 from qsim.sim.scheduler.config import ENGINE, EngineOptions, refuse_queue_limits
 
 __all__ = [

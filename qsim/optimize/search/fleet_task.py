@@ -12,7 +12,7 @@ import numpy as np
 from qsim.errors import ScenarioError
 from qsim.optimize.search.fleet_outcome import QUANTILES, Degraded, FleetOutcome
 from qsim.profiles.schema import Profile
-from qsim.sim.fleet.router import check_weights
+from qsim.sim.fleet.routers.router import check_weights
 from qsim.sim.results.backlog import Load
 from qsim.sim.results.continued import settled
 from qsim.sim.results.goodput import Goodput

@@ -12,7 +12,7 @@ from qsim.optimize.plan.profile_choice import Choice
 from qsim.optimize.search.decided_range import check_measured, largest_measured, measured_values
 from qsim.optimize.search.fleet_task import offered_load
 from qsim.optimize.search.space import Choices, Decision, Range, Space
-from qsim.sim.fleet.router import check_router
+from qsim.sim.fleet.routers.router import check_router
 from qsim.sim.scheduler.config import ENGINE, EngineOptions, refuse_queue_limits
 from qsim.traces.trace import Trace
 

@@ -22,7 +22,7 @@ from qsim.sim.fleet.autoscaling import Autoscaler
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.horizontal import FleetScaler
 from qsim.sim.fleet.pool import Pool, ResolvedPool, resolve_pools
-from qsim.sim.fleet.router import check_router, check_weights
+from qsim.sim.fleet.routers.router import check_router, check_weights
 from qsim.sim.scheduler.config import QUEUE_LIMITS, EngineOptions
 from qsim.sim.scheduler.server_memory import most_model_len
 from qsim.traces.trace import Trace

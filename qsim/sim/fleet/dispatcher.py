@@ -24,9 +24,9 @@ from qsim.sim.fleet.admission import Setup
 from qsim.sim.fleet.clients import Clients
 from qsim.sim.fleet.columns import Columns
 from qsim.sim.fleet.queue_limits import QueueLimits
-from qsim.sim.fleet.router import Router, make_router
-from qsim.sim.fleet.router_mixed import Packing
-from qsim.sim.fleet.view import View
+from qsim.sim.fleet.routers.mixed import Packing
+from qsim.sim.fleet.routers.router import Router, make_router
+from qsim.sim.fleet.routers.view import View
 from qsim.sim.results.finished import FAILED, REJECTED, TIMED_OUT
 from qsim.sim.results.timeline import Timeline
 from qsim.sim.scheduler.scheduler import Request

@@ -4,7 +4,7 @@ The whole simulation in one place: arrivals are fed in a tight loop; whatever is
 start, stop and fail, the autoscaler's looks) is an event of SimPy in between
 (:mod:`qsim.sim.fleet.lives`). Before each of them the engines go on to its time
 (:mod:`qsim.sim.engine.replica`), and the router says where a request goes
-(:mod:`qsim.sim.fleet.router`); what goes to servers and comes back is in
+(:mod:`qsim.sim.fleet.routers.router`); what goes to servers and comes back is in
 :mod:`qsim.sim.fleet.dispatcher`. What clients send after answers, and until when they wait, is in
 :mod:`qsim.sim.fleet.clients`; the requests' columns are in :mod:`qsim.sim.fleet.columns`.
 """

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qsim.profiles.schema import Profile
 from qsim.sim.engine.steplog import Step
 from qsim.sim.engine.timing import PS_PER_MS, PS_PER_S
-from qsim.sim.fleet.router import ROUTERS
+from qsim.sim.fleet.routers.router import ROUTERS
 from qsim.sim.results.result import SimulationResult
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate

@@ -28,7 +28,7 @@ from qsim import (
 )
 from qsim.cli import main
 from qsim.errors import ScenarioError
-from qsim.sim.fleet.router import ROUTERS
+from qsim.sim.fleet.routers.router import ROUTERS
 from qsim.sim.results.slo import Slo
 from qsim.sim.simulate_stream import simulate_stream
 from qsim.traces.trace import HashIds, Trace, Turns

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qsim import EngineOptions, Pool, load_trace, simulate
 from qsim.errors import ScenarioError
-from qsim.sim.fleet.router import ROUTERS
+from qsim.sim.fleet.routers.router import ROUTERS
 from qsim.sim.results.slo import Slo
 from qsim.sim.simulate_stream import simulate_stream
 from qsim.traces.trace import Trace, Turns

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qsim.sim.fleet.admission import resolve_fleet
 from qsim.sim.fleet.fleet import Fleet
 from qsim.sim.fleet.pool import Pool
-from qsim.sim.fleet.router import ROUTERS
+from qsim.sim.fleet.routers.router import ROUTERS
 from qsim.sim.results.finished import Finished
 from qsim.sim.results.itl import Gaps
 from qsim.sim.scheduler.config import EngineOptions

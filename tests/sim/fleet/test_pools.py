@@ -13,8 +13,8 @@ from qsim.cli import main
 from qsim.errors import ScenarioError
 from qsim.sim.engine.timing import Timing
 from qsim.sim.fleet.pool import resolve_pools
-from qsim.sim.fleet.router import ROUTERS
-from qsim.sim.fleet.server_speed import ServerSpeed
+from qsim.sim.fleet.routers.router import ROUTERS
+from qsim.sim.fleet.routers.server_speed import ServerSpeed
 from qsim.sim.results.histogram import RELATIVE_ERROR
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate_stream import simulate_stream

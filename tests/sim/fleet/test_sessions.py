@@ -15,7 +15,7 @@ from qsim.profiles.lookup import load_profile
 from qsim.sim.fleet.dynamic import simulate_dynamic
 from qsim.sim.fleet.policy import Constant
 from qsim.sim.fleet.pool import ServerPool
-from qsim.sim.fleet.router import ROUTERS
+from qsim.sim.fleet.routers.router import ROUTERS
 from qsim.sim.simulate_stream import simulate_stream
 from qsim.traces import Trace, load_trace, merge
 from qsim.traces.trace import Turns

@@ -17,12 +17,12 @@ from qsim.sim.fleet.admission import resolve_fleet
 from qsim.sim.fleet.failures import Failure, Failures
 from qsim.sim.fleet.parts import run_whole
 from qsim.sim.fleet.pool import Pool
-from qsim.sim.fleet.router import ROUTERS, check_router, make_router
-from qsim.sim.fleet.router_spec import PARAMETERS
+from qsim.sim.fleet.routers.router import ROUTERS, check_router, make_router
+from qsim.sim.fleet.routers.spec import PARAMETERS
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces.trace import HashIds, Trace, Turns, merge
 from tests.make_profile import make_profile
-from tests.sim.fleet.test_router import View
+from tests.sim.fleet.routers.test_router import View
 
 
 def router(text: str, view: View, weights: list[float] | None = None) -> Any:

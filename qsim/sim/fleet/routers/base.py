@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from qsim.sim.fleet.server_speed import ServerSpeed
+    from qsim.sim.fleet.routers.server_speed import ServerSpeed
 
 __all__ = ["Draws", "FleetView", "Least", "Pairs", "Rng", "Router", "Values", "Weights"]
 
@@ -16,7 +16,7 @@ __all__ = ["Draws", "FleetView", "Least", "Pairs", "Rng", "Router", "Values", "W
 Rng = Callable[[], "np.random.Generator"]  # a name only: importing numpy.random takes time
 #: how many requests each replica gets beside the others; None: all the same
 Weights = list[float] | None
-#: a router's parameters, by name (:data:`qsim.sim.fleet.router_spec.PARAMETERS`)
+#: a router's parameters, by name (:data:`qsim.sim.fleet.routers.spec.PARAMETERS`)
 Values = dict[str, float]
 
 

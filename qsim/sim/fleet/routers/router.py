@@ -1,8 +1,8 @@
 """Routers: which replica a request goes to.
 
-Those that know prefixes and sessions are in :mod:`qsim.sim.fleet.router_affinity`, the one that
-knows KV caches in :mod:`qsim.sim.fleet.router_kv`, those for replicas that differ in
-:mod:`qsim.sim.fleet.router_mixed`.
+Those that know prefixes and sessions are in :mod:`qsim.sim.fleet.routers.affinity`, the one that
+knows KV caches in :mod:`qsim.sim.fleet.routers.kv_aware`, those for replicas that differ in
+:mod:`qsim.sim.fleet.routers.mixed`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from qsim.catalog.versions import DEFAULT_VERSION, rules_of
 from qsim.errors import ScenarioError
 from qsim.sim.engine.timing import PS_PER_S
-from qsim.sim.fleet.router_affinity import PrefixAffinity, SessionAffinity
-from qsim.sim.fleet.router_kv import KvAware
-from qsim.sim.fleet.router_mixed import (
+from qsim.sim.fleet.routers.affinity import PrefixAffinity, SessionAffinity
+from qsim.sim.fleet.routers.base import Draws, FleetView, Least, Pairs, Rng, Router
+from qsim.sim.fleet.routers.kv_aware import KvAware
+from qsim.sim.fleet.routers.mixed import (
     ExpectedFinish,
     WeightedLeastRequests,
     WeightedLeastTokens,
@@ -23,8 +24,7 @@ from qsim.sim.fleet.router_mixed import (
     WeightedRandom,
     WeightedRoundRobin,
 )
-from qsim.sim.fleet.router_spec import PARAMETERS, RouterSpec, parse_router
-from qsim.sim.fleet.router_view import Draws, FleetView, Least, Pairs, Rng, Router
+from qsim.sim.fleet.routers.spec import PARAMETERS, RouterSpec, parse_router
 
 __all__ = ["ROUTERS", "FleetView", "Router", "check_router", "check_weights", "make_router"]
 

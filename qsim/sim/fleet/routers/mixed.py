@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qsim.sim.fleet.router_view import FleetView, Pairs, Rng
+from qsim.sim.fleet.routers.base import FleetView, Pairs, Rng
 
 if TYPE_CHECKING:
-    from qsim.sim.fleet.server_speed import ServerSpeed
+    from qsim.sim.fleet.routers.server_speed import ServerSpeed
 
 __all__ = [
     "ExpectedFinish",
@@ -164,8 +164,8 @@ class ExpectedFinish:
 
     It knows what a router can: the requests outstanding at each replica, the request's prompt, and
     the mean prompt and output of what came and what finished before. See
-    :class:`qsim.sim.fleet.server_speed.ServerSpeed` for the estimate. Of equally fast replicas the
-    one with the fewest requests gets it; of equals, the next one in turn.
+    :class:`qsim.sim.fleet.routers.server_speed.ServerSpeed` for the estimate. Of equally fast
+    replicas the one with the fewest requests gets it; of equals, the next one in turn.
     """
 
     def __init__(self, view: FleetView, rng: Rng) -> None:

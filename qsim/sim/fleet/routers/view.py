@@ -8,14 +8,14 @@ from qsim.sim.engine.replica import Replica
 from qsim.sim.engine.timing import Timing
 from qsim.sim.fleet.columns import Columns
 from qsim.sim.fleet.pool import ResolvedPool
-from qsim.sim.fleet.server_speed import ServerSpeed, speeds_of
+from qsim.sim.fleet.routers.server_speed import ServerSpeed, speeds_of
 from qsim.sim.scheduler.request import Request
 
 __all__ = ["View"]
 
 
 class View:
-    """The :class:`qsim.sim.fleet.router_view.FleetView` of a fleet.
+    """The :class:`qsim.sim.fleet.routers.base.FleetView` of a fleet.
 
     Parameters
     ----------

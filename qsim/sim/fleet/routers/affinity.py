@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from qsim.sim.fleet.router_mixed import LeastByWeight
-from qsim.sim.fleet.router_view import FleetView, Least, Rng, Values, Weights
+from qsim.sim.fleet.routers.base import FleetView, Least, Rng, Values, Weights
+from qsim.sim.fleet.routers.mixed import LeastByWeight
 
 __all__ = ["PrefixAffinity", "SessionAffinity"]
 

@@ -7,8 +7,8 @@ import pytest
 
 from qsim.errors import ScenarioError
 from qsim.sim.engine.timing import Timing
-from qsim.sim.fleet.router import ROUTERS, make_router
-from qsim.sim.fleet.server_speed import ServerSpeed
+from qsim.sim.fleet.routers.router import ROUTERS, make_router
+from qsim.sim.fleet.routers.server_speed import ServerSpeed
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate
 from qsim.traces import load_trace

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qsim.sim.fleet.router_view import FleetView, Rng, Values, Weights
+from qsim.sim.fleet.routers.base import FleetView, Rng, Values, Weights
 
 __all__ = ["KvAware"]
 
