@@ -244,7 +244,7 @@ executor_options = option_group(
 
 def jobs_from(options: Mapping[str, Any]) -> dict[str, Any]:
     """``jobs`` and ``dask`` for the optimizers, from a command's parameters."""
-    from qsim.optimize.search.executor import available_cores
+    from qsim.processes import available_cores
 
     jobs = options["jobs"]
     return {"jobs": available_cores() if jobs is None else jobs, "dask": options["dask"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -29,12 +29,14 @@ from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import ScenarioCommand, save_scenario, scenario_from, shared_options
 from qsim.cli._stream import run_streamed, wants_stream
 from qsim.errors import InfeasibleError, ScenarioError
+from qsim.processes import Beside
 
 if TYPE_CHECKING:
     from qsim.optimize.deploy.export import Export
     from qsim.scenario import Scenario
     from qsim.sim.engine.steplog import Step
     from qsim.sim.results.backlog import Load
+    from qsim.sim.results.machine_ranges import MachineRanges
     from qsim.sim.results.result import SimulationResult
     from qsim.sim.results.slo import SloOutcome
     from qsim.sim.simulate_stream import StreamResult
@@ -44,6 +46,8 @@ __all__ = ["simulate"]
 
 #: a trace that is too short to tell whether the fleet keeps up goes on for so many requests
 _GOES_ON = 12_000
+#: ranges over machines are simulated beside a trace of so many requests or more
+_BESIDE = 1000
 #: fewer drawn machines tell no 90% range
 _FEWEST_MACHINES = 8
 
@@ -127,7 +131,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
             f"--machines is {given['machines']}; must be {_FEWEST_MACHINES} or more, or 0 for none"
         )
     told = ""
-    trace: Trace | None = None
+    whole: _Whole | None = None
     streamed = wants_stream(given, scenario.traffic)
     if streamed and given["machines"]:
         raise ScenarioError(
@@ -139,7 +143,8 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
         result, name, requests = run_streamed(given, scenario, out)
         attained, load = result.attainment(), result.load
     else:
-        result, load, trace = _run_whole(given, scenario, steps)
+        whole = _run_whole(ctx, given, scenario, steps)
+        result, load, trace = whole.result, whole.load, whole.trace
         name, requests = trace.name, len(trace)
         attained = attainment(result, slos)
     outcomes = check_slos(result, slos)
@@ -163,8 +168,8 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
             "no ranges over machines: a stretch of the traffic does not tell what an autoscaler "
             "does (--machines N simulates all of it)"
         )
-    elif trace is not None and given["machines"] != 0:
-        told = _machines(given["machines"], scenario, trace, summary, outcomes)
+    elif whole is not None and given["machines"] != 0:
+        told = _machines(given["machines"], scenario, whole, summary, outcomes)
     elif streamed:
         note("no ranges over machines: they need the trace in memory (--no-stream)")
     for text in result.notes:
@@ -224,10 +229,27 @@ def _check_start(given: Mapping[str, Any], scenario: Scenario) -> None:
         )
 
 
+class _Whole(NamedTuple):
+    """What a simulation with the trace in memory is told from.
+
+    Attributes
+    ----------
+    load : Load
+        Whether the fleet kept up.
+    ranges : Beside, optional
+        Quick ranges over machines, where they are to be given.
+    """
+
+    result: SimulationResult
+    load: Load
+    trace: Trace
+    ranges: Beside[MachineRanges] | None
+
+
 def _run_whole(
-    given: Mapping[str, Any], scenario: Scenario, steps: list[Step] | None
-) -> tuple[SimulationResult, Load, Trace]:
-    """Simulate with the trace in memory; also whether the fleet kept up, and the trace."""
+    ctx: click.Context, given: Mapping[str, Any], scenario: Scenario, steps: list[Step] | None
+) -> _Whole:
+    """Simulate with the trace in memory; ranges over machines are simulated beside."""
     from qsim.scenario.resolve import load_traffic
     from qsim.sim.results.continued import find_carried, settled
     from qsim.sim.run_scenario import fleet_of
@@ -235,6 +257,11 @@ def _run_whole(
 
     trace = load_traffic(scenario.traffic, scenario.seed, tell_reading)
     fleet = fleet_of(scenario)
+    ranges = None
+    if given["machines"] is None and scenario.fleet.autoscaler is None:
+        ranges = ctx.with_resource(
+            Beside(lambda: _quick_ranges(scenario, trace), worth=len(trace) >= _BESIDE)
+        )
     with progress_bar("simulate", given["progress"]) as update:
         result = run(
             trace,
@@ -247,28 +274,38 @@ def _run_whole(
         return run(longer, **fleet)
 
     load = find_carried(settled(result.load, trace, again, _GOES_ON), trace, again, _GOES_ON)
-    return result, load, trace
+    return _Whole(result, load, trace, ranges)
+
+
+def _quick_ranges(scenario: Scenario, trace: Trace) -> MachineRanges:
+    from qsim.sim.machines import quick_ranges
+    from qsim.sim.run_scenario import fleet_of
+
+    statistics = [(slo.metric, slo.statistic) for slo in scenario.limits()]
+    return quick_ranges(trace, statistics=statistics, **fleet_of(scenario))
 
 
 def _machines(
     draws: int | None,
     scenario: Scenario,
-    trace: Trace,
+    whole: _Whole,
     summary: dict[str, Any],
     outcomes: Sequence[SloOutcome],
 ) -> str:
     """Add ``machines``, the 90% ranges over machines, to a summary; where they are from."""
-    from qsim.sim.machines import machine_ranges, quick_ranges
-    from qsim.sim.run_scenario import fleet_of
+    if whole.ranges is None:
+        from qsim.sim.machines import machine_ranges
+        from qsim.sim.run_scenario import fleet_of
 
-    fleet, statistics = fleet_of(scenario), [(o.slo.metric, o.slo.statistic) for o in outcomes]
-    if draws is not None:
-        ranges = machine_ranges(trace, draws=draws, statistics=statistics, **fleet)
+        assert draws is not None
+        statistics = [(o.slo.metric, o.slo.statistic) for o in outcomes]
+        fleet = fleet_of(scenario)
+        ranges = machine_ranges(whole.trace, draws=draws, statistics=statistics, **fleet)
         summary["machines"] = {"draws": draws, "range_90": ranges}
         return (
             f"90%: what the figures may be on your machine, by {draws} drawn ones (docs/adapt.md)"
         )
-    quick = quick_ranges(trace, statistics=statistics, **fleet)
+    quick = whole.ranges.value()
     figures = {o.slo.figure: o.value_ms for o in outcomes}
     summary["machines"] = {
         "draws": 0, "requests": quick.requests, "range_90": quick.of(figures | summary)

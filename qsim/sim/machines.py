@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from qsim.profiles.lookup import load_profile
 from qsim.profiles.schema import Profile
 from qsim.profiles.spread import Prior, Spread, shipped_spread
 from qsim.sim.fleet.pool import Pool
+from qsim.sim.results.machine_ranges import MachineRanges
 from qsim.sim.results.result import SimulationResult
 from qsim.sim.results.summary import parse_statistic
 from qsim.sim.simulate import simulate
@@ -37,7 +38,6 @@ from qsim.traces.trace import Trace
 
 __all__ = [
     "FIGURES",
-    "MachineRanges",
     "expected_machines",
     "machine_at",
     "machine_ranges",
@@ -79,52 +79,6 @@ _BENT = 0.5
 _AROUND, _FAR = 0.75, 5.0
 #: no range is wider: an overloaded fleet's waiting times grow without end
 _MOST_LOG = math.log(100.0)
-
-
-@dataclass(frozen=True)
-class MachineRanges:
-    """90% ranges of figures over machines, as multiples of the figures.
-
-    Attributes
-    ----------
-    ratios : dict
-        By figure: what it is multiplied by at the low and at the high end.
-    requests : int
-        That the ranges are from.
-    stretch : bool
-        They are a stretch of the traffic.
-    adapted : bool
-        The machines are those of an adapted profile's intervals.
-    """
-
-    ratios: Mapping[str, tuple[float, float]]
-    requests: int
-    stretch: bool
-    adapted: bool
-
-    def of(self, figures: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-        """The ranges of figures by their names; those that are not known are left out."""
-        found = {}
-        for name, (low, high) in self.ratios.items():
-            value = figures.get(name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                found[name] = (low * value, high * value)
-        return found
-
-    def told(self) -> str:
-        """Where they are from."""
-        where = f"the busiest {self.requests:,} requests" if self.stretch else "the traffic"
-        if self.adapted:
-            return (
-                f"90%: what the figures may be on the machine that the profile was adapted to, by "
-                f"the intervals of its factors over {where} (docs/adapt.md)"
-            )
-        outside = any(low > 1 or high < 1 for low, high in self.ratios.values())
-        why = " (outside it: the measured machine is faster or slower than most)" if outside else ""
-        return (
-            f"90%: what the figures may be on your machine{why}, by how known machines differ over "
-            f"{where} (docs/adapt.md); 'qsim calibrate adapt' makes the profile one of yours"
-        )
 
 
 def machine_ranges(

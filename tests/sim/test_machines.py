@@ -19,12 +19,12 @@ from qsim.sim.fleet.pool import Pool
 from qsim.sim.machines import (
     _DESIGN,
     FIGURES,
-    MachineRanges,
     _directions,
     expected_machines,
     machine_ranges,
     quick_ranges,
 )
+from qsim.sim.results.machine_ranges import MachineRanges
 from qsim.sim.simulate import simulate
 
 TRACE = load_trace("azure-conv-2023:duration=20,rate=6,seed=2")

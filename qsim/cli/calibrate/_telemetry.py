@@ -96,8 +96,8 @@ def adapt_by_telemetry(
     from qsim.calibrate.adapt.telemetry_fit import adapt_to_windows
     from qsim.cli._common import note
     from qsim.cli._outputs import Outputs
-    from qsim.optimize.search.executor import available_cores
     from qsim.optimize.search.executors import open_executor
+    from qsim.processes import available_cores
     from qsim.profiles.lookup import stated_errors
     from qsim.report.text.compare import adapted_text, factors_text
     from qsim.report.text.telemetry import windows_text, workload_text

@@ -181,8 +181,8 @@ def _adapt_by_loads(
     from qsim.cli._outputs import Outputs
     from qsim.cli.calibrate._telemetry import say
     from qsim.errors import CalibrationError, MissingExtraError
-    from qsim.optimize.search.executor import available_cores
     from qsim.optimize.search.executors import open_executor
+    from qsim.processes import available_cores
     from qsim.profiles.factors import apply
     from qsim.profiles.lookup import load_profile, stated_errors
     from qsim.profiles.spread import shipped_spread

@@ -16,7 +16,7 @@ from qsim.sim.results.goodput import Goodput
 from qsim.sim.results.slo import Slo
 
 if TYPE_CHECKING:
-    from qsim.sim.machines import MachineRanges
+    from qsim.sim.results.machine_ranges import MachineRanges
 
 __all__ = ["DEFAULT_TRAFFIC", "OBJECTIVES", "Capacity", "Layout", "Traffic", "ranked"]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qsim.optimize.plan.headroom import Headroom
     from qsim.optimize.plan.mix_search import MixReport
     from qsim.optimize.plan.setting_search import SearchReport
-    from qsim.sim.machines import MachineRanges
+    from qsim.sim.results.machine_ranges import MachineRanges
 
 __all__ = ["Plan", "Tie"]
 

@@ -22,7 +22,7 @@ from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.fleet_task import FleetTask, fleet_ranges, run_fleet, weights_of
 from qsim.optimize.search.space import Space
 from qsim.optimize.search.study import StudySettings
-from qsim.sim.machines import MachineRanges
+from qsim.sim.results.machine_ranges import MachineRanges
 
 __all__ = ["MOST_TIED", "PlanRun"]
 

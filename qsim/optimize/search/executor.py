@@ -7,7 +7,6 @@ dies costs the time of the task that it was at: another one does it again.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -18,21 +17,12 @@ __all__ = [
     "LaterExecutor",
     "SerialExecutor",
     "TaskExecutor",
-    "available_cores",
 ]
 
 T = TypeVar("T")
 
 #: workers that one and the same task may cost before it is given up
 MAX_DEATHS = 3
-
-
-def available_cores() -> int:
-    """The number of cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
 
 
 class TaskExecutor(Executor):

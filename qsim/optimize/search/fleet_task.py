@@ -23,7 +23,7 @@ from qsim.traces.trace import Trace
 if TYPE_CHECKING:
     from qsim.sim.engine.steplog import Step
     from qsim.sim.fleet.pool import Pool
-    from qsim.sim.machines import MachineRanges
+    from qsim.sim.results.machine_ranges import MachineRanges
     from qsim.sim.results.result import SimulationResult
 
 __all__ = [

@@ -9,7 +9,7 @@ from qsim.report.text.tables import number
 
 if TYPE_CHECKING:
     from qsim.optimize.search.fleet_outcome import FleetOutcome
-    from qsim.sim.machines import MachineRanges
+    from qsim.sim.results.machine_ranges import MachineRanges
 
 __all__ = ["range_row", "range_text", "ranges_sentences"]
 

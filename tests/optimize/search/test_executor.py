@@ -15,9 +15,10 @@ import pytest
 
 from qsim.errors import QsimError, ScenarioError
 from qsim.optimize.plan.planning import plan
-from qsim.optimize.search.executor import SerialExecutor, available_cores
+from qsim.optimize.search.executor import SerialExecutor
 from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.shared_values import Shelf, run_with
+from qsim.processes import available_cores
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
 

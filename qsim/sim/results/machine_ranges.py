@@ -1,0 +1,55 @@
+"""What the figures of a run may be on other machines, as :mod:`qsim.sim.machines` finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["MachineRanges"]
+
+
+@dataclass(frozen=True)
+class MachineRanges:
+    """90% ranges of figures over machines, as multiples of the figures.
+
+    Attributes
+    ----------
+    ratios : dict
+        By figure: what it is multiplied by at the low and at the high end.
+    requests : int
+        That the ranges are from.
+    stretch : bool
+        They are a stretch of the traffic.
+    adapted : bool
+        The machines are those of an adapted profile's intervals.
+    """
+
+    ratios: Mapping[str, tuple[float, float]]
+    requests: int
+    stretch: bool
+    adapted: bool
+
+    def of(self, figures: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+        """The ranges of figures by their names; those that are not known are left out."""
+        found = {}
+        for name, (low, high) in self.ratios.items():
+            value = figures.get(name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                found[name] = (low * value, high * value)
+        return found
+
+    def told(self) -> str:
+        """Where they are from."""
+        where = f"the busiest {self.requests:,} requests" if self.stretch else "the traffic"
+        if self.adapted:
+            return (
+                f"90%: what the figures may be on the machine that the profile was adapted to, by "
+                f"the intervals of its factors over {where} (docs/adapt.md)"
+            )
+        outside = any(low > 1 or high < 1 for low, high in self.ratios.values())
+        why = " (outside it: the measured machine is faster or slower than most)" if outside else ""
+        return (
+            f"90%: what the figures may be on your machine{why}, by how known machines differ over "
+            f"{where} (docs/adapt.md); 'qsim calibrate adapt' makes the profile one of yours"
+        )
