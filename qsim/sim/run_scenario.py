@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Unpack
 
 from qsim.bounds import shown
 from qsim.errors import ScenarioError
@@ -12,12 +12,11 @@ from qsim.scenario import Scenario
 from qsim.scenario.names import build
 from qsim.scenario.resolve import check_lone_weight, load_traffic, profile_name
 from qsim.sim.engine.steplog import Step
-from qsim.sim.fleet.admission import check_pools
+from qsim.sim.fleet.admission import FleetArguments, check_pools
 from qsim.sim.fleet.autoscaling import Autoscaler
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.pool import Pool
 from qsim.sim.results.result import SimulationResult
-from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate as run
 from qsim.traces.trace import Trace
 
@@ -53,7 +52,7 @@ def pools_of(scenario: Scenario) -> list[Pool]:
 
 
 def fleet_of(scenario: Scenario) -> dict[str, Any]:
-    """Arguments of a simulation beside the trace."""
+    """The fleet and its clients, as the arguments of a simulation beside the trace."""
     failures, autoscaler = scenario.fleet.failures, scenario.fleet.autoscaler
     return {
         "pools": pools_of(scenario),
@@ -72,34 +71,24 @@ def simulate(
     trace: Scenario | Trace,
     profile: Profile | str | None = None,
     *,
-    replicas: int | None = None,
-    pools: Sequence[Pool] | None = None,
-    router: str = "least-requests",
-    options: EngineOptions | None = None,
-    seed: int = 0,
-    too_long: str = "error",
-    concurrency: int | None = None,
-    think_time_s: float | None = None,
-    client_timeout_s: float | None = None,
-    failures: Failures | None = None,
-    autoscaler: Autoscaler | None = None,
-    frontend: bool = True,
     progress: Callable[[float], None] | None = None,
     jump: bool = True,
     step_log: list[Step] | None = None,
+    **asked: Unpack[FleetArguments],
 ) -> SimulationResult:
     """Replay traffic against a fleet of servers.
 
     Parameters
     ----------
     trace : Scenario or Trace
-        All of what is asked; or the traffic, and the next arguments say the rest.
-    profile, replicas, pools, router, options, seed, too_long
-        Of the fleet beside a trace: see :func:`qsim.sim.simulate.simulate`.
-    concurrency, think_time_s, client_timeout_s, failures, autoscaler
-        Of clients, of servers that fail, and of how many are on, beside a trace: see there.
-    frontend, progress, jump, step_log
-        How it is simulated: see there.
+        All of what is asked; or the traffic, and ``profile`` and ``asked`` say the rest.
+    profile : Profile or str, optional
+        A profile, the id of a shipped one, or a path.
+    progress, jump, step_log
+        How it is simulated: see :func:`qsim.sim.simulate.simulate`.
+    **asked
+        The fleet and its clients: see :class:`qsim.sim.fleet.admission.FleetArguments`. Beside a
+        scenario only ``frontend``.
 
     Raises
     ------
@@ -110,32 +99,32 @@ def simulate(
     TraceError
         If the trace cannot be read, or a prompt is too long and ``too_long`` is "error".
     """
-    beside = {"profile": profile, "replicas": replicas, "options": options}
-    clients = {
-        "concurrency": concurrency, "think_time_s": think_time_s,
-        "client_timeout_s": client_timeout_s, "failures": failures,
-        "autoscale": autoscaler,
-    }  # fmt: skip
+    frontend = asked.pop("frontend", True)
+    given: dict[str, Any] = {"profile": profile, **asked}
     if isinstance(trace, Scenario):
-        if any(v is not None for v in (*beside.values(), pools, *clients.values())):
+        if any(v is not None for v in given.values()):
             raise TypeError("simulate() got a scenario and servers beside it; change the scenario")
-        asked = trace
+        scenario = trace
     else:
-        check_pools(pools, **beside)
-        for pool in pools or ():
-            if not isinstance(pool, Pool):
-                raise ScenarioError(f"a pool is {shown(pool)}; must be a qsim.Pool")
-        if failures is not None and not isinstance(failures, Failures):
-            raise ScenarioError(f"failures is {shown(failures)}; must be a qsim.Failures")
-        if autoscaler is not None and not isinstance(autoscaler, Autoscaler):
-            raise ScenarioError(f"autoscaler is {shown(autoscaler)}; must be a qsim.Autoscaler")
-        named = {"trace": trace, "router": router, "seed": seed, "too_long": too_long}
-        asked = build("simulate", {**named, **clients, **beside, "pools": pools})
+        scenario = build("simulate", {"trace": trace, **_checked(given)})
     return run(
-        load_traffic(asked.traffic, asked.seed),
-        **fleet_of(asked),
-        frontend=frontend,
+        load_traffic(scenario.traffic, scenario.seed),
+        **{**fleet_of(scenario), "frontend": frontend},
         progress=progress,
         jump=jump,
         step_log=step_log,
     )
+
+
+def _checked(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by the names of the options."""
+    pools = given.get("pools")
+    check_pools(pools, **{name: given.get(name) for name in ("profile", "replicas", "options")})
+    for pool in pools or ():
+        if not isinstance(pool, Pool):
+            raise ScenarioError(f"a pool is {shown(pool)}; must be a qsim.Pool")
+    for name, kind in (("failures", Failures), ("autoscaler", Autoscaler)):
+        value = given.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise ScenarioError(f"{name} is {shown(value)}; must be a qsim.{kind.__name__}")
+    return {"autoscale" if name == "autoscaler" else name: v for name, v in given.items()}

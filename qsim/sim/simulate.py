@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Unpack
 
 from qsim.errors import ScenarioError
 from qsim.profiles.schema import Profile
 from qsim.sim.engine.steplog import Step
 from qsim.sim.engine.timing import PS_PER_S
-from qsim.sim.fleet.admission import asked_pools, resolve_fleet
-from qsim.sim.fleet.autoscaling import Autoscaler
-from qsim.sim.fleet.failures import Failures
+from qsim.sim.fleet.admission import FleetArguments, resolve_fleet
 from qsim.sim.fleet.parts import run_whole
-from qsim.sim.fleet.pool import Pool
 from qsim.sim.fleet.sessions import in_order_of_arrival
 from qsim.sim.results.finished import (
     as_sent,
@@ -33,7 +31,6 @@ from qsim.sim.run_facts import (
     scaling_of,
     tells_outcomes,
 )
-from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces.trace import Trace
 
 __all__ = ["simulate"]
@@ -43,21 +40,10 @@ def simulate(
     trace: Trace,
     profile: Profile | str | None = None,
     *,
-    replicas: int | None = None,
-    pools: Sequence[Pool] | None = None,
-    router: str = "least-requests",
-    options: EngineOptions | None = None,
-    seed: int = 0,
-    too_long: str = "error",
-    frontend: bool = True,
-    concurrency: int | None = None,
-    think_time_s: float | None = None,
-    client_timeout_s: float | None = None,
-    failures: Failures | None = None,
-    autoscaler: Autoscaler | None = None,
     progress: Callable[[float], None] | None = None,
     jump: bool = True,
     step_log: list[Step] | None = None,
+    **asked: Unpack[FleetArguments],
 ) -> SimulationResult:
     """Replay ``trace`` against ``replicas`` servers described by ``profile``, or against ``pools``.
 
@@ -66,40 +52,14 @@ def simulate(
     trace : Trace
     profile : Profile or str, optional
         A profile, the id of a shipped one, or a path.
-    replicas : int, optional
-        Servers, each on ``tensor_parallel_size`` GPUs; >= 1, the default.
-    pools : sequence of Pool, optional
-        In the place of ``profile``, ``replicas`` and ``options``: pools of equal servers that
-        differ from each other, behind one router.
-    router : str
-        How requests are spread: see :data:`qsim.sim.fleet.routers.router.ROUTERS`.
-    options : EngineOptions, optional
-        vLLM settings that differ from the profile's.
-    seed : int
-        Of the router's random draws.
-    too_long : {"error", "reject"}
-        What to do with a prompt that leaves no room for a token within ``max_model_len``: raise,
-        or count it as failed as the server would (HTTP 400).
-    frontend : bool
-        Include the times of the API server before and after the engine.
-    concurrency : int, optional
-        So many clients, each of which sends the trace's next request when its last one has ended,
-        as ``vllm bench serve --max-concurrency`` does; the trace's arrivals mean nothing then.
-    think_time_s : float, optional
-        How long each of them waits after an answer, on average: exponentially distributed.
-    client_timeout_s : float, optional
-        How long a client waits for its whole answer, where the trace does not say it. Then it gives
-        up, and the server aborts the request.
-    failures : Failures, optional
-        Servers that fail.
-    autoscaler : Autoscaler, optional
-        Says how many servers are on; ``replicas`` are those at the beginning.
     progress : callable, optional
         Called now and then with the share of requests that have arrived.
     jump : bool
         Plan decode runs in one go (the default); False steps one by one to the same result.
     step_log : list of Step, optional
         Takes every engine step, for :mod:`qsim.sim.engine.steplog`.
+    **asked
+        The fleet and its clients: see :class:`qsim.sim.fleet.admission.FleetArguments`.
 
     Raises
     ------
@@ -110,19 +70,8 @@ def simulate(
     TraceError
         If a prompt is too long and ``too_long`` is "error".
     """
-    asked = asked_pools(profile, replicas, options, pools)
-    setup = resolve_fleet(
-        asked,
-        router,
-        seed,
-        too_long,
-        frontend,
-        concurrency=concurrency,
-        think_time_s=think_time_s,
-        client_timeout_s=client_timeout_s,
-        failures=failures,
-        autoscaler=autoscaler,
-    )
+    setup = resolve_fleet(profile, **asked)
+    concurrency = setup.concurrency
     if concurrency is not None and trace.turns is not None:
         raise ScenarioError(
             f"{trace.name}: its sessions wait for answers by themselves, and concurrency is "
@@ -147,7 +96,7 @@ def simulate(
     if fleet.limits is not None:
         notes += fleet.limits.notes()
     flow = TimeCounts()
-    if failures is not None:
+    if setup.failures is not None:
         flow.add(finished.arrival_ps / PS_PER_S, finished.last_token_ps / PS_PER_S)
     ended = outcomes(finished)
     notes += outcome_notes(ended)

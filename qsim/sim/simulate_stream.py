@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,8 @@ from qsim.errors import ScenarioError
 from qsim.profiles.measured_range import BeyondMeasured
 from qsim.profiles.schema import Profile
 from qsim.sim.engine.timing import PS_PER_S
-from qsim.sim.fleet.admission import asked_pools, resolve_fleet
-from qsim.sim.fleet.autoscaling import Autoscaler
-from qsim.sim.fleet.failures import Failures
+from qsim.sim.fleet.admission import FleetArguments, resolve_fleet
 from qsim.sim.fleet.fleet import Fleet
-from qsim.sim.fleet.pool import Pool
 from qsim.sim.results.backlog import CLOSED_LOOP, Load, judge
 from qsim.sim.results.finished import outcome_notes
 from qsim.sim.results.latency import Latency
@@ -36,7 +33,6 @@ from qsim.sim.run_facts import (
     scaling_of,
     tells_outcomes,
 )
-from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces.trace import Trace
 
 __all__ = ["StreamResult", "simulate_stream"]
@@ -127,21 +123,10 @@ def simulate_stream(
     parts: Iterable[Trace],
     profile: Profile | str | None = None,
     *,
-    replicas: int | None = None,
-    pools: Sequence[Pool] | None = None,
-    router: str = "least-requests",
-    options: EngineOptions | None = None,
-    seed: int = 0,
-    too_long: str = "error",
-    frontend: bool = True,
-    concurrency: int | None = None,
-    think_time_s: float | None = None,
-    client_timeout_s: float | None = None,
-    failures: Failures | None = None,
-    autoscaler: Autoscaler | None = None,
     slos: Sequence[Slo] = (),
     rows: Rows | None = None,
     progress: Callable[[int], None] | None = None,
+    **asked: Unpack[FleetArguments],
 ) -> StreamResult:
     """Replay a trace that comes in parts; the requests fare as in :func:`qsim.simulate`.
 
@@ -153,9 +138,7 @@ def simulate_stream(
     ----------
     parts : iterable of Trace
         On one clock, in order of arrival.
-    profile, replicas, pools, router, options, seed, too_long, frontend
-        As of :func:`qsim.simulate`.
-    concurrency, think_time_s, client_timeout_s, failures, autoscaler
+    profile, **asked
         As of :func:`qsim.simulate`.
     slos : sequence of Slo
         What ``attainment`` and goodput are counted for.
@@ -169,19 +152,7 @@ def simulate_stream(
     ScenarioError, ProfileError, TraceError
         As :func:`qsim.simulate`; also when parts are not in order of arrival.
     """
-    asked = asked_pools(profile, replicas, options, pools)
-    setup = resolve_fleet(
-        asked,
-        router,
-        seed,
-        too_long,
-        frontend,
-        concurrency=concurrency,
-        think_time_s=think_time_s,
-        client_timeout_s=client_timeout_s,
-        failures=failures,
-        autoscaler=autoscaler,
-    )
+    setup = resolve_fleet(profile, **asked)
     feed = Feed(parts, setup.admission())
     first = next(feed, None)
     if first is None:
@@ -190,9 +161,9 @@ def simulate_stream(
     sums = Sums(tuple(slos), setup.replicas, feed, rows, by_pool)
     fleet = Fleet(*first, setup, progress=progress, more=feed, release=sums.release)
     sums.gaps = fleet.gaps
-    if concurrency is not None:
+    if setup.concurrency is not None:
         sums.closed_origin_s = fleet.origin_s
-    if failures is not None:
+    if setup.failures is not None:
         sums.outages = lambda: outages_s(fleet)
     tells = tells_outcomes(setup, first[0])
     fleet.run()
@@ -220,7 +191,7 @@ def simulate_stream(
         _latencies=sums.latencies,
         _slos=tuple(slos),
         _good=sums.good,
-        load=judge(sums.flow) if concurrency is None else CLOSED_LOOP,
+        load=judge(sums.flow) if setup.concurrency is None else CLOSED_LOOP,
         outcomes=sums.outcomes if tells else {},
         outages=outages_of(setup, fleet, sums.in_fleet),
         scaling=scaling_of(setup, fleet, sums.begin_ps),

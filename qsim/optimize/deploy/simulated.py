@@ -23,16 +23,9 @@ def servers_of(scenario: Scenario) -> list[Pool]:
     ScenarioError, ProfileError
         As simulating them.
     """
-    arguments = fleet_of(scenario)
-    asked = arguments["pools"]
-    setup = resolve_fleet(
-        asked,
-        arguments["router"],
-        arguments["seed"],
-        arguments["too_long"],
-        True,
-        autoscaler=arguments["autoscaler"],
-    )
+    fleet = fleet_of(scenario)
+    asked = fleet["pools"]
+    setup = resolve_fleet(**fleet)
     found = []
     for given, pool in zip(asked, setup.pools, strict=True):
         settings = setup.autoscaler if pool.first is not None else None

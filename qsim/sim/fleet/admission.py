@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from qsim.sim.scheduler.config import QUEUE_LIMITS, EngineOptions
 from qsim.sim.scheduler.server_memory import most_model_len
 from qsim.traces.trace import Trace
 
-__all__ = ["Admission", "Setup", "asked_pools", "check_pools", "resolve_fleet"]
+__all__ = ["Admission", "FleetArguments", "Setup", "check_pools", "resolve_fleet"]
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -160,28 +160,85 @@ class Setup:
         }
 
 
+class FleetArguments(TypedDict, total=False):
+    """Keyword arguments that say which fleet is simulated, and how its clients behave.
+
+    Attributes
+    ----------
+    replicas : int, optional
+        Servers, each on ``tensor_parallel_size`` GPUs; >= 1, the default.
+    pools : sequence of Pool, optional
+        In the place of ``profile``, ``replicas`` and ``options``: pools of equal servers that
+        differ from each other, behind one router.
+    router : str
+        How requests are spread: see :data:`qsim.sim.fleet.routers.router.ROUTERS`;
+        ``least-requests`` by default.
+    options : EngineOptions, optional
+        vLLM settings that differ from the profile's.
+    seed : int
+        Of the router's random draws; 0 by default.
+    too_long : {"error", "reject"}
+        What to do with a prompt that leaves no room for a token within ``max_model_len``: raise
+        (the default), or count it as failed as the server would (HTTP 400).
+    frontend : bool
+        Include the times of the API server before and after the engine (the default).
+    concurrency : int, optional
+        So many clients, each of which sends the trace's next request when its last one has ended,
+        as ``vllm bench serve --max-concurrency`` does; the trace's arrivals mean nothing then.
+    think_time_s : float, optional
+        How long each of them waits after an answer, on average: exponentially distributed.
+    client_timeout_s : float, optional
+        How long a client waits for its whole answer, where the trace does not say it. Then it gives
+        up, and the server aborts the request.
+    failures : Failures, optional
+        Servers that fail.
+    autoscaler : Autoscaler, optional
+        Says how many servers are on; ``replicas`` are those at the beginning.
+    """
+
+    replicas: int | None
+    pools: Sequence[Pool] | None
+    router: str
+    options: EngineOptions | None
+    seed: int
+    too_long: str
+    frontend: bool
+    concurrency: int | None
+    think_time_s: float | None
+    client_timeout_s: float | None
+    failures: Failures | None
+    autoscaler: Autoscaler | None
+
+
 def resolve_fleet(
-    pools: Sequence[Pool],
-    router: str,
-    seed: int,
-    too_long: str,
-    frontend: bool,
+    profile: Profile | str | None = None,
+    replicas: int | None = None,
+    options: EngineOptions | None = None,
+    pools: Sequence[Pool] | None = None,
     *,
+    router: str = "least-requests",
+    seed: int = 0,
+    too_long: str = "error",
+    frontend: bool = True,
     concurrency: int | None = None,
     client_timeout_s: float | None = None,
     failures: Failures | None = None,
     autoscaler: Autoscaler | None = None,
     think_time_s: float | None = None,
 ) -> Setup:
-    """Check the arguments of a simulation.
+    """Check the arguments of a simulation: ``profile``, and those of :class:`FleetArguments`.
 
     Raises
     ------
     ScenarioError
-        If an option is not allowed, or pools do not go together.
+        If an option is not allowed, pools do not go together, or no server is given, or twice.
     ProfileError
         If a profile is unknown or malformed.
     """
+    check_pools(pools, profile=profile, replicas=replicas, options=options)
+    if pools is None:
+        assert profile is not None
+        pools = [Pool(profile, 1 if replicas is None else replicas, options or EngineOptions())]
     found = resolve_pools(pools)
     check_weights(router, [p.weight for p in found])
     whole("seed", seed, 0, MAX_SEED)
@@ -270,26 +327,6 @@ def _check_engines(pools: Sequence[ResolvedPool]) -> None:
                 "router vllm all servers are engines behind one API server, which has one: give "
                 "every pool the same, or take another router"
             )
-
-
-def asked_pools(
-    profile: Profile | str | None,
-    replicas: int | None,
-    options: EngineOptions | None,
-    pools: Sequence[Pool] | None,
-) -> list[Pool]:
-    """The pools of a simulation: those that are given, or the one that the others describe.
-
-    Raises
-    ------
-    ScenarioError
-        If neither is given, or both are.
-    """
-    check_pools(pools, profile=profile, replicas=replicas, options=options)
-    if pools is not None:
-        return list(pools)
-    assert profile is not None
-    return [Pool(profile, 1 if replicas is None else replicas, options or EngineOptions())]
 
 
 def check_pools(pools: Sequence[Pool] | None, **single: object) -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from qsim.sim.fleet.admission import resolve_fleet
 from qsim.sim.fleet.fleet import Fleet
-from qsim.sim.fleet.pool import Pool
 from qsim.sim.fleet.routers.router import ROUTERS
 from qsim.sim.results.finished import Finished
 from qsim.sim.results.itl import Gaps
@@ -45,7 +44,7 @@ def _run(
     fleet = Fleet(
         first,
         output,
-        resolve_fleet([Pool(profile, replicas)], router, 3, "error", True),
+        resolve_fleet(profile, replicas, router=router, seed=3),
         more=parts,
         release=had.append,
     )

@@ -212,8 +212,8 @@ def test_kv_aware_forgets_every_request_that_has_ended(seed, timeout_s, fails, l
     limit = {"vllm_version": "0.33", "max_num_queued_reqs": 3} if limited else {}
     options = EngineOptions(max_num_seqs=4, **limit)
     setup = resolve_fleet(
-        [Pool(make_profile(), 2, options), Pool(make_profile(decode_ms=5.0), 1, options)],
-        "kv-aware", 0, "error", True,
+        pools=[Pool(make_profile(), 2, options), Pool(make_profile(decode_ms=5.0), 1, options)],
+        router="kv-aware",
         client_timeout_s=timeout_s,
         failures=Failures([Failure(1.0, 1.0, 0)]) if fails else None,
     )  # fmt: skip
