@@ -37,9 +37,11 @@ class PowerMeter:
 
     __slots__ = (
         "_caps",
+        "_full_w",
         "_last_ps",
         "_power",
-        "_timing",
+        "_start_w",
+        "_throttle",
         "busy_ps",
         "context_tokens",
         "decode_tokens",
@@ -64,7 +66,8 @@ class PowerMeter:
             power.cap_w,
             power.tau_s,
         )
-        self._timing = timing
+        self._throttle = timing.throttle
+        self._start_w, self._full_w = timing.throttle_start_w, timing.throttle_full_w
         self._caps = any(timing.throttle)
         self.settles_ps = round(0.5 * power.tau_s * PS_PER_S) if self._caps else 0
         self._last_ps = 0
@@ -116,12 +119,13 @@ class PowerMeter:
         self.context_tokens = 0
         self.pairs_doubled = 0
         if self._caps:
-            t = self._timing
-            start_w = t.throttle_start_w
-            level = (mean - start_w) / (t.throttle_full_w - start_w)
+            start_w = self._start_w
+            level = (mean - start_w) / (self._full_w - start_w)
             if level > 0.0:
-                self.level = level = min(level, 1.0)
-                a, b, c = t.throttle
+                if level > 1.0:
+                    level = 1.0
+                self.level = level
+                a, b, c = self._throttle
                 self.factors = (1.0 + a * level, 1.0 + b * level, 1.0 + c * level)
             elif self.level:
                 self.level = 0.0
@@ -133,6 +137,10 @@ class PowerMeter:
         idle_w, busy_w, _, decode_j, context_j, _, _, _ = self._power
         step_j = decode_j * rows + context_j * context_tokens
         watts = idle_w + busy_w + step_j * PS_PER_S / span_ps
-        t = self._timing
-        goal = (watts - t.throttle_start_w) / (t.throttle_full_w - t.throttle_start_w)
-        return abs(min(max(goal, 0.0), 1.0) - self.level) < _AT_REST
+        start_w = self._start_w
+        goal = (watts - start_w) / (self._full_w - start_w)
+        if goal < 0.0:
+            goal = 0.0
+        elif goal > 1.0:
+            goal = 1.0
+        return -_AT_REST < goal - self.level < _AT_REST

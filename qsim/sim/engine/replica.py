@@ -376,9 +376,14 @@ class Replica:
         self._rows = rows
         self._look_after = RUN_LIMIT
         if meter.settles_ps:
-            span = self._decode_span(context)
+            if context <= self._first_knot:
+                span = self._base_ps + self._slopes_ps[0] * context
+            else:
+                span = self._decode_span(context)
             if not meter.at_rest(rows, context, span):
-                self._look_after = min(RUN_LIMIT, max(1, meter.settles_ps // span))
+                after = meter.settles_ps // span
+                if after < RUN_LIMIT:
+                    self._look_after = after or 1
 
     def _span(self, batch: Batch, gpu_start: int) -> tuple[int, int]:
         """Execution mode and GPU span of a step that starts at ``gpu_start``; counts its work.

@@ -7,14 +7,15 @@ which single steps would have ended, so "equal" means ``==``. The model is that 
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from array import array
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from qsim.catalog.versions import graph_sizes
 from qsim.profiles.measured_range import MeasuredRange
-from qsim.profiles.schema import MixedSpan, Profile
+from qsim.profiles.schema import HostTimes, MixedSpan, Profile
 from qsim.profiles.spans import mixed_base_ms
 from qsim.sim.scheduler.config import EngineConfig
 
@@ -40,6 +41,14 @@ def _all_ps(ms: npt.NDArray[np.float64]) -> list[int]:
     return whole
 
 
+def _packed_ps(ms: npt.NDArray[np.float64]) -> Sequence[int]:
+    """:func:`_all_ps` for a long table of which few are looked up: made in a tenth of the time."""
+    ps = ms * PS_PER_MS
+    if not ps.max(initial=0.0) < 2.0**62:
+        return _all_ps(ms)
+    return array("q", np.rint(ps).astype(np.int64).tobytes())
+
+
 class Timing:
     """Tables of one server: GPU spans and host times, in ps, by rows or tokens of a step.
 
@@ -49,10 +58,9 @@ class Timing:
         The execution mode of a step of R decodes.
     decode_base_ps : list of int, length max_num_seqs + 1
         Its GPU span at no context.
-    decode_slope_ps : list of lists of int, [segment][rows]
-        ps a context token; segment j lies between ``knots[j]`` and ``knots[j + 1]``.
     slopes_ps : list of lists of int, [rows][segment]
-        The same by rows. Do not change the lists.
+        ps a context token; segment j lies between ``knots[j]`` and ``knots[j + 1]``. Do not change
+        the lists.
     schedule_ps, update_ps : list of int, length max_num_seqs + 1
         Host times by the number of running requests.
     launch_ps : list (by mode) of lists of int, length max_num_seqs + 1
@@ -92,8 +100,8 @@ class Timing:
         for size in sizes:
             padded += [size] * (size - len(padded))
         self._piecewise_ps = [0, *_all_ps(mixed_base_ms(latency.piecewise, padded))]
-        steps = np.arange(max(budget, seats) + 1)
-        self._eager_ps = _all_ps(mixed_base_ms(latency.eager, steps))
+        most = max(budget, seats)
+        self._eager_ps = _packed_ps(mixed_base_ms(latency.eager, np.arange(most + 1)))
         self._coefficients = {
             PIECEWISE: _coefficients(latency.piecewise),
             EAGER: _coefficients(latency.eager),
@@ -107,15 +115,16 @@ class Timing:
         self.decode_base_ps: list[int] = []
         self.slopes_ps: list[list[int]] = []
         largest_graph_ps = 0
-        for size in sizes:
-            if size > seats:
-                break
-            base_ps = _ps(_line(rows, base, size))
+        seated = [size for size in sizes if size <= seats]
+        bases = _lines_ps(rows, base, seated)
+        of_segments = [_lines_ps(rows, slope, seated) for slope in slopes]
+        for i, size in enumerate(seated):
+            base_ps = bases[i]
             if size > rows[-1] and len(rows) > 1:
                 # as many tokens with a prefill among them were measured
                 base_ps = max(base_ps, self._piecewise_ps[size])
             largest_graph_ps = max(largest_graph_ps, base_ps)
-            of_size = [max(0, _ps(_line(rows, slope, size))) for slope in slopes]
+            of_size = [max(0, of_segment[i]) for of_segment in of_segments]
             new = size + 1 - len(self.decode_base_ps)
             self.decode_base_ps += [base_ps] * new
             self.slopes_ps += [of_size] * new
@@ -136,12 +145,10 @@ class Timing:
         first, left = len(self.decode_base_ps), seats + 1 - len(self.decode_base_ps)
         self.decode_mode += [EAGER] * left
         self.decode_base_ps += [
-            max(self._eager_ps[r] + r * per_row, largest_graph_ps) for r in range(first, seats + 1)
+            max(base_ps + r * per_row, largest_graph_ps)
+            for r, base_ps in enumerate(self._eager_ps[first : seats + 1], first)
         ]
         self.slopes_ps += [own] * left
-        self.decode_slope_ps: list[list[int]] = [
-            list(of_segment) for of_segment in zip(*self.slopes_ps, strict=True)
-        ]
 
         # the host thread
         def by_rows(pair: list[float]) -> list[int]:
@@ -155,8 +162,10 @@ class Timing:
             by_rows(host.launch_piecewise_ms),
             by_rows(host.launch_eager_ms),
         ]
-        held = np.rint(host.held(np.arange(max(budget, seats) + 1)) * 1e6).astype(int)
-        self.held_ppm: list[int] = held.tolist() if held.any() else []
+        self.held_ppm: list[int] = []
+        # it goes one way with the tokens
+        if any(_held_ppm(host, np.array([0, most]))):
+            self.held_ppm = _held_ppm(host, np.arange(most + 1))
         self.result_ps = _ps(host.result_ms)
         self.turn_ps = _ps(host.turn_ms)
         self.gpu_gap_ps = _ps(host.gpu_gap_ms)
@@ -165,13 +174,13 @@ class Timing:
 
     def decode_span_ps(self, rows: int, context_tokens: int, factor: float) -> int:
         """GPU span of a step of ``rows`` decodes over ``context_tokens`` tokens of context."""
-        span = round(self.decode_base_ps[rows] * factor)
+        span, slopes = round(self.decode_base_ps[rows] * factor), self.slopes_ps[rows]
         for j, knot in enumerate(self.knots):
             if context_tokens <= knot:
                 break
             stop = self.knots[j + 1] if j + 1 < len(self.knots) else context_tokens
             tokens = min(context_tokens, stop) - knot
-            span += round(self.decode_slope_ps[j][rows] * factor) * tokens
+            span += round(slopes[j] * factor) * tokens
         return span
 
     def full_clock_span_ps(self, rows: int, context_tokens: int) -> int:
@@ -230,14 +239,23 @@ def _or_huge(limit: int | None) -> int:
     return 1 << 62 if limit is None else limit
 
 
-def _line(x: list[int], y: list[float], at: int) -> float:
+def _held_ppm(host: HostTimes, tokens: npt.NDArray[np.int64]) -> list[int]:
+    ppm: list[int] = np.rint(host.held(tokens) * 1e6).astype(int).tolist()
+    return ppm
+
+
+def _lines_ps(x: list[int], y: list[float], at: list[int]) -> list[int]:
     """Linear interpolation; held below the first point, extended beyond the last if it rises."""
-    if at <= x[0] or len(x) == 1:
-        return y[0]
-    i = min(bisect_left(x, at), len(x) - 1)
-    if at > x[-1] and y[-1] < y[-2]:
-        return y[-1]
-    return y[i - 1] + (y[i] - y[i - 1]) * (at - x[i - 1]) / (x[i] - x[i - 1])
+    if len(x) == 1 or not at:
+        return [_ps(y[0])] * len(at)
+    xs, ys, points = (np.array(v, dtype=np.float64) for v in (x, y, at))
+    right = np.clip(np.searchsorted(xs, points), 1, len(x) - 1)
+    left = right - 1
+    line = ys[left] + (ys[right] - ys[left]) * (points - xs[left]) / (xs[right] - xs[left])
+    line[points <= xs[0]] = ys[0]
+    if y[-1] < y[-2]:
+        line[points > xs[-1]] = ys[-1]
+    return _all_ps(line)
 
 
 def _coefficients(span: MixedSpan) -> tuple[float, float, float, float]:

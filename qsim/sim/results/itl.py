@@ -22,6 +22,8 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 _BINS = 1 << 14
+#: so few are sorted without counting first
+_FEW = 1 << 14
 #: gaps that are laid out at a time, which bounds the memory
 _CHUNK = 1 << 18
 
@@ -138,6 +140,8 @@ class Gaps:
             last = first + (length - 1) * growth
             ends += (int(f(c)) for f in (np.min, np.max) for c in (first, last))
         least, most = min(ends), max(ends)
+        if sum(int(length.sum()) for _, _, length, _ in self._parts()) <= _FEW:
+            return self._sorted(ranks, least, most)
         return self._select(ranks, least, most)
 
     def _select(self, ranks: list[int], least: int, most: int) -> list[int]:

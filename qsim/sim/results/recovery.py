@@ -27,7 +27,7 @@ class TimeCounts:
     def __init__(self) -> None:
         self._start_s: float | None = None
         self.width_s = 1.0
-        self._counts = np.zeros((2, _BINS), np.int64)
+        self._counts = np.zeros((2, 0), np.int64)
         self.last_s = 0.0
 
     def add(self, arrival_s: FloatArray, second_s: FloatArray) -> None:
@@ -36,6 +36,7 @@ class TimeCounts:
             return
         if self._start_s is None:
             self._start_s = float(arrival_s[0])
+            self._counts = np.zeros((2, _BINS), np.int64)
         self.last_s = float(arrival_s[-1])
         end_s = max(self.last_s, float(second_s.max()) if len(second_s) else 0.0)
         while end_s - self._start_s >= self.width_s * _BINS:

@@ -36,6 +36,7 @@ def test_statistics_are_those_of_every_single_gap(table, qs, size):
     assert gaps.total == len(every)
     # memory for few gaps and few bins at a time: parts, and bins within bins
     with (
+        patch.object(module, "_FEW", [0, 0, 0, 1 << 14][size]),
         patch.object(module, "_CHUNK", [1, 7, 100, 1 << 18][size]),
         patch.object(module, "_BINS", [2, 3, 16, 1 << 14][size]),
     ):
