@@ -14,7 +14,9 @@ from qsim.sim.results.slo import Slo
 from qsim.sim.scheduler.config import EngineOptions
 
 __all__ = [
+    "CapacityArguments",
     "CommonArguments",
+    "CurveArguments",
     "PlanArguments",
     "ScheduleArguments",
     "SearchArguments",
@@ -111,6 +113,44 @@ class SweepArguments(CommonArguments, total=False):
     """Of ``sweep``: see :class:`qsim.scenario.searches.SweepSection`."""
 
     lhs: int | None
+
+
+class CapacityArguments(TypedDict, total=False):
+    """Of ``capacity``: see :class:`qsim.scenario.searches.CapacitySection`."""
+
+    slos: Sequence[Slo | str]
+    goodput: Sequence[str]
+    min_goodput: float | None
+    methods: Sequence[str]
+    profiles: Sequence[Profile | str]
+    objective: str
+    prices: Mapping[str, float] | None
+    provider: str
+    tasks: Mapping[str, float] | str | None
+    min_quality: float | None
+    router: str
+    options: EngineOptions | None
+    beyond_measured: bool
+    users: bool
+    think_time_s: float | None
+    precision: float
+    seed: int
+    too_long: str
+
+
+class CurveArguments(TypedDict, total=False):
+    """Of ``curve``: see :class:`qsim.scenario.searches.CurveSection`."""
+
+    replicas: int | None
+    gpus: int | None
+    rates: Sequence[float]
+    slos: Sequence[Slo | str]
+    prices: Mapping[str, float] | None
+    provider: str
+    router: str
+    options: EngineOptions | None
+    seed: int
+    too_long: str
 
 
 class StudyArguments(TypedDict, total=False):

@@ -6,20 +6,19 @@ import csv
 import io
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Unpack
 
 from qsim.bounds import MAX_REPLICAS
-from qsim.checks import finite, whole
+from qsim.checks import whole
 from qsim.errors import ScenarioError
-from qsim.optimize.capacity.capacity import sized_traffic
 from qsim.optimize.capacity.layout import DEFAULT_TRAFFIC, Layout, Traffic
 from qsim.optimize.capacity.rate_search import (
     Point,
     base_rate_rps,
     fleet_search,
 )
-from qsim.optimize.capacity.scenario import curve_arguments
-from qsim.optimize.economics.prices import DEFAULT_CLASS, usd_per_1m
+from qsim.optimize.capacity.traffic import Tell, asked_traffic, sized_traffic
+from qsim.optimize.economics.prices import prices_of, usd_per_1m
 from qsim.optimize.plan.profile_choice import Choice, blank_candidate
 from qsim.optimize.search.drive import Progress, Step, drive_with
 from qsim.optimize.search.fleet_outcome import FleetOutcome
@@ -28,15 +27,19 @@ from qsim.optimize.search.goals import check_goals, quality_goal
 from qsim.profiles.lookup import load_profile, version_of
 from qsim.profiles.schema import Profile
 from qsim.scenario import Scenario
-from qsim.sim.results.slo import Slo, parse_slos
-from qsim.sim.scheduler.config import EngineOptions, refuse_queue_limits
+from qsim.scenario.arguments import CurveArguments
+from qsim.scenario.names import build, refuse_clients
+from qsim.scenario.resolve import candidates_of, searched_engine
+from qsim.scenario.searches import SearchSection
+from qsim.sim.results.slo import Slo
+from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces.trace import Trace
 
-__all__ = ["SHARES", "FleetCurve", "LoadCurve", "curve"]
+__all__ = ["SHARES", "FleetCurve", "LoadCurve", "curve", "curve_for"]
 
 #: shares of the highest rate that a fleet carries at which it is also simulated
 SHARES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.1, 1.25, 1.5)
-_MOST_FLEETS, _MOST_RATES = 16, 200
+_MOST_FLEETS = 16
 _LATENCIES = ("ttft", "tpot", "itl", "e2el")
 
 
@@ -144,20 +147,11 @@ def curve(
     profiles: Sequence[Profile | str] | Scenario,
     trace: Trace | str = DEFAULT_TRAFFIC,
     *,
-    replicas: int | None = None,
-    gpus: int | None = None,
-    rates: Sequence[float] = (),
-    slos: Sequence[Slo | str] = (),
-    prices: Mapping[str, float] | None = None,
-    provider: str = DEFAULT_CLASS,
-    router: str = "least-requests",
-    options: EngineOptions | None = None,
-    seed: int = 0,
-    too_long: str = "error",
     words: Sequence[str] = (),
     jobs: int = 1,
     dask: str | None = None,
     progress: Progress | None = None,
+    **asked: Unpack[CurveArguments],
 ) -> LoadCurve:
     """Simulate fleets at many rates of the same traffic, and find where each breaks.
 
@@ -167,16 +161,14 @@ def curve(
     Parameters
     ----------
     profiles : sequence of Profile or str, or Scenario
-        One fleet each: profiles, ids or files; or all of what is asked: then ``jobs``, ``dask``
-        and ``progress`` may follow.
+        One fleet each: profiles, ids or files; or all of what is asked.
     trace : Trace or str
         The traffic's shape, as for :func:`qsim.capacity`.
-    replicas, gpus : int, optional
-        Servers of each fleet, or GPUs of each (as many servers as fit); 1 server by default.
-    rates : sequence of float
-        Requests a second; by default they are chosen.
-    slos, prices, provider, router, options, seed, too_long, words, jobs, dask, progress
+    words, jobs, dask, progress
         As for :func:`qsim.capacity`.
+    **asked
+        Fields of the scenario by name: ``slos``, ``rates``, ``replicas``, ...; see
+        :class:`qsim.scenario.arguments.CurveArguments`.
 
     Raises
     ------
@@ -186,33 +178,69 @@ def curve(
         If there is no such profile.
     """
     if isinstance(profiles, Scenario):
-        if slos or rates or replicas or gpus or trace != DEFAULT_TRAFFIC:
+        if asked or trace != DEFAULT_TRAFFIC:
             raise TypeError("curve() got a scenario and more; change the scenario")
-        return curve(**curve_arguments(profiles), jobs=jobs, dask=dask, progress=progress)
-    limits = parse_slos(slos)
-    options = options or EngineOptions()
-    refuse_queue_limits(options.to_dict(), "qsim curve")
-    for rate in rates:
-        finite("rates", rate, 0.0, 1e6, above=True)
-    if not profiles or len(profiles) > _MOST_FLEETS or len(rates) > _MOST_RATES:
+        scenario = profiles
+    else:
+        scenario = build("curve", {"profiles": profiles, "trace": trace, **asked})
+    return curve_for(scenario, words=words, jobs=jobs, dask=dask, progress=progress)
+
+
+def curve_for(
+    scenario: Scenario,
+    *,
+    words: Sequence[str] = (),
+    tell: Tell | None = None,
+    jobs: int = 1,
+    dask: str | None = None,
+    progress: Progress | None = None,
+) -> LoadCurve:
+    """:func:`curve` of a scenario; without profiles its fleets are the scenario's pools.
+
+    ``tell`` takes how each trace was read.
+    """
+    asked, accounts, seed = scenario.curve, scenario.accounts, scenario.seed
+    refuse_clients("curve", scenario)
+    if scenario.goodput:
+        raise ScenarioError("goodput is given; qsim curve judges SLOs only: leave it out")
+    among = SearchSection(profiles=asked.profiles)
+    profiles = candidates_of(scenario, among).profiles
+    if not profiles:
+        raise ScenarioError("no fleet is given; name a profile (--profile ID; qsim profiles)")
+    if len(profiles) > _MOST_FLEETS:
         raise ScenarioError(
-            f"{len(profiles)} profiles and {len(rates)} rates are given; there must be 1 to "
-            f"{_MOST_FLEETS} profiles, and at most {_MOST_RATES} rates"
+            f"{len(profiles)} profiles are given; there must be 1 to {_MOST_FLEETS}"
         )
+    replicas, gpus = asked.replicas, asked.gpus
     if replicas is not None and gpus is not None:
         raise ScenarioError("replicas and gpus are both given; one says how large each fleet is")
+    if replicas is None and gpus is None and not asked.profiles:
+        sizes = {p.replicas for p in scenario.fleet.pools}
+        if len(sizes) > 1:
+            raise ScenarioError(
+                f"fleet.pools have {' and '.join(map(str, sorted(sizes)))} replicas; the fleets of "
+                "a curve have one number: give curve.replicas or curve.gpus"
+            )
+        replicas = sizes.pop()
+    options = replace(
+        searched_engine(scenario, among, "curve"), within_measured=EngineOptions().within_measured
+    )
+    limits = scenario.limits()
+    router, too_long = scenario.fleet.router, scenario.traffic.too_long
+    trace, named = asked_traffic(scenario, tell)
+    named = tuple(words) or named
     choices = [
         Choice(load_profile(p, options.vllm_version), p)
         if isinstance(p, str)
         else Choice(version_of(p, options.vllm_version))
         for p in profiles
     ]
-    goal = quality_goal(None)
+    goal, prices = quality_goal(None), prices_of(accounts)
     fleets: list[tuple[Layout, Profile]] = []
     for choice in choices:
         profile = choice.profile
         size = profile.identity.tensor_parallel_size
-        blank = blank_candidate(choice, options, prices, "rate", goal, None, provider)
+        blank = blank_candidate(choice, options, prices, "rate", goal, None, accounts.provider)
         if blank.reason:
             raise ScenarioError(blank.reason)
         count = _replicas(profile.id, size, replicas, gpus)
@@ -224,19 +252,19 @@ def curve(
         )
 
     if isinstance(trace, str):
-        trace, words = sized_traffic(
-            trace, seed, lambda t: [task_of(y, p, t) for y, p in fleets], tuple(words)
+        trace, named = sized_traffic(
+            trace, seed, lambda t: [task_of(y, p, t) for y, p in fleets], named
         )
     check_goals(trace, limits)
     base_rps = base_rate_rps(trace)
-    speeds = [float(f"{r / base_rps:.5g}") for r in sorted(set(rates))]
+    speeds = [float(f"{r / base_rps:.5g}") for r in sorted(set(asked.rates))]
     searches = [_search(task_of(y, p, trace), y, speeds) for y, p in fleets]
     names = _names([y.profile for y, _ in fleets])
     found = drive_with(jobs, dask, trace, [p for _, p in fleets], searches, names, progress)
     settings = {"router": router, "seed": seed, "too_long": too_long, **options.to_dict()}
     return LoadCurve(
         tuple(FleetCurve(n, y) for n, y in zip(names, found, strict=True)),
-        Traffic(describe(trace), base_rps, tuple(words)),
+        Traffic(describe(trace), base_rps, named),
         limits,
         settings,
     )

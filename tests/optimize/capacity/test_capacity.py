@@ -107,7 +107,7 @@ def test_a_preset_is_drawn_as_long_as_the_fleet_needs(trace: Trace) -> None:
     ("change", "words"),
     [
         ({"gpus": {}}, "no GPUs are given"),
-        ({"gpus": {"h200_sxm": 0}}, "gpus h200_sxm is 0"),
+        ({"gpus": {"h200_sxm": 0}}, "capacity.gpus.h200_sxm is 0"),
         ({"gpus": {"a100_sxm": 8}}, "of gpu 'h200_sxm', of which there is none"),
         ({"slos": []}, "no SLO is given"),
         ({"objective": "speed"}, "objective is 'speed'; must be one of rate, cost, energy"),
@@ -154,7 +154,7 @@ def test_rates_of_ones_own(trace: Trace) -> None:
     assert len(speeds) == 3  # and the knee
     assert {round(r["rate_rps"], 3) for r in found.rows()} >= {2.0, 4.0}
     assert all(r["met"] is None for r in found.rows())
-    with pytest.raises(ScenarioError, match="rates is -1"):
+    with pytest.raises(ScenarioError, match=r"curve.rates\[0\] is -1"):
         qsim.curve([FAST], trace, rates=[-1.0])
     with pytest.raises(ScenarioError, match="replicas and gpus are both given"):
         qsim.curve([FAST], trace, replicas=1, gpus=1)
