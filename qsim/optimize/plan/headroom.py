@@ -7,13 +7,20 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qsim.optimize.search.drive import Progress
+from qsim.optimize.search.drive import Progress, Step
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, offered_load, run_fleet
 from qsim.sim.results.slo import Slo, SloOutcome
 
-__all__ = ["MOST", "PRECISION", "Headroom", "find_headroom", "headroom_search"]
+__all__ = [
+    "MOST",
+    "PRECISION",
+    "Headroom",
+    "find_headroom",
+    "headroom_search",
+    "headroom_steps",
+]
 
 #: the search ends when the speed that fails is at most so much above the one that does not
 PRECISION = 0.02
@@ -74,6 +81,10 @@ class Headroom:
         }
 
 
+#: of requests that all arrive at one time
+_UNTOLD = Headroom(1.0, None, None, 0)
+
+
 def headroom_search(guess: float) -> Generator[float, FleetOutcome, Headroom]:
     """Yield speeds to simulate; what is sent back is the outcome at that speed.
 
@@ -106,26 +117,35 @@ def headroom_search(guess: float) -> Generator[float, FleetOutcome, Headroom]:
     return Headroom(low, high, outcome, count)
 
 
+def headroom_steps(task: FleetTask) -> Generator[Step, FleetOutcome, Headroom]:
+    """What :func:`find_headroom` finds, one simulation after the other, for many fleets at a time.
+
+    See :func:`qsim.optimize.search.drive.drive`.
+    """
+    if _one_burst(task):
+        return _UNTOLD
+    search = headroom_search(_guess(task))
+    speed = next(search)
+    while True:
+        outcome = yield _faster(task, speed), 2
+        try:
+            speed = search.send(outcome)
+        except StopIteration as stop:
+            found: Headroom = stop.value
+            return found
+
+
 def find_headroom(
     executor: TaskExecutor, task: FleetTask, progress: Progress | None = None
 ) -> Headroom:
     """Speed up the trace until the fleet of ``task`` misses an SLO.
 
-    One replica less missed one, so that about n/(n - 1) times the traffic should; a single
-    replica has no such bound, and begins with its load at best efficiency.
-
     An executor that runs several tasks at a time also gets the speed that will probably follow.
     What is found does not depend on it.
     """
-    if task.trace.duration_s == 0 and task.trace.turns is None:
-        return Headroom(1.0, None, None, 0)
-    n = task.servers - task.survive
-    if n > 1:
-        guess = n / (n - 1)
-    else:
-        pool = task.pools[0]
-        load = offered_load(task.trace, pool.profile, pool.options.resolve(pool.profile))
-        guess = 1 / load if load > 0 else 2.0
+    if _one_burst(task):
+        return _UNTOLD
+    guess = _guess(task)
     search = headroom_search(guess)
     speed = next(search)
     outcomes: list[FleetOutcome] = []
@@ -133,8 +153,7 @@ def find_headroom(
 
     def begin(speed: float) -> None:
         if speed not in running:
-            faster = replace(task, trace=task.trace.speed(speed))
-            running[speed] = executor.submit(run_fleet, faster)
+            running[speed] = executor.submit(run_fleet, _faster(task, speed))
 
     while True:
         begin(speed)
@@ -154,6 +173,28 @@ def find_headroom(
             return found
         if progress is not None:
             progress(1 - 1 / (done + 1), "head-room")
+
+
+def _one_burst(task: FleetTask) -> bool:
+    return task.trace.duration_s == 0 and task.trace.turns is None
+
+
+def _guess(task: FleetTask) -> float:
+    """Where an SLO should break.
+
+    One replica less missed one, so that about n/(n - 1) times the traffic should; a single
+    replica has no such bound, and begins with its load at best efficiency.
+    """
+    n = task.servers - task.survive
+    if n > 1:
+        return n / (n - 1)
+    pool = task.pools[0]
+    load = offered_load(task.trace, pool.profile, pool.options.resolve(pool.profile))
+    return 1 / load if load > 0 else 2.0
+
+
+def _faster(task: FleetTask, speed: float) -> FleetTask:
+    return replace(task, trace=task.trace.speed(speed))
 
 
 def _next_speed(guess: float, outcomes: list[FleetOutcome]) -> float | None:

@@ -11,13 +11,13 @@ from qsim.optimize.plan.candidate import Candidate, Shortfall
 from qsim.optimize.plan.candidate_search import search_candidate
 from qsim.optimize.plan.confidence import Replication, replicate
 from qsim.optimize.plan.detail import Detail, DetailWanted, plan_detail
-from qsim.optimize.plan.headroom import Headroom, find_headroom
+from qsim.optimize.plan.headroom import Headroom, find_headroom, headroom_steps
 from qsim.optimize.plan.mix_search import MixReport, choose_pairs, search_pair
 from qsim.optimize.plan.mixed import task_of_parts
 from qsim.optimize.plan.profile_choice import Choice
 from qsim.optimize.plan.resample import Resample
 from qsim.optimize.plan.setting_search import PlanProblem, SearchReport, run_search
-from qsim.optimize.search.drive import Progress, drive
+from qsim.optimize.search.drive import Progress, drive, part_of
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.fleet_task import FleetTask, fleet_ranges, run_fleet, weights_of
 from qsim.optimize.search.space import Space
@@ -257,22 +257,32 @@ class PlanRun:
         if len(tied) < 2:
             return found, runs, rooms
         tied.sort(key=lambda c: c.outcome.binding.ratio if c.outcome else 0.0)
-        for done, c in enumerate(tied[:MOST_TIED]):
-            task = self.fleet_of(c)
-            settled = c
-            if count:
+        closer = tied[:MOST_TIED]
+        share = 0.5 if count and headroom else 1.0
+        if count:
+            for done, c in enumerate(closer):
+                task = self.fleet_of(c)
                 resampling = wanted.resampling or Resample(task.trace)
                 again = replicate(self.executor, task, resampling, count, explain=False).runs
                 runs[c.profile] = again
-                settled = replace(settled, replications=(sum(r.met for r in again), count))
+                if progress is not None:
+                    progress((done + 1) / len(closer) * share, "ties")
+        if headroom:
+            searches = [headroom_steps(self.fleet_of(c)) for c in closer]
+            names = ["head-room"] * len(closer)
+            left = part_of(progress, 1.0 - share, 1.0)
+            found_rooms = drive(self.executor, searches, names, left)
+            rooms = {c.profile: room for c, room in zip(closer, found_rooms, strict=True)}
+        for c in closer:
+            settled = c
+            if count:
+                met = sum(r.met for r in runs[c.profile])
+                settled = replace(settled, replications=(met, count))
             if headroom:
-                rooms[c.profile] = find_headroom(self.executor, task)
                 settled = replace(settled, carries=rooms[c.profile].speed)
             elif c.outcome is not None:  # how far its nearest limit is
                 settled = replace(settled, nearest_limit=c.outcome.binding.ratio)
             found[found.index(c)] = settled
-            if progress is not None:
-                progress((done + 1) / min(len(tied), MOST_TIED), "ties")
         return found, runs, rooms
 
     def headroom(self, candidate: Candidate, progress: Progress | None) -> Headroom:

@@ -8,8 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsim.optimize.plan.headroom import MOST, Headroom, find_headroom, headroom_search
+from qsim.optimize.plan.headroom import (
+    MOST,
+    Headroom,
+    find_headroom,
+    headroom_search,
+    headroom_steps,
+)
 from qsim.optimize.plan.result import Plan
+from qsim.optimize.search.drive import drive
 from qsim.optimize.search.executor import SerialExecutor
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask
@@ -136,6 +143,13 @@ def test_looking_ahead_changes_no_answer(replicas: int) -> None:
     assert len(one.speeds) == alone.simulations > 3
     assert set(one.speeds) < set(two.speeds), "it looked at no speed ahead"
     assert len(two.speeds) == len(set(two.speeds)), "a speed was simulated twice"
+    slower = replace(task, trace=task.trace.speed(0.7))
+    together = Recorder(2)
+    both = drive(together, [headroom_steps(task), headroom_steps(slower)], ["", ""])
+    assert [h.to_dict() for h in both] == [
+        alone.to_dict(), find_headroom(Recorder(1), slower).to_dict()
+    ]  # fmt: skip
+    assert len(together.speeds) == sum(h.simulations for h in both), "one that nobody asked for"
 
 
 @pytest.mark.parametrize("n", [1, 40])
@@ -143,6 +157,10 @@ def test_requests_that_all_arrive_at_once_have_no_headroom(n: int) -> None:
     trace = Trace(np.zeros(n), np.full(n, 200), np.full(n, 20))
     found = plan(trace, profiles=[make_profile()], slos=["ttft:mean:60000"])
     assert found.headroom == Headroom(1.0, None, None, 0)
+    two = [make_profile(method=m) for m in ("fp8-w8a8", "int8-w8a8")]
+    tied = plan(trace, profiles=two, slos=["ttft:mean:60000"])
+    assert tied.headroom == found.headroom
+    assert [c.carries for c in tied.candidates] == [1.0, 1.0]
     assert "head-room: not to be told, as all requests arrive at the same time" in " ".join(
         plan_text(found).split()
     )
