@@ -10,6 +10,7 @@ import click
 from qsim.cli._command import Command
 from qsim.cli._common import engine_from, engine_options, need_matplotlib, note, write_json
 from qsim.cli._outputs import Outputs, check_output
+from qsim.cli.calibrate._adapted import say
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def compare(
         if path is not None and path != "-":
             check_output(option, path)
     load, chosen = _load(result, profile, phase, energy_j, seed, given)
-    compared = compare_load(load, chosen, explain=not no_explain, progress=_say)
+    compared = compare_load(load, chosen, explain=not no_explain, progress=say)
     outputs = Outputs()
     if json_path is not None:
         with outputs.attempt("--json"):
@@ -83,7 +84,7 @@ def compare(
         with outputs.attempt("--picture"):
             save_figure(compare_figure(compared), picture_path)
     if adapt_path is not None:
-        adapted = adapt([load], chosen, progress=_say)
+        adapted = adapt([load], chosen, progress=say)
         with outputs.attempt("--adapt"):
             adapted.profile.save(adapt_path)
             how = str(adapted.profile.fit_error.get("how", "")).partition(" left out")[0]
@@ -93,10 +94,6 @@ def compare(
                 click.echo(adapted_text(stated_errors(adapted.profile), f"{how} left out"))
                 click.echo(kept_text(adapted.kept, adapted.errors))
     outputs.finish()
-
-
-def _say(text: str) -> None:
-    click.echo(f"  {text}", err=True)
 
 
 def _load(

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qsim.errors import CalibrationError, MissingExtraError, ScenarioError
+from qsim.cli.calibrate._adapted import nvml_if_any, refuse_misfit, say, write_adapted
+from qsim.errors import ScenarioError
 from qsim.sim.scheduler.config import EngineOptions
 
 if TYPE_CHECKING:
-    from qsim.calibrate.adapt.power import Reader
     from qsim.profiles.schema import Profile
     from qsim.traces.reconstruct.metrics import Metrics
 
@@ -65,21 +65,11 @@ class Sources:
             self.watch_s,
             self.step_s,
             gpus=self.gpus,
-            joules=self._nvml() if self.power == "nvml" else None,
+            joules=nvml_if_any(self.gpus) if self.power == "nvml" else None,
             power_url=power_url,
             model_name=self.model_name,
             say=say,
         )
-
-    def _nvml(self) -> Reader | None:
-        from qsim.calibrate.adapt.power import nvml_reader
-        from qsim.cli._common import note
-
-        try:
-            return nvml_reader(self.gpus)
-        except (CalibrationError, MissingExtraError) as e:
-            note(f"{e}; going on without power (--power none says so, a URL asks DCGM's exporter)")
-            return None
 
 
 def adapt_by_telemetry(
@@ -95,7 +85,6 @@ def adapt_by_telemetry(
     from qsim.calibrate.adapt.telemetry import cache_labels, windows_of
     from qsim.calibrate.adapt.telemetry_fit import adapt_to_windows
     from qsim.cli._common import note
-    from qsim.cli._outputs import Outputs
     from qsim.optimize.search.executors import open_executor
     from qsim.processes import available_cores
     from qsim.profiles.lookup import stated_errors
@@ -120,22 +109,17 @@ def adapt_by_telemetry(
             executor=executor,
         )
     click.echo(windows_text(windows, found))
-    off = found.most_error_percent
-    if not off <= most_error:
-        raise CalibrationError(
-            f"with all factors fitted the metrics are still off by {off:.0f}% on average, more "
-            f"than the {most_error:g}% of --most-error: this is not the server of {profile.id} "
-            "(model, quantization, GPU or flags differ; give --max-num-seqs and the like as it was "
-            "started). Nothing was written"
-        )
-    outputs = Outputs()
-    with outputs.attempt("--out"):
-        found.profile.save(out)
-        click.echo(f"{out}: {found.profile.id}, adapted; kept: {found.kept}")
-    click.echo(factors_text(found.factors))
-    click.echo(workload_text(found))
-    click.echo(adapted_text(stated_errors(found.profile), "each window left out"))
-    outputs.finish()
+    refuse_misfit(
+        found.most_error_percent, most_error, "metrics", profile.id,
+        "; give --max-num-seqs and the like as it was started",
+    )  # fmt: skip
+    stated = stated_errors(found.profile)
+    texts = [
+        factors_text(found.factors),
+        workload_text(found),
+        adapted_text(stated, "each window left out"),
+    ]
+    write_adapted(found, out, texts)
 
 
 def label_pairs(texts: Sequence[str]) -> dict[str, str]:
@@ -149,8 +133,3 @@ def label_pairs(texts: Sequence[str]) -> dict[str, str]:
             )
         found[key] = value
     return found
-
-
-def say(text: str) -> None:
-    """Progress."""
-    click.echo(f"  {text}", err=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qsim.cli._command import Command
-from qsim.cli._common import count, engine_from, engine_options
+from qsim.cli._common import count, engine_from, engine_options, note
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -61,29 +62,7 @@ _MOST_JOBS = 10
 @click.option("--jobs", type=count, metavar="N", help="Processes of the fits; by default one a "
               "core. The answer is the same.")  # fmt: skip
 @engine_options
-def adapt_command(
-    base_url: str | None,
-    serve: bool,
-    model: str | None,
-    serve_command: str | None,
-    profile: str,
-    out: Path,
-    telemetry: tuple[str, ...],
-    prometheus_url: str | None,
-    last_s: float,
-    watch_s: float | None,
-    step_s: float,
-    labels: tuple[str, ...],
-    model_name: str | None,
-    power: str,
-    gpus: str,
-    seconds: float,
-    most_error: float,
-    keep_loads: Path | None,
-    seed: int,
-    jobs: int | None,
-    **given: Any,
-) -> None:  # fmt: skip
+def adapt_command(**given: Any) -> None:
     """Adapt a profile to the machine of a running vLLM server, in about a minute and a half.
 
     A few loads are sent (idle, single prompts, a batch ladder, arrivals, a stretch at full load);
@@ -93,14 +72,44 @@ def adapt_command(
     are those that the server was started with.
     """
     from qsim.cli._outputs import check_output
+    from qsim.cli.calibrate._adapted import say
     from qsim.cli.calibrate._telemetry import Sources, adapt_by_telemetry, label_pairs
     from qsim.profiles.lookup import load_profile
 
-    check_output("--out", out)
-    if keep_loads is not None:
-        check_output("--keep-loads", keep_loads, folder=True)
-    numbers = _gpu_numbers(gpus)
-    by_metrics = bool(telemetry) + (prometheus_url is not None) + (watch_s is not None)
+    check_output("--out", given["out"])
+    if given["keep_loads"] is not None:
+        check_output("--keep-loads", given["keep_loads"], folder=True)
+    numbers = _gpu_numbers(given["gpus"])
+    by_metrics = _check_source(given)
+    options = engine_from(given)
+    if not by_metrics and not given["serve"]:
+        _adapt_by_loads(given["base_url"], given, numbers, options)
+        return
+    profile = load_profile(given["profile"], options.vllm_version)
+    if by_metrics:
+        sources = Sources(
+            given["telemetry"], given["prometheus_url"], given["last_s"], given["watch_s"],
+            given["step_s"], given["base_url"], label_pairs(given["labels"]), given["model_name"],
+            given["power"], tuple(numbers),
+        )  # fmt: skip
+        adapt_by_telemetry(
+            sources, profile, options, given["out"], given["most_error"], given["jobs"]
+        )
+        return
+    from qsim.calibrate.adapt.serving import serving
+
+    with serving(
+        profile, numbers, model=given["model"], command=given["serve_command"], say=say
+    ) as url:
+        _adapt_by_loads(url, given, numbers, options)
+
+
+def _check_source(given: Mapping[str, Any]) -> bool:
+    """Whether metrics are what is adapted by; refuse what does not go together, or nothing."""
+    base_url, serve, watch_s = given["base_url"], given["serve"], given["watch_s"]
+    by_metrics = (
+        bool(given["telemetry"]) + (given["prometheus_url"] is not None) + (watch_s is not None)
+    )
     if by_metrics > 1 or (by_metrics and (base_url is None) != (watch_s is None)):
         raise ScenarioError(
             "metrics come from one place: --telemetry FILE, --prometheus-url URL, or --base-url "
@@ -108,46 +117,14 @@ def adapt_command(
         )
     if serve and (by_metrics or base_url is not None):
         raise ScenarioError("--serve starts a server of its own; leave out --base-url and metrics")
-    if not serve and (model is not None or serve_command is not None):
+    if not serve and (given["model"] is not None or given["serve_command"] is not None):
         raise ScenarioError("--model and --serve-command are of --serve, which starts the server")
     if base_url is None and not by_metrics and not serve:
         raise ScenarioError(
             "no server: give --base-url of one that may be loaded, --serve to start one, or "
             "metrics of its own traffic (--telemetry, --prometheus-url, --watch)"
         )
-    options = engine_from(given)
-    if by_metrics:
-        sources = Sources(
-            telemetry, prometheus_url, last_s, watch_s, step_s, base_url, label_pairs(labels),
-            model_name, power, tuple(numbers),
-        )  # fmt: skip
-        chosen = load_profile(profile, options.vllm_version)
-        adapt_by_telemetry(sources, chosen, options, out, most_error, jobs)
-        return
-    if serve:
-        from qsim.calibrate.adapt.serving import serving
-        from qsim.cli.calibrate._telemetry import say
-
-        started = load_profile(profile, options.vllm_version)
-        with serving(started, numbers, model=model, command=serve_command, say=say) as url:
-            _adapt_by_loads(
-                url,
-                profile,
-                out,
-                power,
-                numbers,
-                seconds,
-                most_error,
-                keep_loads,
-                seed,
-                options,
-                jobs,
-            )
-        return
-    assert base_url is not None
-    _adapt_by_loads(
-        base_url, profile, out, power, numbers, seconds, most_error, keep_loads, seed, options, jobs
-    )
+    return bool(by_metrics)
 
 
 def _gpu_numbers(text: str) -> list[int]:
@@ -158,29 +135,16 @@ def _gpu_numbers(text: str) -> list[int]:
 
 
 def _adapt_by_loads(
-    base_url: str,
-    profile: str,
-    out: Path,
-    power: str,
-    numbers: list[int],
-    seconds: float,
-    most_error: float,
-    keep_loads: Path | None,
-    seed: int,
-    options: EngineOptions,
-    jobs: int | None,
+    base_url: str, given: Mapping[str, Any], numbers: list[int], options: EngineOptions
 ) -> None:
     """Send loads to a server and adapt by what comes back."""
     from qsim.calibrate.adapt.adapting import adapt
     from qsim.calibrate.adapt.benchmark import write_benchmark
     from qsim.calibrate.adapt.comparing import compare_load
-    from qsim.calibrate.adapt.power import EnergyMeter, dcgm_reader, nvml_reader
+    from qsim.calibrate.adapt.power import EnergyMeter, dcgm_reader
     from qsim.calibrate.adapt.server import check_server, describe
     from qsim.calibrate.adapt.session import plan_loads, send_loads
-    from qsim.cli._common import note
-    from qsim.cli._outputs import Outputs
-    from qsim.cli.calibrate._telemetry import say
-    from qsim.errors import CalibrationError, MissingExtraError
+    from qsim.cli.calibrate._adapted import nvml_if_any, refuse_misfit, say, write_adapted
     from qsim.optimize.search.executors import open_executor
     from qsim.processes import available_cores
     from qsim.profiles.factors import apply
@@ -189,25 +153,21 @@ def _adapt_by_loads(
     from qsim.report.text.compare import adapted_text, beyond_text, factors_text, kept_text
 
     server = describe(base_url)
-    chosen = load_profile(profile, options.vllm_version or server.version or None)
+    chosen = load_profile(given["profile"], options.vllm_version or server.version or None)
     lost = check_server(server, chosen)
-    meter = None
-    if power != "none":
-        try:
-            reader = nvml_reader(numbers) if power == "nvml" else dcgm_reader(power, numbers)
-            meter = EnergyMeter(reader)
-        except (CalibrationError, MissingExtraError) as e:
-            if power != "nvml":
-                raise
-            note(f"{e}; going on without power (--power none says so, a URL asks DCGM's exporter)")
+    power = given["power"]
+    reader = None if power in ("none", "nvml") else dcgm_reader(power, numbers)
+    if power == "nvml":
+        reader = nvml_if_any(numbers)
+    meter = None if reader is None else EnergyMeter(reader)
     longest = min(server.max_model_len or chosen.engine.max_model_len, 16384)
-    plans = plan_loads(chosen, seconds, longest, seed)
+    plans = plan_loads(chosen, given["seconds"], longest, given["seed"])
     try:
         session = send_loads(server, chosen, plans, meter, say, options=options)
     finally:
         if meter is not None:
             meter.stop()
-    if keep_loads is not None:
+    if (keep_loads := given["keep_loads"]) is not None:
         keep_loads.mkdir(parents=True, exist_ok=True)
         for load in session.loads:
             write_benchmark(load, keep_loads / f"{load.name}.json")
@@ -216,7 +176,7 @@ def _adapt_by_loads(
         note(text)
     if session.idle_w is not None:
         note(f"idle power: {session.idle_w:.1f} W, by the profile {chosen.power.idle_w:.1f} W")
-    with open_executor(jobs or available_cores(), at_most=_MOST_JOBS) as executor:
+    with open_executor(given["jobs"] or available_cores(), at_most=_MOST_JOBS) as executor:
         found = adapt(
             session.loads,
             chosen,
@@ -232,18 +192,11 @@ def _adapt_by_loads(
     fitted = apply(found.base, found.fit.factors)
     left = [compare_load(x, fitted, explain=False).mismatch_percent for x in found.loads]
     mean = sum(left) / len(left)
-    if not mean <= most_error:
-        raise CalibrationError(
-            f"with all factors fitted the loads are still off by {mean:.0f}% on average, more than "
-            f"the {most_error:g}% of --most-error: this is not the server of {chosen.id} (model, "
-            "quantization, GPU or flags differ). Nothing was written"
-        )
-    outputs = Outputs()
-    with outputs.attempt("--out"):
-        found.profile.save(out)
-        click.echo(f"{out}: {found.profile.id}, adapted; kept: {found.kept}")
-        click.echo(f"with all factors off by {mean:.1f}% on the loads sent")
-    click.echo(factors_text(found.factors))
-    click.echo(adapted_text(stated_errors(found.profile), "each load left out"))
-    click.echo(kept_text(found.kept, found.errors))
-    outputs.finish()
+    refuse_misfit(mean, given["most_error"], "loads", chosen.id)
+    texts = [
+        f"with all factors off by {mean:.1f}% on the loads sent",
+        factors_text(found.factors),
+        adapted_text(stated_errors(found.profile), "each load left out"),
+        kept_text(found.kept, found.errors),
+    ]
+    write_adapted(found, given["out"], texts)
