@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsim.catalog.versions import DEFAULT_VERSION, version_notes
 from qsim.profiles.measured_range import BeyondMeasured, MeasuredRange
@@ -18,20 +18,15 @@ from qsim.sim.fleet.fleet import Fleet
 from qsim.sim.fleet.lifecycle import ASLEEP, DRAINING, OFF, ON, STARTING, STATES
 from qsim.sim.fleet.pool import ResolvedPool
 from qsim.sim.fleet.server import Server
-from qsim.sim.results.outages import Outages
 from qsim.sim.results.pools import PoolUse
-from qsim.sim.results.recovery import TimeCounts, backlog_recovery_s
-from qsim.sim.results.scaling import (
-    PoolScaling,
-    Scaling,
-    decisions_of,
-    last_of_each_time,
-    none_on_s,
-    servers_over_time,
-)
 from qsim.sim.results.servers import Served
 from qsim.sim.scheduler.server_memory import memory_notes
 from qsim.traces.trace import Trace
+
+if TYPE_CHECKING:
+    from qsim.sim.results.outages import Outages
+    from qsim.sim.results.recovery import TimeCounts
+    from qsim.sim.results.scaling import Scaling
 
 __all__ = [
     "beyond_measured",
@@ -107,16 +102,18 @@ def tells_outcomes(setup: Setup, trace: Trace) -> bool:
     return waits or setup.failures is not None
 
 
-def outages_of(setup: Setup, fleet: Fleet, flow: TimeCounts) -> Outages | None:
+def outages_of(setup: Setup, fleet: Fleet, flow: TimeCounts | None) -> Outages | None:
     """What failed in a run; None where nothing can.
 
     Parameters
     ----------
-    flow : TimeCounts
-        When its requests came and ended, on the run's clock.
+    flow : TimeCounts, optional
+        When its requests came and ended, on the run's clock; not needed where nothing can fail.
     """
-    if setup.failures is None:
+    if setup.failures is None or flow is None:
         return None
+    from qsim.sim.results.outages import Outages
+
     lives = fleet.lives
     on_ps = sum(s.state_ps[ON] + s.state_ps[DRAINING] for s in lives.servers)
     all_ps = sum(sum(s.state_ps) for s in lives.servers)
@@ -136,6 +133,8 @@ def _recovery_s(setup: Setup, fleet: Fleet, flow: TimeCounts) -> tuple[float | N
     outages = [(b - fleet.origin_s, e - fleet.origin_s) for _, b, e in outages_s(fleet)]
     if setup.concurrency is not None:  # there are never more requests in the fleet than clients
         return (None,) * len(outages)
+    from qsim.sim.results.recovery import backlog_recovery_s
+
     return tuple(backlog_recovery_s(flow, outages))
 
 
@@ -155,6 +154,15 @@ def scaling_of(setup: Setup, fleet: Fleet, begin_ps: int) -> Scaling | None:
     """What became of the servers of a run that began at ``begin_ps``; None without autoscaler."""
     if setup.autoscaler is None:
         return None
+    from qsim.sim.results.scaling import (
+        PoolScaling,
+        Scaling,
+        decisions_of,
+        last_of_each_time,
+        none_on_s,
+        servers_over_time,
+    )
+
     lives, origin_s = fleet.lives, fleet.origin_s
     begin_s, end_s = begin_ps / PS_PER_S, fleet.end_ps / PS_PER_S
     changes = [

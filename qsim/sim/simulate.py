@@ -20,7 +20,6 @@ from qsim.sim.results.finished import (
     without_rejected,
 )
 from qsim.sim.results.pools import pool_rows_of_columns
-from qsim.sim.results.recovery import TimeCounts
 from qsim.sim.results.result import SimulationResult
 from qsim.sim.results.servers import Served
 from qsim.sim.run_facts import (
@@ -95,8 +94,11 @@ def simulate(
     begin_ps = int(finished.arrival_ps[0])
     if fleet.limits is not None:
         notes += fleet.limits.notes()
-    flow = TimeCounts()
+    flow = None
     if setup.failures is not None:
+        from qsim.sim.results.recovery import TimeCounts
+
+        flow = TimeCounts()
         flow.add(finished.arrival_ps / PS_PER_S, finished.last_token_ps / PS_PER_S)
     ended = outcomes(finished)
     notes += outcome_notes(ended)

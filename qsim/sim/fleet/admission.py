@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,14 @@ from qsim.sim.engine.clock import MOST_S
 from qsim.sim.engine.frontend import FREE
 from qsim.sim.fleet.autoscaling import Autoscaler
 from qsim.sim.fleet.failures import Failures
-from qsim.sim.fleet.horizontal import FleetScaler
 from qsim.sim.fleet.pool import Pool, ResolvedPool, resolve_pools
 from qsim.sim.fleet.routers.router import check_router, check_weights
 from qsim.sim.scheduler.config import QUEUE_LIMITS, EngineOptions
 from qsim.sim.scheduler.server_memory import most_model_len
 from qsim.traces.trace import Trace
+
+if TYPE_CHECKING:
+    from qsim.sim.fleet.horizontal import FleetScaler
 
 __all__ = ["Admission", "FleetArguments", "Setup", "check_pools", "resolve_fleet"]
 
@@ -54,6 +56,8 @@ class Setup:
         """What decides how many servers are on; None if all are for ever."""
         if self.autoscaler is None:
             return None
+        from qsim.sim.fleet.horizontal import FleetScaler
+
         return FleetScaler(
             self.autoscaler,
             tuple(p.asked for p in self.pools),

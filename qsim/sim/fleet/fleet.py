@@ -15,6 +15,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from heapq import heappop
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,10 +27,12 @@ from qsim.sim.fleet.clients import NEXT, Clients
 from qsim.sim.fleet.columns import Columns
 from qsim.sim.fleet.dispatcher import NEVER, Dispatcher
 from qsim.sim.fleet.lives import Lives
-from qsim.sim.fleet.policy import Policy
 from qsim.sim.results.finished import Finished
 from qsim.sim.results.timeline import Timeline
 from qsim.traces.trace import Trace
+
+if TYPE_CHECKING:
+    from qsim.sim.fleet.policy import Policy
 
 __all__ = ["Fleet"]
 

@@ -17,7 +17,6 @@ from qsim.sim.engine.clock import MOST_S
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.lifecycle import ASLEEP, DRAINING, FAILED, OFF, ON, STARTING, WAKING
-from qsim.sim.fleet.policy import Observation, Policy, PoolSignals
 from qsim.sim.fleet.pool import ResolvedPool
 from qsim.sim.fleet.server import Server
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     import simpy
 
     from qsim.sim.fleet.fleet import Fleet
+    from qsim.sim.fleet.policy import Observation, Policy, PoolSignals
 
 __all__ = ["Lives"]
 
@@ -218,6 +218,8 @@ class Lives:
         self._plan_tick(now)
 
     def _observe(self, now: int) -> Observation:
+        from qsim.sim.fleet.policy import Observation
+
         pools = range(len(self._pools))
         counts = [self._counts(k) for k in pools]
         signals: tuple[PoolSignals, ...] = ()
@@ -247,6 +249,8 @@ class Lives:
 
     def _signals(self, pool: int, now: int) -> PoolSignals:
         """What the metrics of a pool's servers say."""
+        from qsim.sim.fleet.policy import PoolSignals
+
         running, waiting, kv_usage = [0, 0], [0, 0], [0.0, 0.0]  # on, draining
         for server in self.servers:
             replica = server.replica

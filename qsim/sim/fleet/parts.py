@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,12 @@ from qsim.sim.engine.steplog import Step
 from qsim.sim.fleet.admission import Admission, Setup
 from qsim.sim.fleet.fleet import Fleet
 from qsim.sim.fleet.history import with_history
-from qsim.sim.fleet.policy import Policy
 from qsim.sim.results.finished import Finished, joined
 from qsim.sim.results.itl import Gaps
 from qsim.traces.trace import Trace
+
+if TYPE_CHECKING:
+    from qsim.sim.fleet.policy import Policy
 
 __all__ = ["WholeRun", "in_parts", "run_whole"]
 

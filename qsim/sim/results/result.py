@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,13 @@ from qsim.errors import ScenarioError
 from qsim.profiles.measured_range import BeyondMeasured
 from qsim.sim.results.backlog import CLOSED_LOOP, Flow, Load, judge
 from qsim.sim.results.itl import Gaps
-from qsim.sim.results.outages import Outages, Windows
 from qsim.sim.results.requests import COLUMNS, request_writer
-from qsim.sim.results.scaling import Scaling
 from qsim.sim.results.slo import Slo, within
 from qsim.sim.results.summary import PERCENTILES, exact_percentiles, parse_statistic, summarise
+
+if TYPE_CHECKING:
+    from qsim.sim.results.outages import Outages, Windows
+    from qsim.sim.results.scaling import Scaling
 
 __all__ = ["PERCENTILES", "Gaps", "SimulationResult"]
 
@@ -151,6 +153,8 @@ class SimulationResult:
 
     def windows(self, slos: Sequence[Slo]) -> Windows:
         """Requests and those within all limits before, during and after outages."""
+        from qsim.sim.results.outages import Windows
+
         windows = Windows()
         if self.outages is not None:
             windows.add(self.arrival_s, self.meets(slos), self.outages.outages)

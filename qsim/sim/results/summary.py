@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from qsim.errors import ScenarioError
 from qsim.sim.results.intervals import percentile_of_rank, ranks
-from qsim.sim.results.outages import longest
 from qsim.sim.results.servers import hot_spots
 from qsim.sim.results.slo import check_slos, has_something
 
@@ -197,6 +196,8 @@ def summarise(run: Run, slos: Sequence[Slo] = ()) -> dict[str, Any]:
     if run.outcomes:
         out["outcomes"] = {"completed": completed, **run.outcomes}
     if run.outages is not None:
+        from qsim.sim.results.outages import longest
+
         out["failures"] = run.outages.to_dict()
         if slos:
             windows = run.windows(slos)
