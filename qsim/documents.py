@@ -86,9 +86,9 @@ def read_json(
     return parse_json(read_text(path, error, most=most), os.fspath(path), error, most=most)
 
 
-def read_yaml(path: str | os.PathLike[str], error: Error = ScenarioError) -> Any:
+def read_yaml(path: str | os.PathLike[str]) -> Any:
     """The data of a YAML file; see :func:`parse_yaml`."""
-    return parse_yaml(read_text(path, error, most=MAX_YAML), os.fspath(path), error)
+    return parse_yaml(read_text(path, ScenarioError, most=MAX_YAML), os.fspath(path))
 
 
 def parse_json(text: str, where: str, error: Error = ScenarioError, *, most: int = MAX_JSON) -> Any:
@@ -216,10 +216,10 @@ def plain_scalar(text: str) -> Any:
     return text
 
 
-def read_yaml_documents(path: str | os.PathLike[str], error: Error = ScenarioError) -> list[Any]:
+def read_yaml_documents(path: str | os.PathLike[str]) -> list[Any]:
     """The documents of a YAML file that may have several; see :func:`parse_yaml`."""
-    text = read_text(path, error, most=MAX_YAML)
-    found: list[Any] = parse_yaml(text, os.fspath(path), error, several=True)
+    text = read_text(path, ScenarioError, most=MAX_YAML)
+    found: list[Any] = parse_yaml(text, os.fspath(path), several=True)
     return found
 
 

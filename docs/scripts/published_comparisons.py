@@ -13,7 +13,7 @@ from qsim.calibrate.transfer.kernels import load_tables
 from qsim.calibrate.transfer.published import PublishedRow, evaluate, model_id
 from qsim.calibrate.transfer.ratios import linear_of
 from qsim.calibrate.transfer.spans import Spans, StepPoint
-from qsim.calibrate.transfer.specs import gpu_spec
+from qsim.catalog.gpus import gpu_type
 from qsim.catalog.models import ARCHITECTURES, Architecture
 from qsim.profiles.schema import Profile
 
@@ -81,7 +81,7 @@ def old_power(teacher: Teacher) -> list[Compared]:
     that time, as these servers launched each kernel from the host, with gaps between.
     """
     found = []
-    active_w = teacher.power.active_w * gpu_spec("a100_sxm").tdp_w / teacher.power.spec.tdp_w
+    active_w = teacher.power.active_w * gpu_type("a100_sxm").tdp_w / teacher.power.spec.tdp_w
     for name, config, batch, output, tpot_ms, watts in _OLD:
         profile = transfer(teacher, "a100_sxm", model_id(name), config, "bf16")
         ours = _spread(
@@ -123,8 +123,8 @@ def trtllm_products(teacher: Teacher) -> list[Compared]:
     found = []
     for model in ("llama-3.1-8b", "qwen2.5-32b"):
         a = Architecture.from_config(ARCHITECTURES[model], model)
-        ours = Composer(own, gpu_spec("a100_sxm"), a)
-        theirs = Composer(other, gpu_spec("a100_sxm"), a)
+        ours = Composer(own, gpu_type("a100_sxm"), a)
+        theirs = Composer(other, gpu_type("a100_sxm"), a)
         for method, table in pairs:
             linear = linear_of(method, ours, teacher.shapes, teacher.tables)
             found += [

@@ -134,7 +134,7 @@ def parse_version(version: str, name: str = "vllm_version") -> tuple[int, int, i
     return release
 
 
-def rules_of(version: str, name: str = "vllm_version") -> VersionRules:
+def rules_of(version: str) -> VersionRules:
     """The rules of a release; those of the newest that is known if it is newer than that.
 
     Raises
@@ -142,7 +142,7 @@ def rules_of(version: str, name: str = "vllm_version") -> VersionRules:
     ScenarioError
         If it is no version, or older than the oldest that is known.
     """
-    release = parse_version(version, name)[:2]
+    release = parse_version(version)[:2]
     return VersionRules(**{rule: release >= since for rule, since in _SINCE.items()})
 
 

@@ -31,7 +31,7 @@ _NUMBERS = ("score_pct", "stderr_pct")
 _COMPARED = ("baseline_pct", "baseline_stderr_pct", "recovery_pct", "recovery_stderr_pct")
 
 
-def read_quality(data: Mapping[str, Any], where: str = "profile: quality") -> dict[str, Any]:
+def read_quality(data: Mapping[str, Any]) -> dict[str, Any]:
     """Check a profile's ``quality`` and return it.
 
     Raises
@@ -39,6 +39,7 @@ def read_quality(data: Mapping[str, Any], where: str = "profile: quality") -> di
     ProfileError
         Naming the field, its value and what is allowed.
     """
+    where = "profile: quality"
     if not isinstance(data, Mapping):
         raise ProfileError(f"{where} is {data!r}; must be an object")
     if data.get("schema") != QUALITY_SCHEMA:

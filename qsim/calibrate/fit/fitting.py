@@ -37,6 +37,7 @@ from qsim.calibrate.fit.span import (
 )
 from qsim.calibrate.fit.timeline import DECODE, EAGER, PIECEWISE, Timeline, timeline_of
 from qsim.calibrate.recordings.read import SKIP, Recording
+from qsim.catalog.gpus import GPUS
 from qsim.catalog.methods import find_method
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import (
@@ -53,13 +54,6 @@ __all__ = ["FitResult", "ModeError", "fit", "predicted_spans"]
 FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[str], None]
 
-#: peak memory bandwidth (bytes/s) and dense 16-bit matrix FLOP/s from the vendor's data sheets;
-#: they bound the slopes from below where there are no data
-_PEAKS = {
-    "h200_sxm": (4.8e12, 989e12),
-    "h100_sxm": (3.35e12, 989e12),
-    "a100_sxm": (2.039e12, 312e12),
-}
 #: candidates for the trailing power: time constant (s); start and full throttle (share of cap)
 _TAUS_S = (0.05, 0.03, 0.08, 0.12, 0.2, 0.5)
 _LEVELS = ((0.92, 1.0), (0.70, 0.95), (0.70, 1.0), (0.78, 0.97), (0.85, 0.95), (0.85, 1.0))
@@ -243,15 +237,17 @@ def _check_same(recordings: Sequence[Recording], exclude_phases: Sequence[str]) 
 def _floors(recording: Recording) -> tuple[float, float]:
     """ms a context token and ms a (query, key) pair that the GPU cannot beat."""
     server = recording.server
-    if server.gpu not in _PEAKS:
+    gpu = GPUS.get(server.gpu)
+    if gpu is None:
         return 0.0, 0.0
-    bandwidth, flops = _PEAKS[server.gpu]
     a = architecture(server)
     # scores and values: two products of 2 * width FLOPs a pair and layer
     width = a.num_attention_heads * a.head_dim
     pair_flops = 4 * width * a.num_hidden_layers / server.tensor_parallel
     # the last level cache serves some of the reads
-    return 0.9 * kv_bytes_per_token(server) / bandwidth * 1e3, pair_flops / flops * 1e3
+    return 0.9 * kv_bytes_per_token(
+        server
+    ) / gpu.bandwidth_bytes_s * 1e3, pair_flops / gpu.bf16_flops * 1e3
 
 
 def predicted_spans(result: FitResult) -> FloatArray:

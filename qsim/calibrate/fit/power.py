@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from qsim.calibrate.fit.timeline import Timeline
 from qsim.calibrate.recordings.read import Recording
+from qsim.catalog.gpus import GPUS
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import Power
 
@@ -29,8 +30,6 @@ _TICKS = 3
 _LONGEST_S = 0.6
 #: so many windows without work, so long (s) after the last step, tell the idle power by themselves
 _LEAST_IDLE, _SETTLED_S = 3, 0.5
-#: the boards' power limits, where a recording does not tell
-_LIMIT_W = {"h200_sxm": 700.0, "h100_sxm": 700.0, "a100_sxm": 400.0}
 
 
 def energy_windows(
@@ -136,8 +135,8 @@ def _limit_w(recordings: Sequence[Recording]) -> float:
     told = server.raw.get("power_limit_w")
     if isinstance(told, int | float) and not isinstance(told, bool) and told > 0:
         return float(told) * server.tensor_parallel
-    if server.gpu in _LIMIT_W:
-        return _LIMIT_W[server.gpu] * server.tensor_parallel
+    if server.gpu in GPUS:
+        return GPUS[server.gpu].tdp_w * server.tensor_parallel
     return float(max(np.percentile(r.power.power_avg_w, 99.5) for r in recordings))
 
 

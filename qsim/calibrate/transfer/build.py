@@ -15,6 +15,7 @@ from qsim.calibrate.fit.host_like import slower_than
 from qsim.calibrate.transfer.compose import TABLE_OF, Composer
 from qsim.calibrate.transfer.kernels import KernelTables, load_tables
 from qsim.calibrate.transfer.learn import (
+    LEARNT_ON,
     Overheads,
     Sample,
     base_method,
@@ -25,7 +26,6 @@ from qsim.calibrate.transfer.memory import kv_memory, other_bytes
 from qsim.calibrate.transfer.power import PowerModel, learn_power, power_of
 from qsim.calibrate.transfer.ratios import MethodShape, kernels_of, learn_shapes, linear_of
 from qsim.calibrate.transfer.spans import StepPoint
-from qsim.calibrate.transfer.specs import LEARNT_ON, gpu_spec
 from qsim.catalog.gpus import gpu_type
 from qsim.catalog.methods import find_method
 from qsim.catalog.models import Architecture
@@ -79,7 +79,7 @@ class Teacher:
     def power(self) -> PowerModel:
         """Watts from bytes and operations."""
         passes = self.overheads.modes["decode"].logits
-        return learn_power(self.samples, gpu_spec(self.tables.gpu), passes)
+        return learn_power(self.samples, gpu_type(self.tables.gpu), passes)
 
     def without(self, model: str) -> Teacher:
         """The same without one model."""
@@ -108,7 +108,7 @@ def learn_from_shipped() -> Teacher:
             continue
         i = profile.identity
         a = Architecture.from_config(i.architecture, entry.id)
-        composer = Composer(tables, gpu_spec(LEARNT_ON), a, i.tensor_parallel_size)
+        composer = Composer(tables, gpu_type(LEARNT_ON), a, i.tensor_parallel_size)
         samples.append(Sample(profile, composer))
     return Teacher(tuple(samples), tables)
 
@@ -145,7 +145,7 @@ def transfer(
 
     a = Architecture.from_config(config, model)
     tables = load_tables(gpu)
-    composer = Composer(tables, gpu_spec(gpu), a, tensor_parallel_size, kv_dtype(method))
+    composer = Composer(tables, gpu_type(gpu), a, tensor_parallel_size, kv_dtype(method))
     overheads = teacher.overheads
     linear = linear_of(method, composer, teacher.shapes, teacher.tables)
     taught_by = [s for s in teacher.samples if _taught(s, method)]
@@ -406,7 +406,7 @@ _HOST_RULE = "host and front end: as measured on H200, launches by the number of
 
 
 def _rules(gpu: str, method: str, tp: int) -> list[str]:
-    spec, base = gpu_spec(gpu), base_method(method)
+    spec, base = gpu_type(gpu), base_method(method)
     if base == "bf16" or (spec.hopper and base in TABLE_OF):
         products = "matrix products: the GPU's kernel table"
     elif spec.hopper:

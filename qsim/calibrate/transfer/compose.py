@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qsim.calibrate.transfer.kernels import KernelTables
-from qsim.calibrate.transfer.specs import GpuSpec
+from qsim.catalog.gpus import GpuType
 from qsim.catalog.models import Architecture
 
 __all__ = ["TABLE_OF", "Composer"]
@@ -29,7 +29,7 @@ class Composer:
     """Kernel times of one architecture on one GPU (each of ``tensor_parallel_size``), in ms."""
 
     tables: KernelTables
-    spec: GpuSpec
+    spec: GpuType
     architecture: Architecture
     tensor_parallel_size: int = 1
     kv_dtype: str = "bfloat16"

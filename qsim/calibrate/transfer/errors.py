@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qsim.calibrate.transfer.compose import TABLE_OF
-from qsim.calibrate.transfer.learn import base_method
-from qsim.calibrate.transfer.specs import LEARNT_ON, gpu_spec
+from qsim.calibrate.transfer.learn import LEARNT_ON, base_method
+from qsim.catalog.gpus import gpu_type
 
 __all__ = ["estimated_errors"]
 
@@ -20,7 +20,7 @@ def estimated_errors(
 
     ``grown`` is the model's size over that of the largest on which the method was measured.
     """
-    spec, base = gpu_spec(gpu), base_method(method)
+    spec, base = gpu_type(gpu), base_method(method)
     if gpu == LEARNT_ON:
         errors = {"decode": 8.0, "prefill": 12.0, "power": 10.0, "kv_tokens": 3.0}
     elif spec.hopper:

@@ -31,6 +31,9 @@ from qsim.profiles.schema import Profile
 
 __all__ = ["ModeOverhead", "Overheads", "Sample", "base_method", "learn_overheads", "points_of"]
 
+#: the GPU whose measured profiles teach what kernel tables do not hold
+LEARNT_ON = "h200_sxm"
+
 
 @dataclass(frozen=True)
 class ModeOverhead:

@@ -23,7 +23,7 @@ from qsim.calibrate.transfer.compose import TABLE_OF, Composer
 from qsim.calibrate.transfer.learn import Sample
 from qsim.calibrate.transfer.ratios import kernels_of
 from qsim.calibrate.transfer.spans import StepPoint, decode_points, prefill_points
-from qsim.calibrate.transfer.specs import GpuSpec
+from qsim.catalog.gpus import GpuType
 from qsim.profiles.schema import Power
 
 __all__ = ["PowerModel", "learn_power", "power_of"]
@@ -36,7 +36,7 @@ _TAU_S = 0.05
 class PowerModel:
     """What was learnt on one GPU."""
 
-    spec: GpuSpec
+    spec: GpuType
     active_w: float
     j_per_byte: float
     j_per_kv_byte: float
@@ -45,7 +45,7 @@ class PowerModel:
     #: passes over the logits in a step of decodes, as learnt from its time
     logit_passes: float = 0.0
 
-    def watts(self, spec: GpuSpec, method: str, work: Work, step_s: float) -> float:
+    def watts(self, spec: GpuType, method: str, work: Work, step_s: float) -> float:
         """Power of one GPU above idle, W, uncapped, while steps of ``step_s`` do this work."""
         tdp = spec.tdp_w / self.spec.tdp_w
         chip_j = _of(method, self.j_per_flop) * work.flops
@@ -94,7 +94,7 @@ def work(
     return Work(weights, weight_bytes + moved, kv_bytes, flops)
 
 
-def learn_power(samples: Sequence[Sample], spec: GpuSpec, logit_passes: float = 0.0) -> PowerModel:
+def learn_power(samples: Sequence[Sample], spec: GpuType, logit_passes: float = 0.0) -> PowerModel:
     """Fit the model to measured profiles, by non-negative least squares of relative errors.
 
     First what all share, with an energy of an operation for each method; then, for each method

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from qsim.calibrate.transfer.build import Teacher, transfer
-from qsim.calibrate.transfer.specs import gpu_spec
+from qsim.catalog.gpus import gpu_type
 from qsim.catalog.models import ARCHITECTURES, Architecture
 from qsim.errors import CalibrationError, ScenarioError
 from qsim.profiles.schema import Profile
@@ -229,7 +229,7 @@ def evaluate(
     batch = max(1, round(row.batch))
     context = round(batch * row.context_tokens)
     a = Architecture.from_config(profile.identity.architecture, profile.id)
-    bandwidth = gpu_spec("h100_sxm").bandwidth_bytes_s / gpu_spec(row.gpu).bandwidth_bytes_s
+    bandwidth = gpu_type("h100_sxm").bandwidth_bytes_s / gpu_type(row.gpu).bandwidth_bytes_s
     sort_ms = 1e3 * sort_s_per_logit * bandwidth * batch * a.vocab_size
     arrivals = batch / row.output_tokens
     mixed_share = 1 - exp(-arrivals)

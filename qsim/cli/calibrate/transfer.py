@@ -142,7 +142,7 @@ def _some(
 def _check(teacher: Any, names: tuple[str, ...], as_json: bool) -> None:
     from qsim.calibrate.transfer.build import transfer as build
     from qsim.calibrate.transfer.check import compare_profiles, leave_out
-    from qsim.calibrate.transfer.specs import LEARNT_ON
+    from qsim.calibrate.transfer.learn import LEARNT_ON
     from qsim.profiles.lookup import load_profile
     from qsim.report.text.tables import table
 

@@ -22,8 +22,6 @@ def export_trial(
     trial: Record,
     export: Export | str,
     scenario: Scenario | None = None,
-    *,
-    autoscaler: str = "hpa",
 ) -> str | None:
     """Write the fleet of a trial; returns the text if there is no path.
 
@@ -42,7 +40,7 @@ def export_trial(
     """
     export = parse_export(export) if isinstance(export, str) else export
     if export.kind != "scenario":
-        return export_pools(result.pools(trial), export, autoscaler=autoscaler)
+        return export_pools(result.pools(trial), export)
     return export_scenario(trial_scenario(result, trial, scenario), export.path)
 
 

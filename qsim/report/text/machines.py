@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from qsim.report.text.tables import number
@@ -23,9 +23,9 @@ def range_text(ranges: Ranges, name: str) -> str:
     return "-" if found is None else f"{number(found[0], 3)} to {number(found[1], 3)}"
 
 
-def range_row(ranges: Ranges, metric: str, statistics: Sequence[str] = _STATISTICS) -> list[str]:
+def range_row(ranges: Ranges, metric: str) -> list[str]:
     """Below a latency: the range of each of its statistics."""
-    return ["   90%", *(range_text(ranges, f"{s}_{metric}_ms") for s in statistics)]
+    return ["   90%", *(range_text(ranges, f"{s}_{metric}_ms") for s in _STATISTICS)]
 
 
 def ranges_sentences(

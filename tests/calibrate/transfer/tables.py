@@ -16,7 +16,7 @@ from qsim.calibrate.transfer.kernels import (
     KernelTables,
     PrefillAttentionTable,
 )
-from qsim.calibrate.transfer.specs import gpu_spec
+from qsim.catalog.gpus import gpu_type
 from qsim.catalog.models import ARCHITECTURES, Architecture
 
 SIZES = (1024, 4096, 8192, 16384, 65536)
@@ -46,7 +46,7 @@ def heads_columns(axes: tuple[str, str], values: list[tuple[int, int]]) -> dict[
 
 @lru_cache(maxsize=4)
 def tables(gpu: str = "h200_sxm") -> KernelTables:
-    spec = gpu_spec(gpu)
+    spec = gpu_type(gpu)
     width = spec.bandwidth_bytes_s
     decode = heads_columns(
         ("batch_size", "step"),
@@ -79,4 +79,4 @@ def tables(gpu: str = "h200_sxm") -> KernelTables:
 
 def composer(model: str = "llama-3.1-8b", gpu: str = "h200_sxm", tp: int = 1) -> Composer:
     a = Architecture.from_config(ARCHITECTURES[model], model)
-    return Composer(tables(gpu), gpu_spec(gpu), a, tp)
+    return Composer(tables(gpu), gpu_type(gpu), a, tp)

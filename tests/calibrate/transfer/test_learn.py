@@ -29,7 +29,6 @@ from qsim.calibrate.transfer.ratios import (
     quantized_bytes,
 )
 from qsim.calibrate.transfer.spans import Spans, StepPoint, decode_points, prefill_points
-from qsim.calibrate.transfer.specs import gpu_spec
 from qsim.catalog.gpus import gpu_type
 from qsim.catalog.methods import METHODS
 from qsim.catalog.models import ARCHITECTURES
@@ -59,7 +58,7 @@ def teacher(monkeypatch: pytest.MonkeyPatch) -> Teacher:
         start = Teacher((Sample(seed, composer()),), tables())
         start.__dict__["overheads"] = TRUE
         start.__dict__["power"] = PowerModel(
-            gpu_spec("h200_sxm"), 140.0, 9e-11, 14e-11, {"bf16": 3e-13}, {"bf16": 0.0}
+            gpu_type("h200_sxm"), 140.0, 9e-11, 14e-11, {"bf16": 3e-13}, {"bf16": 0.0}
         )
         p = transfer(start, "h200_sxm", model, ARCHITECTURES[model], "bf16")
         p = replace(p, transfer=None, identity=replace(p.identity, source="measured"))
@@ -187,7 +186,7 @@ def test_tensor_parallelism_divides_the_work_and_adds_all_reduce(teacher: Teache
 
 
 def test_power_is_learnt_back(teacher: Teacher) -> None:
-    model = learn_power(teacher.samples, gpu_spec("h200_sxm"))
+    model = learn_power(teacher.samples, gpu_type("h200_sxm"))
     for s in teacher.samples:
         spans, m = Spans(s.profile), s.profile.memory
         for p in (
@@ -204,7 +203,7 @@ def test_power_is_learnt_back(teacher: Teacher) -> None:
 
 
 def test_power_scales_with_tdp_and_throughput() -> None:
-    h200, a100 = gpu_spec("h200_sxm"), gpu_spec("a100_sxm")
+    h200, a100 = gpu_type("h200_sxm"), gpu_type("a100_sxm")
     flop_j = {"bf16": 3e-13, "mxfp4-w4a16": 5e-13, "nvfp4-w4a16": 4e-13, "awq-w4a16": 6e-13}
     weight_j = {"bf16": 0.0, "awq-w4a16": 7e-11}
     model = PowerModel(h200, 140.0, 9e-11, 14e-11, flop_j, weight_j)
@@ -256,7 +255,7 @@ def samples() -> list[Sample]:
 def test_what_methods_without_a_table_draw_is_known_at_every_size() -> None:
     """A 4-bit weight costs more than its half byte, most where a step is nothing but weights."""
     given = samples()
-    model = learn_power(given, gpu_spec("h200_sxm"))
+    model = learn_power(given, gpu_type("h200_sxm"))
     plain = replace(model, j_per_weight=dict.fromkeys(model.j_per_weight, 0.0))
     # INT8 goes to the tensor cores as it is, and W4A8's kernel costs no more
     plain_methods = {*TABLE_OF, "int8-w8a8", "w4a8-fp8"}
