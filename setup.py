@@ -19,13 +19,13 @@ from setuptools.command.build_ext import build_ext
 #: mypyc, and what the modules' types come from
 NEEDED = ["mypy==2.4.1", "numpy>=1.26", "simpy>=4.1"]
 MODULES = [
-    "engine/energy", "engine/fast_forward", "engine/next_finish", "engine/replica", "engine/timing",
-    "engine/token_times", "engine/wakeups", "fleet/clients", "fleet/columns", "fleet/dispatcher",
-    "fleet/fleet", "fleet/routers/affinity", "fleet/routers/base", "fleet/routers/kv_aware",
-    "fleet/routers/mixed", "fleet/routers/router", "fleet/routers/view", "results/timeline",
-    "scheduler/batch", "scheduler/block_ids", "scheduler/decode_group", "scheduler/kv_cache",
-    "scheduler/prefix_tree", "scheduler/request", "scheduler/rules", "scheduler/scheduler",
-    "scheduler/waiting",
+    "engine/api_process", "engine/energy", "engine/fast_forward", "engine/next_finish",
+    "engine/replica", "engine/timing", "engine/token_times", "engine/wakeups", "fleet/clients",
+    "fleet/columns", "fleet/dispatcher", "fleet/fleet", "fleet/routers/affinity",
+    "fleet/routers/base", "fleet/routers/kv_aware", "fleet/routers/mixed", "fleet/routers/router",
+    "fleet/routers/view", "results/timeline", "scheduler/batch", "scheduler/block_ids",
+    "scheduler/decode_group", "scheduler/kv_cache", "scheduler/prefix_tree", "scheduler/request",
+    "scheduler/rules", "scheduler/scheduler", "scheduler/waiting",
 ]  # fmt: skip
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields, replace
 from qsim.errors import ProfileError
 from qsim.profiles.schema import (
     DecodeSpan,
-    FrontEnd,
     HostTimes,
     Latency,
     MixedSpan,
@@ -105,7 +104,7 @@ def apply(profile: Profile, factors: Factors) -> Profile:
         profile,
         latency=_latency(profile.latency, factors),
         host=_host(profile.host, factors),
-        frontend=_front_end(profile.frontend, factors.front_end),
+        frontend=profile.frontend.times(factors.front_end),
         power=_power(profile.power, factors),
         measured_host=None,
     )
@@ -156,10 +155,6 @@ def _host(h: HostTimes, f: Factors) -> HostTimes:
         turn_ms=h.turn_ms * f.scheduler,
         wake_ms=h.wake_ms * f.scheduler,
     )
-
-
-def _front_end(front_end: FrontEnd, factor: float) -> FrontEnd:
-    return FrontEnd(**{x.name: getattr(front_end, x.name) * factor for x in fields(FrontEnd)})
 
 
 def _power(p: Power, f: Factors) -> Power:

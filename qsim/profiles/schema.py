@@ -55,6 +55,7 @@ from qsim.files import write_text
 __all__ = [
     "SCHEMA",
     "Adapted",
+    "ApiTimes",
     "Carried",
     "DecodeSpan",
     "EngineDefaults",
@@ -224,6 +225,23 @@ class HostTimes(Closed):
 
 
 @dataclass(frozen=True)
+class ApiTimes(Closed):
+    """What keeps the API server's process busy, in ms; ``waits`` is a number.
+
+    A request keeps it busy for ``request_ms``, each token of a step's result for ``token_ms`` and
+    each request of that step for ``send_ms`` (:mod:`qsim.sim.engine.api_process`). A request that
+    finds it busy reaches the engine later by ``waits`` times what is left to do then, for an event
+    loop takes up what it does for a request in several turns; the last token of one reaches the
+    client later by what was left to do when its step's result came.
+    """
+
+    request_ms: Ms
+    token_ms: Ms
+    send_ms: Ms
+    waits: Annotated[float, Number(most=100.0)]
+
+
+@dataclass(frozen=True)
 class FrontEnd(Closed):
     """From the client to the engine and back, in ms.
 
@@ -231,7 +249,7 @@ class FrontEnd(Closed):
     after it was sent, and no sooner than ``receive_serial_ms`` after the request before it (one
     API process handles them one by one). Its first and last tokens reach the client later than
     the engine's update by ``first_token_ms...`` and ``last_token_ms...``; ``per_running`` counts
-    the requests in that engine step.
+    the requests in that engine step. Without ``api`` the process is never full.
     """
 
     receive_ms: Ms
@@ -242,6 +260,20 @@ class FrontEnd(Closed):
     first_token_ms_per_running: Ms
     last_token_ms: Ms
     last_token_ms_per_running: Ms
+    api: ApiTimes | None = None
+
+    def times(self, factor: float) -> FrontEnd:
+        """With every time multiplied."""
+        api = self.api
+        if api is not None:
+            api = replace(
+                api,
+                request_ms=api.request_ms * factor,
+                token_ms=api.token_ms * factor,
+                send_ms=api.send_ms * factor,
+            )
+        ms = {k: v * factor for k, v in vars(self).items() if k != "api"}
+        return FrontEnd(**ms, api=api)
 
 
 @dataclass(frozen=True)
@@ -394,6 +426,9 @@ class Profile(Closed):
         for optional in ("transfer", "measured_host", "carried", "adapted"):
             if data[optional] is None:
                 del data[optional]
+        for part in (data, data.get("measured_host", {})):
+            if part and part["frontend"]["api"] is None:
+                del part["frontend"]["api"]
         return data
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -483,6 +518,7 @@ _NESTED: dict[type, dict[str, type]] = {
         "throttle": Throttle,
     },
     MeasuredHost: {"host": HostTimes, "frontend": FrontEnd},
+    FrontEnd: {"api": ApiTimes},
 }
 
 

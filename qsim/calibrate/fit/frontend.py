@@ -5,22 +5,29 @@ The recorded steps do not name their requests, so requests are matched to steps 
 requests of one length are served in the order in which they were sent. A request whose prompt is
 complete in step p gets its last token in step ``p + output_tokens - 1``, since every running
 request decodes in every step.
+
+The API server's process is one event loop. Its times cannot be told apart in light load and are in
+a fixed proportion to each other (:data:`API`); their size, and how often a request waits for what
+the process has to do, are what explains the arrivals and the last tokens of the recorded loads best.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from qsim.calibrate.recordings.read import Recording, Requests, Steps
 from qsim.errors import CalibrationError
-from qsim.profiles.schema import FrontEnd
+from qsim.profiles.schema import ApiTimes, FrontEnd
+from qsim.sim.engine.api_process import ApiProcess
+from qsim.sim.engine.timing import PS_PER_MS, PS_PER_S
 
 __all__ = [
     "Matches",
+    "backlogs_ms",
     "fit_frontend",
     "late_arrivals_ms",
     "match_requests",
@@ -30,6 +37,15 @@ __all__ = [
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+
+
+#: what the API server's process takes for a request, a token and sending, in proportion
+API = ApiTimes(0.6, 0.025, 0.025, 0.0)
+#: so many times these are tried, and so many waits
+_SIZES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+_WAITS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+#: by what share they must explain arrivals and last tokens better than none
+_WORTH = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +114,29 @@ class _Arrivals:
     early_ms: FloatArray
     late_ms: FloatArray
     idle: BoolArray
+    #: of each request, and the end-to-end time of its first token
+    index: IntArray
+    total_ms: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What a recording tells of the front end."""
+
+    recording: Recording
+    arrivals: _Arrivals
+    #: requests outside of bursts, and their steps
+    index: IntArray
+    last_step: IntArray
+    rows: FloatArray
+    first_ms: FloatArray
+    last_rows: FloatArray
+    last_ms: FloatArray
+    total_ms: FloatArray
+
+    @property
+    def prompt_k(self) -> FloatArray:
+        return np.asarray(self.recording.requests.prompt_tokens[self.index] / 1e3)
 
 
 def fit_frontend(
@@ -110,10 +149,7 @@ def fit_frontend(
     CalibrationError
         If fewer than 20 requests could be matched to steps.
     """
-    arrivals = []
-    out: dict[str, list[FloatArray]] = {
-        k: [] for k in ("prompt", "rows", "ms", "total", "rows2", "ms2")
-    }
+    seen = []
     serial = []
     for recording, skip in zip(recordings, excluded, strict=True):
         s, q = recording.steps, recording.requests
@@ -125,25 +161,37 @@ def fit_frontend(
         i = np.flatnonzero(good & ~burst)
         if not len(i):
             continue
-        arrivals.append(_arrivals(recording, m, i))
         first, last = m.first_token[i], m.last_token[i]
-        out["prompt"].append(q.prompt_tokens[i] / 1e3)
-        out["rows"].append(rows[first])
-        out["ms"].append((q.first_token_s[i] - s.update_s[first]) * 1e3)
-        out["total"].append((q.first_token_s[i] - q.sent_s[i]) * 1e3)
-        out["rows2"].append(rows[last])
-        out["ms2"].append((q.last_token_s[i] - s.update_s[last]) * 1e3)
-    sent = {k: np.concatenate(v) if v else np.zeros(0) for k, v in out.items()}
-    if len(sent["ms"]) < 20:
+        seen.append(
+            _Seen(
+                recording,
+                _arrivals(recording, m, i),
+                i,
+                last,
+                rows[first],
+                (q.first_token_s[i] - s.update_s[first]) * 1e3,
+                rows[last],
+                (q.last_token_s[i] - s.update_s[last]) * 1e3,
+                (q.first_token_s[i] - q.sent_s[i]) * 1e3,
+            )
+        )
+    count = sum(len(x.index) for x in seen)
+    if count < 20:
         raise CalibrationError(
-            f"{len(sent['ms'])} requests outside of bursts could be matched to steps; the front "
+            f"{count} requests outside of bursts could be matched to steps; the front "
             "end needs at least 20: record single requests and a light Poisson load"
         )
+    api = _api(seen)
+    arrivals, late_ms = _less_waits(seen, api)
     receive, receive_1k, wake = _receive(arrivals)
     # a millisecond matters by its share of the latency that it is a part of
-    importance = 1.0 / np.maximum(sent["total"], 5.0) ** 2
-    first_c = _fit([sent["prompt"], sent["rows"]], sent["ms"], importance)
-    last_c = _fit([sent["rows2"]], sent["ms2"], importance)
+    importance = 1.0 / np.maximum(np.concatenate([x.total_ms for x in seen]), 5.0) ** 2
+    first_c = _fit(
+        [np.concatenate([x.prompt_k for x in seen]), np.concatenate([x.rows for x in seen])],
+        np.concatenate([x.first_ms for x in seen]),
+        importance,
+    )
+    last_c = _fit([np.concatenate([x.last_rows for x in seen])], late_ms, importance)
     frontend = FrontEnd(
         receive_ms=round(receive, 4),
         receive_ms_per_1k_prompt_tokens=round(receive_1k, 5),
@@ -153,8 +201,94 @@ def fit_frontend(
         first_token_ms_per_running=round(float(first_c[2]), 6),
         last_token_ms=round(float(last_c[0]), 4),
         last_token_ms_per_running=round(float(last_c[1]), 6),
+        api=api,
     )
     return frontend, round(wake, 4)
+
+
+def backlogs_ms(recording: Recording, api: ApiTimes | None) -> tuple[FloatArray, FloatArray]:
+    """What the API server's process has left to do when each request is sent, and at each update.
+
+    Returns
+    -------
+    waits_ms : array, shape (requests,)
+        A request waits ``api.waits`` times that.
+    late_ms : array, shape (steps,)
+    """
+    s, q = recording.steps, recording.requests
+    waits_ms, late_ms = np.zeros(len(q)), np.zeros(len(s))
+    if api is None:
+        return waits_ms, late_ms
+    process = ApiProcess(api)
+    updates_ps = np.rint(s.update_s * PS_PER_S).astype(np.int64)
+    sends_ps = np.rint(q.sent_s * PS_PER_S).astype(np.int64)
+    rows = (s.decodes + s.num_chunks).tolist()
+    times_ps = np.concatenate([updates_ps, sends_ps])
+    steps = len(updates_ps)
+    for i in np.argsort(times_ps, kind="stable").tolist():
+        if i < steps:
+            process.result(int(times_ps[i]), rows[i])
+            late_ms[i] = process.late_ps / PS_PER_MS
+        else:
+            waits_ms[i - steps] = process.request(int(times_ps[i])) / PS_PER_MS
+    return waits_ms, late_ms
+
+
+def _api(seen: Sequence[_Seen]) -> ApiTimes | None:
+    """The times of the API server's process that explain best what came late; None if none do."""
+    importance = 1.0 / np.maximum(np.concatenate([x.total_ms for x in seen]), 5.0)
+    last_rows = np.concatenate([x.last_rows for x in seen])
+    busy = np.concatenate([~x.arrivals.idle & (x.arrivals.late_ms < 1000.0) for x in seen])
+    weight = 1.0 / np.maximum(np.concatenate([x.arrivals.total_ms for x in seen]), 5.0)
+    if busy.sum() < 100:
+        return None
+
+    def unexplained(api: ApiTimes | None) -> float:
+        arrivals, last_ms = _less_waits(seen, api)
+        early = np.concatenate([p.early_ms for p in arrivals])[busy]
+        late = np.concatenate([p.late_ms for p in arrivals])[busy]
+        prompt = np.concatenate([p.prompt_k for p in arrivals])[busy]
+        least = np.inf
+        for b in (0.0, 0.25, 0.5, 1.0):
+            for a in np.arange(0.0, 8.0, 0.25):
+                at = a + b * prompt
+                miss = np.maximum(early - at, 0.0) + np.maximum(at - late, 0.0)
+                least = min(least, float((weight[busy] * np.minimum(miss, 30.0)).mean()))
+        c = _fit([last_rows], last_ms, importance**2)
+        error = np.abs(last_ms - c[0] - c[1] * last_rows)
+        return least + float((importance * np.minimum(error, 30.0)).mean())
+
+    best, found = unexplained(None) * (1.0 - _WORTH), None
+    for size in _SIZES:
+        for waits in _WAITS:
+            api = ApiTimes(
+                round(API.request_ms * size, 5),
+                round(API.token_ms * size, 6),
+                round(API.send_ms * size, 6),
+                waits,
+            )
+            left = unexplained(api)
+            if left < best:
+                best, found = left, api
+    return found
+
+
+def _less_waits(seen: Sequence[_Seen], api: ApiTimes | None) -> tuple[list[_Arrivals], FloatArray]:
+    """Bounds on arrivals, and delays of last tokens, less what the process makes them wait."""
+    arrivals, last_ms = [], []
+    for x in seen:
+        waits_ms, late_ms = backlogs_ms(x.recording, api)
+        wait = waits_ms[x.arrivals.index] * (0.0 if api is None else api.waits)
+        arrivals.append(
+            replace(
+                x.arrivals,
+                early_ms=x.arrivals.early_ms - wait,
+                late_ms=x.arrivals.late_ms - wait,
+            )
+        )
+        several = x.recording.requests.output_tokens[x.index] > 1
+        last_ms.append(x.last_ms - np.where(several, late_ms[x.last_step], 0.0))
+    return arrivals, np.concatenate(last_ms)
 
 
 def _arrivals(recording: Recording, matches: Matches, i: IntArray) -> _Arrivals:
@@ -167,7 +301,9 @@ def _arrivals(recording: Recording, matches: Matches, i: IntArray) -> _Arrivals:
     i, first, before, idle = i[clear], first[clear], before[clear], idle[clear]
     sent = q.sent_s[i]
     early = np.where(idle, -np.inf, (s.schedule_s[before] - sent) * 1e3)
-    return _Arrivals(q.prompt_tokens[i] / 1e3, early, (s.schedule_s[first] - sent) * 1e3, idle)
+    late = (s.schedule_s[first] - sent) * 1e3
+    total = (q.first_token_s[i] - sent) * 1e3
+    return _Arrivals(q.prompt_tokens[i] / 1e3, early, late, idle, i, total)
 
 
 def _step_before(s: Steps, first: IntArray, sent_s: FloatArray) -> tuple[IntArray, BoolArray]:
@@ -176,20 +312,26 @@ def _step_before(s: Steps, first: IntArray, sent_s: FloatArray) -> tuple[IntArra
     return before, (first == 0) | (np.maximum.accumulate(s.update_s)[before] < sent_s)
 
 
-def modelled_arrivals_s(q: Requests, index: IntArray, frontend: FrontEnd) -> FloatArray:
+def modelled_arrivals_s(
+    q: Requests, index: IntArray, frontend: FrontEnd, waits_ms: FloatArray
+) -> FloatArray:
     """When the model of the front end hands requests to the engine, s; shape as ``index``.
 
     Parameters
     ----------
     index : integer array
         Requests of one phase in order of sending, for the API process takes them in turn.
+    waits_ms : array, shape (requests,)
+        What that process had left to do: of :func:`backlogs_ms`.
     """
+    waits = 0.0 if frontend.api is None else frontend.api.waits
     ready_s = np.empty(len(index))
     last_s = -np.inf
     for j, i in enumerate(index):
         took_ms = (
             frontend.receive_ms
             + frontend.receive_ms_per_1k_prompt_tokens * q.prompt_tokens[i] / 1000
+            + waits * waits_ms[i]
         )
         last_s = max(q.sent_s[i] + took_ms / 1e3, last_s + frontend.receive_serial_ms / 1e3)
         ready_s[j] = last_s
@@ -212,11 +354,12 @@ def late_arrivals_ms(recording: Recording, frontend: FrontEnd) -> FloatArray:
     """
     s, q = recording.steps, recording.requests
     modelled_s = np.full(len(q), np.nan)
+    waits_ms, _ = backlogs_ms(recording, frontend.api)
     for p, phase in enumerate(recording.phases):
         if phase.load != "burst":
             index = np.flatnonzero(q.phase == p)
             index = index[np.argsort(q.sent_s[index], kind="stable")]
-            modelled_s[index] = modelled_arrivals_s(q, index, frontend)
+            modelled_s[index] = modelled_arrivals_s(q, index, frontend, waits_ms)
     result = np.full(len(q), np.nan)
     first = match_requests(recording).first_chunk
     i = np.flatnonzero(first >= 0)

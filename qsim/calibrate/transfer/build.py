@@ -320,7 +320,7 @@ def _host(teacher: Teacher, donors: Sequence[Sample], layers: int) -> HostTimes:
 
 
 def _frontend(donors: Sequence[Sample]) -> FrontEnd:
-    names = FrontEnd.__dataclass_fields__
+    names = [n for n in FrontEnd.__dataclass_fields__ if n != "api"]
     return FrontEnd(
         **{n: round(median(getattr(s.profile.frontend, n) for s in donors), 5) for n in names}
     )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qsim.calibrate.fit.frontend import match_requests, modelled_arrivals_s
+from qsim.calibrate.fit.frontend import backlogs_ms, match_requests, modelled_arrivals_s
 from qsim.calibrate.recordings.read import Recording
 from qsim.profiles.schema import FrontEnd, Profile
 from qsim.sim.scheduler.batch import Batch
@@ -239,7 +239,7 @@ def _arrivals(
     q = recording.requests
     index = np.flatnonzero(q.phase == p)
     index = index[np.argsort(q.sent_s[index], kind="stable")]
-    ready_s = modelled_arrivals_s(q, index, f)
+    ready_s = modelled_arrivals_s(q, index, f, backlogs_ms(recording, f.api)[0])
     if near_s is not None:
         first = match_requests(recording).first_chunk[index]
         first_s = recording.steps.schedule_s[first]

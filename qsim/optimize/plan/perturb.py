@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from qsim.profiles.schema import FrontEnd, MixedSpan, Profile
+from qsim.profiles.schema import MixedSpan, Profile
 
 __all__ = [
     "scaled_host",
@@ -63,8 +63,9 @@ def scaled_times(profile: Profile, factor: float) -> Profile:
         piecewise=_scaled_span(lat.piecewise, factor),
         eager=_scaled_span(lat.eager, factor),
     )
-    front = FrontEnd(**{k: v * factor for k, v in vars(profile.frontend).items()})
-    return replace(scaled_host(profile, factor), latency=latency, frontend=front)
+    return replace(
+        scaled_host(profile, factor), latency=latency, frontend=profile.frontend.times(factor)
+    )
 
 
 def scaled_host(profile: Profile, factor: float) -> Profile:

@@ -24,5 +24,8 @@ class Sink(Protocol):
     def first_token(self, time_ps: int, request: Request, rows: int) -> None:
         """``request`` has its first token; ``rows`` requests ran in that step."""
 
-    def finished(self, time_ps: int, request: Request, rows: int) -> None:
-        """``request`` has its last token; ``rows`` requests ran in that step."""
+    def finished(self, time_ps: int, request: Request, rows: int, late_ps: int) -> None:
+        """``request`` has its last token; ``rows`` requests ran in that step.
+
+        The API server's process was ``late_ps`` behind then.
+        """

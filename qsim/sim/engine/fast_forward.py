@@ -164,6 +164,7 @@ class FastForward:
         replica = self._replica
         scheduler, timing, meter = replica.scheduler, replica._timing, replica.meter
         sink, inbox = replica._sink, replica._inbox
+        api = replica.api
         group, kv = scheduler._group, scheduler._kv
         running, waiting = scheduler._running, scheduler._waiting
         config = scheduler.config
@@ -205,6 +206,8 @@ class FastForward:
             if due is not None:
                 rows, _, count, _, sampled, ending = due
                 due = None
+                if api is not None:
+                    api.result(due_ps, rows)
                 self._applied = True
                 updated += 1
                 if count:
@@ -243,12 +246,13 @@ class FastForward:
                     if owed:
                         kv.take(owed)
                         owed = 0
+                    late = 0 if api is None else api.late_ps
                     for request in ending:
                         kv.release(request, preempted=False)
                         del running[request]
                         request.state = FINISHED
                         request.finished = True
-                        sink.finished(due_ps, request, rows)
+                        sink.finished(due_ps, request, rows, late)
                     free = kv.free
                     scheduler._handover = True
 
@@ -381,6 +385,8 @@ class FastForward:
                     emitted = last + result
                     if lag:
                         emitted -= period + growth * k
+                    if api is not None:
+                        api.results(first + result, emitted, turns, count)
                     self._applied = True
                     busy += turns * span + growth * triangle
                     decoded += count * turns

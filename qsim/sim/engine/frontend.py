@@ -33,6 +33,7 @@ def client_last_ps(
     first_rows: int,
     last_ps: int,
     last_rows: int,
+    late_ps: int,
 ) -> int:
     """When the client has the last token of one request, ps: as :func:`client_times`."""
     f = frontend
@@ -43,7 +44,7 @@ def client_last_ps(
     if output_tokens == 1:
         return first_token_ps
     last = f.last_token_ms * PS_PER_MS + f.last_token_ms_per_running * PS_PER_MS * last_rows
-    return max(last_ps + round(last), first_token_ps)
+    return max(last_ps + round(last) + late_ps, first_token_ps)
 
 
 def client_times(
@@ -54,6 +55,7 @@ def client_times(
     first_rows: IntArray,
     last_ps: IntArray,
     last_rows: IntArray,
+    late_ps: IntArray,
 ) -> tuple[IntArray, IntArray]:
     """When the client has the first and the last token of each request, ps.
 
@@ -64,6 +66,8 @@ def client_times(
         When the engine had these tokens.
     first_rows, last_rows : int64 array
         Requests in the engine's steps that made them.
+    late_ps : int64 array
+        How much the API server's process was behind when the last tokens came.
     """
     f = frontend
     token_ps = f.first_token_ms_per_1k_prompt_tokens * PS_PER_MS / 1000
@@ -73,5 +77,6 @@ def client_times(
     first_token_ps = first_ps + np.rint(first).astype(np.int64)
     row_ps = f.last_token_ms_per_running * PS_PER_MS
     last = f.last_token_ms * PS_PER_MS + row_ps * last_rows
-    last_token_ps = np.maximum(last_ps + np.rint(last).astype(np.int64), first_token_ps)
+    last_token_ps = last_ps + np.rint(last).astype(np.int64) + late_ps
+    last_token_ps = np.maximum(last_token_ps, first_token_ps)
     return first_token_ps, np.where(output_tokens == 1, first_token_ps, last_token_ps)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from qsim.sim.engine.api_process import ApiProcess
 from qsim.sim.engine.energy import PowerMeter
 from qsim.sim.engine.events import Sink
 from qsim.sim.engine.fast_forward import RUN_LIMIT, FastForward
@@ -56,6 +57,8 @@ class Replica:
     ----------
     scheduler : Scheduler
     meter : PowerMeter
+    api : ApiProcess, optional
+        The API server's, where its times are known.
     beyond_requests, beyond_tokens, beyond_context : int
         Steps beyond the measured range, each counted once: by its requests, else by its tokens,
         else by its context.
@@ -74,10 +77,12 @@ class Replica:
         meter: PowerMeter,
         sink: Sink,
         *,
+        api: ApiProcess | None = None,
         jump: bool = True,
         step_log: list[Step] | None = None,
     ) -> None:
         self.index = index
+        self.api = api
         self.scheduler = Scheduler(config)
         self.meter = meter
         self.steps = 0
@@ -132,6 +137,21 @@ class Replica:
         self._inbox.append((ready_ps, request))
         if self._next_ps < 0:
             self._next_ps = ready_ps + self._timing.wake_ps
+
+    def waits_ps(self, now_ps: int) -> int:
+        """How long a request that arrives now waits for the API server's process."""
+        api = self.api
+        if api is None:
+            return 0
+        self._catch_up(now_ps, now_ps)
+        # the result that the next turn applies may be out already
+        ahead = self._fast_forward
+        if ahead.active:
+            if ahead._due is not None and ahead._due_ps <= now_ps:
+                api.result(ahead._due_ps, ahead._due[0])
+        elif self._due is not None and self._due.rows and self._due_ps <= now_ps:
+            api.result(self._due_ps, self._due.rows)
+        return api.request(now_ps)
 
     def proceed(self, horizon_ps: int) -> None:
         """Make the turns before the horizon, or one if ``jump`` is off.
@@ -302,6 +322,10 @@ class Replica:
     def _apply(self, due: _Inflight) -> None:
         self._due = None
         batch = due.batch
+        late = 0
+        if self.api is not None and due.rows:
+            self.api.result(self._due_ps, due.rows)
+            late = self.api.late_ps
         update = self.scheduler.update(batch)
         if due.step is not None:
             self._log(due.step)
@@ -314,7 +338,7 @@ class Replica:
             for request in update.first:
                 sink.first_token(time, request, rows)
             for request in update.finished:
-                sink.finished(time, request, rows)
+                sink.finished(time, request, rows, late)
         self._token_times.grouped = due.grouped
 
     def _log(self, step: Step) -> None:

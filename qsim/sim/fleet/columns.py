@@ -61,10 +61,10 @@ class Columns:
         # the server that has or had it; below 0 how it ended without an answer
         self.server = array("q")
         self.cached_tokens, self.preemptions = array("q"), array("q")
-        # the engine's time of the first, the latest and the last token (0: not yet), and the rows
-        # of their steps
+        # the engine's time of the first and the last token (0: not yet), the rows of their steps,
+        # and how much the API server's process was behind at the last
         self.first_ps, self.first_rows = array("q"), array("q")
-        self.last_ps, self.last_rows = array("q"), array("q")
+        self.last_ps, self.last_rows, self.late_ps = array("q"), array("q"), array("q")
         # the engine's time of each request's latest token, and entries of qsim.sim.results.itl.Gaps
         self.emitted_ps = array("q")
         # parts that may have unfinished requests: their places, how many there is room for, their
@@ -77,7 +77,7 @@ class Columns:
         return (
             self.arrival_ps, self.prompt, self.output, self.priority, self.timeout_ps, self.server,
             self.cached_tokens, self.preemptions, self.first_ps, self.first_rows, self.last_ps,
-            self.last_rows, self.emitted_ps, *self.receive_ps,
+            self.last_rows, self.late_ps, self.emitted_ps, *self.receive_ps,
         )  # fmt: skip
 
     def take(self, trace: Trace, output_tokens: Sequence[int]) -> range:
@@ -178,6 +178,7 @@ class Columns:
         engine = (
             column(self.prompt), column(self.output), column(self.first_ps),
             column(self.first_rows), column(self.last_ps), column(self.last_rows),
+            column(self.late_ps),
         )  # fmt: skip
         first_token_ps, last_token_ps = client_times(self._frontends[0], *engine)
         if len(self._frontends) > 1:

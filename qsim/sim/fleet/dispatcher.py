@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qsim.sim.engine.api_process import ApiProcess
 from qsim.sim.engine.energy import PowerMeter
 from qsim.sim.engine.frontend import client_last_ps
 from qsim.sim.engine.replica import Replica
@@ -91,6 +92,9 @@ class Dispatcher:
         self._frontends = setup.frontends
         self._serial_ps = [round(f.receive_serial_ms * PS_PER_MS) for f in self._frontends]
         self._ready_ps = [-(1 << 62)] * n  # when each front end handed on its last request
+        # how often a request waits for what the API server's process has left to do, in 1/1000
+        apis = [f.api for f in self._frontends]
+        self._waits = [0 if api is None else round(1000 * api.waits) for api in apis]
         self._columns = columns
         self._arrival_ps, self._prompt, self._output = (
             columns.arrival_ps, columns.prompt, columns.output,
@@ -99,6 +103,7 @@ class Dispatcher:
         self._server = columns.server
         self._first_ps, self._first_rows = columns.first_ps, columns.first_rows
         self._last_ps, self._last_rows = columns.last_ps, columns.last_rows
+        self._late_ps = columns.late_ps
         self.emitted_ps = columns.emitted_ps
         self.gaps = array("q")
         self.timeline = timeline
@@ -199,7 +204,10 @@ class Dispatcher:
             priority=columns.priority[i],
             block_ids=columns.block_ids(i, self._configs[pool]) if columns.has_ids else (),
         )
+        replica = self.replicas[target]
         ready = now + self._receive_ps[pool][i]
+        if replica.api is not None:
+            ready += replica.waits_ps(now) * self._waits[pool] // 1000
         serial = self._ready_ps[target] + self._serial_ps[pool]
         if ready < serial:
             ready = serial
@@ -208,7 +216,6 @@ class Dispatcher:
             self._under_way[target][i] = request
         if self._times_first:
             self._sent_ps[i] = now
-        replica = self.replicas[target]
         replica.hand_in(request, ready, now)
         if not self._lags:
             self._wakeups.set(target, replica.call_ps())
@@ -245,12 +252,13 @@ class Dispatcher:
         if self.limits is not None:
             self.limits.queued_tokens[self._server[i]] -= self._prompt[i]
 
-    def finished(self, time_ps: int, request: Request, rows: int) -> None:
+    def finished(self, time_ps: int, request: Request, rows: int, late_ps: int) -> None:
         i = request.index
         if self._gone and i in self._gone:
             return
         self._last_ps[i] = time_ps
         self._last_rows[i] = rows
+        self._late_ps[i] = late_ps
         self._columns.cached_tokens[i] = request.cached_tokens
         self._columns.preemptions[i] = request.preemptions
         target = self._server[i]
@@ -270,6 +278,7 @@ class Dispatcher:
                 self._first_rows[i],
                 time_ps,
                 rows,
+                late_ps,
             )
             timeout = self._columns.timeout_ps[i] if self._times_out else 0
             if timeout and client_ps > self._arrival_ps[i] + timeout:
@@ -335,12 +344,14 @@ class Dispatcher:
     def _engine(self, i: int) -> Replica:
         k = self._pool_of[i]
         meter = PowerMeter(self._pools[k].profile.power, self._timings[k])
+        times = self._frontends[k].api
         return Replica(
             i,
             self._configs[k],
             self._timings[k],
             meter,
             self,
+            api=None if times is None else ApiProcess(times),
             jump=self._jump,
             step_log=self._step_log,
         )

@@ -71,7 +71,7 @@ def _recording(recorded: Recording, waiting: list[int], load: str = "poisson") -
 
 def test_modelled_arrivals_by_hand(recorded: Recording) -> None:
     q = _recording(recorded, [0] * 5).requests
-    got = modelled_arrivals_s(q, np.arange(5), FRONTEND)
+    got = modelled_arrivals_s(q, np.arange(5), FRONTEND, np.zeros(5))
     # own time: 2.5, 3, 3.5, 51.95 and 4 ms; the third waits its turn
     assert got == pytest.approx([-0.0025, 0.004, 0.007, 0.05395, 0.504])
 
