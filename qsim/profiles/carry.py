@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from qsim.bounds import Closed, Items, Line, Name, Number
 from qsim.catalog.versions import parse_version
-from qsim.profiles.schema import Carried, DecodeSpan, HostTimes, MixedSpan, Profile
+from qsim.profiles.schema import ApiTimes, Carried, DecodeSpan, HostTimes, MixedSpan, Profile
 
 __all__ = ["Change", "carry", "changes", "release"]
 
@@ -52,6 +52,9 @@ class Change(Closed):
         What is added to the memory of the KV cache of each GPU, GiB.
     error_percent
         By quantity: "decode", "prefill", "power" and "kv_tokens", as in ``Transfer``, and "host".
+    api
+        What the API server's process takes on the host of the shipped profiles; those that do not
+        say take it.
     """
 
     before: Line
@@ -70,6 +73,7 @@ class Change(Closed):
     result_ms: Annotated[float, Number(-10.0, 10.0)]
     kv_gib: Annotated[float, Number(-100.0, 100.0)]
     error_percent: Annotated[dict[Line, Annotated[float, Number(0.0, 1e6)]], Items(100, 1)]
+    api: ApiTimes | None = None
 
 
 def release(version: str) -> tuple[int, int]:
@@ -83,7 +87,10 @@ def changes() -> tuple[Change, ...]:
     if not FILE.is_file():
         return ()
     data = json.loads(FILE.read_text(encoding="utf-8"))
-    return tuple(Change(**c) for c in data["changes"])
+    return tuple(
+        Change(**{**c, "api": ApiTimes(**c["api"]) if "api" in c else None})
+        for c in data["changes"]
+    )
 
 
 def carry(profile: Profile, version: str) -> Profile | None:
@@ -123,6 +130,7 @@ def _carried(profile: Profile, c: Change) -> Profile:
             eager=_mixed(latency.eager, c.eager),
         ),
         host=_host(profile.host, c),
+        frontend=replace(profile.frontend, api=profile.frontend.api or c.api),
         memory=replace(m, num_gpu_blocks=blocks),
         fit_error=_errors(profile.fit_error, c.error_percent),
         measured_host=measured_host,

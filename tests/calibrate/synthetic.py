@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from qsim.profiles.schema import MixedSpan, Power, Profile, Throttle
+from qsim.profiles.schema import ApiTimes, MixedSpan, Power, Profile, Throttle
 from qsim.sim.engine.steplog import Step
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate
@@ -120,9 +120,12 @@ def _trace(arrival: Any, prompt: Any, output: Any) -> Trace:
     )
 
 
-def write_recording(folder: Path, *, gpu_spans: bool = True, seed: int = 0) -> Path:
+def write_recording(
+    folder: Path, *, gpu_spans: bool = True, seed: int = 0, api: ApiTimes | None = None
+) -> Path:
     """Write a recording of a server that is exactly like ``true_profile()``."""
     profile = true_profile()
+    profile = replace(profile, frontend=replace(profile.frontend, api=api))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "server.json").write_text(json.dumps(SERVER))
     phases, steps, requests = [], [], []

@@ -8,7 +8,7 @@ request decodes in every step.
 
 The API server's process is one event loop. Its times cannot be told apart in light load and are in
 a fixed proportion to each other (:data:`API`); their size, and how often a request waits for what
-the process has to do, are what explains the arrivals and the last tokens of the recorded loads best.
+the process has to do, are what explains arrivals and last tokens of the recorded loads best.
 """
 
 from __future__ import annotations

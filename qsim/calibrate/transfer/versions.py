@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -200,9 +200,14 @@ def write_changes(path: Path, known: Sequence[Change], new: Change) -> None:
     def key(c: Change) -> tuple[str, str, str]:
         return c.gpu, c.before, c.after
 
-    kept = {key(c): c for c in known} | {key(new): new}
+    kept = {key(c): c for c in known}
+    if key(new) in kept:
+        new = replace(new, api=new.api or kept[key(new)].api)
+    kept[key(new)] = new
     data: Mapping[str, object] = {
         "schema": SCHEMA,
-        "changes": [asdict(kept[k]) for k in sorted(kept)],
+        "changes": [
+            {k: v for k, v in asdict(kept[name]).items() if v is not None} for name in sorted(kept)
+        ],
     }
     write_text(path, json.dumps(data, indent=1) + "\n")

@@ -386,7 +386,13 @@ class FastForward:
                     if lag:
                         emitted -= period + growth * k
                     if api is not None:
-                        api.results(first + result, emitted, turns, count)
+                        api.results(
+                            first + result,
+                            emitted - period - growth * (k if not lag else k - 1),
+                            emitted,
+                            turns,
+                            count,
+                        )
                     self._applied = True
                     busy += turns * span + growth * triangle
                     decoded += count * turns

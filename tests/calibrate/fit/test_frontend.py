@@ -9,11 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qsim.calibrate.fit.frontend import fit_frontend, late_arrivals_ms, modelled_arrivals_s
+from qsim.calibrate.fit.frontend import (
+    API,
+    backlogs_ms,
+    fit_frontend,
+    late_arrivals_ms,
+    modelled_arrivals_s,
+)
 from qsim.calibrate.recordings.data import Phase, Requests, Steps
 from qsim.calibrate.recordings.read import Recording, read_recording
-from qsim.profiles.schema import FrontEnd
-from tests.calibrate.synthetic import true_profile
+from qsim.profiles.lookup import load_profile
+from qsim.profiles.schema import ApiTimes, FrontEnd
+from tests.calibrate.synthetic import true_profile, write_recording
 
 RECORDINGS = Path(__file__).parents[3] / "recordings"
 #: 1 ms for a prompt of 20 tokens, and 2 ms for every prompt; one a 3 ms
@@ -116,6 +123,7 @@ def test_seven_requests_held_for_up_to_131_ms() -> None:
     recording = read_recording(RECORDINGS / "llama-3.1-8b--fp8-w8a8-static--2026-11-25")
     p = recording.phase_index("val_moderate")
     frontend, _ = fit_frontend([recording], [frozenset({recording.phase_index("warm"), p})])
+    frontend = replace(frontend, api=None)  # which explains two of them
     q, s = recording.requests, recording.steps
     mine = np.flatnonzero(q.phase == p)
     got_ms = late_arrivals_ms(recording, frontend)[mine]
@@ -153,3 +161,42 @@ def test_seven_requests_held_for_up_to_131_ms() -> None:
     # in an overloaded engine requests wait in its queue for seconds, and that is not late
     overload = q.phase == recording.phase_index("val_overload")
     assert np.nanmax(late_arrivals_ms(recording, frontend)[overload]) < 20.0
+
+
+def test_a_process_that_is_never_full_has_no_times(recorded: Recording) -> None:
+    frontend, _ = fit_frontend([recorded], [frozenset()])
+    assert frontend.api is None
+
+
+def test_the_times_of_the_api_servers_process_are_found(tmp_path: Path) -> None:
+    true = ApiTimes(3 * API.request_ms, 3 * API.token_ms, 3 * API.send_ms, 2.0)
+    recording = read_recording(write_recording(tmp_path / "full", api=true, seed=3))
+    frontend, _ = fit_frontend([recording], [frozenset()])
+    assert frontend.api is not None
+    assert frontend.api.token_ms == pytest.approx(true.token_ms, rel=0.2)
+    assert 1.5 <= frontend.api.waits <= 2.5
+    base = true_profile().frontend
+    assert frontend.receive_ms == pytest.approx(base.receive_ms, abs=0.2)
+    assert frontend.last_token_ms == pytest.approx(base.last_token_ms, abs=0.1)
+    # with these times nothing is late that was simulated, without them much is
+    assert np.nanmax(late_arrivals_ms(recording, replace(base, api=true))) < 0.1
+    assert np.nanmax(late_arrivals_ms(recording, base)) > 1.0
+
+
+def test_backlogs_by_hand(recorded: Recording) -> None:
+    recording = _recording(recorded, [0] * 5)
+    s = replace(recording.steps, decodes=np.array([1, 2, 2, 0, 4]))
+    api = ApiTimes(request_ms=0.5, token_ms=6.0, send_ms=0.0, waits=1.0)
+    waits_ms, late_ms = backlogs_ms(replace(recording, steps=s), api)
+    # three requests at 1 to 2 ms; steps of 2, 2, 2, 2 and 5 at 15, 25, 35, 45 and 510 ms
+    assert waits_ms == pytest.approx([0.0, 0.0, 0.0, 0.0, 0.0], abs=1e-9)
+    assert late_ms == pytest.approx([0.0, 2.0, 4.0, 6.0, 0.0], abs=1e-9)
+    assert not any(np.any(x) for x in backlogs_ms(recording, None))
+
+
+def test_the_shipped_times_are_those_of_the_host_that_profiles_are_put_on() -> None:
+    recording = read_recording(RECORDINGS / "llama-3.1-8b--fp8-w8a8--2026-11-20")
+    frontend, _ = fit_frontend([recording], [frozenset()])
+    assert load_profile("h200_sxm/llama-3.1-8b/bf16", "0.33").frontend.api == frontend.api
+    assert load_profile("h200_sxm/qwen2.5-14b/bf16", "0.33").frontend.api == frontend.api  # carried
+    assert load_profile("h200_sxm/llama-3.1-8b/bf16", "0.24").frontend.api is None
