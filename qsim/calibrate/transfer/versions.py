@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -135,6 +136,8 @@ def learn(pairs: Sequence[Pair], kernel_changed: Sequence[str] = ()) -> Change:
     by_pair = {p.name: s for p, s in zip(pairs, spans, strict=True)}
     mode = {m: _median([_median(s[m]) for s in spans]) for m in MODES}
     host = {n: _median([p.host(n) for p in pairs]) for n in ("schedule", "update", *LAUNCHES)}
+    factors: dict[str, Any] = {m: round(f, 4) for m, f in mode.items()}
+    factors |= {n: round(f, 3) for n, f in host.items()}
     before, after = (
         "{}.{}".format(*release(x.identity.vllm_version or "0.24"))
         for x in (pairs[0].before, pairs[0].after)
@@ -145,8 +148,7 @@ def learn(pairs: Sequence[Pair], kernel_changed: Sequence[str] = ()) -> Change:
         gpu=gpus.pop(),
         servers=[p.name for p in pairs],
         kernel_changed=sorted(kernel_changed),
-        **{m: round(f, 4) for m, f in mode.items()},
-        **{n: round(f, 3) for n, f in host.items()},
+        **factors,
         result_ms=round(
             _median([p.after.host.result_ms - p.before.host.result_ms for p in pairs]), 3
         ),

@@ -12,7 +12,7 @@ from qsim.calibrate.fit.host_like import slower_than, with_host_like
 from qsim.cli import main
 from qsim.errors import CalibrationError, ProfileError
 from qsim.profiles.lookup import load_profile
-from qsim.profiles.schema import FrontEnd, HostTimes, Profile
+from qsim.profiles.schema import HostTimes, Profile
 from tests.calibrate.synthetic import true_profile
 
 
@@ -39,7 +39,7 @@ def slow() -> Profile:
         true,
         identity=replace(true.identity, method="fp8-w8a8"),
         host=twice_as_slow(true.host),
-        frontend=FrontEnd(**{k: 2 * v for k, v in vars(true.frontend).items()}),
+        frontend=true.frontend.times(2.0),
     )
 
 
