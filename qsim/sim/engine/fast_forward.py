@@ -312,7 +312,8 @@ class FastForward:
                         if owed:
                             kv.take(owed)
                             owed = 0
-                        replica.account(gpu_start, running_rows, len(inbox) + queued, free - need)
+                        coming = replica.num_coming(now)
+                        replica.account(gpu_start, running_rows, coming + queued, free - need)
                         replica._read_clock(count, context + count)
                         look_after = replica._look_after
                         busy, decoded = meter.busy_ps, meter.decode_tokens
@@ -527,7 +528,8 @@ class FastForward:
                 if rows != clock_rows or since_look >= look_after or step_context != context + rows:
                     meter.busy_ps, meter.decode_tokens = busy, decoded
                     meter.context_tokens = contexts
-                    replica.account(gpu_start, running_rows, len(inbox) + queued, free)
+                    coming = replica.num_coming(now)
+                    replica.account(gpu_start, running_rows, coming + queued, free)
                     replica._read_clock(rows, step_context)
                     look_after = replica._look_after
                     busy, decoded = meter.busy_ps, meter.decode_tokens
@@ -546,7 +548,8 @@ class FastForward:
             else:
                 meter.busy_ps, meter.decode_tokens = busy, decoded
                 meter.context_tokens = contexts
-                replica.account(gpu_start, running_rows, len(inbox) + queued, free)
+                coming = replica.num_coming(now)
+                replica.account(gpu_start, running_rows, coming + queued, free)
                 clock_rows = -1
                 decodes = count + batch.num_decodes
                 mode, span = timing.mixed_span_ps(

@@ -33,6 +33,8 @@ from qsim.sim.scheduler.scheduler import Batch, Request, Scheduler
 __all__ = ["RUN_LIMIT", "Replica"]
 
 _NEVER = 1 << 100
+#: requests that wait to be looked at together
+_TOGETHER = 256
 
 
 class _Inflight:
@@ -67,6 +69,9 @@ class Replica:
     runs_ahead : bool
         Whether a run of decodes may go on beyond the present, to when the next request is ready.
         Its KV blocks are then ahead, too.
+    unwatched : bool
+        Whether nobody looks at it when a request is handed in, so that it may lag behind for some
+        hundred of them: a run's variables are taken up and put down once for all.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Replica:
         self.peak_running = 0
         self.peak_waiting = 0
         self.runs_ahead = True
+        self.unwatched = False
         self.usable_blocks = config.num_gpu_blocks - 1
         self.least_free_blocks = self.usable_blocks
         self._timing = timing
@@ -103,6 +109,8 @@ class Replica:
         self._jump = jump
         self._step_log = step_log
         self._inbox: deque[tuple[int, Request]] = deque()
+        self._arrivals: deque[int] = deque()  # of those in the inbox that may not be here yet
+        self._turn_ps = 0  # when the present turn began
         self.aborts: list[Request] = []  # to be ended with the next turn
         self._queue: deque[_Inflight] = deque()
         self._gpu_free_ps = 0
@@ -133,10 +141,26 @@ class Replica:
             Must not decrease from call to call, nor lie before ``now_ps``.
         """
         # a run of decodes may go on until somebody may join it
-        self._catch_up(now_ps, ready_ps if self.runs_ahead else now_ps)
+        if not self.unwatched:
+            self._catch_up(now_ps, ready_ps if self.runs_ahead else now_ps)
         self._inbox.append((ready_ps, request))
         if self._next_ps < 0:
             self._next_ps = ready_ps + self._timing.wake_ps
+        if self.unwatched:
+            self._arrivals.append(now_ps)
+            if len(self._inbox) >= _TOGETHER:
+                self._catch_up(now_ps, ready_ps)
+
+    def num_coming(self, now_ps: int) -> int:
+        """Requests that are in the front end in the turn that begins now."""
+        arrivals = self._arrivals
+        handed_in = len(self._inbox)
+        if arrivals:
+            while len(arrivals) > handed_in:
+                arrivals.popleft()
+            while arrivals and arrivals[0] <= now_ps:
+                arrivals.popleft()
+        return handed_in - len(arrivals)
 
     def waits_ps(self, now_ps: int) -> int:
         """How long a request that arrives now waits for the API server's process."""
@@ -233,6 +257,7 @@ class Replica:
     def _turn(self, now: int) -> int:
         """A turn of the host thread; when the next begins, -1 for never."""
         scheduler = self.scheduler
+        self._turn_ps = now
         if self._due is not None:
             self._apply(self._due)
             if not self._launched and scheduler.has_unfinished():
@@ -247,6 +272,7 @@ class Replica:
 
     def _step(self, now: int) -> int:
         scheduler, queue, timing = self.scheduler, self._queue, self._timing
+        self._turn_ps = now
         if self.aborts:
             for request in self.aborts:
                 scheduler.abort(request)
@@ -378,7 +404,7 @@ class Replica:
     def look(self, now: int) -> None:
         """Account for energy and read the clock's state."""
         scheduler = self.scheduler
-        waiting = len(self._inbox) + scheduler.num_waiting
+        waiting = self.num_coming(self._turn_ps) + scheduler.num_waiting
         self.account(now, scheduler.num_running, waiting, scheduler.free_blocks)
 
     def account(self, now: int, running: int, waiting: int, free_blocks: int) -> None:

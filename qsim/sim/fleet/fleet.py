@@ -138,6 +138,8 @@ class Fleet(Dispatcher):
         # nobody need know who has finished
         self._lags = n == 1 and jump and not (self._rare or self._tracks or self._answers)
         self._view.lags = self._lags
+        if self._lags:
+            self.replicas[0].unwatched = self._runs_ahead
         self._sooner = False  # something was planned while the engines went on
         self.end_ps = 0
 

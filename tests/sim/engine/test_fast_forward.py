@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from qsim.profiles.schema import Profile
+from qsim.sim.engine import replica
 from qsim.sim.engine.steplog import Step
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.scheduler.config import EngineOptions
@@ -82,6 +84,35 @@ def test_taking_over_and_giving_back(
     event(f"preempted: {bool(runs[0].preemptions.any())}")
     event(f"found in the prefix cache: {bool(runs[0].cached_tokens.any())}")
     same(*runs)
+
+
+@settings(max_examples=150)
+@given(
+    rough_traces(),
+    st.builds(
+        EngineOptions,
+        max_num_seqs=st.sampled_from([1, 5, 64]),
+        enable_prefix_caching=st.booleans(),
+        async_scheduling=st.booleans(),
+        num_gpu_blocks_override=st.sampled_from([58, 75, 5000]),
+        max_model_len=st.just(900),
+    ),
+    st.sampled_from([1, 2, 7, 256]),
+)
+def test_a_replica_that_nobody_watches_does_what_it_would_if_watched(
+    load: Trace, options: EngineOptions, together: int
+) -> None:
+    """However many requests are handed in before it makes its turns."""
+    profile = make_profile(throttle=0.2)
+    profile = replace(profile, host=replace(profile.host, wake_ms=0.3))
+    with patch.object(replica, "_TOGETHER", together):
+        unwatched = simulate(load, profile, options=options)
+    # clients who may give up: then each arrival has the replica catch up
+    watched = simulate(load, profile, options=options, client_timeout_s=1e5)
+    same(unwatched, watched)
+    for name, values in watched.timeline.items():
+        assert values.tolist() == unwatched.timeline[name].tolist(), name
+    assert watched.replica_stats == unwatched.replica_stats
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
