@@ -18,7 +18,8 @@ from typing import Annotated, Any
 
 from qsim.bounds import Closed, Items, Line, Name, Number
 from qsim.catalog.versions import parse_version
-from qsim.profiles.schema import ApiTimes, Carried, DecodeSpan, HostTimes, MixedSpan, Profile
+from qsim.profiles.factors import decode_span, mixed_span, times
+from qsim.profiles.schema import ApiTimes, Carried, HostTimes, Profile
 
 __all__ = ["Change", "carry", "changes", "release"]
 
@@ -125,9 +126,9 @@ def _carried(profile: Profile, c: Change) -> Profile:
         identity=replace(i, vllm_version=c.after),
         latency=replace(
             latency,
-            decode=_decode(latency.decode, c.decode),
-            piecewise=_mixed(latency.piecewise, c.piecewise),
-            eager=_mixed(latency.eager, c.eager),
+            decode=decode_span(latency.decode, c.decode),
+            piecewise=mixed_span(latency.piecewise, c.piecewise, c.piecewise),
+            eager=mixed_span(latency.eager, c.eager, c.eager),
         ),
         host=_host(profile.host, c),
         frontend=replace(profile.frontend, api=profile.frontend.api or c.api),
@@ -138,26 +139,7 @@ def _carried(profile: Profile, c: Change) -> Profile:
     )
 
 
-def _decode(span: DecodeSpan, f: float) -> DecodeSpan:
-    slopes = [[x * f for x in row] for row in span.ms_per_context_token]
-    return replace(span, base_ms=[x * f for x in span.base_ms], ms_per_context_token=slopes)
-
-
-def _mixed(span: MixedSpan, f: float) -> MixedSpan:
-    return replace(
-        span,
-        base_ms=[x * f for x in span.base_ms],
-        ms_per_decode_context_token=span.ms_per_decode_context_token * f,
-        ms_per_pair=span.ms_per_pair * f,
-        ms_per_chunk=span.ms_per_chunk * f,
-        ms_per_decode=span.ms_per_decode * f,
-    )
-
-
 def _host(h: HostTimes, c: Change) -> HostTimes:
-    def times(pair: list[float], f: float) -> list[float]:
-        return [x * f for x in pair]
-
     return replace(
         h,
         schedule_ms=times(h.schedule_ms, c.schedule),

@@ -21,7 +21,17 @@ from qsim.profiles.schema import (
     Profile,
 )
 
-__all__ = ["FACTORS", "HOST", "SCHEDULER_ROWS", "Factors", "apply", "scheduler_ms"]
+__all__ = [
+    "FACTORS",
+    "HOST",
+    "SCHEDULER_ROWS",
+    "Factors",
+    "apply",
+    "decode_span",
+    "mixed_span",
+    "scheduler_ms",
+    "times",
+]
 
 #: running requests at which hosts are compared
 SCHEDULER_ROWS = 32
@@ -110,47 +120,50 @@ def apply(profile: Profile, factors: Factors) -> Profile:
     )
 
 
-def _times(values: Iterable[float], factor: float) -> list[float]:
+def times(values: Iterable[float], factor: float) -> list[float]:
+    """Each times ``factor``."""
     return [v * factor for v in values]
 
 
+def decode_span(span: DecodeSpan, factor: float) -> DecodeSpan:
+    """Spans of decode steps, times ``factor``."""
+    slopes = [times(row, factor) for row in span.ms_per_context_token]
+    return replace(span, base_ms=times(span.base_ms, factor), ms_per_context_token=slopes)
+
+
+def mixed_span(span: MixedSpan, compute: float, memory: float) -> MixedSpan:
+    """Spans of steps with prefill, times factors: ``memory`` for what a decode's context costs."""
+    return replace(
+        span,
+        base_ms=times(span.base_ms, compute),
+        ms_per_decode_context_token=span.ms_per_decode_context_token * memory,
+        ms_per_pair=span.ms_per_pair * compute,
+        ms_per_chunk=span.ms_per_chunk * compute,
+        ms_per_decode=span.ms_per_decode * compute,
+    )
+
+
 def _latency(latency: Latency, f: Factors) -> Latency:
-    decode: DecodeSpan = latency.decode
     t = latency.throttle
     return replace(
         latency,
-        decode=replace(
-            decode,
-            base_ms=_times(decode.base_ms, f.memory),
-            ms_per_context_token=[_times(row, f.memory) for row in decode.ms_per_context_token],
-        ),
-        piecewise=_mixed(latency.piecewise, f),
-        eager=_mixed(latency.eager, f),
+        decode=decode_span(latency.decode, f.memory),
+        piecewise=mixed_span(latency.piecewise, f.compute, f.memory),
+        eager=mixed_span(latency.eager, f.compute, f.memory),
         throttle=replace(
             t, decode=t.decode * f.limit, piecewise=t.piecewise * f.limit, eager=t.eager * f.limit
         ),
     )
 
 
-def _mixed(span: MixedSpan, f: Factors) -> MixedSpan:
-    return replace(
-        span,
-        base_ms=_times(span.base_ms, f.compute),
-        ms_per_decode_context_token=span.ms_per_decode_context_token * f.memory,
-        ms_per_pair=span.ms_per_pair * f.compute,
-        ms_per_chunk=span.ms_per_chunk * f.compute,
-        ms_per_decode=span.ms_per_decode * f.compute,
-    )
-
-
 def _host(h: HostTimes, f: Factors) -> HostTimes:
     return replace(
         h,
-        schedule_ms=_times(h.schedule_ms, f.scheduler),
-        update_ms=_times(h.update_ms, f.scheduler),
-        launch_decode_ms=_times(h.launch_decode_ms, f.launch),
-        launch_piecewise_ms=_times(h.launch_piecewise_ms, f.launch),
-        launch_eager_ms=_times(h.launch_eager_ms, f.launch),
+        schedule_ms=times(h.schedule_ms, f.scheduler),
+        update_ms=times(h.update_ms, f.scheduler),
+        launch_decode_ms=times(h.launch_decode_ms, f.launch),
+        launch_piecewise_ms=times(h.launch_piecewise_ms, f.launch),
+        launch_eager_ms=times(h.launch_eager_ms, f.launch),
         result_ms=h.result_ms * f.scheduler,
         turn_ms=h.turn_ms * f.scheduler,
         wake_ms=h.wake_ms * f.scheduler,

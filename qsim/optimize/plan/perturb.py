@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from qsim.profiles.schema import MixedSpan, Profile
+from qsim.profiles.factors import Factors, apply
+from qsim.profiles.schema import Profile
 
 __all__ = [
     "scaled_host",
@@ -50,22 +51,8 @@ def scaled_memory(profile: Profile, factor: float) -> Profile:
 def scaled_times(profile: Profile, factor: float) -> Profile:
     """Every time multiplied by ``factor``: GPU spans, host and front end; energy a token stays."""
     factor = max(factor, _LEAST)
-    lat = profile.latency
-    latency = replace(
-        lat,
-        decode=replace(
-            lat.decode,
-            base_ms=[v * factor for v in lat.decode.base_ms],
-            ms_per_context_token=[
-                [v * factor for v in slope] for slope in lat.decode.ms_per_context_token
-            ],
-        ),
-        piecewise=_scaled_span(lat.piecewise, factor),
-        eager=_scaled_span(lat.eager, factor),
-    )
-    return replace(
-        scaled_host(profile, factor), latency=latency, frontend=profile.frontend.times(factor)
-    )
+    spans = apply(profile, Factors(front_end=factor, memory=factor, compute=factor))
+    return replace(scaled_host(profile, factor), latency=spans.latency, frontend=spans.frontend)
 
 
 def scaled_host(profile: Profile, factor: float) -> Profile:
@@ -85,14 +72,3 @@ def without_power_cap(profile: Profile) -> Profile:
     """Steps at full clock whatever the power."""
     free = replace(profile.latency.throttle, decode=0.0, piecewise=0.0, eager=0.0)
     return replace(profile, latency=replace(profile.latency, throttle=free))
-
-
-def _scaled_span(span: MixedSpan, factor: float) -> MixedSpan:
-    return replace(
-        span,
-        base_ms=[v * factor for v in span.base_ms],
-        ms_per_decode_context_token=span.ms_per_decode_context_token * factor,
-        ms_per_pair=span.ms_per_pair * factor,
-        ms_per_chunk=span.ms_per_chunk * factor,
-        ms_per_decode=span.ms_per_decode * factor,
-    )
