@@ -27,7 +27,8 @@ from published_comparisons import (
 )
 
 from qsim.calibrate.transfer.build import Teacher, learn_from_shipped, transfer
-from qsim.calibrate.transfer.check import Difference, comparable, compare_profiles, leave_out
+from qsim.calibrate.transfer.check import Difference, compare_profiles, leave_out
+from qsim.calibrate.transfer.learn import base_method
 from qsim.calibrate.transfer.published import (
     SORT_S_PER_LOGIT,
     Outcome,
@@ -48,6 +49,17 @@ TABLES = {
     "task,": "leaderboard",
     "model, method, rows": "a100-products",
 }
+
+
+def comparable(teacher: Teacher) -> Sequence[Profile]:
+    """The measured profiles that other models can predict."""
+    found = []
+    for s in teacher.samples:
+        rest = teacher.without(s.profile.identity.model).samples
+        methods = {base_method(r.profile.identity.method) for r in rest}
+        if "bf16" in methods and (s.method in methods or s.method in ("bf16", "fp8-w8a8")):
+            found.append(s.profile)
+    return found
 
 
 def transfer_page(

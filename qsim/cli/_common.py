@@ -19,7 +19,6 @@ from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces.trace import Trace
 
 __all__ = [
-    "SHAPE",
     "backlog_option",
     "engine_from",
     "engine_options",
@@ -46,11 +45,6 @@ ROUTER_HELP = (
     "session-affinity, kv-aware or expected-finish."
 )
 
-#: options that read and shape a trace, by parameter
-SHAPE = (
-    "format", "columns", "sort", "start", "end", "sample", "scale_prompt", "scale_output",
-    "shared_prefix", "speed", "head", "merge",
-)  # fmt: skip
 PICTURES = (".png", ".svg", ".pdf")
 
 F = TypeVar("F", bound=Callable[..., Any])

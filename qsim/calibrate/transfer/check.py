@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from qsim.calibrate.transfer.build import Teacher, transfer
-from qsim.calibrate.transfer.learn import base_method, points_of
+from qsim.calibrate.transfer.learn import points_of
 from qsim.calibrate.transfer.spans import MODES, Spans, StepPoint
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import Profile
 
-__all__ = ["Difference", "comparable", "compare_profiles", "leave_out", "power_w"]
+__all__ = ["Difference", "compare_profiles", "leave_out", "power_w"]
 
 
 @dataclass(frozen=True)
@@ -91,14 +90,3 @@ def leave_out(teacher: Teacher, measured: Profile) -> Profile:
     if not others.samples:
         raise CalibrationError(f"no other model than {i.model} was measured to learn from")
     return transfer(others, i.gpu, i.model, i.architecture, i.method, i.tensor_parallel_size)
-
-
-def comparable(teacher: Teacher) -> Sequence[Profile]:
-    """The measured profiles that other models can predict."""
-    found = []
-    for s in teacher.samples:
-        rest = teacher.without(s.profile.identity.model).samples
-        methods = {base_method(r.profile.identity.method) for r in rest}
-        if "bf16" in methods and (s.method in methods or s.method in ("bf16", "fp8-w8a8")):
-            found.append(s.profile)
-    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from qsim.checks import finite
 from qsim.errors import ScenarioError
-from qsim.optimize.search.drive import Step
+from qsim.optimize.search.drive import Step, of_fleets
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, busy_s, offered_load
 from qsim.traces.trace import Trace
@@ -146,13 +146,7 @@ def fleet_search(
         About how many simulations follow each, for the progress that is shown.
     """
     search = rate_search(first_speed(task), precision)
-    try:
-        speed = next(search)
-        while True:
-            speed = search.send((yield replace(task, trace=task.trace.speed(speed)), left))
-    except StopIteration as stop:
-        found: Carried = stop.value
-        return found
+    return of_fleets(search, lambda speed: replace(task, trace=task.trace.speed(speed)), left)
 
 
 def first_users(task: FleetTask, think_time_s: float) -> int:
@@ -210,19 +204,14 @@ def users_search(
 
 
 def users_of_fleet(
-    task: FleetTask, think_time_s: float, precision: float = PRECISION, left: int = 3
+    task: FleetTask, think_time_s: float, precision: float = PRECISION
 ) -> Generator[Step, FleetOutcome, Carried]:
     """:func:`users_search` of one fleet, as :func:`fleet_search` does for rates."""
     most = max(1, len(task.trace) // EACH)
     search = users_search(first_users(task, think_time_s), most, precision)
-    try:
-        users = next(search)
-        while True:
-            asked = replace(task, concurrency=users, think_time_s=think_time_s)
-            users = search.send((yield asked, left))
-    except StopIteration as stop:
-        found: Carried = stop.value
-        return found
+    return of_fleets(
+        search, lambda n: replace(task, concurrency=n, think_time_s=think_time_s), left=3
+    )
 
 
 def _rounded(speed: float) -> float:

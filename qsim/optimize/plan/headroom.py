@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qsim.optimize.search.drive import Progress, Step
+from qsim.optimize.search.drive import Progress, Step, of_fleets
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, offered_load, run_fleet
@@ -125,14 +125,7 @@ def headroom_steps(task: FleetTask) -> Generator[Step, FleetOutcome, Headroom]:
     if _one_burst(task):
         return _UNTOLD
     search = headroom_search(_guess(task))
-    speed = next(search)
-    while True:
-        outcome = yield _faster(task, speed), 2
-        try:
-            speed = search.send(outcome)
-        except StopIteration as stop:
-            found: Headroom = stop.value
-            return found
+    return (yield from of_fleets(search, lambda speed: _faster(task, speed), 2))
 
 
 def find_headroom(

@@ -12,9 +12,10 @@ from qsim.optimize.search.fleet_task import FleetTask, run_fleet
 from qsim.profiles.schema import Profile
 from qsim.traces.trace import Trace
 
-__all__ = ["Progress", "Step", "drive", "drive_with", "part_of"]
+__all__ = ["Progress", "Step", "drive", "drive_with", "of_fleets", "part_of"]
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 #: called with a fraction in [0, 1] and a text after every simulation
 Progress = Callable[[float, str], None]
 #: What a search yields: a fleet to simulate, and about how many more there will be
@@ -26,6 +27,27 @@ def part_of(progress: Progress | None, begin: float, end: float) -> Progress | N
     if progress is None:
         return None
     return lambda share, text: progress(begin + (end - begin) * share, text)
+
+
+def of_fleets(
+    search: Generator[N, FleetOutcome, T], fleet: Callable[[N], FleetTask], left: int
+) -> Generator[Step, FleetOutcome, T]:
+    """A search over a number, such as a speed, as :func:`drive` runs it.
+
+    Parameters
+    ----------
+    fleet : callable
+        The fleet to simulate for a number.
+    left : int
+        About how many simulations follow each, for the progress that is shown.
+    """
+    try:
+        number = next(search)
+        while True:
+            number = search.send((yield fleet(number), left))
+    except StopIteration as stop:
+        found: T = stop.value
+        return found
 
 
 def drive(

@@ -37,7 +37,6 @@ from qsim.optimize.study.figures import Band, bands_dict
 __all__ = [
     "AXES",
     "AXIS_TITLES",
-    "LOADS",
     "ApplicationRow",
     "Axis",
     "HardwareRow",
@@ -60,7 +59,6 @@ AXIS_TITLES: Mapping[str, str] = {
 #: ``busy``: requests arrive at a rate; ``saturated``: so many clients send their next request when
 #: the last one is answered that batches are full, which tells the highest throughput
 Load = Literal["busy", "saturated"]
-LOADS: tuple[Load, ...] = ("busy", "saturated")
 
 Figures = Mapping[str, Band | None]
 

@@ -15,7 +15,6 @@ from qsim.sim.results.summary import PERCENTILES, exact_percentiles
 
 __all__ = ["PoolSums", "PoolUse", "pool_rows", "pool_rows_of_columns"]
 
-FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 _LATENCIES = ("ttft", "tpot", "e2el")

@@ -17,7 +17,6 @@ __all__ = ["UNIX_FROM_S", "Reading", "TraceBuilder", "read_parts", "read_whole",
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 #: a trace that begins so late is on the clock of a computer: 1973 and later
 UNIX_FROM_S = 1e8
