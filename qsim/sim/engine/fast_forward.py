@@ -165,6 +165,13 @@ class FastForward:
         scheduler, timing, meter = replica.scheduler, replica._timing, replica.meter
         sink, inbox = replica._sink, replica._inbox
         api = replica.api
+        late = api_row = api_token = 0
+        api_busy = api_told = -1
+        if api is not None:
+            if api.coming:
+                api.settle()
+            api_row, api_token = api.row_ps, api.token_ps
+            api_busy, api_told, late = api.busy_ps, api.told_ps, api.late_ps
         group, kv = scheduler._group, scheduler._kv
         running, waiting = scheduler._running, scheduler._waiting
         config = scheduler.config
@@ -206,8 +213,17 @@ class FastForward:
             if due is not None:
                 rows, _, count, _, sampled, ending = due
                 due = None
-                if api is not None:
-                    api.result(due_ps, rows)
+                if api is not None and due_ps != api_told:
+                    api_told = due_ps
+                    late = api_busy - due_ps
+                    alone = due_ps + rows * api_row
+                    if late <= 0:
+                        late = 0
+                        api_busy = alone
+                    else:
+                        api_busy += rows * api_token
+                        if alone > api_busy:
+                            api_busy = alone
                 self._applied = True
                 updated += 1
                 if count:
@@ -246,7 +262,6 @@ class FastForward:
                     if owed:
                         kv.take(owed)
                         owed = 0
-                    late = 0 if api is None else api.late_ps
                     for request in ending:
                         kv.release(request, preempted=False)
                         del running[request]
@@ -387,13 +402,24 @@ class FastForward:
                     if lag:
                         emitted -= period + growth * k
                     if api is not None:
-                        api.results(
-                            first + result,
-                            emitted - period - growth * (k if not lag else k - 1),
-                            emitted,
-                            turns,
-                            count,
-                        )
+                        # results come at U, U + step, U + 2 step + growth, ...
+                        at, step = first + result, period if lag else period + growth
+                        told = emitted
+                        more = turns
+                        while more and told > horizon_ps:  # not before the next arrival
+                            api.coming.insert(0, (told, count))
+                            more -= 1
+                            told -= step + growth * (more - 1)
+                        if more:
+                            api_told = told
+                            token = count * api_token
+                            alone = told + count * api_row
+                            api_busy += more * token
+                            at += count * api_row + (more - 1) * token
+                            if at > api_busy:
+                                api_busy = at
+                            if alone > api_busy:
+                                api_busy = alone
                     self._applied = True
                     busy += turns * span + growth * triangle
                     decoded += count * turns
@@ -595,6 +621,8 @@ class FastForward:
             kv.take(owed)
         if free < least_free:
             least_free = free
+        if api is not None:
+            api.busy_ps, api.told_ps, api.late_ps = api_busy, api_told, late
         replica.least_free_blocks = least_free
         replica._gpu_free_ps = gpu_free
         replica._rows, replica._context_tokens = clock_rows, context

@@ -162,12 +162,15 @@ class Replica:
                 arrivals.popleft()
         return handed_in - len(arrivals)
 
-    def waits_ps(self, now_ps: int) -> int:
-        """How long a request that arrives now waits for the API server's process."""
+    def waits_ps(self, now_ps: int, ready_ps: int) -> int:
+        """How long a request that arrives now waits for the API server's process.
+
+        It is not ready before ``ready_ps``.
+        """
         api = self.api
         if api is None:
             return 0
-        self._catch_up(now_ps, now_ps)
+        self._catch_up(now_ps, ready_ps if self.runs_ahead else now_ps)
         # the result that the next turn applies may be out already
         ahead = self._fast_forward
         if ahead.active:

@@ -207,7 +207,7 @@ class Dispatcher:
         replica = self.replicas[target]
         ready = now + self._receive_ps[pool][i]
         if replica.api is not None:
-            ready += replica.waits_ps(now) * self._waits[pool] // 1000
+            ready += replica.waits_ps(now, ready) * self._waits[pool] // 1000
         serial = self._ready_ps[target] + self._serial_ps[pool]
         if ready < serial:
             ready = serial

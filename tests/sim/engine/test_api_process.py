@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsim.profiles.schema import ApiTimes, Profile
@@ -48,32 +48,16 @@ def test_by_hand() -> None:
     assert process.late_ps == 0
 
 
-@given(
-    st.integers(0, 400),
-    st.integers(0, 100),
-    st.integers(1, 60),
-    st.lists(st.integers(0, 30), min_size=0, max_size=12),
-    st.tuples(st.integers(0, 9), st.integers(0, 9)),
-    st.booleans(),
-)
-def test_a_run_is_all_its_results(
-    behind: int, start: int, rows: int, gaps: list[int], ms: tuple[int, int], early: bool
-) -> None:
-    times = ApiTimes(behind / 10, ms[0] / 1000, ms[1] / 1000, 1.0)
-    one, whole = ApiProcess(times), ApiProcess(times)
-    at = [start * MS // 100]
-    for gap in sorted(gaps):
-        at.append(at[-1] + gap * MS // 100 + 1)
-    for process in (one, whole):
-        process.request(0)
-    whole.results(at[0], at[max(len(at) - 2, 0)], at[-1], len(at), rows)
-    for t in at[:-1]:
-        one.result(t, rows)
-    if early:  # the last has not come yet
-        assert one.request(at[-1] - 1) == whole.request(at[-1] - 1)
-    one.result(at[-1], rows)
-    assert one.request(at[-1]) == whole.request(at[-1])
-    assert one.late_ps == whole.late_ps
+def test_results_that_are_to_come_count_when_their_time_is() -> None:
+    process = ApiProcess(ApiTimes(request_ms=0.0, token_ms=1.0, send_ms=0.0, waits=1.0))
+    process.coming += [(10 * MS, 4), (12 * MS, 4)]
+    assert process.request(9 * MS) == 0
+    assert process.request(11 * MS) == 3 * MS
+    assert process.request(12 * MS) == 6 * MS
+    process.coming.append((14 * MS, 4))
+    process.result(15 * MS, 1)
+    assert process.late_ps == 7 * MS
+    assert not process.coming
 
 
 def test_one_request_alone_waits_for_nothing() -> None:
@@ -123,6 +107,7 @@ def test_a_process_that_is_behind_sends_several_tokens_together() -> None:
     assert summed_ms.max() > 150 * 4.0  # each token adds up
 
 
+@settings(max_examples=250)
 @given(
     rough_traces(),
     st.sampled_from(
