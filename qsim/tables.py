@@ -1,18 +1,19 @@
-"""CSV from outside, read with bounds: a line, a cell, the rows, and what gzip may unpack to."""
+"""CSV: of others, read with bounds (line, cell, rows, what gzip may unpack to), and our own."""
 
 from __future__ import annotations
 
 import csv
 import gzip
+import io
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qsim.bounds import shown
 from qsim.errors import QsimError
 
-__all__ = ["csv_lines"]
+__all__ = ["csv_lines", "rows_csv"]
 
 #: longest line, bytes; the csv module itself refuses a cell of more than 131,072 characters
 MAX_LINE = 1 << 20
@@ -69,3 +70,13 @@ def _lines(stream: Any, name: str, error: type[QsimError]) -> Iterator[str]:
         if total > MAX_BYTES:
             raise error(f"{name}: unpacks to more than {MAX_BYTES >> 30} GiB")
         yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+
+
+def rows_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """CSV with a column a name; empty where there is no value."""
+    out = io.StringIO()
+    names = list(dict.fromkeys(n for row in rows for n in row))
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from importlib import import_module
+from typing import ClassVar
 
 import click
 
 from qsim.bounds import shown
 
-__all__ = ["Command", "Group"]
+__all__ = ["Command", "Group", "TableGroup"]
 
 #: largest numbers of an option; what it means has limits of its own
 _LARGEST, _LARGEST_WHOLE = 1e18, 1 << 64
@@ -95,3 +98,34 @@ class Group(click.Group):
         if args and not ctx.resilient_parsing:
             _refuse_repeated(self, ctx, args)
         return super().parse_args(ctx, args)
+
+
+class TableGroup(Group):
+    """A group that knows its commands by name, and imports the one that is used.
+
+    Attributes
+    ----------
+    package : str
+        Where each command is, in a module of its name.
+    lines : mapping
+        By name, the line for the help page.
+    """
+
+    package: ClassVar[str]
+    lines: ClassVar[Mapping[str, str]]
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of the table."""
+        return list(self.lines)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command, or None if there is none of that name."""
+        if cmd_name not in self.lines:
+            return None
+        there = vars(import_module(f"{self.package}.{cmd_name}")).values()
+        return next(c for c in there if isinstance(c, click.Command) and c.name == cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.lines.items()))

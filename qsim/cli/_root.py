@@ -11,65 +11,36 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
 from qsim import __version__
 from qsim.bounds import one_line
-from qsim.cli._command import Group
+from qsim.cli._command import TableGroup
 from qsim.errors import NotKeptWarning, QsimError
 from qsim.interrupts import ended_by_signals
 
 __all__ = ["COMMANDS", "main"]
 
-#: name -> (module, attribute, line for the help page)
-COMMANDS: dict[str, tuple[str, str, str]] = {
-    "plan": (
-        "qsim.cli.plan",
-        "plan",
-        "Find the smallest fleet of each method that meets the SLOs.",
-    ),
-    "capacity": (
-        "qsim.cli.capacity",
-        "capacity",
-        "Find the most that given GPUs carry within the SLOs.",
-    ),
-    "schedule": (
-        "qsim.cli.schedule",
-        "schedule",
-        "Find which servers are on when, over a day or a week.",
-    ),
-    "simulate": (
-        "qsim.cli.simulate",
-        "simulate",
-        "Replay a trace against a fleet: latency, throughput, energy.",
-    ),
-    "tune": (
-        "qsim.cli.tune",
-        "tune",
-        "Find the settings that nothing beats in every objective.",
-    ),
-    "curve": ("qsim.cli.curve", "curve", "Show what fleets do over load, and where they break."),
-    "compare": (
-        "qsim.cli.compare",
-        "compare",
-        "Hold a benchmark's result or a recording beside its simulation.",
-    ),
-    "sweep": ("qsim.cli.sweep", "sweep", "Simulate every point of a grid, one row a run."),
-    "study": (
-        "qsim.cli.study",
-        "study",
-        "Show what quantization does to a model, from tasks to GPUs.",
-    ),
-    "profiles": ("qsim.cli.profiles", "group", "List and show the calibrated profiles."),
-    "traces": ("qsim.cli.traces", "group", "Describe, convert and synthesise request traces."),
-    "quality": ("qsim.cli.quality", "quality", "Show how much quality each method keeps."),
-    "prices": ("qsim.cli.prices", "prices", "Show what GPUs cost, and the carbon of grids."),
-    "schema": ("qsim.cli.schema", "schema", "Print the JSON Schema of a scenario file."),
-    "methods": ("qsim.cli.methods", "methods", "List the quantization methods, and what fits."),
-    "calibrate": ("qsim.cli.calibrate", "group", "Measure a server and fit a profile of it."),
+#: by name, the line for the help page; each is in the module of its name
+COMMANDS = {
+    "plan": "Find the smallest fleet of each method that meets the SLOs.",
+    "capacity": "Find the most that given GPUs carry within the SLOs.",
+    "schedule": "Find which servers are on when, over a day or a week.",
+    "simulate": "Replay a trace against a fleet: latency, throughput, energy.",
+    "tune": "Find the settings that nothing beats in every objective.",
+    "curve": "Show what fleets do over load, and where they break.",
+    "compare": "Hold a benchmark's result or a recording beside its simulation.",
+    "sweep": "Simulate every point of a grid, one row a run.",
+    "study": "Show what quantization does to a model, from tasks to GPUs.",
+    "profiles": "List and show the calibrated profiles.",
+    "traces": "Describe, convert and synthesise request traces.",
+    "quality": "Show how much quality each method keeps.",
+    "prices": "Show what GPUs cost, and the carbon of grids.",
+    "schema": "Print the JSON Schema of a scenario file.",
+    "methods": "List the quantization methods, and what fits.",
+    "calibrate": "Measure a server and fit a profile of it.",
 }
 
 #: commands that multiply no matrices: starting a thread per core takes longer than importing the
@@ -94,29 +65,21 @@ def _fail(ctx: click.Context, message: str, exit_code: int) -> NoReturn:
     ctx.exit(exit_code)
 
 
-class LazyGroup(Group):
-    """A group that knows its subcommands by name and imports the one that is used."""
+class LazyGroup(TableGroup):
+    """The root: what is known of all commands without importing them."""
+
+    package, lines = "qsim.cli", COMMANDS
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """As click does."""
         _collect_seldom()
         return super().main(*args, **extra)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of the table."""
-        return list(COMMANDS)
-
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command, or None if there is none of that name."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, attribute, _ = COMMANDS[cmd_name]
         if cmd_name in _NO_BLAS:
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        command = getattr(import_module(module), attribute)
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{module}.{attribute} is not a click command")
-        return command
+        return super().get_command(ctx, cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -139,11 +102,6 @@ class LazyGroup(Group):
                     ctx,
                 )
         return super().parse_args(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand; turn what may go wrong into one line and an exit code."""

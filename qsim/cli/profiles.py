@@ -16,7 +16,7 @@ from qsim.profiles.schema import Profile
 __all__ = ["group"]
 
 
-@click.group(cls=Group, invoke_without_command=True)
+@click.group("profiles", cls=Group, invoke_without_command=True)
 @click.pass_context
 def group(ctx: click.Context) -> None:
     """List and show the profiles that come with qsim."""

@@ -33,7 +33,7 @@ _TO = click.option(
 )
 
 
-@click.group(cls=Group)
+@click.group("traces", cls=Group)
 def group() -> None:
     """Describe, convert and synthesise request traces.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
@@ -33,6 +31,7 @@ from qsim.scenario.resolve import candidates_of, searched_engine
 from qsim.scenario.searches import SearchSection
 from qsim.sim.results.slo import Slo
 from qsim.sim.scheduler.config import EngineOptions
+from qsim.tables import rows_csv
 from qsim.traces.trace import Trace
 
 __all__ = ["SHARES", "FleetCurve", "LoadCurve", "curve", "curve_for"]
@@ -109,12 +108,7 @@ class LoadCurve:
 
     def to_csv(self) -> str:
         """The rows as CSV."""
-        rows = self.rows()
-        out = io.StringIO()
-        writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return out.getvalue()
+        return rows_csv(self.rows())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

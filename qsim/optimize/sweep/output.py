@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,20 +9,11 @@ from typing import Any
 
 from qsim.checks import check_ending
 from qsim.files import atomic_path, write_text
+from qsim.tables import rows_csv
 
-__all__ = ["ENDINGS", "rows_csv", "rows_json", "write_rows"]
+__all__ = ["ENDINGS", "rows_json", "write_rows"]
 
 ENDINGS = (".csv", ".json", ".parquet")
-
-
-def rows_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """CSV with a column a name; empty where there is no value."""
-    out = io.StringIO()
-    names = list(dict.fromkeys(n for row in rows for n in row))
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
 
 
 def rows_json(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:

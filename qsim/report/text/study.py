@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +11,7 @@ from qsim.optimize.study.figures import FIGURES, Band
 from qsim.optimize.study.levels import AXES, AXIS_TITLES
 from qsim.optimize.study.result import LEVELS, StudyResult
 from qsim.report.text.tables import fill, number, table
+from qsim.tables import rows_csv
 
 __all__ = ["study_csvs", "study_markdown", "study_text"]
 
@@ -262,23 +261,23 @@ def _rests_on(found: StudyResult) -> list[str]:
 def study_csvs(found: StudyResult) -> dict[str, str]:
     """Every number as CSV, by file name: a file for each level, and more for what is above."""
     files = {f"{level}.csv": _rows_csv(getattr(found, level)) for level in LEVELS}
-    files["findings.csv"] = _csv([
+    files["findings.csv"] = rows_csv([
         {**{k: v for k, v in f.to_dict().items() if k not in ("numbers", "runs", "commands")},
          "methods": " ".join(f.methods), "runs": " ".join(f.runs),
          "commands": "\n".join(f.commands), "versions": " ".join(f.versions)}
         for f in found.findings
     ])  # fmt: skip
-    files["decisions.csv"] = _csv([
+    files["decisions.csv"] = rows_csv([
         {**d.to_dict(), **_band("value", d.value), "as_good": " ".join(d.as_good),
          "versions": " ".join(f"{m}={v}" for m, v in d.versions.items()),
          "runs": " ".join(d.runs)}
         for d in found.decisions
     ])  # fmt: skip
-    files["runs.csv"] = _csv([
+    files["runs.csv"] = rows_csv([
         {**{k: v for k, v in r.to_dict().items() if k != "values"}, **r.values}
         for r in found.runs.values()
     ])  # fmt: skip
-    return {name: text for name, text in files.items() if text}
+    return {name: text for name, text in files.items() if text.strip()}
 
 
 def _rows_csv(rows: Sequence[Any]) -> str:
@@ -296,20 +295,10 @@ def _rows_csv(rows: Sequence[Any]) -> str:
         for name, band in row.figures.items():
             cells |= _band(name, band)
         flat.append(cells)
-    return _csv(flat)
+    return rows_csv(flat)
 
 
 def _band(name: str, band: Band | None) -> dict[str, Any]:
     data: Mapping[str, Any] = {} if band is None else band.to_dict()
     return {name: data.get("value"), f"{name}_low": data.get("low"),
             f"{name}_high": data.get("high")}  # fmt: skip
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    if not rows:
-        return ""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
