@@ -18,7 +18,6 @@ from typing import Annotated, Any
 
 from qsim.bounds import Closed, Items, Line, Name, Number
 from qsim.catalog.versions import parse_version
-from qsim.profiles.factors import decode_span, mixed_span, times
 from qsim.profiles.schema import ApiTimes, Carried, HostTimes, Profile
 
 __all__ = ["Change", "carry", "changes", "release"]
@@ -115,6 +114,8 @@ def carry(profile: Profile, version: str) -> Profile | None:
 
 
 def _carried(profile: Profile, c: Change) -> Profile:
+    from qsim.profiles.factors import decode_span, mixed_span
+
     i, m, latency = profile.identity, profile.memory, profile.latency
     block_bytes = m.block_size * m.kv_bytes_per_token
     blocks = max(2, m.num_gpu_blocks + math.floor(c.kv_gib * 2**30 / block_bytes))
@@ -140,6 +141,8 @@ def _carried(profile: Profile, c: Change) -> Profile:
 
 
 def _host(h: HostTimes, c: Change) -> HostTimes:
+    from qsim.profiles.factors import times
+
     return replace(
         h,
         schedule_ms=times(h.schedule_ms, c.schedule),
