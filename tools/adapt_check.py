@@ -33,7 +33,7 @@ from qsim.calibrate.adapt.benchmark import read_benchmark
 from qsim.calibrate.adapt.fitting import LEAST_REQUESTS
 from qsim.calibrate.adapt.load import Load, replay
 from qsim.calibrate.adapt.spread import foreign_profile, learn_spread, loads_of, machine
-from qsim.calibrate.recordings.read import read_recording
+from qsim.calibrate.recordings.read import Recording, read_recording
 from qsim.optimize.search.executor import available_cores
 from qsim.optimize.search.executors import open_executor
 from qsim.profiles.lookup import load_profile
@@ -79,6 +79,11 @@ def row(name: str, kind: str, before: list[dict[str, float]], after: list[dict[s
     return f"| {name} | {kind} | {cells[0]} | {cells[1]} |"
 
 
+def same_day(recording: Recording) -> tuple[str, str]:
+    """What recordings of one machine have in common: their day, and the version of vLLM."""
+    return str(recording.server.raw.get("date", "")), recording.server.release
+
+
 def leave_out(paths: list[str]) -> None:
     """Ranges of spreads that are learnt without the machine that they are held against."""
     recordings = [read_recording(p) for p in paths]
@@ -91,12 +96,7 @@ def leave_out(paths: list[str]) -> None:
         found.append((recording, machine(recording, profile)))
     holds: dict[str, list[bool]] = {}
     for recording, one in found:
-        server = recording.server
-        rest = [
-            m
-            for r, m in found
-            if (r.server.date, r.server.release) != (server.date, server.release)
-        ]
+        rest = [m for r, m in found if same_day(r) != same_day(recording)]
         own = [
             x
             for load in loads_of(recording)

@@ -44,6 +44,17 @@ class Prior:
     mean: FloatArray
     covariance: FloatArray
 
+    def seen(self, name: str, log: float, sd: float) -> Prior:
+        """What is known once a factor was measured by itself, with this standard deviation.
+
+        The normal law's conditional: of the others what goes with it is expected.
+        """
+        at = FACTORS.index(name)
+        column = self.covariance[at]
+        gain = column / (column[at] + sd**2)
+        mean = self.mean + gain * (log - self.mean[at])
+        return Prior(mean, self.covariance - np.outer(gain, column))
+
     def draw(self, n: int, rng: np.random.Generator) -> FloatArray:
         """``n`` machines: logarithms of factors, shape (n, f)."""
         z = rng.standard_normal((n, len(self.mean)))

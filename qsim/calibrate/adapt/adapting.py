@@ -37,6 +37,8 @@ _LEAST_HALF = LEAST_REQUESTS
 #: a load of which times are predicted within this error, percent, and energy is not: no machine
 #: draws a multiple of what its steps explain, so it is the energy that was misread
 _MOST_ENERGY_ERROR = 100.0
+#: how well some seconds without load tell idle power: it rises with the GPU's temperature
+_IDLE_SD, _MOST_IDLE_SD = 0.01, 2.0
 
 
 #: what may be kept of a fit, the most first: its name, and the factors that stay as expected of a
@@ -143,10 +145,11 @@ def adapt(
         If the loads have too few requests, or tell so little of each other that no profile can
         state it.
     """
-    known = shipped_spread().prior(profile) if prior is None else prior
-    base = profile
-    if idle_w is not None:
+    expected = shipped_spread().prior(profile) if prior is None else prior
+    base, known = profile, expected
+    if idle_w is not None and profile.power.idle_w > 0:
         base = replace(profile, power=replace(profile.power, idle_w=round(idle_w, 3)))
+        known = _idle_seen(expected, float(np.log(idle_w / profile.power.idle_w)))
     found = _fitted(loads, base, known, notes, cross_validate, progress, executor)
     misread = _misread_energy(found.left_out)
     if misread is None:
@@ -155,8 +158,23 @@ def adapt(
         progress(f"again without power: {misread}")
     loads = [replace(x, energy_j=None) for x in loads]
     lost = (f"{misread}; power and energy stay those expected of a machine",)
-    found = _fitted(loads, profile, known, [*notes, *lost], cross_validate, progress, executor)
+    found = _fitted(loads, profile, expected, [*notes, *lost], cross_validate, progress, executor)
     return _checked(replace(found, notes=lost))
+
+
+def _idle_seen(prior: Prior, log: float) -> Prior:
+    """A prior once idle power was measured, for a profile that has it: its factor is about 1.
+
+    What goes with idle power is expected up to where machines lie: beyond, it may be misread.
+    """
+    at = FACTORS.index("idle_power")
+    far = _MOST_IDLE_SD * float(np.sqrt(prior.covariance[at, at]))
+    seen = prior.seen(
+        "idle_power", float(np.clip(log, prior.mean[at] - far, prior.mean[at] + far)), _IDLE_SD
+    )
+    mean = seen.mean.copy()
+    mean[at] = 0.0
+    return Prior(mean, seen.covariance)
 
 
 def _fitted(

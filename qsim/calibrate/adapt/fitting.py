@@ -46,6 +46,9 @@ _DRAWS_A_TASK = 4
 _MODEL_SD = {"ttft": 0.04, "tpot": 0.010, "e2el": 0.010}
 _REQUEST_SD = {"ttft": 0.20, "tpot": 0.05, "e2el": 0.05}
 _ENERGY_SD = 0.01
+#: and as much as a machine draws in so many seconds: counters of energy move every 0.1 s, so what
+#: lies before or after a load is counted to it or not
+_ENERGY_EDGE_S = 0.1
 #: every request is counted in so many groups, so each is worth less
 _OVERLAP = 3.0
 #: how the factors change from load to load of one machine, standard deviations of logarithms
@@ -196,7 +199,8 @@ def _view(load: Load, part: BoolArray | None = None) -> _View:
     weights = np.array(sd) * np.sqrt(_OVERLAP)
     energy = load.energy_j is not None and load.energy_j > 0 and part is None
     if energy:
-        weights = np.append(weights, _ENERGY_SD)
+        seconds = float(np.max(trace.arrival_s + load.e2el_ms / 1e3))
+        weights = np.append(weights, np.hypot(_ENERGY_SD, _ENERGY_EDGE_S / max(seconds, 1e-3)))
     return _View(load, tuple(masks), weights, energy)
 
 

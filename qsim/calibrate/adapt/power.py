@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from time import perf_counter as now
@@ -20,7 +21,10 @@ Reader = Callable[[], float]
 #: when a counter was asked and when it answered, s, and the energy, J
 Reading = tuple[float, float, float]
 
-_INTERVAL_S = 0.1
+#: between readings: NVML's counter moves every 0.1 s, and a reading should tell when it did
+_INTERVAL_S = 0.02
+#: so long is waited for a counter to move, s
+_MOST_WAIT_S = 2.0
 _DCGM_ENERGY = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
 #: readings must lie this close around a load, s
 _NEAR_S = 1.0
@@ -73,21 +77,31 @@ def dcgm_reader(url: str, gpus: Sequence[int]) -> Reader:
 def energy_between(readings: Sequence[Reading], begin_s: float, end_s: float) -> float | None:
     """Energy between two times, J, by the readings of a counter.
 
+    A counter moves in steps (NVML's every 0.1 s, an exporter's whenever it asks NVML), and what it
+    says is true of the moment at which it moved: only readings at which it had moved are used, and
+    it moved between the reading before and that one.
+
     None if it was not read then, or not often enough: where the readings around the two times do
     not tell what was drawn in between from what was drawn before and after. That is so of a load
-    that is too short, or on a machine that was too busy to read in time.
+    that is too short, of a counter that moves too seldom, or on a machine that was too busy to read
+    in time.
     """
-    if len(readings) < 2:
+    if len(readings) < 3:
         return None
     asked, told, joules = np.array(readings).T
-    times = (asked + told) / 2
+    moved = np.flatnonzero(np.diff(joules) > 0) + 1
+    if len(moved) < 2:
+        return None
+    middle = (asked + told) / 2
+    times, joules = (middle[moved - 1] + middle[moved]) / 2, joules[moved]
+    took = (told - asked)[moved]
     if times[0] > begin_s + _NEAR_S or times[-1] < end_s - _NEAR_S:
         return None
     inside = times[(times >= begin_s - _NEAR_S) & (times <= end_s + _NEAR_S)]
     if len(inside) < 2 or np.diff(inside).max() > 2 * _NEAR_S:
         return None
     after = np.clip(np.searchsorted(times, [begin_s, end_s]), 1, len(times) - 1)
-    unknown_s = float((told[after] - asked[after - 1]).sum()) / 2
+    unknown_s = float((times[after] - times[after - 1] + took[after]).sum()) / 2
     if unknown_s > _MOST_UNKNOWN * (end_s - begin_s):
         return None
     a, b = np.interp([begin_s, end_s], times, joules)
@@ -115,8 +129,19 @@ class EnergyMeter:
             self._stop.wait(_INTERVAL_S)
 
     def joules(self, begin_s: float, end_s: float) -> float | None:
-        """Energy between two times of ``time.perf_counter``: :func:`energy_between`."""
+        """Energy between two times of ``time.perf_counter``: :func:`energy_between`.
+
+        Waits up to two seconds until the counter has moved after ``end_s``: what it says before
+        that is of an earlier moment.
+        """
+        while now() < end_s + _MOST_WAIT_S and not self._moved_since(end_s):
+            time.sleep(_INTERVAL_S)
         return energy_between(list(self._readings), begin_s, end_s)
+
+    def _moved_since(self, end_s: float) -> bool:
+        """Whether it moved between two readings after a time."""
+        later = [r for r in list(self._readings) if r[0] >= end_s]
+        return len(later) > 1 and later[-1][2] > later[0][2]
 
     def stop(self) -> None:
         """End the thread."""

@@ -115,6 +115,39 @@ def test_energy_of_use_is_used() -> None:
     assert found.profile.power.idle_w == pytest.approx(120.0, rel=0.05)
 
 
+def test_idle_power_that_was_measured_stays_and_tells_of_what_goes_with_it() -> None:
+    known = shipped_spread().prior(PROFILE)
+    at, busy = FACTORS.index("idle_power"), FACTORS.index("busy_power")
+    seen = known.seen("idle_power", known.mean[at] + 0.05, 1e-4)
+    assert seen.mean[at] == pytest.approx(known.mean[at] + 0.05, abs=1e-4)
+    assert seen.covariance[at, at] == pytest.approx(1e-8, rel=0.01)
+    slope = known.covariance[busy, at] / known.covariance[at, at]
+    assert seen.mean[busy] - known.mean[busy] == pytest.approx(0.05 * slope, rel=0.01)
+    assert seen.covariance[busy, busy] < known.covariance[busy, busy]
+    # the shipped spread expects other machines to draw less when idle: this one was measured
+    load = measured(replace(TRUE, idle_power=1.06))
+    watts = PROFILE.power.idle_w * 1.06
+    found = adapt([load], PROFILE, idle_w=watts, cross_validate=False)
+    assert found.profile.power.idle_w == pytest.approx(watts, rel=0.01)
+
+
+def test_energy_of_a_short_load_weighs_what_its_edges_leave_of_it() -> None:
+    # 30 J of a load of 0.1 s by a counter that moves every 0.1 s are no word on a machine
+    long = measured(TRUE)
+    short = replace(long, trace=long.trace.head(21), ttft_ms=long.ttft_ms[:21],
+                    e2el_ms=long.e2el_ms[:21])  # fmt: skip
+    at = short.trace.arrival_s * 0.02
+    short = replace(short, trace=replace(short.trace, arrival_s=at, output_tokens=np.full(21, 2)))
+    seen = replay(short, apply(PROFILE, TRUE))
+    short = replace(short, ttft_ms=seen.ttft_ms, e2el_ms=seen.e2el_ms, energy_j=seen.energy_j * 0.7)
+    power = ("idle_power", "busy_power", "work_power")
+    alone = fit_factors([long], PROFILE, BROAD, only=power, of_the_load=True).factors
+    both = fit_factors([long, short], PROFILE, BROAD, only=power, of_the_load=True).factors
+    assert replay(long, apply(PROFILE, both)).energy_j == pytest.approx(
+        replay(long, apply(PROFILE, alone)).energy_j, rel=0.01
+    )
+
+
 def test_loads_that_tell_nothing_of_each_other_make_no_profile() -> None:
     one, two, three = several((1.0, 1.0, 1.0))
     two = replace(two, ttft_ms=two.ttft_ms * 1e-9)

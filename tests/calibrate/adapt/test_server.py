@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import shlex
 import subprocess
@@ -290,6 +291,41 @@ def test_energy_of_a_load_that_is_too_short_to_be_told_is_not() -> None:
     slow = readings(200.0, every_s=0.9, takes_s=0.8)  # when it was counted is known within 0.8 s
     assert energy_between(slow, 2.0, 6.0) is None
     assert energy_between(readings(200.0, every_s=0.9), 1.0, 9.0) == pytest.approx(1600.0)
+
+
+def stepping(moves_every_s: float, *, every_s: float = 0.02) -> list[Reading]:
+    """Of a counter that moves seldom: 100 W, but 500 W from the 3rd to the 6th second of 10."""
+    asked = np.arange(0.0, 10.0, every_s)
+    moved = np.floor(asked / moves_every_s + 1e-9) * moves_every_s
+    joules = 100.0 * moved + 400.0 * np.clip(moved - 3.0, 0.0, 3.0)
+    return [(t, t + 1e-3, j) for t, j in zip(asked.tolist(), joules.tolist(), strict=True)]
+
+
+def test_a_counter_is_read_when_it_moves() -> None:
+    # what it says between two moves is of the first of them: 40 J less at the end of this load
+    assert energy_between(stepping(0.1), 3.0, 6.0) == pytest.approx(1500, abs=8)
+    assert energy_between(stepping(0.1), 3.05, 5.95) == pytest.approx(1450, abs=8)
+    # an exporter that asks every 3 s: whose energy a load's is cannot be told
+    assert energy_between(stepping(3.0), 3.0, 6.0) is None
+    still = [(t, t, 5.0) for t in np.arange(0.0, 10.0, 0.1).tolist()]
+    assert energy_between(still, 3.0, 6.0) is None
+
+
+def test_a_meter_waits_for_the_end_of_the_load() -> None:
+    begin = time.perf_counter()
+
+    def read() -> float:  # 1,000 W, told every 0.1 s
+        return 100.0 * math.floor((time.perf_counter() - begin) / 0.1)
+
+    meter = EnergyMeter(read)
+    try:
+        time.sleep(0.7)
+        end = time.perf_counter()
+        told = meter.joules(begin + 0.2, end)
+    finally:
+        meter.stop()
+    # None where the machine was too busy to read in time; else what was drawn up to the end
+    assert told is None or told == pytest.approx(1000 * (end - begin - 0.2), rel=0.25)
 
 
 def test_a_meter_reads_until_it_is_stopped() -> None:
