@@ -98,14 +98,15 @@ def test_each_profile_says_under_which_versions_it_took_part() -> None:
 
 
 def test_methods_of_one_gpu_name_the_version_that_is_another_one() -> None:
-    found = study(gpus=["h200_sxm"], methods=["bf16", "awq-w4a16", "nvfp4-w4a16"],
-                  levels=["application"], applications=["code", "summarization"])  # fmt: skip
+    found = study(model="llama-3.1-70b", gpus=["h200_sxm"], levels=["application"],
+                  methods=["fp8-w8a8", "awq-w4a16", "mxfp4-w4a16", "nvfp4-w4a16"],
+                  applications=["code", "summarization"])  # fmt: skip
     across = [f for f in found.findings if len(f.versions) > 1]
     assert across
     for f in across:
         assert f.versions == ("0.24", "0.33")
         assert "nvfp4-w4a16 (vLLM 0.24)" in f.statement
-        assert re.search(r"(bf16|awq-w4a16) \(vLLM 0\.33\)", f.statement)
+        assert re.search(r"(fp8-w8a8|awq-w4a16|mxfp4-w4a16) \(vLLM 0\.33\)", f.statement)
     first = min(f.rank for f in across)
     assert all(len(f.versions) < 2 for f in found.findings if f.rank < first)
     assert all(len(f.versions) > 1 for f in found.findings if f.rank >= first)
