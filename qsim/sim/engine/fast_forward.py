@@ -163,7 +163,7 @@ class FastForward:
         """
         replica = self._replica
         scheduler, timing, meter = replica.scheduler, replica._timing, replica.meter
-        sink, inbox = replica._sink, replica._inbox
+        sink, inbox, arrivals = replica._sink, replica._inbox, replica._arrivals
         api = replica.api
         late = api_row = api_token = 0
         api_busy = api_told = -1
@@ -327,7 +327,7 @@ class FastForward:
                         if owed:
                             kv.take(owed)
                             owed = 0
-                        coming = replica.num_coming(now)
+                        coming = replica.num_coming(now) if arrivals else len(inbox)
                         replica.account(gpu_start, running_rows, coming + queued, free - need)
                         replica._read_clock(count, context + count)
                         look_after = replica._look_after
@@ -554,7 +554,7 @@ class FastForward:
                 if rows != clock_rows or since_look >= look_after or step_context != context + rows:
                     meter.busy_ps, meter.decode_tokens = busy, decoded
                     meter.context_tokens = contexts
-                    coming = replica.num_coming(now)
+                    coming = replica.num_coming(now) if arrivals else len(inbox)
                     replica.account(gpu_start, running_rows, coming + queued, free)
                     replica._read_clock(rows, step_context)
                     look_after = replica._look_after
@@ -574,7 +574,7 @@ class FastForward:
             else:
                 meter.busy_ps, meter.decode_tokens = busy, decoded
                 meter.context_tokens = contexts
-                coming = replica.num_coming(now)
+                coming = replica.num_coming(now) if arrivals else len(inbox)
                 replica.account(gpu_start, running_rows, coming + queued, free)
                 clock_rows = -1
                 decodes = count + batch.num_decodes
