@@ -208,7 +208,29 @@ class FastForward:
         bail = True
         busy, decoded, contexts = meter.busy_ps, meter.decode_tokens, meter.context_tokens
 
+        deferred = replica._deferred
+        until, stop_at = horizon_ps, stop_ps
+        if deferred and deferred[0][0] < horizon_ps:
+            until, stop_at = deferred[0][0], deferred[0][0] + deferred[0][1]
+
         while now < horizon_ps:
+            # ---- who arrives before this turn
+            if now >= until:
+                assert api is not None
+                api.busy_ps, api.told_ps, api.late_ps = api_busy, api_told, late
+                while deferred and deferred[0][0] <= now and deferred[0][0] < horizon_ps:
+                    if due is None:
+                        replica.arrive(0, 0)
+                    else:
+                        replica.arrive(due_ps, due[0])
+                if api.coming:
+                    api.settle()
+                api_busy, api_told, late = api.busy_ps, api.told_ps, api.late_ps
+                until, stop_at = horizon_ps, stop_ps
+                if deferred and deferred[0][0] < horizon_ps:
+                    until, stop_at = deferred[0][0], deferred[0][0] + deferred[0][1]
+                continue
+
             # ---- the result that is due
             if due is not None:
                 rows, _, count, _, sampled, ending = due
@@ -366,7 +388,7 @@ class FastForward:
                 if turns > 1 and steady and host <= period:
                     growth = slopes[segment] * count
                     end = gpu_start + span
-                    stop = stop_ps
+                    stop = stop_at
                     if inbox and inbox[0][0] < stop:
                         stop = inbox[0][0]
                     k = turns - 2 - lag
@@ -406,7 +428,7 @@ class FastForward:
                         at, step = first + result, period if lag else period + growth
                         told = emitted
                         more = turns
-                        while more and told > horizon_ps:  # not before the next arrival
+                        while more and told > until:  # not before the next arrival
                             api.coming.insert(0, (told, count))
                             more -= 1
                             told -= step + growth * (more - 1)

@@ -111,6 +111,10 @@ class Replica:
         self._inbox: deque[tuple[int, Request]] = deque()
         self._arrivals: deque[int] = deque()  # of those in the inbox that may not be here yet
         self._turn_ps = 0  # when the present turn began
+        # of an API server's process that nobody watches: when a request arrives, how long it takes
+        # to receive; and what to reckon with
+        self._deferred: deque[tuple[int, int, Request]] = deque()
+        self._ready_ps, self._serial_ps, self._waits_ppt = -(1 << 62), 0, 0
         self.aborts: list[Request] = []  # to be ended with the next turn
         self._queue: deque[_Inflight] = deque()
         self._gpu_free_ps = 0
@@ -162,6 +166,39 @@ class Replica:
                 arrivals.popleft()
         return handed_in - len(arrivals)
 
+    def defer(self, request: Request, now_ps: int, receive_ps: int) -> None:
+        """Take a request that arrives now; for how long it waits is seen when its turn comes.
+
+        For ``unwatched`` replicas with an API server's process, in the place of ``hand_in``.
+        """
+        self._deferred.append((now_ps, receive_ps, request))
+        if len(self._deferred) >= _TOGETHER:
+            self._go(now_ps, now_ps + receive_ps)
+
+    def arrive(self, due_ps: int, rows: int) -> None:
+        """The first of the deferred arrives.
+
+        Parameters
+        ----------
+        due_ps, rows
+            Time and requests of the result that the next turn applies; 0 rows: there is none.
+        """
+        api = self.api
+        assert api is not None
+        now, receive_ps, request = self._deferred.popleft()
+        if rows and due_ps <= now:
+            api.result(due_ps, rows)  # it is out already
+        ready = now + receive_ps + api.request(now) * self._waits_ppt // 1000
+        serial = self._ready_ps + self._serial_ps
+        if ready < serial:
+            ready = serial
+        self._ready_ps = ready
+        self._inbox.append((ready, request))
+
+    def defer_with(self, serial_ps: int, waits_ppt: int) -> None:
+        """What deferred requests are reckoned with: as the dispatcher does for others."""
+        self._serial_ps, self._waits_ppt = serial_ps, waits_ppt
+
     def waits_ps(self, now_ps: int, ready_ps: int) -> int:
         """How long a request that arrives now waits for the API server's process.
 
@@ -172,13 +209,18 @@ class Replica:
             return 0
         self._catch_up(now_ps, ready_ps if self.runs_ahead else now_ps)
         # the result that the next turn applies may be out already
+        rows, due_ps = self._result
+        if rows and due_ps <= now_ps:
+            api.result(due_ps, rows)
+        return api.request(now_ps)
+
+    @property
+    def _result(self) -> tuple[int, int]:
+        """Requests and time of the result that the next turn applies; 0 requests: none."""
         ahead = self._fast_forward
         if ahead.active:
-            if ahead._due is not None and ahead._due_ps <= now_ps:
-                api.result(ahead._due_ps, ahead._due[0])
-        elif self._due is not None and self._due.rows and self._due_ps <= now_ps:
-            api.result(self._due_ps, self._due.rows)
-        return api.request(now_ps)
+            return (0, 0) if ahead._due is None else (ahead._due[0], ahead._due_ps)
+        return (0, 0) if self._due is None else (self._due.rows, self._due_ps)
 
     def proceed(self, horizon_ps: int) -> None:
         """Make the turns before the horizon, or one if ``jump`` is off.
@@ -240,19 +282,25 @@ class Replica:
 
     def _catch_up(self, now: int, stop: int) -> None:
         """Make the turns that lie before now; nothing new is ready before ``stop``."""
-        if self._jump and 0 <= self._next_ps < now:
+        if self._jump and (0 <= self._next_ps < now or self._deferred):
             self._go(now, stop)
 
     def _go(self, horizon: int, stop: int) -> None:
         """Make the turns that begin before ``horizon``."""
-        fast_forward = self._fast_forward
+        fast_forward, deferred = self._fast_forward, self._deferred
         time = self._next_ps
-        while 0 <= time < horizon:
-            if fast_forward.active:
+        while True:
+            if deferred and deferred[0][0] < horizon and not 0 <= time < deferred[0][0]:
+                rows, due_ps = self._result
+                self.arrive(due_ps, rows)
+                if time < 0:
+                    time = self._inbox[0][0] + self._timing.wake_ps
+            elif not 0 <= time < horizon:
+                break
+            elif fast_forward.active:
                 time = fast_forward.run(time, horizon, stop)
-                if fast_forward.active:
-                    break
-                time = self._step(time)
+                if not fast_forward.active:
+                    time = self._step(time)
             else:
                 time = self._turn(time)
         self._next_ps = time

@@ -205,6 +205,9 @@ class Dispatcher:
             block_ids=columns.block_ids(i, self._configs[pool]) if columns.has_ids else (),
         )
         replica = self.replicas[target]
+        if replica.unwatched and replica.api is not None:
+            replica.defer(request, now, self._receive_ps[pool][i])
+            return
         ready = now + self._receive_ps[pool][i]
         if replica.api is not None:
             ready += replica.waits_ps(now, ready) * self._waits[pool] // 1000

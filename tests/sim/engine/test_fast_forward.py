@@ -10,7 +10,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from qsim.profiles.schema import Profile
+from qsim.profiles.schema import ApiTimes, Profile
 from qsim.sim.engine import replica
 from qsim.sim.engine.steplog import Step
 from qsim.sim.engine.timing import PS_PER_S
@@ -98,13 +98,19 @@ def test_taking_over_and_giving_back(
         max_model_len=st.just(900),
     ),
     st.sampled_from([1, 2, 7, 256]),
+    # an API server's process that is there, one that falls behind, or none
+    st.sampled_from([None, ApiTimes(0.1, 0.01, 0.02, 0.5), ApiTimes(3.0, 1.0, 2.0, 1.0)]),
 )
 def test_a_replica_that_nobody_watches_does_what_it_would_if_watched(
-    load: Trace, options: EngineOptions, together: int
+    load: Trace, options: EngineOptions, together: int, api: ApiTimes | None
 ) -> None:
     """However many requests are handed in before it makes its turns."""
     profile = make_profile(throttle=0.2)
-    profile = replace(profile, host=replace(profile.host, wake_ms=0.3))
+    profile = replace(
+        profile,
+        host=replace(profile.host, wake_ms=0.3),
+        frontend=replace(profile.frontend, api=api),
+    )
     with patch.object(replica, "_TOGETHER", together):
         unwatched = simulate(load, profile, options=options)
     # clients who may give up: then each arrival has the replica catch up
