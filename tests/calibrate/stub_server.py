@@ -160,6 +160,7 @@ async def serve(reader, writer, engine):
             ),
             "/version": json.dumps({"version": version()}),
             "/metrics": metrics(engine),
+            "/server_info?config_format=json": os.environ.get("STUB_SERVER_INFO"),
         }.get(path)
         status = "404 Not Found" if text is None else "200 OK"
         text = text or ""

@@ -6,7 +6,7 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ __all__ = [
     "RunningServer",
     "cache_blocks",
     "check_cache",
+    "check_graphs",
     "check_server",
     "describe",
     "read_metrics",
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 _TIMEOUT_S = 5.0
+#: for what a server in development mode says of itself: it looks through its machine first
+_INFO_TIMEOUT_S = 30.0
 _MOST_BYTES = 16 << 20
 #: KV blocks may be off by so much before the server must be another one
 _BLOCKS = (0.7, 1.3)
@@ -57,6 +60,8 @@ class RunningServer:
     max_model_len: int | None
     version: str
     metrics: Metrics | None
+    #: sizes of its CUDA graphs; None where it does not tell them (it does in development mode)
+    graph_sizes: tuple[int, ...] | None = None
 
     @property
     def num_gpu_blocks(self) -> int | None:
@@ -117,7 +122,19 @@ def describe(base_url: str) -> RunningServer:
         max_model_len=length if isinstance(length, int) and length > 1 else None,
         version=version if isinstance(version, str) else "",
         metrics=read_metrics(host, port),
+        graph_sizes=_graph_sizes(at),
     )
+
+
+def _graph_sizes(at: str) -> tuple[int, ...] | None:
+    """Sizes of CUDA graphs by ``/server_info``, which vLLM has under ``VLLM_SERVER_DEV_MODE=1``."""
+    url = f"{at}/server_info?config_format=json"
+    found = _json(url, needed=False, timeout_s=_INFO_TIMEOUT_S)
+    for name in ("vllm_config", "compilation_config", "cudagraph_capture_sizes"):
+        found = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(found, list) or not all(type(x) is int and x > 0 for x in found):
+        return None
+    return tuple(sorted(found))
 
 
 def read_metrics(host: str, port: int) -> Metrics | None:
@@ -148,10 +165,12 @@ def check_server(server: RunningServer, profile: Profile) -> list[str]:
     Raises
     ------
     CalibrationError
-        If model, method, version, KV cache's type or its size do not fit.
+        If model, method, version, CUDA graphs, KV cache's type or its size do not fit.
     """
     i, lost = profile.identity, []
     _check_name(server, profile)
+    if server.graph_sizes is not None:
+        check_graphs(server.graph_sizes, profile)
     if not server.version:
         lost.append("the server does not tell its version of vLLM")
     elif i.vllm_version and _release(server.version) != _release(i.vllm_version):
@@ -162,6 +181,23 @@ def check_server(server: RunningServer, profile: Profile) -> list[str]:
     if server.metrics is None:
         return [*lost, "no metrics: KV blocks, and whether others use it, are not known"]
     return lost + check_cache(server.metrics.cache, profile)
+
+
+def check_graphs(sizes: Sequence[int], profile: Profile) -> None:
+    """Whether a server with CUDA graphs of these sizes can be the profile's.
+
+    Raises
+    ------
+    CalibrationError
+        If the largest is another one, or there are none where the profile has some.
+    """
+    mine, theirs = max(profile.latency.graph_sizes, default=0), max(sizes, default=0)
+    if mine != theirs:
+        raise CalibrationError(
+            f"the server captured CUDA graphs of up to {theirs} tokens, and {profile.id} is of a "
+            f"server with graphs of up to {mine}: it was started with other flags, or vLLM's "
+            "defaults changed; give the profile of its version"
+        )
 
 
 def cache_blocks(cache: Mapping[str, str]) -> int | None:
@@ -240,14 +276,14 @@ def scrape(url: str) -> str:
         raise CalibrationError(f"{shown(url)} does not answer: {reason}") from None
 
 
-def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+def _get(url: str, timeout_s: float = _TIMEOUT_S) -> bytes:
+    with urllib.request.urlopen(url, timeout=timeout_s) as answer:
         return bytes(answer.read(_MOST_BYTES))
 
 
-def _json(url: str, needed: bool = True) -> Any:
+def _json(url: str, needed: bool = True, timeout_s: float = _TIMEOUT_S) -> Any:
     try:
-        return json.loads(_get(url))
+        return json.loads(_get(url, timeout_s))
     except (OSError, ValueError, RecursionError) as e:
         if not needed:
             return None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from qsim.calibrate.adapt.server import check_graphs
 from qsim.calibrate.measure.job import Job, prepared_server
 from qsim.calibrate.measure.server import ServerFacts, serve_command
 from qsim.catalog.gpus import gpu_type
@@ -92,11 +93,5 @@ def check_started(facts: ServerFacts, profile: Profile) -> None:
     CalibrationError
         If it says that it captured others.
     """
-    mine = max(profile.latency.graph_sizes, default=0)
-    theirs = max(facts.graph_sizes, default=0)
-    if facts.graph_sizes and mine != theirs:
-        raise CalibrationError(
-            f"the server captured CUDA graphs of up to {theirs} tokens, and {profile.id} is of a "
-            f"server with graphs of up to {mine}: it was started with other flags, or vLLM's "
-            "defaults changed; give the profile of its version"
-        )
+    if facts.graph_sizes:
+        check_graphs(facts.graph_sizes, profile)

@@ -155,6 +155,11 @@ def _adapt_by_loads(
     server = describe(base_url)
     chosen = load_profile(given["profile"], options.vllm_version or server.version or None)
     lost = check_server(server, chosen)
+    if server.graph_sizes is None and not given["serve"]:  # the log of one that was started tells
+        lost.append(
+            "the sizes of the server's CUDA graphs are not known: vLLM tells them with "
+            "VLLM_SERVER_DEV_MODE=1"
+        )
     power = given["power"]
     reader = None if power in ("none", "nvml") else dcgm_reader(power, numbers)
     if power == "nvml":

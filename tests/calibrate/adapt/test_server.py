@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import math
 import os
 import shlex
@@ -136,7 +137,14 @@ def test_without_power_and_metrics_the_loss_is_stated(tmp_path: Path, profile: P
         assert any("no power was measured" in n for n in adapted.notes)
 
 
+def info(sizes: object) -> str:
+    """What ``/server_info?config_format=json`` says in vLLM's development mode."""
+    return json.dumps({"vllm_config": {"compilation_config": {"cudagraph_capture_sizes": sizes}}})
+
+
 WRONG = [
+    ({"STUB_SERVER_INFO": info([1, 2, 4, 8])}, "captured CUDA graphs of up to 8 tokens"),
+    ({"STUB_SERVER_INFO": info([])}, "captured CUDA graphs of up to 0 tokens"),
     ({"STUB_VERSION": "0.31.0"}, "runs vLLM 0.31.0"),
     ({"STUB_CACHE_DTYPE": "fp8_e4m3"}, "KV cache is of type 'fp8_e4m3'"),
     ({"STUB_ROOT": "Qwen/Qwen2.5-14B-Instruct"}, "give the profile of qwen2.5-14b"),
@@ -158,6 +166,19 @@ def test_a_wrong_server_is_refused(
     assert "Traceback" not in err
     assert not out.exists()
     assert list(tmp_path.iterdir()) == [tmp_path / "m"]
+
+
+@pytest.mark.parametrize(
+    ("told", "sizes"),
+    [(info([512, 1, 2]), (1, 2, 512)), (info(None), None), (info(["1"]), None), ("{", None),
+     ('{"vllm_config": "text"}', None), (None, None)],
+)  # fmt: skip
+def test_cuda_graphs_are_known_where_the_server_tells_them(
+    tmp_path: Path, told: str | None, sizes: tuple[int, ...] | None
+) -> None:
+    environment = {} if told is None else {"STUB_SERVER_INFO": told}
+    with serving(tmp_path / "m", **environment) as server:
+        assert describe(f"http://127.0.0.1:{server.port}").graph_sizes == sizes
 
 
 def test_a_server_is_started_and_ended(tmp_path: Path, profile: Path) -> None:
