@@ -31,7 +31,8 @@ from qsim.sim.simulate import simulate
 from qsim.traces import load_trace, write_trace
 from qsim.traces.trace import Trace
 
-PROFILE = "h200_sxm/llama-3.1-8b/bf16"
+#: under one release of vLLM, so that figures compare from version to version of qsim
+PROFILE = "h200_sxm/llama-3.1-8b/bf16@0.24"
 FLEET = ["--profile", PROFILE]
 #: without the simulations that ranges over machines are from
 ONE_MACHINE = ["--machines", "0"]
@@ -200,6 +201,7 @@ def run_all(bench: Bench, small: bool, trace_file: str | None) -> None:
     bench.simulate("one replica, a tenth of the KV blocks", one, profile, options=tenth)
     bench.simulate("the same, 3 x load: preemptions", one.speed(3), profile, options=tenth)
     mooncake = load_trace(f"mooncake-conversation:duration={seconds}")
+    bench.simulate("8 replicas, prefix caching", mooncake, profile, 8)
     bench.simulate("8 replicas, prefix caching and affinity", mooncake, profile, 8,
                    "prefix-affinity")  # fmt: skip
 
