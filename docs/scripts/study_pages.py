@@ -12,7 +12,7 @@ from pathlib import Path
 
 import qsim
 from qsim.files import write_text
-from qsim.optimize.search.executor import available_cores
+from qsim.processes import available_cores
 from qsim.report.text.study import study_csvs, study_markdown
 
 MODELS = ("llama-3.1-8b", "qwen2.5-14b", "qwen2.5-32b", "llama-3.1-70b")
