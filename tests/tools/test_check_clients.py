@@ -144,11 +144,11 @@ def test_what_is_neither(
         assert "error: " in capsys.readouterr().err
 
 
-MEASURED = ROOT / "measurements" / "clients" / "llama-3.1-8b--fp8-w8a8--v0.33--2026-11-30"
+MEASURED = ROOT / "measurements" / "clients" / "llama-3.1-8b--fp8-w8a8--v0.33--2026-11-30b"
 
 
-@pytest.mark.parametrize("sessions", [48, 96, 160])
-def test_every_hit_is_that_of_the_real_server(tool: ModuleType, sessions: int) -> None:
+@pytest.mark.parametrize("sessions", ["48", "48-again", "96", "160"])
+def test_every_hit_is_that_of_the_real_server(tool: ModuleType, sessions: str) -> None:
     run = tool.read(MEASURED / f"sessions-{sessions}.json.gz")
     options = qsim.EngineOptions(num_gpu_blocks_override=60146)
     ours = qsim.simulate(run.trace, PROFILE, options=options)
