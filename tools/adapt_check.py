@@ -34,8 +34,8 @@ from qsim.calibrate.adapt.fitting import LEAST_REQUESTS
 from qsim.calibrate.adapt.load import Load, replay
 from qsim.calibrate.adapt.spread import foreign_profile, learn_spread, loads_of, machine
 from qsim.calibrate.recordings.read import Recording, read_recording
-from qsim.optimize.search.executor import available_cores
 from qsim.optimize.search.executors import open_executor
+from qsim.processes import available_cores
 from qsim.profiles.lookup import load_profile
 from qsim.profiles.schema import Profile
 from qsim.profiles.spread import Spread
