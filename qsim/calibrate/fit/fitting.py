@@ -245,9 +245,8 @@ def _floors(recording: Recording) -> tuple[float, float]:
     width = a.num_attention_heads * a.head_dim
     pair_flops = 4 * width * a.num_hidden_layers / server.tensor_parallel
     # the last level cache serves some of the reads
-    return 0.9 * kv_bytes_per_token(
-        server
-    ) / gpu.bandwidth_bytes_s * 1e3, pair_flops / gpu.bf16_flops * 1e3
+    kv_ms = kv_bytes_per_token(server) / gpu.bandwidth_bytes_s * 1e3
+    return 0.9 * kv_ms, pair_flops / gpu.bf16_flops * 1e3
 
 
 def predicted_spans(result: FitResult) -> FloatArray:

@@ -39,6 +39,9 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 
+#: of a recording: what :func:`backlogs_ms` returns
+Backlog = tuple[FloatArray, FloatArray]
+
 #: what the API server's process takes for a request, a token and sending, in proportion
 API = ApiTimes(0.6, 0.025, 0.025, 0.0)
 #: so many times these are tried, and so many waits
@@ -182,7 +185,9 @@ def fit_frontend(
             "end needs at least 20: record single requests and a light Poisson load"
         )
     api = _api(seen)
-    arrivals, late_ms = _less_waits(seen, api)
+    backlogs = [backlogs_ms(x.recording, api) for x in seen]
+    arrivals = _less_waits(seen, backlogs, 0.0 if api is None else api.waits)
+    late_ms = _less_lateness(seen, backlogs)
     receive, receive_1k, wake = _receive(arrivals)
     # a millisecond matters by its share of the latency that it is a part of
     importance = 1.0 / np.maximum(np.concatenate([x.total_ms for x in seen]), 5.0) ** 2
@@ -206,7 +211,7 @@ def fit_frontend(
     return frontend, round(wake, 4)
 
 
-def backlogs_ms(recording: Recording, api: ApiTimes | None) -> tuple[FloatArray, FloatArray]:
+def backlogs_ms(recording: Recording, api: ApiTimes | None) -> Backlog:
     """What the API server's process has left to do when each request is sent, and at each update.
 
     Returns
@@ -243,8 +248,8 @@ def _api(seen: Sequence[_Seen]) -> ApiTimes | None:
     if busy.sum() < 100:
         return None
 
-    def unexplained(api: ApiTimes | None) -> float:
-        arrivals, last_ms = _less_waits(seen, api)
+    def arrivals_off(backlogs: Sequence[Backlog], waits: float) -> float:
+        arrivals = _less_waits(seen, backlogs, waits)
         early = np.concatenate([p.early_ms for p in arrivals])[busy]
         late = np.concatenate([p.late_ms for p in arrivals])[busy]
         prompt = np.concatenate([p.prompt_k for p in arrivals])[busy]
@@ -254,41 +259,51 @@ def _api(seen: Sequence[_Seen]) -> ApiTimes | None:
                 at = a + b * prompt
                 miss = np.maximum(early - at, 0.0) + np.maximum(at - late, 0.0)
                 least = min(least, float((weight[busy] * np.minimum(miss, 30.0)).mean()))
+        return least
+
+    def last_tokens_off(backlogs: Sequence[Backlog]) -> float:
+        last_ms = _less_lateness(seen, backlogs)
         c = _fit([last_rows], last_ms, importance**2)
         error = np.abs(last_ms - c[0] - c[1] * last_rows)
-        return least + float((importance * np.minimum(error, 30.0)).mean())
+        return float((importance * np.minimum(error, 30.0)).mean())
 
-    best, found = unexplained(None) * (1.0 - _WORTH), None
+    none = [backlogs_ms(x.recording, None) for x in seen]
+    best = (arrivals_off(none, 0.0) + last_tokens_off(none)) * (1.0 - _WORTH)
+    found = None
     for size in _SIZES:
+        api = ApiTimes(
+            round(API.request_ms * size, 5),
+            round(API.token_ms * size, 6),
+            round(API.send_ms * size, 6),
+            0.0,
+        )
+        backlogs = [backlogs_ms(x.recording, api) for x in seen]
+        last_tokens = last_tokens_off(backlogs)
         for waits in _WAITS:
-            api = ApiTimes(
-                round(API.request_ms * size, 5),
-                round(API.token_ms * size, 6),
-                round(API.send_ms * size, 6),
-                waits,
-            )
-            left = unexplained(api)
+            left = arrivals_off(backlogs, waits) + last_tokens
             if left < best:
-                best, found = left, api
+                best, found = left, replace(api, waits=waits)
     return found
 
 
-def _less_waits(seen: Sequence[_Seen], api: ApiTimes | None) -> tuple[list[_Arrivals], FloatArray]:
-    """Bounds on arrivals, and delays of last tokens, less what the process makes them wait."""
-    arrivals, last_ms = [], []
-    for x in seen:
-        waits_ms, late_ms = backlogs_ms(x.recording, api)
-        wait = waits_ms[x.arrivals.index] * (0.0 if api is None else api.waits)
-        arrivals.append(
-            replace(
-                x.arrivals,
-                early_ms=x.arrivals.early_ms - wait,
-                late_ms=x.arrivals.late_ms - wait,
-            )
-        )
+def _less_waits(
+    seen: Sequence[_Seen], backlogs: Sequence[Backlog], waits: float
+) -> list[_Arrivals]:
+    """Bounds on arrivals, less what the process makes requests wait."""
+    arrivals = []
+    for x, (waits_ms, _) in zip(seen, backlogs, strict=True):
+        a, wait_ms = x.arrivals, waits_ms[x.arrivals.index] * waits
+        arrivals.append(replace(a, early_ms=a.early_ms - wait_ms, late_ms=a.late_ms - wait_ms))
+    return arrivals
+
+
+def _less_lateness(seen: Sequence[_Seen], backlogs: Sequence[Backlog]) -> FloatArray:
+    """Delays of last tokens, less how much the process was behind; a first token is never."""
+    last_ms = []
+    for x, (_, late_ms) in zip(seen, backlogs, strict=True):
         several = x.recording.requests.output_tokens[x.index] > 1
         last_ms.append(x.last_ms - np.where(several, late_ms[x.last_step], 0.0))
-    return arrivals, np.concatenate(last_ms)
+    return np.concatenate(last_ms)
 
 
 def _arrivals(recording: Recording, matches: Matches, i: IntArray) -> _Arrivals:

@@ -183,12 +183,8 @@ class Replica:
         due_ps, rows
             Time and requests of the result that the next turn applies; 0 rows: there is none.
         """
-        api = self.api
-        assert api is not None
         now, receive_ps, request = self._deferred.popleft()
-        if rows and due_ps <= now:
-            api.result(due_ps, rows)  # it is out already
-        ready = now + receive_ps + api.request(now) * self._waits_ppt // 1000
+        ready = now + receive_ps + self._wait_ps(now, due_ps, rows) * self._waits_ppt // 1000
         serial = self._ready_ps + self._serial_ps
         if ready < serial:
             ready = serial
@@ -204,12 +200,16 @@ class Replica:
 
         It is not ready before ``ready_ps``.
         """
-        api = self.api
-        if api is None:
+        if self.api is None:
             return 0
         self._catch_up(now_ps, ready_ps if self.runs_ahead else now_ps)
-        # the result that the next turn applies may be out already
         rows, due_ps = self._result
+        return self._wait_ps(now_ps, due_ps, rows)
+
+    def _wait_ps(self, now_ps: int, due_ps: int, rows: int) -> int:
+        """How long a request waits; the result that the next turn applies may be out already."""
+        api = self.api
+        assert api is not None
         if rows and due_ps <= now_ps:
             api.result(due_ps, rows)
         return api.request(now_ps)
