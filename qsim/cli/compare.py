@@ -78,7 +78,7 @@ def compare(
     if json_path != "-":
         click.echo(compare_text(compared), nl=False)
     if picture_path is not None:
-        from qsim.report.figures.compare import compare_figure
+        from qsim.report.figures.results import compare_figure
         from qsim.report.figures.style import save_figure
 
         with outputs.attempt("--picture"):

@@ -151,7 +151,7 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     if not to_stdout:
         out.echo(plan_text(found))
         if found.best is not None and found.best.parts:
-            from qsim.optimize.deploy.simulate import simulate_command
+            from qsim.optimize.deploy.export import simulate_command
 
             if command := simulate_command(found, found.best, scenario):
                 out.echo(f"\nits figures: {command}")

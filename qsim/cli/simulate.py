@@ -186,7 +186,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     with out.attempt("--save-scenario"):
         save_scenario(ctx, scenario)
     for export in exports:
-        from qsim.optimize.deploy.simulated import export_simulated
+        from qsim.optimize.deploy.export import export_simulated
 
         with out.attempt(f"--export {export.kind}"):
             exported = export_simulated(scenario, export)
@@ -214,8 +214,7 @@ def _exports(given: Mapping[str, Any]) -> list[Export]:
     """What is written of the fleet."""
     if not given["exports"]:
         return []
-    from qsim.optimize.deploy.export import parse_export
-    from qsim.optimize.deploy.simulated import SIMULATED_EXPORTS
+    from qsim.optimize.deploy.export import SIMULATED_EXPORTS, parse_export
 
     return [parse_export(e, SIMULATED_EXPORTS) for e in given["exports"]]
 

@@ -60,7 +60,7 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
     """
     from pathlib import Path
 
-    from qsim.optimize.sweep.output import ENDINGS
+    from qsim.optimize.sweep.sweeping import ENDINGS
     from qsim.optimize.sweep.sweeping import sweep as run
     from qsim.tables import rows_csv
 

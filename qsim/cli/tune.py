@@ -98,7 +98,7 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
     from qsim.files import write_text
     from qsim.optimize.deploy.export import parse_export
     from qsim.optimize.search.expressions import parse_pick
-    from qsim.optimize.tune.export import export_trial
+    from qsim.optimize.tune.result import export_trial
     from qsim.optimize.tune.tuning import TuneInterrupted, TuneStoppedError, study_of, tune_for
     from qsim.report.text.tune import importance_text, tune_text
     from qsim.scenario.resolve import load_traffic

@@ -88,8 +88,7 @@ def adapt_by_telemetry(
     from qsim.optimize.search.executors import open_executor
     from qsim.processes import available_cores
     from qsim.profiles.lookup import stated_errors
-    from qsim.report.text.compare import adapted_text, factors_text
-    from qsim.report.text.telemetry import windows_text, workload_text
+    from qsim.report.text.compare import adapted_text, factors_text, windows_text, workload_text
 
     metrics = sources.read()
     cache = cache_labels(metrics)

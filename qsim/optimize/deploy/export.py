@@ -1,16 +1,18 @@
-"""A fleet in a form that can be started, or simulated again: ``qsim plan --export``."""
+"""A fleet in a form that can be started, or simulated again: ``--export``."""
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qsim.errors import InfeasibleError, ScenarioError
 from qsim.files import write_text
-from qsim.optimize.deploy.deployment import Pool, pools_of
+from qsim.optimize.deploy.deployment import Pool, distinct, pools_of
 from qsim.optimize.deploy.kubernetes import manifests, to_yaml
 from qsim.optimize.deploy.vllm import GPUS_PER_HOST, serve_script
 from qsim.optimize.plan.candidate import Candidate
@@ -18,22 +20,29 @@ from qsim.optimize.plan.result import Plan
 from qsim.profiles.schema import Profile
 from qsim.scenario import Scenario
 from qsim.scenario.sections import Traffic
+from qsim.sim.fleet.admission import resolve_fleet
 from qsim.sim.results.slo import Slo
+from qsim.sim.run_scenario import fleet_of
 from qsim.traces.forecast import forecast
 from qsim.traces.parts import is_large
 from qsim.traces.trace import Trace
 
 __all__ = [
     "EXPORTS",
+    "SIMULATED_EXPORTS",
     "Export",
     "export_plan",
     "export_pools",
     "export_scenario",
+    "export_simulated",
     "parse_export",
     "pools_scenario",
+    "servers_of",
+    "simulate_command",
 ]
 
 EXPORTS = ("vllm", "kubernetes", "scenario")
+SIMULATED_EXPORTS = ("kubernetes", "vllm")
 #: name of a scenario in a folder
 _SCENARIO = "scenario.yaml"
 
@@ -245,3 +254,83 @@ def _put(
         if executable:
             target.chmod(target.stat().st_mode | 0o111)
     return None
+
+
+def simulate_command(plan: Plan, candidate: Candidate, asked: Scenario) -> str:
+    """What gives a planned fleet's figures again; "" for a trace or profile not read by name.
+
+    Parameters
+    ----------
+    asked : Scenario
+        What the plan was asked; it names the trace.
+    """
+    trace = asked.traffic.trace
+    sources = [blank.source for blank in candidate.blanks]
+    if not isinstance(trace, str) or any(s is None or "," in s for s in sources):
+        return ""
+    words = ["qsim", "simulate", trace]
+    given = {k: v for k, v in asked.traffic.given().items() if k != "trace"}
+    if is_large(trace):
+        given["stream"] = False  # taken in parts its percentiles would be a little off
+    for name, value in given.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        words += ["--set", f"traffic.{name}={text}"]
+    pools = pools_of(candidate, plan.router_of(candidate))
+    for pool, source in zip(pools, sources, strict=True):
+        parts = [f"profile={source}", f"replicas={pool.replicas}"]
+        if pool.weight is not None and pool.weight != 1:
+            parts.append(f"weight={pool.weight!r}")
+        for name, value in pool.options.to_dict().items():
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            parts.append(f"{name.replace('_', '-')}={text}")
+        words += ["--pool", ",".join(parts)]
+    words += ["--router", pools[0].router, "--seed", str(asked.seed)]
+    words += [w for s in plan.slos for w in ("--slo", str(s))]
+    return shlex.join(words)
+
+
+def servers_of(scenario: Scenario) -> list[Pool]:
+    """The fleet's pools with what starts them, and the autoscaler that was simulated.
+
+    Raises
+    ------
+    ScenarioError, ProfileError
+        As simulating them.
+    """
+    fleet = fleet_of(scenario)
+    asked = fleet["pools"]
+    setup = resolve_fleet(**fleet)
+    found = []
+    for given, pool in zip(asked, setup.pools, strict=True):
+        settings = setup.autoscaler if pool.first is not None else None
+        found.append(
+            Pool.of(
+                pool.profile,
+                given.options,
+                pool.asked,
+                setup.router,
+                startup_s=pool.lifecycle.start_s,
+                weight=pool.weight if len(asked) > 1 else None,
+                autoscaler=None if settings is None else replace(settings, pools=()),
+            )
+        )
+    return distinct(found)
+
+
+def export_simulated(scenario: Scenario, export: Export | str) -> str | None:
+    """Write the commands or the manifests; returns the text if there is no path.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        What was simulated.
+    export : Export or str
+        ``kubernetes`` or ``vllm``, with ``=PATH`` after it or not.
+
+    Raises
+    ------
+    ScenarioError
+        For another kind, or an autoscaler that no manifest holds.
+    """
+    export = parse_export(export, SIMULATED_EXPORTS) if isinstance(export, str) else export
+    return export_pools(servers_of(scenario), export, autoscaler="none")

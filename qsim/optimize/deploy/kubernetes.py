@@ -18,8 +18,7 @@ from qsim.documents import to_yaml as yaml_text
 from qsim.errors import ScenarioError
 from qsim.optimize.deploy.autoscaler import autoscaler_manifest
 from qsim.optimize.deploy.deployment import Pool, distinct
-from qsim.optimize.deploy.routers import real_router
-from qsim.optimize.deploy.vllm import serve_words
+from qsim.optimize.deploy.vllm import real_router, serve_words
 from qsim.sim.fleet.autoscaling import Autoscaler, ScalingPolicy, ScalingRules, Signal
 
 __all__ = ["AUTOSCALERS", "STARTUP_FACTOR", "manifests", "to_yaml"]

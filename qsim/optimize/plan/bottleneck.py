@@ -22,13 +22,16 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from qsim.optimize.search.fleet_task import FleetTask
 from qsim.sim.engine.clock import clock_origin_s
 from qsim.sim.engine.steplog import Step
 from qsim.sim.engine.timing import PS_PER_S, Timing
 from qsim.sim.scheduler.config import EngineConfig
+from qsim.traces.trace import Trace
 
-__all__ = ["ACCOUNTS", "MOST_REQUESTS", "QUEUES", "TimeShares", "time_shares"]
+__all__ = ["ACCOUNTS", "MOST_REQUESTS", "QUEUES", "TimeShares", "busiest_requests", "time_shares"]
 
 ACCOUNTS = ("prefill", "decode", "power_cap", "host", "idle")
 QUEUES = ("seats", "kv_memory", "token_budget")
@@ -98,7 +101,6 @@ class TimeShares:
 
 def time_shares(task: FleetTask) -> TimeShares:
     """Simulate the fleet of ``task`` step by step and add up where its time goes."""
-    from qsim.optimize.plan.busiest import busiest_requests
 
     trace = busiest_requests(task.trace, MOST_REQUESTS)
     steps: list[Step] = []
@@ -175,3 +177,15 @@ def _queues(
         else:
             cause = "token_budget"
         waiting[cause] += s.update_ps - before.update_ps
+
+
+def busiest_requests(trace: Trace, count: int) -> Trace:
+    """The ``count`` requests in a row that arrive within the shortest time; all if there are fewer.
+
+    Times are those of the trace.
+    """
+    if len(trace) <= count:
+        return trace
+    at = trace.arrival_s
+    first = int(np.argmin(at[count - 1 :] - at[: len(at) - count + 1]))
+    return trace.take(np.arange(first, first + count))

@@ -9,14 +9,13 @@ from typing import Any, Unpack
 
 from qsim.errors import ScenarioError
 from qsim.optimize.economics.prices import prices_of
-from qsim.optimize.plan.budget import Budget, budget_of
+from qsim.optimize.plan.budget import Budget, budget_of, left_with_servers
 from qsim.optimize.plan.candidate import Candidate, Shortfall
 from qsim.optimize.plan.confidence import Replication
 from qsim.optimize.plan.detail import FEW, LITTLE, DetailWanted
 from qsim.optimize.plan.profile_choice import Choice, blank_candidate, choose_profiles
 from qsim.optimize.plan.resample import preset_draw
 from qsim.optimize.plan.result import Plan
-from qsim.optimize.plan.servers_left import left_with_servers
 from qsim.optimize.plan.setting_search import search_space
 from qsim.optimize.plan.stages import PlanRun
 from qsim.optimize.search.drive import Progress, part_of

@@ -10,7 +10,6 @@ from qsim.errors import InfeasibleError
 from qsim.optimize.deploy.vllm import serve_command
 from qsim.optimize.plan.budget import Budget
 from qsim.optimize.plan.candidate import Candidate, deciding_order
-from qsim.optimize.plan.why_not_best import behind_best
 from qsim.optimize.search.goals import Carbon, QualityGoal
 from qsim.sim.results.goodput import Goodput
 from qsim.sim.results.slo import Slo
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from qsim.optimize.plan.setting_search import SearchReport
     from qsim.sim.results.machine_ranges import MachineRanges
 
-__all__ = ["Plan", "Tie"]
+__all__ = ["Plan", "Tie", "behind_best"]
 
 
 @dataclass(frozen=True)
@@ -178,3 +177,39 @@ class Plan:
                 for c in self.candidates
             ],
         }
+
+
+def behind_best(
+    best: Candidate | None, objective: str, candidate: Candidate
+) -> dict[str, Any] | None:
+    """JSON-ready: ratio to the best by the objective, and the goal that one replica less misses.
+
+    None for the best itself, and for infeasible candidates, which have a reason.
+    """
+    if best is None or candidate is best or not candidate.feasible:
+        return None
+    worth = best.worth(objective)
+    ratio = candidate.worth(objective) / worth if worth else None
+    n = candidate.grown_from or candidate.replicas or 0
+    sizes = candidate.outcome.sizes if candidate.outcome else ()
+    fewer = next(
+        (
+            e
+            for e in candidate.evaluations
+            if e.replicas == n - 1 and not e.met and _within(e.sizes, sizes)
+        ),
+        None,
+    )
+    return {
+        "ratio": ratio,
+        "objective": objective,
+        "binding": None if fewer is None else str(fewer.binding.slo),
+        "one_less": None if fewer is None else fewer.binding.sentence(),
+    }
+
+
+def _within(fewer: tuple[int, ...], sizes: tuple[int, ...]) -> bool:
+    """Whether a mixed fleet has no more of any pool; fleets of one pool are told by their size."""
+    if len(fewer) != len(sizes):
+        return False
+    return all(a <= b for a, b in zip(fewer, sizes, strict=True))

@@ -21,13 +21,20 @@ from qsim.optimize.plan.budget import Budget
 from qsim.optimize.plan.candidate import Candidate
 from qsim.optimize.plan.candidate_search import search_candidate
 from qsim.optimize.plan.profile_choice import Choice
-from qsim.optimize.search.decided_range import check_measured, largest_measured, measured_values
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, offered_load, run_fleet
 from qsim.optimize.search.smallest_fleet import smallest_fleet
-from qsim.optimize.search.space import Choices, Decision, Space, parse_decision
+from qsim.optimize.search.space import (
+    Choices,
+    Decision,
+    Space,
+    check_measured,
+    largest_measured,
+    measured_values,
+    parse_decision,
+)
 from qsim.optimize.search.study import (
     Judgement,
     Objective,

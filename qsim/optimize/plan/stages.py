@@ -12,8 +12,7 @@ from qsim.optimize.plan.candidate_search import search_candidate
 from qsim.optimize.plan.confidence import Replication, replicate
 from qsim.optimize.plan.detail import Detail, DetailWanted, plan_detail
 from qsim.optimize.plan.headroom import Headroom, find_headroom, headroom_steps
-from qsim.optimize.plan.mix_search import MixReport, choose_pairs, search_pair
-from qsim.optimize.plan.mixed import task_of_parts
+from qsim.optimize.plan.mix_search import MixReport, choose_pairs, search_pair, task_of_parts
 from qsim.optimize.plan.profile_choice import Choice
 from qsim.optimize.plan.resample import Resample
 from qsim.optimize.plan.setting_search import PlanProblem, SearchReport, run_search

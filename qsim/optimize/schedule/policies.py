@@ -6,27 +6,29 @@ served (``serve``); with a perfect forecast the two are the same.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from qsim.optimize.schedule.capacity import PoolCapacity
 from qsim.optimize.schedule.controllers import DAY_S, Predictive, Reactive, Timetable
-from qsim.optimize.schedule.policy_study import tune_policy
 from qsim.optimize.schedule.problem import PoolChoice, ScheduleProblem
 from qsim.optimize.schedule.result import PolicyResult
 from qsim.optimize.schedule.tasks import RunOutcome, RunTask, run_policy
 from qsim.optimize.schedule.timetable_search import Proposal, WindowSearch
+from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.space import Choices, Range, Space
-from qsim.optimize.search.study import StudySettings
+from qsim.optimize.search.study import Judgement, Objective, Record, StudySettings, run_study
 from qsim.quality.recovery import Recovery, fleet_recovery
 from qsim.sim.fleet.policy import Constant
 
-__all__ = ["Bench", "routed_quality", "smallest_static"]
+__all__ = ["Bench", "PolicyProblem", "Tuned", "routed_quality", "smallest_static", "tune_policy"]
 
 Counts = tuple[tuple[int, ...], ...]
 #: times that a timetable is mended after a run of the whole trace
@@ -329,3 +331,102 @@ class Bench:
 
 def _limited(choice: PoolChoice, servers: int) -> PoolChoice:
     return replace(choice, pool=replace(choice.pool, replicas=max(1, math.ceil(servers))))
+
+
+#: builds what is to be simulated from the parameters
+Builder = Callable[[Mapping[str, Any]], RunTask]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The best parameters, and the run under them."""
+
+    params: dict[str, Any]
+    task: RunTask
+    run: RunOutcome
+    trials: int
+
+
+@dataclass
+class PolicyProblem:
+    """Make the objective small while every window meets the SLOs."""
+
+    problem: ScheduleProblem
+    choices: Sequence[PoolChoice]
+    space: Space
+    build: Builder
+    runs: dict[Hashable, RunOutcome] = field(default_factory=dict)
+
+    @property
+    def objectives(self) -> Sequence[Objective]:
+        """One: the schedule's."""
+        return (Objective(self.problem.objective),)
+
+    def key(self, params: dict[str, Any]) -> Hashable:
+        """The parameters themselves."""
+        return tuple(sorted(params.items()))
+
+    def submit(self, executor: TaskExecutor, params: dict[str, Any]) -> Future[Any]:
+        """Simulate the whole trace."""
+        return executor.submit(run_policy, self.build(params))
+
+    def judge(self, params: dict[str, Any], outcome: RunOutcome) -> Judgement:
+        """The objective; the excess of the worst window is the violation."""
+        self.runs[self.key(params)] = outcome
+        ratio, window, slo = outcome.worst
+        return Judgement(
+            (self.problem.value(self.choices, outcome),),
+            {"slo": max(ratio - 1.0, outcome.overload)},
+            {
+                "worst_window": window,
+                "worst_slo": str(self.problem.slos[slo]),
+                "missed_windows": len(outcome.missed),
+                "energy_j": outcome.energy_j,
+                "starts": outcome.starts,
+            },
+        )
+
+
+def tune_policy(
+    problem: ScheduleProblem,
+    choices: Sequence[PoolChoice],
+    name: str,
+    space: Space,
+    build: Builder,
+    executor: TaskExecutor,
+    settings: StudySettings,
+    *,
+    designed: Sequence[dict[str, Any]] = (),
+    progress: Progress | None = None,
+) -> Tuned:
+    """Search a policy's parameters; the best feasible trial, else the one that misses least."""
+    target = PolicyProblem(problem, choices, space, build)
+    trace = problem.trace
+    digest = hashlib.sha256(trace.arrival_s.tobytes() + trace.output_tokens.tobytes()).hexdigest()
+    records, _ = run_study(
+        target,
+        replace(settings, name=f"{settings.name}-{name}"),
+        executor,
+        designed=designed,
+        identity={
+            "policy": name,
+            "trace": digest[:16],
+            "slos": [str(s) for s in problem.slos],
+            "window_s": problem.window_s,
+            "pools": [[c.name, c.pool.replicas] for c in choices],
+        },
+        progress=progress,
+    )
+    best = min(records, key=_rank)
+    task = build(best.params)
+    run = target.runs.get(target.key(best.params))
+    if run is None:  # it was measured before an interruption
+        run = executor.submit(run_policy, task).result()
+    return Tuned(best.params, task, run, len(records))
+
+
+def _rank(record: Record) -> tuple[float, float, int]:
+    if record.values is None:
+        return (float("inf"), 0.0, record.number)
+    excess = max(0.0, record.violations.get("slo", 0.0))
+    return (excess, record.values[0], record.number)

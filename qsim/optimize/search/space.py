@@ -7,16 +7,30 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qsim.bounds import shown
 from qsim.checks import MAX_WHOLE, is_number
 from qsim.errors import ScenarioError
+from qsim.profiles.measured_range import MeasuredRange
+from qsim.profiles.schema import Profile
+from qsim.sim.scheduler.config import EngineOptions
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-__all__ = ["Choices", "Decision", "Range", "Space", "parse_decision", "search_texts", "value_text"]
+__all__ = [
+    "Choices",
+    "Decision",
+    "Range",
+    "Space",
+    "check_measured",
+    "largest_measured",
+    "measured_values",
+    "parse_decision",
+    "search_texts",
+    "value_text",
+]
 
 Value = str | int | float | bool | None
 
@@ -326,3 +340,48 @@ def _text(value: Value) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+V = TypeVar("V")
+
+
+def largest_measured(profiles: Sequence[Profile], options: EngineOptions) -> dict[str, int]:
+    """By setting the largest value that is within the measured range of any of the profiles.
+
+    Without a setting that a profile says nothing of, and empty if the options do not ask to keep
+    to the range. A value beyond the range of one profile alone is refused where that profile's
+    settings are resolved.
+    """
+    if not options.within_measured:
+        return {}
+    known = [MeasuredRange.of(p).limits() for p in profiles]
+    names = set.intersection(*(set(limits) for limits in known)) if known else set()
+    return {name: max(limits[name] for limits in known) for name in names}
+
+
+def measured_values(name: str, values: Sequence[V], limits: Mapping[str, int]) -> tuple[V, ...]:
+    """Those of the usual values of a setting that are within the range."""
+    limit = limits.get(name)
+    if limit is None:
+        return tuple(values)
+    return tuple(v for v in values if not is_number(v) or v <= limit) or tuple(values[:1])
+
+
+def check_measured(name: str, decision: Decision, limits: Mapping[str, int]) -> None:
+    """Refuse values that lead beyond the measured range.
+
+    Raises
+    ------
+    ScenarioError
+        Naming the setting, the value and the largest that is within the range.
+    """
+    limit = limits.get(name)
+    if limit is None:
+        return
+    values = [decision.high] if isinstance(decision, Range) else decision.grid()
+    for value in values:
+        if is_number(value) and value > limit:
+            raise ScenarioError(
+                f"{name} is to be searched up to {value}; the profiles were measured up to "
+                f"{limit}: lower it, or give --beyond-measured to rely on extrapolated steps"
+            )

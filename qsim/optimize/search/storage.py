@@ -1,10 +1,14 @@
-"""Where a study lives: in memory, in a journal file, or in any storage that Optuna has."""
+"""Where a study lives: in memory, in a journal file, or in any storage that Optuna has.
+
+A storage URL is told in messages without user, password and secret parameters.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -14,9 +18,15 @@ from typing import Any
 
 from qsim.errors import ScenarioError
 from qsim.optimize.search.journal import held
-from qsim.optimize.search.storage_url import shown_storage, without_password
 
-__all__ = ["held_study", "is_file", "open_storage", "quiet_optuna"]
+__all__ = [
+    "held_study",
+    "is_file",
+    "open_storage",
+    "quiet_optuna",
+    "shown_storage",
+    "without_password",
+]
 
 
 def open_storage(where: str | os.PathLike[str] | None) -> Any:
@@ -132,3 +142,38 @@ def quiet_optuna() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(level)
+
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]*@")
+#: parameters of a URL that are secrets
+_SECRET = re.compile(r"([?&;][^=&;]*(?:pass|pwd|secret|token|key)[^=&;]*=)[^&;#\s]*", re.IGNORECASE)
+
+
+def shown_storage(where: object) -> str:
+    """A storage for a message: a URL without user, password and secret parameters."""
+    text = str(where)
+    if "://" not in text:
+        return text
+    # to the last @: a password that was not quoted may hold one, and a slash
+    scheme, _, rest = text.partition("://")
+    if "@" in rest:
+        text = f"{scheme}://***@{rest.rpartition('@')[2]}"
+    return _SECRET.sub(r"\1***", _CREDENTIALS.sub("***@", text))
+
+
+def without_password(message: str, where: str) -> str:
+    """A driver's message about a storage, without its user, password and secret parameters."""
+    from urllib.parse import unquote
+
+    message = message.replace(where, shown_storage(where))
+    if "://" in where and "@" in where:
+        given = where.partition("://")[2].rpartition("@")[0]
+        for part in {given, *given.split(":", 1)}:
+            for form in (part, unquote(part)):
+                if len(form) > 1:
+                    message = message.replace(form, "***")
+    for match in _SECRET.finditer(where):
+        secret = match[0][len(match[1]) :]
+        if len(secret) > 1:
+            message = message.replace(secret, "***")
+    return _SECRET.sub(r"\1***", _CREDENTIALS.sub("***@", message))

@@ -7,8 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from qsim.errors import ScenarioError
-from qsim.optimize.search.storage import open_storage
-from qsim.optimize.search.storage_url import shown_storage
+from qsim.optimize.search.storage import open_storage, shown_storage
 
 if TYPE_CHECKING:
     from qsim.optimize.search.study import Problem, StudySettings

@@ -9,13 +9,19 @@ import numpy as np
 
 from qsim.optimize.search.goals import QualityGoal
 from qsim.optimize.search.pareto import front_mask
-from qsim.optimize.study.common import Context, busy_rate, comparable, full_clients, saturated
 from qsim.optimize.study.contenders import Contender, Line
 from qsim.optimize.study.figures import Band
 from qsim.optimize.study.levels import ApplicationRow
 from qsim.optimize.study.point import Point
 from qsim.optimize.study.result import TaskShape
-from qsim.optimize.study.runner import Asked
+from qsim.optimize.study.runner import (
+    Asked,
+    Context,
+    busy_rate,
+    comparable,
+    full_clients,
+    saturated,
+)
 from qsim.optimize.study.shapes import Shape
 from qsim.optimize.study.traffics import task_traffic
 from qsim.quality.tasks import normalise_mix

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
-from qsim.optimize.study.common import ANSWERED
 from qsim.optimize.study.comparing import Claim
 from qsim.optimize.study.levels import Axis, Run
 from qsim.optimize.study.result import Finding, Level
+from qsim.optimize.study.runner import ANSWERED
 from qsim.profiles.carry import release
 from qsim.sim.results.backlog import OVERLOADED
 

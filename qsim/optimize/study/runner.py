@@ -14,14 +14,25 @@ from qsim.errors import ScenarioError
 from qsim.optimize.economics.prices import usd_per_1m
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
-from qsim.optimize.search.run_journal import RunJournal, do_runs
+from qsim.optimize.search.journal import RunJournal, do_runs
 from qsim.optimize.study.contenders import Contender
 from qsim.optimize.study.figures import Band, rounded
 from qsim.optimize.study.levels import Run
 from qsim.optimize.study.point import Point, PointTask, Traffic, run_point
+from qsim.optimize.study.sizes import Sizes, clients_of
 from qsim.traces.trace import Trace
 
-__all__ = ["Asked", "Outcome", "Runner"]
+__all__ = [
+    "ANSWERED",
+    "Asked",
+    "Context",
+    "Outcome",
+    "Runner",
+    "busy_rate",
+    "comparable",
+    "full_clients",
+    "saturated",
+]
 
 #: a point, and the server that it is of
 Asked = tuple[Contender, Point]
@@ -183,3 +194,50 @@ class Runner:
             known = value, hashlib.sha256(pickle.dumps(value, protocol=5)).hexdigest()
             self._prints[id(value)] = known
         return known[1]
+
+
+#: a method that answers so much less of the same requests in full is not compared with the others
+ANSWERED = 0.01
+
+
+@dataclass(frozen=True)
+class Context:
+    """A study under way."""
+
+    runner: Runner
+    sizes: Sizes
+
+    def outcome(self, point: Point) -> Outcome | None:
+        """What came of a point; None if it failed."""
+        return self.runner.get(point)
+
+
+def full_clients(context: Context, line: Sequence[Contender], traffic: Traffic) -> int:
+    """Clients that fill the batches of every server of a line with such requests."""
+    trace = context.runner.load(traffic)
+    tokens = float(trace.prompt_tokens.mean() + trace.output_tokens.mean())
+    return clients_of(line, tokens, context.sizes)
+
+
+def saturated(line: Sequence[Contender], traffic: Traffic, clients: int) -> list[Asked]:
+    """Each server with full batches."""
+    return [(c, c.point(traffic, concurrency=clients)) for c in line]
+
+
+def busy_rate(context: Context, asked: Sequence[Asked]) -> float | None:
+    """Requests/s that all of them carry: a share of what the slowest does under saturation.
+
+    None if there is nothing to compare.
+    """
+    known = [o for _, p in asked if (o := context.outcome(p)) is not None]
+    rates = [o.run.values["request_throughput"] for o in comparable(known)]
+    slowest = min((r for r in rates if r), default=None)
+    if slowest is None:
+        return None
+    return float(f"{context.sizes.busy_share * slowest:.3g}")
+
+
+def comparable(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those that answered as many of the requests in full as the best of them."""
+    most = max((o.answered for o in outcomes), default=0.0)
+    return [o for o in outcomes if o.answered >= most - ANSWERED]

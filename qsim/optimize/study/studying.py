@@ -14,10 +14,9 @@ from qsim.optimize.economics.prices import prices_of
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.goals import check_floor
-from qsim.optimize.search.run_journal import open_run_journal
+from qsim.optimize.search.journal import open_run_journal
 from qsim.optimize.study.application import application_rows, application_saturation, task_shapes
 from qsim.optimize.study.application_claims import application_claims
-from qsim.optimize.study.common import Context
 from qsim.optimize.study.comparing import listed
 from qsim.optimize.study.contenders import (
     Contender,
@@ -31,15 +30,20 @@ from qsim.optimize.study.contenders import (
 )
 from qsim.optimize.study.decisions import decide
 from qsim.optimize.study.findings import MOST_BEYOND, findings_of, usable_runs
-from qsim.optimize.study.hardware import hardware_rows, hardware_saturation
 from qsim.optimize.study.levels import HardwareRow, ParallelismRow, WorkloadRow
 from qsim.optimize.study.machines import machine_notes
-from qsim.optimize.study.parallelism import parallel_saturation, parallelism_rows, sharded
 from qsim.optimize.study.result import StudyResult
-from qsim.optimize.study.runner import Asked, Runner
+from qsim.optimize.study.runner import Asked, Context, Runner
 from qsim.optimize.study.shapes import DEFAULT_TRAFFIC, SHAPES, Shape, find_shape
 from qsim.optimize.study.sizes import SIZES, Sizes
 from qsim.optimize.study.system_claims import hardware_claims, parallelism_claims
+from qsim.optimize.study.systems import (
+    hardware_rows,
+    hardware_saturation,
+    parallel_saturation,
+    parallelism_rows,
+    sharded,
+)
 from qsim.optimize.study.traffics import MainTraffic, loader, main_traffic
 from qsim.optimize.study.versions import alike, of_one_version, version_notes
 from qsim.optimize.study.workload import workload_rows

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qsim.optimize.study.common import Context, busy_rate, full_clients, saturated
 from qsim.optimize.study.contenders import Contender, Line
 from qsim.optimize.study.levels import Axis, Load, WorkloadRow
 from qsim.optimize.study.point import Point
-from qsim.optimize.study.runner import Asked
+from qsim.optimize.study.runner import Asked, Context, busy_rate, full_clients, saturated
 from qsim.optimize.study.traffics import MainTraffic, steady
 from qsim.sim.results.backlog import OVERLOADED
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,16 +14,17 @@ import numpy as np
 
 from qsim import __version__
 from qsim.bounds import MAX_RUNS, MAX_SEED
-from qsim.checks import whole
+from qsim.checks import check_ending, whole
 from qsim.errors import ScenarioError
+from qsim.files import atomic_path, write_text
 from qsim.optimize.economics.prices import Price, price_of, prices_of
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.fleet_task import FleetTask, TaskPool
 from qsim.optimize.search.goals import carbon_of, quality_goal
+from qsim.optimize.search.journal import RunJournal, do_runs, open_run_journal
 from qsim.optimize.search.measures import Worth, measure_fleet
-from qsim.optimize.search.run_journal import RunJournal, do_runs, open_run_journal
 from qsim.optimize.search.space import Space
 from qsim.optimize.sweep.points import Scenarios, is_part
 from qsim.optimize.tune.arguments import parse_search
@@ -31,9 +33,10 @@ from qsim.scenario import Scenario
 from qsim.scenario.arguments import SweepArguments
 from qsim.scenario.names import build
 from qsim.sim.results.slo import Slo
+from qsim.tables import rows_csv
 from qsim.traces.trace import Trace
 
-__all__ = ["Row", "SweepResult", "latin_hypercube", "sweep"]
+__all__ = ["ENDINGS", "Row", "SweepResult", "latin_hypercube", "rows_json", "sweep", "write_rows"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,6 @@ class SweepResult:
         MissingExtraError
             For Parquet without pyarrow.
         """
-        from qsim.optimize.sweep.output import write_rows
 
         write_rows(path, self.to_rows(), self.settings)
 
@@ -295,3 +297,39 @@ class _Runner:
             (self.prices, self.provider, self.goal, self.carbon, __version__),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+ENDINGS = (".csv", ".json", ".parquet")
+
+
+def rows_json(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
+    """One JSON object: what was asked for, and the rows."""
+    data = {"schema": "qsim-sweep/1", "settings": dict(settings), "rows": [dict(r) for r in rows]}
+    return json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_rows(path: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
+    """Write by the ending of ``path``; whole or not at all."""
+    check_ending("--out", path, ENDINGS)
+    if path.endswith(".csv"):
+        write_text(path, rows_csv(rows))
+    elif path.endswith(".json"):
+        write_text(path, rows_json(rows, settings))
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {n: _column([r[n] for r in rows]) for n in rows[0]}
+        metadata = {"qsim": json.dumps(dict(settings), ensure_ascii=False)}
+        with atomic_path(Path(path)) as temporary:
+            pq.write_table(pa.table(columns).replace_schema_metadata(metadata), temporary)
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """Values of one type: text where they differ in kind, such as numbers and words."""
+    kinds = {type(v) for v in values if v is not None}
+    if kinds <= {int, float} and float in kinds:
+        return [None if v is None else float(v) for v in values]
+    if len(kinds) > 1:
+        return [None if v is None else str(v) for v in values]
+    return values

@@ -9,9 +9,16 @@ from dataclasses import dataclass
 from qsim.checks import is_number, near_names
 from qsim.errors import ScenarioError
 from qsim.optimize.plan.profile_choice import Choice
-from qsim.optimize.search.decided_range import check_measured, largest_measured, measured_values
 from qsim.optimize.search.fleet_task import offered_load
-from qsim.optimize.search.space import Choices, Decision, Range, Space
+from qsim.optimize.search.space import (
+    Choices,
+    Decision,
+    Range,
+    Space,
+    check_measured,
+    largest_measured,
+    measured_values,
+)
 from qsim.sim.fleet.routers.router import check_router
 from qsim.sim.scheduler.config import ENGINE, EngineOptions, refuse_queue_limits
 from qsim.traces.trace import Trace

@@ -1,4 +1,4 @@
-"""Static pictures of a simulation and of a plan, drawn with matplotlib."""
+"""Static pictures of a simulation, of a plan and of a load, measured and simulated."""
 
 from __future__ import annotations
 
@@ -17,12 +17,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from qsim.calibrate.adapt.comparing import Compared
     from qsim.optimize.plan.candidate import Candidate
     from qsim.optimize.plan.result import Plan
     from qsim.sim.results.result import SimulationResult
     from qsim.sim.results.slo import Slo
 
-__all__ = ["figure_svg", "latency_figure", "plan_figure", "save_figure", "timeline_figure"]
+__all__ = [
+    "compare_figure",
+    "figure_svg",
+    "latency_figure",
+    "plan_figure",
+    "save_figure",
+    "timeline_figure",
+]
 
 
 def latency_figure(result: SimulationResult, slos: Sequence[Slo] = ()) -> Figure:
@@ -203,3 +211,35 @@ def _fleet_names(plan: Plan) -> dict[tuple[str, int], str]:
 
 def _scaled(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
+
+
+_TITLE = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "e2el_ms": "E2EL"}
+
+
+def compare_figure(c: Compared) -> Figure:
+    """Each request, simulated over measured, and both distributions, for each metric."""
+    with style():
+        pairs = c.pairs()
+        figure = blank_figure(4.2 * len(pairs), 6.4)
+        axes = figure.subplots(2, len(pairs), squeeze=False)
+        ends = []
+        for i, (metric, (measured, simulated)) in enumerate(pairs.items()):
+            low = max(float(min(measured.min(), simulated.min())), 1e-3)
+            high = max(float(max(measured.max(), simulated.max())), low * 1.01)
+            above, below = axes[0][i], axes[1][i]
+            above.plot([low, high], [low, high], color="0.6", linewidth=0.8)
+            above.plot(np.maximum(measured, 1e-3), np.maximum(simulated, 1e-3), ".", markersize=3)
+            above.set(xscale="log", yscale="log", title=f"{_TITLE[metric]}, one request a point",
+                      xlabel="measured, ms", ylabel="simulated, ms")  # fmt: skip
+            curves = [tail_of_values(v) for v in (measured, simulated)]
+            labels = []
+            for curve, name, color in zip(curves, ("measured", "simulated"), COLORS, strict=False):
+                below.step(*curve, where="pre", color=color, linewidth=1.4)
+                labels.append(
+                    EndLabel(name, float(curve[0][-1]), float(curve[1][-1]), text_color(color))
+                )
+            percentile_axis(below, metric.removesuffix("_ms"), curves, ())
+            ends.append((below, labels))
+        figure.suptitle(f"{c.load.name} through {c.profile.id}")
+        label_ends(figure, ends)
+    return figure

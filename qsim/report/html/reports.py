@@ -12,6 +12,7 @@ from qsim.files import write_text
 from qsim.report.figures.results import figure_svg, latency_figure, plan_figure, timeline_figure
 from qsim.report.text.plan import (
     carbon_remarks,
+    detail_lines,
     margin_remarks,
     mix_remarks,
     mix_text,
@@ -22,7 +23,6 @@ from qsim.report.text.plan import (
     tie_remarks,
     transfer_remarks,
 )
-from qsim.report.text.plan_detail import detail_lines
 from qsim.report.text.simulation import latency_rows
 from qsim.report.text.tables import number
 from qsim.sim.results.slo import MET

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qsim.report.text.machines import ranges_sentences
-from qsim.report.text.notes import run_notes, run_remarks
+from qsim.report.text.remarks import ranges_sentences, run_notes, run_remarks
 from qsim.report.text.tables import fill, number, table
 
 if TYPE_CHECKING:

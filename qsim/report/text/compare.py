@@ -7,10 +7,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from qsim.calibrate.adapt.comparing import Compared
+from qsim.calibrate.adapt.telemetry import Window
+from qsim.calibrate.adapt.telemetry_fit import TelemetryFit
 from qsim.calibrate.validate.comparison import METRICS, STATISTICS
 from qsim.report.text.tables import fill, number, table
 
-__all__ = ["adapted_text", "beyond_text", "compare_text", "factors_text", "kept_text"]
+__all__ = [
+    "adapted_text",
+    "beyond_text",
+    "compare_text",
+    "factors_text",
+    "kept_text",
+    "windows_text",
+    "workload_text",
+]
 
 _METRIC = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "e2el_ms": "E2EL"}
 _FACTOR = {
@@ -139,3 +149,38 @@ def kept_text(kept: str, errors: Mapping[str, float]) -> str:
         return fill(f"kept: {kept}, without anything to judge it by")
     others = ", ".join(f"{name} {e:.1f}%" for name, e in errors.items())
     return fill(f"kept: {kept}; mean error on what was left out: {others}")
+
+
+_FIGURE = {"first_ms": "first token\nms", "token_ms": "a token\nms", "power_w": "power\nW"}
+
+
+def windows_text(windows: Sequence[Window], found: TelemetryFit) -> str:
+    """The windows: what was measured, and how far off they are when they are left out."""
+    figures = [k for k in _FIGURE if any(k in w.measured for w in windows)]
+    rows = []
+    for w in windows:
+        cells = [w.name, f"{w.finished:,.0f}", number(w.rate_rps)]
+        for k in figures:
+            error = found.left_out.get(w.name, {}).get(k)
+            text = number(w.measured[k]) if k in w.measured else "-"
+            cells.append(text if error is None else f"{text} {error:+.1f}%")
+        rows.append(cells)
+    heads = ["window", "finished", "requests\n/s", *(_FIGURE[k] for k in figures)]
+    told = "measured; behind it how far off the profile is that was adapted without this window"
+    return table(heads, rows, left=1) + ("\n" + fill(told) if found.left_out else "")
+
+
+def workload_text(found: TelemetryFit) -> str:
+    """The workload that was estimated with the machine."""
+    cv, rho = found.cv, found.correlation
+    text = (
+        f"workload: gaps of requests of CV {cv[0]:.2f} ({cv[1]:.2f} to {cv[2]:.2f}), rank "
+        f"correlation of prompt and output {rho[0]:.2f} ({rho[1]:.2f} to {rho[2]:.2f}), with 90% "
+        "intervals"
+    )
+    if found.error_percent is not None and found.error_as_is_percent is not None:
+        text += (
+            f"; mean error on what was left out {found.error_percent:.1f}%, of the profile as it "
+            f"was {found.error_as_is_percent:.1f}%"
+        )
+    return fill(text)

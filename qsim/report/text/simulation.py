@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qsim.report.text.machines import range_row, range_text
+from qsim.report.text.remarks import range_row, range_text
 from qsim.report.text.tables import fill, number, table
 from qsim.sim.results.intervals import share_interval
 from qsim.sim.results.servers import hot_sentence

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from qsim.cli import main
 from qsim.errors import ScenarioError
 from qsim.optimize.deploy.autoscaler import autoscaler_manifest, read_autoscaler
+from qsim.optimize.deploy.export import export_simulated, servers_of
 from qsim.optimize.deploy.kubernetes import manifests, to_yaml
-from qsim.optimize.deploy.simulated import export_simulated, servers_of
 from qsim.scenario import Scenario
 from qsim.sim.fleet.autoscaling import (
     METRICS,

@@ -14,7 +14,7 @@ from qsim.optimize.deploy.deployment import Pool, distinct
 from qsim.optimize.deploy.kubernetes import manifests
 from qsim.optimize.deploy.kubernetes import to_yaml as kubernetes_yaml
 from qsim.optimize.deploy.vllm import serve_script
-from qsim.optimize.search.storage_url import shown_storage, without_password
+from qsim.optimize.search.storage import shown_storage, without_password
 from qsim.sim.scheduler.config import EngineOptions
 from tests.make_profile import make_profile
 

@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qsim.optimize.plan.bottleneck import time_shares
-from qsim.optimize.plan.busiest import busiest_requests
+from qsim.optimize.plan.bottleneck import busiest_requests, time_shares
+from qsim.optimize.plan.result import behind_best
 from qsim.optimize.plan.what_if import changes_of, what_if
-from qsim.optimize.plan.why_not_best import behind_best
 from qsim.optimize.search.executor import SerialExecutor
 from qsim.optimize.search.fleet_task import FleetTask
 from qsim.profiles.schema import Profile
-from qsim.report.text.plan_detail import why_not_best
+from qsim.report.text.plan import why_not_best
 from qsim.sim.results.slo import Slo
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate

@@ -14,7 +14,7 @@ import pytest
 
 import qsim
 from qsim.errors import ScenarioError
-from qsim.optimize.search import run_journal
+from qsim.optimize.search import journal as run_journal
 from qsim.optimize.search.space import Choices, Range, Space
 from qsim.optimize.sweep import sweeping as module
 from qsim.optimize.sweep.sweeping import SweepResult, latin_hypercube, sweep

@@ -15,8 +15,7 @@ import pytest
 import qsim
 from qsim.errors import InfeasibleError, ScenarioError
 from qsim.optimize.search.pareto import hypervolume
-from qsim.optimize.tune.export import export_trial
-from qsim.optimize.tune.result import TuneResult
+from qsim.optimize.tune.result import TuneResult, export_trial
 from qsim.optimize.tune.tuning import tune
 from qsim.profiles.schema import Profile
 from qsim.report.text.tune import tune_text

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import qsim
 from qsim.errors import ScenarioError
-from qsim.optimize.deploy.routers import real_router
+from qsim.optimize.deploy.vllm import real_router
 from qsim.scenario import Scenario
 from qsim.sim.fleet.admission import resolve_fleet
 from qsim.sim.fleet.failures import Failure, Failures

@@ -1,20 +1,23 @@
-"""The parallelism level: tensor parallelism against replicas on the same number of GPUs."""
+"""The levels of systems: tensor parallelism against replicas, and every GPU type."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from qsim.optimize.study.common import Context, busy_rate
-from qsim.optimize.study.contenders import Contender
+from qsim.optimize.study.contenders import Contender, Line
 from qsim.optimize.study.figures import Band
-from qsim.optimize.study.levels import Load, ParallelismRow
-from qsim.optimize.study.runner import Asked
+from qsim.optimize.study.levels import HardwareRow, Load, ParallelismRow
+from qsim.optimize.study.runner import Asked, Context, busy_rate
 from qsim.optimize.study.traffics import MainTraffic
-from qsim.optimize.study.workload import main_clients
+from qsim.optimize.study.workload import main_clients, main_saturation
 
-__all__ = ["parallel_saturation", "parallelism_rows", "sharded"]
-
-LEVEL = "parallelism"
+__all__ = [
+    "hardware_rows",
+    "hardware_saturation",
+    "parallel_saturation",
+    "parallelism_rows",
+    "sharded",
+]
 
 
 def sharded(contenders: Sequence[Contender], gpu: str) -> tuple[Contender, ...]:
@@ -62,7 +65,7 @@ def parallelism_rows(
         busy = traffic.at(rate_rps, context.sizes.requests)
         wanted += [("busy", (c, c.point(busy, replicas=n))) for c, n in _layouts(some)]
         wanted += [("saturated", asked) for asked in full]
-    context.runner.run(LEVEL, [asked for _, asked in wanted], begin, end)
+    context.runner.run("parallelism", [asked for _, asked in wanted], begin, end)
     rows = []
     for load, (contender, point) in wanted:
         outcome = context.outcome(point)
@@ -72,6 +75,37 @@ def parallelism_rows(
             rows.append(ParallelismRow(
                 contender.gpu, contender.method, size, n, size * n, load,
                 Band(n * tokens.value, n * tokens.low, n * tokens.high),
+                outcome.run.id, outcome.figures,
+            ))  # fmt: skip
+    return tuple(rows)
+
+
+def hardware_saturation(
+    context: Context, lines: Mapping[str, Line], traffic: MainTraffic
+) -> list[Asked]:
+    """Every method on every type with full batches."""
+    return [a for line in lines.values() for a in main_saturation(context, line, traffic)]
+
+
+def hardware_rows(
+    context: Context, lines: Mapping[str, Line], traffic: MainTraffic, begin: float, end: float
+) -> tuple[HardwareRow, ...]:
+    """Simulate one server of each at one rate that all of them carry, and put the rows together."""
+    full = hardware_saturation(context, lines, traffic)
+    rate_rps = busy_rate(context, full)
+    wanted: list[tuple[Load, Asked]] = [("saturated", asked) for asked in full]
+    if rate_rps is not None:
+        busy = traffic.at(rate_rps, context.sizes.requests)
+        wanted += [("busy", (c, c.point(busy))) for line in lines.values() for c in line]
+    context.runner.run("hardware", [asked for _, asked in wanted], begin, end)
+    rows = []
+    for load, (contender, point) in wanted:
+        outcome = context.outcome(point)
+        if outcome is not None:
+            power = contender.profile.power
+            rows.append(HardwareRow(
+                contender.gpu, contender.method, contender.tensor_parallel_size, load,
+                contender.kv_tokens, power.idle_w, power.busy_w, power.cap_w,
                 outcome.run.id, outcome.figures,
             ))  # fmt: skip
     return tuple(rows)

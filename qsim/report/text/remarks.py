@@ -1,8 +1,8 @@
-"""Ranges of figures over machines, for people."""
+"""What is told beside the figures of any result: ranges over machines, notes of its runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from qsim.report.text.tables import number
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from qsim.optimize.search.fleet_outcome import FleetOutcome
     from qsim.sim.results.machine_ranges import MachineRanges
 
-__all__ = ["range_row", "range_text", "ranges_sentences"]
+__all__ = ["range_row", "range_text", "ranges_sentences", "run_notes", "run_remarks"]
 
 Ranges = Mapping[str, tuple[float, float]]
 _STATISTICS = ("mean", "median", "p90", "p99")
@@ -51,3 +51,23 @@ def ranges_sentences(
         if not machines.adapted:
             text += ", and 'qsim calibrate adapt' makes the profile one of your machine"
     return [text]
+
+
+def run_notes(runs: Iterable[tuple[str, FleetOutcome | None]]) -> dict[str, list[str]]:
+    """The notes of runs, such as a ``max_model_len`` that the KV cache lowers, and whose they are.
+
+    Parameters
+    ----------
+    runs : iterable of (str, FleetOutcome or None)
+        The profile, and its fleet's run; None if it was not simulated.
+    """
+    found: dict[str, list[str]] = {}
+    for profile, outcome in runs:
+        for text in outcome.summary.get("notes", ()) if outcome is not None else ():
+            found.setdefault(text, []).append(profile)
+    return found
+
+
+def run_remarks(notes: dict[str, list[str]]) -> list[str]:
+    """A sentence a note."""
+    return [f"{', '.join(names)}: {text}" for text, names in notes.items()]
