@@ -44,15 +44,10 @@ _LATENCIES = ("ttft", "tpot", "itl", "e2el")
 
 @dataclass(frozen=True)
 class FleetCurve:
-    """One fleet over load.
-
-    Attributes
-    ----------
-    fleet : Layout
-        With every simulation in ``fleet.carried.points``, by speed.
-    """
+    """One fleet over load."""
 
     name: str
+    #: with every simulation in ``fleet.carried.points``, by speed
     fleet: Layout
 
     @property

@@ -27,45 +27,30 @@ OBJECTIVES = ("rate", "cost", "energy")
 
 @dataclass(frozen=True)
 class Traffic:
-    """The requests that every layout is given, faster or slower.
-
-    Attributes
-    ----------
-    rate_rps : float
-        Requests a second at speed 1.
-    words : tuple of str
-        TRACE and its options, as ``qsim simulate`` takes them; empty for a trace that was given
-        as an object.
-    """
+    """The requests that every layout is given, faster or slower."""
 
     facts: Mapping[str, Any]
+    #: requests a second at speed 1
     rate_rps: float
+    #: TRACE and its options, as ``qsim simulate`` takes them; empty for a trace that was given as
+    #: an object
     words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A method on so many GPUs of one type: replicas of a tensor-parallel size.
+    """A method on so many GPUs of one type: replicas of a tensor-parallel size."""
 
-    Attributes
-    ----------
-    blank : Candidate
-        The profile with its engine settings, price and quality; ``blank.reason`` says why a layout
-        was not simulated.
-    replicas : int
-        Servers that fit the GPUs.
-    idle_gpus : int
-        GPUs that are left over.
-    carried : Carried or None
-        What was simulated.
-    reason : str
-        Why it carries nothing; "" if it does.
-    """
-
+    #: the profile with its engine settings, price and quality; ``blank.reason`` says why a layout
+    #: was not simulated
     blank: Candidate
+    #: servers that fit the GPUs
     replicas: int
+    #: GPUs that are left over
     idle_gpus: int
+    #: what was simulated
     carried: Carried | None = None
+    #: why it carries nothing; "" if it does
     reason: str = ""
 
     @property
@@ -212,19 +197,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Capacity:
-    """The answer of :func:`qsim.capacity`: every layout, the best first.
+    """The answer of :func:`qsim.capacity`: every layout, the best first."""
 
-    Attributes
-    ----------
-    layouts : tuple of Layout
-        By ``objective``; those that carry nothing are last.
-    stock : dict
-        GPUs of each type.
-    think_time_s : float or None
-        Of users whose number was searched; None where rates were.
-    """
-
+    #: by ``objective``; those that carry nothing are last
     layouts: tuple[Layout, ...]
+    #: GPUs of each type
     stock: Mapping[str, int]
     traffic: Traffic
     slos: tuple[Slo, ...]
@@ -234,6 +211,7 @@ class Capacity:
     settings: Mapping[str, Any] = field(default_factory=dict)
     #: 90% ranges of the best layout's figures at its rate, over machines
     machines: MachineRanges | None = None
+    #: of users whose number was searched; None where rates were
     think_time_s: float | None = None
 
     @property

@@ -49,21 +49,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Carried:
-    """What was found about one fleet.
+    """What was found about one fleet."""
 
-    Attributes
-    ----------
-    best : Point or None
-        The fastest (with the most users) that met every goal, below ``broken``; None if none did.
-    broken : Point or None
-        One at most :data:`PRECISION` faster that missed a goal; None if the fastest speed that is
-        tried met all.
-    points : tuple of Point
-        Every simulation, by speed or users.
-    """
-
+    #: the fastest (with the most users) that met every goal, below ``broken``; None if none did
     best: Point | None
+    #: one at most :data:`PRECISION` faster that missed a goal; None if the fastest speed that is
+    #: tried met all
     broken: Point | None
+    #: every simulation, by speed or users
     points: tuple[Point, ...]
 
 

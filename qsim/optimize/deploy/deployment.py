@@ -22,48 +22,35 @@ STARTUP_S = 105.0
 
 @dataclass(frozen=True)
 class Pool:
-    """Equal servers behind one router.
+    """Equal servers behind one router."""
 
-    Attributes
-    ----------
-    profile : str
-        Id of the profile that was simulated.
-    replicas : int
-        Servers that run.
-    max_replicas : int or None
-        As many as an autoscaler may start; None for twice ``replicas``.
-    waiting : int or None
-        The most requests that one server's queue held in the simulation; a longer queue is
-        outside of what was predicted.
-    router : str
-        The router that was simulated.
-    startup_s : float
-        From the start of a server until it answers.
-    weight : float or None
-        How many requests the router gives a server beside one of weight 1; None where all servers
-        of the fleet are equal.
-    autoscaler : Autoscaler or None
-        What was simulated; ``replicas`` are the servers at the beginning then.
-    suffix : str
-        Behind the name, where the pools of one export would share it: see :func:`distinct`.
-    """
-
+    #: id of the profile that was simulated
     profile: str
     gpu: str
     model: str
     method: str
     engine: EngineConfig
+    #: servers that run
     replicas: int
     tensor_parallel_size: int = 1
     vllm_args: tuple[str, ...] = ()
     options: EngineOptions = field(default_factory=EngineOptions)
+    #: the router that was simulated
     router: str = "least-requests"
     vllm_version: str = ""
+    #: as many as an autoscaler may start; None for twice ``replicas``
     max_replicas: int | None = None
+    #: the most requests that one server's queue held in the simulation; a longer queue is outside
+    #: of what was predicted
     waiting: int | None = None
+    #: from the start of a server until it answers
     startup_s: float = STARTUP_S
+    #: what was simulated; ``replicas`` are the servers at the beginning then
     autoscaler: Autoscaler | None = None
+    #: behind the name, where the pools of one export would share it: see :func:`distinct`
     suffix: str = ""
+    #: how many requests the router gives a server beside one of weight 1; None where all servers of
+    #: the fleet are equal
     weight: float | None = None
 
     @classmethod

@@ -52,22 +52,14 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class TimeShares:
-    """Shares of all replicas' time.
+    """Shares of all replicas' time."""
 
-    Attributes
-    ----------
-    time : dict
-        By :data:`ACCOUNTS`; they sum to 1.
-    waiting : dict
-        By :data:`QUEUES`: the share of the time in which requests waited for it.
-    preemptions : int
-    requests : int
-        How many were looked at.
-    """
-
+    #: by :data:`ACCOUNTS`; they sum to 1
     time: Mapping[str, float]
+    #: by :data:`QUEUES`: the share of the time in which requests waited for it
     waiting: Mapping[str, float]
     preemptions: int
+    #: how many were looked at
     requests: int
 
     @property

@@ -22,24 +22,15 @@ __all__ = ["Budget", "budget_of", "left_with_servers"]
 
 @dataclass(frozen=True)
 class Budget:
-    """Upper limits of a fleet; None for no limit.
-
-    Attributes
-    ----------
-    max_gpus : int or None
-    max_usd_per_hour : float or None
-    max_power_kw : float or None
-        Mean power of all GPUs over the run, kW.
-    max_peak_power_kw : float or None
-        Highest mean power of all GPUs over a four-hundredth of the trace (0.1 s at least), kW.
-    stock : dict or None
-        GPUs that there are, by type; of a type that is not named there are none.
-    """
+    """Upper limits of a fleet; None for no limit."""
 
     max_gpus: int | None = None
     max_usd_per_hour: float | None = None
+    #: mean power of all GPUs over the run, kW
     max_power_kw: float | None = None
+    #: highest mean power of all GPUs over a four-hundredth of the trace (0.1 s at least), kW
     max_peak_power_kw: float | None = None
+    #: GPUs that there are, by type; of a type that is not named there are none
     stock: Mapping[str, int] | None = None
 
     def __bool__(self) -> bool:

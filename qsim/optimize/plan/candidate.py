@@ -25,21 +25,14 @@ _TIE_BREAKERS = ("confidence", "headroom", "cost", "energy", "gpus")
 
 @dataclass(frozen=True)
 class Shortfall:
-    """The constraint that makes a candidate infeasible, and by how much.
+    """The constraint that makes a candidate infeasible, and by how much."""
 
-    Attributes
-    ----------
-    constraint : str
-        The SLO as text, or the name of the option (``max_gpus``, ``min_quality``, ...).
-    value, limit : float
-        In the unit of the constraint.
-    excess : float
-        How far the value is beyond the limit, as a share of the limit.
-    """
-
+    #: the SLO as text, or the name of the option (``max_gpus``, ``min_quality``, ...)
     constraint: str
+    #: in the unit of the constraint
     value: float
     limit: float
+    #: how far the value is beyond the limit, as a share of the limit
     excess: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,19 +48,12 @@ class Shortfall:
 
 @dataclass(frozen=True)
 class Part:
-    """A pool of a mixed fleet.
+    """A pool of a mixed fleet."""
 
-    Attributes
-    ----------
-    blank : Candidate
-        What one of its servers is: profile, settings, price.
-    replicas : int
-    weight : float
-        How many requests a server gets beside one of weight 1.
-    """
-
+    #: what one of its servers is: profile, settings, price
     blank: Candidate
     replicas: int
+    #: how many requests a server gets beside one of weight 1
     weight: float = 1.0
 
     @property

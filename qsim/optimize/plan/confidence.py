@@ -41,72 +41,49 @@ _DRAWN = {
 
 @dataclass(frozen=True)
 class Replication:
-    """One more run of a fleet.
+    """One more run of a fleet."""
 
-    Attributes
-    ----------
-    number : int
-        From 1 on; seed of the draw, and added to the router's.
-    replicas : int
-    factor, kv_factor : float
-        What every time of the profile, and its KV blocks, were multiplied by; of a mixed fleet
-        that of its first pool.
-    goals : dict
-        Value over limit by goal, as :attr:`FleetOutcome.goals` have it.
-    met : bool
-        No goal's value is above its limit.
-    enough : bool
-        It missed a goal, or had the requests that it takes to judge every SLO.
-    machine : Factors
-        What its machine is beside the profile's; of a mixed fleet that of its first pool.
-    """
-
+    #: from 1 on; seed of the draw, and added to the router's
     number: int
     replicas: int
+    #: what every time of the profile, and its KV blocks, were multiplied by; of a mixed fleet that
+    #: of its first pool
     factor: float
     kv_factor: float
+    #: value over limit by goal, as :attr:`FleetOutcome.goals` have it
     goals: dict[str, float]
+    #: no goal's value is above its limit
     met: bool
+    #: it missed a goal, or had the requests that it takes to judge every SLO
     enough: bool = True
+    #: what its machine is beside the profile's; of a mixed fleet that of its first pool
     machine: Factors = _OWN
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """How many replications met every goal.
+    """How many replications met every goal."""
 
-    Attributes
-    ----------
-    runs : tuple of Replication
-        Of the fleet as planned, with the profile's error.
-    exact : tuple of Replication
-        Those of them that missed a goal with a slower profile or on another machine, run again
-        with the profile as it is.
-    more : tuple of Replication
-        All of them with one replica more; empty if every run met the goals.
-    sigma, kv_sigma : float
-        Relative standard errors of the profile's times and KV blocks that were drawn from; 0 if
-        none is stated.
-    traffic : str
-        How other traffic was drawn.
-    source : str
-        ``measured`` or ``transferred``, as the profile says.
-    calibrate : str
-        The command that would measure what the profile describes.
-    machines : str
-        Which machines were drawn: ``known``, as known machines differ; ``adapted``, within the
-        intervals of an adapted profile; or ``""``, none.
-    """
-
+    #: of the fleet as planned, with the profile's error
     runs: tuple[Replication, ...]
+    #: those of them that missed a goal with a slower profile or on another machine, run again with
+    #: the profile as it is
     exact: tuple[Replication, ...]
+    #: all of them with one replica more; empty if every run met the goals
     more: tuple[Replication, ...]
+    #: relative standard error of the profile's times that was drawn from, ``kv_sigma`` that of its
+    #: KV blocks; 0 if none is stated
     sigma: float
+    #: how other traffic was drawn
     traffic: str
     kv_sigma: float = 0.0
+    #: ``measured`` or ``transferred``, as the profile says
     source: str = "measured"
+    #: the command that would measure what the profile describes
     calibrate: str = "qsim calibrate run"
     pools: int = 1
+    #: which machines were drawn: ``known``, as known machines differ; ``adapted``, within the
+    #: intervals of an adapted profile; or ``""``, none
     machines: str = ""
 
     @property

@@ -26,27 +26,18 @@ FEW, LITTLE = 5, 20_000
 
 @dataclass(frozen=True)
 class DetailWanted:
-    """What to find out.
+    """What to find out."""
 
-    Attributes
-    ----------
-    replications : int, optional
-        Runs with other traffic, seeds and profile errors; 0 for none. Unless given
-        :data:`FEW` where they cost little: of a trace of at most :data:`LITTLE` requests.
-    sensitivity : bool
-        The fleet's size for each limit 20% tighter and looser.
-    bottlenecks : bool
-        Where the time goes, and which single change helps most.
-    resampling : Resampling, optional
-        How to draw other traffic; the trace is resampled unless given.
-    min_confidence : float, optional
-        Share of the replications that must meet every limit: the best fleet grows until they do.
-    """
-
+    #: runs with other traffic, seeds and profile errors; 0 for none. Unless given :data:`FEW` where
+    #: they cost little: of a trace of at most :data:`LITTLE` requests
     replications: int | None = None
+    #: the fleet's size for each limit 20% tighter and looser
     sensitivity: bool = False
+    #: where the time goes, and which single change helps most
     bottlenecks: bool = False
+    #: how to draw other traffic; the trace is resampled unless given
     resampling: Resampling | None = None
+    #: share of the replications that must meet every limit: the best fleet grows until they do
     min_confidence: float | None = None
 
     def __post_init__(self) -> None:

@@ -34,23 +34,15 @@ _MISSED = replace(_MET, slos=(SloOutcome(Slo("ttft", "mean", 1.0), 2.0),))
 
 @dataclass(frozen=True)
 class Headroom:
-    """What the fleet was found to carry.
+    """What the fleet was found to carry."""
 
-    Attributes
-    ----------
-    speed : float
-        The fastest speed simulated below ``broken_speed``, 1 or more; it met every SLO.
-    broken_speed : float or None
-        A speed at most 2% above it that missed one; None if :data:`MOST` met all.
-    broken : FleetOutcome or None
-        The simulation at ``broken_speed``.
-    simulations : int
-        How many were run; 0 where all requests arrive at one time, so that none can come faster.
-    """
-
+    #: the fastest speed simulated below ``broken_speed``, 1 or more; it met every SLO
     speed: float
+    #: a speed at most 2% above it that missed one; None if :data:`MOST` met all
     broken_speed: float | None
+    #: the simulation at ``broken_speed``
     broken: FleetOutcome | None
+    #: how many were run; 0 where all requests arrive at one time, so that none can come faster
     simulations: int
 
     def text(self) -> str:

@@ -42,28 +42,18 @@ MOST_COUNTS = 16
 
 @dataclass(frozen=True)
 class MixReport:
-    """Which mixed fleets were looked for.
+    """Which mixed fleets were looked for."""
 
-    Attributes
-    ----------
-    pairs : tuple of tuple of str
-        Profiles that were mixed.
-    left_out : int
-        Pairs that might do and were not tried: :data:`MOST_PAIRS` more promising ones were.
-    coarse : tuple of tuple of str
-        Pairs of which not every count was tried.
-    simulations : int
-    best : str
-        The best mixed fleet that was found, by the profiles' names; "" for none.
-    beats : bool
-        It is better than every fleet of one profile within the stock.
-    """
-
+    #: profiles that were mixed
     pairs: tuple[tuple[str, ...], ...]
+    #: pairs that might do and were not tried: :data:`MOST_PAIRS` more promising ones were
     left_out: int
+    #: pairs of which not every count was tried
     coarse: tuple[tuple[str, ...], ...]
     simulations: int
+    #: the best mixed fleet that was found, by the profiles' names; "" for none
     best: str = ""
+    #: it is better than every fleet of one profile within the stock
     beats: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,23 +70,15 @@ class MixReport:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two candidates to mix.
+    """Two candidates to mix."""
 
-    Attributes
-    ----------
-    parts : tuple of Part
-        With the weights of their servers; counts are of no meaning yet.
-    needed : tuple of int
-        Servers of each that meet every limit alone.
-    most : tuple of int
-        Servers of each that may be used: those that there are, and fewer than are enough alone.
-    shared : int or None
-        GPUs that there are, where both use one type.
-    """
-
+    #: with the weights of their servers; counts are of no meaning yet
     parts: tuple[Part, Part]
+    #: servers of each that meet every limit alone
     needed: tuple[int, int]
+    #: servers of each that may be used: those that there are, and fewer than are enough alone
     most: tuple[int, int]
+    #: GPUs that there are, where both use one type
     shared: int | None = None
 
     @property

@@ -31,18 +31,12 @@ MOST_TIED = 6
 
 @dataclass(frozen=True)
 class PlanRun:
-    """What all stages of a plan share.
-
-    Attributes
-    ----------
-    base : FleetTask
-        A fleet with the plan's trace, limits and settings; profile and size are replaced.
-    choices, blanks : list
-        A profile, and its candidate before the search, at each place.
-    """
+    """What all stages of a plan share."""
 
     executor: TaskExecutor
+    #: a fleet with the plan's trace, limits and settings; profile and size are replaced
     base: FleetTask
+    #: a profile, and its candidate before the search, at each place
     choices: Sequence[Choice]
     blanks: Sequence[Candidate]
     objective: str

@@ -41,18 +41,11 @@ class Effect:
 
 @dataclass(frozen=True)
 class WhatIf:
-    """The effects of single changes, the most helpful first.
+    """The effects of single changes, the most helpful first."""
 
-    Attributes
-    ----------
-    speed : float
-        How many times as fast the trace ran.
-    before : Effect
-        The fleet as planned at that speed.
-    effects : tuple of Effect
-    """
-
+    #: how many times as fast the trace ran
     speed: float
+    #: the fleet as planned at that speed
     before: Effect
     effects: tuple[Effect, ...]
 

@@ -48,24 +48,15 @@ class CapacityTask:
 
 @dataclass(frozen=True)
 class PoolCapacity:
-    """What servers of one profile carry.
+    """What servers of one profile carry."""
 
-    Attributes
-    ----------
-    one_rps, many_rps : float
-        Requests a second that one server carries, and each of ``servers``.
-    servers : int
-    in_flight : float
-        Mean number of requests in each of ``servers`` servers at ``many_rps``.
-    loads_rps, watts : tuple of float
-        Power of a server by its requests a second, ascending from 0.
-    simulations : int
-    """
-
+    #: requests a second that one server carries, and each of ``servers``
     one_rps: float
     many_rps: float
     servers: int
+    #: mean number of requests in each of ``servers`` servers at ``many_rps``
     in_flight: float
+    #: power of a server by its requests a second, ascending from 0
     loads_rps: tuple[float, ...]
     watts: tuple[float, ...]
     simulations: int = field(default=0, compare=False)

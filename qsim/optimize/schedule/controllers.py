@@ -23,22 +23,14 @@ DAY_S = 86400.0
 
 @dataclass(frozen=True)
 class Timetable:
-    """So many servers of each pool in each window, as written down beforehand.
+    """So many servers of each pool in each window, as written down beforehand."""
 
-    Attributes
-    ----------
-    counts : tuple of tuple of int
-        One a window; the last one holds after the end.
-    window_s : float
-    lead_s : float
-        Servers are started so long before the window that needs them.
-    lag_s : float
-        And taken out of use so long after the last one that does.
-    """
-
+    #: one a window; the last one holds after the end
     counts: tuple[tuple[int, ...], ...]
     window_s: float
+    #: servers are started so long before the window that needs them
     lead_s: float
+    #: and taken out of use so long after the last one that does
     lag_s: float = 0.0
     period_s: float = 15.0
 

@@ -59,19 +59,13 @@ def smallest_static(search: WindowSearch, proposal: Proposal) -> int:
 
 @dataclass(frozen=True)
 class Bench:
-    """Runs policies on one problem.
+    """Runs policies on one problem."""
 
-    Attributes
-    ----------
-    plan, serve : ScheduleProblem
-        What is known, and what is to be served.
-    settings : StudySettings
-        Of every policy's search.
-    """
-
+    #: what is known, and what is to be served
     plan: ScheduleProblem
     serve: ScheduleProblem
     executor: TaskExecutor
+    #: of every policy's search
     settings: StudySettings
 
     def _task(

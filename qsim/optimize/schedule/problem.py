@@ -106,45 +106,29 @@ def labelled(choices: Sequence[PoolChoice]) -> list[PoolChoice]:
 
 @dataclass(frozen=True)
 class ScheduleProblem:
-    """One trace to be served by a choice of pools.
+    """One trace to be served by a choice of pools."""
 
-    Attributes
-    ----------
-    trace : Trace
-        Its windows begin at time 0.
-    window_s : float
-    slos : tuple of Slo
-        To be met in every window, over the requests that arrive in it.
-    objective : str
-        One of :data:`OBJECTIVES`.
-    grid : CarbonSeries or GridIntensity, optional
-    pue : float
-    min_quality : float, optional
-        Percent; the low end of the mean over requests, as routed, must reach it.
-    max_gpus : int, optional
-        The most GPUs at a time.
-    owned_gpus : int, optional
-        So many GPUs are paid for and draw ``off_w`` each whether a server has them or not.
-    off_w : float
-        Power of an owned GPU without a server.
-    margin : float
-        Plan for so many times the traffic.
-    allow_backlog : bool
-        Let servers finish less than arrives.
-    """
-
+    #: its windows begin at time 0
     trace: Trace
     window_s: float
+    #: to be met in every window, over the requests that arrive in it
     slos: tuple[Slo, ...]
+    #: one of :data:`OBJECTIVES`
     objective: str
     grid: CarbonSeries | GridIntensity | None = None
     pue: float = 1.0
+    #: percent; the low end of the mean over requests, as routed, must reach it
     min_quality: float | None = None
+    #: the most GPUs at a time
     max_gpus: int | None = None
+    #: so many GPUs are paid for and draw ``off_w`` each whether a server has them or not
     owned_gpus: int | None = None
+    #: power of an owned GPU without a server
     off_w: float = 80.3
     too_long: str = "error"
+    #: plan for so many times the traffic
     margin: float = 1.0
+    #: let servers finish less than arrives
     allow_backlog: bool = False
 
     @property

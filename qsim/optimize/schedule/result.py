@@ -16,36 +16,23 @@ __all__ = ["PolicyResult", "Schedule"]
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """One policy on the whole trace.
-
-    Attributes
-    ----------
-    name : str
-    description : str
-        For people.
-    choices : tuple of PoolChoice
-        The pools that it had.
-    params : dict
-        What was searched, and found.
-    run : RunOutcome
-    totals : dict
-        energy_j, cost_usd, gco2e (None where unknown) and gpu_hours.
-    value : float
-        The objective.
-    quality : Recovery or None
-        Mean over the requests as they were routed.
-    trials : int
-        Simulations of the whole trace that the search took.
-    """
+    """One policy on the whole trace."""
 
     name: str
+    #: for people
     description: str
+    #: the pools that it had
     choices: tuple[PoolChoice, ...]
+    #: what was searched, and found
     params: Mapping[str, Any]
     run: RunOutcome
+    #: energy_j, cost_usd, gco2e (None where unknown) and gpu_hours
     totals: Mapping[str, float | None]
+    #: the objective
     value: float
+    #: mean over the requests as they were routed
     quality: Recovery | None
+    #: simulations of the whole trace that the search took
     trials: int = 1
 
     @property
@@ -106,38 +93,25 @@ class PolicyResult:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The answer of :func:`qsim.optimize.schedule.scheduling.schedule`.
+    """The answer of :func:`qsim.optimize.schedule.scheduling.schedule`."""
 
-    Attributes
-    ----------
-    problem : ScheduleProblem
-        The traffic that the policies were run on.
-    choices : tuple of PoolChoice
-        The pools of the timetable, with the weights by which requests are routed.
-    counts : tuple of tuple of int
-        Servers by window (outer) and pool.
-    lead_s : float
-        How long before its window a server is started.
-    pack : int
-        Routing: 0 for the fewest requests outstanding by weight, else the first server that has
-        fewer than so many times its weight.
-    results : tuple of PolicyResult
-        The optimized timetable last.
-    forecast : str
-        ``perfect`` (the timetable was made from the very trace that it ran on) or ``day-before``.
-    notes : tuple of str
-    search : dict
-        How much was simulated.
-    """
-
+    #: the traffic that the policies were run on
     problem: ScheduleProblem
+    #: the pools of the timetable, with the weights by which requests are routed
     choices: tuple[PoolChoice, ...]
+    #: servers by window (outer) and pool
     counts: tuple[tuple[int, ...], ...]
+    #: how long before its window a server is started
     lead_s: float
+    #: routing: 0 for the fewest requests outstanding by weight, else the first server that has
+    #: fewer than so many times its weight
     pack: int
+    #: the optimized timetable last
     results: tuple[PolicyResult, ...]
+    #: ``perfect`` (the timetable was made from the very trace that it ran on) or ``day-before``
     forecast: str
     notes: tuple[str, ...] = ()
+    #: how much was simulated
     search: Mapping[str, Any] = field(default_factory=dict)
     trace_facts: Mapping[str, Any] = field(default_factory=dict)
 

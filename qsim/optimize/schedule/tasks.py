@@ -47,23 +47,15 @@ class WindowTask:
 
 @dataclass(frozen=True)
 class WindowOutcome:
-    """What a fleet did in one window.
+    """What a fleet did in one window."""
 
-    Attributes
-    ----------
-    ratios : tuple of float
-        Each SLO's value over its limit; at most 1 where it is met.
-    energy_j : float
-    requests : tuple of int
-        Answered by each pool.
-    overload : float
-        Share of what arrives that the fleet does not finish; 0 if it keeps up, or the window is
-        too short to tell.
-    """
-
+    #: each SLO's value over its limit; at most 1 where it is met
     ratios: tuple[float, ...]
     energy_j: float
+    #: answered by each pool
     requests: tuple[int, ...]
+    #: share of what arrives that the fleet does not finish; 0 if it keeps up, or the window is too
+    #: short to tell
     overload: float = 0.0
 
     @property
@@ -133,43 +125,31 @@ class RunTask:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What a policy did on the whole trace; lists by window or by bin of :data:`BIN_S`.
-
-    Attributes
-    ----------
-    ratios : tuple of float
-        Each SLO's value over its limit, over the whole trace.
-    window_ratios : tuple of tuple of float
-        The same by window (outer) and SLO; 0 in a window without requests.
-    window_attainment : tuple of float
-        Share of requests within every limit; 1 in a window without requests.
-    window_requests : tuple of tuple of int
-        By window and pool.
-    window_ttft_ms : tuple of float
-        p99 of TTFT, nan in a window without requests.
-    changes : tuple
-        (time_s, pool, on, starting, draining, asleep) after every change.
-    billed_gpu_s, state_gpu_s : float
-        GPU-seconds that are paid for, and those of servers in any state but off.
-    overload : float
-        Share of what arrives that is not finished, over the whole trace; 0 if the fleet keeps up.
-    """
+    """What a policy did on the whole trace; lists by window or by bin of :data:`BIN_S`."""
 
     energy_j: float
     window_energy_j: tuple[float, ...]
     power_w: tuple[float, ...]
+    #: each SLO's value over its limit, over the whole trace
     ratios: tuple[float, ...]
+    #: the same by window (outer) and SLO; 0 in a window without requests
     window_ratios: tuple[tuple[float, ...], ...]
     attainment: float
+    #: share of requests within every limit; 1 in a window without requests
     window_attainment: tuple[float, ...]
+    #: by window and pool
     window_requests: tuple[tuple[int, ...], ...]
+    #: p99 of TTFT, nan in a window without requests
     window_ttft_ms: tuple[float, ...]
+    #: (time_s, pool, on, starting, draining, asleep) after every change
     changes: tuple[tuple[float, int, int, int, int, int], ...]
     state_s: tuple[dict[str, float], ...]
     starts: int
     wakes: int
+    #: GPU-seconds that are paid for
     billed_gpu_s: float
     end_s: float
+    #: share of what arrives that is not finished, over the whole trace; 0 if the fleet keeps up
     overload: float = 0.0
 
     @property

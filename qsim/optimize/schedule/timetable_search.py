@@ -38,39 +38,24 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Proposal:
-    """Fleets by window, all of them simulated in their windows.
+    """Fleets by window, all of them simulated in their windows."""
 
-    Attributes
-    ----------
-    counts : tuple of tuple of int
-        Servers by window (outer) and pool.
-    worth : float
-        What the objective counts, starts included, by the windows' own simulations.
-    """
-
+    #: servers by window (outer) and pool
     counts: tuple[tuple[int, ...], ...]
+    #: what the objective counts, starts included, by the windows' own simulations
     worth: float
 
 
 @dataclass
 class WindowSearch:
-    """Finds the cheapest fleets by window for one set of pools.
-
-    Attributes
-    ----------
-    problem : ScheduleProblem
-    choices : sequence of PoolChoice
-        The ``limit`` of each pool is the most servers of it that are tried.
-    capacities : sequence of PoolCapacity
-    executor : TaskExecutor
-    pack : int
-        How requests are routed, as in :func:`qsim.sim.fleet.dynamic.simulate_dynamic`.
-    """
+    """Finds the cheapest fleets by window for one set of pools."""
 
     problem: ScheduleProblem
+    #: the ``limit`` of each pool is the most servers of it that are tried
     choices: Sequence[PoolChoice]
     capacities: Sequence[PoolCapacity]
     executor: TaskExecutor
+    #: how requests are routed, as in :func:`qsim.sim.fleet.dynamic.simulate_dynamic`
     pack: int = 0
     note: Note = field(default=lambda _: None)
 

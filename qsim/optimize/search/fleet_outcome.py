@@ -73,20 +73,13 @@ Goal = SloOutcome | GoodputOutcome | BacklogOutcome | DownGoal | NoneLeft
 
 @dataclass(frozen=True)
 class Degraded:
-    """A fleet with some servers down.
+    """A fleet with some servers down."""
 
-    Attributes
-    ----------
-    sizes : tuple of int
-        Servers that are left, by pool.
-    down : str
-        Which are not, for people.
-    outcome : FleetOutcome or None
-        Of the same traffic; None where no server is left.
-    """
-
+    #: servers that are left, by pool
     sizes: tuple[int, ...]
+    #: which are not, for people
     down: str
+    #: of the same traffic; None where no server is left
     outcome: FleetOutcome | None
 
     @property
@@ -110,46 +103,30 @@ QUANTILES = (
 
 @dataclass(frozen=True)
 class FleetOutcome:
-    """One simulated fleet.
-
-    Attributes
-    ----------
-    replicas : int
-    summary : dict
-        ``SimulationResult.summary()``.
-    slos : tuple of SloOutcome
-    attainment : float or None
-        Share of requests within every limit.
-    quantiles : dict
-        Per latency (``ttft_ms``, ...) its values at ``QUANTILES``, the least to the highest.
-    goodput : GoodputOutcome or None
-        Where a share of good requests is asked for.
-    peak_power_w : float or None
-        Highest mean power of the fleet over a four-hundredth of the trace, or 0.1 s if that is
-        longer.
-    load : Load or None
-        Whether the fleet kept up with its traffic.
-    allow_backlog : bool
-        One that does not may still meet its goals.
-    p95_ms : dict
-        ``p95_ttft_ms`` and so on; None over nothing.
-    sizes : tuple of int
-        Servers of each pool of a mixed fleet; empty for one pool.
-    degraded : tuple of Degraded
-        The fleet with servers down, where it is to survive that.
-    """
+    """One simulated fleet."""
 
     replicas: int
+    #: ``SimulationResult.summary()``
     summary: Mapping[str, Any]
     slos: tuple[SloOutcome, ...]
+    #: share of requests within every limit
     attainment: float | None
+    #: per latency (``ttft_ms``, ...) its values at ``QUANTILES``, the least to the highest
     quantiles: Mapping[str, list[float]]
+    #: where a share of good requests is asked for
     goodput: GoodputOutcome | None = None
+    #: highest mean power of the fleet over a four-hundredth of the trace, or 0.1 s if that is
+    #: longer
     peak_power_w: float | None = None
+    #: whether the fleet kept up with its traffic
     load: Load | None = None
+    #: one that does not may still meet its goals
     allow_backlog: bool = False
+    #: ``p95_ttft_ms`` and so on; None over nothing
     p95_ms: Mapping[str, float | None] = field(default_factory=dict)
+    #: servers of each pool of a mixed fleet; empty for one pool
     sizes: tuple[int, ...] = ()
+    #: the fleet with servers down, where it is to survive that
     degraded: tuple[Degraded, ...] = ()
 
     @property

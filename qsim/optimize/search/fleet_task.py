@@ -58,21 +58,11 @@ class TaskPool:
 
 @dataclass(frozen=True)
 class FleetTask:
-    """One fleet to simulate, complete in itself, so that any process can do it.
-
-    Attributes
-    ----------
-    profile, replicas, options, weight
-        The servers of a fleet of one pool, or the first pool of a mixed fleet.
-    beside : tuple of TaskPool
-        The further pools of a mixed fleet.
-    survive : int
-        The goals are to be met with any so many servers down.
-    concurrency, think_time_s
-        Clients of a closed loop: see :func:`qsim.simulate`.
-    """
+    """One fleet to simulate, complete in itself, so that any process can do it."""
 
     trace: Trace
+    #: with ``replicas``, ``options`` and ``weight`` the servers of a fleet of one pool, or of the
+    #: first pool of a mixed fleet
     profile: Profile
     replicas: int
     slos: tuple[Slo, ...]
@@ -82,9 +72,12 @@ class FleetTask:
     too_long: str
     goodput: Goodput | None = None
     allow_backlog: bool = False
+    #: the further pools of a mixed fleet
     beside: tuple[TaskPool, ...] = ()
     weight: float = 1.0
+    #: the goals are to be met with any so many servers down
     survive: int = 0
+    #: clients of a closed loop: see :func:`qsim.simulate`
     concurrency: int | None = None
     think_time_s: float | None = None
 

@@ -23,17 +23,11 @@ __all__ = ["Carbon", "QualityGoal", "carbon_of", "check_floor", "check_goals", "
 
 @dataclass(frozen=True)
 class QualityGoal:
-    """The task mix that quality is told for, and the floor, if there is one.
+    """The task mix that quality is told for, and the floor, if there is one."""
 
-    Attributes
-    ----------
-    tasks : dict
-        Shares by task; they sum to 1.
-    min_pct : float or None
-        Percent of the 16-bit score that the low end of the interval must reach.
-    """
-
+    #: shares by task; they sum to 1
     tasks: Mapping[str, float]
+    #: percent of the 16-bit score that the low end of the interval must reach
     min_pct: float | None = None
 
     def of(self, profile: Profile) -> Recovery | None:

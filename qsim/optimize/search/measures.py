@@ -25,23 +25,15 @@ _LATENCY = re.compile(r"(mean|median|p(?:\d{1,2}(?:\.\d+)?|100))_(ttft|tpot|itl|
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure.
+    """One figure."""
 
-    Attributes
-    ----------
-    name : str
-        As in a summary.
-    title : str
-        For people, with the unit.
-    maximize : bool
-        Whether more is better.
-    needs : str
-        What it cannot be told without: ``"price"``, ``"region"``, ``"slo"``, or nothing.
-    """
-
+    #: as in a summary
     name: str
+    #: for people, with the unit
     title: str
+    #: whether more is better
     maximize: bool = False
+    #: what it cannot be told without: ``"price"``, ``"region"``, ``"slo"``, or nothing
     needs: str = ""
 
 

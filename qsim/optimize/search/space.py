@@ -78,19 +78,13 @@ class Choices:
 
 @dataclass(frozen=True)
 class Range:
-    """A number from ``low`` to ``high``, both included; whole if both are.
-
-    Attributes
-    ----------
-    step : int or float, optional
-        Only ``low``, ``low + step``, ...; not with ``log``.
-    log : bool
-        Search its logarithm.
-    """
+    """A number from ``low`` to ``high``, both included; whole if both are."""
 
     low: int | float
     high: int | float
+    #: only ``low``, ``low + step``, ...; not with ``log``
     step: int | float | None = None
+    #: search its logarithm
     log: bool = False
 
     def __post_init__(self) -> None:

@@ -60,24 +60,16 @@ class Objective:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a measurement is worth.
+    """What a measurement is worth."""
 
-    Attributes
-    ----------
-    values : tuple of float, or None
-        One an objective; None if the trial failed.
-    violations : dict
-        By constraint; at most 0 where it is met. Comparable with each other: the excess as a share
-        of the limit.
-    figures : dict
-        More to keep with the trial; JSON-ready.
-    reason : str
-        Why it failed.
-    """
-
+    #: one an objective; None if the trial failed
     values: tuple[float, ...] | None
+    #: by constraint; at most 0 where it is met. Comparable with each other: the excess as a share
+    #: of the limit
     violations: Mapping[str, float] = field(default_factory=dict)
+    #: more to keep with the trial; JSON-ready
     figures: Mapping[str, Any] = field(default_factory=dict)
+    #: why it failed
     reason: str = ""
 
 
@@ -134,34 +126,23 @@ Propose = Callable[[Sequence[Record], int], Sequence[Params]]
 
 @dataclass(frozen=True)
 class StudySettings:
-    """How to search, and where to keep the study.
+    """How to search, and where to keep the study."""
 
-    Attributes
-    ----------
-    sampler : {"nsga2", "tpe", "random", "grid"}
-        ``grid`` measures every combination, whatever ``trials`` is.
-    trials : int
-        Number of trials of the whole study, those of earlier runs included.
-    batch : int
-        Trials that are asked for at a time: as many workers can be busy. Part of what decides the
-        result, so it does not follow the number of workers.
-    population : int
-        Of NSGA-II.
-    storage : str, optional
-        As for :func:`qsim.optimize.search.storage.open_storage`.
-    name : str
-        Of the study within its storage.
-    resume : bool
-        Go on with the study of that name; otherwise there must be none.
-    """
-
+    #: of :data:`SAMPLERS`; ``grid`` measures every combination, whatever ``trials`` is
     sampler: str = "nsga2"
+    #: number of trials of the whole study, those of earlier runs included
     trials: int = 100
     seed: int = 0
+    #: trials that are asked for at a time: as many workers can be busy. Part of what decides the
+    #: result, so it does not follow the number of workers
     batch: int = 10
+    #: of NSGA-II
     population: int = 20
+    #: as for :func:`qsim.optimize.search.storage.open_storage`
     storage: str | None = None
+    #: of the study within its storage
     name: str = "qsim"
+    #: go on with the study of that name; otherwise there must be none
     resume: bool = False
 
     def __post_init__(self) -> None:

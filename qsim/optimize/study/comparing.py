@@ -93,22 +93,15 @@ class Side:
 
 @dataclass(frozen=True)
 class Verdict:
-    """That one side is better by more than the errors of both.
-
-    Attributes
-    ----------
-    ratio : float
-        The larger value over the smaller one.
-    gap : float
-        The same of the ends of the bands that face each other: what the errors leave, above 1.
-    error_percent : float
-        What the errors of both together could make of no difference at all.
-    """
+    """That one side is better by more than the errors of both."""
 
     better: Side
     worse: Side
+    #: the larger value over the smaller one
     ratio: float
+    #: the same of the ends of the bands that face each other: what the errors leave, above 1
     gap: float
+    #: what the errors of both together could make of no difference at all
     error_percent: float
 
 
@@ -129,13 +122,7 @@ def gain_of(figure: str, a: Band, b: Band) -> Band:
 
 @dataclass(frozen=True)
 class Claim:
-    """A finding before it has its rank.
-
-    Attributes
-    ----------
-    score : float
-        Logarithm of what the errors leave of the difference; claims of a kind are ordered by it.
-    """
+    """A finding before it has its rank."""
 
     kind: str
     level: str
@@ -145,6 +132,7 @@ class Claim:
     sides: tuple[Side, ...]
     figure: str
     verdicts: tuple[Verdict, ...]
+    #: logarithm of what the errors leave of the difference; claims of a kind are ordered by it
     score: float
     axis: str | None = None
     at: float | None = None

@@ -43,34 +43,22 @@ BASELINE = "bf16"
 
 @dataclass(frozen=True)
 class Contender:
-    """One server configuration.
-
-    Attributes
-    ----------
-    profile : Profile
-    source : str
-        Its id, or the file that it was read from: what a command calls it.
-    options : EngineOptions
-        With the defaults that the measured range lowers.
-    seats : int
-        Requests that one server runs at a time.
-    kv_tokens : Band
-        Tokens of KV cache of one server.
-    usd_per_hour : float or None
-        Of one GPU.
-    errors : mapping
-        Percent, by ``mean``, ``median``, ``p99``, ``energy`` and ``kv_tokens``.
-    given : bool
-        The profile was given as an object, not read from ``source``.
-    """
+    """One server configuration."""
 
     profile: Profile
+    #: its id, or the file that it was read from: what a command calls it
     source: str
+    #: with the defaults that the measured range lowers
     options: EngineOptions
+    #: requests that one server runs at a time
     seats: int
+    #: tokens of KV cache of one server
     kv_tokens: Band
+    #: of one GPU
     usd_per_hour: float | None
+    #: percent, by ``mean``, ``median``, ``p99``, ``energy`` and ``kv_tokens``
     errors: Mapping[str, float]
+    #: the profile was given as an object, not read from ``source``
     given: bool = False
 
     @property

@@ -12,14 +12,9 @@ __all__ = ["FIGURES", "Band", "Figure", "bands_dict", "rounded"]
 
 @dataclass(frozen=True)
 class Band:
-    """A value, and the range in which it lies as far as is known.
+    """A value, and the range in which it lies as far as is known."""
 
-    Attributes
-    ----------
-    value, low, high : float
-        ``low`` <= ``value`` <= ``high``; all equal where a value has no error.
-    """
-
+    #: ``low`` <= ``value`` <= ``high``; all equal where a value has no error
     value: float
     low: float
     high: float
@@ -51,24 +46,16 @@ def rounded(value: float) -> float:
 
 @dataclass(frozen=True)
 class Figure:
-    """What one number of a simulated fleet is.
+    """What one number of a simulated fleet is."""
 
-    Attributes
-    ----------
-    name : str
-        As in the summary of ``qsim simulate``, or of this study where it says so.
-    title : str
-        For axes and heads of tables, with the unit.
-    maximize : bool
-        Whether more is better.
-    error : str
-        Which of the errors that a profile states is that of this figure: ``mean``, ``median``,
-        ``p99``, ``energy`` or ``kv_tokens``.
-    """
-
+    #: as in the summary of ``qsim simulate``, or of this study where it says so
     name: str
+    #: for axes and heads of tables, with the unit
     title: str
+    #: whether more is better
     maximize: bool
+    #: which of the errors that a profile states is that of this figure: ``mean``, ``median``,
+    #: ``p99``, ``energy`` or ``kv_tokens``
     error: str
 
 

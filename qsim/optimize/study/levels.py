@@ -65,44 +65,29 @@ Figures = Mapping[str, Band | None]
 
 @dataclass(frozen=True)
 class Run:
-    """One simulation.
+    """One simulation."""
 
-    Attributes
-    ----------
-    id : str
-        Such as ``r0012``.
-    level : str
-        The level that asked for it first.
-    profile, gpu, method : str
-    tensor_parallel_size, replicas : int
-    trace : str
-        TRACE of the command.
-    command : str
-        ``qsim simulate ...``, which gives the same figures again.
-    values : mapping
-        The figures as simulated, without their error, by name.
-    load : str
-        Whether the fleet kept up: the ``verdict`` of :class:`qsim.sim.results.backlog.Load`.
-    beyond_measured : float
-        Share of the steps beyond the profile's measured range, from 0 to 1.
-    requests : int
-    vllm_version : str
-        The version of vLLM that the profile is of, such as ``0.33``.
-    """
-
+    #: such as ``r0012``
     id: str
+    #: the level that asked for it first
     level: str
     profile: str
     gpu: str
     method: str
     tensor_parallel_size: int
     replicas: int
+    #: TRACE of the command
     trace: str
+    #: ``qsim simulate ...``, which gives the same figures again
     command: str
+    #: the figures as simulated, without their error, by name
     values: Mapping[str, float | None]
+    #: whether the fleet kept up: the ``verdict`` of :class:`qsim.sim.results.backlog.Load`
     load: str
+    #: share of the steps beyond the profile's measured range, from 0 to 1
     beyond_measured: float
     requests: int
+    #: the version of vLLM that the profile is of, such as ``0.33``
     vllm_version: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,41 +97,29 @@ class Run:
 
 @dataclass(frozen=True)
 class ApplicationRow:
-    """A task by a method.
+    """A task by a method."""
 
-    Attributes
-    ----------
-    task : str
-        Such as ``chat``; what it is stands in :attr:`StudyResult.tasks`.
-    rate_rps : float
-        Requests/s that arrive; the same for all methods of a task and GPU.
-    quality : Band or None
-        Percent of the 16-bit model's score on the task's benchmarks, with a 90% interval; None for
-        a method that nothing is known of.
-    quality_status : str
-        ``measured``, ``published`` or ``estimated``; "" without a quality.
-    highest_rps : Band or None
-        Requests/s under saturation: as many clients as its batches hold, each of which sends the
-        next request when the last one is answered.
-    highest_run : str
-        The run which that is from.
-    usd_per_1m_at_highest : Band or None
-        USD per million output tokens at that rate.
-    on_front : bool
-        No other method has better quality and fewer J per request, at values without errors.
-    """
-
+    #: such as ``chat``; what it is stands in :attr:`StudyResult.tasks`
     task: str
     gpu: str
     method: str
+    #: requests/s that arrive; the same for all methods of a task and GPU
     rate_rps: float
+    #: percent of the 16-bit model's score on the task's benchmarks, with a 90% interval; None for a
+    #: method that nothing is known of
     quality: Band | None
+    #: ``measured``, ``published`` or ``estimated``; "" without a quality
     quality_status: str
     run: str
     figures: Figures
+    #: requests/s under saturation: as many clients as its batches hold, each of which sends the
+    #: next request when the last one is answered
     highest_rps: Band | None
+    #: the run which that is from
     highest_run: str
+    #: USD per million output tokens at that rate
     usd_per_1m_at_highest: Band | None
+    #: no other method has better quality and fewer J per request, at values without errors
     on_front: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,28 +129,19 @@ class ApplicationRow:
 
 @dataclass(frozen=True)
 class WorkloadRow:
-    """A method at a point of one axis of the traffic; the others stay as they are.
-
-    Attributes
-    ----------
-    axis : {"rate", "concurrency", "lengths", "burstiness", "batch"}
-    x : float
-        See :data:`AXIS_TITLES`.
-    y : float or None
-        Output tokens, on the axis ``lengths``; None on the others.
-    load : {"busy", "saturated"}
-        ``saturated`` where the throughput is the highest that the method has there.
-    kept_up : bool
-        Whether it finishes what arrives; latencies of one that does not depend on the length of
-        the trace. True where clients wait for answers.
-    """
+    """A method at a point of one axis of the traffic; the others stay as they are."""
 
     axis: Axis
     gpu: str
     method: str
+    #: see :data:`AXIS_TITLES`
     x: float
+    #: output tokens, on the axis ``lengths``; None on the others
     y: float | None
+    #: ``saturated`` where the throughput is the highest that the method has there
     load: Load
+    #: whether it finishes what arrives; latencies of one that does not depend on the length of the
+    #: trace. True where clients wait for answers
     kept_up: bool
     run: str
     figures: Figures
@@ -189,23 +153,16 @@ class WorkloadRow:
 
 @dataclass(frozen=True)
 class ParallelismRow:
-    """A method at a tensor-parallel size on a number of GPUs.
-
-    Attributes
-    ----------
-    gpus : int
-        GPUs in all: ``tensor_parallel_size * replicas``; the same for all rows of a GPU type.
-    load : {"busy", "saturated"}
-    kv_tokens : Band
-        Tokens of KV cache of all replicas.
-    """
+    """A method at a tensor-parallel size on a number of GPUs."""
 
     gpu: str
     method: str
     tensor_parallel_size: int
     replicas: int
+    #: GPUs in all: ``tensor_parallel_size * replicas``; the same for all rows of a GPU type
     gpus: int
     load: Load
+    #: tokens of KV cache of all replicas
     kv_tokens: Band
     run: str
     figures: Figures
@@ -217,26 +174,18 @@ class ParallelismRow:
 
 @dataclass(frozen=True)
 class HardwareRow:
-    """A method on one server of a GPU type.
-
-    Attributes
-    ----------
-    tensor_parallel_size : int
-        The smallest that the method has on this type.
-    load : {"busy", "saturated"}
-        ``busy`` is one rate for all GPU types and methods.
-    kv_tokens : Band
-        Tokens of KV cache.
-    idle_w, busy_w, cap_w : float
-        Power of the server's GPUs when idle, the power that any step adds to it before its work
-        is counted, and the limit.
-    """
+    """A method on one server of a GPU type."""
 
     gpu: str
     method: str
+    #: the smallest that the method has on this type
     tensor_parallel_size: int
+    #: ``busy`` is one rate for all GPU types and methods
     load: Load
+    #: tokens of KV cache
     kv_tokens: Band
+    #: power of the server's GPUs when idle, the power that any step adds to it before its work is
+    #: counted, and the limit
     idle_w: float
     busy_w: float
     cap_w: float

@@ -24,20 +24,13 @@ _GOES_ON = 12_000
 
 @dataclass(frozen=True)
 class Traffic:
-    """Requests, as words of a command.
+    """Requests, as words of a command."""
 
-    Attributes
-    ----------
-    words : tuple of str
-        TRACE and the options that shape it.
-    speed : float
-        Arrivals so many times as fast.
-    head : int or None
-        Only so many requests.
-    """
-
+    #: TRACE and the options that shape it
     words: tuple[str, ...]
+    #: arrivals so many times as fast
     speed: float = 1.0
+    #: only so many requests
     head: int | None = None
 
     @property
@@ -53,30 +46,19 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Point:
-    """One simulation.
+    """One simulation."""
 
-    Attributes
-    ----------
-    profile : str
-        Its id, or the file that it was read from.
-    vllm_version : str
-        Whose rules hold.
-    traffic : Traffic
-    replicas : int
-    settings : tuple of (str, value)
-        Engine options that are not the defaults.
-    concurrency : int or None
-        So many clients, instead of the arrivals of the traffic.
-    settle : bool
-        Make sure whether the fleet keeps up, if the traffic is too short to tell.
-    """
-
+    #: its id, or the file that it was read from
     profile: str
+    #: whose rules hold
     vllm_version: str
     traffic: Traffic
     replicas: int = 1
+    #: engine options that are not the defaults
     settings: tuple[tuple[str, Any], ...] = ()
+    #: so many clients, instead of the arrivals of the traffic
     concurrency: int | None = None
+    #: make sure whether the fleet keeps up, if the traffic is too short to tell
     settle: bool = False
 
     def command(self, seed: int, router: str, too_long: str) -> str:
@@ -103,14 +85,9 @@ class Point:
 
 @dataclass(frozen=True)
 class PointTask(FleetTask):
-    """A point with its trace and profile, so that any process can simulate it.
+    """A point with its trace and profile, so that any process can simulate it."""
 
-    Attributes
-    ----------
-    settle : bool
-        As that of :class:`Point`.
-    """
-
+    #: as that of :class:`Point`
     settle: bool = False
 
 

@@ -38,26 +38,17 @@ LEVELS: tuple[Level, ...] = ("application", "workload", "parallelism", "hardware
 
 @dataclass(frozen=True)
 class TaskShape:
-    """A task of the application level.
+    """A task of the application level."""
 
-    Attributes
-    ----------
-    name : str
-        Such as ``chat``.
-    trace : str
-        Its traffic, as TRACE of a command.
-    mean_prompt_tokens, mean_output_tokens : float
-    benchmarks : mapping
-        What its quality is of: shares by benchmark, which sum to 1.
-    source : str
-        Where lengths and arrivals come from.
-    """
-
+    #: such as ``chat``
     name: str
+    #: its traffic, as TRACE of a command
     trace: str
     mean_prompt_tokens: float
     mean_output_tokens: float
+    #: what its quality is of: shares by benchmark, which sum to 1
     benchmarks: Mapping[str, float]
+    #: where lengths and arrivals come from
     source: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,57 +58,38 @@ class TaskShape:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that the levels show, and that their errors do not explain.
+    """Something that the levels show, and that their errors do not explain."""
 
-    Attributes
-    ----------
-    rank : int
-        From 1, the most important first.
-    kind : str
-        One of :data:`qsim.optimize.study.findings.KINDS`.
-    level : {"application", "workload", "parallelism", "hardware"}
-    gpu : str
-        Or "" if it is about several.
-    methods : tuple of str
-        The methods that it is about.
-    statement : str
-        One sentence with its numbers.
-    numbers : mapping
-        What is compared, each with its band: ``{"fp8-w8a8 at 24": Band, ...}``.
-    figure : str
-        Name of the figure that is compared: of :data:`~qsim.optimize.study.figures.FIGURES`, or
-        ``quality``, ``highest_rps`` or ``usd_per_1m_at_highest``.
-    ratio : float
-        How large the difference is: the larger value over the smaller one.
-    error_percent : float
-        The part of the difference that the stated errors of both sides could explain.
-    axis : str or None
-        Of a crossing: one of :data:`~qsim.optimize.study.levels.AXES`.
-    at : float or None
-        Of a crossing: where on the axis the order changes.
-    runs : tuple of str
-        Ids of the runs that it rests on.
-    commands : tuple of str
-        What gives its numbers again.
-    versions : tuple of str
-        Versions of vLLM that the profiles of its runs are of, the oldest first. With several of
-        them the sentence names each method's: what vLLM changed is part of the difference.
-    """
-
+    #: from 1, the most important first
     rank: int
+    #: one of :data:`qsim.optimize.study.findings.KINDS`
     kind: str
     level: Level
+    #: or "" if it is about several
     gpu: str
+    #: the methods that it is about
     methods: tuple[str, ...]
+    #: one sentence with its numbers
     statement: str
+    #: what is compared, each with its band: ``{"fp8-w8a8 at 24": Band, ...}``
     numbers: Mapping[str, Band]
+    #: name of the figure that is compared: of :data:`~qsim.optimize.study.figures.FIGURES`, or
+    #: ``quality``, ``highest_rps`` or ``usd_per_1m_at_highest``
     figure: str
+    #: how large the difference is: the larger value over the smaller one
     ratio: float
+    #: the part of the difference that the stated errors of both sides could explain
     error_percent: float
+    #: ids of the runs that it rests on
     runs: tuple[str, ...]
+    #: what gives its numbers again
     commands: tuple[str, ...]
+    #: of a crossing: one of :data:`~qsim.optimize.study.levels.AXES`
     axis: Axis | None = None
+    #: of a crossing: where on the axis the order changes
     at: float | None = None
+    #: versions of vLLM that the profiles of its runs are of, the oldest first. With several of them
+    #: the sentence names each method's: what vLLM changed is part of the difference
     versions: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,41 +106,28 @@ class Finding:
 
 @dataclass(frozen=True)
 class Decision:
-    """Which method to take, for one traffic and one goal, on one GPU type.
-
-    Attributes
-    ----------
-    traffic : str
-        A task's name.
-    goal : str
-        ``latency`` (mean E2EL), ``first token`` (mean TTFT), ``throughput`` (highest requests/s),
-        ``energy`` (J per request), ``cost`` (USD per million output tokens at the highest rate) or
-        ``quality``.
-    method : str
-        The best one.
-    value : Band
-        Of the goal's figure.
-    figure : str
-    as_good : tuple of str
-        Methods whose difference from the best lies within the stated errors; the choice among all
-        of these is open.
-    versions : mapping
-        vLLM's version by method, of those whose profile is of another one than most of the
-        methods that were compared; {} if all are of one.
-    floor_pct : float or None
-        Only methods whose quality is expected to be at least this were considered, percent.
-    runs : tuple of str
-    """
+    """Which method to take, for one traffic and one goal, on one GPU type."""
 
     gpu: str
+    #: a task's name
     traffic: str
+    #: ``latency`` (mean E2EL), ``first token`` (mean TTFT), ``throughput`` (highest requests/s),
+    #: ``energy`` (J per request), ``cost`` (USD per million output tokens at the highest rate) or
+    #: ``quality``
     goal: str
+    #: the best one
     method: str
+    #: of the goal's figure
     value: Band
     figure: str
+    #: methods whose difference from the best lies within the stated errors; the choice among all of
+    #: these is open
     as_good: tuple[str, ...]
+    #: only methods whose quality is expected to be at least this were considered, percent
     floor_pct: float | None
     runs: tuple[str, ...]
+    #: vLLM's version by method, of those whose profile is of another one than most of the methods
+    #: that were compared; {} if all are of one
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -195,27 +154,20 @@ class Decision:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a profile of the study rests on.
-
-    Attributes
-    ----------
-    source : {"measured", "transferred", "carried"}
-        Measured on this GPU; composed from other measurements; or measured under another version
-        of vLLM.
-    error_percent : mapping
-        The errors that it states, percent: of ``mean``, ``median``, ``p99``, ``energy`` and
-        ``kv_tokens``.
-    note : str
-        What to know before relying on it; "" if nothing.
-    """
+    """What a profile of the study rests on."""
 
     profile: str
     gpu: str
     method: str
     tensor_parallel_size: int
+    #: ``measured`` on this GPU; ``transferred``, composed from other measurements; or ``carried``,
+    #: measured under another version of vLLM
     source: str
     vllm_version: str
+    #: the errors that it states, percent: of ``mean``, ``median``, ``p99``, ``energy`` and
+    #: ``kv_tokens``
     error_percent: Mapping[str, float]
+    #: what to know before relying on it; "" if nothing
     note: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -225,48 +177,32 @@ class Provenance:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """The answer of :func:`qsim.study`.
-
-    Attributes
-    ----------
-    model : str
-    gpus, methods : tuple of str
-        In the order in which they are shown; ``methods`` begins with the baseline.
-    tasks : tuple of TaskShape
-    traffic : str
-        TRACE of the workload, parallelism and hardware levels.
-    application, workload, parallelism, hardware : tuples of rows
-        See :mod:`qsim.optimize.study.levels`. A level may be empty; ``notes`` says why.
-    runs : mapping
-        Every simulation by id.
-    findings : tuple of Finding
-        By rank.
-    decisions : tuple of Decision
-    provenance : tuple of Provenance
-        Of every profile that was simulated.
-    notes : tuple of str
-        What a reader must know: what was left out, and why.
-    settings : mapping
-        What was asked.
-    command : str
-        ``qsim study ...`` that makes all of it again.
-    """
+    """The answer of :func:`qsim.study`."""
 
     model: str
+    #: in the order in which they are shown; ``methods`` begins with the baseline
     gpus: tuple[str, ...]
     methods: tuple[str, ...]
     tasks: tuple[TaskShape, ...]
+    #: TRACE of the workload, parallelism and hardware levels
     traffic: str
+    #: see :mod:`qsim.optimize.study.levels`. A level may be empty; ``notes`` says why
     application: tuple[ApplicationRow, ...]
     workload: tuple[WorkloadRow, ...]
     parallelism: tuple[ParallelismRow, ...]
     hardware: tuple[HardwareRow, ...]
+    #: every simulation by id
     runs: Mapping[str, Run]
+    #: by rank
     findings: tuple[Finding, ...]
     decisions: tuple[Decision, ...]
+    #: of every profile that was simulated
     provenance: tuple[Provenance, ...]
+    #: what a reader must know: what was left out, and why
     notes: tuple[str, ...] = ()
+    #: what was asked
     settings: Mapping[str, Any] = field(default_factory=dict)
+    #: ``qsim study ...`` that makes all of it again
     command: str = ""
 
     def to_dict(self) -> dict[str, Any]:

@@ -40,40 +40,23 @@ Asked = tuple[Contender, Point]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a point.
-
-    Attributes
-    ----------
-    run : Run
-    figures : mapping
-        The run's values with their bands.
-    answered : float
-        Share of the requests that were answered in full; those that are too long are rejected.
-    """
+    """What came of a point."""
 
     run: Run
+    #: the run's values with their bands
     figures: Mapping[str, Band | None]
+    #: share of the requests that were answered in full; those that are too long are rejected
     answered: float
 
 
 @dataclass
 class Runner:
-    """Simulates points.
-
-    Parameters
-    ----------
-    executor : TaskExecutor
-    journal : RunJournal
-        Finished points; those that are in it are not simulated again.
-    load : callable
-        The trace of a traffic; the same object for the same traffic.
-    seed, router, too_long
-        Of every simulation.
-    progress : callable, optional
-    """
+    """Simulates points."""
 
     executor: TaskExecutor
+    #: finished points; those that are in it are not simulated again
     journal: RunJournal
+    #: the trace of a traffic; the same object for the same traffic
     load: Callable[[Traffic], Trace]
     seed: int
     router: str

@@ -19,25 +19,16 @@ _STEADY = "azure-conv-2023"
 
 @dataclass(frozen=True)
 class Shape:
-    """A task.
-
-    Attributes
-    ----------
-    name : str
-    preset : str
-        The preset whose lengths and arrivals are taken.
-    params : tuple of str
-        Parameters of the preset that change it.
-    benchmarks : dict
-        Shares by benchmark or family of :mod:`qsim.quality.tasks`.
-    source : str
-        Where the lengths come from, and what is assumed.
-    """
+    """A task."""
 
     name: str
+    #: the preset whose lengths and arrivals are taken
     preset: str
+    #: parameters of the preset that change it
     params: tuple[str, ...]
+    #: shares by benchmark or family of :mod:`qsim.quality.tasks`
     benchmarks: dict[str, float]
+    #: where the lengths come from, and what is assumed
     source: str
 
     def trace(self, requests: int, rate_rps: float) -> str:

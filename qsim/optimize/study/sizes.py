@@ -13,40 +13,27 @@ __all__ = ["SIZES", "Sizes", "clients_of"]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Points and requests.
+    """Points and requests."""
 
-    Attributes
-    ----------
-    requests : int
-        Of a run at a rate: enough for a p99 that the sample bounds at both ends.
-    answers : int
-        Requests a client sends one after the other under saturation.
-    busy_share : float
-        The rate that all methods get, over the throughput of the slowest under saturation.
-    rate_shares : tuple of float
-        Rates of the load curve, over the throughput of the quickest under saturation.
-    concurrency, batch : tuple of int
-        Clients, and ``max_num_seqs``.
-    most_clients : int
-        Under saturation, of one server.
-    cvs : tuple of float
-        Of the gaps between arrivals.
-    prompts, outputs : tuple of int
-        Tokens of the grid of lengths.
-    grid_clients : int
-        Clients of the grid of lengths.
-    """
-
+    #: of a run at a rate: enough for a p99 that the sample bounds at both ends
     requests: int = 800
+    #: requests a client sends one after the other under saturation
     answers: int = 3
+    #: the rate that all methods get, over the throughput of the slowest under saturation
     busy_share: float = 0.6
+    #: rates of the load curve, over the throughput of the quickest under saturation
     rate_shares: tuple[float, ...] = (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.1)
+    #: clients, and ``max_num_seqs``
     concurrency: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
     batch: tuple[int, ...] = (16, 32, 64, 128, 256)
+    #: under saturation, of one server
     most_clients: int = 512
+    #: of the gaps between arrivals
     cvs: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    #: tokens of the grid of lengths
     prompts: tuple[int, ...] = (256, 1024, 4096)
     outputs: tuple[int, ...] = (64, 256, 1024)
+    #: clients of the grid of lengths
     grid_clients: int = 32
 
     def closed_requests(self, clients: int) -> int:

@@ -29,23 +29,15 @@ _OWN = ("requests", "rate", "duration", "hours", "day", "scale")
 
 @dataclass(frozen=True)
 class MainTraffic:
-    """The traffic of the workload, parallelism and hardware levels.
+    """The traffic of the workload, parallelism and hardware levels."""
 
-    Attributes
-    ----------
-    words : tuple of str
-        TRACE, and the options that shape it.
-    preset : str or None
-        TRACE if it is a preset, with the parameters that were given; None for a file.
-    rate_rps : float
-        Of a file, as it is; 1 for a preset.
-    requests : int
-        Of a file, how many there are.
-    """
-
+    #: TRACE, and the options that shape it
     words: tuple[str, ...]
+    #: TRACE if it is a preset, with the parameters that were given; None for a file
     preset: str | None
+    #: of a file, as it is; 1 for a preset
     rate_rps: float
+    #: of a file, how many there are
     requests: int
 
     def at(self, rate_rps: float, requests: int, cv: float | None = None) -> Traffic:

@@ -83,27 +83,17 @@ def check_pick(pick: Pick, known: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class TuneResult:
-    """The answer of :func:`qsim.tune`.
-
-    Attributes
-    ----------
-    objectives : tuple of Measure
-    limits : tuple of Limit
-    trials : tuple of Record
-        All, in the order of their numbers; ``figures`` has every figure of each.
-    excluded : dict
-        Profiles that were not tried, with the reason.
-    trace : dict
-        The traffic in a few numbers.
-    settings : dict
-        What it was searched with.
-    """
+    """The answer of :func:`qsim.tune`."""
 
     objectives: tuple[Measure, ...]
     limits: tuple[Limit, ...]
+    #: all, in the order of their numbers; ``figures`` has every figure of each
     trials: tuple[Record, ...]
+    #: profiles that were not tried, with the reason
     excluded: Mapping[str, str]
+    #: the traffic in a few numbers
     trace: Mapping[str, Any]
+    #: what it was searched with
     settings: Mapping[str, Any]
     choices: Mapping[str, Choice]
     options: EngineOptions

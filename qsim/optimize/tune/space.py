@@ -39,18 +39,12 @@ _FLEET = ("profile", "replicas", "beside", "beside_replicas", "router")
 
 @dataclass(frozen=True)
 class TuneSpace:
-    """The space, and what is not in it.
-
-    Attributes
-    ----------
-    choices : dict
-        Candidates by profile id.
-    excluded : dict
-        Reason by profile id of those that cannot serve this traffic or miss the quality floor.
-    """
+    """The space, and what is not in it."""
 
     space: Space
+    #: candidates by profile id
     choices: Mapping[str, Choice]
+    #: reason by profile id of those that cannot serve this traffic or miss the quality floor
     excluded: Mapping[str, str]
 
     def designed(self) -> list[dict[str, object]]:

@@ -49,20 +49,13 @@ _GPU_DASHES = {"h200": "-", "h100": (0, (5, 2)), "a100": (0, (1.2, 1.6))}
 
 @dataclass(frozen=True)
 class Look:
-    """How something is drawn wherever it appears.
+    """How something is drawn wherever it appears."""
 
-    Attributes
-    ----------
-    color : str
-        ``#rrggbb``, of lines and areas.
-    marker : str
-        matplotlib's name of the marker.
-    hollow : bool
-        Whether the marker is empty.
-    """
-
+    #: ``#rrggbb``, of lines and areas
     color: str
+    #: matplotlib's name of the marker
     marker: str = "o"
+    #: whether the marker is empty
     hollow: bool = False
 
     @property

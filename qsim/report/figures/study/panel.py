@@ -27,30 +27,20 @@ _BARS_BOX = (0.33, 0.165, 0.60, 0.71)
 
 @dataclass
 class Panel:
-    """One picture of a study.
+    """One picture of a study."""
 
-    Attributes
-    ----------
-    name : str
-        Of its files, without an ending.
-    level, gpu, group : str
-        Where it belongs: panels of one group share axes. ``gpu`` is "" for several.
-    title : str
-    caption : str
-        What it shows, for those who do not see it.
-    figure, ax
-    labels : list of EndLabel
-        Names still to be written, when limits are final.
-    """
-
+    #: of its files, without an ending
     name: str
+    #: where it belongs: panels of one group share axes. ``gpu`` is "" for several
     level: str
     gpu: str
     group: str
     title: str
+    #: what it shows, for those who do not see it
     caption: str
     figure: Figure
     ax: Axes
+    #: names still to be written, when limits are final
     labels: list[EndLabel] = field(default_factory=list)
 
 
