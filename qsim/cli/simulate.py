@@ -141,12 +141,12 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
     result: SimulationResult | StreamResult
     if streamed:
         result, name, requests = run_streamed(given, scenario, out)
-        attained, load = result.attainment(), result.load
+        load = result.load
     else:
         whole = _run_whole(ctx, given, scenario, steps)
         result, load, trace = whole.result, whole.load, whole.trace
         name, requests = trace.name, len(trace)
-        attained = attainment(result, slos)
+    attained = attainment(result, slos)
     outcomes = check_slos(result, slos)
     summary = result.summary(slos)
     if streamed:

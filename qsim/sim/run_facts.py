@@ -7,18 +7,19 @@ The same for a whole run (``simulate.py``) and for one whose requests are let go
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qsim.catalog.versions import DEFAULT_VERSION, version_notes
 from qsim.profiles.measured_range import BeyondMeasured, MeasuredRange
 from qsim.sim.engine.timing import PS_PER_S
-from qsim.sim.fleet.admission import Setup
+from qsim.sim.fleet.admission import Admission, Setup
 from qsim.sim.fleet.fleet import Fleet
 from qsim.sim.fleet.lifecycle import ASLEEP, DRAINING, OFF, ON, STARTING, STATES
 from qsim.sim.fleet.pool import ResolvedPool
 from qsim.sim.fleet.server import Server
-from qsim.sim.results.pools import PoolUse
+from qsim.sim.results.finished import outcome_notes
+from qsim.sim.results.pools import PoolUse, pool_rows
 from qsim.sim.results.servers import Served
 from qsim.sim.scheduler.server_memory import memory_notes
 from qsim.traces.trace import Trace
@@ -28,28 +29,79 @@ if TYPE_CHECKING:
     from qsim.sim.results.recovery import TimeCounts
     from qsim.sim.results.scaling import Scaling
 
-__all__ = [
-    "beyond_measured",
-    "outages_of",
-    "outages_s",
-    "pool_uses",
-    "replica_stats",
-    "scaling_of",
-    "tells_outcomes",
-]
+__all__ = ["outages_s", "pool_uses", "run_facts"]
 
 
-def beyond_measured(
+def run_facts(
+    setup: Setup,
+    fleet: Fleet,
+    admission: Admission,
+    trace: Trace,
+    *,
+    requests: int,
+    begin_ps: int,
+    served: Served,
+    outcomes: dict[str, int],
+    latencies: Sequence[Mapping[str, Sequence[float]]],
+    in_fleet: TimeCounts | None,
+    notes: Sequence[str] = (),
+    more_notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The fields of :class:`qsim.sim.results.summary.Run`.
+
+    Parameters
+    ----------
+    trace : Trace
+        As it was given, or its first part.
+    requests : int
+        Of the trace, those that no server took among them.
+    begin_ps : int
+        The first arrival, on the run's clock.
+    served : Served
+        Answered requests by server.
+    outcomes : dict
+        Requests without an answer, by why.
+    latencies : sequence of mappings
+        By pool, as :func:`qsim.sim.results.pools.pool_rows` takes them.
+    in_fleet : TimeCounts, optional
+        When requests came and ended, on the run's clock; not needed where nothing can fail.
+    notes, more_notes : sequence of str
+        What else a reader should know, before and after what was not measured.
+    """
+    duration_s = (fleet.end_ps - begin_ps) / PS_PER_S
+    stats = _replica_stats(setup, fleet, served)
+    beyond, told = _beyond_measured(setup, fleet, requests - admission.rejected, admission.longer)
+    waits = setup.client_timeout_s is not None or trace.timeout_s is not None
+    return {
+        "duration_s": duration_s,
+        "replica_stats": stats,
+        "timeline": fleet.timeline.columns(fleet.end_ps, setup.replicas, fleet.origin_s),
+        "gpus": setup.gpus,
+        "scenario": setup.scenario(trace.name, requests),
+        "notes": [
+            *admission.notes(),
+            *setup.router_notes(trace),
+            *notes,
+            *told,
+            *more_notes,
+            *(() if fleet.limits is None else fleet.limits.notes()),
+            *outcome_notes(outcomes),
+        ],
+        "beyond": beyond,
+        "pools": pool_rows(pool_uses(setup), latencies, stats, duration_s) if latencies else [],
+        "outcomes": outcomes if waits or setup.failures is not None else {},
+        "outages": _outages(setup, fleet, in_fleet),
+        "scaling": _scaling(setup, fleet, begin_ps),
+    }
+
+
+def _beyond_measured(
     setup: Setup, fleet: Fleet, requests: int, longer: int
 ) -> tuple[BeyondMeasured | None, list[str]]:
     """How much of a run lay beyond the profile's measurements, and what a reader should know.
 
-    Of several pools each is told of by name, and there is no one figure for all.
-
-    Parameters
-    ----------
-    requests, longer : int
-        Requests that were served, and those longer than any that was measured.
+    Of several pools each is told of by name, and there is no one figure for all. ``longer`` of the
+    ``requests`` that were served are longer than any that was measured.
     """
     found = [
         _beyond(pool, [fleet.lives.servers[i] for i in use.servers], requests, longer)
@@ -96,20 +148,8 @@ def _notes(pool: ResolvedPool, beyond: BeyondMeasured | None) -> list[str]:
     return notes if beyond is None else [*notes, *beyond.notes()]
 
 
-def tells_outcomes(setup: Setup, trace: Trace) -> bool:
-    """Whether requests may end without an answer, but for those that a server rejects."""
-    waits = setup.client_timeout_s is not None or trace.timeout_s is not None
-    return waits or setup.failures is not None
-
-
-def outages_of(setup: Setup, fleet: Fleet, flow: TimeCounts | None) -> Outages | None:
-    """What failed in a run; None where nothing can.
-
-    Parameters
-    ----------
-    flow : TimeCounts, optional
-        When its requests came and ended, on the run's clock; not needed where nothing can fail.
-    """
+def _outages(setup: Setup, fleet: Fleet, flow: TimeCounts | None) -> Outages | None:
+    """What failed in a run; None where nothing can."""
     if setup.failures is None or flow is None:
         return None
     from qsim.sim.results.outages import Outages
@@ -150,7 +190,7 @@ def outages_s(fleet: Fleet) -> tuple[tuple[int, float, float], ...]:
     return tuple(over + now)
 
 
-def scaling_of(setup: Setup, fleet: Fleet, begin_ps: int) -> Scaling | None:
+def _scaling(setup: Setup, fleet: Fleet, begin_ps: int) -> Scaling | None:
     """What became of the servers of a run that began at ``begin_ps``; None without autoscaler."""
     if setup.autoscaler is None:
         return None
@@ -212,7 +252,7 @@ def pool_uses(setup: Setup) -> list[PoolUse]:
     return uses
 
 
-def replica_stats(setup: Setup, fleet: Fleet, served: Served) -> list[dict[str, Any]]:
+def _replica_stats(setup: Setup, fleet: Fleet, served: Served) -> list[dict[str, Any]]:
     """One dict a replica; ``utilisation`` is the share of the time it was on that it computed."""
     names = [setup.pools[k].name for k in setup.pool_of] if len(setup.pools) > 1 else []
     return [

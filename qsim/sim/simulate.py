@@ -12,24 +12,11 @@ from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import FleetArguments, resolve_fleet
 from qsim.sim.fleet.parts import run_whole
 from qsim.sim.fleet.sessions import in_order_of_arrival
-from qsim.sim.results.finished import (
-    as_sent,
-    outcome_notes,
-    outcomes,
-    request_columns,
-    without_rejected,
-)
-from qsim.sim.results.pools import pool_rows_of_columns
+from qsim.sim.results.finished import as_sent, outcomes, request_columns, without_rejected
+from qsim.sim.results.pools import exact_latencies
 from qsim.sim.results.result import SimulationResult
 from qsim.sim.results.servers import Served
-from qsim.sim.run_facts import (
-    beyond_measured,
-    outages_of,
-    pool_uses,
-    replica_stats,
-    scaling_of,
-    tells_outcomes,
-)
+from qsim.sim.run_facts import pool_uses, run_facts
 from qsim.traces.trace import Trace
 
 __all__ = ["simulate"]
@@ -77,14 +64,14 @@ def simulate(
             f"{concurrency}: leave it out, or give :turns=open after the path"
         )
     run = run_whole(trace, setup, jump=jump, step_log=step_log, progress=progress)
-    fleet, admission, finished = run.fleet, run.admission, run.finished
+    fleet, finished = run.fleet, run.finished
     output, admissible = run.output_tokens, run.admissible
-    beyond, told = beyond_measured(setup, fleet, len(output), admission.longer)
-    notes = admission.notes() + setup.router_notes(trace) + run.notes + told
-    if step_log and fleet.origin_s:
-        notes.append(f"times of steps count from {fleet.origin_s:,.0f} s of the trace on")
     if progress is not None:
         progress(1.0)
+    step_notes = []
+    if step_log and fleet.origin_s:
+        step_notes = [f"times of steps count from {fleet.origin_s:,.0f} s of the trace on"]
+    given = trace
     if trace.turns is not None:
         trace, output, admissible, finished = in_order_of_arrival(
             trace, output, admissible, finished, fleet.origin_s
@@ -92,39 +79,36 @@ def simulate(
     if concurrency is not None:
         trace = as_sent(trace, admissible, finished, fleet.origin_s)
     begin_ps = int(finished.arrival_ps[0])
-    if fleet.limits is not None:
-        notes += fleet.limits.notes()
-    flow = None
+    in_fleet = None
     if setup.failures is not None:
         from qsim.sim.results.recovery import TimeCounts
 
-        flow = TimeCounts()
-        flow.add(finished.arrival_ps / PS_PER_S, finished.last_token_ps / PS_PER_S)
+        in_fleet = TimeCounts()
+        in_fleet.add(finished.arrival_ps / PS_PER_S, finished.last_token_ps / PS_PER_S)
     ended = outcomes(finished)
-    notes += outcome_notes(ended)
     output, admissible, finished = without_rejected(output, admissible, finished)
     columns = request_columns(trace, output, admissible, finished)
     served = Served(setup.replicas)
     served.add(finished.replica, columns["prompt_tokens"][admissible], output,
                finished.cached_tokens)  # fmt: skip
-    duration_s = (fleet.end_ps - begin_ps) / PS_PER_S
-    stats = replica_stats(setup, fleet, served)
+    facts = run_facts(
+        setup,
+        fleet,
+        run.admission,
+        given,
+        requests=len(trace),
+        begin_ps=begin_ps,
+        served=served,
+        outcomes=ended,
+        latencies=exact_latencies(pool_uses(setup), columns) if len(setup.pools) > 1 else (),
+        in_fleet=in_fleet,
+        notes=run.notes,
+        more_notes=step_notes,
+    )
     return SimulationResult(
         **columns,
+        **facts,
         completed=admissible,
         itl=run.gaps,
-        duration_s=duration_s,
-        replica_stats=stats,
-        timeline=fleet.timeline.columns(fleet.end_ps, setup.replicas, fleet.origin_s),
-        gpus=setup.gpus,
-        scenario=setup.scenario(trace.name, len(trace)),
-        truncated=admission.truncated,
-        notes=notes,
-        beyond=beyond,
-        pools=pool_rows_of_columns(pool_uses(setup), columns, stats, duration_s)
-        if len(setup.pools) > 1
-        else [],
-        outcomes=ended if tells_outcomes(setup, trace) else {},
-        outages=outages_of(setup, fleet, flow),
-        scaling=scaling_of(setup, fleet, begin_ps),
+        truncated=run.admission.truncated,
     )

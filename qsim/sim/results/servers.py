@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["HOT", "Served", "hot_sentence", "hot_spots"]
+__all__ = ["HOT", "SERVED", "Served", "hot_sentence", "hot_spots"]
 
 IntArray = npt.NDArray[np.int64]
 
+#: what is counted of each server's answered requests
+SERVED = ("requests", "input_tokens", "output_tokens", "cached_tokens")
 #: a server with so many times the tokens of the mean of its pool is hot
 HOT = 1.5
 #: with fewer requests a server, on average, that may be chance
@@ -20,40 +22,22 @@ _LOADS = ("requests", "tokens", "utilisation", "peak_kv_usage")
 
 
 class Served:
-    """Requests that each server answered, and their tokens.
-
-    Parameters
-    ----------
-    servers : int
-
-    Attributes
-    ----------
-    requests, input_tokens, output_tokens, cached_tokens : int64 arrays, shape (servers,)
-    """
+    """Requests that each of so many servers answered, and their tokens."""
 
     def __init__(self, servers: int) -> None:
-        self.requests = np.zeros(servers, np.int64)
-        self.input_tokens = np.zeros(servers, np.int64)
-        self.output_tokens = np.zeros(servers, np.int64)
-        self.cached_tokens = np.zeros(servers, np.int64)
+        self._sums = {name: np.zeros(servers, np.int64) for name in SERVED}
 
     def add(
         self, server: IntArray, prompt_tokens: IntArray, output_tokens: IntArray, cached: IntArray
     ) -> None:
         """Count answered requests."""
-        n = len(self.requests)
-        self.requests += np.bincount(server, minlength=n)
-        for sums, values in (
-            (self.input_tokens, prompt_tokens),
-            (self.output_tokens, output_tokens),
-            (self.cached_tokens, cached),
-        ):
-            sums += np.bincount(server, weights=values, minlength=n).astype(np.int64)
+        for name, values in zip(SERVED, (None, prompt_tokens, output_tokens, cached), strict=True):
+            sums = self._sums[name]
+            sums += np.bincount(server, weights=values, minlength=len(sums)).astype(np.int64)
 
     def row(self, server: int) -> dict[str, int]:
-        """Of one server."""
-        names = ("requests", "input_tokens", "output_tokens", "cached_tokens")
-        return {name: int(getattr(self, name)[server]) for name in names}
+        """Of one server, by the names of :data:`SERVED`."""
+        return {name: int(sums[server]) for name, sums in self._sums.items()}
 
 
 def hot_spots(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

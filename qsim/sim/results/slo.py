@@ -16,7 +16,6 @@ from qsim.errors import ScenarioError
 from qsim.sim.results.intervals import percentile_of_rank, ranks, requests_needed, share_interval
 
 if TYPE_CHECKING:
-    from qsim.sim.results.result import SimulationResult
     from qsim.sim.results.summary import Run
     from qsim.traces.trace import Trace
 
@@ -291,7 +290,7 @@ def has_something(result: Run, slos: Sequence[Slo]) -> bool:
     return any(s.metric != "itl" and result.sample(s.metric) for s in slos)
 
 
-def attainment(result: SimulationResult, slos: Sequence[Slo]) -> float | None:
+def attainment(result: Run, slos: Sequence[Slo]) -> float | None:
     """The share of all requests that are within every limit, whatever its statistic.
 
     Rejected requests count as outside. None when no SLO limits a latency of single requests
@@ -299,7 +298,8 @@ def attainment(result: SimulationResult, slos: Sequence[Slo]) -> float | None:
     """
     if not has_something(result, slos):
         return None
-    return float(np.mean(result.meets(slos)))
+    counts = result.counts
+    return result.count_good(slos) / (counts["completed"] + counts["failed"])
 
 
 def attainment_interval(share: float | None, requests: int) -> list[float] | None:

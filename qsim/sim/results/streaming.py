@@ -17,7 +17,7 @@ from qsim.sim.results.finished import Finished, as_sent, outcomes, request_colum
 from qsim.sim.results.itl import Gaps
 from qsim.sim.results.latency import Latency
 from qsim.sim.results.outages import Windows
-from qsim.sim.results.pools import PoolSums
+from qsim.sim.results.pools import PoolLatencies
 from qsim.sim.results.recovery import TimeCounts
 from qsim.sim.results.servers import Served
 from qsim.sim.results.slo import Slo, within
@@ -85,11 +85,11 @@ class Sums:
         replicas: int,
         feed: Feed,
         rows: Rows | None,
-        pools: PoolSums | None = None,
+        pools: PoolLatencies | None = None,
     ) -> None:
         self._pools = pools
         self.flow = Flow()
-        self._slos = slos
+        self.slos = slos
         self._feed = feed
         self._rows = rows
         self._numbered = 0
@@ -107,7 +107,7 @@ class Sums:
         self.in_fleet = TimeCounts()
         self.outcomes = dict.fromkeys(("rejected", "timed_out", "failed"), 0)
         names = ("completed", "failed", "input_tokens", "output_tokens", "preemptions")
-        self.counts = dict.fromkeys((*names, "cached_tokens"), 0)
+        self.counts = dict.fromkeys((*names, "cached_tokens", "truncated"), 0)
 
     def release(self, finished: Finished) -> None:
         """The next part has finished."""
@@ -141,6 +141,7 @@ class Sums:
         self._take_gaps()
         while self._feed.open:
             self._count(*self._feed.open.popleft(), None)
+        self.counts["truncated"] = self._feed.admission.truncated
 
     def _take_gaps(self) -> None:
         if len(self.gaps):
@@ -160,7 +161,7 @@ class Sums:
         counts["output_tokens"] += int(output.sum())
         counts["preemptions"] += int(columns["preemptions"].sum())
         counts["cached_tokens"] += int(columns["cached_tokens"].sum())
-        good = within(self._slos, columns, admissible)
+        good = within(self.slos, columns, admissible)
         self.good += int(good.sum())
         if self.outages is not None:
             self.windows.add(columns["arrival_s"], good, self.outages())

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qsim.errors import ScenarioError
+from qsim.sim.results.backlog import CLOSED_LOOP, Flow, Load, judge
 from qsim.sim.results.intervals import percentile_of_rank, ranks
 from qsim.sim.results.servers import hot_spots
 from qsim.sim.results.slo import check_slos, has_something
 
 if TYPE_CHECKING:
     from qsim.profiles.measured_range import BeyondMeasured
-    from qsim.sim.results.backlog import Load
     from qsim.sim.results.outages import Outages, Windows
     from qsim.sim.results.scaling import Scaling
     from qsim.sim.results.slo import Slo
@@ -27,76 +30,82 @@ __all__ = ["PERCENTILES", "Run", "exact_percentiles", "parse_statistic", "summar
 PERCENTILES = (90, 99)
 
 
-class Run(Protocol):
-    """What a summary is made from; latencies in ms."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Run(ABC):
+    """What is known of a run, whole or streamed; latencies (ttft, tpot, itl, e2el) are in ms."""
+
+    #: first arrival to last token, s
+    duration_s: float
+    #: one dict a replica
+    replica_stats: list[dict[str, Any]]
+    #: t_s, power_w, running, waiting, kv_usage over time
+    timeline: dict[str, npt.NDArray[np.float64]]
+    #: GPUs of the whole fleet
+    gpus: int
+    #: what was run: everything needed to run it again
+    scenario: dict[str, Any]
+    #: what a reader should know (extrapolation, truncation)
+    notes: list[str] = field(default_factory=list)
+    #: how much lay beyond what the profile's measurements cover; None: the profile does not say
+    beyond: BeyondMeasured | None = None
+    #: one dict a pool, if there are several: see :mod:`qsim.sim.results.pools`
+    pools: list[dict[str, Any]] = field(default_factory=list)
+    #: how many requests have no answer, by why, where clients give up or servers fail
+    outcomes: dict[str, int] = field(default_factory=dict)
+    #: where servers fail
+    outages: Outages | None = None
+    #: where an autoscaler says how many servers are on
+    scaling: Scaling | None = None
 
     @property
+    @abstractmethod
     def counts(self) -> dict[str, int]:
         """``completed``, ``failed``, ``truncated``; and of completed requests the sums of
         ``input_tokens``, ``output_tokens``, ``preemptions`` and ``cached_tokens``."""
 
     @property
-    def duration_s(self) -> float:
-        """First arrival to last token."""
+    @abstractmethod
+    def flow(self) -> Flow:
+        """Arrivals, first and last tokens over time."""
+
+    @cached_property
+    def load(self) -> Load:
+        """Whether the fleet kept up with the trace."""
+        return CLOSED_LOOP if "concurrency" in self.scenario else judge(self.flow)
 
     @property
     def energy_j(self) -> float:
-        """Of all GPUs, idle included."""
+        """Energy of all GPUs from the first arrival to the last token, idle included."""
+        return float(sum(r["energy_j"] for r in self.replica_stats))
 
-    @property
-    def gpus(self) -> int:
-        """Of the whole fleet."""
+    @abstractmethod
+    def sample(self, metric: str) -> int:
+        """How many requests have a latency; how many gaps between tokens there are for ITL."""
 
-    @property
-    def replica_stats(self) -> list[dict[str, Any]]:
-        """One dict a replica."""
+    @abstractmethod
+    def mean(self, metric: str) -> float:
+        """The mean of a latency; nan over nothing."""
 
-    @property
-    def pools(self) -> list[dict[str, Any]]:
-        """One dict a pool; empty, if there is one pool."""
-
-    @property
-    def outcomes(self) -> dict[str, int]:
-        """Requests without an answer, by why; empty unless clients give up or servers fail."""
-
-    @property
-    def outages(self) -> Outages | None:
-        """Where servers fail."""
-
-    @property
-    def scaling(self) -> Scaling | None:
-        """Where an autoscaler says how many servers are on."""
-
-    def windows(self, slos: Sequence[Slo]) -> Windows:
-        """Requests before, during and after outages."""
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader should know."""
-
-    @property
-    def beyond(self) -> BeyondMeasured | None:
-        """How much lay beyond what was measured; None where that is not known."""
-
-    @property
-    def scenario(self) -> dict[str, Any]:
-        """What was run."""
+    @abstractmethod
+    def percentiles(self, metric: str, qs: Sequence[float]) -> list[float]:
+        """Several percentiles of a latency, in one go; nan over nothing."""
 
     def statistic(self, metric: str, statistic: str) -> float:
-        """A statistic of a latency; nan over nothing."""
+        """``mean``, ``median`` or ``pNN`` of a latency; nan over nothing."""
+        q = parse_statistic(statistic)
+        return self.mean(metric) if q is None else self.percentiles(metric, [q])[0]
 
-    def percentiles(self, metric: str, qs: Sequence[float]) -> list[float]:
-        """Several percentiles of a latency; nan over nothing."""
-
+    @abstractmethod
     def count_good(self, slos: Sequence[Slo]) -> int:
-        """Requests within every limit by themselves."""
+        """How many requests are within every limit by themselves."""
 
-    def sample(self, metric: str) -> int:
-        """How many values a latency has: requests, or gaps between tokens for ITL."""
+    @abstractmethod
+    def windows(self, slos: Sequence[Slo]) -> Windows:
+        """Requests and those within all limits before, during and after outages."""
 
-    @property
-    def load(self) -> Load:
-        """Whether the fleet kept up with the trace."""
+    def summary(self, slos: Sequence[Slo] = ()) -> dict[str, Any]:
+        """One flat dict under the names of ``vllm bench serve``, and qsim's beside them."""
+        return summarise(self, slos)
 
 
 def parse_statistic(statistic: str) -> float | None:
