@@ -1,24 +1,82 @@
-"""What a command writes: every path is tried before the work, and the answer is told whatever
-happens to one of them.
+"""What a command says and writes: every path is tried before the work, and the answer is told
+whatever happens to one of them.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from qsim.cli._say import say
+from qsim.bounds import one_line, printable
 from qsim.errors import MissingExtraError, OutputError, QsimError, ScenarioError
-from qsim.files import check_folder_writable, check_writable
+from qsim.files import check_folder_writable, check_writable, write_text
 
-__all__ = ["Outputs", "check_output", "check_outputs"]
+__all__ = [
+    "Outputs",
+    "check_output",
+    "check_outputs",
+    "need_matplotlib",
+    "note",
+    "one_to_stdout",
+    "say",
+    "tell_reading",
+    "to_json",
+    "write_json",
+]
+
+
+def say(text: str, nl: bool = True, err: bool = False) -> None:
+    """Print text, on stderr with ``err``.
+
+    Names in it may come from a file, so nothing in it but its line ends controls the terminal.
+    """
+    click.echo("\n".join(map(printable, text.split("\n"))), nl=nl, err=err)
+
+
+def note(text: str) -> None:
+    """A remark on stderr; lost if that is closed."""
+    with suppress(OSError):
+        click.echo(f"Note: {one_line(text)}", err=True)
+
+
+def tell_reading(name: str, meta: Mapping[str, Any]) -> None:
+    """Say on stderr how a file was understood, and what was left out of it."""
+    for text in meta.get("notes") or ():
+        note(f"{name}: {text}")
+    skipped = meta.get("skipped") or {}
+    if isinstance(skipped, Mapping):
+        for rule, count in skipped.items():
+            if count:
+                note(f"{name}: {count} rows skipped ({rule})")
+
+
+def to_json(data: Any) -> str:
+    """JSON text of plain data, the same bytes for the same data.
+
+    Raises
+    ------
+    ValueError
+        For nan or inf, which JSON does not have.
+    """
+    return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_json(data: Any, path: str) -> None:
+    """Write to a file, or to stdout for ``-``."""
+    text = to_json(data)
+    if path == "-":
+        click.echo(text, nl=False)
+    else:
+        write_text(path, text)
+
 
 #: parameters that name a file to be written, and their options
 _FILES = {
@@ -90,6 +148,38 @@ def _reason(error: OSError, path: str) -> str:
     text = error.strerror or str(error)
     other = error.filename and str(error.filename) not in (path, str(Path(path)))
     return f"{text} ({error.filename})" if other else text
+
+
+def one_to_stdout(
+    given: Mapping[str, Any], exports: Iterable[Any], files: Iterable[str] = ("json",)
+) -> list[str]:
+    """The option that goes to stdout in the place of the table, if there is one.
+
+    Raises
+    ------
+    ScenarioError
+        If there are several: exports without a path, and ``files`` to ``-``.
+    """
+    found = [str(e) for e in exports if e.path is None]
+    found += [f"--{k} -" for k in files if given[f"{k}_path"] == "-"]
+    if len(found) > 1:
+        raise ScenarioError(
+            f"{' and '.join(found)} would both go to stdout; give a path to all but one"
+        )
+    return found
+
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def need_matplotlib(option: str, path: str | None, endings: tuple[str, ...] = PICTURES) -> None:
+    """Fail before the work, not after it, if a picture cannot be drawn or has a wrong name."""
+    if path is None:
+        return
+    if Path(path).suffix.lower() not in endings:
+        raise ScenarioError(f"{option} is {path!r}; must end in {' or '.join(endings)}")
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "report", option)
 
 
 class Outputs:

@@ -13,18 +13,24 @@ import click
 from click.core import ParameterSource
 
 from qsim.bounds import shown
-from qsim.cli._autoscaler import autoscaler_from, is_manifest
-from qsim.cli._clients import check_think_time, failures_from
 from qsim.cli._command import Command
-from qsim.cli._common import note, write_json
-from qsim.cli._pools import put_pools
+from qsim.cli._outputs import note, write_json
+from qsim.cli._values import (
+    autoscaler_from,
+    failures_from,
+    gpus_from,
+    is_manifest,
+    prices_from,
+    put_pools,
+    rates_from,
+)
 from qsim.errors import QsimError, ScenarioError
 from qsim.files import write_text
 
 if TYPE_CHECKING:
     from qsim.scenario import Scenario
 
-__all__ = ["ScenarioCommand", "save_scenario", "scenario_from", "shared_options", "write_outputs"]
+__all__ = ["ScenarioCommand", "save_scenario", "scenario_from", "write_outputs"]
 
 #: keys that only a file in sections has, not one of options
 _SECTIONS = {
@@ -42,17 +48,54 @@ _SECTIONS = {
 }
 #: parameters whose place in a scenario has another name
 _RENAMED = {"prices_path": "price_list", "searched": "search"}
-#: options that say where results go or how the work is done, not what is computed
-_NOT_SAVED = {
-    "scenario", "save_scenario", "json", "csv", "report", "picture", "progress", "jobs", "dask",
-}  # fmt: skip
 _GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
 #: largest JSON file that may be a scenario
 _MOST_JSON = 256 << 10
 
 
 class ScenarioCommand(Command):
-    """Takes a scenario file in the place of TRACE."""
+    """Takes a scenario file in the place of TRACE, changes it and saves it; shows its progress.
+
+    ``default_trace`` stands for TRACE where none is given.
+    """
+
+    def __init__(self, *args: Any, default_trace: str | None = None, **more: Any) -> None:
+        super().__init__(*args, **more)
+        for param in self.params:
+            if param.name in ("trace", "profile"):  # they may come from the file
+                param.required = False
+            if param.name == "trace" and default_trace is not None:
+                param.default = default_trace
+        self.params += [
+            click.Option(
+                ["--progress/--no-progress"],
+                default=None,
+                help="Show a bar on stderr; by default on a terminal.",
+            ),
+            click.Option(
+                ["--scenario"],
+                type=click.Path(exists=True, dir_okay=False),
+                is_eager=True,  # before the others, which take their defaults from the file
+                expose_value=False,
+                callback=_load,
+                metavar="FILE.yaml",
+                help="Take the scenario from this file (see qsim schema), or the options by their "
+                "names with underscores; the command line goes first. It may stand in the place "
+                "of TRACE.",
+            ),
+            click.Option(
+                ["--set", "assignments"],
+                multiple=True,
+                metavar="PATH=VALUE",
+                help="Set a field of the scenario, such as fleet.pools.0.engine.max_num_seqs=64; "
+                "after all other options; repeatable.",
+            ),
+            click.Option(
+                ["--save-scenario"],
+                metavar="FILE.yaml",
+                help="Write the scenario as resolved, to be run again.",
+            ),
+        ]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does."""
@@ -86,59 +129,8 @@ def _is_scenario(path: str) -> bool:
     return isinstance(data, dict) and bool(_SECTIONS & set(data))
 
 
-def shared_options(command: click.Command) -> click.Command:
-    """Give a command ``--progress`` and what reads, changes and saves its scenario."""
-    for param in command.params:
-        if param.name in ("trace", "profile"):  # they may come from the file
-            param.required = False
-    sections = isinstance(command, ScenarioCommand)
-    options = [
-        click.Option(
-            ["--progress/--no-progress"],
-            default=None,
-            help="Show a bar on stderr; by default on a terminal.",
-        ),
-        click.Option(
-            ["--scenario"],
-            type=click.Path(exists=True, dir_okay=False),
-            is_eager=True,  # before the others, which take their defaults from the file
-            expose_value=False,
-            callback=_load,
-            metavar="FILE.yaml",
-            help="Take the scenario from this file (see qsim schema), or the options by their "
-            "names with underscores; the command line goes first. It may stand in the place of "
-            "TRACE."
-            if sections
-            else "Take the options from this file (names with underscores); the command line goes "
-            "first.",
-        ),
-        click.Option(
-            ["--set", "assignments"],
-            multiple=True,
-            metavar="PATH=VALUE",
-            help="Set a field of the scenario, such as fleet.pools.0.engine.max_num_seqs=64; "
-            "after all other options; repeatable.",
-        ),
-        click.Option(
-            ["--save-scenario"],
-            metavar="FILE.yaml",
-            help="Write the scenario as resolved, to be run again.",
-        ),
-    ]
-    command.params += [o for o in options if sections or o.name != "assignments"]
-    return command
-
-
 def scenario_from(ctx: click.Context) -> Scenario:
-    """What is asked: the scenario file, with the options and ``--set`` over it.
-
-    Raises
-    ------
-    click.UsageError
-        If there is no trace.
-    ScenarioError
-        If a value is not allowed.
-    """
+    """What is asked: the scenario file, with the options and ``--set`` over it."""
     from qsim.scenario import Scenario
     from qsim.scenario.names import fill, place_of, refuse_clients
     from qsim.scenario.paths import parse_set
@@ -166,7 +158,7 @@ def scenario_from(ctx: click.Context) -> Scenario:
     if autoscaler is not None and is_manifest(ctx.params["autoscale_text"]):
         _check_one_pool(scenario)
     if "think_time_s" in values:
-        check_think_time(command, scenario)
+        _check_think_time(command, scenario)
     if command not in ("simulate", "capacity"):  # which has users
         refuse_clients(command, scenario)
     if command in _POOLS_ARE_CANDIDATES:
@@ -213,76 +205,47 @@ def _tell_candidates(command: str, scenario: Scenario) -> None:
     )
 
 
-def _numbers(option: str, text: str) -> list[float]:
-    """``5,10,20`` as numbers."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
+def _check_think_time(command: str, scenario: Scenario) -> None:
+    """Refuse ``--think-time`` where nobody thinks, in the words of the command line."""
+    given = f"--think-time is {scenario.traffic.think_time_s:g}"
+    if command == "simulate" and scenario.traffic.concurrency is None:
         raise ScenarioError(
-            f"{option} is {text[:80]!r}; must be requests a second, such as 5,10,20"
-        ) from None
+            f"{given}, and there are no clients that think: give --concurrency, too; sessions of a "
+            "trace have delays of their own"
+        )
+    if command == "capacity" and not scenario.capacity.users:
+        raise ScenarioError(f"{given}, and rates are searched: ask for --users, too")
 
 
 def _converted(command: str, name: str, value: Any) -> Any:
-    if command == "capacity" and name == "gpus":
-        from qsim.cli._search import gpus_from
-
-        return gpus_from(value, "--gpus")
-    if command == "curve" and name == "rates":
-        return _numbers("--rates", value)
+    if (command, name) == ("capacity", "gpus") or name == "stock":
+        return gpus_from(value, f"--{name}")
+    if (command, name) == ("curve", "rates"):
+        return rates_from(value)
     if name == "prices":
-        from qsim.cli._search import prices_from
-
         return prices_from(value)
-    if name == "stock":
-        from qsim.cli._search import gpus_from
-
-        return gpus_from(value, "--stock")
     if name == "policies" and tuple(value) == ("none",):
         return []
     return value
 
 
-def save_scenario(ctx: click.Context, scenario: Scenario | None = None) -> None:
-    """``--save-scenario``: what was asked as YAML; options by name where there is no scenario."""
+def save_scenario(ctx: click.Context, scenario: Scenario) -> None:
+    """``--save-scenario``: what was asked as YAML."""
     path = ctx.params["save_scenario"]
-    if not path:
-        return
-    command = str(ctx.command.name)
-    name = " ".join(Path(path).name.split())
-    if scenario is None:
-        from qsim.documents import to_yaml
-
-        write_text(path, f"# qsim {command} --scenario {name}\n{to_yaml(_options(ctx))}")
-    else:
+    if path:
+        command = str(ctx.command.name)
+        name = " ".join(Path(path).name.split())
         write_text(path, f"# qsim {command} {name}\n{scenario.to_yaml(command)}")
 
 
 def write_outputs(
-    ctx: click.Context, data: Callable[[], Mapping[str, Any]], scenario: Scenario | None = None
+    ctx: click.Context, data: Callable[[], Mapping[str, Any]], scenario: Scenario
 ) -> None:
     """``--save-scenario``, and ``--json``: ``data`` with what was asked."""
     save_scenario(ctx, scenario)
     path = ctx.params["json_path"]
     if path:
-        asked = _options(ctx) if scenario is None else scenario.to_dict(str(ctx.command.name))
-        write_json({**data(), "scenario": asked}, path)
-
-
-def _options(ctx: click.Context) -> dict[str, Any]:
-    """All options that decide the result, as used, by key; those not set are left out."""
-    found: dict[str, Any] = {}
-    for key, param in _params(ctx.command).items():
-        value = ctx.params.get(param.name or "")
-        if key not in _NOT_SAVED and value is not None and value != ():
-            found[key] = _plain(value)
-    return found
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, bool | int | float) else str(value)
+        write_json({**data(), "scenario": scenario.to_dict(str(ctx.command.name))}, path)
 
 
 def _params(command: click.Command) -> dict[str, click.Parameter]:
@@ -310,7 +273,7 @@ def _load(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
             f"{path}: holds a {type(data).__name__}; must be a mapping of a scenario's sections, "
             "or of option names to values"
         )
-    if _SECTIONS & set(data) and isinstance(ctx.command, ScenarioCommand):
+    if _SECTIONS & set(data):
         from qsim.scenario import Scenario
 
         ctx.meta[_DATA] = Scenario.from_dict(data, path).given()

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from qsim.cli._common import note, tell_reading
+from qsim.cli._outputs import note, tell_reading
 from qsim.cli._progress import progress_bar
 from qsim.errors import ScenarioError
 

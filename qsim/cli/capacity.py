@@ -6,45 +6,20 @@ from typing import Any
 
 import click
 
-from qsim.cli._common import (
-    engine_options,
-    executor_options,
-    jobs_from,
-    router_option,
-    run_options,
-    slo_option,
-    tell_reading,
-    trace_options,
-)
-from qsim.cli._outputs import Outputs, check_outputs
+from qsim.cli import _options as options
+from qsim.cli._outputs import Outputs, check_outputs, tell_reading
 from qsim.cli._progress import progress_bar
-from qsim.cli._scenario import ScenarioCommand, scenario_from, shared_options, write_outputs
-from qsim.cli._search import (
-    beyond_option,
-    floor_option,
-    goodput_options,
-    market_options,
-)
+from qsim.cli._scenario import ScenarioCommand, scenario_from, write_outputs
 from qsim.errors import InfeasibleError
 
-__all__ = ["capacity", "optional_trace"]
+__all__ = ["DEFAULT_TRACE", "capacity"]
 
 #: TRACE where none is given; that of qsim.optimize.capacity, which a test compares
 DEFAULT_TRACE = "azure-conv-2023"
 
 
-def optional_trace(command: click.Command) -> click.Command:
-    """Let a command that reads TRACE do without: then it is :data:`DEFAULT_TRACE`."""
-    for param in command.params:
-        if param.name == "trace":
-            param.required, param.default = False, DEFAULT_TRACE
-    return command
-
-
-@optional_trace
-@shared_options
-@click.command(cls=ScenarioCommand)
-@trace_options
+@click.command(cls=ScenarioCommand, default_trace=DEFAULT_TRACE)
+@options.trace
 @click.option("--gpus", multiple=True, metavar="GPU=N",
               help="GPUs of a type, such as h100_sxm=8; repeatable. Layouts use one.")  # fmt: skip
 @click.option("--model", metavar="ID", help="Take the shipped profiles of this model.")
@@ -52,15 +27,15 @@ def optional_trace(command: click.Command) -> click.Command:
               help="Only by this method; repeatable.")  # fmt: skip
 @click.option("--profile", "profiles", multiple=True, metavar="ID|FILE",
               help="One more candidate, such as a profile of your own; repeatable.")  # fmt: skip
-@slo_option
-@goodput_options
+@options.slo
+@options.goodput
 @click.option("--objective", default="rate", show_default=True, metavar="rate|cost|energy",
               help="Order by requests/s, USD per output token or J per output token, each at the "
               "highest rate.")  # fmt: skip
-@market_options
+@options.market
 @click.option("--tasks", metavar="MIX", help="Tasks that quality is told for, such as "
               "gsm8k:0.3,mmlu:0.7.")  # fmt: skip
-@floor_option
+@options.floor
 @click.option("--users", is_flag=True, default=None,
               help="Find the most users instead: each sends the next request after the answer and "
               "--think-time.")  # fmt: skip
@@ -69,11 +44,11 @@ def optional_trace(command: click.Command) -> click.Command:
               "distributed.")  # fmt: skip
 @click.option("--precision", type=float, default=0.02, show_default=True, metavar="SHARE",
               help="Search until a rate at most so much higher misses a limit.")  # fmt: skip
-@router_option
-@engine_options
-@beyond_option
-@run_options
-@executor_options
+@options.router
+@options.engine
+@options.beyond
+@options.run
+@options.executor
 @click.option("--json", "json_path", metavar="FILE", help="Write all figures; - for stdout.")
 @click.pass_context
 def capacity(ctx: click.Context, /, **given: Any) -> None:
@@ -88,7 +63,9 @@ def capacity(ctx: click.Context, /, **given: Any) -> None:
     scenario = scenario_from(ctx)
     check_outputs(given)
     with progress_bar("capacity", given["progress"]) as update:
-        found = capacity_for(scenario, tell=tell_reading, **jobs_from(given), progress=update)
+        found = capacity_for(
+            scenario, tell=tell_reading, **options.jobs_from(given), progress=update
+        )
     out = Outputs()
     if given["json_path"] != "-":
         out.echo(capacity_text(found))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qsim.cli import _options as options
 from qsim.cli._command import Command
-from qsim.cli._common import engine_from, engine_options, need_matplotlib, note, write_json
-from qsim.cli._outputs import Outputs, check_output
+from qsim.cli._outputs import Outputs, check_output, need_matplotlib, note, write_json
 from qsim.cli.calibrate._adapted import say
 from qsim.errors import ScenarioError
 
@@ -37,7 +37,7 @@ __all__ = ["compare"]
 @click.option("--json", "json_path", metavar="FILE", help="Write the numbers; - for stdout.")
 @click.option("--seed", type=int, default=0, show_default=True,
               help="For results without times of sending.")  # fmt: skip
-@engine_options
+@options.engine
 def compare(
     result: str,
     profile: str | None,
@@ -134,7 +134,7 @@ def _load(
             "--profile is missing: a benchmark's result does not say what was served; "
             "'qsim profiles' lists the shipped profiles"
         )
-    load = read_benchmark(result, engine_from(given), energy_j=energy_j, seed=seed)
+    load = read_benchmark(result, options.engine_from(given), energy_j=energy_j, seed=seed)
     for text in load.trace.meta.get("notes") or ():
         note(f"{load.name}: {text}")
     return load, load_profile(name, version)

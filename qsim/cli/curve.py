@@ -7,32 +7,19 @@ from typing import Any
 import click
 
 from qsim.checks import check_ending
-from qsim.cli._common import (
-    engine_options,
-    executor_options,
-    jobs_from,
-    need_matplotlib,
-    router_option,
-    run_options,
-    slo_option,
-    tell_reading,
-    trace_options,
-)
-from qsim.cli._outputs import Outputs, check_outputs
+from qsim.cli import _options as options
+from qsim.cli._outputs import Outputs, check_outputs, need_matplotlib, tell_reading
 from qsim.cli._progress import progress_bar
-from qsim.cli._scenario import ScenarioCommand, scenario_from, shared_options, write_outputs
-from qsim.cli._search import market_options
-from qsim.cli.capacity import optional_trace
+from qsim.cli._scenario import ScenarioCommand, scenario_from, write_outputs
+from qsim.cli.capacity import DEFAULT_TRACE
 from qsim.errors import ScenarioError
 from qsim.files import write_text
 
 __all__ = ["curve"]
 
 
-@optional_trace
-@shared_options
-@click.command(cls=ScenarioCommand)
-@trace_options
+@click.command(cls=ScenarioCommand, default_trace=DEFAULT_TRACE)
+@options.trace
 @click.option("--profile", "profiles", multiple=True, metavar="ID|FILE",
               help="A fleet of this profile; repeat it to compare fleets.")  # fmt: skip
 @click.option("--replicas", type=int, metavar="N", help="Servers of each fleet; 1 unless given.")
@@ -41,12 +28,12 @@ __all__ = ["curve"]
 @click.option("--rates", metavar="X,Y,...",
               help="Requests a second to simulate; by default shares of what each fleet "
               "carries.")  # fmt: skip
-@slo_option
-@market_options
-@router_option
-@engine_options
-@run_options
-@executor_options
+@options.slo
+@options.market
+@options.router
+@options.engine
+@options.run
+@options.executor
 @click.option("--json", "json_path", metavar="FILE", help="Write all figures; - for stdout.")
 @click.option("--csv", "csv_path", metavar="FILE", help="Write a row a fleet and rate.")
 @click.option("--picture", "picture_path", metavar="FILE.png|svg|pdf", help="Draw the curves.")
@@ -68,7 +55,7 @@ def curve(ctx: click.Context, /, **given: Any) -> None:
     scenario = scenario_from(ctx)
     check_outputs(given)
     with progress_bar("curve", given["progress"]) as update:
-        found = curve_for(scenario, tell=tell_reading, **jobs_from(given), progress=update)
+        found = curve_for(scenario, tell=tell_reading, **options.jobs_from(given), progress=update)
     out = Outputs()
     if given["csv_path"] == "-":
         out.echo(found.to_csv(), nl=False)

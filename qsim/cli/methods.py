@@ -27,7 +27,7 @@ def methods(gpu: str, model: str | None, tensor_parallel_size: int, as_json: boo
     from qsim.catalog.gpus import gpu_type
     from qsim.catalog.methods import METHODS, check, weight_bytes
     from qsim.catalog.models import load_model
-    from qsim.cli._common import note
+    from qsim.cli._outputs import note
     from qsim.report.text.tables import table
 
     kind = gpu_type(gpu)

@@ -8,35 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.checks import whole
-from qsim.cli._common import (
-    backlog_option,
-    engine_options,
-    executor_options,
-    jobs_from,
+from qsim.cli import _options as options
+from qsim.cli._outputs import (
+    Outputs,
+    check_outputs,
     need_matplotlib,
     note,
     one_to_stdout,
-    router_option,
-    run_options,
-    slo_option,
     tell_reading,
-    trace_options,
 )
-from qsim.cli._outputs import Outputs, check_outputs
 from qsim.cli._progress import progress_bar
-from qsim.cli._scenario import ScenarioCommand, scenario_from, shared_options, write_outputs
-from qsim.cli._search import (
-    beyond_option,
-    candidate_options,
-    carbon_options,
-    export_option,
-    floor_option,
-    forecast_options,
-    goodput_options,
-    market_options,
-    most_replicas_option,
-    stock_option,
-)
+from qsim.cli._scenario import ScenarioCommand, scenario_from, write_outputs
 from qsim.errors import InfeasibleError, ScenarioError
 
 if TYPE_CHECKING:
@@ -48,14 +30,13 @@ if TYPE_CHECKING:
 __all__ = ["plan"]
 
 
-@shared_options
 @click.command(cls=ScenarioCommand)
-@trace_options
-@forecast_options("Plan")
-@candidate_options("One more candidate, such as a profile of your own; repeatable.",
+@options.trace
+@options.forecast("Plan")
+@options.candidates("One more candidate, such as a profile of your own; repeatable.",
                    "Plan with the shipped profiles of this model.")  # fmt: skip
-@slo_option
-@backlog_option
+@options.slo
+@options.backlog
 @click.option(
     "--objective",
     default="cost",
@@ -64,22 +45,22 @@ __all__ = ["plan"]
     help="What decides: USD per hour, energy over the trace, the number of GPUs, or gCO2e "
     "(with --region); of equals confidence, head-room, cost, energy, GPUs.",
 )
-@market_options
-@goodput_options
+@options.market
+@options.goodput
 @click.option("--max-gpus", type=int, metavar="N", help="At most so many GPUs.")
 @click.option("--max-usd-per-hour", type=float, metavar="USD", help="At most this rent.")
 @click.option("--max-power-kw", type=float, metavar="KW",
               help="At most this power of all GPUs, on average over TRACE.")  # fmt: skip
 @click.option("--max-peak-power-kw", type=float, metavar="KW",
               help="At most this power of all GPUs in any 1/400 of TRACE.")  # fmt: skip
-@stock_option(" Mixed fleets are looked for, too.")
+@options.stock(" Mixed fleets are looked for, too.")
 @click.option("--survive", type=int, default=0, show_default=True, metavar="N",
               help="Meet every limit with any N servers down, too.")  # fmt: skip
 @click.option("--tasks", metavar="MIX", help="Tasks that quality is told for, such as "
               "gsm8k:0.3,mmlu:0.7 (qsim quality --list-tasks); by default mmlu, gsm8k, humaneval, "
               "ifeval and arc-c in equal shares.")  # fmt: skip
-@floor_option
-@carbon_options
+@options.floor
+@options.carbon
 @click.option("--headroom/--no-headroom", default=True, show_default=True,
               help="Find how much more traffic the best fleet carries.")  # fmt: skip
 @click.option("--search", "searched", multiple=True, metavar="NAME[=VALUES]",
@@ -108,13 +89,13 @@ __all__ = ["plan"]
               help="Tell where the best fleet's time goes, and what would help.")  # fmt: skip
 @click.option("--explain", is_flag=True, default=None,
               help="--sensitivity, --bottlenecks and 20 replications.")  # fmt: skip
-@most_replicas_option
-@router_option
-@engine_options
-@beyond_option
-@run_options
-@executor_options
-@export_option("best")
+@options.most_replicas
+@options.router
+@options.engine
+@options.beyond
+@options.run
+@options.executor
+@options.export("best")
 @click.option("--autoscaler", default="hpa", show_default=True, metavar="hpa|keda|none",
               help="What --export kubernetes adds to scale the fleet.")  # fmt: skip
 @click.option("--gpus-per-host", type=int, default=8, show_default=True, metavar="N",
@@ -145,7 +126,11 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     trace = load_traffic(scenario.traffic, scenario.seed, tell_reading, grown=False)
     with progress_bar("plan", given["progress"]) as update:
         found = plan_for(
-            scenario, trace, study=_study(given, scenario), **jobs_from(given), progress=update
+            scenario,
+            trace,
+            study=_study(given, scenario),
+            **options.jobs_from(given),
+            progress=update,
         )
     out = Outputs()
     if not to_stdout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from qsim.cli._command import Command
-from qsim.cli._common import write_json
+from qsim.cli._outputs import write_json
 from qsim.errors import ScenarioError
 
 __all__ = ["prices"]

@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from qsim.cli._command import Group
-from qsim.cli._common import write_json
-from qsim.cli._say import say
+from qsim.cli._outputs import say, write_json
 from qsim.profiles.lookup import list_profiles, list_sharded, load_profile, stated_errors
 from qsim.profiles.schema import Profile
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.cli._command import Command
-from qsim.cli._say import say
+from qsim.cli._outputs import say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ def quality(
     measured (your own), published (for this model and method) or estimated (from its relatives);
     the mix has the status of its weakest task, and "known" counts the tasks that are not estimated.
     """
-    from qsim.cli._common import note, to_json
+    from qsim.cli._outputs import note, to_json
     from qsim.quality.models import unknown_note
     from qsim.quality.table import recovery_table
     from qsim.quality.tasks import normalise_mix, parse_mix
@@ -193,7 +193,7 @@ def _text(
 
 
 def _task_list(as_json: bool) -> str:
-    from qsim.cli._common import to_json
+    from qsim.cli._outputs import to_json
     from qsim.quality.table import recovery_table
     from qsim.quality.tasks import TASKS
     from qsim.report.text.tables import table

@@ -6,32 +6,20 @@ from typing import Any
 
 import click
 
-from qsim.cli._common import (
-    backlog_option,
-    engine_options,
-    executor_options,
-    jobs_from,
-    need_matplotlib,
-    one_to_stdout,
-    slo_option,
-    tell_reading,
-    trace_options,
-)
-from qsim.cli._outputs import Outputs, check_outputs
+from qsim.cli import _options as options
+from qsim.cli._outputs import Outputs, check_outputs, need_matplotlib, one_to_stdout, tell_reading
 from qsim.cli._progress import progress_bar
-from qsim.cli._scenario import ScenarioCommand, scenario_from, shared_options, write_outputs
-from qsim.cli._search import beyond_option, candidate_options, price_option
+from qsim.cli._scenario import ScenarioCommand, scenario_from, write_outputs
 from qsim.errors import InfeasibleError
 
 __all__ = ["schedule"]
 
 
-@shared_options
 @click.command(cls=ScenarioCommand)
-@trace_options
-@candidate_options("One more candidate; repeatable.")
-@slo_option
-@backlog_option
+@options.trace
+@options.candidates("One more candidate; repeatable.")
+@options.slo
+@options.backlog
 @click.option("--objective", default="energy", show_default=True, metavar="energy|cost|carbon",
               help="What is made small over the whole trace: J, USD of rent or gCO2e.")  # fmt: skip
 @click.option("--window", default="1h", show_default=True, metavar="10min|1h",
@@ -49,7 +37,7 @@ __all__ = ["schedule"]
 @click.option("--region", metavar="KEY", help="A constant intensity instead, as for qsim plan.")
 @click.option("--pue", type=float, default=1.0, show_default=True, metavar="X",
               help="Energy of the whole site over that of its IT, for carbon.")  # fmt: skip
-@price_option
+@options.price
 @click.option("--max-replicas", type=int, default=32, show_default=True, metavar="N",
               help="The most servers of one method.")  # fmt: skip
 @click.option("--max-gpus", type=int, metavar="N",
@@ -77,15 +65,15 @@ __all__ = ["schedule"]
               "given.")  # fmt: skip
 @click.option("--trials", type=int, default=6, show_default=True, metavar="N",
               help="Simulations of TRACE for each policy's search.")  # fmt: skip
-@engine_options
-@beyond_option
+@options.engine
+@options.beyond
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
 @click.option("--too-long", default="error", show_default=True, metavar="error|reject",
               help="Prompts of max-model-len or more: an error, or counted as failed.")  # fmt: skip
 @click.option("--study", "study_path", metavar="FILE|URL",
               help="Keep the searches in a journal file, or any storage of Optuna's.")  # fmt: skip
 @click.option("--resume", is_flag=True, default=None, help="Go on with those in --study.")
-@executor_options
+@options.executor
 @click.option("--export", "exports", multiple=True, metavar="csv|kubernetes[=PATH]",
               help="Write the timetable as a table, or as Deployments with KEDA's cron triggers; "
               "to stdout without PATH. Repeatable.")  # fmt: skip
@@ -123,7 +111,7 @@ def schedule(ctx: click.Context, /, **given: Any) -> None:
             trace,
             study=given["study_path"],
             resume=bool(given["resume"]),
-            **jobs_from(given),
+            **options.jobs_from(given),
             progress=update,
         )
     out = Outputs()

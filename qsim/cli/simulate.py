@@ -8,25 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from qsim.checks import check_ending
-from qsim.cli._autoscaler import autoscaler_options
-from qsim.cli._clients import client_options
-from qsim.cli._common import (
-    backlog_option,
-    engine_options,
+from qsim.cli import _options as options
+from qsim.cli._outputs import (
+    Outputs,
+    check_outputs,
     need_matplotlib,
     note,
     one_to_stdout,
-    router_option,
-    run_options,
-    slo_option,
     tell_reading,
-    trace_options,
     write_json,
 )
-from qsim.cli._outputs import Outputs, check_outputs
-from qsim.cli._pools import fleet_title, pool_option
 from qsim.cli._progress import progress_bar
-from qsim.cli._scenario import ScenarioCommand, save_scenario, scenario_from, shared_options
+from qsim.cli._scenario import ScenarioCommand, save_scenario, scenario_from
 from qsim.cli._stream import run_streamed, wants_stream
 from qsim.errors import InfeasibleError, ScenarioError
 from qsim.processes import Beside
@@ -35,6 +28,7 @@ if TYPE_CHECKING:
     from qsim.optimize.deploy.export import Export
     from qsim.scenario import Scenario
     from qsim.sim.engine.steplog import Step
+    from qsim.sim.fleet.pool import Pool
     from qsim.sim.results.backlog import Load
     from qsim.sim.results.machine_ranges import MachineRanges
     from qsim.sim.results.result import SimulationResult
@@ -52,19 +46,18 @@ _BESIDE = 1000
 _FEWEST_MACHINES = 8
 
 
-@shared_options
 @click.command(cls=ScenarioCommand)
-@trace_options
+@options.trace
 @click.option("--profile", metavar="ID|FILE", help="A shipped profile's id, or a file.")
 @click.option("--replicas", type=int, default=1, show_default=True, help="Servers in the fleet.")
-@pool_option
-@router_option
-@engine_options
-@slo_option
-@backlog_option
-@client_options
-@autoscaler_options
-@run_options
+@options.pool
+@options.router
+@options.engine
+@options.slo
+@options.backlog
+@options.clients
+@options.autoscaler
+@options.run
 @click.option("--json", "json_path", metavar="FILE", help="Write the summary; - for stdout.")
 @click.option("--requests", "requests_path", metavar="FILE",
               help="Write a row a request: .csv, .csv.gz or .parquet.")  # fmt: skip
@@ -174,7 +167,7 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
         note("no ranges over machines: they need the trace in memory (--no-stream)")
     for text in result.notes:
         note(text)
-    fleet = fleet_title(resolved, pools)
+    fleet = _fleet_title(resolved, pools)
     title = f"{name}: {requests:,} requests on {fleet} ({scenario.fleet.router} router)"
     if not to_stdout and "-" not in (given["json_path"], given["steps_path"]):
         out.echo(simulation_text(summary, outcomes, attained, title, load, told))
@@ -208,6 +201,14 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
         missed.insert(0, load.sentence())
     if missed and given["fail_on_slo"]:
         raise InfeasibleError("; ".join(missed))
+
+
+def _fleet_title(resolved: Mapping[str, Any], pools: Sequence[Pool]) -> str:
+    """The pools in words; of a single one the profile's id."""
+    if len(pools) == 1:
+        return f"{resolved['replicas']} x {resolved['profile']}"
+    names = [p.profile if isinstance(p.profile, str) else p.profile.id for p in pools]
+    return " + ".join(f"{p.replicas} x {name}" for p, name in zip(pools, names, strict=True))
 
 
 def _exports(given: Mapping[str, Any]) -> list[Export]:

@@ -8,20 +8,11 @@ from typing import Any
 import click
 
 from qsim.bounds import shown
-from qsim.cli._common import (
-    engine_options,
-    executor_options,
-    jobs_from,
-    note,
-    router_option,
-    to_json,
-    trace_options,
-)
-from qsim.cli._outputs import Outputs, check_output
+from qsim.cli import _options as options
+from qsim.cli._outputs import Outputs, check_output, note, to_json
 from qsim.cli._progress import progress_bar, resumable
-from qsim.cli._scenario import ScenarioCommand, save_scenario, scenario_from, shared_options
-from qsim.cli._search import beyond_option, candidate_options, floor_option, market_options
-from qsim.cli.capacity import optional_trace
+from qsim.cli._scenario import ScenarioCommand, save_scenario, scenario_from
+from qsim.cli.capacity import DEFAULT_TRACE
 from qsim.errors import ScenarioError
 
 __all__ = ["study"]
@@ -30,11 +21,9 @@ __all__ = ["study"]
 JOURNAL = "study.runs.jsonl"
 
 
-@optional_trace
-@shared_options
-@click.command(cls=ScenarioCommand)
-@trace_options
-@candidate_options("One more profile, such as one of your own; repeatable.",
+@click.command(cls=ScenarioCommand, default_trace=DEFAULT_TRACE)
+@options.trace
+@options.candidates("One more profile, such as one of your own; repeatable.",
                    "The model: its shipped profiles.")  # fmt: skip
 @click.option("--traffic", metavar="TRACE", help="TRACE, as an option.")
 @click.option("--task", "applications", multiple=True, metavar="NAME",
@@ -43,16 +32,16 @@ JOURNAL = "study.runs.jsonl"
 @click.option("--level", "levels", multiple=True, metavar="NAME",
               help="Only this level: application, workload, parallelism or hardware; "
               "repeatable.")  # fmt: skip
-@floor_option
-@market_options
-@router_option
-@engine_options
-@beyond_option
+@options.floor
+@options.market
+@options.router
+@options.engine
+@options.beyond
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
 @click.option("--out", metavar="FOLDER", required=True, help="Write the study here.")
 @click.option("--resume", is_flag=True, default=None,
               help="Take what an interrupted study to the same --out finished.")  # fmt: skip
-@executor_options
+@options.executor
 @click.pass_context
 def study(ctx: click.Context, /, **given: Any) -> None:
     """Show what quantization does to a model: quality, speed, energy and cost at four levels.
@@ -87,7 +76,7 @@ def study(ctx: click.Context, /, **given: Any) -> None:
             scenario,
             journal=journal,
             resume=bool(given["resume"]),
-            **jobs_from(given),
+            **options.jobs_from(given),
             progress=update,
         )
     out = Outputs()

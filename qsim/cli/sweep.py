@@ -7,51 +7,38 @@ from typing import Any
 import click
 
 from qsim.checks import check_ending
-from qsim.cli._common import (
-    backlog_option,
-    engine_options,
-    executor_options,
-    jobs_from,
-    note,
-    router_option,
-    run_options,
-    slo_option,
-    trace_options,
-)
-from qsim.cli._outputs import Outputs, check_outputs
-from qsim.cli._pools import pool_option
+from qsim.cli import _options as options
+from qsim.cli._outputs import Outputs, check_outputs, note
 from qsim.cli._progress import progress_bar, resumable
-from qsim.cli._scenario import ScenarioCommand, save_scenario, scenario_from, shared_options
-from qsim.cli._search import worth_options
+from qsim.cli._scenario import ScenarioCommand, save_scenario, scenario_from
 from qsim.errors import ScenarioError
 
 __all__ = ["sweep"]
 
 
-@shared_options
 @click.command(cls=ScenarioCommand)
-@trace_options
+@options.trace
 @click.option("--profile", metavar="ID|FILE", help="A shipped profile's id, or a file.")
 @click.option("--growth", type=float, default=1.0, show_default=True, metavar="F",
               help="Let requests arrive F times as fast, after --speed.")  # fmt: skip
 @click.option("--replicas", type=int, default=1, show_default=True, help="Servers in the fleet.")
-@pool_option
-@router_option
-@engine_options
-@slo_option
-@backlog_option
+@options.pool
+@options.router
+@options.engine
+@options.slo
+@options.backlog
 @click.option("--grid", "--over", "over", multiple=True, metavar="NAME=VALUES",
               help="Vary this: max_num_seqs=64,128, replicas=1:4, trace.rate=5:40:x2, "
               "method=bf16,fp8-w8a8, fleet.pools.1.replicas=1:4; repeatable.")  # fmt: skip
 @click.option("--lhs", type=int, metavar="N",
               help="Run N points of a Latin hypercube instead of every combination.")  # fmt: skip
-@worth_options
-@run_options
+@options.worth
+@options.run
 @click.option("--out", metavar="FILE", default="-", show_default=True,
               help="Write a row a run: .csv, .json or .parquet; - for CSV on stdout.")  # fmt: skip
 @click.option("--resume", is_flag=True, default=None,
               help="Take what an interrupted sweep to the same --out finished.")  # fmt: skip
-@executor_options
+@options.executor
 @click.pass_context
 def sweep(ctx: click.Context, /, **given: Any) -> None:
     """Simulate TRACE at every point of a grid over anything in a scenario; one row a run.
@@ -78,7 +65,7 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
             scenario,
             journal=journal,
             resume=bool(given["resume"]),
-            **jobs_from(given),
+            **options.jobs_from(given),
             progress=update,
         )
     for text in found.notes:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.bounds import shown
+from qsim.cli import _options as options
 from qsim.cli._command import Group
-from qsim.cli._common import load_shaped, note, option_group, to_json, trace_options
-from qsim.cli._outputs import check_output
-from qsim.cli._say import say
+from qsim.cli._outputs import check_output, note, say, tell_reading, to_json
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -33,6 +32,30 @@ _TO = click.option(
 )
 
 
+def _load(given: dict[str, Any]) -> Trace:
+    """Read TRACE, say on stderr what was skipped, then cut and scale it."""
+    from qsim.traces.load import load_reshaped
+    from qsim.traces.reshape import Reshaping
+
+    trace, merge, sort = (given.pop(k) for k in ("trace", "merge", "sort"))
+    reading = {k: given.pop(k) for k in ("format", "columns", "seed")}
+    return load_reshaped(
+        trace, Reshaping(**given), merge, sort=bool(sort), tell=tell_reading, **reading
+    )
+
+
+def _check_out(out: Path, to: str | None) -> None:
+    """Fail before the work if a trace cannot be written to OUT."""
+    from qsim.traces.write import format_for
+
+    format_for(out, to)
+    check_output("OUT", out)
+
+
+def _tell_written(out: Path, requests: int, seconds: float) -> None:
+    note(f"{out}: {requests:,} requests over {seconds:,.0f} s")
+
+
 @click.group("traces", cls=Group)
 def group() -> None:
     """Describe, convert and synthesise request traces.
@@ -43,14 +66,14 @@ def group() -> None:
 
 
 @group.command()
-@trace_options
+@options.trace
 @_SEED
 @click.option("--json", "as_json", is_flag=True, help="The statistics as JSON on stdout.")
 def info(as_json: bool, **given: Any) -> None:
     """Show the rate, burstiness, lengths and shared prefixes of TRACE."""
     from qsim.traces.statistics import trace_statistics
 
-    trace = load_shaped(given.pop("trace"), **given)
+    trace = _load(given)
     statistics = {
         "name": trace.name,
         "format": trace.meta.get("format"),
@@ -65,7 +88,7 @@ def info(as_json: bool, **given: Any) -> None:
 
 
 @group.command()
-@trace_options
+@options.trace
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @_TO
 @_SEED
@@ -74,13 +97,12 @@ def convert(out: Path, to: str | None, **given: Any) -> None:
 
     Merged traces start together; what cuts and scales applies to each of them.
     """
-    from qsim.traces.write import format_for, write_trace
+    from qsim.traces.write import write_trace
 
-    format_for(out, to)  # fail before the work
-    check_output("OUT", out)
-    trace = load_shaped(given.pop("trace"), **given)
+    _check_out(out, to)
+    trace = _load(given)
     write_trace(trace, out, format=to)
-    note(f"{out}: {len(trace):,} requests over {trace.duration_s:,.0f} s")
+    _tell_written(out, len(trace), trace.duration_s)
 
 
 @group.command()
@@ -108,7 +130,7 @@ def presets(as_json: bool) -> None:
         click.echo(f"    {key:9} {meaning}")
 
 
-_synth_options = option_group(
+_synth_options = options.group(
     click.option("--rate", type=float, metavar="RPS", help="Mean requests a second."),
     click.option("--duration", type=float, metavar="S", help="Seconds of traffic."),
     click.option("--requests", type=int, metavar="N", help="Exactly so many requests."),
@@ -163,7 +185,7 @@ def synth(
     qsim traces synth azure-conv-2023 out.csv --tier share=1,timeout=20 --tier share=4,priority=1
     """
     from qsim.traces.synth.synthesize import iter_chunks
-    from qsim.traces.write import format_for, write_chunks
+    from qsim.traces.write import write_chunks
 
     wanted = 1 if arrivals else 2
     if len(names) != wanted:
@@ -173,8 +195,7 @@ def synth(
             else "give PRESET and OUT, or --arrivals KIND and OUT; see 'qsim traces presets'"
         )
     out = Path(names[-1])
-    format_for(out, to)
-    check_output("OUT", out)
+    _check_out(out, to)
     if seed < 0:
         raise click.UsageError(f"--seed is {seed}; must be >= 0")
     tiers = _tiers(given.pop("tiers"))
@@ -192,7 +213,7 @@ def synth(
             yield chunk
 
     count = write_chunks(watched(), out, format=to)
-    note(f"{out}: {count:,} requests over {last_s:,.0f} s")
+    _tell_written(out, count, last_s)
 
 
 @group.command()
@@ -233,14 +254,13 @@ def reconstruct(
         reconstruct_from_numbers,
     )
     from qsim.traces.synth.synthesize import Span
-    from qsim.traces.write import format_for, write_trace
+    from qsim.traces.write import write_trace
 
     if not paths:
         raise click.UsageError("give OUT, and METRICS or --rate, --prompt and --output before it")
     *metrics, last = paths
     out = Path(last)
-    format_for(out, to)
-    check_output("OUT", out)
+    _check_out(out, to)
     span = Span(duration_s=duration, requests=requests)
     lengths = {k: _mean_and_p95(k, given.pop(k)) for k in ("prompt", "output")}
     rate, seconds, model = (given.pop(k) for k in ("rate", "seconds", "model_name"))
@@ -264,7 +284,7 @@ def reconstruct(
         note(text)
     trace = made.draw(seed)
     write_trace(trace, out, format=to)
-    note(f"{out}: {len(trace):,} requests over {trace.duration_s:,.0f} s")
+    _tell_written(out, len(trace), trace.duration_s)
 
 
 def _mean_and_p95(option: str, text: str | None) -> tuple[float, float] | None:
@@ -279,28 +299,24 @@ def _mean_and_p95(option: str, text: str | None) -> tuple[float, float] | None:
     return mean, p95
 
 
-_TIER_KEYS = ("share", "priority", "timeout")
-
-
 def _tiers(texts: Sequence[str]) -> Tiers | None:
-    from qsim.cli._pairs import read_pairs
+    from qsim.cli._values import Reader, read_pairs
     from qsim.traces.synth.tiers import Tier, Tiers
 
+    readers: dict[str, Reader] = {
+        "share": (float, "a number"), "priority": (int, "a whole number"),
+        "timeout": (float, "a number"),
+    }  # fmt: skip
     tiers = []
     for text in texts:
-        given: dict[str, float] = {}
-        for key, value, where in read_pairs(text, f"--tier {shown(text)}", _TIER_KEYS):
-            try:
-                given[key] = (int if key == "priority" else float)(value)
-            except ValueError:
-                kind = "a whole number" if key == "priority" else "a number"
-                raise click.UsageError(f"{where} is {shown(value)}; must be {kind}") from None
+        where = f"--tier {shown(text)}"
+        given = read_pairs(text, where, readers, click.UsageError)
         if "share" not in given:
-            raise click.UsageError(f"--tier {shown(text)}: share is missing, as in share=0.8")
+            raise click.UsageError(f"{where}: share is missing, as in share=0.8")
         try:
-            tiers.append(Tier(given["share"], int(given.get("priority", 0)), given.get("timeout")))
+            tiers.append(Tier(given["share"], given.get("priority", 0), given.get("timeout")))
         except ScenarioError as e:
-            raise ScenarioError(f"--tier {shown(text)}: {e}") from None
+            raise ScenarioError(f"{where}: {e}") from None
     return Tiers(tiers) if tiers else None
 
 

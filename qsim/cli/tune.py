@@ -7,43 +7,19 @@ from typing import Any
 
 import click
 
-from qsim.cli._common import (
-    backlog_option,
-    engine_options,
-    executor_options,
-    jobs_from,
-    need_matplotlib,
-    one_to_stdout,
-    router_option,
-    run_options,
-    slo_option,
-    tell_reading,
-    trace_options,
-)
-from qsim.cli._outputs import Outputs, check_outputs
+from qsim.cli import _options as options
+from qsim.cli._outputs import Outputs, check_outputs, need_matplotlib, one_to_stdout, tell_reading
 from qsim.cli._progress import progress_bar, resumable
-from qsim.cli._scenario import ScenarioCommand, scenario_from, shared_options, write_outputs
-from qsim.cli._search import (
-    beyond_option,
-    candidate_options,
-    export_option,
-    floor_option,
-    forecast_options,
-    most_replicas_option,
-    stock_option,
-    study_options,
-    worth_options,
-)
+from qsim.cli._scenario import ScenarioCommand, scenario_from, write_outputs
 from qsim.errors import InfeasibleError
 
 __all__ = ["tune"]
 
 
-@shared_options
 @click.command(cls=ScenarioCommand)
-@trace_options
-@forecast_options("Tune")
-@candidate_options("One more profile to choose, such as one of your own; repeatable.")
+@options.trace
+@options.forecast("Tune")
+@options.candidates("One more profile to choose, such as one of your own; repeatable.")
 @click.option(
     "--objective",
     "objectives",
@@ -52,13 +28,13 @@ __all__ = ["tune"]
     help="What is to be good: latency, ttft, tpot, energy, cost, quality, throughput, carbon, or "
     "any figure such as p95_ttft_ms; repeatable. By default latency, energy and cost.",
 )
-@slo_option
-@backlog_option
+@options.slo
+@options.backlog
 @click.option("--constraint", "constraints", multiple=True, metavar="FIGURE<=X",
               help="What must hold, such as 'p99_ttft_ms<=500' or 'gpus<=8'; "
               "repeatable.")  # fmt: skip
-@stock_option()
-@floor_option
+@options.stock()
+@options.floor
 @click.option("--search", multiple=True, metavar="NAME=VALUES",
               help="Decide this too, or among other values: max_num_seqs=64,128 or 32:512:log or "
               "64:512:x2; beside=ID,none and beside_replicas=1:8 for a second pool; "
@@ -68,20 +44,20 @@ __all__ = ["tune"]
               "repeatable.")  # fmt: skip
 @click.option("--sampler", default="nsga2", show_default=True, metavar="NAME",
               help="nsga2, tpe, random, or grid for every combination.")  # fmt: skip
-@study_options
+@options.study
 @click.option("--importance/--no-importance", default=True, show_default=True,
               help="Tell how much each decision matters; takes some seconds.")  # fmt: skip
 @click.option("--pick", metavar="HOW",
               help="Take a point of the front: knee, 'min FIGURE', or a condition such as "
               "'quality>=98 and p99_ttft_ms<=500'. By default the knee.")  # fmt: skip
-@worth_options
-@most_replicas_option
-@router_option
-@engine_options
-@beyond_option
-@run_options
-@executor_options
-@export_option("picked")
+@options.worth
+@options.most_replicas
+@options.router
+@options.engine
+@options.beyond
+@options.run
+@options.executor
+@options.export("picked")
 @click.option("--csv", "csv_path", metavar="FILE", help="Write the front; - for stdout.")
 @click.option("--trials-csv", "trials_path", metavar="FILE", help="Write all trials.")
 @click.option("--json", "json_path", metavar="FILE", help="Write everything; - for stdout.")
@@ -118,7 +94,7 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
             resumable(kept, bool(given["resume"])),
         ):
             found = tune_for(
-                scenario, trace, settings, pick=pick, **jobs_from(given), progress=update
+                scenario, trace, settings, pick=pick, **options.jobs_from(given), progress=update
             )
     except (TuneInterrupted, TuneStoppedError) as e:  # what was finished is not lost
         found, ended = e.result, e

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import qsim as api
-from qsim.cli._common import to_json
+from qsim.cli._outputs import to_json
 from qsim.cli.capacity import DEFAULT_TRACE
 from qsim.optimize.capacity.capacity import DEFAULT_TRAFFIC
 from qsim.scenario import Scenario

@@ -12,7 +12,7 @@ import yaml
 
 from qsim import load_profile, load_trace, simulate
 from qsim.cli import main
-from qsim.cli._common import ROUTER_HELP
+from qsim.cli._options import ROUTER_HELP
 from qsim.sim.fleet.routers.router import ROUTERS
 from tests.cli.helpers import TRACE, fails, qsim, write
 from tests.make_profile import make_profile

@@ -21,7 +21,7 @@ __all__ = ["nvml_if_any", "refuse_misfit", "say", "write_adapted"]
 def nvml_if_any(gpus: Sequence[int]) -> Reader | None:
     """NVML's counters of energy; None, with a note, where there is no NVML."""
     from qsim.calibrate.adapt.power import nvml_reader
-    from qsim.cli._common import note
+    from qsim.cli._outputs import note
 
     try:
         return nvml_reader(gpus)

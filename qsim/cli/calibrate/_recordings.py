@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qsim.cli._say import say
+from qsim.cli._outputs import say
 
 if TYPE_CHECKING:
     from qsim.calibrate.recordings.read import Recording

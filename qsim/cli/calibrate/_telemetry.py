@@ -84,7 +84,7 @@ def adapt_by_telemetry(
     from qsim.calibrate.adapt.server import cache_blocks, check_cache
     from qsim.calibrate.adapt.telemetry import cache_labels, windows_of
     from qsim.calibrate.adapt.telemetry_fit import adapt_to_windows
-    from qsim.cli._common import note
+    from qsim.cli._outputs import note
     from qsim.optimize.search.executors import open_executor
     from qsim.processes import available_cores
     from qsim.profiles.lookup import stated_errors

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qsim.cli import _options as options
 from qsim.cli._command import Command
-from qsim.cli._common import count, engine_from, engine_options, note
+from qsim.cli._outputs import note
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -59,9 +60,10 @@ _MOST_JOBS = 10
 @click.option("--keep-loads", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
               help="Keep what the client saw of each load, for qsim compare.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the loads.")
-@click.option("--jobs", type=count, metavar="N", help="Processes of the fits; by default one a "
-              "core. The answer is the same.")  # fmt: skip
-@engine_options
+@click.option("--jobs", type=options.count, metavar="N",
+              help="Processes of the fits; by default one a core. The answer is the "
+              "same.")  # fmt: skip
+@options.engine
 def adapt_command(**given: Any) -> None:
     """Adapt a profile to the machine of a running vLLM server, in about a minute and a half.
 
@@ -81,11 +83,11 @@ def adapt_command(**given: Any) -> None:
         check_output("--keep-loads", given["keep_loads"], folder=True)
     numbers = _gpu_numbers(given["gpus"])
     by_metrics = _check_source(given)
-    options = engine_from(given)
+    engine = options.engine_from(given)
     if not by_metrics and not given["serve"]:
-        _adapt_by_loads(given["base_url"], given, numbers, options)
+        _adapt_by_loads(given["base_url"], given, numbers, engine)
         return
-    profile = load_profile(given["profile"], options.vllm_version)
+    profile = load_profile(given["profile"], engine.vllm_version)
     if by_metrics:
         sources = Sources(
             given["telemetry"], given["prometheus_url"], given["last_s"], given["watch_s"],
@@ -93,7 +95,7 @@ def adapt_command(**given: Any) -> None:
             given["power"], tuple(numbers),
         )  # fmt: skip
         adapt_by_telemetry(
-            sources, profile, options, given["out"], given["most_error"], given["jobs"]
+            sources, profile, engine, given["out"], given["most_error"], given["jobs"]
         )
         return
     from qsim.calibrate.adapt.serving import serving
@@ -101,7 +103,7 @@ def adapt_command(**given: Any) -> None:
     with serving(
         profile, numbers, model=given["model"], command=given["serve_command"], say=say
     ) as url:
-        _adapt_by_loads(url, given, numbers, options)
+        _adapt_by_loads(url, given, numbers, engine)
 
 
 def _check_source(given: Mapping[str, Any]) -> bool:
@@ -135,7 +137,7 @@ def _gpu_numbers(text: str) -> list[int]:
 
 
 def _adapt_by_loads(
-    base_url: str, given: Mapping[str, Any], numbers: list[int], options: EngineOptions
+    base_url: str, given: Mapping[str, Any], numbers: list[int], engine: EngineOptions
 ) -> None:
     """Send loads to a server and adapt by what comes back."""
     from qsim.calibrate.adapt.adapting import adapt
@@ -153,7 +155,7 @@ def _adapt_by_loads(
     from qsim.report.text.compare import adapted_text, beyond_text, factors_text, kept_text
 
     server = describe(base_url)
-    chosen = load_profile(given["profile"], options.vllm_version or server.version or None)
+    chosen = load_profile(given["profile"], engine.vllm_version or server.version or None)
     lost = check_server(server, chosen)
     if server.graph_sizes is None and not given["serve"]:  # the log of one that was started tells
         lost.append(
@@ -168,7 +170,7 @@ def _adapt_by_loads(
     longest = min(server.max_model_len or chosen.engine.max_model_len, 16384)
     plans = plan_loads(chosen, given["seconds"], longest, given["seed"])
     try:
-        session = send_loads(server, chosen, plans, meter, say, options=options)
+        session = send_loads(server, chosen, plans, meter, say, options=engine)
     finally:
         if meter is not None:
             meter.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from qsim.cli._command import Command
-from qsim.cli._say import say
+from qsim.cli._outputs import say
 
 __all__ = ["agreement"]
 

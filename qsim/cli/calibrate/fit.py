@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qsim.cli._command import Command
-from qsim.cli._say import say
+from qsim.cli._outputs import say
 from qsim.cli.calibrate._recordings import (
     host_option,
     host_times_from,
@@ -106,8 +106,7 @@ def fit_command(
     from qsim.calibrate.fit.report import draw_diagnostics, mode_table
     from qsim.calibrate.recordings.read import HOLDOUT, read_recording
     from qsim.calibrate.validate.validation import fit_error, fit_servers, group_servers, validate
-    from qsim.cli._common import need_matplotlib, to_json
-    from qsim.cli._outputs import Outputs, check_output
+    from qsim.cli._outputs import Outputs, check_output, need_matplotlib, to_json
     from qsim.errors import ScenarioError
     from qsim.profiles.lookup import file_name, load_profile
 

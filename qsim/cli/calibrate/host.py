@@ -29,8 +29,7 @@ def host_command(against: Path | None, seconds: float, out: Path | None) -> None
     import json
 
     from qsim.calibrate.measure.host_speed import ROWS, host_speed, read_host_speed
-    from qsim.cli._common import note
-    from qsim.cli._outputs import Outputs, check_output
+    from qsim.cli._outputs import Outputs, check_output, note
     from qsim.files import write_text
 
     if out is not None:

@@ -93,8 +93,7 @@ def quality(**given: Any) -> None:
 
 
 def _of_one_server(given: dict[str, Any], tasks: list[str]) -> None:
-    from qsim.cli._common import note, to_json, write_json
-    from qsim.cli._outputs import Outputs
+    from qsim.cli._outputs import Outputs, note, to_json, write_json
     from qsim.quality.measure import compare, completions_url, evaluate, load_run
 
     for name in ("base_url", "model"):
@@ -162,8 +161,7 @@ def _of_started_servers(given: dict[str, Any], tasks: list[str]) -> None:
         scores_of,
         serve_and_evaluate,
     )
-    from qsim.cli._common import note, write_json
-    from qsim.cli._outputs import Outputs, check_output
+    from qsim.cli._outputs import Outputs, check_output, note, write_json
     from qsim.quality.measure import compare, load_run
 
     served = parse_served(given["serve"])
@@ -245,7 +243,7 @@ def _profiles(given: dict[str, Any]) -> dict[str, Profile]:
 
 
 def _tell_versions(run: Run, baseline: Run | None) -> None:
-    from qsim.cli._common import note
+    from qsim.cli._outputs import note
 
     if baseline and baseline.harness_version != run.harness_version:
         note(f"lm-eval {run.harness_version} here, {baseline.harness_version} for the baseline")

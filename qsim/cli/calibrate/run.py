@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qsim.cli._command import Command
-from qsim.cli._say import say
+from qsim.cli._outputs import say
 
 if TYPE_CHECKING:
     from qsim.calibrate.measure.workload import HoldoutTrace
@@ -146,9 +146,8 @@ def run(
     from qsim.catalog.methods import METHODS
     from qsim.catalog.models import load_model
     from qsim.checks import finite, whole
-    from qsim.cli._campaign import campaign_progress, interruptible
-    from qsim.cli._common import note
-    from qsim.cli._outputs import check_output
+    from qsim.cli._outputs import check_output, note
+    from qsim.cli._progress import campaign_progress, interruptible
     from qsim.errors import CalibrationError, MissingExtraError, ScenarioError
 
     if not dry_run:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.cli._command import Command
-from qsim.cli._say import say
+from qsim.cli._outputs import say
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def transfer(
     """
     from qsim.calibrate.transfer.build import learn_from_shipped
     from qsim.catalog.models import load_model
-    from qsim.cli._common import note
-    from qsim.cli._outputs import check_output
+    from qsim.cli._outputs import check_output, note
 
     if not (everything or checks or published or gpu):
         raise ScenarioError("nothing to do; give --to with --model and --out, --all, --check or "

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from qsim.cli._command import Command
-from qsim.cli._say import say
+from qsim.cli._outputs import say
 from qsim.cli.calibrate._recordings import (
     host_option,
     host_times_from,
@@ -76,8 +76,7 @@ def validate_command(
         profile_of,
         validate,
     )
-    from qsim.cli._common import write_json
-    from qsim.cli._outputs import Outputs, check_output
+    from qsim.cli._outputs import Outputs, check_output, write_json
     from qsim.files import write_text
     from qsim.report.text.fidelity import fidelity_page
 

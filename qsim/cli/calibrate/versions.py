@@ -33,7 +33,7 @@ def versions(profiles: tuple[str, ...], kernel_changed: tuple[str, ...], out: Pa
     """
     from qsim.calibrate.transfer.versions import learn, pairs_of, table_rows, write_changes
     from qsim.catalog.methods import find_method
-    from qsim.cli._common import to_json
+    from qsim.cli._outputs import to_json
     from qsim.profiles.carry import changes
     from qsim.profiles.schema import Profile
 
