@@ -47,9 +47,9 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
     """
     from pathlib import Path
 
+    from qsim.documents import rows_csv
     from qsim.optimize.sweep.sweeping import ENDINGS
     from qsim.optimize.sweep.sweeping import sweep as run
-    from qsim.tables import rows_csv
 
     out = given["out"]
     if out == "-" and given["resume"]:

@@ -16,8 +16,7 @@ from qsim.cli._outputs import check_output, note, say, tell_reading, to_json
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
-    from qsim.traces.synth.synthesize import Span, Workload
-    from qsim.traces.synth.tiers import Tiers
+    from qsim.traces.synth.synthesize import Span, Tiers, Workload
     from qsim.traces.trace import Trace
 
 __all__ = ["group"]
@@ -301,7 +300,7 @@ def _mean_and_p95(option: str, text: str | None) -> tuple[float, float] | None:
 
 def _tiers(texts: Sequence[str]) -> Tiers | None:
     from qsim.cli._values import Reader, read_pairs
-    from qsim.traces.synth.tiers import Tier, Tiers
+    from qsim.traces.synth.synthesize import Tier, Tiers
 
     readers: dict[str, Reader] = {
         "share": (float, "a number"), "priority": (int, "a whole number"),

@@ -15,8 +15,8 @@ from qsim.scenario.searches import SearchSection
 from qsim.scenario.sections import PoolSection, Traffic
 from qsim.sim.fleet.lifecycle import Lifecycle
 from qsim.sim.scheduler.config import EngineOptions, refuse_queue_limits
-from qsim.traces.forecast import forecast
 from qsim.traces.load import load_reshaped
+from qsim.traces.reshape import forecast
 from qsim.traces.trace import Trace
 
 __all__ = [

@@ -25,8 +25,7 @@ from qsim.sim.scheduler.server_memory import memory_notes
 from qsim.traces.trace import Trace
 
 if TYPE_CHECKING:
-    from qsim.sim.results.outages import Outages
-    from qsim.sim.results.recovery import TimeCounts
+    from qsim.sim.results.outages import Outages, TimeCounts
     from qsim.sim.results.scaling import Scaling
 
 __all__ = ["outages_s", "pool_uses", "run_facts"]
@@ -173,7 +172,7 @@ def _recovery_s(setup: Setup, fleet: Fleet, flow: TimeCounts) -> tuple[float | N
     outages = [(b - fleet.origin_s, e - fleet.origin_s) for _, b, e in outages_s(fleet)]
     if setup.concurrency is not None:  # there are never more requests in the fleet than clients
         return (None,) * len(outages)
-    from qsim.sim.results.recovery import backlog_recovery_s
+    from qsim.sim.results.outages import backlog_recovery_s
 
     return tuple(backlog_recovery_s(flow, outages))
 

@@ -11,8 +11,13 @@ from qsim.sim.engine.steplog import Step
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import FleetArguments, resolve_fleet
 from qsim.sim.fleet.parts import run_whole
-from qsim.sim.fleet.sessions import in_order_of_arrival
-from qsim.sim.results.finished import as_sent, outcomes, request_columns, without_rejected
+from qsim.sim.results.finished import (
+    as_sent,
+    in_order_of_arrival,
+    outcomes,
+    request_columns,
+    without_rejected,
+)
 from qsim.sim.results.pools import exact_latencies
 from qsim.sim.results.result import SimulationResult
 from qsim.sim.results.servers import Served
@@ -81,7 +86,7 @@ def simulate(
     begin_ps = int(finished.arrival_ps[0])
     in_fleet = None
     if setup.failures is not None:
-        from qsim.sim.results.recovery import TimeCounts
+        from qsim.sim.results.outages import TimeCounts
 
         in_fleet = TimeCounts()
         in_fleet.add(finished.arrival_ps / PS_PER_S, finished.last_token_ps / PS_PER_S)

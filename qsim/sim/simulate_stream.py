@@ -11,7 +11,7 @@ from qsim.profiles.schema import Profile
 from qsim.sim.fleet.admission import FleetArguments, resolve_fleet
 from qsim.sim.fleet.fleet import Fleet
 from qsim.sim.results.backlog import Flow
-from qsim.sim.results.latency import Latency
+from qsim.sim.results.histogram import Latency
 from qsim.sim.results.outages import Windows
 from qsim.sim.results.pools import PoolLatencies
 from qsim.sim.results.slo import Slo

@@ -1,4 +1,4 @@
-"""Other traffic from the traffic that there is: cut, thinned, longer, faster, merged.
+"""Other traffic from the traffic that there is: cut, thinned, longer, faster, merged, grown.
 
 In this order: the slice, the sample, the lengths, the shared beginning, the speed, the head. A
 trace in parts gets what the whole one gets, request by request.
@@ -6,21 +6,21 @@ trace in parts gets what the whole one gets, request by request.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from math import inf
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qsim.bounds import MAX_SEED
-from qsim.checks import whole
-from qsim.errors import TraceError
-from qsim.traces.block_size import KV_BLOCK_TOKENS
+from qsim.checks import is_number, whole
+from qsim.errors import ScenarioError, TraceError
+from qsim.traces.prefix_ids import KV_BLOCK_TOKENS
 from qsim.traces.trace import MOST_TOKENS, HashIds, Trace, merge
 
-__all__ = ["Reshaping", "merge_all"]
+__all__ = ["Forecast", "Reshaping", "busiest_hour", "forecast", "merge_all"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -72,7 +72,7 @@ class Reshaping:
             )
         for name in ("scale_prompt", "scale_output", "speed"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < inf:
+            if value is not None and not 0 < value < math.inf:
                 raise TraceError(f"{name} is {value!r}; must be a finite number > 0")
         if self.shared_prefix is not None and not (
             KV_BLOCK_TOKENS <= self.shared_prefix <= MOST_TOKENS
@@ -107,7 +107,7 @@ class Reshaping:
             If no request is left, or a value is not allowed for this trace.
         """
         if self.start is not None or self.end is not None:
-            trace = trace.slice(self.start or 0.0, inf if self.end is None else self.end)
+            trace = trace.slice(self.start or 0.0, math.inf if self.end is None else self.end)
         inner = self.piecewise(seed, number)(trace)
         if inner is None:
             raise self.nothing_left(trace.name)
@@ -235,3 +235,70 @@ def _with_shared_prefix(trace: Trace, tokens: int) -> Trace:
         text = f"prompts of less than {tokens:,} tokens cannot begin with the shared ones: they "
         meta = {**meta, "notes": [*(meta.get("notes") or ()), f"{text}share nothing"]}
     return replace(trace, hash_ids=ids, meta=meta)
+
+
+HOUR_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How the trace was shaped: the start of its busiest hour (None: all of it), and growth."""
+
+    peak_hour_start_s: float | None = None
+    growth: float = 1.0
+
+    def text(self) -> str:
+        """For people, "" if the trace is as it was given."""
+        parts = []
+        if self.peak_hour_start_s is not None:
+            end_s = self.peak_hour_start_s + HOUR_S
+            parts.append(
+                f"the busiest hour of the trace by requests, {self.peak_hour_start_s:,.0f} s to "
+                f"{end_s:,.0f} s"
+            )
+        if self.growth != 1:
+            parts.append(f"arrivals {self.growth:.15g} times as fast as in the trace")
+        return "; ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"peak_hour_start_s": self.peak_hour_start_s, "growth": self.growth}
+
+
+def busiest_hour(trace: Trace) -> float:
+    """Start of the hour with the most requests, s; the first of several.
+
+    Only hours that begin with an arrival need a look: to begin later without losing one is to
+    reach further.
+
+    Raises
+    ------
+    ScenarioError
+        If the trace is shorter than an hour.
+    """
+    if trace.duration_s < HOUR_S:
+        raise ScenarioError(
+            f"{trace.name} lasts {trace.duration_s:.6g} s, less than the hour that peak_hour "
+            "(--peak-hour) cuts out; leave it out to plan for the whole trace, or give a longer one"
+        )
+    at = trace.arrival_s
+    counts = np.searchsorted(at, at + HOUR_S, side="left") - np.arange(len(at))
+    return float(at[int(np.argmax(counts))])
+
+
+def forecast(trace: Trace, growth: float = 1.0, peak_hour: bool = False) -> tuple[Trace, Forecast]:
+    """The traffic to plan for: first the busiest hour, if asked for, then the growth.
+
+    Raises
+    ------
+    ScenarioError
+        If ``growth`` is not a finite number > 0, or the trace is shorter than an hour.
+    """
+    if not is_number(growth) or not 0 < growth < math.inf:
+        raise ScenarioError(
+            f"growth is {growth!r}; must be a finite number > 0, such as 1.5 for half as much again"
+        )
+    start_s = busiest_hour(trace) if peak_hour else None
+    if start_s is not None:
+        trace = trace.slice(start_s, start_s + HOUR_S)
+    return trace.speed(growth), Forecast(start_s, float(growth))

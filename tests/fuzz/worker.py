@@ -86,7 +86,7 @@ def _call_python(argv: list[str]) -> tuple[int, str, str, BaseException | None]:
     """What has no command of its own."""
     from qsim.errors import QsimError
     from qsim.quality.measure import load_run
-    from qsim.sim.scheduler.replay import load_scenario, replay
+    from qsim.sim.replay import load_scenario, replay
 
     error = io.StringIO()
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from qsim.catalog.versions import parse_version
-from qsim.sim.scheduler.replay import Arrival, Scenario
+from qsim.sim.replay import Arrival, Scenario
 
 
 class Block:

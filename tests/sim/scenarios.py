@@ -10,11 +10,11 @@ from typing import Any
 from hypothesis import strategies as st
 
 from qsim.catalog.versions import rules_of
+from qsim.sim.replay import Arrival, Scenario
 from qsim.sim.scheduler.batch import Batch, Update
 from qsim.sim.scheduler.config import EngineConfig
 from qsim.sim.scheduler.kv_cache import BlockIds, KVCache
 from qsim.sim.scheduler.prefix_tree import PrefixNode, Run
-from qsim.sim.scheduler.replay import Arrival, Scenario
 from qsim.sim.scheduler.request import Request
 from qsim.sim.scheduler.scheduler import Scheduler
 

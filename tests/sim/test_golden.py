@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from qsim.errors import ScenarioError
-from qsim.sim.scheduler.replay import Scenario, load_scenario, main, parse_scenario, replay
+from qsim.sim.replay import Scenario, load_scenario, main, parse_scenario, replay
 
 OURS = Path(__file__).parent / "golden"
 # Recordings of the real scheduler: optional folders of developers, beside the checkout. The

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from qsim.sim.scheduler.replay import load_scenario, parse_scenario
+from qsim.sim.replay import load_scenario, parse_scenario
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "record_schedules"

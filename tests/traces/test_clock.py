@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from qsim.cli import main
 from qsim.errors import TraceError
 from qsim.traces import load_trace, trace_statistics
-from qsim.traces.block_size import fitting_block_tokens
+from qsim.traces.prefix_ids import fitting_block_tokens
 
 HEADER = "arrival_s,prompt_tokens,output_tokens\n"
 

@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 
 from qsim.errors import ScenarioError, TraceError
 from qsim.traces.statistics import prefix_hit_blocks, trace_statistics
-from qsim.traces.synth.arrivals import Gaps, RateProfile, arrival_blocks, weibull_shape
-from qsim.traces.synth.bursts import Bursts, bursts_for_fano
+from qsim.traces.synth.arrivals import (
+    Bursts,
+    Gaps,
+    RateProfile,
+    arrival_blocks,
+    bursts_for_fano,
+    weibull_shape,
+)
 from qsim.traces.synth.custom import custom_workload, read_rate_profile
 from qsim.traces.synth.lengths import LengthModel, QuantileTable, parse_lengths
 from qsim.traces.synth.prefixes import PrefixModel

@@ -17,7 +17,7 @@ import sys
 from itertools import zip_longest
 from pathlib import Path
 
-from qsim.sim.scheduler.replay import Scenario, load_scenario, replay
+from qsim.sim.replay import Scenario, load_scenario, replay
 
 
 def main() -> int:

@@ -35,9 +35,8 @@ from qsim.calibrate.recordings.data import (
     Server,
     Steps,
 )
-from qsim.documents import read_json
+from qsim.documents import csv_lines, read_json
 from qsim.errors import RecordingError
-from qsim.tables import csv_lines
 
 __all__ = [
     "FIT",

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 from qsim.bounds import MAX_REPLICAS
 from qsim.checks import whole
+from qsim.documents import rows_csv
 from qsim.errors import ScenarioError
 from qsim.optimize.capacity.layout import DEFAULT_TRAFFIC, Layout, Traffic
 from qsim.optimize.capacity.rate_search import (
@@ -31,7 +32,6 @@ from qsim.scenario.resolve import candidates_of, searched_engine
 from qsim.scenario.searches import SearchSection
 from qsim.sim.results.slo import Slo
 from qsim.sim.scheduler.config import EngineOptions
-from qsim.tables import rows_csv
 from qsim.traces.trace import Trace
 
 __all__ = ["SHARES", "FleetCurve", "LoadCurve", "curve", "curve_for"]

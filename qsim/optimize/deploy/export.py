@@ -23,8 +23,8 @@ from qsim.scenario.sections import Traffic
 from qsim.sim.fleet.admission import resolve_fleet
 from qsim.sim.results.slo import Slo
 from qsim.sim.run_scenario import fleet_of
-from qsim.traces.forecast import forecast
 from qsim.traces.parts import is_large
+from qsim.traces.reshape import forecast
 from qsim.traces.trace import Trace
 
 __all__ = [

@@ -22,8 +22,8 @@ from typing import Any
 
 from qsim.bounds import shown
 from qsim.checks import is_number
+from qsim.documents import csv_lines
 from qsim.errors import ScenarioError
-from qsim.tables import csv_lines
 
 __all__ = [
     "DEFAULT_PUE",

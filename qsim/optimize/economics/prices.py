@@ -21,9 +21,9 @@ from typing import Any
 
 from qsim.bounds import check_name, shown
 from qsim.checks import is_number
+from qsim.documents import csv_lines
 from qsim.errors import ScenarioError
 from qsim.scenario.sections import Accounts
-from qsim.tables import csv_lines
 
 __all__ = [
     "DEFAULT_CLASS",

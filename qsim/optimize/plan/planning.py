@@ -31,7 +31,7 @@ from qsim.scenario.arguments import PlanArguments
 from qsim.scenario.names import scenario_of
 from qsim.scenario.resolve import candidates_of, load_traffic, searched_engine
 from qsim.sim.results.goodput import goodput_goal
-from qsim.traces.forecast import forecast
+from qsim.traces.reshape import forecast
 from qsim.traces.trace import Trace
 
 __all__ = ["detail_of", "plan", "plan_for", "study_of"]

@@ -14,9 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from qsim.traces.forecast import forecast
 from qsim.traces.load import load_trace, preset_names, split_params
-from qsim.traces.reshape import Reshaping
+from qsim.traces.reshape import Reshaping, forecast
 from qsim.traces.trace import Trace
 
 __all__ = ["PresetDraw", "Resample", "Resampling", "preset_draw"]

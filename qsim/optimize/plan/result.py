@@ -13,7 +13,7 @@ from qsim.optimize.plan.candidate import Candidate, deciding_order
 from qsim.optimize.search.goals import Carbon, QualityGoal
 from qsim.sim.results.goodput import Goodput
 from qsim.sim.results.slo import Slo
-from qsim.traces.forecast import Forecast
+from qsim.traces.reshape import Forecast
 
 if TYPE_CHECKING:
     from qsim.optimize.plan.detail import Detail

@@ -15,6 +15,7 @@ import numpy as np
 from qsim import __version__
 from qsim.bounds import MAX_RUNS, MAX_SEED
 from qsim.checks import check_ending, whole
+from qsim.documents import rows_csv
 from qsim.errors import ScenarioError
 from qsim.files import atomic_path, write_text
 from qsim.optimize.economics.prices import Price, price_of, prices_of
@@ -33,7 +34,6 @@ from qsim.scenario import Scenario
 from qsim.scenario.arguments import SweepArguments
 from qsim.scenario.names import build
 from qsim.sim.results.slo import Slo
-from qsim.tables import rows_csv
 from qsim.traces.trace import Trace
 
 __all__ = ["ENDINGS", "Row", "SweepResult", "latin_hypercube", "rows_json", "sweep", "write_rows"]

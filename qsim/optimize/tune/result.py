@@ -295,7 +295,7 @@ class TuneResult:
 
     def to_csv(self, all_trials: bool = False) -> str:
         """The front, or all trials, as CSV."""
-        from qsim.tables import rows_csv
+        from qsim.documents import rows_csv
 
         front = self.front
         numbers = {t.number for t in front}

@@ -58,7 +58,7 @@ from qsim.scenario.resolve import candidates_of, load_traffic, searched_engine
 from qsim.sim.results.slo import too_few
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.scheduler.server_memory import most_model_len
-from qsim.traces.forecast import forecast
+from qsim.traces.reshape import forecast
 from qsim.traces.trace import Trace
 
 __all__ = ["TuneInterrupted", "TuneStoppedError", "study_of", "tune", "tune_for"]

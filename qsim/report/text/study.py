@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qsim.documents import rows_csv
 from qsim.optimize.study.comparing import title
 from qsim.optimize.study.decisions import GOALS
 from qsim.optimize.study.figures import FIGURES, Band
 from qsim.optimize.study.levels import AXES, AXIS_TITLES
 from qsim.optimize.study.result import LEVELS, StudyResult
 from qsim.report.text.tables import fill, number, table
-from qsim.tables import rows_csv
 
 __all__ = ["study_csvs", "study_markdown", "study_text"]
 

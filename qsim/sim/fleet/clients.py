@@ -8,6 +8,7 @@ failed.
 from __future__ import annotations
 
 from array import array
+from collections import defaultdict
 from collections.abc import Callable
 from heapq import heappush
 
@@ -15,8 +16,7 @@ import numpy as np
 
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import Setup
-from qsim.sim.fleet.sessions import followers
-from qsim.traces.trace import Trace
+from qsim.traces.trace import Trace, Turns
 
 __all__ = ["NEXT", "Clients"]
 
@@ -61,7 +61,7 @@ class Clients:
         self._draws: list[int] = []
         self._rng: np.random.Generator | None = None
         self._thinking: dict[int, int] = {}  # by request, how long after its answer, ps
-        self._followers = {} if trace.turns is None else followers(trace.turns)
+        self._followers = {} if trace.turns is None else _followers(trace.turns)
         self._planned = planned
         self._entries = 0
         self._losses: dict[int, int] = {}  # how often requests under way were lost
@@ -123,3 +123,11 @@ class Clients:
         """A request has ended, in whatever way: its place may be that of another one."""
         if self._losses:
             self._losses.pop(i, None)
+
+
+def _followers(turns: Turns) -> dict[int, list[tuple[int, int]]]:
+    """By request: those that wait for its answer, and for how long after it, ps."""
+    found: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for i in np.flatnonzero(turns.previous >= 0).tolist():
+        found[int(turns.previous[i])].append((i, round(float(turns.delay_s[i]) * PS_PER_S)))
+    return dict(found)

@@ -431,10 +431,10 @@ class Lives:
         return simpy.Environment(initial_time=0)
 
     def _at(self, time_ps: int, call: Callable[[], None]) -> None:
-        from qsim.sim.fleet.rare_event import At
-
-        event = At(self.env, time_ps - int(self.env.now))
+        event = self.env.event()
+        event._ok, event._value = True, None
         event.callbacks.append(lambda _: call())
+        self.env.schedule(event, delay=time_ps - int(self.env.now))
         self._fleet.event_planned()
 
     def _later(self, server: Server, time_ps: int, call: Callable[[int], None]) -> None:

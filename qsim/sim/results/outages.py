@@ -1,4 +1,4 @@
-"""What failures of servers did to a run: availability, lost requests, attainment around them."""
+"""What failures of servers did to a run, and how long it took to recover from them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,194 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qsim.sim.results.recovery import TimeCounts, attainment_recovery_s
-
-__all__ = ["Outages", "Windows", "longest"]
+__all__ = [
+    "WINDOW_S",
+    "Outages",
+    "TimeCounts",
+    "Windows",
+    "attainment_recovery_s",
+    "backlog_recovery_s",
+    "longest",
+]
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+
+#: a level is a mean over so long; that before a failure is one over at most ``BEFORE_S``
+WINDOW_S = 10.0
+BEFORE_S = 600.0
+#: standard deviations that may be chance
+_SIGMAS = 3.0
+_BINS = 1 << 16
+
+
+class TimeCounts:
+    """Counts of two kinds of events over time, in bins of 1 s that widen with the run.
+
+    The first kind are arrivals: their times do not decrease from call to call.
+    """
+
+    def __init__(self) -> None:
+        self._start_s: float | None = None
+        self.width_s = 1.0
+        self._counts = np.zeros((2, 0), np.int64)
+        self.last_s = 0.0
+
+    def add(self, arrival_s: FloatArray, second_s: FloatArray) -> None:
+        """Count arrivals, and events of the second kind, by their times."""
+        if not len(arrival_s):
+            return
+        if self._start_s is None:
+            self._start_s = float(arrival_s[0])
+            self._counts = np.zeros((2, _BINS), np.int64)
+        self.last_s = float(arrival_s[-1])
+        end_s = max(self.last_s, float(second_s.max()) if len(second_s) else 0.0)
+        while end_s - self._start_s >= self.width_s * _BINS:
+            pairs = self._counts[:, ::2] + self._counts[:, 1::2]
+            self._counts = np.concatenate([pairs, np.zeros_like(pairs)], axis=1)
+            self.width_s *= 2
+        for counts, times in zip(self._counts, (arrival_s, second_s), strict=True):
+            at = ((times - self._start_s) / self.width_s).astype(np.int64)
+            counts += np.bincount(np.maximum(at, 0), minlength=_BINS)
+
+    @property
+    def start_s(self) -> float:
+        """The first arrival."""
+        return 0.0 if self._start_s is None else self._start_s
+
+    def inside(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Both counts by bin, of the bins that lie before the last arrival."""
+        bins = int((self.last_s - self.start_s) / self.width_s)
+        return self._counts[0, :bins], self._counts[1, :bins]
+
+
+def backlog_recovery_s(flow: TimeCounts, outages: list[tuple[float, float]]) -> list[float | None]:
+    """By outage, how long after it the requests in the fleet were back at their number before.
+
+    The level before is the mean number of requests in the fleet over the 10 minutes before the
+    failure (or what there is of them), without the times in which a server was down. A time is
+    disturbed if the mean over the 10 s that begin with it is above the level by more than three
+    standard deviations, of the means over 10 s before or of Poisson's law, whichever is larger.
+    What counts are the disturbed times until the server is on again, and those that follow without
+    a break: the time to recover is that from the failure to the end of the last of them, 0 if there
+    is none. It is known to about 10 s.
+
+    Parameters
+    ----------
+    flow : TimeCounts
+        Arrivals of requests, and when they ended, in whatever way.
+    outages : list of (begin_s, end_s)
+        On the same clock.
+
+    Returns
+    -------
+    list of float or None
+        s; None if the fleet had not recovered when the last request arrived, or there is no time
+        before that could be compared.
+    """
+    arrived, ended = flow.inside()
+    inside = np.cumsum(arrived - ended)
+    mean = (inside + np.concatenate([[0], inside[:-1]])) / 2 if len(inside) else inside
+    size = _window(flow)
+    level = _sliding(mean.astype(np.float64), size) / size
+    usual = _undisturbed(flow, outages, len(level), size)
+    found: list[float | None] = []
+    for begin_s, end_s in outages:
+        before = _before(flow, begin_s, usual, size)
+        if not len(before):
+            found.append(None)
+            continue
+        means = level[before]
+        most = means.mean() + _SIGMAS * max(float(means.std()), float(means.mean()) ** 0.5)
+        found.append(_last_disturbed_s(flow, level > most, begin_s, end_s))
+    return found
+
+
+def attainment_recovery_s(
+    good: TimeCounts, outages: list[tuple[float, float]]
+) -> list[float | None]:
+    """The same of the share of requests within every limit, by when they arrive.
+
+    A time is disturbed if the share of the requests that arrive within 10 s of it is below that
+    before by more than three standard deviations: of a share of so many requests, or of the shares
+    over 10 s before, whichever is larger.
+
+    Parameters
+    ----------
+    good : TimeCounts
+        Arrivals of requests, and of those within every limit.
+    """
+    arrived, within = good.inside()
+    size = _window(good)
+    n = _sliding(arrived.astype(np.float64), size)
+    k = _sliding(within.astype(np.float64), size)
+    usual = _undisturbed(good, outages, len(n), size)
+    found: list[float | None] = []
+    for begin_s, end_s in outages:
+        before = _before(good, begin_s, usual, size)
+        if not len(before) or not n[before].sum():
+            found.append(None)
+            continue
+        share = float(k[before].sum() / n[before].sum())
+        spread = (k[before].sum() + 1) / (n[before].sum() + 2)  # not 0 where all were within
+        sigma = np.sqrt(spread * (1 - spread) / np.maximum(n, 1))
+        some = before[n[before] > 0]
+        sigma = np.maximum(sigma, float((k[some] / n[some]).std()))  # misses come in bursts
+        disturbed = (n > 0) & (k < (share - _SIGMAS * sigma) * n)
+        found.append(_last_disturbed_s(good, disturbed, begin_s, end_s))
+    return found
+
+
+def _window(counts: TimeCounts) -> int:
+    return max(1, round(WINDOW_S / counts.width_s))
+
+
+def _sliding(values: FloatArray, size: int) -> FloatArray:
+    """Sums over ``size`` bins from each bin on, where there are so many."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    return total[size:] - total[:-size] if len(values) >= size else np.zeros(0)
+
+
+def _undisturbed(
+    counts: TimeCounts, outages: list[tuple[float, float]], length: int, size: int
+) -> BoolArray:
+    """Bins from which on no server is down for a window."""
+    at_s = counts.start_s + np.arange(length) * counts.width_s
+    usual = np.ones(length, np.bool_)
+    for begin_s, end_s in outages:
+        usual &= (at_s + size * counts.width_s <= begin_s) | (at_s >= end_s)
+    return usual
+
+
+def _before(
+    counts: TimeCounts, begin_s: float, usual: BoolArray, size: int
+) -> npt.NDArray[np.int64]:
+    """The undisturbed windows before a failure, next to each other."""
+    last = int((begin_s - counts.start_s) / counts.width_s) - size
+    first = max(0, last - int(BEFORE_S / counts.width_s))
+    places = np.arange(last, first - 1, -size)
+    places = places[(places >= 0) & (places < len(usual))]
+    return places[usual[places]]
+
+
+def _last_disturbed_s(
+    counts: TimeCounts, disturbed: BoolArray, begin_s: float, end_s: float
+) -> float | None:
+    """From the failure to the end of the last disturbed time that belongs to it."""
+    first = int(np.ceil((begin_s - counts.start_s) / counts.width_s))
+    if first >= len(disturbed):
+        return None
+    back = min(len(disturbed) - 1, int((min(end_s, 1e15) - counts.start_s) / counts.width_s))
+    own = np.flatnonzero(disturbed[first : back + 1])
+    if not len(own):
+        return 0.0
+    last = first + int(own[-1])
+    while last + 1 < len(disturbed) and disturbed[last + 1]:
+        last += 1
+    if last + 1 == len(disturbed):
+        return None
+    return max(0.0, counts.start_s + (last + 1) * counts.width_s - begin_s)
+
 
 _PHASES = ("before", "during", "after")
 
@@ -75,7 +257,7 @@ class Outages:
         When each was down, its start-up included, on the trace's clock.
     recovery_s : tuple
         By outage, how long the requests in the fleet took to be back at their number before, s
-        (:func:`qsim.sim.results.recovery.backlog_recovery_s`); None where that is not known.
+        (:func:`qsim.sim.results.outages.backlog_recovery_s`); None where that is not known.
     """
 
     failures: int

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qsim.sim.results.latency import Latency
+from qsim.sim.results.histogram import Latency
 from qsim.sim.results.servers import SERVED
 from qsim.sim.results.summary import PERCENTILES, exact_percentiles
 

@@ -14,11 +14,10 @@ from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import Admission
 from qsim.sim.results.backlog import Flow
 from qsim.sim.results.finished import Finished, as_sent, outcomes, request_columns, without_rejected
+from qsim.sim.results.histogram import Latency
 from qsim.sim.results.itl import Gaps
-from qsim.sim.results.latency import Latency
-from qsim.sim.results.outages import Windows
+from qsim.sim.results.outages import TimeCounts, Windows
 from qsim.sim.results.pools import PoolLatencies
-from qsim.sim.results.recovery import TimeCounts
 from qsim.sim.results.servers import Served
 from qsim.sim.results.slo import Slo, within
 from qsim.traces.trace import Trace

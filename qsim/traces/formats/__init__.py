@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,39 +21,42 @@ __all__ = ["FORMATS", "Format", "ReadOptions", "format_named", "recognise"]
 
 @dataclass(frozen=True)
 class Format:
-    """One way of writing a trace; its module is imported when something of it is needed."""
+    """One way of writing a trace; its module is imported when something of it is needed.
+
+    Where a module reads several, its functions are told which, and what it says of one alone is by
+    name.
+    """
 
     name: str
     module: str
-    #: behind the names of the module's functions, for the second and further formats in it
-    suffix: str = ""
 
-    def _get(self, name: str, default: Any = None) -> Any:
+    def _get(self, name: str) -> Any:
         module = import_module(f"qsim.traces.formats.{self.module}")
-        return getattr(module, name, default)
+        found = getattr(module, name, None)
+        if not isinstance(module.WHAT, dict) or found is None:
+            return found
+        return partial(found, name=self.name) if callable(found) else found.get(self.name, found)
 
     @property
     def what(self) -> str:
         """What it is, in a line."""
-        return str(self._get(f"WHAT{self.suffix.upper()}"))
+        return str(self._get("WHAT"))
 
     @property
     def params(self) -> Mapping[str, str]:
         """Parameters that may follow the path, as in ``clients.csv.gz:model=m-small``."""
-        found: Mapping[str, str] = self._get("PARAMS", {})
-        return found
+        return self._get("PARAMS") or {}
 
     def recognise(self, source: Source) -> bool:
         """Whether a file is of this format; False for one that must be asked for."""
-        test: Callable[[Source], bool] | None = self._get(f"recognise{self.suffix}")
-        return test is not None and test(source)
+        return bool(self._get("recognise")(source))
 
     @property
     def read(self) -> Callable[[Source, ReadOptions], Trace]:
         """Reads a file: by the module's ``read``, or all parts of its ``reading``."""
-        reading, found = self.reading, self._get(f"read{self.suffix}")
+        reading = self.reading
         if reading is None:
-            read: Callable[[Source, ReadOptions], Trace] = found
+            read: Callable[[Source, ReadOptions], Trace] = self._get("read")
             return read
         from qsim.traces.reading.build import read_whole
 
@@ -61,34 +65,34 @@ class Format:
     @property
     def reading(self) -> Callable[[Source, ReadOptions], Reading] | None:
         """The same part by part; None for one that must be read whole."""
-        found: Callable[[Source, ReadOptions], Reading] | None = self._get(f"reading{self.suffix}")
+        found: Callable[[Source, ReadOptions], Reading] | None = self._get("reading")
         return found
 
 
 #: In the order in which they are tried.
 FORMATS: tuple[Format, ...] = (
-    Format("canonical", "canonical"),
-    Format("azure", "azure"),
-    Format("burstgpt", "burstgpt"),
+    Format("canonical", "tables"),
+    Format("azure", "tables"),
+    Format("burstgpt", "tables"),
     Format("mooncake", "mooncake"),
-    Format("bailian", "mooncake", "_bailian"),
-    Format("timed-trace", "mooncake", "_timed"),
-    Format("servegen-offline", "mooncake", "_offline"),
-    Format("sglang-bench", "sglang_bench"),
-    Format("vllm-bench", "vllm_bench"),
+    Format("bailian", "mooncake"),
+    Format("timed-trace", "mooncake"),
+    Format("servegen-offline", "mooncake"),
+    Format("sglang-bench", "bench_result"),
+    Format("vllm-bench", "bench_result"),
     Format("guidellm", "guidellm"),
     Format("aiperf", "aiperf"),
     Format("genai-perf", "genai_perf"),
     Format("dynamo", "dynamo"),
-    Format("vidur", "simulators", "_vidur"),
-    Format("splitwise", "simulators", "_splitwise"),
+    Format("vidur", "tables"),
+    Format("splitwise", "tables"),
     Format("blis", "blis"),
     Format("vllm-log", "vllm_log"),
     Format("otel", "otel"),
     Format("openai-log", "openai_log"),
     Format("sharegpt", "sharegpt"),
     Format("servegen", "servegen"),
-    Format("table", "table"),
+    Format("table", "tables"),
 )
 
 

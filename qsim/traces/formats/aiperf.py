@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from qsim.traces.formats.options import ReadOptions
-from qsim.traces.reading.collect import Collector
+from qsim.traces.reading.build import Collector
+from qsim.traces.reading.columns import is_json
 from qsim.traces.reading.json_rows import first_object, lookup, objects
-from qsim.traces.reading.kind import is_json
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 

@@ -1,4 +1,4 @@
-"""What the results of ``vllm bench serve`` and SGLang's ``bench_serving`` share.
+"""Results of ``vllm bench serve --save-detailed`` and SGLang's ``bench_serving --output-details``.
 
 One JSON object a run, with lists of one value a request: ``input_lens``, ``output_lens`` and, in
 newer versions of vLLM, ``start_times``. Without these the times of sending are put together anew
@@ -16,23 +16,45 @@ import numpy as np
 
 from qsim.errors import TraceError
 from qsim.traces.formats.options import ReadOptions, chosen
-from qsim.traces.reading.collect import Collector
+from qsim.traces.reading.build import Collector
+from qsim.traces.reading.columns import is_json
 from qsim.traces.reading.json_rows import parse_json
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
-__all__ = ["PARAMS", "chosen_run", "read_runs"]
+__all__ = ["PARAMS", "WHAT", "chosen_run", "read", "recognise"]
 
+WHAT = {
+    "sglang-bench": "JSON lines of sglang.bench_serving --output-details (input_lens, output_lens)",
+    "vllm-bench": "JSON of vllm bench serve --save-detailed (input_lens, output_lens and "
+    "start_times if new)",
+}
 PARAMS = {"run": "which run of the file, from 1; needed if there are several"}
+_MARKS = (b'"input_lens"', b'"total_input_tokens"', b'"request_throughput"', b'"endpoint_type"')
+#: how to get lists of one value a request
+_ADVICE = {
+    "sglang-bench": "run sglang.bench_serving with --output-details, which writes one value a "
+    "request",
+    "vllm-bench": "run vllm bench serve with --save-result --save-detailed, which writes one value "
+    "a request",
+}
 _NAMES = ("start_times", "input_lens", "output_lens")
 
 
-def read_runs(source: Source, options: ReadOptions, format: str, advice: str) -> Trace:
-    """Read one run of a file; ``advice`` says how to get lists of one value a request."""
+def recognise(source: Source, name: str) -> bool:
+    """Whether it has keys of vLLM's benchmark; or SGLang's, which has some that vLLM's has not."""
+    head = source.head if is_json(source) else b""
+    if name == "vllm-bench":
+        return any(mark in head for mark in _MARKS)
+    return b'"dataset_name"' in head and b'"backend"' in head and b'"model_id"' not in head
+
+
+def read(source: Source, options: ReadOptions, name: str) -> Trace:
+    """Read the requests of a run, in order of their start; failed ones are skipped and counted."""
     run = chosen_run(source, options)
-    prompts, outputs = (_list(source, run, key, advice) for key in _NAMES[1:])
+    prompts, outputs = (_list(source, run, key, _ADVICE[name]) for key in _NAMES[1:])
     starts = run.get("start_times")
-    requests = Collector(source, format, _NAMES)
+    requests = Collector(source, name, _NAMES)
     if isinstance(starts, list) and starts:
         _same_length(source, {"start_times": starts, "input_lens": prompts, "output_lens": outputs})
     else:

@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim.errors import TraceError
-from qsim.traces.block_size import KV_BLOCK_TOKENS
 from qsim.traces.formats.options import ReadOptions, whole_param
-from qsim.traces.prefix_id import prefix_id
+from qsim.traces.prefix_ids import KV_BLOCK_TOKENS, prefix_id
 from qsim.traces.reading.build import TraceBuilder
-from qsim.traces.reading.kind import is_json, is_parquet, names_of
+from qsim.traces.reading.columns import is_json, is_parquet, names_of
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.table import Kind, Rows, read_csv
 from qsim.traces.trace import Trace

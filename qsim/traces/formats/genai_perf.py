@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from qsim.errors import TraceError
-from qsim.traces.formats.options import ReadOptions, chosen
-from qsim.traces.formats.text_tokens import TEXT_PARAMS, text_counter
-from qsim.traces.reading.collect import Collector
+from qsim.traces.formats.options import TEXT_PARAMS, ReadOptions, chosen, text_counter
+from qsim.traces.reading.build import Collector
+from qsim.traces.reading.columns import is_json
 from qsim.traces.reading.json_rows import lookup, parse_json
-from qsim.traces.reading.kind import is_json
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 

@@ -22,39 +22,32 @@ from typing import Any, NoReturn
 import numpy as np
 
 from qsim.errors import TraceError
-from qsim.traces.block_size import fitting_block_tokens, most_ids
 from qsim.traces.formats.options import ReadOptions, whole_param
-from qsim.traces.prefix_id import prefix_id
+from qsim.traces.prefix_ids import fitting_block_tokens, most_ids, prefix_id
 from qsim.traces.reading.build import Reading, TraceBuilder
 from qsim.traces.reading.json_rows import first_object, first_objects, objects
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import MOST_PRIORITY
 
-__all__ = [
-    "PARAMS",
-    "WHAT",
-    "WHAT_BAILIAN",
-    "WHAT_OFFLINE",
-    "WHAT_TIMED",
-    "reading",
-    "reading_bailian",
-    "reading_offline",
-    "reading_timed",
-    "recognise",
-    "recognise_bailian",
-    "recognise_offline",
-]
+__all__ = ["PARAMS", "WHAT", "reading", "recognise"]
 
-WHAT = "JSON lines with timestamp (ms), input_length, output_length, hash_ids (512-token blocks)"
-WHAT_BAILIAN = "JSON lines as Mooncake's, with chat_id, times in s and 16-token blocks"
-WHAT_TIMED = "vLLM bench's timed_trace: JSON lines as Mooncake's, times in s (only when asked for)"
-WHAT_OFFLINE = "ServeGen's offline jobs: JSON lines as Mooncake's without times, 16-token blocks"
+WHAT = {
+    "mooncake": "JSON lines with timestamp (ms), input_length, output_length, hash_ids (512-token "
+    "blocks)",
+    "bailian": "JSON lines as Mooncake's, with chat_id, times in s and 16-token blocks",
+    "timed-trace": "vLLM bench's timed_trace: JSON lines as Mooncake's, times in s (only when "
+    "asked for)",
+    "servegen-offline": "ServeGen's offline jobs: JSON lines as Mooncake's without times, 16-token "
+    "blocks",
+}
+#: ticks a second of a format's times, and tokens that an id stands for
+_STATED = {"mooncake": (1000, 512)}
 PARAMS = {
     "output": "output tokens of rows that do not say (ServeGen's offline jobs)",
     "block": "prompt tokens that a hash id stands for",
     "unit": "of the timestamps: s, ms, us or ns",
-    "turns": "wait, the default: a session's next turn waits for the answer before it; open: it "
-    "comes its delay after the turn before it, as if answers took no time",
+    "turns": "wait, the default: a session's next turn waits for the answer before it; open: "
+    "it comes its delay after the turn before it, as if answers took no time",
 }
 _UNITS = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
 _BATCH_ROWS, _BATCH_IDS = 1 << 14, 1 << 19
@@ -83,46 +76,23 @@ def _first_object(source: Source) -> dict[str, Any]:
     return row if _LENGTHS[0] in row and _LENGTHS[1] in row else {}
 
 
-def recognise(source: Source) -> bool:
-    """Whether the first line is an object with Mooncake's keys."""
-    first = _first_object(source)
-    return bool(first) and "chat_id" not in first and not recognise_offline(source)
+def recognise(source: Source, name: str) -> bool:
+    """Whether the first object has Mooncake's keys, and the one by which a format differs."""
+    first = first_object(source)
+    offline = {"input_length", "request_id"} <= set(first) and not {"timestamp", "delay"} & set(
+        first
+    )
+    own = _first_object(source)
+    return {
+        "mooncake": bool(own) and "chat_id" not in own and not offline,
+        "bailian": "chat_id" in own,
+        "servegen-offline": offline,
+    }.get(name, False)
 
 
-def recognise_bailian(source: Source) -> bool:
-    """Whether the first line is an object with the keys of the Qwen-Bailian traces."""
-    return "chat_id" in _first_object(source)
-
-
-def recognise_offline(source: Source) -> bool:
-    """Whether the first object has the keys of ServeGen's offline jobs."""
-    row = first_object(source)
-    return {"input_length", "request_id"} <= set(row) and not {"timestamp", "delay"} & set(row)
-
-
-def reading(source: Source, options: ReadOptions) -> Reading:
-    """Read a Mooncake trace: milliseconds, 512 tokens an id."""
-    return _reading(source, options, "mooncake", ticks_per_s=1000, block_tokens=512)
-
-
-def reading_bailian(source: Source, options: ReadOptions) -> Reading:
-    """Read a Qwen-Bailian trace: seconds, 16 tokens an id."""
-    return _reading(source, options, "bailian", ticks_per_s=1, block_tokens=16)
-
-
-def reading_timed(source: Source, options: ReadOptions) -> Reading:
-    """Read a trace for vLLM bench: seconds, 16 tokens an id unless ``block=`` says otherwise."""
-    return _reading(source, options, "timed-trace", ticks_per_s=1, block_tokens=16)
-
-
-def reading_offline(source: Source, options: ReadOptions) -> Reading:
-    """Read an offline job: all requests are there from the start, 16 tokens an id."""
-    return _reading(source, options, "servegen-offline", ticks_per_s=1, block_tokens=16)
-
-
-def _reading(
-    source: Source, options: ReadOptions, format: str, *, ticks_per_s: int, block_tokens: int
-) -> Reading:
+def reading(source: Source, options: ReadOptions, name: str) -> Reading:
+    """Read a trace: in ms with 512 tokens an id Mooncake's, in s with 16 tokens the others."""
+    ticks_per_s, block_tokens = _STATED.get(name, (1, 16))
     params = options.params
     given = whole_param(source, options, "block")
     if params.get("turns", "wait") not in ("wait", "open"):
@@ -137,7 +107,7 @@ def _reading(
             )
         ticks_per_s = _UNITS[params["unit"]]
     builder = TraceBuilder(
-        source, format, sort=options.sort, ticks_per_s=ticks_per_s, guess_unit="unit" not in params
+        source, name, sort=options.sort, ticks_per_s=ticks_per_s, guess_unit="unit" not in params
     )
     unit = next(name for name, ticks in _UNITS.items() if ticks == ticks_per_s)
     builder.columns = {
@@ -146,7 +116,7 @@ def _reading(
         "output": _LENGTHS[1],
     }
     lines = _Lines(source, builder, block_tokens, given, params.get("turns") == "open")
-    lines.all_at_once = format == "servegen-offline"
+    lines.all_at_once = name == "servegen-offline"
     lines.output_tokens = whole_param(source, options, "output")
     if lines.all_at_once:
         builder.columns["arrival"] = "none: all at the start"

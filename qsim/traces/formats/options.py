@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from qsim.bounds import shown
-from qsim.errors import TraceError
+from qsim.errors import MissingExtraError, TraceError
 from qsim.traces.reading.columns import Column
 from qsim.traces.reading.source import Source
 
-__all__ = ["ReadOptions", "chosen", "number_param", "whole_param"]
+__all__ = ["TEXT_PARAMS", "ReadOptions", "chosen", "number_param", "text_counter", "whole_param"]
+
+#: of formats with texts
+TEXT_PARAMS = {
+    "chars": "characters a token; 4 unless given",
+    "tokenizer": "tokenizer.json, or a Hugging Face id, that counts the tokens instead",
+}
 
 
 @dataclass(frozen=True)
@@ -114,3 +121,33 @@ def chosen(
     if not 1 <= number <= len(entries):
         raise TraceError(f"{source.path}: {key} is {shown(text)}; must be one of {told}")
     return number - 1
+
+
+def text_counter(source: Source, options: ReadOptions) -> tuple[Callable[[str], int], str]:
+    """Counts the tokens of a text; and how, for people.
+
+    Raises
+    ------
+    TraceError
+        If the tokenizer cannot be loaded.
+    MissingExtraError
+        If one is named and the package is not installed.
+    """
+    name = options.params.get("tokenizer")
+    if name is None:
+        chars = number_param(source, options, "chars") or 4.0
+        return (
+            lambda text: round(len(text) / chars) or int(bool(text)),
+            f"tokens are estimated as {chars:g} characters each; :tokenizer=ID counts them",
+        )
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise MissingExtraError("tokenizers", "tokenizers", "counting tokens") from None
+    try:
+        own: Any = (
+            Tokenizer.from_file(name) if name.endswith(".json") else Tokenizer.from_pretrained(name)
+        )
+    except Exception as error:
+        raise TraceError(f"{source.path}: tokenizer {name!r} cannot be loaded: {error}") from None
+    return lambda text: len(own.encode(text).ids), f"tokens are counted by {name}"

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import TraceError
-from qsim.traces.formats.options import ReadOptions, number_param
-from qsim.traces.formats.text_tokens import TEXT_PARAMS, text_counter
-from qsim.traces.reading.collect import Collector
+from qsim.traces.formats.options import TEXT_PARAMS, ReadOptions, number_param, text_counter
+from qsim.traces.reading.build import Collector
+from qsim.traces.reading.columns import is_json
 from qsim.traces.reading.json_rows import first_object, objects
-from qsim.traces.reading.kind import is_json
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 

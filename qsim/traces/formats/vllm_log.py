@@ -26,10 +26,9 @@ from datetime import datetime
 import numpy as np
 
 from qsim.errors import TraceError
-from qsim.traces.formats.options import ReadOptions, whole_param
-from qsim.traces.formats.text_tokens import TEXT_PARAMS, text_counter
-from qsim.traces.reading.collect import Collector
-from qsim.traces.reading.kind import is_json, is_parquet
+from qsim.traces.formats.options import TEXT_PARAMS, ReadOptions, text_counter, whole_param
+from qsim.traces.reading.build import Collector
+from qsim.traces.reading.columns import is_json, is_parquet
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.times import parse_time_ns
 from qsim.traces.trace import Trace

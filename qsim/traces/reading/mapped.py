@@ -11,12 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim.errors import TraceError
-from qsim.traces.block_size import fitting_block_tokens, most_ids
-from qsim.traces.prefix_id import prefix_id
+from qsim.traces.prefix_ids import fitting_block_tokens, most_ids, prefix_id
 from qsim.traces.reading.build import UNIX_FROM_S, Reading, TraceBuilder
-from qsim.traces.reading.columns import ROLES, Column
+from qsim.traces.reading.columns import ROLES, Column, is_json, is_parquet, names_of
 from qsim.traces.reading.json_rows import lookup, objects, read_json
-from qsim.traces.reading.kind import is_json, is_parquet, names_of
 from qsim.traces.reading.parquet import duration_ticks_per_s, parquet_columns, read_parquet
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.table import Dialect, Kind, Rows, dialect_of, read_csv

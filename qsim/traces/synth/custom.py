@@ -10,8 +10,7 @@ import numpy as np
 from qsim.errors import ScenarioError, TraceError
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.table import header_of, read_csv
-from qsim.traces.synth.arrivals import Gaps, RateProfile
-from qsim.traces.synth.bursts import Bursts, bursts_for_fano
+from qsim.traces.synth.arrivals import Bursts, Gaps, RateProfile, bursts_for_fano
 from qsim.traces.synth.lengths import LengthModel, parse_lengths
 from qsim.traces.synth.presets import load_preset
 from qsim.traces.synth.synthesize import Span, Workload

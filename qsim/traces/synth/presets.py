@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from qsim.errors import ScenarioError, TraceError
-from qsim.traces.synth.arrivals import Gaps, RateProfile
-from qsim.traces.synth.bursts import Bursts
+from qsim.traces.synth.arrivals import Bursts, Gaps, RateProfile
 from qsim.traces.synth.lengths import LengthModel, QuantileTable, parse_lengths
 from qsim.traces.synth.prefixes import PrefixModel
 from qsim.traces.synth.synthesize import Span, Workload

@@ -190,9 +190,9 @@ def test_a_recording_that_was_cut_off_says_what_it_lacks() -> None:
 
 
 def test_a_small_file_that_unpacks_to_much(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import qsim.tables
+    import qsim.documents
 
-    monkeypatch.setattr(qsim.tables, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(qsim.documents, "MAX_BYTES", 1 << 20)
     row = gzip.decompress((copy / "power.csv.gz").read_bytes()).split(b"\n")
     many = b"\n".join([row[0], *[row[1]] * 100_000]) + b"\n"
     (copy / "power.csv.gz").write_bytes(gzip.compress(many))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qsim.errors import ScenarioError
 from qsim.report.text.plan import plan_text
-from qsim.traces.forecast import busiest_hour, forecast
+from qsim.traces.reshape import busiest_hour, forecast
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile
 from tests.optimize.plan.plain import plan

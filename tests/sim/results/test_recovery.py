@@ -13,7 +13,7 @@ from qsim.report.text.simulation import simulation_text
 from qsim.sim.fleet.failures import Failure, Failures
 from qsim.sim.fleet.lifecycle import Lifecycle
 from qsim.sim.fleet.pool import Pool
-from qsim.sim.results.recovery import TimeCounts, attainment_recovery_s, backlog_recovery_s
+from qsim.sim.results.outages import TimeCounts, attainment_recovery_s, backlog_recovery_s
 from qsim.sim.results.slo import parse_slos
 from qsim.sim.simulate_stream import simulate_stream
 from qsim.traces.trace import Trace

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsim.errors import ScenarioError
+from qsim.sim.replay import Arrival, Scenario
 from qsim.sim.scheduler.config import EngineConfig
-from qsim.sim.scheduler.replay import Arrival, Scenario
 from qsim.sim.scheduler.request import Request
 from qsim.sim.scheduler.scheduler import Scheduler
 from tests.sim.reference import Job, ReferenceScheduler

@@ -19,8 +19,8 @@ from qsim.catalog.versions import (
 )
 from qsim.errors import ScenarioError
 from qsim.sim.engine.timing import DECODE, PIECEWISE, Timing
+from qsim.sim.replay import Arrival, Scenario
 from qsim.sim.scheduler.config import EngineConfig, EngineOptions
-from qsim.sim.scheduler.replay import Arrival, Scenario
 from qsim.sim.simulate import simulate
 from qsim.traces.load import load_trace
 from tests.make_profile import make_profile

@@ -1,10 +1,10 @@
-"""How many prompt tokens a prefix id stands for, told from the lengths of the prompts."""
+"""Prefix ids: as 64-bit numbers, and how many prompt tokens each stands for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["KV_BLOCK_TOKENS", "fitting_block_tokens", "most_ids"]
+__all__ = ["KV_BLOCK_TOKENS", "fitting_block_tokens", "most_ids", "prefix_id"]
 
 #: vLLM's KV block: what prompts share is shared in whole ones
 KV_BLOCK_TOKENS = 16
@@ -63,3 +63,31 @@ def _any_size(pairs: Sequence[tuple[int, int]]) -> list[int]:
     """The first two of the sizes of which each prompt has one id a begun block."""
     low = max(-(-tokens // n) for tokens, n in pairs)
     return [size for size in (low, low + 1) if _begun(pairs, size)]
+
+
+def prefix_id(value: object) -> int:
+    """A prefix id as a signed 64-bit number.
+
+    Whole numbers of 64 bits, signed or not, keep their bits. Longer ones, and texts (hashes in
+    hexadecimal, UUIDs), are hashed to 64 bits: two of a billion would be confused with a
+    probability of 3 in 100.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a whole number nor a text.
+    """
+    if type(value) is int:
+        if -(1 << 63) <= value < 1 << 63:
+            return value
+        if 0 <= value < (1 << 64):
+            return value - (1 << 64)
+        value = str(value)
+    elif type(value) is float and value.is_integer():
+        return prefix_id(int(value))
+    if not isinstance(value, str) or not value:
+        raise TypeError(value)
+    from hashlib import blake2b  # few traces have prefixes, fewer have texts for them
+
+    return int.from_bytes(blake2b(value.encode("utf-8", "replace"), digest_size=8).digest(),
+                          "big", signed=True)  # fmt: skip
