@@ -32,6 +32,7 @@ __all__ = [
     "MOST_PERCENT",
     "Closed",
     "Count",
+    "Flag",
     "Items",
     "Line",
     "Ms",
@@ -226,6 +227,16 @@ class Identifier:
 
 
 @dataclass(frozen=True)
+class Truth:
+    """True or false, and nothing that might stand for them."""
+
+    rule = "true or false"
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return {"type": "bool", "strict": True}
+
+
+@dataclass(frozen=True)
 class Items:
     """A list or an object by the number of its members."""
 
@@ -311,6 +322,7 @@ Ms = Annotated[float, Number()]
 Positive = Annotated[float, Number(above=0.0)]
 Percent = Annotated[float, Number(-MOST_PERCENT, MOST_PERCENT)]
 Count = Annotated[int, Whole()]
+Flag = Annotated[bool, Truth()]
 Line = Annotated[str, Text()]
 Name = Annotated[str, Identifier()]
 PlainObject = Annotated[dict[str, Any], Plain()]

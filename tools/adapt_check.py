@@ -33,7 +33,8 @@ from qsim.calibrate.adapt.benchmark import read_benchmark
 from qsim.calibrate.adapt.fitting import LEAST_REQUESTS
 from qsim.calibrate.adapt.load import Load, replay
 from qsim.calibrate.adapt.spread import foreign_profile, learn_spread, loads_of, machine
-from qsim.calibrate.recordings.read import Recording, read_recording
+from qsim.calibrate.recordings.data import Recording
+from qsim.calibrate.recordings.read import read_recording
 from qsim.optimize.search.executors import open_executor
 from qsim.processes import available_cores
 from qsim.profiles.lookup import load_profile

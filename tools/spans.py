@@ -25,7 +25,8 @@ from qsim.calibrate.fit.memory import kv_heads
 from qsim.calibrate.fit.report import mode_table
 from qsim.calibrate.fit.span import GRAPH_SIZES
 from qsim.calibrate.fit.timeline import DECODE, EAGER, PIECEWISE, late_updates_ms, timeline_of
-from qsim.calibrate.recordings.read import SKIP, Recording, read_recording
+from qsim.calibrate.recordings.data import SKIP, Recording
+from qsim.calibrate.recordings.read import read_recording
 from qsim.errors import QsimError
 from qsim.profiles.lookup import load_profile
 

@@ -44,7 +44,8 @@ def profile_recording(
     """
     from qsim.calibrate.fit.fitting import fit
     from qsim.calibrate.fit.report import draw_diagnostics, mode_table
-    from qsim.calibrate.recordings.read import HOLDOUT, read_recording
+    from qsim.calibrate.recordings.data import HOLDOUT
+    from qsim.calibrate.recordings.read import read_recording
     from qsim.calibrate.validate.validation import fit_error, validate
 
     recording = read_recording(folder)

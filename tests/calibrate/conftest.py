@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from qsim.calibrate.fit.fitting import FitResult, fit
-from qsim.calibrate.recordings.read import Recording, read_recording
+from qsim.calibrate.recordings.data import Recording
+from qsim.calibrate.recordings.read import read_recording
 from tests.calibrate.synthetic import true_profile, write_recording
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from qsim.calibrate.recordings.read import Recording
+from qsim.calibrate.recordings.data import Recording
 from qsim.calibrate.validate.comparison import latencies, statistics
 from qsim.calibrate.validate.validation import engine_settings, phase_trace
 from qsim.profiles.schema import Profile

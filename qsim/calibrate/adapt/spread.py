@@ -13,7 +13,7 @@ from qsim.calibrate.adapt.fitting import fit_factors
 from qsim.calibrate.adapt.load import Load, of_phase
 from qsim.calibrate.fit.host import recorded_own_ms
 from qsim.calibrate.fit.timeline import launch_ratio, step_modes
-from qsim.calibrate.recordings.read import SKIP, Recording
+from qsim.calibrate.recordings.data import SKIP, Recording
 from qsim.catalog.versions import parse_version
 from qsim.errors import CalibrationError
 from qsim.profiles.carry import carry

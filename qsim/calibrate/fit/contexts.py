@@ -22,12 +22,11 @@ import heapq
 import numpy as np
 import numpy.typing as npt
 
-from qsim.calibrate.recordings.read import Recording
+from qsim.arrays import FloatArray, IntArray
+from qsim.calibrate.recordings.data import Recording
 
 __all__ = ["PART", "busiest_share", "context_of_traffic", "decode_contexts", "typical_share"]
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 
 #: tokens of a block, the margin for a split's blocks, most splits in a CUDA graph (vLLM's
 #: AttentionConfig.flash_attn_max_num_splits_for_cuda_graph)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray
 from qsim.calibrate.fit.contexts import context_of_traffic
 from qsim.calibrate.fit.frontend import fit_frontend
 from qsim.calibrate.fit.host import fit_host
@@ -30,13 +30,13 @@ from qsim.calibrate.fit.modes import (
     pool_steps,
     predict_ms,
 )
-from qsim.calibrate.fit.power import fit_power
+from qsim.calibrate.fit.power import fit_power, rounded
 from qsim.calibrate.fit.span import (
     GRAPH_SIZES,
     StepTable,
 )
 from qsim.calibrate.fit.timeline import DECODE, EAGER, PIECEWISE, Timeline, timeline_of
-from qsim.calibrate.recordings.read import SKIP, Recording
+from qsim.calibrate.recordings.data import SKIP, Recording
 from qsim.catalog.gpus import GPUS
 from qsim.catalog.methods import find_method
 from qsim.errors import CalibrationError
@@ -51,7 +51,6 @@ from qsim.profiles.schema import (
 
 __all__ = ["FitResult", "ModeError", "fit", "predicted_spans"]
 
-FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[str], None]
 
 #: candidates for the trailing power: time constant (s); start and full throttle (share of cap)
@@ -170,7 +169,7 @@ def fit(
             vllm_version=server.vllm_version,
             driver=server.driver,
             host=", ".join(sorted({r.server.host for r in recordings if r.server.host})),
-            date=str(server.raw.get("date", "")),
+            date=server.date,
             architecture=dict(server.model_config),
             vllm_args=_vllm_args(recordings[0]),
             recordings=[r.name for r in recordings],
@@ -185,7 +184,7 @@ def fit(
         latency=latency_of(spans),
         host=host,
         frontend=frontend,
-        power=_rounded(power),
+        power=rounded(power),
         memory=fit_memory(server),
         measured_range=_measured_range(table, recordings, excluded),
     )
@@ -288,13 +287,6 @@ def _throttle_levels(
                 best = (loss, trial, float(start_w), float(full_w))
     assert best is not None
     return best[1:]
-
-
-def _rounded(power: Power) -> Power:
-    def six(value: float) -> float:
-        return float(f"{value:.6g}")
-
-    return Power(**{name: six(getattr(power, name)) for name in power.__dataclass_fields__})
 
 
 def _measured_range(

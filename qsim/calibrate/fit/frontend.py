@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from qsim.calibrate.recordings.read import Recording, Requests, Steps
+from qsim.calibrate.recordings.data import Recording, Requests, Steps
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import ApiTimes, FrontEnd
 from qsim.sim.engine.api_process import ApiProcess

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import BoolArray, FloatArray
 from qsim.calibrate.fit.timeline import (
     DECODE,
     EAGER,
@@ -28,14 +28,12 @@ from qsim.calibrate.fit.timeline import (
     launch_queue,
     step_modes,
 )
-from qsim.calibrate.recordings.read import Recording
+from qsim.calibrate.recordings.data import Recording
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import HostTimes, held_shares
 
 __all__ = ["fit_host", "own_ms", "recorded_own_ms"]
 
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 #: fewer launches than this say nothing
 _ENOUGH_LAUNCHES = 10

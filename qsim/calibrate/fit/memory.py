@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qsim.calibrate.recordings.read import Server
+from qsim.calibrate.recordings.data import Server
 from qsim.catalog.methods import find_method, weight_bytes
 from qsim.catalog.models import Architecture
 from qsim.profiles.schema import Memory
@@ -43,7 +43,7 @@ def fit_memory(server: Server) -> Memory:
         measured_with={
             "max_model_len": server.max_model_len,
             "max_num_batched_tokens": server.max_num_batched_tokens,
-            "gpu_memory_utilization": server.raw.get("gpu_memory_utilization", "default"),
+            "gpu_memory_utilization": server.gpu_memory_utilization,
             "kv_cache_dtype": server.kv_cache_dtype,
         },
     )

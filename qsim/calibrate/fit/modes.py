@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray
 from qsim.calibrate.fit.power import trailing_power_w
 from qsim.calibrate.fit.span import (
     GRAPH_SIZES,
@@ -19,7 +19,7 @@ from qsim.calibrate.fit.span import (
     predict_mixed_ms,
 )
 from qsim.calibrate.fit.timeline import DECODE, EAGER, PIECEWISE, Timeline
-from qsim.calibrate.recordings.read import Recording
+from qsim.calibrate.recordings.data import Recording
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import DecodeSpan, Latency, MixedSpan, Power, Throttle
 from qsim.profiles.spans import mixed_base_ms
@@ -36,7 +36,6 @@ __all__ = [
     "predict_ms",
 ]
 
-FloatArray = npt.NDArray[np.float64]
 
 #: forms of the spans of mixed steps, simplest first
 _FORMS = {PIECEWISE: ("smooth", "free"), EAGER: ("smooth", "saw-128", "saw-256")}
@@ -118,6 +117,30 @@ def pool_steps(
     )
 
 
+def _fit_mode(
+    table: StepTable, mode: int, forms: Mapping[int, str], least_slope: float, least_pair: float
+) -> ModeFit:
+    if mode == DECODE:
+        return fit_decode(table, GRAPH_SIZES, least_slope=least_slope)
+    return fit_mixed(
+        table,
+        mode,
+        GRAPH_SIZES,
+        form=forms[mode],
+        least_slope=least_slope,
+        least_pair_ms=least_pair,
+    )
+
+
+def _predict_mode_ms(fitted: ModeFit, steps: StepTable, mode: int) -> FloatArray:
+    """Spans of steps of one mode, throttled by ``steps.x``."""
+    if isinstance(fitted.span, DecodeSpan):
+        ms = predict_decode_ms(fitted.span, steps.decodes, steps.context, GRAPH_SIZES)
+    else:
+        ms = predict_mixed_ms(fitted.span, steps, mode, GRAPH_SIZES)
+    return ms * (1.0 + fitted.theta * steps.x)
+
+
 def fit_spans(
     table: StepTable,
     start_w: float,
@@ -127,51 +150,18 @@ def fit_spans(
     forms: Mapping[int, str],
 ) -> Spans:
     t = table.with_level(start_w, full_w)
-
-    def mixed(mode: int) -> ModeFit:
-        return fit_mixed(
-            t,
-            mode,
-            GRAPH_SIZES,
-            form=forms[mode],
-            least_slope=least_slope,
-            least_pair_ms=least_pair,
-        )
-
-    return Spans(
-        decode=fit_decode(t, GRAPH_SIZES, least_slope=least_slope),
-        piecewise=mixed(PIECEWISE),
-        eager=mixed(EAGER),
-        start_w=start_w,
-        full_w=full_w,
+    decode, piecewise, eager = (
+        _fit_mode(t, mode, forms, least_slope, least_pair) for mode in MODE_NAMES
     )
-
-
-def _by_mode(spans: Spans) -> tuple[DecodeSpan, MixedSpan, MixedSpan]:
-    decode, piecewise, eager = spans.decode.span, spans.piecewise.span, spans.eager.span
-    assert isinstance(decode, DecodeSpan)
-    assert isinstance(piecewise, MixedSpan)
-    assert isinstance(eager, MixedSpan)
-    return decode, piecewise, eager
+    return Spans(decode, piecewise, eager, start_w, full_w)
 
 
 def predict_ms(table: StepTable, spans: Spans) -> FloatArray:
     """Predicted spans of all steps, throttled by ``table.x``; ms."""
-    decode, piecewise, eager = _by_mode(spans)
     out = np.empty(len(table))
-    for mode, fitted in (
-        (DECODE, spans.decode),
-        (PIECEWISE, spans.piecewise),
-        (EAGER, spans.eager),
-    ):
+    for mode, fitted in zip(MODE_NAMES, (spans.decode, spans.piecewise, spans.eager), strict=True):
         m = table.mode == mode
-        t = table.take(m)
-        if mode == DECODE:
-            ms = predict_decode_ms(decode, t.decodes, t.context, GRAPH_SIZES)
-        else:
-            span = piecewise if mode == PIECEWISE else eager
-            ms = predict_mixed_ms(span, t, mode, GRAPH_SIZES)
-        out[m] = ms * (1.0 + fitted.theta * t.x)
+        out[m] = _predict_mode_ms(fitted, table.take(m), mode)
     return out
 
 
@@ -195,9 +185,7 @@ def choose_forms(table: StepTable, least_slope: float, least_pair: float) -> dic
 
 def _rises(table: StepTable, mode: int, form: str, least_slope: float, least_pair: float) -> bool:
     """Whether spans fitted on all steps fall by teeth of tiles only."""
-    span = fit_mixed(
-        table, mode, GRAPH_SIZES, form=form, least_slope=least_slope, least_pair_ms=least_pair
-    ).span
+    span = _fit_mode(table, mode, {mode: form}, least_slope, least_pair).span
     if not isinstance(span, MixedSpan):
         return True
     base = mixed_base_ms(span, np.arange(1, span.tokens[-1] + 1))
@@ -221,25 +209,10 @@ def _held_out_error(
             if not m.any():
                 continue
             try:
-                if mode == DECODE:
-                    fitted = fit_decode(rest, GRAPH_SIZES, least_slope=least_slope)
-                else:
-                    fitted = fit_mixed(
-                        rest,
-                        mode,
-                        GRAPH_SIZES,
-                        form=forms[mode],
-                        least_slope=least_slope,
-                        least_pair_ms=least_pair,
-                    )
+                fitted = _fit_mode(rest, mode, forms, least_slope, least_pair)
             except CalibrationError:
                 continue  # nearly all steps of this mode lie in that phase
-            t = table.take(m)
-            if isinstance(fitted.span, DecodeSpan):
-                ms = predict_decode_ms(fitted.span, t.decodes, t.context, GRAPH_SIZES)
-            else:
-                ms = predict_mixed_ms(fitted.span, t, mode, GRAPH_SIZES)
-            predicted[m] = ms * (1.0 + fitted.theta * t.x)
+            predicted[m] = _predict_mode_ms(fitted, table.take(m), mode)
     result = {}
     for mode in modes:
         m = np.isfinite(predicted) & (table.mode == mode)
@@ -279,7 +252,10 @@ def mode_errors(
 
 
 def latency_of(spans: Spans) -> Latency:
-    decode, piecewise, eager = _by_mode(spans)
+    decode, piecewise, eager = spans.decode.span, spans.piecewise.span, spans.eager.span
+    assert isinstance(decode, DecodeSpan)
+    assert isinstance(piecewise, MixedSpan)
+    assert isinstance(eager, MixedSpan)
     return Latency(
         graph_sizes=list(GRAPH_SIZES),
         decode=decode,

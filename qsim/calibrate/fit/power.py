@@ -11,19 +11,19 @@ among hundreds of busy windows, a regression would give it what their misfit lea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray
 from qsim.calibrate.fit.timeline import Timeline
-from qsim.calibrate.recordings.read import Recording
+from qsim.calibrate.recordings.data import Recording
 from qsim.catalog.gpus import GPUS
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import Power
 
-__all__ = ["energy_windows", "fit_power", "step_power_w", "trailing_power_w"]
+__all__ = ["energy_windows", "fit_power", "rounded", "step_power_w", "trailing_power_w"]
 
-FloatArray = npt.NDArray[np.float64]
 
 #: counter ticks to a window, and the longest window that is used, s
 _TICKS = 3
@@ -129,12 +129,16 @@ def fit_power(
     )
 
 
+def rounded(power: Power) -> Power:
+    """To six digits."""
+    return Power(**{name: float(f"{value:.6g}") for name, value in asdict(power).items()})
+
+
 def _limit_w(recordings: Sequence[Recording]) -> float:
     """The power limit of all GPUs of a server; the highest mean power if it is not known."""
     server = recordings[0].server
-    told = server.raw.get("power_limit_w")
-    if isinstance(told, int | float) and not isinstance(told, bool) and told > 0:
-        return float(told) * server.tensor_parallel
+    if server.power_limit_w:
+        return server.power_limit_w * server.tensor_parallel
     if server.gpu in GPUS:
         return GPUS[server.gpu].tdp_w * server.tensor_parallel
     return float(max(np.percentile(r.power.power_avg_w, 99.5) for r in recordings))

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import BoolArray, FloatArray, IntArray
 from qsim.calibrate.fit.timeline import DECODE, EAGER, PIECEWISE
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import DecodeSpan, MixedSpan
@@ -32,9 +32,6 @@ __all__ = [
     "predict_mixed_ms",
 ]
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 #: Steps with prompts of a mode that a fit needs. Where the host launches slowly, the GPU waits in
 #: most of the small ones, and few spans are known. Forms are smoothed, so few steps do; what they
@@ -121,7 +118,6 @@ def _solve(
     ridge: Sequence[FloatArray] = (),
     *,
     offset: FloatArray | float = 0.0,
-    throttled: bool = True,
 ) -> tuple[FloatArray, float, float]:
     """Fit ``y ~ (1 + theta x) (offset + features @ c)`` with ``c >= 0`` and ``theta >= 0``.
 
@@ -146,7 +142,7 @@ def _solve(
     c = np.zeros(a.shape[1])
     for iteration in range(10):
         # theta multiplies the last base: solved together with c, the product converges fast
-        joint = throttled and iteration > 0
+        joint = iteration > 0
         columns = np.concatenate([a, (x * base)[:, None]], axis=1) if joint else a
         ties = np.concatenate([r, np.zeros((len(r), 1))], axis=1) if joint else r
         root = np.sqrt(huber) / prediction
@@ -208,7 +204,6 @@ def fit_decode(
     sizes: Sequence[int],
     *,
     least_slope: float = 0.0,
-    throttled: bool = True,
 ) -> ModeFit:
     """Fit the decode table on the usable decode steps of ``table``.
 
@@ -246,9 +241,7 @@ def fit_decode(
         row = np.zeros(width)
         row[n + j], row[n + m + j] = _RIDGE / slope_unit, -_RIDGE / slope_unit
         ridge.append(row)
-    c, theta, loss = _solve(
-        features, t.span_ms, t.x, ridge, offset=least_slope * t.context, throttled=throttled
-    )
+    c, theta, loss = _solve(features, t.span_ms, t.x, ridge, offset=least_slope * t.context)
     base = [float(b) for b in c[:n]]
     slopes = [
         [float(v) for v in np.interp(rows, slope_rows, c[n + s * m : n + (s + 1) * m])]
@@ -336,7 +329,6 @@ def fit_mixed(
     form: str = "smooth",
     least_slope: float = 0.0,
     least_pair_ms: float = 0.0,
-    throttled: bool = True,
 ) -> ModeFit:
     """Fit the table of steps of mode PIECEWISE or EAGER.
 
@@ -381,9 +373,7 @@ def fit_mixed(
         raise CalibrationError(f"form {form!r} is not known for {_NAMES[mode]} steps")
     features = np.concatenate([basis.features(tokens), np.stack(extra, axis=1)], axis=1)
     least = least_pair_ms * t.pairs + least_slope * t.context
-    c, theta, loss = _solve(
-        features, t.span_ms, t.x, basis.ridge, offset=least, throttled=throttled
-    )
+    c, theta, loss = _solve(features, t.span_ms, t.x, basis.ridge, offset=least)
     base = basis.features(basis.at.astype(float)) @ c[: basis.width]
     context, pairs, chunks, decodes = (float(v) for v in c[basis.width :])
     span = MixedSpan(

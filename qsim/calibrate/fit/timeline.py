@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from qsim.calibrate.recordings.read import SKIP, Recording
+from qsim.arrays import BoolArray, FloatArray, IntArray
+from qsim.calibrate.recordings.data import SKIP, Recording
 from qsim.profiles.schema import HostTimes
 
 __all__ = [
@@ -34,9 +34,6 @@ __all__ = [
     "timeline_of",
 ]
 
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
-IntArray = npt.NDArray[np.int64]
 
 #: execution modes of a step: full CUDA graph, piecewise graphs, no graph
 DECODE, PIECEWISE, EAGER = 0, 1, 2

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import IntArray
 from qsim.bounds import Number, Text, Whole
 from qsim.documents import read_text
 from qsim.edge import build
@@ -93,7 +94,7 @@ class _Miniature:
         self._running = [_Request(i) for i in range(ROWS)]
         self._next = ROWS
         self._tables: npt.NDArray[np.int32] = np.zeros((ROWS, 128), np.int32)
-        self._positions: npt.NDArray[np.int64] = np.zeros(ROWS, np.int64)
+        self._positions: IntArray = np.zeros(ROWS, np.int64)
         self.sent = 0
 
     def step(self) -> None:

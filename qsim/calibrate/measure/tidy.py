@@ -21,6 +21,7 @@ from qsim.calibrate.measure.load import LoadResult, RequestRow
 from qsim.calibrate.measure.power import PowerSample
 from qsim.calibrate.measure.workload import Phase
 from qsim.calibrate.recorder.read import StepRow
+from qsim.calibrate.validate.comparison import METRICS, STATISTICS, latencies, statistics
 from qsim.errors import CalibrationError
 
 __all__ = ["Measured", "phase_of_steps", "recorder_cost", "summary", "write_recording"]
@@ -176,36 +177,19 @@ def recorder_cost(steps: Sequence[StepRow]) -> dict[str, Any]:
 
 def summary(requests: Sequence[RequestRow], duration_s: float) -> dict[str, Any]:
     """Latencies and throughputs with the definitions of vLLM's serving benchmark."""
-    ttft = [1e3 * (r.first_token_s - r.sent_s) for r in requests]
-    e2el = [1e3 * (r.last_token_s - r.sent_s) for r in requests]
-    tpot = [
-        (e - t) / (r.output_tokens - 1)
-        for r, t, e in zip(requests, ttft, e2el, strict=True)
-        if r.output_tokens > 1
-    ]
-    outputs = sum(r.output_tokens for r in requests)
+    outputs = np.array([r.output_tokens for r in requests], dtype=int)
+    ttft_ms = np.array([1e3 * (r.first_token_s - r.sent_s) for r in requests])
+    e2el_ms = np.array([1e3 * (r.last_token_s - r.sent_s) for r in requests])
+    values = latencies(ttft_ms, e2el_ms, outputs)
+    told = statistics(values)
     return {
         "completed": len(requests),
         "duration_s": round(duration_s, 6),
         "total_input_tokens": sum(r.prompt_tokens for r in requests),
-        "total_output_tokens": outputs,
+        "total_output_tokens": int(outputs.sum()),
         "request_throughput": len(requests) / duration_s,
-        "output_throughput": outputs / duration_s,
-        "ttft_ms": _statistics(ttft),
-        "tpot_ms": _statistics(tpot),
-        "e2el_ms": _statistics(e2el),
-    }
-
-
-def _statistics(values: Sequence[float]) -> dict[str, float]:
-    if not values:
-        return {}
-    array = np.asarray(values)
-    return {
-        "mean": float(array.mean()),
-        "median": float(np.median(array)),
-        "p90": float(np.percentile(array, 90)),
-        "p99": float(np.percentile(array, 99)),
+        "output_throughput": int(outputs.sum()) / duration_s,
+        **{m: {s: told[f"{s}_{m}"] for s in STATISTICS} if m in values else {} for m in METRICS},
     }
 
 

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray, IntArray
+from qsim.bounds import (
+    MAX_BATCHED_TOKENS,
+    MAX_BLOCK_SIZE,
+    MAX_BLOCKS,
+    MAX_MODEL_LEN,
+    MAX_SEQS,
+    MAX_TENSOR_PARALLEL,
+    Flag,
+    Items,
+    Line,
+    Name,
+    Number,
+    PlainObject,
+    Text,
+    Whole,
+)
 from qsim.errors import RecordingError
 
 __all__ = [
@@ -24,35 +39,44 @@ __all__ = [
     "Steps",
 ]
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 #: how a phase is used: fitted; fitted, but left out in turn to state the error; never used
 FIT, HOLDOUT, SKIP = "fit", "holdout", "skip"
 
 
-@dataclass(frozen=True)
+Word = Annotated[str, Text(200)]
+Tokens = Annotated[int, Whole(1, MAX_BATCHED_TOKENS)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Server:
     """What was served, from ``server.json``."""
 
-    gpu: str
-    model: str
-    method: str
-    vllm_version: str
-    driver: str
-    host: str
-    tensor_parallel: int
-    model_config: dict[str, Any]
-    quantization_config: dict[str, Any] | None
-    server_flags: tuple[str, ...]
-    prefix_caching: bool
-    kv_cache_dtype: str
-    max_model_len: int
-    max_num_batched_tokens: int
-    block_size: int
-    num_gpu_blocks: int
+    gpu: Name
+    model: Name
+    method: Name
+    vllm_version: Word
+    driver: Word = ""
+    host: Word = ""
+    date: Word = ""
+    tensor_parallel: Annotated[int, Whole(1, MAX_TENSOR_PARALLEL)] = 1
+    quantization_config: PlainObject | None = None
+    server_flags: Annotated[list[Line], Items(1000)] = field(default_factory=list)
+    prefix_caching: Flag = False
+    kv_cache_dtype: Word = "auto"
+    max_model_len: Annotated[int, Whole(2, MAX_MODEL_LEN)]
+    max_num_batched_tokens: Tokens
+    max_num_seqs: Annotated[int, Whole(1, MAX_SEQS)] = 1024
+    block_size: Annotated[int, Whole(1, MAX_BLOCK_SIZE)]
+    num_gpu_blocks: Annotated[int, Whole(2, MAX_BLOCKS)]
+    gpu_memory_utilization: Any = "default"
+    graph_sizes: Annotated[list[Tokens], Items(10_000)] | None = None
+    power_limit_w: Annotated[float, Number(0.0, 1e6)] | None = None
+    weights_gib: Annotated[float, Number(0.0, 1e6)] | None = None
+    incomplete: Line | None = None
+    model_config: PlainObject
     #: everything in the file, including what has no field here
-    raw: Mapping[str, Any] = field(default_factory=dict)
+    raw: PlainObject = field(default_factory=dict)
 
     @property
     def profile_id(self) -> str:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import BoolArray
 from qsim.calibrate.fit.span import GRAPH_SIZES
-from qsim.calibrate.recordings.read import SKIP, Recording
+from qsim.calibrate.recordings.data import SKIP, Recording
 
 __all__ = ["BATCHES", "MeasuredRow", "measured_row"]
 
@@ -88,7 +88,6 @@ def measured_row(
     energy_phase, joules = _energy(recording, energy_phases)
     prefill = _prefills(recording)
     decode_mj, mean_batch = _decode_energy(recording)
-    weights = server.raw.get("weights_gib")
     return MeasuredRow(
         name=recording.name,
         gpu=server.gpu,
@@ -104,11 +103,11 @@ def measured_row(
         energy_phase=energy_phase,
         # one block is kept empty by vLLM
         kv_cache_tokens=(server.num_gpu_blocks - 1) * server.block_size,
-        weights_gib=float(weights) if isinstance(weights, int | float) else None,
+        weights_gib=server.weights_gib,
     )
 
 
-def _used(recording: Recording) -> npt.NDArray[np.bool_]:
+def _used(recording: Recording) -> BoolArray:
     """Whether a step and the one before it are in one phase that is not skipped, shape (n,)."""
     phase = recording.steps.phase
     skip = np.array([p.use == SKIP for p in recording.phases])
@@ -142,16 +141,16 @@ def _decode(recording: Recording, batch: int) -> DecodeTime | None:
     )
 
 
-def _prefills(recording: Recording) -> npt.NDArray[np.bool_]:
+def _prefills(recording: Recording) -> BoolArray:
     """Large steps of prefill alone that follow another such step, shape (n,)."""
     s = recording.steps
     full = (s.decodes == 0) & (s.prefill_tokens >= recording.server.max_num_batched_tokens / 2)
-    wanted: npt.NDArray[np.bool_] = full & _used(recording)
+    wanted: BoolArray = full & _used(recording)
     wanted[1:] &= full[:-1]
     return wanted
 
 
-def _prefill_rate(recording: Recording, wanted: npt.NDArray[np.bool_]) -> float | None:
+def _prefill_rate(recording: Recording, wanted: BoolArray) -> float | None:
     s = recording.steps
     if wanted.sum() < _LEAST_PREFILLS:
         return None
@@ -159,7 +158,7 @@ def _prefill_rate(recording: Recording, wanted: npt.NDArray[np.bool_]) -> float 
     return float(round(s.prefill_tokens[wanted].sum() / seconds, 1))
 
 
-def _prefill_energy(recording: Recording, wanted: npt.NDArray[np.bool_]) -> float | None:
+def _prefill_energy(recording: Recording, wanted: BoolArray) -> float | None:
     """mJ per prompt token of the rows of such steps that last long enough."""
     s = recording.steps
     edges = np.flatnonzero(np.diff(np.concatenate(([0], wanted.astype(int), [0]))))
@@ -175,7 +174,7 @@ def _prefill_energy(recording: Recording, wanted: npt.NDArray[np.bool_]) -> floa
 def _decode_energy(recording: Recording) -> tuple[float | None, float | None]:
     """mJ per decoded token of a burst after its last prefill, and the mean batch."""
     s = recording.steps
-    graph_max = max(recording.server.raw.get("graph_sizes") or GRAPH_SIZES)
+    graph_max = max(recording.server.graph_sizes or GRAPH_SIZES)
     best: tuple[int, float, float] | None = None
     for i, phase in enumerate(recording.phases):
         if phase.load != "burst" or phase.use == SKIP:

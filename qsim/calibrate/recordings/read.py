@@ -20,10 +20,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 
-from qsim.bounds import Text, shown
+from qsim.bounds import Line, Number, Text, shown
 from qsim.calibrate.recordings.data import (
     FIT,
     HOLDOUT,
@@ -34,23 +35,12 @@ from qsim.calibrate.recordings.data import (
     Requests,
     Server,
     Steps,
+    Word,
 )
 from qsim.documents import csv_lines, read_json
 from qsim.errors import RecordingError
 
-__all__ = [
-    "FIT",
-    "HOLDOUT",
-    "SKIP",
-    "Phase",
-    "PowerSamples",
-    "Recording",
-    "Requests",
-    "Server",
-    "Steps",
-    "default_use",
-    "read_recording",
-]
+__all__ = ["default_use", "read_recording"]
 
 
 def read_recording(path: str | os.PathLike[str]) -> Recording:
@@ -75,7 +65,7 @@ def read_recording(path: str | os.PathLike[str]) -> Recording:
         server=server,
         phases=phases,
         steps=_steps(folder / "steps.csv.gz", index),
-        requests=_requests(folder / "requests.csv.gz", index, "incomplete" in server.raw),
+        requests=_requests(folder / "requests.csv.gz", index, server.incomplete is not None),
         power=_power(folder / "power.csv.gz"),
     )
 
@@ -95,41 +85,33 @@ def default_use(label: str) -> str:
 
 
 def _server(path: Path) -> Server:
-    from qsim.calibrate.recordings.schema import ServerFile, ServerRest
     from qsim.edge import build
 
     data = read_json(path, RecordingError)
     if not isinstance(data, dict):
         raise RecordingError(f"{path}: must hold an object, got {type(data).__name__}")
-    at = str(path)
     if "model_config" not in data:
-        raise RecordingError(f"{at}: model_config is missing")
-    rest = {k: v for k, v in data.items() if k != "model_config"}
-    known = build(ServerFile, rest, at, RecordingError)
-    build(ServerRest, {"config": data["model_config"], "whole": rest}, at, RecordingError)
-    return Server(
-        gpu=known.gpu,
-        model=known.model,
-        method=known.method,
-        vllm_version=known.vllm_version,
-        driver=known.driver,
-        host=known.host,
-        tensor_parallel=known.tensor_parallel,
-        model_config=data["model_config"],
-        quantization_config=known.quantization_config,
-        server_flags=tuple(known.server_flags),
-        prefix_caching=known.prefix_caching,
-        kv_cache_dtype=known.kv_cache_dtype,
-        max_model_len=known.max_model_len,
-        max_num_batched_tokens=known.max_num_batched_tokens,
-        block_size=known.block_size,
-        num_gpu_blocks=known.num_gpu_blocks,
-        raw=data,
-    )
+        raise RecordingError(f"{path}: model_config is missing")
+    return build(Server, {**data, "raw": data}, str(path), RecordingError)
+
+
+Seconds = Annotated[float, Number(-1e9, 1e9)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PhaseItem:
+    """A load as ``phases.json`` has it."""
+
+    label: Annotated[str, Text(100, 1)]
+    what: Line = ""
+    load: Word = ""
+    use: Literal["fit", "holdout", "skip"] | None = None
+    start_s: Seconds
+    end_s: Seconds
+    energy_j: Annotated[float, Number(-1e12, 1e12)] | None = None
 
 
 def _phases(path: Path) -> tuple[Phase, ...]:
-    from qsim.calibrate.recordings.schema import PhaseItem
     from qsim.edge import build
 
     data = read_json(path, RecordingError)
@@ -137,29 +119,21 @@ def _phases(path: Path) -> tuple[Phase, ...]:
         raise RecordingError(f"{path}: must hold a list of phases, got {shown(data, 40)}")
     if len(data) > _MOST_PHASES:
         raise RecordingError(f"{path}: has {len(data)} phases; at most {_MOST_PHASES} are read")
-    phases: list[Phase] = []
-    seen: set[str] = set()
+    phases: dict[str, Phase] = {}
     for i, given in enumerate(data):
         label = given.get("label") if isinstance(given, dict) else None
         at = f"{path}: phase {i}" + (f" ({shown(label)[1:-1]})" if isinstance(label, str) else "")
-        item = build(PhaseItem, given, at, RecordingError)
-        if item.label in seen:
+        item = build(_PhaseItem, given, at, RecordingError)
+        if item.label in phases:
             raise RecordingError(f"{at}: label {item.label!r} was used before; labels must differ")
-        seen.add(item.label)
         if item.end_s < item.start_s:
             raise RecordingError(f"{at}: end_s is {item.end_s}; must be >= start_s {item.start_s}")
-        phases.append(
-            Phase(
-                label=item.label,
-                what=item.what,
-                load=item.load,
-                start_s=item.start_s,
-                end_s=item.end_s,
-                energy_j=math.nan if item.energy_j is None else item.energy_j,
-                use=item.use or default_use(item.label),
-            )
+        energy_j = math.nan if item.energy_j is None else item.energy_j
+        use = item.use or default_use(item.label)
+        phases[item.label] = Phase(
+            item.label, item.what, item.load, item.start_s, item.end_s, energy_j, use
         )
-    return tuple(phases)
+    return tuple(phases.values())
 
 
 _MOST_PHASES = 10_000

@@ -8,6 +8,7 @@ import numpy as np
 
 from qsim.calibrate.transfer.build import Teacher, transfer
 from qsim.calibrate.transfer.learn import points_of
+from qsim.calibrate.transfer.power import step_j
 from qsim.calibrate.transfer.spans import MODES, Spans, StepPoint
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import Profile
@@ -45,14 +46,8 @@ class Difference:
 
 def power_w(profile: Profile, spans: Spans, point: StepPoint) -> float:
     """Power while a step like this repeats, W, at most the cap."""
-    p, n = profile.power, point.prefill_tokens
-    work = (
-        p.j_per_prefill_token * n
-        + p.j_per_decode_token * point.rows
-        + p.j_per_context_token * point.context_tokens
-        + p.j_per_pair * n * (n + 1) / 2
-    )
-    return min(p.cap_w, p.idle_w + p.busy_w + 1e3 * work / spans.ms(point))
+    p = profile.power
+    return min(p.cap_w, p.idle_w + p.busy_w + 1e3 * step_j(p, point) / spans.ms(point))
 
 
 def compare_profiles(composed: Profile, measured: Profile) -> list[Difference]:

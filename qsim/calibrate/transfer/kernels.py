@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import BoolArray, FloatArray, IntArray
 from qsim.errors import CalibrationError, MissingExtraError
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
     "systems_folder",
 ]
 
-FloatArray = npt.NDArray[np.float64]
 Columns = Mapping[str, npt.NDArray[Any]]
 #: latency over the second axis, by batch size
 _Curves = dict[int, tuple[FloatArray, FloatArray]]
@@ -86,7 +86,7 @@ class GemmTable:
         return float(np.exp(total / weight)) * k * n
 
 
-def _corners(grid: npt.NDArray[np.int64], value: int) -> list[tuple[int, float]]:
+def _corners(grid: IntArray, value: int) -> list[tuple[int, float]]:
     """Indices and weights of the grid points around ``value``, logarithmically; held outside."""
     i = int(np.searchsorted(grid, value))
     if i == len(grid):
@@ -303,7 +303,7 @@ def _columns(path: Path) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def _gemm(columns: Columns, chosen: npt.NDArray[np.bool_]) -> GemmTable:
+def _gemm(columns: Columns, chosen: BoolArray) -> GemmTable:
     return GemmTable(*(columns[c][chosen] for c in ("m", "k", "n", "latency")))
 
 

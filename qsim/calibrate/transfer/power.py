@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qsim.calibrate.fit.power import rounded
 from qsim.calibrate.transfer.compose import TABLE_OF, Composer
 from qsim.calibrate.transfer.learn import Sample
 from qsim.calibrate.transfer.ratios import kernels_of
@@ -26,7 +27,7 @@ from qsim.calibrate.transfer.spans import StepPoint, decode_points, prefill_poin
 from qsim.catalog.gpus import GpuType
 from qsim.profiles.schema import Power
 
-__all__ = ["PowerModel", "learn_power", "power_of"]
+__all__ = ["PowerModel", "learn_power", "power_of", "step_j"]
 
 #: time constant of the power regulator, s; as in the measured profiles
 _TAU_S = 0.05
@@ -128,7 +129,7 @@ def _seen(s: Sample, logit_passes: float) -> Iterator[tuple[str, Work, float, fl
     most = (p.cap_w - p.idle_w) / tp
     for point in _points((m.num_gpu_blocks - 1) * m.block_size):
         t = spans.ms(point) / 1e3
-        watts = p.busy_w / tp + _work_j(p, point) / t / tp
+        watts = p.busy_w / tp + step_j(p, point) / t / tp
         if watts > most:  # the cap holds it there, at a lower clock
             watts, t = most, t * (1 + getattr(s.profile.latency.throttle, point.mode))
         done = work(s.composer, point, m.weight_bytes, m.kv_bytes_per_token, logit_passes)
@@ -169,22 +170,21 @@ def power_of(
         targets.append(joules)
     busy, prefill, decode, context, pair = _solve(rows, targets, targets)
 
-    def six(value: float) -> float:
-        return float(f"{value:.6g}")
-
-    return Power(
-        idle_w=six(spec.idle_w * tp),
-        busy_w=six(busy),
-        j_per_prefill_token=six(prefill),
-        j_per_decode_token=six(decode),
-        j_per_context_token=six(context),
-        j_per_pair=six(pair),
+    power = Power(
+        idle_w=spec.idle_w * tp,
+        busy_w=busy,
+        j_per_prefill_token=prefill,
+        j_per_decode_token=decode,
+        j_per_context_token=context,
+        j_per_pair=pair,
         cap_w=spec.tdp_w * tp,
         tau_s=_TAU_S,
     )
+    return rounded(power)
 
 
-def _work_j(p: Power, point: StepPoint) -> float:
+def step_j(p: Power, point: StepPoint) -> float:
+    """Energy of a step's work by a profile, J."""
     n = point.prefill_tokens
     return (
         p.j_per_prefill_token * n

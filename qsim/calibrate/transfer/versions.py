@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from qsim.calibrate.transfer.check import power_w
-from qsim.calibrate.transfer.spans import Spans, StepPoint, decode_points, prefill_points
+from qsim.calibrate.transfer.spans import MODES, Spans, StepPoint, decode_points, prefill_points
+from qsim.catalog.gpus import GIB
 from qsim.errors import CalibrationError
 from qsim.files import write_text
 from qsim.profiles.carry import SCHEMA, Change, release
@@ -19,8 +20,6 @@ from qsim.profiles.schema import HostTimes, Profile
 
 __all__ = ["Pair", "learn", "pairs_of", "table_rows", "write_changes"]
 
-GIB = 2**30
-MODES = ("decode", "piecewise", "eager")
 #: the steps that tell how fast a host launches: one request, or nothing but the constant
 LAUNCHES = ("launch_decode", "launch_piecewise", "launch_eager")
 
@@ -60,9 +59,9 @@ class Pair:
         """The same of its tokens."""
         return self.after.memory.num_gpu_blocks / self.before.memory.num_gpu_blocks
 
-    def host(self, name: str, rows: int = 32) -> float:
-        """Ratio of one of the host's times with ``rows`` requests."""
-        return _host_ms(self.after.host, name, rows) / _host_ms(self.before.host, name, rows)
+    def host(self, name: str) -> float:
+        """Ratio of one of the host's times with 32 requests."""
+        return _host_ms(self.after.host, name, 32) / _host_ms(self.before.host, name, 32)
 
     def _points(self) -> list[StepPoint]:
         kv = self.before.memory.num_gpu_blocks * self.before.memory.block_size

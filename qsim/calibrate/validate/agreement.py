@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import IntArray
 from qsim.calibrate.fit.frontend import backlogs_ms, match_requests, modelled_arrivals_s
-from qsim.calibrate.recordings.read import Recording
+from qsim.calibrate.recordings.data import Recording
 from qsim.profiles.schema import FrontEnd, Profile
 from qsim.sim.scheduler.batch import Batch
 from qsim.sim.scheduler.config import EngineConfig, EngineOptions
@@ -34,8 +34,6 @@ AGREEMENT_HEAD = (
     "| recording | phase | steps | agree | agree, arrivals as recorded |",
     "|---|---|---:|---:|---:|",
 )
-
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import FloatArray
+
 __all__ = [
     "METRICS",
     "NEARBY_POINTS",
@@ -21,7 +23,6 @@ __all__ = [
     "statistics",
 ]
 
-FloatArray = npt.NDArray[np.float64]
 
 METRICS = ("ttft_ms", "tpot_ms", "e2el_ms")
 STATISTICS = ("mean", "median", "p90", "p99")

@@ -7,23 +7,23 @@ that was not fitted: each hold-out phase is left out of a fit in turn and predic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from qsim.arrays import FloatArray
 from qsim.calibrate.fit.fitting import FitResult, fit
 from qsim.calibrate.fit.frontend import late_arrivals_ms
 from qsim.calibrate.fit.host import recorded_own_ms
 from qsim.calibrate.fit.span import GRAPH_SIZES
 from qsim.calibrate.fit.timeline import Timeline, late_updates_ms, launch_ratio, timeline_of
-from qsim.calibrate.recordings.read import HOLDOUT, Recording
+from qsim.calibrate.recordings.data import HOLDOUT, Recording
 from qsim.calibrate.validate.comparison import (
     METRICS,
     STATISTICS,
     Comparison,
-    FloatArray,
     latencies,
     nearby,
     percent,
@@ -120,9 +120,7 @@ def measured_metrics(recording: Recording, label: str) -> dict[str, float]:
     return result
 
 
-def compare(
-    recording: Recording, label: str, profile: Profile, *, held_out: bool, seed: int = 0
-) -> Comparison:
+def compare(recording: Recording, label: str, profile: Profile, *, held_out: bool) -> Comparison:
     """Replay a phase and compare.
 
     Raises
@@ -140,7 +138,7 @@ def compare(
     measured = measured_metrics(recording, label)
     if "energy_j" in measured:
         simulated["energy_j"] = float(sum(r["energy_j"] for r in result.replica_stats))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     p99 = [simulated["p99_ttft_ms"]]
     for _ in range(_JITTERED_REPLAYS):
         shaken = phase_trace(recording, label, rng.normal(0.0, _JITTER_MS, len(trace)))
@@ -203,7 +201,6 @@ def fit_servers(
     exclude_phases: Sequence[str] = (),
     progress: Progress | None = None,
     held_out: bool = True,
-    forms: Mapping[str, Mapping[int, str]] | None = None,
 ) -> list[FitResult]:
     """One fit for each server configuration.
 
@@ -238,7 +235,6 @@ def fit_servers(
                 exclude_phases=[e for e in exclude_phases if e in labels],
                 progress=lambda text, name=name: say(f"{name}: {text}"),  # type: ignore[misc]
                 held_out=held_out,
-                forms=None if forms is None else forms.get(name),
             )
         )
     return results
@@ -315,13 +311,10 @@ def validate(
             results = list(fits)
         for fitted in results:
             for recording in fitted.recordings:
-                mine = {p.label for p in recording.phases}
-                for label in excluded or chosen:
-                    if label in mine:
-                        say(f"replaying {label} of {recording.name}")
-                        c = compare(recording, label, fitted.profile, held_out=bool(excluded))
-                        timeline = fitted.timelines[fitted.recordings.index(recording)]
-                        result.append(_with_holds(c, recording, timeline, fitted.profile))
+                timeline = fitted.timelines[fitted.recordings.index(recording)]
+                result += _replayed(
+                    recording, excluded or chosen, fitted.profile, timeline, bool(excluded), say
+                )
     order = {r.name: i for i, r in enumerate(recordings)}
     phase = {label: i for i, label in enumerate(chosen)}
     return sorted(result, key=lambda c: (order[c.recording], phase[c.phase], not c.held_out))
@@ -350,17 +343,29 @@ def check_profiles(
     say = progress or (lambda text: None)
     chosen = chosen_phases(recordings, labels)
     mine = {id(r): profile_of(r, profiles) for r in recordings}
-    result = []
+    result: list[Comparison] = []
     for recording in recordings:
         profile = mine[id(recording)]
         seen = recording.name in profile.identity.recordings
         timeline = timeline_of(recording, GRAPH_SIZES[-1], profile.host)
-        for label in chosen:
-            if label in {p.label for p in recording.phases}:
-                say(f"replaying {label} of {recording.name}")
-                c = compare(recording, label, profile, held_out=not seen)
-                result.append(_with_holds(c, recording, timeline, profile))
+        result += _replayed(recording, chosen, profile, timeline, not seen, say)
     return result
+
+
+def _replayed(
+    recording: Recording,
+    labels: Sequence[str],
+    profile: Profile,
+    timeline: Timeline,
+    held_out: bool,
+    say: Progress,
+) -> Iterator[Comparison]:
+    """Compare those of the phases that the recording has."""
+    for label in labels:
+        if label in {p.label for p in recording.phases}:
+            say(f"replaying {label} of {recording.name}")
+            c = compare(recording, label, profile, held_out=held_out)
+            yield _with_holds(c, recording, timeline, profile)
 
 
 def profile_of(recording: Recording, profiles: Sequence[Profile]) -> Profile:

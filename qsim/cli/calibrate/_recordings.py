@@ -11,7 +11,7 @@ import click
 from qsim.cli._outputs import say
 
 if TYPE_CHECKING:
-    from qsim.calibrate.recordings.read import Recording
+    from qsim.calibrate.recordings.data import Recording
     from qsim.profiles.schema import HostTimes, Profile
 
 __all__ = ["host_option", "host_times_from", "profiles_for", "recordings_argument", "tell"]

@@ -18,7 +18,7 @@ from qsim.cli.calibrate._recordings import (
 )
 
 if TYPE_CHECKING:
-    from qsim.calibrate.recordings.read import Recording
+    from qsim.calibrate.recordings.data import Recording
 
 __all__ = ["fit_command"]
 
@@ -104,7 +104,8 @@ def fit_command(
 
     from qsim.calibrate.fit.host_like import with_host_like
     from qsim.calibrate.fit.report import draw_diagnostics, mode_table
-    from qsim.calibrate.recordings.read import HOLDOUT, read_recording
+    from qsim.calibrate.recordings.data import HOLDOUT
+    from qsim.calibrate.recordings.read import read_recording
     from qsim.calibrate.validate.validation import fit_error, fit_servers, group_servers, validate
     from qsim.cli._outputs import Outputs, check_output, need_matplotlib, to_json
     from qsim.errors import ScenarioError

@@ -14,7 +14,7 @@ from qsim.calibrate.fit.contexts import (
     decode_contexts,
     typical_share,
 )
-from qsim.calibrate.recordings.read import Recording
+from qsim.calibrate.recordings.data import Recording
 
 
 def test_equal_requests_fill_the_processors() -> None:

@@ -17,7 +17,8 @@ from qsim.calibrate.fit.span import (
     predict_decode_ms,
 )
 from qsim.calibrate.fit.timeline import recorded_timeline
-from qsim.calibrate.recordings.read import Recording, read_recording
+from qsim.calibrate.recordings.data import Recording
+from qsim.calibrate.recordings.read import read_recording
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import MixedSpan, Profile
 from tests.calibrate.synthetic import true_profile

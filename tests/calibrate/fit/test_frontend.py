@@ -16,8 +16,8 @@ from qsim.calibrate.fit.frontend import (
     late_arrivals_ms,
     modelled_arrivals_s,
 )
-from qsim.calibrate.recordings.data import Phase, Requests, Steps
-from qsim.calibrate.recordings.read import Recording, read_recording
+from qsim.calibrate.recordings.data import Phase, Recording, Requests, Steps
+from qsim.calibrate.recordings.read import read_recording
 from qsim.profiles.lookup import load_profile
 from qsim.profiles.schema import ApiTimes, FrontEnd
 from tests.calibrate.synthetic import true_profile, write_recording

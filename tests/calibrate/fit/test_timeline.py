@@ -20,7 +20,8 @@ from qsim.calibrate.fit.timeline import (
     recorded_timeline,
     step_modes,
 )
-from qsim.calibrate.recordings.read import Recording, read_recording
+from qsim.calibrate.recordings.data import Recording
+from qsim.calibrate.recordings.read import read_recording
 from qsim.profiles.schema import HostTimes
 from qsim.sim.engine.steplog import Step
 from qsim.sim.scheduler.config import EngineOptions

@@ -20,8 +20,9 @@ from qsim.calibrate.fit.fitting import FitResult
 from qsim.calibrate.measure.run import groups_of, load_seconds
 from qsim.calibrate.measure.state import CampaignState, JobState, is_complete
 from qsim.calibrate.profiling import is_newer, profile_recording
+from qsim.calibrate.recordings.data import Recording
 from qsim.calibrate.recordings.measured import measured_row
-from qsim.calibrate.recordings.read import Recording, read_recording
+from qsim.calibrate.recordings.read import read_recording
 from qsim.catalog.methods import METHODS
 from qsim.errors import QsimError, RecordingError, ScenarioError
 from qsim.profiles.schema import Profile

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qsim.calibrate.recordings.data import Recording
 from qsim.calibrate.recordings.measured import measured_row
-from qsim.calibrate.recordings.read import Recording, read_recording
+from qsim.calibrate.recordings.read import read_recording
 
 RECORDINGS = Path(__file__).parents[3] / "recordings"
 

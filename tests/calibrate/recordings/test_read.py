@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qsim.calibrate.recordings.read import Recording, read_recording
+from qsim.calibrate.recordings.data import Recording
+from qsim.calibrate.recordings.read import read_recording
 from qsim.errors import RecordingError
 
 

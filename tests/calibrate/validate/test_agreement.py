@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from qsim.calibrate.recordings.read import (
-    Phase,
-    PowerSamples,
-    Recording,
-    Requests,
-    Server,
-    Steps,
-    read_recording,
-)
+from qsim.calibrate.recordings.data import Phase, PowerSamples, Recording, Requests, Server, Steps
+from qsim.calibrate.recordings.read import read_recording
 from qsim.calibrate.validate.agreement import compare_steps, count_steps
 from qsim.cli import main
 from qsim.profiles.lookup import load_profile
@@ -86,7 +79,7 @@ def simulated_recording(n: int = 150, gap_s: float = 0.04) -> Recording:
         tensor_parallel=1,
         model_config={},
         quantization_config=None,
-        server_flags=(),
+        server_flags=[],
         prefix_caching=False,
         kv_cache_dtype="auto",
         max_model_len=8192,

@@ -17,7 +17,8 @@ from qsim.calibrate.fit.fitting import FitResult
 from qsim.calibrate.fit.frontend import late_arrivals_ms
 from qsim.calibrate.fit.host import recorded_own_ms
 from qsim.calibrate.fit.report import mode_table
-from qsim.calibrate.recordings.read import Recording, read_recording
+from qsim.calibrate.recordings.data import Recording
+from qsim.calibrate.recordings.read import read_recording
 from qsim.calibrate.validate.comparison import Comparison
 from qsim.calibrate.validate.validation import (
     check_profiles,
