@@ -111,7 +111,7 @@ def _path(at: list[Any]) -> str:
 
 
 def _rule(kind: str, value: object, hint: Any, bounds: tuple[Any, ...]) -> str:
-    if kind == "list_type":
+    if kind in ("list_type", "tuple_type"):
         return "a list"
     if kind in ("dataclass_type", "dict_type", "model_type", "model_attributes_type"):
         return "an object"
@@ -144,7 +144,7 @@ def _at(hint: Any, at: list[Any]) -> tuple[Any, tuple[Any, ...]]:
             if step not in known:
                 return None, ()
             hint = known[step]
-        elif get_origin(hint) is list:
+        elif get_origin(hint) in (list, tuple):
             hint = get_args(hint)[0]
         elif get_origin(hint) is dict:
             hint = get_args(hint)[1]

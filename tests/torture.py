@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from qsim.calibrate.measure.state import is_complete
+from qsim.calibrate.measure.run import is_complete
 from tests.calibrate.stub import HERE, MARK, STUB, none_left, stub_environment
 from tests.make_profile import make_profile
 

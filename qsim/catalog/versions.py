@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from qsim.errors import ScenarioError
 
@@ -49,6 +50,11 @@ LARGE_GPUS = ("b200", "b300", "gb200", "gb300", "mi300", "mi325", "mi350", "mi35
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?(?:\.?(?:rc|a|b|dev|post)\d*)*(?:\+[\w.]+)?")
 
 
+def _since(major: int, minor: int) -> Any:
+    """A rule that releases have from this one on."""
+    return field(metadata={"since": (major, minor)})
+
+
 @dataclass(frozen=True)
 class VersionRules:
     """The rules and defaults of one release. Each flag says whether the release has the rule.
@@ -81,33 +87,21 @@ class VersionRules:
         The memory of CUDA graphs is reserved before the KV cache is sized.
     """
 
-    lone_request_uncapped: bool
-    scan_follows_victim: bool
-    pass_survives_self_preemption: bool
-    max_num_active_seqs: bool
-    long_prefill_token_threshold_adaptive: bool
-    queue_limits: bool
-    balancer_rotates: bool
-    balancer_by_cache_pressure: bool
-    captures_max_num_seqs: bool
-    large_gpu_budget: bool
-    reserves_graph_memory: bool
+    lone_request_uncapped: bool = _since(0, 31)
+    scan_follows_victim: bool = _since(0, 28)
+    pass_survives_self_preemption: bool = _since(0, 33)
+    max_num_active_seqs: bool = _since(0, 31)
+    long_prefill_token_threshold_adaptive: bool = _since(0, 31)
+    queue_limits: bool = _since(0, 29)
+    balancer_rotates: bool = _since(0, 25)
+    balancer_by_cache_pressure: bool = _since(0, 27)
+    captures_max_num_seqs: bool = _since(0, 29)
+    large_gpu_budget: bool = _since(0, 28)
+    reserves_graph_memory: bool = _since(0, 29)
 
 
 #: the first release that has each rule
-_SINCE: dict[str, tuple[int, int]] = {
-    "balancer_rotates": (0, 25),
-    "balancer_by_cache_pressure": (0, 27),
-    "scan_follows_victim": (0, 28),
-    "large_gpu_budget": (0, 28),
-    "captures_max_num_seqs": (0, 29),
-    "queue_limits": (0, 29),
-    "reserves_graph_memory": (0, 29),
-    "lone_request_uncapped": (0, 31),
-    "max_num_active_seqs": (0, 31),
-    "long_prefill_token_threshold_adaptive": (0, 31),
-    "pass_survives_self_preemption": (0, 33),
-}
+_SINCE: dict[str, tuple[int, int]] = {f.name: f.metadata["since"] for f in fields(VersionRules)}
 
 
 def parse_version(version: str, name: str = "vllm_version") -> tuple[int, int, int]:

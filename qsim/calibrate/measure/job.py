@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qsim.calibrate.measure.server import Server
+from qsim.calibrate.measure.server import Server, serve
 from qsim.calibrate.measure.speed import Speed
 from qsim.calibrate.measure.workload import HoldoutTrace
 from qsim.calibrate.recorder import install
@@ -127,10 +127,7 @@ def _online(job: Job) -> list[str]:
 
 def server_command(job: Job, model_path: str) -> list[str]:
     """The command line that starts the server, but for its port."""
-    command = list(job.serve_command)
-    model = [model_path] if command[-1:] == ["serve"] else ["--model", model_path]
-    name = ["--served-model-name", SERVED_NAME, "--host", "127.0.0.1"]
-    return [*command, *model, *name, *server_flags(job)]
+    return serve(list(job.serve_command), model_path, SERVED_NAME, *server_flags(job))
 
 
 def environment(job: Job, gpus: Sequence[int], base: Mapping[str, str]) -> dict[str, str]:

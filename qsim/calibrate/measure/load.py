@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import queue
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from qsim.calibrate.measure.child import child_environment
+from qsim.calibrate.measure.child import end, start
 from qsim.errors import CalibrationError
 
 __all__ = ["LoadClient", "LoadResult", "RequestRow"]
@@ -58,25 +55,12 @@ class LoadClient:
     """A client process for the server on ``port`` of ``host``; close it when done."""
 
     def __init__(self, port: int, *, model: str, vocab_size: int, host: str = "127.0.0.1") -> None:
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "qsim.calibrate.measure.client",
-                "--host",
-                host,
-                "--port",
-                str(port),
-                "--model",
-                model,
-                "--vocab-size",
-                str(vocab_size),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env=child_environment(),
+        self.process = start(
+            "qsim.calibrate.measure.client",
+            f"--host={host}",
+            f"--port={port}",
+            f"--model={model}",
+            f"--vocab-size={vocab_size}",
         )
         self.lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -132,14 +116,7 @@ class LoadClient:
     def close(self) -> None:
         """End the process, whatever it is doing."""
         self.process.terminate()
-        if self.process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self.process.stdin.close()
-        try:
-            self.process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end(self.process, 2.0)
 
 
 def _result(data: dict[str, Any], label: str) -> LoadResult:

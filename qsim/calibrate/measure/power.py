@@ -18,7 +18,7 @@ from pathlib import Path
 from time import perf_counter as now
 from typing import Any
 
-from qsim.calibrate.measure.child import child_environment
+from qsim.calibrate.measure.child import end, start
 from qsim.errors import CalibrationError, MissingExtraError, QsimError
 
 __all__ = ["Gpu", "Nvml", "PowerSample", "PowerSampler", "read_samples"]
@@ -164,24 +164,12 @@ class PowerSampler:
 
     def __init__(self, gpus: list[int], out: Path, interval_s: float = 0.025) -> None:
         self.out = out
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "qsim.calibrate.measure.power",
-                "--gpus",
-                ",".join(map(str, gpus)),
-                "--out",
-                str(out),
-                "--interval-s",
-                str(interval_s),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+        self.process = start(
+            "qsim.calibrate.measure.power",
+            f"--gpus={','.join(map(str, gpus))}",
+            f"--out={out}",
+            f"--interval-s={interval_s}",
             stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env=child_environment(),
         )
         assert self.process.stdout is not None
         if self.process.stdout.readline().strip() != "ready":
@@ -194,13 +182,7 @@ class PowerSampler:
 
     def stop(self) -> None:
         """End the process; what it wrote is complete."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        try:
-            self.process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end(self.process, 30.0)
 
 
 def read_samples(path: Path) -> list[PowerSample]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qsim.calibrate.measure.server import Server, serve_command
+from qsim.calibrate.measure.server import Server, serve, serve_command
 from qsim.catalog.methods import Method, contradiction, find_method
 from qsim.catalog.models import Model, load_model
 from qsim.errors import CalibrationError, ScenarioError
@@ -50,17 +50,16 @@ class Served:
         more
             The user's arguments, which come last and count.
         """
-        path = [self.checkpoint] if start[-1:] == ["serve"] else ["--model", self.checkpoint]
         online = self.method.online if self.model.quantization_config is None else ""
-        return [
-            *start,
-            *path,
-            *("--served-model-name", self.name, "--host", "127.0.0.1"),
+        return serve(
+            start,
+            self.checkpoint,
+            self.name,
             *("--max-model-len", str(max_model_len)),
             *self.method.serve_args,
             *(["--quantization", online] if online else []),
             *more,
-        ]
+        )
 
 
 def parse_served(texts: Sequence[str]) -> list[Served]:

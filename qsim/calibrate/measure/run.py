@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qsim.calibrate.measure.job import Job, environment, server_command
 from qsim.calibrate.measure.journal import salvage
 from qsim.calibrate.measure.measurement import measure, planned
-from qsim.calibrate.measure.state import (
-    COMPLETE,
-    FAILED,
-    REFUSED,
-    CampaignState,
-    JobState,
-    is_complete,
-)
 from qsim.calibrate.measure.workload import total_s
 from qsim.catalog.gpus import GpuType
 from qsim.catalog.methods import check, find_method
 from qsim.catalog.models import Model
 from qsim.checks import finite
+from qsim.documents import read_json
 from qsim.errors import CalibrationError, QsimError, ScenarioError
+from qsim.files import write_text
 
-__all__ = ["Campaign", "CampaignResult", "groups_of", "load_seconds", "make_jobs"]
+__all__ = [
+    "Campaign",
+    "CampaignResult",
+    "CampaignState",
+    "JobState",
+    "groups_of",
+    "is_complete",
+    "load_seconds",
+    "make_jobs",
+]
 
 
 def load_seconds(minutes: float, start_s: float = 90.0) -> float:
@@ -92,6 +96,46 @@ def make_jobs(
         else:
             refused[job.name] = reason
     return jobs, refused
+
+
+COMPLETE, FAILED, REFUSED = "complete", "failed", "refused"
+#: what a recording consists of
+FILES = ("server.json", "phases.json", "steps.csv.gz", "requests.csv.gz", "power.csv.gz")
+
+
+@dataclass(frozen=True)
+class JobState:
+    """How a job ended."""
+
+    status: str
+    seconds: float = 0.0
+    reason: str = ""
+
+
+class CampaignState:
+    """``campaign.json`` of a folder; safe to use from several threads."""
+
+    def __init__(self, out: Path) -> None:
+        self.path = out / "campaign.json"
+        self._lock = threading.Lock()
+        self.jobs: dict[str, JobState] = {}
+        try:
+            data = read_json(self.path)
+            self.jobs = {k: JobState(**v) for k, v in data["jobs"].items()}
+        except (ScenarioError, KeyError, TypeError, AttributeError):
+            self.jobs = {}  # no campaign yet, or one of another version: folders tell what is done
+
+    def record(self, name: str, state: JobState) -> None:
+        """Remember how a job ended, whole or not at all."""
+        with self._lock:
+            self.jobs[name] = state
+            jobs = {k: asdict(v) for k, v in self.jobs.items()}
+            write_text(self.path, json.dumps({"jobs": jobs}, indent=1) + "\n")
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds a whole recording: it gets its name only when it does."""
+    return all((folder / name).is_file() for name in FILES)
 
 
 @dataclass(frozen=True)

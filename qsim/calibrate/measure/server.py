@@ -23,7 +23,7 @@ from pathlib import Path
 from qsim.errors import CalibrationError
 from qsim.prometheus import samples
 
-__all__ = ["Server", "ServerFacts", "crash_reason", "free_port", "serve_command"]
+__all__ = ["Server", "ServerFacts", "crash_reason", "free_port", "serve", "serve_command"]
 
 #: (what the log says, what it means), the most telling first
 _REASONS: tuple[tuple[str, str], ...] = (
@@ -101,6 +101,15 @@ def serve_command(given: str | None) -> list[str]:
     raise CalibrationError(
         "vLLM is not installed here: install vllm >= 0.24, or give --serve-command"
     )
+
+
+def serve(start: Sequence[str], checkpoint: str, name: str, *flags: str) -> list[str]:
+    """The command line that serves a checkpoint under a name, but for its port.
+
+    ``start`` is as :func:`serve_command` gives it.
+    """
+    model = [checkpoint] if start[-1:] == ["serve"] else ["--model", checkpoint]
+    return [*start, *model, "--served-model-name", name, "--host", "127.0.0.1", *flags]
 
 
 def free_port() -> int:

@@ -61,7 +61,7 @@ class Server:
     date: Word = ""
     tensor_parallel: Annotated[int, Whole(1, MAX_TENSOR_PARALLEL)] = 1
     quantization_config: PlainObject | None = None
-    server_flags: Annotated[list[Line], Items(1000)] = field(default_factory=list)
+    server_flags: Annotated[tuple[Line, ...], Items(1000)] = ()
     prefix_caching: Flag = False
     kv_cache_dtype: Word = "auto"
     max_model_len: Annotated[int, Whole(2, MAX_MODEL_LEN)]

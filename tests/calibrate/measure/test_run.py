@@ -17,8 +17,13 @@ import numpy as np
 import pytest
 
 from qsim.calibrate.fit.fitting import FitResult
-from qsim.calibrate.measure.run import groups_of, load_seconds
-from qsim.calibrate.measure.state import CampaignState, JobState, is_complete
+from qsim.calibrate.measure.run import (
+    CampaignState,
+    JobState,
+    groups_of,
+    is_complete,
+    load_seconds,
+)
 from qsim.calibrate.profiling import is_newer, profile_recording
 from qsim.calibrate.recordings.data import Recording
 from qsim.calibrate.recordings.measured import measured_row

@@ -79,7 +79,7 @@ def simulated_recording(n: int = 150, gap_s: float = 0.04) -> Recording:
         tensor_parallel=1,
         model_config={},
         quantization_config=None,
-        server_flags=[],
+        server_flags=(),
         prefix_caching=False,
         kv_cache_dtype="auto",
         max_model_len=8192,
