@@ -53,7 +53,6 @@ def read_text(
 
     Parameters
     ----------
-    path : str or path
     error : type
         Class of the error.
     most : int
@@ -97,7 +96,6 @@ def parse_json(text: str, where: str, error: Error = ScenarioError, *, most: int
 
     Parameters
     ----------
-    text : str
     where : str
         The file, which begins an error.
     error : type
@@ -231,7 +229,6 @@ def parse_yaml(
 
     Parameters
     ----------
-    text : str
     where : str
         The file, which begins an error.
     error : type
@@ -363,10 +360,8 @@ def csv_lines(
 
     Parameters
     ----------
-    path : str or path
     error : type
         Class of the error.
-    most_rows : int
 
     Raises
     ------

@@ -25,7 +25,6 @@ class Sample:
     ----------
     name : str
         Of the metric.
-    labels : mapping of str to str
     value : float
         It may be inf or NaN.
     time_ms : int or None

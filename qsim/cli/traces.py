@@ -335,8 +335,8 @@ def _preset_workload(text: str, seed: int, given: Mapping[str, Any]) -> tuple[Wo
             )
     name, params = split_params(text)
     params |= {key: repr(given[key]) for key in _SPAN_OPTIONS if given[key] is not None}
-    asked = resolve_preset(name, params)
-    return asked.workload, asked.span, seed if asked.seed is None else asked.seed
+    asked = resolve_preset(name, params, seed)
+    return asked.workload, asked.span, asked.seed
 
 
 def _own_workload(kind: str, given: Mapping[str, Any]) -> tuple[Workload, Span]:

@@ -26,31 +26,37 @@ __all__ = [
 ]
 
 
-class CommonArguments(TypedDict, total=False):
-    """What every search and a sweep take."""
-
-    slos: Sequence[Slo | str]
+class _Priced(TypedDict, total=False):
     prices: Mapping[str, float] | None
     provider: str
-    tasks: Mapping[str, float] | str | None
-    region: str | float | None
-    pue: float | None
     seed: int
 
 
-class SearchArguments(CommonArguments, total=False):
-    """What every search takes."""
+class CommonArguments(_Priced, total=False):
+    """What every search and a sweep take."""
 
-    gpus: Sequence[str]
+    slos: Sequence[Slo | str]
+    tasks: Mapping[str, float] | str | None
+    region: str | float | None
+    pue: float | None
+
+
+class _Candidates(TypedDict, total=False):
     methods: Sequence[str]
     profiles: Sequence[Profile | str]
     min_quality: float | None
-    growth: float
-    peak_hour: bool
-    max_replicas: int
     router: str
     options: EngineOptions | None
     beyond_measured: bool
+
+
+class SearchArguments(CommonArguments, _Candidates, total=False):
+    """What every search takes."""
+
+    gpus: Sequence[str]
+    growth: float
+    peak_hour: bool
+    max_replicas: int
     too_long: str
     allow_backlog: bool
 
@@ -115,56 +121,35 @@ class SweepArguments(CommonArguments, total=False):
     lhs: int | None
 
 
-class CapacityArguments(TypedDict, total=False):
+class CapacityArguments(_Priced, _Candidates, total=False):
     """Of ``capacity``: see :class:`qsim.scenario.searches.CapacitySection`."""
 
     slos: Sequence[Slo | str]
     goodput: Sequence[str]
     min_goodput: float | None
-    methods: Sequence[str]
-    profiles: Sequence[Profile | str]
     objective: str
-    prices: Mapping[str, float] | None
-    provider: str
     tasks: Mapping[str, float] | str | None
-    min_quality: float | None
-    router: str
-    options: EngineOptions | None
-    beyond_measured: bool
     users: bool
     think_time_s: float | None
     precision: float
-    seed: int
     too_long: str
 
 
-class CurveArguments(TypedDict, total=False):
+class CurveArguments(_Priced, total=False):
     """Of ``curve``: see :class:`qsim.scenario.searches.CurveSection`."""
 
     replicas: int | None
     gpus: int | None
     rates: Sequence[float]
     slos: Sequence[Slo | str]
-    prices: Mapping[str, float] | None
-    provider: str
     router: str
     options: EngineOptions | None
-    seed: int
     too_long: str
 
 
-class StudyArguments(TypedDict, total=False):
+class StudyArguments(_Priced, _Candidates, total=False):
     """Of ``study``: see :class:`qsim.scenario.searches.StudySection`."""
 
     gpus: Sequence[str]
-    methods: Sequence[str]
-    profiles: Sequence[Profile | str]
     applications: Sequence[str]
     levels: Sequence[str]
-    min_quality: float | None
-    beyond_measured: bool
-    prices: Mapping[str, float] | None
-    provider: str
-    router: str
-    options: EngineOptions | None
-    seed: int

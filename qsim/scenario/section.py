@@ -12,6 +12,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from functools import cached_property
 from types import UnionType
 from typing import (
@@ -20,7 +21,9 @@ from typing import (
     ClassVar,
     Literal,
     Self,
+    TypeVar,
     Union,
+    cast,
     dataclass_transform,
     get_args,
     get_origin,
@@ -30,6 +33,7 @@ from qsim.bounds import Items, Number, Text, Whole, shown
 
 __all__ = ["MISSING", "Checked", "Doubt", "Field", "FieldInfo", "Section", "plainly"]
 
+T = TypeVar("T")
 #: the default of a field that has none
 MISSING: Any = object()
 
@@ -76,8 +80,6 @@ class FieldInfo:
     ----------
     default : object
         :data:`MISSING` if there is none, or a factory makes it.
-    default_factory : callable or None
-    description : str
     """
 
     owner: type[Section]
@@ -198,6 +200,11 @@ class Section:
     def model_copy(self, *, update: Mapping[str, Any]) -> Self:
         """The same with other values, which are known to be allowed."""
         return self.made({**dict(self), **update}, self.model_fields_set | set(update))
+
+    def as_a(self, kind: type[T], **others: Any) -> T:
+        """The fields that a dataclass has too as one of these, with ``others`` in their place."""
+        names = {f.name for f in fields(cast("Any", kind))} & self.model_fields.keys()
+        return kind(**{**{name: getattr(self, name) for name in names}, **others})
 
     def given(self) -> dict[str, Any]:
         """What was given, as plain data, without what was left to its default."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated, Any, Literal
 
 from qsim.bounds import (
@@ -134,7 +133,7 @@ class Traffic(Section):
         TraceError
             If a value is not allowed.
         """
-        return Reshaping(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Reshaping)})
+        return self.as_a(Reshaping)
 
 
 class Engine(Section):
@@ -160,7 +159,7 @@ class Engine(Section):
 
     def options(self) -> EngineOptions:
         """As the simulator takes them."""
-        return EngineOptions(**{name: getattr(self, name) for name in type(self).model_fields})
+        return self.as_a(EngineOptions)
 
 
 class Lifetimes(Section):
@@ -182,7 +181,7 @@ class Lifetimes(Section):
 
     def lifecycle(self) -> Lifecycle:
         """As the simulator takes them."""
-        return Lifecycle(**{name: getattr(self, name) for name in type(self).model_fields})
+        return self.as_a(Lifecycle)
 
 
 class PoolSection(Section):
@@ -254,10 +253,7 @@ class FailuresSection(Section):
 
     def failures(self) -> Failures:
         """As the simulator takes them."""
-        events = tuple(
-            Failure(**{k: getattr(e, k) for k in type(e).model_fields}) for e in self.events
-        )
-        return Failures(events, self.mtbf_s, self.repair_s, self.retries, self.retry_after_s)
+        return self.as_a(Failures, events=tuple(e.as_a(Failure) for e in self.events))
 
 
 def _router(value: Any) -> str:
@@ -399,18 +395,14 @@ class AutoscalerSection(Section):
                     "policies of the autoscaler is empty; Kubernetes needs one: leave it out for "
                     "the default, or give select_policy: Disabled for no change"
                 )
-            policies = tuple(ScalingPolicy(p.type, p.value, p.period_s) for p in section.policies)
-            return ScalingRules(section.stabilization_window_s, policies, section.select_policy)
+            policies = tuple(p.as_a(ScalingPolicy) for p in section.policies)
+            return section.as_a(ScalingRules, policies=policies)
 
-        found = Autoscaler(
-            tuple(Signal(s.metric, s.target, s.window_s, s.activation) for s in self.signals),
+        found = self.as_a(
+            Autoscaler,
+            signals=tuple(s.as_a(Signal) for s in self.signals),
             scale_up=rules(self.scale_up),
             scale_down=rules(self.scale_down),
-            **{
-                name: getattr(self, name)
-                for name in type(self).model_fields
-                if name not in ("signals", "scale_up", "scale_down")
-            },
         )
         found.check_quantities()
         return found

@@ -24,14 +24,14 @@ from qsim.sim.scheduler.scheduler import Scheduler
 
 __all__ = ["Arrival", "Scenario", "load_scenario", "parse_scenario", "replay"]
 
-_CONFIG_FIELDS = {
-    "max_num_batched_tokens": 1,
-    "max_num_seqs": 1,
-    "block_size": 1,
-    "num_gpu_blocks": 2,
-    "max_model_len": 2,
-    "long_prefill_token_threshold": 0,
-}
+_CONFIG_SIZES = (
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "block_size",
+    "num_gpu_blocks",
+    "max_model_len",
+    "long_prefill_token_threshold",
+)
 _CONFIG_FLAGS = ("async_scheduling", "enable_prefix_caching")
 _CONFIG_OPTIONAL = (
     "vllm_version",
@@ -114,15 +114,11 @@ def parse_scenario(data: object) -> Scenario:
 
 
 def _parse_config(data: object) -> EngineConfig:
-    names = (*_CONFIG_FIELDS, *_CONFIG_FLAGS, "policy")
+    names = (*_CONFIG_SIZES, *_CONFIG_FLAGS, "policy")
     raw = _object("config", data, (*names, *_CONFIG_OPTIONAL), names)
-    values: dict[str, Any] = {
-        name: _whole(f"config.{name}", raw[name], least) for name, least in _CONFIG_FIELDS.items()
-    }
     for name in _CONFIG_FLAGS:
         if not isinstance(raw[name], bool):
             raise ScenarioError(f"config.{name} is {raw[name]!r}; must be true or false")
-        values[name] = raw[name]
     if raw["policy"] not in ("fcfs", "priority"):
         raise ScenarioError(
             f"config.policy is {_short(raw['policy'])}; must be 'fcfs' or 'priority'"
@@ -140,7 +136,7 @@ def _parse_config(data: object) -> EngineConfig:
             vllm_version=version,
             max_num_active_seqs=raw.get("max_num_active_seqs"),
             long_prefill_token_threshold_adaptive=adaptive,
-            **values,
+            **{name: raw[name] for name in (*_CONFIG_SIZES, *_CONFIG_FLAGS)},
         )
     except ScenarioError as error:
         raise ScenarioError(f"config.{error}") from error

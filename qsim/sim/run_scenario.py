@@ -38,14 +38,11 @@ def pools_of(scenario: Scenario) -> list[Pool]:
         )
     check_lone_weight(scenario)
     return [
-        Pool(
-            profile_name(p, f"fleet.pools[{i}]"),
-            p.replicas,
-            p.engine.options(),
-            p.weight,
-            p.name,
-            p.lifecycle.lifecycle(),
-            p.sleeps,
+        p.as_a(
+            Pool,
+            profile=profile_name(p, f"fleet.pools[{i}]"),
+            options=p.engine.options(),
+            lifecycle=p.lifecycle.lifecycle(),
         )
         for i, p in enumerate(pools)
     ]
@@ -53,17 +50,15 @@ def pools_of(scenario: Scenario) -> list[Pool]:
 
 def fleet_of(scenario: Scenario) -> dict[str, Any]:
     """The fleet and its clients, as the arguments of a simulation beside the trace."""
-    failures, autoscaler = scenario.fleet.failures, scenario.fleet.autoscaler
+    traffic, fleet = scenario.traffic, scenario.fleet
+    names = ("too_long", "concurrency", "think_time_s", "client_timeout_s")
     return {
         "pools": pools_of(scenario),
-        "router": scenario.fleet.router,
+        "router": fleet.router,
         "seed": scenario.seed,
-        "too_long": scenario.traffic.too_long,
-        "concurrency": scenario.traffic.concurrency,
-        "think_time_s": scenario.traffic.think_time_s,
-        "client_timeout_s": scenario.traffic.client_timeout_s,
-        "failures": None if failures is None else failures.failures(),
-        "autoscaler": None if autoscaler is None else autoscaler.autoscaler(),
+        **{name: getattr(traffic, name) for name in names},
+        "failures": None if fleet.failures is None else fleet.failures.failures(),
+        "autoscaler": None if fleet.autoscaler is None else fleet.autoscaler.autoscaler(),
     }
 
 

@@ -40,7 +40,6 @@ def simulate(
 
     Parameters
     ----------
-    trace : Trace
     profile : Profile or str, optional
         A profile, the id of a shipped one, or a path.
     progress : callable, optional

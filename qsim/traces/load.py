@@ -25,7 +25,7 @@ __all__ = [
     "iter_preset",
     "load_reshaped",
     "load_trace",
-    "no_columns",
+    "named",
     "opened",
     "preset_names",
     "preset_request",
@@ -70,19 +70,17 @@ def load_trace(
         If there is no such file or preset, or the file is malformed (the message names file,
         line, column and value), or no request is left.
     """
-    text = fspath(source)
-    path = Path(text)
-    params: dict[str, str] = {}
-    if not exists(text):
-        text, params = split_params(text)
-        path = Path(text)
-    if exists(text):
-        return _load_file(path, format, sort, seed, params, columns)
+    name, params = named(source)
+    if exists(name):
+        from qsim.traces.reading.source import Source
+
+        file = Source(Path(name))
+        chosen, options = opened(file, format, sort, seed, params, columns)
+        return chosen.read(file, options)
     from qsim.traces.synth.synthesize import synthesize
 
-    asked = preset_request(text, params, format)
-    no_columns(text, columns)
-    trace = synthesize(asked.workload, asked.span, seed if asked.seed is None else asked.seed)
+    asked = preset_request(name, params, format, columns, seed)
+    trace = synthesize(asked.workload, asked.span, asked.seed)
     return replace(trace, meta={**trace.meta, "params": dict(params)})
 
 
@@ -108,8 +106,8 @@ def iter_preset(source: str, *, seed: int = 0) -> Iterator[Trace]:
     """
     from qsim.traces.synth.synthesize import iter_chunks
 
-    asked = preset_request(*split_params(source))
-    return iter_chunks(asked.workload, asked.span, seed if asked.seed is None else asked.seed)
+    asked = preset_request(*split_params(source), seed=seed)
+    return iter_chunks(asked.workload, asked.span, asked.seed)
 
 
 def preset_names() -> tuple[str, ...]:
@@ -119,13 +117,19 @@ def preset_names() -> tuple[str, ...]:
     return PRESETS
 
 
-def preset_request(name: str, params: dict[str, str], format: str | None = None) -> PresetRequest:
-    """A preset with its parameters, resolved.
+def preset_request(
+    name: str,
+    params: dict[str, str],
+    format: str | None = None,
+    columns: str | None = None,
+    seed: int = 0,
+) -> PresetRequest:
+    """A preset with its parameters, resolved; ``seed`` is for those that do not say it.
 
     Raises
     ------
     TraceError
-        If there is none of that name, a parameter is not allowed, or a format is given.
+        If there is none of that name, a parameter is not allowed, or a format or columns are given.
     """
     from qsim.traces.synth.presets import resolve_preset
 
@@ -139,7 +143,16 @@ def preset_request(name: str, params: dict[str, str], format: str | None = None)
             f"{name}: no such file, and no preset of that name{hint} (the presets are "
             f"{', '.join(names)})"
         )
-    return resolve_preset(name, params)
+    asked = resolve_preset(name, params, seed)
+    if columns is not None:
+        raise TraceError(f"{name}: --columns is {columns!r}, but a preset has no columns")
+    return asked
+
+
+def named(source: str | PathLike[str]) -> tuple[str, dict[str, str]]:
+    """The path of a file, or the name of a preset, and the parameters behind it."""
+    text = fspath(source)
+    return (text, {}) if exists(text) else split_params(text)
 
 
 def split_params(text: str) -> tuple[str, dict[str, str]]:
@@ -165,33 +178,6 @@ def split_params(text: str) -> tuple[str, dict[str, str]]:
             raise TraceError(f"{text}: {key} is given twice")
         params[key] = value
     return name, params
-
-
-def no_columns(name: str, columns: str | None) -> None:
-    """Refuse columns for a preset.
-
-    Raises
-    ------
-    TraceError
-        If there are any.
-    """
-    if columns is not None:
-        raise TraceError(f"{name}: --columns is {columns!r}, but a preset has no columns")
-
-
-def _load_file(
-    path: Path,
-    format: str | None,
-    sort: bool,
-    seed: int,
-    params: dict[str, str],
-    columns: str | None,
-) -> Trace:
-    from qsim.traces.reading.source import Source
-
-    source = Source(path)
-    chosen, options = opened(source, format, sort, seed, params, columns)
-    return chosen.read(source, options)
 
 
 def opened(

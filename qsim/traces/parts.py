@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BufferedIOBase
-from os import PathLike, fspath
+from os import PathLike
 from os.path import exists  # False for a text too long to be a path
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from qsim.errors import TraceError
-from qsim.traces.load import no_columns, opened, preset_request, split_params
+from qsim.traces.load import named, opened, preset_request
 from qsim.traces.reading.source import Source
 from qsim.traces.reshape import Reshaping
 from qsim.traces.trace import Trace
@@ -120,28 +120,16 @@ def open_parts(
 ) -> TraceParts:
     """Open a trace file or a preset to be read part by part.
 
-    The rows are those of :func:`qsim.traces.load_trace`. CSV, JSON lines and Parquet are read as
+    The arguments and the rows are those of :func:`qsim.traces.load_trace`. CSV, JSON lines and Parquet are read as
     they are needed; formats that are one document or a draw (``vllm-bench``, ``servegen``) are
     read whole and then cut.
-
-    Parameters
-    ----------
-    source : str or path
-        As for ``load_trace``.
-    format : str, optional
-        The file's format.
-    seed : int
-        As for ``load_trace``.
-    columns : str, optional
-        As for ``load_trace``.
 
     Raises
     ------
     TraceError
         As ``load_trace``; about the rows while the parts come.
     """
-    text = fspath(source)
-    name, params = (text, {}) if exists(text) else split_params(text)
+    name, params = named(source)
     if exists(name):
         from qsim.traces.reading.build import read_parts
 
@@ -156,10 +144,9 @@ def open_parts(
         return TraceParts(watched.name, parts, lambda _: watched.share)
     from qsim.traces.synth.synthesize import expected_requests, iter_chunks
 
-    asked = preset_request(name, params, format)
-    no_columns(name, columns)
+    asked = preset_request(name, params, format, columns, seed)
     expected = expected_requests(asked.workload, asked.span)
-    drawn = iter_chunks(asked.workload, asked.span, seed if asked.seed is None else asked.seed)
+    drawn = iter_chunks(asked.workload, asked.span, asked.seed)
     return TraceParts(name, drawn, lambda requests: min(1.0, requests / expected))
 
 
@@ -169,8 +156,7 @@ def is_large(source: str | PathLike[str]) -> bool:
     A preset of more than 2 million expected requests, or a file of more than 128 MiB (32 MiB if
     it is compressed or Parquet).
     """
-    text = fspath(source)
-    name, params = (text, {}) if exists(text) else split_params(text)
+    name, params = named(source)
     path = Path(name)
     if exists(name):
         if path.is_dir():
@@ -179,7 +165,7 @@ def is_large(source: str | PathLike[str]) -> bool:
         return path.stat().st_size > (LARGE_PACKED_BYTES if packed else LARGE_BYTES)
     from qsim.traces.synth.synthesize import expected_requests
 
-    asked = preset_request(name, params, None)
+    asked = preset_request(name, params)
     return expected_requests(asked.workload, asked.span) > LARGE_REQUESTS
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from qsim.errors import TraceError
 
 __all__ = [
+    "COLUMNS",
     "MOST_ARRIVAL_S",
     "MOST_PRIORITY",
     "MOST_TOKENS",
@@ -19,7 +20,9 @@ __all__ = [
     "Trace",
     "Turns",
     "join_column",
+    "joined",
     "merge",
+    "taken",
 ]
 
 IntArray = npt.NDArray[np.int64]
@@ -92,6 +95,26 @@ class Turns:
         return Turns(place[self.previous[index]], self.delay_s[index])
 
 
+#: of a trace, with their types; beside them prefix ids and turns
+COLUMNS = {
+    "arrival_s": np.float64,
+    "prompt_tokens": np.int64,
+    "output_tokens": np.int64,
+    "priority": np.int64,
+    "timeout_s": np.float64,
+    "session": np.int64,
+}
+
+
+def taken(columns: Mapping[str, Any], index: IntArray) -> dict[str, Any]:
+    """Columns of the requests in ``index``, in that order; one that is None stays so."""
+    found: dict[str, Any] = {}
+    for name, values in columns.items():
+        ragged = isinstance(values, HashIds | Turns)
+        found[name] = values.take(index) if ragged else None if values is None else values[index]
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Trace:
     """Requests in order of arrival.
@@ -136,17 +159,12 @@ class Trace:
     session: IntArray | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arrival_s", np.ascontiguousarray(self.arrival_s, np.float64))
-        for column in ("prompt_tokens", "output_tokens"):
-            object.__setattr__(self, column, np.ascontiguousarray(getattr(self, column), np.int64))
-        if self.priority is not None:
-            object.__setattr__(self, "priority", np.ascontiguousarray(self.priority, np.int64))
-        if self.timeout_s is not None:
-            object.__setattr__(self, "timeout_s", np.ascontiguousarray(self.timeout_s, np.float64))
-        if self.session is not None:
-            object.__setattr__(self, "session", np.ascontiguousarray(self.session, np.int64))
+        for column, kind in COLUMNS.items():
+            values = getattr(self, column)
+            if values is not None:
+                object.__setattr__(self, column, np.ascontiguousarray(values, kind))
         n = len(self.arrival_s)
-        for column in ("prompt_tokens", "output_tokens", "priority", "timeout_s", "session"):
+        for column in COLUMNS:
             values = getattr(self, column)
             if values is not None and len(values) != n:
                 raise TraceError(
@@ -216,17 +234,11 @@ class Trace:
 
     def take(self, index: npt.NDArray[np.int64]) -> Trace:
         """The requests in ``index`` (ascending positions)."""
-        return replace(
-            self,
-            arrival_s=self.arrival_s[index],
-            prompt_tokens=self.prompt_tokens[index],
-            output_tokens=self.output_tokens[index],
-            hash_ids=None if self.hash_ids is None else self.hash_ids.take(index),
-            turns=None if self.turns is None else self.turns.take(index),
-            priority=None if self.priority is None else self.priority[index],
-            timeout_s=None if self.timeout_s is None else self.timeout_s[index],
-            session=None if self.session is None else self.session[index],
-        )
+        return replace(self, **taken(self.columns(), index))
+
+    def columns(self) -> dict[str, Any]:
+        """All that it has of each request, by name; None for what it does not have."""
+        return {name: getattr(self, name) for name in (*COLUMNS, "hash_ids", "turns")}
 
     def sessions(self) -> IntArray | None:
         """The number of each request's session; -1: of none. None where there are no sessions.
@@ -282,33 +294,32 @@ def merge(traces: Sequence[Trace], name: str = "merged") -> Trace:
     """
     if not traces:
         raise TraceError("merge: no trace given")
-    arrival = np.concatenate([t.arrival_s for t in traces])
-    order = np.argsort(arrival, kind="stable")
-    with_ids = [t.hash_ids for t in traces if t.hash_ids is not None]
-    hash_ids: HashIds | None = None
-    if with_ids:
-        block_tokens = with_ids[0].block_tokens
-        if any(h.block_tokens != block_tokens for h in with_ids):
-            sizes = sorted({h.block_tokens for h in with_ids})
-            raise TraceError(f"merge: prefix blocks of different sizes {sizes}; must be one size")
-        hash_ids = _joined_ids(traces, block_tokens).take(order)
-    turns = _joined_turns(traces)
+    columns = joined(traces)
+    order = np.argsort(columns["arrival_s"], kind="stable")
+    return Trace(**taken(columns, order), name=name, meta={"merged": [t.name for t in traces]})
+
+
+def joined(traces: Sequence[Trace]) -> dict[str, Any]:
+    """The columns of several traces one after the other; what one alone has is kept apart.
+
+    Raises
+    ------
+    TraceError
+        If their prefix blocks differ in size.
+    """
+    sizes = sorted({t.hash_ids.block_tokens for t in traces if t.hash_ids is not None})
+    if len(sizes) > 1:
+        raise TraceError(f"merge: prefix blocks of different sizes {sizes}; must be one size")
     counts = [len(t) for t in traces]
-    priority = join_column([t.priority for t in traces], counts, 0)
-    timeout_s = join_column([t.timeout_s for t in traces], counts, np.inf)
-    session = _joined_sessions(traces, counts)
-    return Trace(
-        arrival_s=arrival[order],
-        prompt_tokens=np.concatenate([t.prompt_tokens for t in traces])[order],
-        output_tokens=np.concatenate([t.output_tokens for t in traces])[order],
-        hash_ids=hash_ids,
-        turns=None if turns is None else turns.take(order),
-        priority=None if priority is None else priority[order],
-        timeout_s=None if timeout_s is None else timeout_s[order],
-        session=None if session is None else session[order],
-        name=name,
-        meta={"merged": [t.name for t in traces]},
-    )
+    return {
+        **{
+            name: join_column([getattr(t, name) for t in traces], counts, missing)
+            for name, missing in {**dict.fromkeys(COLUMNS, 0), "timeout_s": np.inf}.items()
+        },
+        "session": _joined_sessions(traces, counts),
+        "hash_ids": _joined_ids(traces, sizes[0]) if sizes else None,
+        "turns": _joined_turns(traces),
+    }
 
 
 def join_column(

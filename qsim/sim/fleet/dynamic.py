@@ -35,8 +35,6 @@ class PoolOutcome:
 
     Attributes
     ----------
-    profile : str
-    gpus_per_server : int
     requests : int
         Answered by it.
     starts, wakes : int
@@ -67,7 +65,6 @@ class DynamicResult:
         Latencies by request, as for an unchanging fleet; its energy is that of every state.
     pool : int64 array
         The pool that answered each request; -1 if it was rejected.
-    pools : tuple of PoolOutcome
     end_s : float
         Energy and rent are of [0, end_s).
     bin_s : float
@@ -165,11 +162,9 @@ def simulate_dynamic(
 
     Parameters
     ----------
-    trace : Trace
     pools : sequence of Pool
         ``replicas`` is the most servers that may exist at a time, those that start, drain or sleep
         included.
-    policy : Policy
     end_s : float, optional
         Count energy and rent to this time; to the last token if that is later, or if not given.
     bin_s : float

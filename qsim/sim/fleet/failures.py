@@ -57,14 +57,11 @@ class Failures:
 
     Attributes
     ----------
-    events : sequence of Failure
     mtbf_s : float, optional
         Mean time that a server is on before it fails, exponentially distributed; none fails at
         random unless given.
     repair_s : float
         Mean time to repair, exponentially distributed; 0 for none but the start.
-    retries : int
-    retry_after_s : float
     """
 
     events: Sequence[Failure] = ()

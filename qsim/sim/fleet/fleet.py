@@ -67,7 +67,6 @@ class Fleet(Dispatcher):
     policy : Policy, optional
         Says how many servers of each pool are on; all are unless given, or what the setup's
         autoscaler says. Time and energy then count from 0, to ``end_s`` at least.
-    end_s : float
     bin_s : float, optional
         Width of the timeline's bins, s.
 

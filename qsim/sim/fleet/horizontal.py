@@ -60,7 +60,6 @@ class PoolScaler:
 
     Parameters
     ----------
-    settings : Autoscaler
     first : int
         Servers at the beginning.
     remembers_first : bool
@@ -266,7 +265,6 @@ class FleetScaler:
 
     Parameters
     ----------
-    settings : Autoscaler
     first : tuple of int
         Servers of each pool at the beginning.
     scaled : tuple of bool

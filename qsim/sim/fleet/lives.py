@@ -39,12 +39,10 @@ class Lives:
     ----------
     fleet : Fleet
         Its engines are started and ended here.
-    pools : tuple of ResolvedPool
     pool_of : list of int
         By server, the number of its pool.
     policy : Policy, optional
         Says how many servers of each pool are to be on.
-    failures : Failures, optional
     seed : int
         Of the failures that are drawn.
     end_s : float

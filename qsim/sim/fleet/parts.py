@@ -44,8 +44,6 @@ class WholeRun:
 
     Attributes
     ----------
-    fleet : Fleet
-    admission : Admission
     admissible : bool array
         Which requests the fleet got.
     output_tokens : int64 array

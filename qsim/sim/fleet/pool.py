@@ -79,7 +79,6 @@ class ResolvedPool:
     ----------
     name : str
         Unlike that of any other pool of the fleet.
-    profile : Profile
     config : EngineConfig
         vLLM's settings, all of them.
     replicas, weight, lifecycle, sleeps

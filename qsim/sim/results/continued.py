@@ -12,11 +12,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from qsim.sim.results.backlog import BURST_S, UNCLEAR, Load, judge
 from qsim.sim.results.result import SimulationResult
-from qsim.traces.trace import HashIds, Trace, Turns
+from qsim.traces.trace import Trace, joined
 
 __all__ = ["MOST_REQUESTS", "find_carried", "repeated", "settled"]
 
@@ -38,39 +37,10 @@ def repeated(trace: Trace, times: int) -> tuple[Trace, float]:
     """
     n = len(trace)
     period_s = trace.duration_s * n / max(1, n - 1)
-    first_s = float(trace.arrival_s[0])
-    at = trace.arrival_s - first_s
+    at = trace.arrival_s - float(trace.arrival_s[0])
     arrival_s = (at + np.arange(times)[:, None] * period_s).reshape(-1)
-    ids = trace.hash_ids
-    if ids is not None:
-        distinct, number = np.unique(ids.values, return_inverse=True)
-        values = number.reshape(-1) + np.arange(times)[:, None] * len(distinct)
-        lengths = np.tile(np.diff(ids.offsets), times)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        ids = HashIds(values.reshape(-1).astype(np.int64), offsets, ids.block_tokens)
-    turns = trace.turns
-    if turns is not None:
-        first = np.arange(times)[:, None] * n
-        previous = np.where(turns.previous >= 0, turns.previous + first, -1).reshape(-1)
-        turns = Turns(previous, np.tile(turns.delay_s, times))
-    longer = replace(
-        trace,
-        arrival_s=np.maximum.accumulate(arrival_s),
-        prompt_tokens=np.tile(trace.prompt_tokens, times),
-        output_tokens=np.tile(trace.output_tokens, times),
-        hash_ids=ids,
-        turns=turns,
-        priority=None if trace.priority is None else np.tile(trace.priority, times),
-        timeout_s=None if trace.timeout_s is None else np.tile(trace.timeout_s, times),
-        session=None if trace.session is None else _others(trace.session, times),
-    )
-    return longer, period_s * times
-
-
-def _others(session: npt.NDArray[np.int64], times: int) -> npt.NDArray[np.int64]:
-    """Numbers of sessions, so often, each time of other ones."""
-    first = np.arange(times)[:, None] * (int(session.max()) + 1)
-    return np.where(session >= 0, session + first, -1).reshape(-1)
+    columns = {**joined([trace] * times), "arrival_s": np.maximum.accumulate(arrival_s)}
+    return replace(trace, **columns), period_s * times
 
 
 def settled(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim.sim.engine.timing import PS_PER_MS, PS_PER_S
-from qsim.traces.trace import Trace
+from qsim.traces.trace import Trace, taken
 
 __all__ = [
     "FAILED",
@@ -129,17 +129,9 @@ def in_order_of_arrival(
     arrival_s[waited] = origin_s + finished.arrival_ps[place[waited]] / PS_PER_S
     order = np.argsort(arrival_s, kind="stable")
     own = place[order[admissible[order]]]
-    ids = trace.hash_ids
+    columns = taken({**trace.columns(), "arrival_s": arrival_s}, order)
     return (
-        replace(
-            trace,
-            arrival_s=arrival_s[order],
-            prompt_tokens=trace.prompt_tokens[order],
-            output_tokens=trace.output_tokens[order],
-            hash_ids=None if ids is None else ids.take(order),
-            turns=None,
-            session=None,
-        ),
+        replace(trace, **{**columns, "turns": None, "session": None}),
         output_tokens[own],
         admissible[order],
         Finished(**{k: getattr(finished, k)[own] for k in Finished.__dataclass_fields__}),

@@ -29,7 +29,6 @@ class PoolUse:
 
     Attributes
     ----------
-    name, profile : str
     gpus : int
         Of all its servers.
     servers : sequence of int

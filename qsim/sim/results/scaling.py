@@ -26,7 +26,6 @@ class PoolScaling:
 
     Attributes
     ----------
-    pool : str
     least_servers, mean_servers, most_servers : float
         Servers that were on.
     scale_ups, scale_downs : int
@@ -66,7 +65,6 @@ class Scaling:
 
     Attributes
     ----------
-    pools : tuple of PoolScaling
     held_requests : int
         That waited at the gateway because no server was on.
     mean_held_s, most_held_s : float

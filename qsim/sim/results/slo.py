@@ -158,7 +158,6 @@ class SloOutcome:
 
     Attributes
     ----------
-    slo : Slo
     value_ms : float
         nan for a statistic over nothing.
     sample : int or None
@@ -322,7 +321,6 @@ def check_judgeable(trace: Trace, metrics: Iterable[str], what: str) -> None:
 
     Parameters
     ----------
-    trace : Trace
     metrics : iterable of str
         What is limited.
     what : str

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from qsim.errors import TraceError
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.times import parse_time_ns
-from qsim.traces.trace import HashIds, Trace, Turns, join_column
+from qsim.traces.trace import HashIds, Trace, Turns, join_column, taken
 
 __all__ = [
     "UNIX_FROM_S",
@@ -269,13 +269,12 @@ class TraceBuilder:
             hash_ids = HashIds(values, offsets, self.block_tokens)
         self._hash_values, self._hash_lengths = array("q"), array("q")
         self._rows = 0
+        columns: dict[str, Any] = {"arrival_s": times, "prompt_tokens": prompt, "output_tokens": output,
+                   "hash_ids": hash_ids, "turns": turns, "priority": priority,
+                   "timeout_s": timeout_s}  # fmt: skip
         if self._sort:
-            order = np.argsort(times, kind="stable")
-            times, prompt, output = times[order], prompt[order], output[order]
-            hash_ids = None if hash_ids is None else hash_ids.take(order)
-            turns = None if turns is None else turns.take(order)
-            priority = None if priority is None else priority[order]
-            timeout_s = None if timeout_s is None else timeout_s[order]
+            columns = taken(columns, np.argsort(times, kind="stable"))
+            times = columns["arrival_s"]
         if self._origin is None:
             far = times[0] / self._ticks_per_s >= UNIX_FROM_S
             column = self.columns.get("arrival", "")
@@ -286,14 +285,9 @@ class TraceBuilder:
             self._origin = times[0] if self._absolute or times[0] < 0 or far else 0
         if self._origin:
             times = times - self._origin
+        columns["arrival_s"] = times / self._ticks_per_s if self._ticks_per_s != 1 else times
         return Trace(
-            arrival_s=times / self._ticks_per_s if self._ticks_per_s != 1 else times,
-            prompt_tokens=prompt,
-            output_tokens=output,
-            hash_ids=hash_ids,
-            turns=turns,
-            priority=priority,
-            timeout_s=timeout_s,
+            **columns,
             name=name or self._source.name,
             meta={
                 "format": self._format,

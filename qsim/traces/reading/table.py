@@ -102,7 +102,6 @@ class Rows:
         Of these columns.
     locate : callable
         The place of a row, such as ``line 7``, and the text of one of these columns there.
-    source : Source
     """
 
     number: IntArray

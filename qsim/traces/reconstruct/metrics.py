@@ -78,7 +78,6 @@ class Series:
     ----------
     name : str
         Without ``vllm:``.
-    labels : dict of str
     samples : list of (float or None, float)
         Time in s (None: not told) and value, in order.
     """
@@ -108,7 +107,6 @@ class Metrics:
     ----------
     name : str
         Of the files, for people.
-    series : list of Series
     scrapes : int
         How many moments there are of each: 1 for a single scrape.
     """

@@ -35,7 +35,6 @@ class Reconstruction:
 
     Attributes
     ----------
-    workload : Workload
     span : Span
         As long as what was seen, unless asked otherwise.
     notes : tuple of str

@@ -128,12 +128,11 @@ class PresetRequest:
 
     workload: Workload
     span: Span
-    #: ``None`` if the parameters do not say
-    seed: int | None
+    seed: int
 
 
-def resolve_preset(name: str, params: Mapping[str, str]) -> PresetRequest:
-    """The workload, span and seed that a preset and its parameters mean.
+def resolve_preset(name: str, params: Mapping[str, str], seed: int = 0) -> PresetRequest:
+    """The workload, span and seed that a preset and its parameters mean; ``seed`` by default.
 
     Raises
     ------
@@ -166,7 +165,7 @@ def resolve_preset(name: str, params: Mapping[str, str]) -> PresetRequest:
         rate_rps=numbers.get("rate"),
         scale=numbers.get("scale", 1.0),
     )
-    return PresetRequest(workload, span, int(numbers["seed"]) if "seed" in numbers else None)
+    return PresetRequest(workload, span, int(numbers["seed"]) if "seed" in numbers else seed)
 
 
 def _with_lengths(workload: Workload, name: str, params: Mapping[str, str]) -> Workload:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from qsim.errors import ScenarioError
 from qsim.traces.synth.arrivals import Bursts, Gaps, RateProfile, arrival_blocks
 from qsim.traces.synth.lengths import LengthModel
 from qsim.traces.synth.prefixes import PrefixModel
-from qsim.traces.trace import MOST_PRIORITY, HashIds, Trace
+from qsim.traces.trace import COLUMNS, MOST_PRIORITY, HashIds, Trace
 
 __all__ = ["Tier", "Tiers"]
 
@@ -79,8 +79,6 @@ class Tiers:
             timeout_s[chosen] if np.isfinite(timeout_s).any() else None,
         )
 
-
-T = TypeVar("T", bound=np.generic)
 
 #: longest span of traffic, s: ten years
 MAX_SPAN_S = 3.2e8
@@ -225,30 +223,24 @@ def synthesize(workload: Workload, span: Span | None = None, seed: int = 0) -> T
     ScenarioError
         If the span is not possible, or no request falls into it.
     """
-    arrival, prompt, output = [], [], []
-    ids, priority, timeout_s = [], [], []
+    parts: dict[str, list[npt.NDArray[Any]]] = {}
+    ids: list[HashIds] = []
     for chunk in iter_chunks(workload, span, seed):
-        arrival.append(chunk.arrival_s)
-        prompt.append(chunk.prompt_tokens)
-        output.append(chunk.output_tokens)
+        for column in COLUMNS:
+            values = getattr(chunk, column)
+            if values is not None:
+                parts.setdefault(column, []).append(values)
         if chunk.hash_ids is not None:
             ids.append(chunk.hash_ids)
-        if chunk.priority is not None:
-            priority.append(chunk.priority)
-        if chunk.timeout_s is not None:
-            timeout_s.append(chunk.timeout_s)
-    if not arrival:
+    if not parts:
         raise ScenarioError(
             f"{workload.name}: no request arrives in this span; ask for a longer duration or a "
             "higher rate"
         )
+    columns: dict[str, Any] = {column: _used_up(parts[column]) for column in parts}
     return Trace(
-        _used_up(arrival),
-        _used_up(prompt),
-        _used_up(output),
+        **columns,
         hash_ids=_joined(ids),
-        priority=_used_up(priority) if priority else None,
-        timeout_s=_used_up(timeout_s) if timeout_s else None,
         name=workload.name,
         meta={"format": "synthetic", "preset": workload.name, "seed": seed, "skipped": {}},
     )
@@ -266,7 +258,7 @@ def expected_requests(workload: Workload, span: Span | None = None) -> float:
     return rate_rps * span.scale * duration_s
 
 
-def _used_up(parts: list[npt.NDArray[T]]) -> npt.NDArray[T]:
+def _used_up(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     """One array; the parts are let go at once, for they can be large."""
     whole = np.concatenate(parts)
     parts.clear()

@@ -15,12 +15,7 @@ __all__ = ["PARAMETERS", "Parameter", "RouterSpec", "parse_router", "router_text
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number that a router takes.
-
-    Attributes
-    ----------
-    default, least, most : float
-    """
+    """A number that a router takes."""
 
     default: float
     least: float

@@ -19,12 +19,10 @@ class View:
 
     Parameters
     ----------
-    pools : sequence of ResolvedPool
     timings : list of Timing
         By pool.
     pool_of : list of int
         By server, the number of its pool.
-    columns : Columns
     replicas : list of Replica
         By server; the fleet replaces those that begin again.
 
