@@ -23,8 +23,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray
 from qsim.profiles.factors import FACTORS, Factors, apply
 from qsim.profiles.lookup import load_profile
 from qsim.profiles.schema import Profile
@@ -44,7 +44,6 @@ __all__ = [
     "quick_ranges",
 ]
 
-FloatArray = npt.NDArray[np.float64]
 
 _LATENCIES = tuple(
     (m, s) for m in ("ttft", "tpot", "itl", "e2el") for s in ("mean", "median", "p90", "p99")

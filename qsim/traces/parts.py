@@ -120,9 +120,9 @@ def open_parts(
 ) -> TraceParts:
     """Open a trace file or a preset to be read part by part.
 
-    The arguments and the rows are those of :func:`qsim.traces.load_trace`. CSV, JSON lines and Parquet are read as
-    they are needed; formats that are one document or a draw (``vllm-bench``, ``servegen``) are
-    read whole and then cut.
+    The arguments and the rows are those of :func:`qsim.traces.load_trace`. CSV, JSON lines and
+    Parquet are read as they are needed; formats that are one document or a draw (``vllm-bench``,
+    ``servegen``) are read whole and then cut.
 
     Raises
     ------

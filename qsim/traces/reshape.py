@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import IntArray
 from qsim.bounds import MAX_SEED
 from qsim.checks import is_number, whole
 from qsim.errors import ScenarioError, TraceError
@@ -22,7 +23,6 @@ from qsim.traces.trace import MOST_TOKENS, HashIds, Trace, merge
 
 __all__ = ["Forecast", "Reshaping", "busiest_hour", "forecast", "merge_all"]
 
-IntArray = npt.NDArray[np.int64]
 
 #: of the stream of draws, apart from those of formats and presets
 _SAMPLE_STREAM = 101

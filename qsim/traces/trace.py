@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import FloatArray, IntArray
 from qsim.errors import TraceError
 
 __all__ = [
@@ -25,8 +26,6 @@ __all__ = [
     "taken",
 ]
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 
 #: 300 years; and a length that no model has: sums over billions of requests fit into 64 bits
 MOST_ARRIVAL_S = 1e10
@@ -65,7 +64,7 @@ class HashIds:
     def __getitem__(self, i: int) -> IntArray:
         return self.values[self.offsets[i] : self.offsets[i + 1]]
 
-    def take(self, index: npt.NDArray[np.int64]) -> HashIds:
+    def take(self, index: IntArray) -> HashIds:
         """The ids of the requests in ``index``, in that order."""
         starts, stops = self.offsets[index], self.offsets[index + 1]
         offsets = np.zeros(len(index) + 1, dtype=np.int64)
@@ -232,7 +231,7 @@ class Trace:
         """Seconds from the first arrival to the last."""
         return float(self.arrival_s[-1] - self.arrival_s[0])
 
-    def take(self, index: npt.NDArray[np.int64]) -> Trace:
+    def take(self, index: IntArray) -> Trace:
         """The requests in ``index`` (ascending positions)."""
         return replace(self, **taken(self.columns(), index))
 

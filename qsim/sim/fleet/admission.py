@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 
 from qsim import __version__
+from qsim.arrays import BoolArray, IntArray
 from qsim.bounds import MAX_REPLICAS, MAX_REQUESTS, MAX_SEED, shown
 from qsim.catalog.versions import parse_version
 from qsim.checks import finite, whole
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from qsim.sim.fleet.horizontal import FleetScaler
 
 __all__ = ["Admission", "FleetArguments", "Setup", "check_pools", "resolve_fleet"]
-
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray, IntArray
 from qsim.errors import ScenarioError
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import Setup
@@ -24,9 +24,6 @@ from qsim.sim.scheduler.config import refuse_queue_limits
 from qsim.traces.trace import Trace
 
 __all__ = ["DynamicResult", "PoolOutcome", "simulate_dynamic", "waits_for_answers"]
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import IntArray
 from qsim.traces.trace import HashIds, Trace
 
 __all__ = ["with_history"]
 
-IntArray = npt.NDArray[np.int64]
 
 #: tokens of an id where the trace has none and no two requests continue the same one
 _ID_TOKENS = 128

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import BoolArray, IntArray
 from qsim.sim.engine.steplog import Step
 from qsim.sim.fleet.admission import Admission, Setup
 from qsim.sim.fleet.fleet import Fleet
@@ -27,7 +27,7 @@ PART = 1 << 15
 
 
 def in_parts(
-    trace: Trace, output_tokens: npt.NDArray[np.int64], size: int | None = None
+    trace: Trace, output_tokens: IntArray, size: int | None = None
 ) -> Iterator[tuple[Trace, list[int]]]:
     """The parts with their output tokens, of ``size`` requests each; :data:`PART` by default."""
     n = len(trace)
@@ -58,8 +58,8 @@ class WholeRun:
 
     fleet: Fleet
     admission: Admission
-    admissible: npt.NDArray[np.bool_]
-    output_tokens: npt.NDArray[np.int64]
+    admissible: BoolArray
+    output_tokens: IntArray
     finished: Finished
     gaps: Gaps
     notes: list[str]

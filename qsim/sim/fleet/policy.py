@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
+from qsim.arrays import IntArray
 
 __all__ = ["Constant", "Observation", "Policy", "PoolSignals"]
 
@@ -75,7 +74,7 @@ class Observation:
     waiting: tuple[int, ...]
     outstanding: tuple[int, ...]
     held: int
-    arrivals: npt.NDArray[np.int64]
+    arrivals: IntArray
     elapsed_s: float = 0.0
     arrived: int = 0
     signals: tuple[PoolSignals, ...] = ()

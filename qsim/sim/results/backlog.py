@@ -25,11 +25,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from qsim.arrays import FloatArray, IntArray
 
 __all__ = ["BURST_S", "CLOSED_LOOP", "OVERLOADED", "BacklogOutcome", "Flow", "Load", "judge"]
 
-FloatArray = npt.NDArray[np.float64]
 
 #: all requests within so many seconds are one burst: there is no rate to keep up with
 BURST_S = 1.0
@@ -212,7 +212,7 @@ class Flow:
         total = np.concatenate([[0], np.cumsum(self._counts[2])])
         return float(np.interp(time_s - self.start_s, edges, total))
 
-    def _integral(self, counts: npt.NDArray[np.int64], begin_s: float, end_s: float) -> float:
+    def _integral(self, counts: IntArray, begin_s: float, end_s: float) -> float:
         """Of the number that was counted up to each time, over a time; linear within a bin."""
         width = self._width_s
         total = np.concatenate([[0.0], np.cumsum(counts)])

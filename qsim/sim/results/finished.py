@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import BoolArray, IntArray
 from qsim.sim.engine.timing import PS_PER_MS, PS_PER_S
 from qsim.traces.trace import Trace, taken
 
@@ -30,9 +31,6 @@ __all__ = [
 #: in the place of the server of a request that has no answer: a server rejected it, its client gave
 #: up, or the servers that had it failed
 REJECTED, TIMED_OUT, FAILED = -1, -2, -3
-
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import FloatArray, IntArray
 from qsim.sim.engine.timing import PS_PER_MS
 from qsim.sim.results.itl import Gaps
 
@@ -45,7 +46,7 @@ class Histogram:
         self._least, self._most = math.inf, -math.inf
         self.total = 0
 
-    def add(self, values: npt.NDArray[np.float64], counts: npt.ArrayLike | None = None) -> None:
+    def add(self, values: FloatArray, counts: npt.ArrayLike | None = None) -> None:
         """Count ``values``, each once or ``counts`` times."""
         if len(values) == 0:
             return
@@ -73,7 +74,7 @@ class Histogram:
             result.append(a + (b - a) * (rank - low))
         return result
 
-    def _at(self, ends: npt.NDArray[np.int64], rank: int) -> float:
+    def _at(self, ends: IntArray, rank: int) -> float:
         if rank == 0:
             return self._least
         if rank == self.total - 1:
@@ -82,9 +83,6 @@ class Histogram:
         edges = (np.array([found, found + 1]) + _FIRST) << _SHIFT
         low, high = edges.view(np.float64).tolist()
         return float(min(max((low + high) / 2, self._least), self._most))
-
-
-FloatArray = npt.NDArray[np.float64]
 
 
 class Latency:

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import FloatArray, IntArray
 from qsim.sim.engine.timing import PS_PER_MS
 
 __all__ = ["Gaps"]
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 _BINS = 1 << 14
 #: so few are sorted without counting first

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from qsim.arrays import BoolArray, FloatArray, IntArray
 
 __all__ = [
     "WINDOW_S",
@@ -19,8 +20,6 @@ __all__ = [
     "longest",
 ]
 
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 #: a level is a mean over so long; that before a failure is one over at most ``BEFORE_S``
 WINDOW_S = 10.0
@@ -64,7 +63,7 @@ class TimeCounts:
         """The first arrival."""
         return 0.0 if self._start_s is None else self._start_s
 
-    def inside(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def inside(self) -> tuple[IntArray, IntArray]:
         """Both counts by bin, of the bins that lie before the last arrival."""
         bins = int((self.last_s - self.start_s) / self.width_s)
         return self._counts[0, :bins], self._counts[1, :bins]
@@ -168,9 +167,7 @@ def _undisturbed(
     return usual
 
 
-def _before(
-    counts: TimeCounts, begin_s: float, usual: BoolArray, size: int
-) -> npt.NDArray[np.int64]:
+def _before(counts: TimeCounts, begin_s: float, usual: BoolArray, size: int) -> IntArray:
     """The undisturbed windows before a failure, next to each other."""
     last = int((begin_s - counts.start_s) / counts.width_s) - size
     first = max(0, last - int(BEFORE_S / counts.width_s))

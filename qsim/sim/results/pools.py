@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import BoolArray, IntArray
 from qsim.sim.results.histogram import Latency
 from qsim.sim.results.servers import SERVED
 from qsim.sim.results.summary import PERCENTILES, exact_percentiles
 
 __all__ = ["PoolLatencies", "PoolUse", "exact_latencies", "pool_rows"]
 
-IntArray = npt.NDArray[np.int64]
 
 _LATENCIES = ("ttft", "tpot", "e2el")
 _QS = (50.0, *map(float, PERCENTILES))
@@ -126,7 +126,7 @@ class PoolLatencies:
         ]
 
 
-def _own(pools: Sequence[PoolUse], replica: IntArray) -> list[npt.NDArray[np.bool_]]:
+def _own(pools: Sequence[PoolUse], replica: IntArray) -> list[BoolArray]:
     """By pool, which rows are of requests that it served."""
     number = np.full(1 + max(max(p.servers) for p in pools) + 1, -1)  # the last: of no server
     for k, pool in enumerate(pools):

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import BoolArray, IntArray
 from qsim.errors import MissingExtraError, ScenarioError
 from qsim.files import atomic_path
 
@@ -35,7 +36,6 @@ _DIGITS = 9  # behind the point: times are whole ps, so that of a ms they lose n
 
 Columns = Mapping[str, npt.NDArray[Any]]
 ByteArray = npt.NDArray[np.uint8]
-IntArray = npt.NDArray[np.int64]
 
 
 class RowWriter(Protocol):
@@ -120,7 +120,7 @@ def csv_rows(columns: list[npt.NDArray[Any]]) -> bytes:
     if not n:
         return b""
     fields: list[ByteArray] = []
-    shown: list[npt.NDArray[np.bool_]] = []
+    shown: list[BoolArray] = []
     separator = np.full((n, 1), ord(","), np.uint8)
     always = np.ones((n, 1), np.bool_)
     for column in columns:
@@ -132,7 +132,7 @@ def csv_rows(columns: list[npt.NDArray[Any]]) -> bytes:
     return np.concatenate(fields, axis=1)[np.concatenate(shown, axis=1)].tobytes()
 
 
-def _wholes(values: npt.NDArray[Any]) -> tuple[ByteArray, npt.NDArray[np.bool_]]:
+def _wholes(values: npt.NDArray[Any]) -> tuple[ByteArray, BoolArray]:
     """Text, right-aligned, and which bytes of it are shown."""
     values = values.astype(np.int64, copy=False)
     size = np.abs(values)
@@ -144,7 +144,7 @@ def _wholes(values: npt.NDArray[Any]) -> tuple[ByteArray, npt.NDArray[np.bool_]]
     return texts, mask
 
 
-def _digits(values: IntArray, width: int) -> tuple[ByteArray, npt.NDArray[np.bool_]]:
+def _digits(values: IntArray, width: int) -> tuple[ByteArray, BoolArray]:
     """The decimal digits of whole numbers >= 0, and which of them are no leading zeros."""
     texts = np.empty((width, len(values)), np.uint8)  # by column: each is written in one go
     mask = np.empty((width, len(values)), np.bool_)
@@ -159,7 +159,7 @@ def _digits(values: IntArray, width: int) -> tuple[ByteArray, npt.NDArray[np.boo
     return texts.T, mask.T
 
 
-def _decimals(values: npt.NDArray[Any]) -> tuple[ByteArray, npt.NDArray[np.bool_]]:
+def _decimals(values: npt.NDArray[Any]) -> tuple[ByteArray, BoolArray]:
     empty = np.isnan(values)
     scaled = np.where(empty, 0.0, values * 10.0**_DIGITS)
     if np.signbit(scaled).any() or (scaled >= 2.0**52).any():
@@ -187,7 +187,7 @@ def _decimals(values: npt.NDArray[Any]) -> tuple[ByteArray, npt.NDArray[np.bool_
     return texts, mask
 
 
-def _one_by_one(values: npt.NDArray[Any]) -> tuple[ByteArray, npt.NDArray[np.bool_]]:
+def _one_by_one(values: npt.NDArray[Any]) -> tuple[ByteArray, BoolArray]:
     texts = [
         b"" if v != v else f"{v:.{_DIGITS}f}".rstrip("0").rstrip(".").encode()
         for v in values.tolist()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import BoolArray, FloatArray, IntArray
 from qsim.errors import ScenarioError
 from qsim.sim.results.backlog import Flow
 from qsim.sim.results.itl import Gaps
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from qsim.sim.results.outages import Windows
 
 __all__ = ["PERCENTILES", "Gaps", "SimulationResult"]
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,7 +42,7 @@ class SimulationResult(Run):
     tpot_ms: FloatArray
     e2el_ms: FloatArray
     preemptions: IntArray
-    completed: npt.NDArray[np.bool_]
+    completed: BoolArray
     #: gaps between tokens as the engine emits them
     itl: Gaps
     #: requests whose output was cut at max_model_len
@@ -111,7 +108,7 @@ class SimulationResult(Run):
     def count_good(self, slos: Sequence[Slo]) -> int:
         return int(self.meets(slos).sum())
 
-    def meets(self, slos: Sequence[Slo]) -> npt.NDArray[np.bool_]:
+    def meets(self, slos: Sequence[Slo]) -> BoolArray:
         """Which requests are within every limit: see :func:`qsim.sim.results.slo.within`."""
         return within(slos, vars(self), self.completed)
 

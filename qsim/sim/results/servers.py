@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from qsim.arrays import IntArray
 
 __all__ = ["HOT", "SERVED", "Served", "hot_sentence", "hot_spots"]
 
-IntArray = npt.NDArray[np.int64]
 
 #: what is counted of each server's answered requests
 SERVED = ("requests", "input_tokens", "output_tokens", "cached_tokens")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import BoolArray, FloatArray
 from qsim.bounds import shown
 from qsim.errors import ScenarioError
 from qsim.sim.results.intervals import percentile_of_rank, ranks, requests_needed, share_interval
@@ -135,7 +135,7 @@ class Slo:
         """
         return result.statistic(self.metric, self.statistic)
 
-    def of(self, values_ms: npt.NDArray[np.float64]) -> float:
+    def of(self, values_ms: FloatArray) -> float:
         """The statistic over ``values_ms`` but nan, ms; nan if there is nothing else."""
         known = values_ms[~np.isnan(values_ms)]
         if not len(known):
@@ -341,9 +341,9 @@ def check_judgeable(trace: Trace, metrics: Iterable[str], what: str) -> None:
 
 def within(
     slos: Sequence[Slo],
-    columns_ms: Mapping[str, npt.NDArray[np.float64]],
-    completed: npt.NDArray[np.bool_],
-) -> npt.NDArray[np.bool_]:
+    columns_ms: Mapping[str, FloatArray],
+    completed: BoolArray,
+) -> BoolArray:
     """Which requests are within every limit by themselves, as vLLM's goodput counts them.
 
     A request of one token has a TPOT of 0. Limits on ``itl`` are not per request and do not count

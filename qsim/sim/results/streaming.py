@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import BoolArray, IntArray
 from qsim.errors import TraceError
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import Admission
@@ -24,8 +25,6 @@ from qsim.traces.trace import Trace
 
 __all__ = ["Feed", "Rows", "Sums"]
 
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 
 #: takes the columns of qsim.sim.results.requests.COLUMNS for the next requests, in order of arrival
 Rows = Callable[[Mapping[str, npt.NDArray[Any]]], None]

@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray
 from qsim.errors import ScenarioError
 from qsim.sim.results.backlog import CLOSED_LOOP, Flow, Load, judge
 from qsim.sim.results.intervals import percentile_of_rank, ranks
@@ -39,7 +39,7 @@ class Run(ABC):
     #: one dict a replica
     replica_stats: list[dict[str, Any]]
     #: t_s, power_w, running, waiting, kv_usage over time
-    timeline: dict[str, npt.NDArray[np.float64]]
+    timeline: dict[str, FloatArray]
     #: GPUs of the whole fleet
     gpus: int
     #: what was run: everything needed to run it again
@@ -131,7 +131,7 @@ def parse_statistic(statistic: str) -> float | None:
     return q
 
 
-def exact_percentiles(values: npt.NDArray[np.float64], qs: Sequence[float]) -> list[float]:
+def exact_percentiles(values: FloatArray, qs: Sequence[float]) -> list[float]:
     """Percentiles in [0, 100], interpolated linearly, to the bit as ``numpy.percentile`` does.
 
     numpy imports its masked arrays for it, which takes longer than the percentiles of a trace.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from struct import Struct
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray, IntArray
 from qsim.sim.engine.timing import PS_PER_S
 
 __all__ = ["Timeline"]
@@ -17,9 +17,6 @@ _BINS = 400
 #: stretches that are kept before they are put into their bins, which bounds the memory
 _KEPT = 1 << 15
 _pack = Struct("=6q").pack  # an array takes bytes faster than numbers
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 
 class Timeline:

@@ -11,8 +11,8 @@ the clock of the arrivals, 0 for none. The header, which is a YAML file of its o
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray, IntArray
 from qsim.errors import TraceError
 from qsim.traces.formats.options import ReadOptions, whole_param
 from qsim.traces.prefix_ids import KV_BLOCK_TOKENS, prefix_id
@@ -42,8 +42,6 @@ _KINDS: dict[str, Kind] = {
     "deadline_us": "stamp",
     "session_id": "text",
 }
-
-IntArray = npt.NDArray[np.int64]
 
 
 def recognise(source: Source) -> bool:
@@ -155,7 +153,7 @@ class _Reader:
                 builder.columns["hash_ids"] = "prefix_group (its prefix_length tokens)"
             builder.add_hash_ids([prefix_id(f"{groups[i]}\n{k}") for k in range(blocks)])
 
-    def _timeout_s(self, rows: Rows, times: IntArray) -> npt.NDArray[np.float64] | None:
+    def _timeout_s(self, rows: Rows, times: IntArray) -> FloatArray | None:
         if "deadline_us" not in self._columns:
             return None
         deadline = self._ints(rows, "deadline_us")

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray, IntArray
 from qsim.errors import TraceError
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.reading.build import TraceBuilder
@@ -38,7 +38,6 @@ __all__ = [
     "recognise",
 ]
 
-FloatArray = npt.NDArray[np.float64]
 
 WHAT = (
     "client windows: a folder of chunk-N-trace.csv, one of them, or a table with model,client,t_s"
@@ -298,8 +297,6 @@ def _client_windows(rows: Rows, clients: Sequence[str]) -> Iterator[Window]:
                 rows.fail(i, 3, "a shape > 0")
         yield Window(client, float(starts[i]), rate, patterns[i], value)
 
-
-IntArray = npt.NDArray[np.int64]
 
 #: Names of the length histograms in a dataset file; reasoning models split the output.
 _PROMPT_FIELDS = ("input_tokens", "input_length")

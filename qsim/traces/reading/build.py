@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import FloatArray, IntArray
 from qsim.errors import TraceError
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.times import parse_time_ns
@@ -26,13 +27,14 @@ __all__ = [
     "unix_ticks_per_s",
 ]
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 
 #: a trace that begins so late is on the clock of a computer: 1973 and later
 UNIX_FROM_S = 1e8
 #: numbers that are taken for Unix times in s even where a format has ms: of 2001 to 2049
 _UNIX_S = (1e9, 2.5e9)
+#: columns of a request, with what they are where a part does not have them
+_MISSING = {"arrival_s": 0.0, "prompt_tokens": 0.0, "output_tokens": 0.0, "priority": 0.0,
+            "timeout_s": np.inf}  # fmt: skip
 UNITS = {1: "s", 1000: "ms", 10**6: "us", 10**9: "ns"}
 
 
@@ -83,11 +85,7 @@ class TraceBuilder:
         self._absolute = absolute
         self._ticks_per_s = ticks_per_s
         self._guess_unit = guess_unit
-        self._times: list[npt.NDArray[Any]] = []
-        self._prompt: list[IntArray] = []
-        self._output: list[IntArray] = []
-        self._priority: list[IntArray | None] = []
-        self._timeout_s: list[FloatArray | None] = []
+        self._parts: dict[str, list[Any]] = {name: [] for name in _MISSING}
         self._hash_values = array("q")
         self._hash_lengths = array("q")
         # later turns of sessions: the row, the row that it waits for, how long after its answer
@@ -133,11 +131,9 @@ class TraceBuilder:
         if not self._sort:
             self._check_times(line, times, column, place)
             self._last = times[-1]
-        self._times.append(times)
-        self._prompt.append(prompt_tokens)
-        self._output.append(output_tokens)
-        self._priority.append(priority)
-        self._timeout_s.append(timeout_s)
+        values = (times, prompt_tokens, output_tokens, priority, timeout_s)
+        for parts, part in zip(self._parts.values(), values, strict=True):
+            parts.append(part)
         self._rows += len(times)
 
     def add_turn(self, row: int, previous: int | None, delay: float) -> None:
@@ -244,37 +240,28 @@ class TraceBuilder:
         )
 
     def _trace(self, name: str, meta: dict[str, Any]) -> Trace:
-        sizes = [len(block) for block in self._times]
-        times = np.concatenate(self._times)
-        self._times.clear()
-        prompt = np.concatenate(self._prompt)
-        self._prompt.clear()
-        output = np.concatenate(self._output)
-        self._output.clear()
-        priority = join_column(self._priority, sizes, 0)
-        self._priority.clear()
-        timeout_s = join_column(self._timeout_s, sizes, np.inf)
-        self._timeout_s.clear()
+        sizes = [len(block) for block in self._parts["arrival_s"]]
+        columns: dict[str, Any] = {}
+        for column, parts in self._parts.items():
+            columns[column] = join_column(parts, sizes, _MISSING[column])
+            parts.clear()
         turns = None
         if self._turns:
             turns = Turns(np.full(self._rows, -1, np.int64), np.zeros(self._rows))
             rows, previous, delays = zip(*self._turns, strict=True)
             turns.previous[list(rows)] = previous
             turns.delay_s[list(rows)] = np.array(delays) / self._ticks_per_s
-        hash_ids = None
+        columns |= {"turns": turns, "hash_ids": None}
         if self.block_tokens:
             offsets = np.zeros(self._rows + 1, dtype=np.int64)
             np.cumsum(np.frombuffer(self._hash_lengths, dtype=np.int64), out=offsets[1:])
             values = np.array(self._hash_values, dtype=np.int64)
-            hash_ids = HashIds(values, offsets, self.block_tokens)
+            columns["hash_ids"] = HashIds(values, offsets, self.block_tokens)
         self._hash_values, self._hash_lengths = array("q"), array("q")
         self._rows = 0
-        columns: dict[str, Any] = {"arrival_s": times, "prompt_tokens": prompt, "output_tokens": output,
-                   "hash_ids": hash_ids, "turns": turns, "priority": priority,
-                   "timeout_s": timeout_s}  # fmt: skip
         if self._sort:
-            columns = taken(columns, np.argsort(times, kind="stable"))
-            times = columns["arrival_s"]
+            columns = taken(columns, np.argsort(columns["arrival_s"], kind="stable"))
+        times = columns["arrival_s"]
         if self._origin is None:
             far = times[0] / self._ticks_per_s >= UNIX_FROM_S
             column = self.columns.get("arrival", "")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import FloatArray, IntArray
 from qsim.errors import TraceError
 from qsim.traces.prefix_ids import fitting_block_tokens, most_ids, prefix_id
 from qsim.traces.reading.build import UNIX_FROM_S, Reading, TraceBuilder
@@ -23,7 +24,6 @@ from qsim.traces.trace import MOST_PRIORITY
 
 __all__ = ["read_mapped"]
 
-IntArray = npt.NDArray[np.int64]
 
 #: what an id stands for where neither the file nor the lengths say: Mooncake's block
 _DEFAULT_BLOCK_TOKENS = 512
@@ -351,7 +351,7 @@ class _Mapped:
                 found[i] = int(value)
         return found
 
-    def _timeout_s(self, rows: Rows) -> npt.NDArray[np.float64] | None:
+    def _timeout_s(self, rows: Rows) -> FloatArray | None:
         """How long clients wait; an empty one, as long as it takes."""
         at = self._at.get("timeout")
         if at is None:

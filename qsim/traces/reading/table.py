@@ -21,8 +21,8 @@ from importlib import import_module
 from typing import Any, Literal, NoReturn
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import BoolArray, FloatArray, IntArray
 from qsim.errors import TraceError
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.times import date_parts_sql, date_sql
@@ -39,9 +39,6 @@ __all__ = [
     "run_query",
 ]
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 #: how a column is converted: to a number, to a number that may not have a decimal comma (1,000 may
 #: be a thousand), to nanoseconds since 1970, to a whole number of up to 64 bits, or not at all

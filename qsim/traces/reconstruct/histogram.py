@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray, IntArray
 from qsim.bounds import shown
 from qsim.errors import TraceError
 from qsim.traces.synth.lengths import MAX_LENGTH, QuantileTable
 
 __all__ = ["Histogram", "lengths_of_histogram", "lengths_of_mean_and_p95"]
 
-FloatArray = npt.NDArray[np.float64]
 
 #: pieces that a bucket is cut into
 _PIECES = 24
@@ -87,7 +86,7 @@ def lengths_of_histogram(what: str, histogram: Histogram) -> tuple[QuantileTable
     return _table(fine_x, fine_p), notes
 
 
-def _smooth(x: FloatArray, p: FloatArray, used: npt.NDArray[np.int64]) -> tuple[
+def _smooth(x: FloatArray, p: FloatArray, used: IntArray) -> tuple[
     FloatArray, FloatArray
 ]:  # fmt: skip
     """The distribution function at the ends of all pieces: one row a bucket that is not empty."""

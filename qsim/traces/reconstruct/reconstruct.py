@@ -9,8 +9,8 @@ from itertools import pairwise
 from os import PathLike
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray
 from qsim.errors import TraceError
 from qsim.traces.reconstruct.histogram import (
     Histogram,
@@ -25,8 +25,6 @@ from qsim.traces.synth.synthesize import Span, Workload, synthesize
 from qsim.traces.trace import Trace
 
 __all__ = ["Reconstruction", "reconstruct_from_metrics", "reconstruct_from_numbers"]
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

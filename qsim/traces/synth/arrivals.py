@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray
 from qsim.errors import ScenarioError
 from qsim.traces.synth.lengths import QuantileTable
 
@@ -27,7 +27,6 @@ __all__ = [
     "weibull_shape",
 ]
 
-FloatArray = npt.NDArray[np.float64]
 
 #: Requests are drawn this many at a time, however many are wanted.
 BLOCK_REQUESTS = 1 << 16

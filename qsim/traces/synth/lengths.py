@@ -9,8 +9,8 @@ from functools import cache
 from statistics import NormalDist
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray, IntArray
 from qsim.bounds import shown
 from qsim.errors import ScenarioError
 
@@ -19,8 +19,6 @@ __all__ = ["LengthModel", "QuantileTable", "parse_lengths"]
 #: longest prompt or output that is drawn, tokens
 MAX_LENGTH = 1e9
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 
 #: Probabilities at which a closed form is tabulated: every half percent, and both tails.
 _FINE_P = (1e-4, 1e-3, *(i / 200 for i in range(1, 200)), 0.999, 0.9999)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray, IntArray
 from qsim.traces.synth.lengths import QuantileTable
 from qsim.traces.trace import HashIds
 
 __all__ = ["PrefixDraw", "PrefixModel"]
 
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 
 #: A turn looks for its predecessor among so many requests around the age it drew.
 _NEIGHBOURS = 256

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import FloatArray, IntArray
 from qsim.bounds import MAX_REQUESTS, MAX_SEED
 from qsim.checks import finite, whole
 from qsim.errors import ScenarioError
@@ -68,7 +69,7 @@ class Tiers:
 
     def draw(
         self, rng: np.random.Generator, number: int
-    ) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.float64] | None]:
+    ) -> tuple[IntArray | None, FloatArray | None]:
         """Priorities and timeouts (s) of ``number`` requests; None for what no tier has."""
         shares = np.array([t.share for t in self.tiers])
         chosen = rng.choice(len(shares), size=number, p=shares / shares.sum())
