@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from qsim.sim.engine.replica import Replica
 from qsim.sim.fleet.lifecycle import OFF, ON, STATES
 
 __all__ = ["Server"]
 
 
+@dataclass(slots=True, eq=False)
 class Server:
     """One GPU, or the GPUs of one tensor-parallel server.
 
@@ -24,49 +27,29 @@ class Server:
         included.
     """
 
-    __slots__ = (
-        "beyond_context",
-        "beyond_requests",
-        "beyond_tokens",
-        "changes",
-        "index",
-        "least_free_blocks",
-        "peak_running",
-        "peak_waiting",
-        "pool",
-        "preemptions",
-        "replica",
-        "requests",
-        "since_ps",
-        "starts",
-        "state",
-        "state_j",
-        "state_ps",
-        "steps",
-        "total_busy_ps",
-        "usable_blocks",
-        "wakes",
-    )
+    index: int
+    pool: int
+    usable_blocks: int
+    state: int = OFF
+    changes: int = 0
+    since_ps: int = 0
+    replica: Replica | None = None
+    state_ps: list[int] = field(default_factory=lambda: [0] * len(STATES))
+    state_j: list[float] = field(default_factory=lambda: [0.0] * len(STATES))
+    starts: int = 0
+    wakes: int = 0
+    steps: int = 0
+    preemptions: int = 0
+    peak_running: int = 0
+    peak_waiting: int = 0
+    total_busy_ps: int = 0
+    least_free_blocks: int = 0
+    beyond_requests: int = 0
+    beyond_tokens: int = 0
+    beyond_context: int = 0
 
-    def __init__(self, index: int, pool: int, usable_blocks: int) -> None:
-        self.index = index
-        self.pool = pool
-        self.state = OFF
-        self.changes = 0
-        self.since_ps = 0
-        self.replica: Replica | None = None
-        self.state_ps = [0] * len(STATES)
-        self.state_j = [0.0] * len(STATES)
-        self.starts = 0
-        self.wakes = 0
-        self.requests = 0
-        self.steps = 0
-        self.preemptions = 0
-        self.peak_running = 0
-        self.peak_waiting = 0
-        self.total_busy_ps = 0
-        self.usable_blocks = self.least_free_blocks = usable_blocks
-        self.beyond_requests = self.beyond_tokens = self.beyond_context = 0
+    def __post_init__(self) -> None:
+        self.least_free_blocks = self.usable_blocks
 
     @property
     def energy_j(self) -> float:

@@ -21,6 +21,7 @@ Where a drift is within chance or may be a batch that fills up, the trace is too
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +29,16 @@ import numpy as np
 
 from qsim.arrays import FloatArray, IntArray
 
-__all__ = ["BURST_S", "CLOSED_LOOP", "OVERLOADED", "BacklogOutcome", "Flow", "Load", "judge"]
+__all__ = [
+    "BURST_S",
+    "CLOSED_LOOP",
+    "OVERLOADED",
+    "BacklogOutcome",
+    "Flow",
+    "Load",
+    "TimeBins",
+    "judge",
+]
 
 
 #: all requests within so many seconds are one burst: there is no rate to keep up with
@@ -170,51 +180,59 @@ class BacklogOutcome:
         return self.load.sentence() or "the fleet keeps up with its traffic"
 
 
-class Flow:
-    """Counts of arrivals, first tokens and last tokens over time, in a bounded number of bins.
+class TimeBins:
+    """Counts of kinds of events over time, in so many bins, which widen by two where they end.
 
-    The bins widen by two when a time lies beyond them, so that memory does not grow.
+    So memory does not grow.
     """
 
-    def __init__(self, start_s: float = 0.0, width_s: float = 1.0 / 16) -> None:
-        self.start_s = start_s
-        self._width_s = width_s
-        self._counts = np.zeros((3, _BINS), np.int64)
-        self.last_s = start_s
+    def __init__(self, kinds: int, bins: int, width_s: float) -> None:
+        self.width_s = width_s
+        self.counts = np.zeros((kinds, bins), np.int64)
+
+    def count(self, start_s: float, end_s: float, times_s: Sequence[FloatArray]) -> None:
+        """Count events of each kind by their times, none of which is after ``end_s``."""
+        bins = self.counts.shape[1]
+        while end_s - start_s >= self.width_s * bins:
+            pairs = self.counts[:, ::2] + self.counts[:, 1::2]
+            self.counts = np.concatenate([pairs, np.zeros_like(pairs)], axis=1)
+            self.width_s *= 2
+        for counts, times in zip(self.counts, times_s, strict=True):
+            at = ((times - start_s) / self.width_s).astype(np.int64)
+            counts += np.bincount(np.clip(at, 0, bins - 1), minlength=bins)
+
+
+class Flow(TimeBins):
+    """Counts of arrivals, first tokens and last tokens over time."""
+
+    def __init__(self, start_s: float = 0.0) -> None:
+        super().__init__(3, _BINS, 1.0 / 16)
+        self.start_s = self.last_s = start_s
         self.requests = 0
 
     def add(self, arrival_s: FloatArray, first_s: FloatArray, last_s: FloatArray) -> None:
         """Count requests by their times, s; in order of arrival."""
-        if not len(arrival_s):
-            return
-        end_s = float(last_s.max())
-        while end_s - self.start_s >= self._width_s * _BINS:
-            pairs = self._counts[:, ::2] + self._counts[:, 1::2]
-            self._counts = np.concatenate([pairs, np.zeros_like(pairs)], axis=1)
-            self._width_s *= 2
-        scale = 1.0 / self._width_s
-        for counts, times in zip(self._counts, (arrival_s, first_s, last_s), strict=True):
-            at = ((times - self.start_s) * scale).astype(np.int64)
-            counts += np.bincount(np.clip(at, 0, _BINS - 1), minlength=_BINS)
-        self.last_s = float(arrival_s[-1])
-        self.requests += len(arrival_s)
+        if len(arrival_s):
+            self.count(self.start_s, float(last_s.max()), (arrival_s, first_s, last_s))
+            self.last_s = float(arrival_s[-1])
+            self.requests += len(arrival_s)
 
     def mean_inside(self, begin_s: float, end_s: float) -> tuple[float, float]:
         """Mean number of requests in the fleet, and of those without a first token, in a time."""
-        arrived, begun, left = (self._integral(c, begin_s, end_s) for c in self._counts)
+        arrived, begun, left = (self._integral(c, begin_s, end_s) for c in self.counts)
         # differences of large sums: rounding must not make them negative
         inside, queue = max(0.0, arrived - left), max(0.0, arrived - begun)
         return inside / (end_s - begin_s), queue / (end_s - begin_s)
 
     def left_by(self, time_s: float) -> float:
         """How many had their last token by then."""
-        edges = np.arange(_BINS + 1) * self._width_s
-        total = np.concatenate([[0], np.cumsum(self._counts[2])])
+        edges = np.arange(_BINS + 1) * self.width_s
+        total = np.concatenate([[0], np.cumsum(self.counts[2])])
         return float(np.interp(time_s - self.start_s, edges, total))
 
     def _integral(self, counts: IntArray, begin_s: float, end_s: float) -> float:
         """Of the number that was counted up to each time, over a time; linear within a bin."""
-        width = self._width_s
+        width = self.width_s
         total = np.concatenate([[0.0], np.cumsum(counts)])
         area = np.concatenate([[0.0], np.cumsum((total[:-1] + total[1:]) * (width / 2))])
 
@@ -229,9 +247,9 @@ class Flow:
 
     def dispersion(self) -> float:
         """Variance over mean of the arrivals in equal stretches of time; at least 1."""
-        bins = min(_BINS, max(1, math.ceil((self.last_s - self.start_s) / self._width_s)))
+        bins = min(_BINS, max(1, math.ceil((self.last_s - self.start_s) / self.width_s)))
         step = max(1, bins // _COUNTS)
-        whole = self._counts[0, : bins - bins % step].reshape(-1, step).sum(axis=1)
+        whole = self.counts[0, : bins - bins % step].reshape(-1, step).sum(axis=1)
         mean = float(whole.mean()) if len(whole) else 0.0
         return max(1.0, float(whole.var()) / mean) if mean > 0 else 1.0
 

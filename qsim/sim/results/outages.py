@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qsim.arrays import BoolArray, FloatArray, IntArray
+from qsim.sim.results.backlog import TimeBins
 
 __all__ = [
     "WINDOW_S",
@@ -29,44 +30,31 @@ _SIGMAS = 3.0
 _BINS = 1 << 16
 
 
-class TimeCounts:
+class TimeCounts(TimeBins):
     """Counts of two kinds of events over time, in bins of 1 s that widen with the run.
 
     The first kind are arrivals: their times do not decrease from call to call.
     """
 
     def __init__(self) -> None:
-        self._start_s: float | None = None
-        self.width_s = 1.0
-        self._counts = np.zeros((2, 0), np.int64)
-        self.last_s = 0.0
+        super().__init__(2, _BINS, 1.0)
+        self.start_s = self.last_s = 0.0  # of the arrivals
+        self._begun = False
 
     def add(self, arrival_s: FloatArray, second_s: FloatArray) -> None:
         """Count arrivals, and events of the second kind, by their times."""
         if not len(arrival_s):
             return
-        if self._start_s is None:
-            self._start_s = float(arrival_s[0])
-            self._counts = np.zeros((2, _BINS), np.int64)
+        if not self._begun:
+            self.start_s, self._begun = float(arrival_s[0]), True
         self.last_s = float(arrival_s[-1])
         end_s = max(self.last_s, float(second_s.max()) if len(second_s) else 0.0)
-        while end_s - self._start_s >= self.width_s * _BINS:
-            pairs = self._counts[:, ::2] + self._counts[:, 1::2]
-            self._counts = np.concatenate([pairs, np.zeros_like(pairs)], axis=1)
-            self.width_s *= 2
-        for counts, times in zip(self._counts, (arrival_s, second_s), strict=True):
-            at = ((times - self._start_s) / self.width_s).astype(np.int64)
-            counts += np.bincount(np.maximum(at, 0), minlength=_BINS)
-
-    @property
-    def start_s(self) -> float:
-        """The first arrival."""
-        return 0.0 if self._start_s is None else self._start_s
+        self.count(self.start_s, end_s, (arrival_s, second_s))
 
     def inside(self) -> tuple[IntArray, IntArray]:
         """Both counts by bin, of the bins that lie before the last arrival."""
         bins = int((self.last_s - self.start_s) / self.width_s)
-        return self._counts[0, :bins], self._counts[1, :bins]
+        return self.counts[0, :bins], self.counts[1, :bins]
 
 
 def backlog_recovery_s(flow: TimeCounts, outages: list[tuple[float, float]]) -> list[float | None]:

@@ -18,7 +18,7 @@ from qsim.errors import TraceError
 from qsim.traces.formats.options import ReadOptions, chosen
 from qsim.traces.reading.build import Collector
 from qsim.traces.reading.columns import is_json
-from qsim.traces.reading.json_rows import parse_json
+from qsim.traces.reading.json_rows import as_number, parse_json
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
@@ -119,21 +119,11 @@ def _same_length(source: Source, lists: dict[str, list[Any]]) -> None:
         raise TraceError(f"{source.path}: lists of different lengths ({sizes})")
 
 
-def _number(value: Any) -> float | None:
-    """A number, also one that is a text (``"inf"``); None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return None
-
-
 def _reconstructed(
     source: Source, run: dict[str, Any], n: int, seed: int
 ) -> tuple[list[float], str]:
     """Times of sending as the client of the benchmark draws them, and how that was done."""
-    rate = _number(run.get("request_rate"))
+    rate = as_number(run.get("request_rate"))
     if rate is None or not rate > 0:
         raise TraceError(
             f"{source.path}: neither start_times nor a request_rate > 0 "
@@ -143,14 +133,14 @@ def _reconstructed(
         at = np.zeros(n)
         how = "its request_rate is infinite: all are sent at once"
     else:
-        burstiness = _number(run.get("burstiness"))
+        burstiness = as_number(run.get("burstiness"))
         shape = burstiness if burstiness is not None and 0 < burstiness < 1e6 else 1.0
         rng = np.random.default_rng(seed)
         gaps = rng.gamma(shape, 1 / (rate * shape), max(0, n - 1))
         at = np.concatenate([[0.0], np.cumsum(gaps)])[:n]
         kind = "Poisson arrivals" if shape == 1 else f"arrivals of burstiness {shape:g}"
         how = f"they are drawn as {kind} at its request_rate of {rate:g}/s (--seed)"
-    limit = _number(run.get("max_concurrency"))
+    limit = as_number(run.get("max_concurrency"))
     if limit is None or not 1 <= limit < n:
         return at.tolist(), how
     latencies = _latencies_s(run, n)

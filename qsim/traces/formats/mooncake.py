@@ -27,6 +27,7 @@ from qsim.traces.prefix_ids import fitting_block_tokens, most_ids, prefix_id
 from qsim.traces.reading.build import Reading, TraceBuilder
 from qsim.traces.reading.json_rows import first_object, first_objects, objects
 from qsim.traces.reading.source import Source
+from qsim.traces.reading.times import TICKS_PER_S
 from qsim.traces.trace import MOST_PRIORITY
 
 __all__ = ["PARAMS", "WHAT", "reading", "recognise"]
@@ -49,7 +50,6 @@ PARAMS = {
     "turns": "wait, the default: a session's next turn waits for the answer before it; open: "
     "it comes its delay after the turn before it, as if answers took no time",
 }
-_UNITS = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
 _BATCH_ROWS, _BATCH_IDS = 1 << 14, 1 << 19
 _LENGTHS = ("input_length", "output_length")
 #: other names, as Dynamo reads them
@@ -101,15 +101,16 @@ def reading(source: Source, options: ReadOptions, name: str) -> Reading:
             "waits for the answer before it) or open (as if answers took no time)"
         )
     if "unit" in params:
-        if params["unit"] not in _UNITS:
+        if params["unit"] not in TICKS_PER_S:
             raise TraceError(
-                f"{source.path}: unit is {params['unit']!r}; must be one of {', '.join(_UNITS)}"
+                f"{source.path}: unit is {params['unit']!r}; must be one of "
+                f"{', '.join(TICKS_PER_S)}"
             )
-        ticks_per_s = _UNITS[params["unit"]]
+        ticks_per_s = TICKS_PER_S[params["unit"]]
     builder = TraceBuilder(
         source, name, sort=options.sort, ticks_per_s=ticks_per_s, guess_unit="unit" not in params
     )
-    unit = next(name for name, ticks in _UNITS.items() if ticks == ticks_per_s)
+    unit = next(name for name, ticks in TICKS_PER_S.items() if ticks == ticks_per_s)
     builder.columns = {
         "arrival": f"timestamp ({unit})",
         "prompt": _LENGTHS[0],
@@ -257,15 +258,15 @@ class _Lines:
         if self.all_at_once:
             return 0
         time: Any = row.get("timestamp")
-        if row.get("wait_for"):
-            return self._after(place, row)
-        session = row.get("session_id")
+        session, name = row.get("session_id"), row.get("request_id")
         before = None if session is None else self._sessions.get(_key(session))
-        if time is None and before is not None:
-            delay = row.get("delay")
-            delay = 0 if delay is None else delay
-            if not _is_number(delay) or delay < 0:
-                _fail(source, place, row, "delay", "a number of milliseconds >= 0")
+        if row.get("wait_for"):
+            before = self._awaited(place, row)
+            delay = 0.0 + self._delay(place, row, "delay") + self._delay(place, row, "tool_wait_ms")
+            time = before.at + delay
+            builder.add_turn(self._rows, None if self._open else before.row, delay)
+        elif time is None and before is not None:
+            delay = self._delay(place, row, "delay")
             time = before.at + delay
             builder.add_turn(self._rows, None if self._open else before.row, float(delay))
             told = builder.columns["arrival"].replace("timestamp", "delay")
@@ -279,19 +280,22 @@ class _Lines:
                 builder.notes.append(
                     "rows with a timestamp and a delay are sent at their timestamp"
                 )
+        own = _Session(self._rows, time)
         if session is not None:
-            self._sessions[_key(session)] = _Session(self._rows, time)
-        self._name(row, time)
+            self._sessions[_key(session)] = own
+        if name is not None:  # others may wait for it
+            self._by_id[_key(name)] = own
         return time  # type: ignore[no-any-return]  # as it stands: whole or not
 
-    def _name(self, row: dict[str, Any], time: float) -> None:
-        """Others may wait for a row that has a ``request_id``."""
-        name = row.get("request_id")
-        if name is not None:
-            self._by_id[_key(name)] = _Session(self._rows, time)
+    def _delay(self, place: str, row: dict[str, Any], key: str) -> float:
+        value = row.get(key)
+        value = 0 if value is None else value
+        if not _is_number(value) or value < 0:
+            _fail(self._source, place, row, key, "a number of milliseconds >= 0")
+        return value
 
-    def _after(self, place: str, row: dict[str, Any]) -> float:
-        """The earliest time at which a row can be sent that waits for others by their names."""
+    def _awaited(self, place: str, row: dict[str, Any]) -> _Session:
+        """The last of those whose answers a row waits for, by their names."""
         names = row["wait_for"]
         names = names if isinstance(names, list) else [names]
         found = [self._by_id[_key(name)] for name in names if _key(name) in self._by_id]
@@ -303,20 +307,7 @@ class _Lines:
                 "a row that waits for several answers waits for the one of them that is asked for "
                 "last"
             )
-        before = max(found, key=lambda entry: (entry.at, entry.row))
-        delay = 0.0
-        for key in ("delay", "tool_wait_ms"):
-            value = row.get(key)
-            value = 0 if value is None else value
-            if not _is_number(value) or value < 0:
-                _fail(self._source, place, row, key, "a number of milliseconds >= 0")
-            delay += value
-        time = before.at + delay
-        self._builder.add_turn(self._rows, None if self._open else before.row, delay)
-        if row.get("session_id") is not None:
-            self._sessions[_key(row["session_id"])] = _Session(self._rows, time)
-        self._name(row, time)
-        return time
+        return max(found, key=lambda entry: (entry.at, entry.row))
 
     _told_delay = _told_priority = _told_several = False
 

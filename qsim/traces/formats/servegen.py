@@ -22,7 +22,7 @@ from qsim.traces.formats.options import ReadOptions
 from qsim.traces.reading.build import TraceBuilder
 from qsim.traces.reading.json_rows import parse_json
 from qsim.traces.reading.source import Source
-from qsim.traces.reading.table import Kind, Rows, dialect_of, header_of, read_csv
+from qsim.traces.reading.table import Kind, Rows, dialect_of, read_csv
 from qsim.traces.synth.lengths import LengthModel
 from qsim.traces.synth.presets import PRESETS, load_preset, read_data, table_of
 from qsim.traces.trace import Trace
@@ -77,9 +77,9 @@ def recognise(source: Source) -> bool:
     """A folder with client files, the table, or one client file (six numbers a line, no header)."""
     if source.is_dir:
         return any(source.path.glob("chunk-*-trace.csv*"))
-    if set(_TABLE) <= set(header_of(source.head)):
+    if set(_TABLE) <= set(dialect_of(source.head).names):
         return True
-    first = header_of(source.head)
+    first = dialect_of(source.head).names
     return len(first) == 6 and _number(first[0]) and _number(first[1]) and _pattern(first[3])
 
 
@@ -221,7 +221,7 @@ def _parameter(source: Source, params: Mapping[str, str], key: str) -> float | N
 
 
 def _windows(source: Source, model: str | None) -> tuple[str | None, list[Window]]:
-    if not source.is_dir and set(_TABLE) <= set(header_of(source.head)):
+    if not source.is_dir and set(_TABLE) <= set(dialect_of(source.head).names):
         return _table_windows(source, model)
     if model is not None:
         raise TraceError(f"{source.path}: model is {model!r}, but the folder is of one model")
@@ -245,7 +245,7 @@ def _client_of(name: str) -> str:
 
 
 def _table_windows(source: Source, model: str | None) -> tuple[str, list[Window]]:
-    names = header_of(source.head)
+    names = dialect_of(source.head).names
     t_s, rate, pattern, shape, which, who = (
         names.index(name) for name in ("t_s", "rate_rps", "pattern", "shape", "model", "client")
     )

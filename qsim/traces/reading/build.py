@@ -14,7 +14,7 @@ import numpy.typing as npt
 from qsim.arrays import FloatArray, IntArray
 from qsim.errors import TraceError
 from qsim.traces.reading.source import Source
-from qsim.traces.reading.times import parse_time_ns
+from qsim.traces.reading.times import TICKS_PER_S, parse_time_ns
 from qsim.traces.trace import HashIds, Trace, Turns, join_column, taken
 
 __all__ = [
@@ -35,7 +35,7 @@ _UNIX_S = (1e9, 2.5e9)
 #: columns of a request, with what they are where a part does not have them
 _MISSING = {"arrival_s": 0.0, "prompt_tokens": 0.0, "output_tokens": 0.0, "priority": 0.0,
             "timeout_s": np.inf}  # fmt: skip
-UNITS = {1: "s", 1000: "ms", 10**6: "us", 10**9: "ns"}
+UNITS = {ticks: name for name, ticks in TICKS_PER_S.items()}
 
 
 def unix_ticks_per_s(stamp: float) -> int:

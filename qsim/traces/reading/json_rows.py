@@ -18,6 +18,7 @@ from qsim.traces.reading.table import Kind, Rows
 from qsim.traces.reading.times import parse_time_ns
 
 __all__ = [
+    "as_number",
     "first_object",
     "first_objects",
     "lookup",
@@ -44,6 +45,16 @@ def parse_json(text: bytes | str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def as_number(value: Any) -> float | None:
+    """A number, also one that is a text (``"inf"``); None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
 
 
 def objects(source: Source, longest: int = MOST_LINE_BYTES) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -10,19 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from qsim.errors import MissingExtraError, TraceError
 from qsim.traces.reading.source import Source
-from qsim.traces.reading.table import Kind, Rows, expression, run_query
-from qsim.traces.reading.times import date_parts_sql
+from qsim.traces.reading.table import Kind, Rows, expression, query_rows, run_query
+from qsim.traces.reading.times import TICKS_PER_S, date_parts_sql
 
 __all__ = ["MAGIC", "ParquetColumn", "parquet_columns", "read_parquet"]
 
 MAGIC = b"PAR1"
 _NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL",
             "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT")  # fmt: skip
-_TICKS_PER_S = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def duration_ticks_per_s(source: Source, column: ParquetColumn) -> int | None:
         kind = schema.field(column.path).type
     except (pa.ArrowException, KeyError, ValueError):
         return None
-    return _TICKS_PER_S[kind.unit] if pa.types.is_duration(kind) else None
+    return TICKS_PER_S[kind.unit] if pa.types.is_duration(kind) else None
 
 
 def read_parquet(source: Source, wanted: Sequence[tuple[ParquetColumn, Kind]]) -> Iterator[Rows]:
@@ -161,22 +158,16 @@ def read_parquet(source: Source, wanted: Sequence[tuple[ParquetColumn, Kind]]) -
                 f"{source.path}, column {column.name!r}: values of type {column.type} are not "
                 f"{'dates' if kind == 'date' else 'numbers'}"
             )
-    first = 0
+    columns = [column for column, _ in wanted]
     with _opened(source) as path:
         query = (
             f"SELECT {', '.join(select)} FROM "
             f"(SELECT {', '.join(texts)} FROM read_parquet('{path}'))"
         )
-        for rows in run_query(query, partial(_unreadable, source)):
-            number = np.arange(first, first + len(rows))
-            first += len(rows)
-            yield Rows(
-                number,
-                [list(c) for c in zip(*rows, strict=True)],
-                [column.name for column, _ in wanted],
-                partial(_locate, source, [column for column, _ in wanted]),
-                source,
-            )
+        yield from query_rows(
+            query, [c.name for c in columns], partial(_locate, source, columns), source,
+            partial(_unreadable, source),
+        )  # fmt: skip
 
 
 def _locate(

@@ -34,7 +34,7 @@ __all__ = [
     "Rows",
     "dialect_of",
     "expression",
-    "header_of",
+    "query_rows",
     "read_csv",
     "run_query",
 ]
@@ -77,11 +77,6 @@ def dialect_of(head: bytes) -> Dialect:
         if len(fields) > len(best.names):
             best = Dialect(delimiter, tuple(f.strip().strip('"').strip() for f in fields))
     return best
-
-
-def header_of(head: bytes) -> list[str]:
-    """The names in the first line of ``head``."""
-    return list(dialect_of(head).names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +215,6 @@ def read_csv(
         expression(f"c{at}", kind, decimal_comma=comma and kind == "number") for at, kind in wanted
     )
     columns = ", ".join(f"'c{i}': 'VARCHAR'" for i in range(len(names)))
-    first = 0
     with _Pipe(source) as pipe:
         dates = [f", {date_parts_sql(f'c{i}', f'c{i}')}" for i, kind in wanted if kind == "date"]
         query = (
@@ -230,16 +224,24 @@ def read_csv(
             f"columns={{{columns}}}, max_line_size={MOST_ROW_BYTES}, "
             f"buffer_size={2 * MOST_ROW_BYTES}))"
         )
-        for rows in run_query(query, partial(_unreadable, source, dialect, names), pipe):
-            number = np.arange(first, first + len(rows))
-            first += len(rows)
-            yield Rows(
-                number,
-                [list(c) for c in zip(*rows, strict=True)],
-                [names[at] for at, _ in wanted],
-                locate,
-                source,
-            )
+        explain = partial(_unreadable, source, dialect, names)
+        yield from query_rows(query, [names[at] for at, _ in wanted], locate, source, explain, pipe)
+
+
+def query_rows(
+    query: str,
+    names: Sequence[str],
+    locate: Callable[[int, int], tuple[str, str]],
+    source: Source,
+    explain: Callable[[Exception], TraceError],
+    pipe: _Pipe | None = None,
+) -> Iterator[Rows]:
+    """What a query finds, some rows at a time; ``explain`` says what an error of it means."""
+    first = 0
+    for rows in run_query(query, explain, pipe):
+        number = np.arange(first, first + len(rows))
+        first += len(rows)
+        yield Rows(number, [list(c) for c in zip(*rows, strict=True)], names, locate, source)
 
 
 #: a number that any reader takes for the same: digits, and a point with digits behind it

@@ -11,7 +11,15 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-__all__ = ["UNITS", "Unit", "date_parts_sql", "date_sql", "looks_like_date", "parse_time_ns"]
+__all__ = [
+    "TICKS_PER_S",
+    "UNITS",
+    "Unit",
+    "date_parts_sql",
+    "date_sql",
+    "looks_like_date",
+    "parse_time_ns",
+]
 
 _DATE = (
     r"^\s*(\d{4}[-/]\d\d[-/]\d\d)"
@@ -68,15 +76,10 @@ class Unit:
     words: str = "s"
 
 
+TICKS_PER_S = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}
 UNITS: dict[str, Unit] = {
-    **{
-        name: Unit(ticks, words=name)
-        for name, ticks in (("s", 1), ("ms", 1000), ("us", 10**6), ("ns", 10**9))
-    },
-    **{
-        f"unix_{name}": Unit(ticks, True, words=f"Unix time in {name}")
-        for name, ticks in (("s", 1), ("ms", 1000), ("us", 10**6), ("ns", 10**9))
-    },
+    **{name: Unit(ticks, words=name) for name, ticks in TICKS_PER_S.items()},
+    **{f"unix_{n}": Unit(t, True, words=f"Unix time in {n}") for n, t in TICKS_PER_S.items()},
     "unix": Unit(1, True, words="Unix time in s"),
     "iso": Unit(10**9, True, True, "dates"),
 }

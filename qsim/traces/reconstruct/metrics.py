@@ -21,7 +21,7 @@ from typing import Any
 
 from qsim.errors import TraceError
 from qsim.prometheus import parse_sample, samples
-from qsim.traces.reading.json_rows import parse_json
+from qsim.traces.reading.json_rows import as_number, parse_json
 from qsim.traces.reading.source import Source
 
 __all__ = [
@@ -269,15 +269,6 @@ def _check_value(source: Source, place: str, name: str, value: float) -> None:
         raise TraceError(f"{source.path}, {place}: vllm:{name} is {value!r}; must be >= 0")
 
 
-def _number(text: Any) -> float | None:
-    if isinstance(text, bool) or not isinstance(text, str | int | float):
-        return None
-    try:
-        return float(text)
-    except (ValueError, OverflowError):
-        return None
-
-
 def _from_json(source: Source) -> Iterator[Series]:
     try:
         answer = parse_json(source.read_whole())
@@ -317,7 +308,7 @@ def _samples(
     for pair in values if isinstance(values, list) else [None]:
         time = value = None
         if isinstance(pair, list) and len(pair) == 2:
-            time, value = _number(pair[0]), _number(pair[1])
+            time, value = as_number(pair[0]), as_number(pair[1])
         if time is None or value is None or not math.isfinite(time):
             raise TraceError(f"{source.path}, {place}: {str(pair)[:80]} is not [time, value]")
         _check_value(source, place, name, value)

@@ -9,7 +9,7 @@ import numpy as np
 
 from qsim.errors import ScenarioError, TraceError
 from qsim.traces.reading.source import Source
-from qsim.traces.reading.table import header_of, read_csv
+from qsim.traces.reading.table import dialect_of, read_csv
 from qsim.traces.synth.arrivals import Bursts, Gaps, RateProfile, bursts_for_fano
 from qsim.traces.synth.lengths import LengthModel, parse_lengths
 from qsim.traces.synth.presets import load_preset
@@ -126,7 +126,7 @@ def read_rate_profile(path: Path) -> RateProfile:
         If a column is missing, a value is malformed, or the steps are not equal.
     """
     source = Source(path)
-    names = header_of(source.head)
+    names = dialect_of(source.head).names
     for name in ("t_s", "rate_rps"):
         if name not in names:
             raise TraceError(

@@ -34,7 +34,7 @@ class _Room:
         self.open = servers
         self._least.only(servers)
         if self._by_weight is not None:
-            self._by_weight.open = servers
+            self._by_weight.only(servers)
 
     def least(self, request: int, now_ps: int) -> int:
         """The least loaded replica."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qsim.sim.fleet.routers.base import FleetView, Pairs, Rng
+from qsim.sim.fleet.routers.base import FleetView, Pairs, Rng, Weights
 
 if TYPE_CHECKING:
     from qsim.sim.fleet.routers.server_speed import ServerSpeed
@@ -16,9 +16,9 @@ __all__ = [
     "ExpectedFinish",
     "LeastByWeight",
     "Packing",
+    "PowerOfTwo",
     "WeightedLeastRequests",
     "WeightedLeastTokens",
-    "WeightedPowerOfTwo",
     "WeightedRandom",
     "WeightedRoundRobin",
 ]
@@ -92,63 +92,56 @@ class LeastByWeight:
         self._last = chosen
         return chosen
 
+    def only(self, servers: list[int]) -> None:
+        self.open = servers
 
-class WeightedLeastRequests:
+
+class WeightedLeastRequests(LeastByWeight):
     """The replica with the fewest requests outstanding per weight, this one included."""
 
     def __init__(self, view: FleetView, rng: Rng, weights: list[float]) -> None:
-        self._least = LeastByWeight(view.outstanding_requests, weights)
+        super().__init__(view.outstanding_requests, weights)
 
     def choose(self, request: int, now_ps: int) -> int:
-        return self._least.least(1)
-
-    def only(self, servers: list[int]) -> None:
-        self._least.open = servers
+        return self.least(1)
 
 
-class Packing:
+class Packing(LeastByWeight):
     """The first replica that has less than ``most`` requests per weight, else the least loaded.
 
     So that those behind it have none, and can be switched off.
     """
 
     def __init__(self, view: FleetView, weights: list[float], most: int) -> None:
-        self._load = view.outstanding_requests
-        self._least = LeastByWeight(self._load, weights)
+        super().__init__(view.outstanding_requests, weights)
         self._full = [math.ceil(most * w) for w in weights]
 
     def choose(self, request: int, now_ps: int) -> int:
-        for i in self._least.open:
+        for i in self.open:
             if self._load[i] < self._full[i]:
                 return i
-        return self._least.least(1)
-
-    def only(self, servers: list[int]) -> None:
-        self._least.open = servers
+        return self.least(1)
 
 
-class WeightedLeastTokens:
+class WeightedLeastTokens(LeastByWeight):
     """The replica with the fewest tokens outstanding per weight, this request's included."""
 
     def __init__(self, view: FleetView, rng: Rng, weights: list[float]) -> None:
+        super().__init__(view.outstanding_tokens, weights)
         self._view = view
-        self._least = LeastByWeight(view.outstanding_tokens, weights)
 
     def choose(self, request: int, now_ps: int) -> int:
         prompt, output = self._view.length_of(request)
-        return self._least.least(prompt + output)
-
-    def only(self, servers: list[int]) -> None:
-        self._least.open = servers
+        return self.least(prompt + output)
 
 
-class WeightedPowerOfTwo:
+class PowerOfTwo:
     """Of two replicas drawn at random, the one with fewer requests outstanding per weight."""
 
-    def __init__(self, view: FleetView, rng: Rng, weights: list[float]) -> None:
+    def __init__(self, view: FleetView, rng: Rng, weights: Weights = None) -> None:
         self._load = view.outstanding_requests
-        self._weights = weights
-        self._pairs = Pairs(len(weights), rng())
+        self._weights = [1.0] * len(self._load) if weights is None else weights
+        self._pairs = Pairs(len(self._load), rng())
 
     def only(self, servers: list[int]) -> None:
         self._pairs.open = servers

@@ -14,13 +14,13 @@ from qsim.catalog.versions import DEFAULT_VERSION, rules_of
 from qsim.errors import ScenarioError
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.routers.affinity import PrefixAffinity, SessionAffinity
-from qsim.sim.fleet.routers.base import Draws, FleetView, Least, Pairs, Rng, Router
+from qsim.sim.fleet.routers.base import Draws, FleetView, Least, Rng, Router
 from qsim.sim.fleet.routers.kv_aware import KvAware
 from qsim.sim.fleet.routers.mixed import (
     ExpectedFinish,
+    PowerOfTwo,
     WeightedLeastRequests,
     WeightedLeastTokens,
-    WeightedPowerOfTwo,
     WeightedRandom,
     WeightedRoundRobin,
 )
@@ -127,21 +127,6 @@ class LeastTokens(Least):
         super().__init__(view.outstanding_tokens)
 
 
-class PowerOfTwo:
-    """The one with fewer requests outstanding of two replicas drawn at random."""
-
-    def __init__(self, view: FleetView, rng: Rng) -> None:
-        self._load = view.outstanding_requests
-        self._pairs = Pairs(len(self._load), rng())
-
-    def choose(self, request: int, now_ps: int) -> int:
-        a, b = self._pairs.draw()
-        return b if self._load[b] < self._load[a] else a
-
-    def only(self, servers: list[int]) -> None:
-        self._pairs.open = servers
-
-
 class VllmBalancer:
     """vLLM's own balancer for data-parallel engines behind one API server.
 
@@ -220,7 +205,7 @@ _WEIGHTED: dict[str, Callable[..., Router]] = {
     "random": WeightedRandom,
     "least-requests": WeightedLeastRequests,
     "least-tokens": WeightedLeastTokens,
-    "power-of-two": WeightedPowerOfTwo,
+    "power-of-two": PowerOfTwo,
     "prefix-affinity": PrefixAffinity,
     "session-affinity": SessionAffinity,
     "kv-aware": KvAware,
