@@ -19,21 +19,14 @@ _LABEL = re.compile(r"(\w+)\s*=\s*\"((?:[^\"\\]|\\.)*)\"")
 
 @dataclass(frozen=True)
 class Sample:
-    """The value of a metric at one moment.
+    """The value of a metric at one moment."""
 
-    Attributes
-    ----------
-    name : str
-        Of the metric.
-    value : float
-        It may be inf or NaN.
-    time_ms : int or None
-        Unix time in ms; None where the line does not tell it.
-    """
-
+    #: of the metric
     name: str
     labels: Mapping[str, str]
+    #: it may be inf or NaN
     value: float
+    #: Unix time in ms; None where the line does not tell it
     time_ms: int | None
 
 

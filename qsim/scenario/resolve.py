@@ -157,19 +157,13 @@ def one_pool(scenario: Scenario) -> PoolSection:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a search chooses its servers among.
+    """What a search chooses its servers among."""
 
-    Attributes
-    ----------
-    model : str, optional
-        Its shipped profiles, on ``gpus`` and by ``methods`` if given.
-    profiles : tuple of Profile or str
-        Further ones.
-    """
-
+    #: its shipped profiles, on ``gpus`` and by ``methods`` if given
     model: str | None
     gpus: tuple[str, ...]
     methods: tuple[str, ...]
+    #: further ones
     profiles: tuple[Profile | str, ...]
 
 

@@ -123,17 +123,11 @@ def Field(  # noqa: N802  (a class to its reader, as of pydantic and dataclasses
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
 class Section:
-    """A part of a scenario: fields of their own type and no others; it does not change.
+    """A part of a scenario: fields of their own type and no others; it does not change."""
 
-    Attributes
-    ----------
-    model_fields : dict of str to FieldInfo
-        Of the class.
-    model_fields_set : set of str
-        Those that were given.
-    """
-
+    #: of the class
     model_fields: ClassVar[dict[str, FieldInfo]] = {}
+    #: those that were given
     model_fields_set: ClassVar[set[str]] = set()  # of an instance; no field
 
     def __init_subclass__(cls) -> None:

@@ -33,35 +33,26 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 class Reshaping:
     """What to make of a trace; the fields are named as the options are.
 
-    Attributes
-    ----------
-    start, end : float, optional
-        Keep arrivals in [start, end), s on the trace's own clock; times then count from ``start``.
-    sample : float, optional
-        Keep each request, or each session, with this probability, in (0, 1].
-    scale_prompt, scale_output : float, optional
-        Multiply the lengths, to whole tokens of at least 1. What prompts share grows with them.
-    shared_prefix : int, optional
-        Let so many tokens at the beginning of every prompt, as a system prompt, be the same; a
-        prompt that has fewer shares nothing.
-    speed : float, optional
-        Let the requests arrive so many times as fast.
-    head : int, optional
-        Keep the first so many requests.
-
     Raises
     ------
     TraceError
         If a value is not allowed.
     """
 
+    #: keep arrivals in [start, end), s on the trace's own clock; times then count from ``start``
     start: float | None = None
     end: float | None = None
+    #: keep each request, or each session, with this probability, in (0, 1]
     sample: float | None = None
+    #: multiply the lengths, to whole tokens of at least 1. What prompts share grows with them.
     scale_prompt: float | None = None
     scale_output: float | None = None
+    #: let so many tokens at the beginning of every prompt, as a system prompt, be the same; a
+    #: prompt that has fewer shares nothing
     shared_prefix: int | None = None
+    #: let the requests arrive so many times as fast
     speed: float | None = None
+    #: keep the first so many requests
     head: int | None = None
 
     def __post_init__(self) -> None:

@@ -28,56 +28,38 @@ __all__ = ["DynamicResult", "PoolOutcome", "simulate_dynamic", "waits_for_answer
 
 @dataclass(frozen=True)
 class PoolOutcome:
-    """What one pool did.
-
-    Attributes
-    ----------
-    requests : int
-        Answered by it.
-    starts, wakes : int
-        From off, and from asleep.
-    state_s, state_j : dict
-        Server-seconds and energy by state; the energy of draining is in that of ``on``.
-    billed_gpu_s : float
-        GPU-seconds that are paid for.
-    """
+    """What one pool did."""
 
     profile: str
     gpus_per_server: int
+    #: answered by it
     requests: int
+    #: from off, and from asleep
     starts: int
     wakes: int
+    #: server-seconds and energy by state; the energy of draining is in that of ``on``
     state_s: dict[str, float]
     state_j: dict[str, float]
+    #: GPU-seconds that are paid for
     billed_gpu_s: float
 
 
 @dataclass(frozen=True, eq=False)
 class DynamicResult:
-    """A run of a fleet that changes.
+    """A run of a fleet that changes."""
 
-    Attributes
-    ----------
-    requests : SimulationResult
-        Latencies by request, as for an unchanging fleet; its energy is that of every state.
-    pool : int64 array
-        The pool that answered each request; -1 if it was rejected.
-    end_s : float
-        Energy and rent are of [0, end_s).
-    bin_s : float
-        Width of the bins of ``energy_bins_j``.
-    energy_bins_j : float64 array
-        Energy of all GPUs by bin, from time 0.
-    changes, decisions
-        As of :class:`qsim.sim.fleet.lives.Lives`.
-    """
-
+    #: latencies by request, as for an unchanging fleet; its energy is that of every state
     requests: SimulationResult
+    #: the pool that answered each request; -1 if it was rejected
     pool: IntArray
     pools: tuple[PoolOutcome, ...]
+    #: energy and rent are of [0, end_s)
     end_s: float
+    #: width of the bins of ``energy_bins_j``
     bin_s: float
+    #: energy of all GPUs by bin, from time 0
     energy_bins_j: FloatArray
+    #: as of :class:`qsim.sim.fleet.lives.Lives`
     changes: list[tuple[float, int, int, int, int, int]] = field(repr=False)
     decisions: list[tuple[float, tuple[int, ...]]] = field(repr=False)
 

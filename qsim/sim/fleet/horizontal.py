@@ -34,24 +34,16 @@ __all__ = ["FleetScaler", "PoolScaler", "Reading"]
 
 @dataclass(frozen=True)
 class Reading:
-    """One scrape of a pool.
+    """One scrape of a pool."""
 
-    Attributes
-    ----------
-    values : dict
-        ``requests``, ``running``, ``waiting`` and ``kv_usage``: sums over its servers; where there
-        may be none, the requests that wait at the gateway are among the first and the third.
-    arrived : int
-        Requests that have come so far.
-    first_tokens : int
-        Requests that have had their first token so far.
-    ttft_s : float
-        The sum of their times to it.
-    """
-
+    #: ``requests``, ``running``, ``waiting`` and ``kv_usage``: sums over its servers; where there
+    #: may be none, the requests that wait at the gateway are among the first and the third
     values: dict[str, float]
+    #: requests that have come so far
     arrived: int = 0
+    #: requests that have had their first token so far
     first_tokens: int = 0
+    #: the sum of their times to it
     ttft_s: float = 0.0
 
 

@@ -40,28 +40,19 @@ def in_parts(
 
 @dataclass(frozen=True, eq=False)
 class WholeRun:
-    """A fleet that has run, and what became of the trace's requests.
-
-    Attributes
-    ----------
-    admissible : bool array
-        Which requests the fleet got.
-    output_tokens : int64 array
-        Of the admissible ones.
-    finished : Finished
-        How the admissible ones fared.
-    gaps : Gaps
-        Between tokens; empty unless kept.
-    notes : list of str
-        What a reader should know of what its sessions' turns share.
-    """
+    """A fleet that has run, and what became of the trace's requests."""
 
     fleet: Fleet
     admission: Admission
+    #: which requests the fleet got
     admissible: BoolArray
+    #: of the admissible ones
     output_tokens: IntArray
+    #: how the admissible ones fared
     finished: Finished
+    #: between tokens; empty unless kept
     gaps: Gaps
+    #: what a reader should know of what its sessions' turns share
     notes: list[str]
 
 

@@ -12,71 +12,49 @@ __all__ = ["Constant", "Observation", "Policy", "PoolSignals"]
 
 @dataclass(frozen=True)
 class PoolSignals:
-    """What the servers of one pool tell of themselves, as vLLM's ``/metrics`` does.
+    """What the servers of one pool tell of themselves, as vLLM's ``/metrics`` does."""
 
-    Attributes
-    ----------
-    running, waiting, kv_usage : float
-        ``vllm:num_requests_running``, ``vllm:num_requests_waiting`` and
-        ``vllm:kv_cache_usage_perc`` (a share, 0 to 1), summed over the servers that are on and
-        those that drain.
-    running_on, waiting_on, kv_usage_on : float
-        The same of those that are on.
-    first_tokens : int
-        Requests that have had their first token so far: ``vllm:time_to_first_token_seconds_count``.
-    ttft_s : float
-        The sum of their times from the server to the first token:
-        ``vllm:time_to_first_token_seconds_sum``.
-    """
-
+    #: ``vllm:num_requests_running``, ``vllm:num_requests_waiting`` and ``vllm:kv_cache_usage_perc``
+    #: (a share, 0 to 1), summed over the servers that are on and those that drain
     running: float = 0.0
     waiting: float = 0.0
     kv_usage: float = 0.0
+    #: the same of those that are on
     running_on: float = 0.0
     waiting_on: float = 0.0
     kv_usage_on: float = 0.0
+    #: requests that have had their first token so far: ``vllm:time_to_first_token_seconds_count``
     first_tokens: int = 0
+    #: the sum of their times from the server to the first token:
+    #: ``vllm:time_to_first_token_seconds_sum``
     ttft_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a controller can see. Tuples have one entry a pool.
+    """What a controller can see. Tuples have one entry a pool."""
 
-    Attributes
-    ----------
-    now_s : float
-        Time of the trace.
-    on, starting, draining, asleep : tuple of int
-        Servers; those that wake up count as starting.
-    waiting : tuple of int
-        Requests in the servers' queues that have not begun to run.
-    outstanding : tuple of int
-        Requests that were sent to servers and are not finished.
-    held : int
-        Requests at the gateway, for want of a server that is on.
-    arrivals : int64 array
-        Requests that came in each period of the policy so far; read only. Empty where the end of
-        the trace is not known beforehand.
-    elapsed_s : float
-        Since the run began.
-    arrived : int
-        Requests that came so far.
-    signals : tuple of PoolSignals
-        For policies that ask for them; else empty.
-    """
-
+    #: time of the trace
     now_s: float
+    #: servers; those that wake up count as starting
     on: tuple[int, ...]
     starting: tuple[int, ...]
     draining: tuple[int, ...]
     asleep: tuple[int, ...]
+    #: requests in the servers' queues that have not begun to run
     waiting: tuple[int, ...]
+    #: requests that were sent to servers and are not finished
     outstanding: tuple[int, ...]
+    #: requests at the gateway, for want of a server that is on
     held: int
+    #: requests that came in each period of the policy so far; read only. Empty where the end of the
+    #: trace is not known beforehand.
     arrivals: IntArray
+    #: since the run began
     elapsed_s: float = 0.0
+    #: requests that came so far
     arrived: int = 0
+    #: for policies that ask for them; else empty
     signals: tuple[PoolSignals, ...] = ()
 
 

@@ -73,27 +73,19 @@ class ServerPool(Pool):
 
 @dataclass(frozen=True)
 class ResolvedPool:
-    """A pool as it is run.
+    """A pool as it is run."""
 
-    Attributes
-    ----------
-    name : str
-        Unlike that of any other pool of the fleet.
-    config : EngineConfig
-        vLLM's settings, all of them.
-    replicas, weight, lifecycle, sleeps
-        As of :class:`Pool`; where an autoscaler scales the pool, ``replicas`` is the most.
-    first : int, optional
-        Servers at the beginning, where an autoscaler scales the pool.
-    """
-
+    #: unlike that of any other pool of the fleet
     name: str
     profile: Profile
+    #: vLLM's settings, all of them
     config: EngineConfig
+    #: as of :class:`Pool`; where an autoscaler scales the pool, ``replicas`` is the most
     replicas: int
     weight: float = 1.0
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     sleeps: bool = False
+    #: servers at the beginning, where an autoscaler scales the pool
     first: int | None = None
 
     @property

@@ -12,28 +12,20 @@ __all__ = ["Server"]
 
 @dataclass(slots=True, eq=False)
 class Server:
-    """One GPU, or the GPUs of one tensor-parallel server.
+    """One GPU, or the GPUs of one tensor-parallel server."""
 
-    Attributes
-    ----------
-    index, pool : int
-        Its number in the fleet, and its pool's.
-    state : int
-        Since ``since_ps``; ``changes`` counts how often it changed.
-    replica : Replica or None
-        The engine that it runs: each time that it starts a new one, with an empty KV cache.
-    state_ps, state_j : list
-        Time and energy by state. The energy of an engine counts as that of ``on``, draining
-        included.
-    """
-
+    #: its number in the fleet, and its pool's
     index: int
     pool: int
     usable_blocks: int
+    #: since ``since_ps``; ``changes`` counts how often it changed
     state: int = OFF
     changes: int = 0
     since_ps: int = 0
+    #: the engine that it runs: each time that it starts a new one, with an empty KV cache
     replica: Replica | None = None
+    #: time and energy by state. The energy of an engine counts as that of ``on``, draining
+    #: included.
     state_ps: list[int] = field(default_factory=lambda: [0] * len(STATES))
     state_j: list[float] = field(default_factory=lambda: [0.0] * len(STATES))
     starts: int = 0

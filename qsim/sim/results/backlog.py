@@ -60,38 +60,27 @@ OVERLOADED, KEPT_UP, UNCLEAR, BURST = "overloaded", "sustained", "too short to t
 
 @dataclass(frozen=True)
 class Load:
-    """Whether the fleet kept up.
+    """Whether the fleet kept up."""
 
-    Attributes
-    ----------
-    verdict : {"sustained", "overloaded", "too short to tell", "burst", "closed loop"}
-        A burst is a trace whose requests all arrive within a second: nothing is said of it, nor of
-        clients that send a request when the one before it has ended.
-    arriving_rps : float or None
-        Requests a second that arrived; None for a burst.
-    finished_rps : float or None
-        Those that it finishes while more arrive, where it is overloaded. It may carry a little
-        more without the crowd: fewer requests in one batch, and no preemption.
-    carried_rps : float or None
-        The highest rate of this traffic that it was found to keep up with, to 5%, where that was
-        looked for.
-    unfinished : int
-        Requests in the fleet when the last one arrived.
-    drift : float
-        Of the requests that arrive, the share by which those in the fleet grow.
-    queue_drift : float
-        The same of those that have not begun to answer.
-    continued_s : float
-        For how long the trace was made to go on to tell; 0 if it was not.
-    """
-
+    #: {"sustained", "overloaded", "too short to tell", "burst", "closed loop"}: a burst is a trace
+    #: whose requests all arrive within a second: nothing is said of it, nor of clients that send a
+    #: request when the one before it has ended
     verdict: str
+    #: requests a second that arrived; None for a burst
     arriving_rps: float | None
+    #: those that it finishes while more arrive, where it is overloaded. It may carry a little more
+    #: without the crowd: fewer requests in one batch, and no preemption.
     finished_rps: float | None
+    #: requests in the fleet when the last one arrived
     unfinished: int
+    #: of the requests that arrive, the share by which those in the fleet grow
     drift: float = 0.0
+    #: the same of those that have not begun to answer
     queue_drift: float = 0.0
+    #: for how long the trace was made to go on to tell; 0 if it was not
     continued_s: float = 0.0
+    #: the highest rate of this traffic that it was found to keep up with, to 5%, where that was
+    #: looked for
     carried_rps: float | None = None
 
     @property

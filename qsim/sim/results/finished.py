@@ -35,22 +35,15 @@ REJECTED, TIMED_OUT, FAILED = -1, -2, -3
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """Requests that have had their last token, in order of arrival: int64 arrays, one length.
+    """Requests that have had their last token, in order of arrival: int64 arrays, one length."""
 
-    Attributes
-    ----------
-    arrival_ps, first_token_ps, last_token_ps : array
-        Times at the client, ps.
-    replica : array
-        Where each request went; below 0 why it has no answer. Its times are then when it ended.
-    cached_tokens, preemptions : array
-        As in :class:`qsim.sim.scheduler.request.Request`.
-    """
-
+    #: times at the client, ps
     arrival_ps: IntArray
     first_token_ps: IntArray
     last_token_ps: IntArray
+    #: where each request went; below 0 why it has no answer. Its times are then when it ended.
     replica: IntArray
+    #: as in :class:`qsim.sim.scheduler.request.Request`
     cached_tokens: IntArray
     preemptions: IntArray
 

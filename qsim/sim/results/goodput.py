@@ -26,17 +26,11 @@ DEFAULT_SHARE = 0.99
 
 @dataclass(frozen=True)
 class Goodput:
-    """The share of requests that must be within every limit by themselves.
+    """The share of requests that must be within every limit by themselves."""
 
-    Attributes
-    ----------
-    limits : tuple of (metric, limit_ms)
-        As ``vllm bench serve --goodput ttft:500 tpot:50`` takes them.
-    share : float
-        In (0, 1].
-    """
-
+    #: as ``vllm bench serve --goodput ttft:500 tpot:50`` takes them
     limits: tuple[tuple[str, float], ...]
+    #: in (0, 1]
     share: float = DEFAULT_SHARE
 
     def __str__(self) -> str:

@@ -11,23 +11,15 @@ __all__ = ["MachineRanges"]
 
 @dataclass(frozen=True)
 class MachineRanges:
-    """90% ranges of figures over machines, as multiples of the figures.
+    """90% ranges of figures over machines, as multiples of the figures."""
 
-    Attributes
-    ----------
-    ratios : dict
-        By figure: what it is multiplied by at the low and at the high end.
-    requests : int
-        That the ranges are from.
-    stretch : bool
-        They are a stretch of the traffic.
-    adapted : bool
-        The machines are those of an adapted profile's intervals.
-    """
-
+    #: by figure: what it is multiplied by at the low and at the high end
     ratios: Mapping[str, tuple[float, float]]
+    #: that the ranges are from
     requests: int
+    #: they are a stretch of the traffic
     stretch: bool
+    #: the machines are those of an adapted profile's intervals
     adapted: bool
 
     def of(self, figures: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

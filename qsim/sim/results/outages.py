@@ -226,30 +226,20 @@ class Windows:
 
 @dataclass(frozen=True)
 class Outages:
-    """The failures of a run.
+    """The failures of a run."""
 
-    Attributes
-    ----------
-    failures : int
-        How often a server failed.
-    lost : int
-        Requests that were under way at a server that failed, each time.
-    retried : int
-        How often one was sent again.
-    availability : float
-        The share of the time in which a server was on, over all servers.
-    outages : tuple of (server, begin_s, end_s)
-        When each was down, its start-up included, on the trace's clock.
-    recovery_s : tuple
-        By outage, how long the requests in the fleet took to be back at their number before, s
-        (:func:`qsim.sim.results.outages.backlog_recovery_s`); None where that is not known.
-    """
-
+    #: how often a server failed
     failures: int
+    #: requests that were under way at a server that failed, each time
     lost: int
+    #: how often one was sent again
     retried: int
+    #: the share of the time in which a server was on, over all servers
     availability: float
+    #: when each was down, its start-up included, on the trace's clock
     outages: tuple[tuple[int, float, float], ...]
+    #: by outage, how long the requests in the fleet took to be back at their number before, s
+    #: (:func:`qsim.sim.results.outages.backlog_recovery_s`); None where that is not known
     recovery_s: tuple[float | None, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

@@ -25,19 +25,13 @@ _NAMES = ("mean", "median", *(f"p{p}" for p in PERCENTILES))
 
 @dataclass(frozen=True)
 class PoolUse:
-    """What is to be known of a pool beside its requests.
-
-    Attributes
-    ----------
-    gpus : int
-        Of all its servers.
-    servers : sequence of int
-        Their numbers.
-    """
+    """What is to be known of a pool beside its requests."""
 
     name: str
     profile: str
+    #: of all its servers
     gpus: int
+    #: their numbers
     servers: Sequence[int]
 
 

@@ -22,64 +22,44 @@ Change = tuple[float, int, int, int, int]
 
 @dataclass(frozen=True)
 class PoolScaling:
-    """One pool.
-
-    Attributes
-    ----------
-    least_servers, mean_servers, most_servers : float
-        Servers that were on.
-    scale_ups, scale_downs : int
-        How often more servers were wanted, and how often fewer.
-    reversals : int
-        How often more were wanted within 600 s after fewer.
-    starts : int
-        Servers that were started; those of the beginning are not among them.
-    server_hours : float
-        Of all states but off.
-    starting_hours : float
-        Those of them before a server answers.
-    gpu_hours : float
-        That are paid for.
-    energy_j, starting_energy_j : float
-        Of all states, and of starting.
-    """
+    """One pool."""
 
     pool: str
+    #: servers that were on
     least_servers: int
     mean_servers: float
     most_servers: int
+    #: how often more servers were wanted, and how often fewer
     scale_ups: int
     scale_downs: int
+    #: how often more were wanted within 600 s after fewer
     reversals: int
+    #: servers that were started; those of the beginning are not among them
     starts: int
+    #: of all states but off
     server_hours: float
+    #: those of them before a server answers
     starting_hours: float
+    #: that are paid for
     gpu_hours: float
+    #: of all states, and of starting
     energy_j: float
     starting_energy_j: float
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """A whole fleet.
-
-    Attributes
-    ----------
-    held_requests : int
-        That waited at the gateway because no server was on.
-    mean_held_s, most_held_s : float
-        For how long those waited.
-    none_on_s : float
-        Time in which no server was on.
-    changes : tuple of (time_s, pool, on, starting, draining)
-        Servers of a pool (by its number) after every change, on the trace's clock.
-    """
+    """A whole fleet."""
 
     pools: tuple[PoolScaling, ...]
+    #: that waited at the gateway because no server was on
     held_requests: int
+    #: for how long those waited
     mean_held_s: float
     most_held_s: float
+    #: time in which no server was on
     none_on_s: float
+    #: servers of a pool (by its number) after every change, on the trace's clock
     changes: tuple[Change, ...]
 
     def to_dict(self) -> dict[str, Any]:

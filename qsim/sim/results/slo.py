@@ -154,22 +154,15 @@ class Slo:
 
 @dataclass(frozen=True)
 class SloOutcome:
-    """An SLO beside the value that was reached.
-
-    Attributes
-    ----------
-    value_ms : float
-        nan for a statistic over nothing.
-    sample : int or None
-        How many values it is of: requests, or gaps between tokens for ITL.
-    low_ms, high_ms : float
-        Its 90% interval (:mod:`qsim.sim.results.intervals`), for percentiles; None for an end that
-        the sample does not have.
-    """
+    """An SLO beside the value that was reached."""
 
     slo: Slo
+    #: nan for a statistic over nothing
     value_ms: float
+    #: how many values it is of: requests, or gaps between tokens for ITL
     sample: int | None = None
+    #: its 90% interval (:mod:`qsim.sim.results.intervals`), for percentiles; None for an end that
+    #: the sample does not have
     low_ms: float | None = None
     high_ms: float | None = None
 

@@ -100,23 +100,15 @@ def most_model_len(profile: Profile, config: EngineConfig) -> int:
 
 @dataclass(frozen=True)
 class KvRoom:
-    """How many KV blocks fit beside the weights and a step's activations.
+    """How many KV blocks fit beside the weights and a step's activations."""
 
-    Attributes
-    ----------
-    blocks : int
-        What vLLM takes by itself: the measured ones, less what a larger budget needs.
-    most : int or None
-        With all of the GPU's memory; None where it is not known.
-    extra_bytes : int
-        Activations and logits beyond those of the measured settings, on each GPU.
-    measured_tokens : int
-        The token budget that was measured.
-    """
-
+    #: what vLLM takes by itself: the measured ones, less what a larger budget needs
     blocks: int
+    #: with all of the GPU's memory; None where it is not known
     most: int | None
+    #: activations and logits beyond those of the measured settings, on each GPU
     extra_bytes: int
+    #: the token budget that was measured
     measured_tokens: int
 
 

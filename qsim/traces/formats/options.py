@@ -22,23 +22,15 @@ TEXT_PARAMS = {
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How to read.
+    """How to read."""
 
-    Attributes
-    ----------
-    sort : bool
-        Put rows in order of arrival instead of refusing a file that is not.
-    seed : int
-        For formats whose reading is a draw (ServeGen's rate windows).
-    params : dict
-        Parameters given after the path, for the formats that have any.
-    columns : dict
-        Which column is what, by role, where the caller says so (``--columns``).
-    """
-
+    #: put rows in order of arrival instead of refusing a file that is not
     sort: bool = False
+    #: for formats whose reading is a draw (ServeGen's rate windows)
     seed: int = 0
+    #: parameters given after the path, for the formats that have any
     params: Mapping[str, str] = field(default_factory=dict)
+    #: which column is what, by role, where the caller says so (``--columns``)
     columns: Mapping[str, Column] = field(default_factory=dict)
 
 

@@ -315,20 +315,13 @@ class _Histogram:
 
 @dataclass(frozen=True)
 class LengthSource:
-    """Draws lengths for the requests of a client.
+    """Draws lengths for the requests of a client."""
 
-    Attributes
-    ----------
-    what : str
-        In words, for the trace's metadata.
-    fallback : LengthModel, optional
-        For clients without histograms of their own.
-    histograms : dict
-        By client: window starts and the (prompt, output) histograms of each.
-    """
-
+    #: in words, for the trace's metadata
     what: str
+    #: for clients without histograms of their own
     fallback: LengthModel | None
+    #: by client: window starts and the (prompt, output) histograms of each
     histograms: dict[str, tuple[FloatArray, list[tuple[_Histogram, _Histogram]]]] = field(
         default_factory=dict
     )

@@ -92,21 +92,14 @@ _PLAIN = ("priority", "timeout")
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a file, and how to read it.
+    """A column of a file, and how to read it."""
 
-    Attributes
-    ----------
-    name : str
-        As the file has it.
-    unit : str, optional
-        A key of :data:`qsim.traces.reading.times.UNITS`: given, or told by the name. None: told by
-        the values.
-    given : bool
-        Whether the unit (of a priority or timeout, the column) was given by the user.
-    """
-
+    #: as the file has it
     name: str
+    #: a key of :data:`qsim.traces.reading.times.UNITS`: given, or told by the name. None: told by
+    #: the values.
     unit: str | None = None
+    #: whether the unit (of a priority or timeout, the column) was given by the user
     given: bool = False
 
 

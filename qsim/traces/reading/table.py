@@ -81,24 +81,16 @@ def dialect_of(head: bytes) -> Dialect:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of a table: the columns that were asked for.
+    """Some rows of a table: the columns that were asked for."""
 
-    Attributes
-    ----------
-    number : int64 array
-        Which rows of the file they are, from 0; the header is none.
-    values : list of lists
-        By column, in the order in which they were asked for; None where a value is missing or
-        cannot be converted.
-    names : sequence of str
-        Of these columns.
-    locate : callable
-        The place of a row, such as ``line 7``, and the text of one of these columns there.
-    """
-
+    #: which rows of the file they are, from 0; the header is none
     number: IntArray
+    #: by column, in the order in which they were asked for; None where a value is missing or cannot
+    #: be converted
     values: list[Any]
+    #: of these columns
     names: Sequence[str]
+    #: the place of a row, such as ``line 7``, and the text of one of these columns there
     locate: Callable[[int, int], tuple[str, str]]
     source: Source
 

@@ -56,23 +56,15 @@ def date_sql(name: str) -> str:
 
 @dataclass(frozen=True)
 class Unit:
-    """What a number or text in a column of times means.
+    """What a number or text in a column of times means."""
 
-    Attributes
-    ----------
-    ticks_per_s : int
-        Of numbers.
-    clock : bool
-        Whether they count from 1970, and so are counted from the first one.
-    date : bool
-        Whether it is a text with a date.
-    words : str
-        For people.
-    """
-
+    #: of numbers
     ticks_per_s: int = 1
+    #: whether they count from 1970, and so are counted from the first one
     clock: bool = False
+    #: whether it is a text with a date
     date: bool = False
+    #: for people
     words: str = "s"
 
 

@@ -24,20 +24,13 @@ _Z95 = NormalDist().inv_cdf(0.95)
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts by bucket, as Prometheus has them, of whole numbers of tokens.
+    """Counts by bucket, as Prometheus has them, of whole numbers of tokens."""
 
-    Attributes
-    ----------
-    edges : tuple of float
-        Upper ends of the buckets (``le``), included in them, rising; the last may be inf.
-    counts : tuple of float
-        In each bucket alone (not cumulative).
-    total : float, optional
-        The sum of all values.
-    """
-
+    #: upper ends of the buckets (``le``), included in them, rising; the last may be inf
     edges: tuple[float, ...]
+    #: in each bucket alone (not cumulative)
     counts: tuple[float, ...]
+    #: the sum of all values
     total: float | None = None
 
     @property

@@ -72,18 +72,12 @@ _PREFIX = re.compile(r"^vllm[:_]")
 
 @dataclass
 class Series:
-    """One counter or gauge over time.
+    """One counter or gauge over time."""
 
-    Attributes
-    ----------
-    name : str
-        Without ``vllm:``.
-    samples : list of (float or None, float)
-        Time in s (None: not told) and value, in order.
-    """
-
+    #: without ``vllm:``
     name: str
     labels: dict[str, str]
+    #: time in s (None: not told) and value, in order
     samples: list[tuple[float | None, float]] = field(default_factory=list)
 
     def increases(self) -> Iterator[tuple[float | None, float | None, float]]:
@@ -101,18 +95,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What was read from one or several files.
+    """What was read from one or several files."""
 
-    Attributes
-    ----------
-    name : str
-        Of the files, for people.
-    scrapes : int
-        How many moments there are of each: 1 for a single scrape.
-    """
-
+    #: of the files, for people
     name: str
     series: list[Series]
+    #: how many moments there are of each: 1 for a single scrape
     scrapes: int
 
     def of(self, name: str) -> list[Series]:

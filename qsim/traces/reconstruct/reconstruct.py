@@ -29,18 +29,12 @@ __all__ = ["Reconstruction", "reconstruct_from_metrics", "reconstruct_from_numbe
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A workload that is like what was seen, as far as that tells.
-
-    Attributes
-    ----------
-    span : Span
-        As long as what was seen, unless asked otherwise.
-    notes : tuple of str
-        What was measured, and what was assumed.
-    """
+    """A workload that is like what was seen, as far as that tells."""
 
     workload: Workload
+    #: as long as what was seen, unless asked otherwise
     span: Span
+    #: what was measured, and what was assumed
     notes: tuple[str, ...]
 
     def draw(self, seed: int = 0) -> Trace:

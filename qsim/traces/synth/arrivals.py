@@ -39,17 +39,11 @@ KINDS = ("poisson", "gamma", "weibull")
 
 @dataclass(frozen=True)
 class Gaps:
-    """The gaps of a renewal process of mean 1.
+    """The gaps of a renewal process of mean 1."""
 
-    Attributes
-    ----------
-    kind : str
-        ``"poisson"``, ``"gamma"`` or ``"weibull"``.
-    cv : float
-        Standard deviation over mean of the gaps, 0.003 to 100; 1 is Poisson for all kinds.
-    """
-
+    #: ``"poisson"``, ``"gamma"`` or ``"weibull"``
     kind: str = "poisson"
+    #: standard deviation over mean of the gaps, 0.003 to 100; 1 is Poisson for all kinds
     cv: float = 1.0
 
     def __post_init__(self) -> None:
@@ -89,17 +83,12 @@ def weibull_shape(cv: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class RateProfile:
-    """A rate that is constant in steps, and repeats after its end.
+    """A rate that is constant in steps, and repeats after its end."""
 
-    Attributes
-    ----------
-    edges_s : float64 array, shape (n + 1,)
-        Where the steps begin and the last one ends; from 0, rising strictly.
-    rates_rps : float64 array, shape (n,)
-        Requests a second in each step, >= 0, not all 0.
-    """
-
+    #: float64 array, shape (n + 1,): where the steps begin and the last one ends; from 0, rising
+    #: strictly
     edges_s: FloatArray
+    #: float64 array, shape (n,): requests a second in each step, >= 0, not all 0
     rates_rps: FloatArray
 
     def __post_init__(self) -> None:
@@ -243,25 +232,17 @@ def arrival_blocks(
 
 @dataclass(frozen=True)
 class Bursts:
-    """Busy spells and quiet spells in turn; multiplied with a rate profile.
+    """Busy spells and quiet spells in turn; multiplied with a rate profile."""
 
-    Attributes
-    ----------
-    busy_s, quiet_s : QuantileTable
-        How long the spells last.
-    quiet_level : float
-        Rate in a quiet spell over the typical rate in a busy one, in [0, 1).
-    level_sigma : float
-        Busy spells differ in rate: standard deviation of the logarithm of their levels.
-    stratified : bool
-        Draw the durations evenly over their distribution, in random order, instead of
-        independently. A short trace then shows the whole distribution whatever the seed.
-    """
-
+    #: how long the spells last
     busy_s: QuantileTable
     quiet_s: QuantileTable
+    #: rate in a quiet spell over the typical rate in a busy one, in [0, 1)
     quiet_level: float = 0.0
+    #: busy spells differ in rate: standard deviation of the logarithm of their levels
     level_sigma: float = 0.0
+    #: draw the durations evenly over their distribution, in random order, instead of independently.
+    #: A short trace then shows the whole distribution whatever the seed.
     stratified: bool = False
 
     def __post_init__(self) -> None:

@@ -26,17 +26,11 @@ _FINE_P = (1e-4, 1e-3, *(i / 200 for i in range(1, 200)), 0.999, 0.9999)
 
 @dataclass(frozen=True)
 class QuantileTable:
-    """The quantiles of a positive quantity, joined by straight lines in log space.
+    """The quantiles of a positive quantity, joined by straight lines in log space."""
 
-    Attributes
-    ----------
-    p : tuple of float
-        Probabilities, rising strictly from 0 to 1.
-    values : tuple of float
-        The quantile at each ``p``, > 0 and never decreasing. Equal neighbours are an atom.
-    """
-
+    #: probabilities, rising strictly from 0 to 1
     p: tuple[float, ...]
+    #: the quantile at each ``p``, > 0 and never decreasing. Equal neighbours are an atom.
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
@@ -101,18 +95,12 @@ class QuantileTable:
 
 @dataclass(frozen=True)
 class LengthModel:
-    """Prompt and output lengths of one kind of request.
+    """Prompt and output lengths of one kind of request."""
 
-    Attributes
-    ----------
-    prompt, output : QuantileTable
-        The two marginal distributions in tokens, which the draws keep exactly.
-    rho : float
-        Correlation of the Gaussian copula that joins them, in (-1, 1).
-    """
-
+    #: the two marginal distributions in tokens, which the draws keep exactly
     prompt: QuantileTable
     output: QuantileTable
+    #: correlation of the Gaussian copula that joins them, in (-1, 1)
     rho: float = 0.0
 
     def __post_init__(self) -> None:

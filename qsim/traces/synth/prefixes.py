@@ -28,35 +28,24 @@ class PrefixModel:
     random number of blocks. It shares all of that prompt but its last block (which the turn
     filled up with other text), or with some probability fewer (an edited or branched history).
     So prompt lengths keep their own distribution, whatever is shared.
-
-    Attributes
-    ----------
-    block_tokens : int
-        Prompt tokens that an id stands for.
-    common_blocks : int
-        First blocks that all prompts share (a system prompt).
-    later_blocks : tuple of int
-        Prompt lengths in blocks, rising: the bin edges of ``later_share``.
-    later_share : tuple of float
-        Probability of being a later turn in each bin; one more than the edges.
-    age_s : QuantileTable
-        Seconds since the turn before.
-    growth_p, growth_blocks : tuple of float
-        Quantiles of the growth in blocks, which may be negative.
-    branch_share : float
-        Probability that a later turn shares less than it could.
-    branch_kept : float
-        Mean share of the blocks that such a turn still has in common, in (0, 1).
     """
 
+    #: prompt tokens that an id stands for
     block_tokens: int
+    #: first blocks that all prompts share (a system prompt)
     common_blocks: int
+    #: prompt lengths in blocks, rising: the bin edges of ``later_share``
     later_blocks: tuple[int, ...]
+    #: probability of being a later turn in each bin; one more than the edges
     later_share: tuple[float, ...]
+    #: seconds since the turn before
     age_s: QuantileTable
+    #: quantiles of the growth in blocks, which may be negative
     growth_p: tuple[float, ...]
     growth_blocks: tuple[float, ...]
+    #: probability that a later turn shares less than it could
     branch_share: float
+    #: mean share of the blocks that such a turn still has in common, in (0, 1)
     branch_kept: float
 
     def start(self, rng: np.random.Generator) -> PrefixDraw:

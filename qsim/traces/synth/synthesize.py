@@ -18,21 +18,14 @@ from qsim.traces.synth.lengths import LengthModel
 from qsim.traces.synth.prefixes import PrefixModel
 from qsim.traces.trace import COLUMNS, MOST_PRIORITY, HashIds, Trace
 
-__all__ = ["Tier", "Tiers"]
+__all__ = [
+    "Span", "Tier", "Tiers", "Workload", "expected_requests", "iter_chunks", "synthesize",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Tier:
     """One kind of clients.
-
-    Attributes
-    ----------
-    share : float
-        Of all requests; shares count relative to their sum.
-    priority : int
-        As vLLM's: the smaller goes first.
-    timeout_s : float, optional
-        How long a client waits for its whole answer; as long as it takes by default.
 
     Raises
     ------
@@ -40,8 +33,11 @@ class Tier:
         If a value is out of bounds.
     """
 
+    #: of all requests; shares count relative to their sum
     share: float
+    #: as vLLM's: the smaller goes first
     priority: int = 0
+    #: how long a client waits for its whole answer; as long as it takes by default
     timeout_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -84,75 +80,49 @@ class Tiers:
 #: longest span of traffic, s: ten years
 MAX_SPAN_S = 3.2e8
 
-__all__ = ["Span", "Workload", "expected_requests", "iter_chunks", "synthesize"]
-
 
 @dataclass(frozen=True)
 class Workload:
-    """What a synthetic trace is drawn from.
+    """What a synthetic trace is drawn from."""
 
-    Attributes
-    ----------
-    name : str
-        The name that traces get.
-    profile : RateProfile
-        Requests a second over time; it repeats after its end.
-    gaps : Gaps
-        How evenly requests follow the rate.
-    lengths : LengthModel
-        Prompt and output tokens.
-    spells : Bursts, optional
-        Bursts on top of the profile.
-    prefixes : PrefixModel, optional
-        Shared beginnings of prompts.
-    tiers : Tiers, optional
-        Kinds of clients, with their priorities and timeouts.
-    grid_s : float
-        Arrival times are rounded down to multiples of it, as some public traces are; 0 for none.
-    duration_s : float
-        How long a trace is if nothing else is asked for.
-    description : str
-        One line for people.
-    facts : dict
-        What was measured from the real trace, and the sources.
-    """
-
+    #: the name that traces get
     name: str
+    #: requests a second over time; it repeats after its end
     profile: RateProfile
+    #: how evenly requests follow the rate
     gaps: Gaps
+    #: prompt and output tokens
     lengths: LengthModel
+    #: bursts on top of the profile
     bursts: Bursts | None = None
+    #: shared beginnings of prompts
     prefixes: PrefixModel | None = None
+    #: kinds of clients, with their priorities and timeouts
     tiers: Tiers | None = None
+    #: arrival times are rounded down to multiples of it, as some public traces are; 0 for none
     grid_s: float = 0.0
+    #: how long a trace is if nothing else is asked for
     duration_s: float = 3600.0
+    #: one line for people
     description: str = ""
+    #: what was measured from the real trace, and the sources
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Span:
-    """Which part of a workload to draw, and how much of it.
+    """Which part of a workload to draw, and how much of it."""
 
-    Attributes
-    ----------
-    start_s : float
-        Where in the rate profile to begin; arrivals count from there.
-    duration_s : float, optional
-        Seconds of traffic; the workload's own by default.
-    requests : int, optional
-        Stop after exactly so many requests. With a duration as well, the mean rate becomes
-        ``requests / duration_s``, and the last request arrives about then.
-    rate_rps : float, optional
-        The mean rate over the span; the profile keeps its shape.
-    scale : float
-        Multiplies the rate.
-    """
-
+    #: where in the rate profile to begin; arrivals count from there
     start_s: float = 0.0
+    #: seconds of traffic; the workload's own by default
     duration_s: float | None = None
+    #: stop after exactly so many requests. With a duration as well, the mean rate becomes
+    #: ``requests / duration_s``, and the last request arrives about then.
     requests: int | None = None
+    #: the mean rate over the span; the profile keeps its shape
     rate_rps: float | None = None
+    #: multiplies the rate
     scale: float = 1.0
 
     def __post_init__(self) -> None:
