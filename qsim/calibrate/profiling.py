@@ -19,21 +19,12 @@ __all__ = ["is_newer", "profile_recording"]
 def profile_recording(
     folder: Path, out: Path, progress: Callable[[str], None] | None = None
 ) -> Profile:
-    """Fit a recording, work out the error of the profile, and write it.
+    """Fit a recording, work out the error of the profile, and write it to ``out``.
 
     The profile is fitted on all phases but the warm-up. Its ``fit_error`` comes from fits without
     the held-out phase that they predict (``qsim.calibrate.validate.validation``). Beside the
     recording's files go ``fit.txt``, a table of the errors by mode, and two pictures if matplotlib
     is installed.
-
-    Parameters
-    ----------
-    folder : Path
-        The recording.
-    out : Path
-        The profile's file.
-    progress : callable, optional
-        Is told what is being done.
 
     Raises
     ------

@@ -134,15 +134,7 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def refusal(config: Mapping[str, Any]) -> str | None:
     """Why a model cannot be described as a dense decoder with full attention; None if it can.
 
-    Parameters
-    ----------
-    config : Mapping
-        The whole config.json.
-
-    Returns
-    -------
-    str or None
-        The field, its value, and what it means.
+    The field of its config.json, its value, and what it means.
     """
     text = text_config(config)
     found = _by_field(text)

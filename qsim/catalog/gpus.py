@@ -108,17 +108,10 @@ def gpu_type_of(board: Board) -> GpuType:
 def choose_gpus(
     boards: Sequence[Board], wanted: Sequence[int], environment: Mapping[str, str]
 ) -> list[int]:
-    """The GPUs to measure on, by NVML's number.
+    """The GPUs to measure on, by NVML's number: the wanted ones.
 
-    Parameters
-    ----------
-    boards : sequence of Board
-        What this host has.
-    wanted : sequence of int
-        The user's choice; none for all that CUDA_VISIBLE_DEVICES leaves visible, since a job
-        scheduler may have given the others to somebody else.
-    environment : mapping
-        Of this process.
+    Where none is wanted, all that CUDA_VISIBLE_DEVICES leaves visible, since a job scheduler may
+    have given the others to somebody else.
 
     Raises
     ------

@@ -80,12 +80,8 @@ class Method:
         return True
 
     def kernel(self, gpu: GpuType, release: tuple[int, int] | None = None) -> str:
-        """The GEMM kernel on a GPU, "" if vLLM has none.
-
-        Parameters
-        ----------
-        release
-            vLLM's (major, minor); the newest that is known by default.
+        """The GEMM kernel on a GPU, "" if vLLM has none; of the newest ``release`` (major, minor)
+        that is known by default.
         """
         kernel = self.hopper if gpu.capability >= (9, 0) else self.ampere
         for first, later in self.since:

@@ -57,46 +57,33 @@ def _since(major: int, minor: int) -> Any:
 
 @dataclass(frozen=True)
 class VersionRules:
-    """The rules and defaults of one release. Each flag says whether the release has the rule.
+    """The rules and defaults of one release. Each flag says whether the release has the rule."""
 
-    Attributes
-    ----------
-    lone_request_uncapped
-        ``long_prefill_token_threshold`` caps nothing in a schedule call at whose start at most one
-        request waits or runs.
-    scan_follows_victim
-        Priority: where a victim stood before the request that needs its blocks, the scan of the
-        running requests moves back with the list. Before, only for a victim that had been served
-        in that call: for one that was passed over, the request after the current one lost its turn.
-    pass_survives_self_preemption
-        Priority: a request that preempts itself does not end the pass; those after it are served.
-    max_num_active_seqs, long_prefill_token_threshold_adaptive, queue_limits
-        The option exists (``queue_limits``: ``max_num_queued_reqs``, ``max_num_queued_tokens``).
-    balancer_rotates
-        The balancer of data-parallel engines starts its scan one engine further each time. Before,
-        always at the first: of equals the first was taken.
-    balancer_by_cache_pressure
-        It takes the engine with the least ``max(own requests in flight, waiting + running)``, plus
-        ``6 * waiting * (KV use - 0.5)`` if anything waits and more than half of the KV cache is
-        used. Before: ``4 * waiting + running``.
-    captures_max_num_seqs
-        ``max_num_seqs`` itself is a captured CUDA-graph size, if it is within the largest.
-    large_gpu_budget
-        ``vllm serve`` defaults to 16384 batched tokens on GPUs of 160 GiB or more.
-    reserves_graph_memory
-        The memory of CUDA graphs is reserved before the KV cache is sized.
-    """
-
+    #: ``long_prefill_token_threshold`` caps nothing in a schedule call at whose start at most one
+    #: request waits or runs.
     lone_request_uncapped: bool = _since(0, 31)
+    #: Priority: where a victim stood before the request that needs its blocks, the scan of the
+    #: running requests moves back with the list. Before, only for a victim that had been served in
+    #: that call: for one that was passed over, the request after the current one lost its turn.
     scan_follows_victim: bool = _since(0, 28)
+    #: Priority: a request that preempts itself does not end the pass; those after it are served.
     pass_survives_self_preemption: bool = _since(0, 33)
+    #: These options exist (``queue_limits``: ``max_num_queued_reqs``, ``max_num_queued_tokens``).
     max_num_active_seqs: bool = _since(0, 31)
     long_prefill_token_threshold_adaptive: bool = _since(0, 31)
     queue_limits: bool = _since(0, 29)
+    #: The balancer of data-parallel engines starts its scan one engine further each time. Before,
+    #: always at the first: of equals the first was taken.
     balancer_rotates: bool = _since(0, 25)
+    #: It takes the engine with the least ``max(own requests in flight, waiting + running)``, plus
+    #: ``6 * waiting * (KV use - 0.5)`` if anything waits and more than half of the KV cache is
+    #: used. Before: ``4 * waiting + running``.
     balancer_by_cache_pressure: bool = _since(0, 27)
+    #: ``max_num_seqs`` itself is a captured CUDA-graph size, if it is within the largest.
     captures_max_num_seqs: bool = _since(0, 29)
+    #: ``vllm serve`` defaults to 16384 batched tokens on GPUs of 160 GiB or more.
     large_gpu_budget: bool = _since(0, 28)
+    #: The memory of CUDA graphs is reserved before the KV cache is sized.
     reserves_graph_memory: bool = _since(0, 29)
 
 
@@ -143,28 +130,17 @@ def rules_of(version: str) -> VersionRules:
 def default_limits(gpu: str, memory_bytes: int) -> tuple[int, int]:
     """``vllm serve``'s defaults of max_num_batched_tokens and max_num_seqs on a GPU.
 
-    Parameters
-    ----------
-    gpu
-        A profile's name of the GPU; none of :data:`LARGE_GPUS`.
-    memory_bytes
-        As CUDA reports it.
+    ``gpu`` is a profile's name of it, none of :data:`LARGE_GPUS`; ``memory_bytes`` as CUDA reports
+    it.
     """
     small = memory_bytes < _USUAL_BYTES or gpu.lower().startswith("a100")
     return SMALL_LIMITS if small else USUAL_LIMITS
 
 
 def default_budget(budget: int, gpu: str, measured: str, version: str) -> int:
-    """The default of ``max_num_batched_tokens`` under one release, from that under another.
+    """The default of ``max_num_batched_tokens`` under ``version``, from that under another release.
 
-    Parameters
-    ----------
-    budget
-        The default of ``vllm serve`` on this GPU under the release ``measured``.
-    gpu
-        A profile's name of the GPU.
-    version
-        The release whose default is asked for.
+    ``budget`` is the default of ``vllm serve`` on this GPU under the release ``measured``.
     """
     large = gpu.lower().startswith(LARGE_GPUS)
     before, now = (rules_of(v).large_gpu_budget for v in (measured, version))
@@ -179,12 +155,8 @@ def graph_sizes(
     """The CUDA-graph sizes that a server captures by default, ascending.
 
     vLLM captures none above twice the seats, nor above the token budget; the budget itself is
-    captured where it is within that (``VllmConfig._set_cudagraph_sizes``).
-
-    Parameters
-    ----------
-    measured
-        Sizes that were captured with as many seats as the largest needs.
+    captured where it is within that (``VllmConfig._set_cudagraph_sizes``). ``measured`` are those
+    that were captured with as many seats as the largest needs.
     """
     if not measured:
         return []
@@ -199,12 +171,8 @@ def graph_sizes(
 
 
 def version_notes(measured: str, version: str) -> list[str]:
-    """What a reader should know of a run by the rules of ``version``.
-
-    Parameters
-    ----------
-    measured
-        The release that the profile was measured with.
+    """What a reader should know of a run by the rules of ``version``, of a profile that was
+    measured with another one.
     """
     notes = []
     newer = newer_than_known(version)

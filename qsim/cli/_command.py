@@ -101,17 +101,11 @@ class Group(click.Group):
 
 
 class TableGroup(Group):
-    """A group that knows its commands by name, and imports the one that is used.
+    """A group that knows its commands by name, and imports the one that is used."""
 
-    Attributes
-    ----------
-    package : str
-        Where each command is, in a module of its name.
-    lines : mapping
-        By name, the line for the help page.
-    """
-
+    #: Where each command is, in a module of its name.
     package: ClassVar[str]
+    #: By name, the line for the help page.
     lines: ClassVar[Mapping[str, str]]
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -59,13 +59,7 @@ def tell_reading(name: str, meta: Mapping[str, Any]) -> None:
 
 
 def to_json(data: Any) -> str:
-    """JSON text of plain data, the same bytes for the same data.
-
-    Raises
-    ------
-    ValueError
-        For nan or inf, which JSON does not have.
-    """
+    """JSON text of plain data, the same bytes for the same data; ValueError for nan or inf."""
     return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
@@ -97,14 +91,8 @@ _FILES = {
 def check_outputs(given: Mapping[str, Any], exports: Iterable[Any] = ()) -> None:
     """Try every file that a command's parameters and its exports name.
 
-    Raises
-    ------
-    OutputError
-        If one cannot be written, with the option and what is in the way.
-    ScenarioError
-        If two are the same file, or one is the trace.
-    MissingExtraError
-        For Parquet without pyarrow.
+    What cannot be written is an OutputError, with the option and what is in the way (for Parquet
+    without pyarrow a MissingExtraError); two that are the same file, or the trace, a ScenarioError.
     """
     wanted = [(option, given.get(name)) for name, option in _FILES.items()]
     wanted += [(f"--export {e.kind}", e.path) for e in exports]
@@ -127,13 +115,7 @@ def _is_folder(path: str) -> bool:
 
 
 def check_output(option: str, path: str | os.PathLike[str], *, folder: bool = False) -> None:
-    """Try one file, or a folder that is to take files.
-
-    Raises
-    ------
-    OutputError, MissingExtraError
-        As :func:`check_outputs`.
-    """
+    """Try one file, or a folder that is to take files: the errors of :func:`check_outputs`."""
     if not os.fspath(path):
         raise OutputError(f"{option} is empty; give a {'folder' if folder else 'file'}")
     if Path(path).suffix == ".parquet" and find_spec("pyarrow") is None:
@@ -155,10 +137,7 @@ def one_to_stdout(
 ) -> list[str]:
     """The option that goes to stdout in the place of the table, if there is one.
 
-    Raises
-    ------
-    ScenarioError
-        If there are several: exports without a path, and ``files`` to ``-``.
+    If several do (exports without a path, and ``files`` to ``-``) that is a ScenarioError.
     """
     found = [str(e) for e in exports if e.path is None]
     found += [f"--{k} -" for k in files if given[f"{k}_path"] == "-"]
@@ -231,15 +210,7 @@ class Outputs:
         return bool(self._failed)
 
     def finish(self) -> None:
-        """Tell what went wrong.
-
-        Raises
-        ------
-        OutputError
-            If something could not be written.
-        KeyboardInterrupt
-            If there was one.
-        """
+        """Tell what went wrong: OutputError if something could not be written, or the interrupt."""
         if self._failed:
             raise OutputError("not written: " + "; ".join(self._failed))
         if self._interrupt is not None:

@@ -28,10 +28,7 @@ _WHOLE = {"report_path": "--report", "steps_path": "--steps", "timeline_path": "
 def wants_stream(given: Mapping[str, Any], traffic: Traffic) -> bool:
     """Whether to take the trace part by part: when asked to, or when it is large.
 
-    Raises
-    ------
-    ScenarioError
-        If it is asked for together with an option that needs the whole run.
+    A ScenarioError if it is asked for together with an option that needs the whole run.
     """
     whole = [option for name, option in _WHOLE.items() if given[name]]
     whole += (

@@ -230,19 +230,13 @@ def _check_start(given: Mapping[str, Any], scenario: Scenario) -> None:
 
 
 class _Whole(NamedTuple):
-    """What a simulation with the trace in memory is told from.
-
-    Attributes
-    ----------
-    load : Load
-        Whether the fleet kept up.
-    ranges : Beside, optional
-        Quick ranges over machines, where they are to be given.
-    """
+    """What a simulation with the trace in memory is told from."""
 
     result: SimulationResult
+    #: Whether the fleet kept up.
     load: Load
     trace: Trace
+    #: Quick ranges over machines, where they are to be given.
     ranges: Beside[MachineRanges] | None
 
 

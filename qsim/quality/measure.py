@@ -75,12 +75,7 @@ class Run(Closed):
 def parse_tasks(text: str, include_path: str | os.PathLike[str] | None = None) -> list[str]:
     """Task ids from ``gsm8k,mmlu``, checked to be ones that lm-eval can run.
 
-    Parameters
-    ----------
-    text : str
-        Names with commas between them.
-    include_path : path, optional
-        Folder of one's own task files; their names are tasks, too.
+    Names of one's own task files in the folder ``include_path`` are tasks, too.
 
     Raises
     ------
@@ -131,24 +126,12 @@ def evaluate(
     confirm_run_unsafe_code: bool = False,
     include_path: str | os.PathLike[str] | None = None,
 ) -> Run:
-    """Run lm-eval on ``tasks`` against a server.
+    """Run lm-eval on ``tasks`` (qsim's ids) against a server.
 
-    Parameters
-    ----------
-    base_url : str
-        ``http://host:port``, with ``/v1`` or ``/v1/completions`` after it or not.
-    model : str
-        Name under which the server serves the model.
-    tasks : sequence of str
-        qsim's ids.
-    date : str
-        Today, as it will be stored.
-    max_model_len : int
-        Longest sequence of the server; longer prompts lose their beginning.
-    tokenizer : str, optional
-        Hugging Face name or folder, where it is not the served name.
-    include_path : path, optional
-        Folder of one's own task files.
+    ``base_url`` is ``http://host:port``, with ``/v1`` or ``/v1/completions`` after it or not,
+    ``model`` the name under which it serves the model, ``date`` today's, as it will be stored.
+    Prompts longer than ``max_model_len`` lose their beginning. ``tokenizer`` is a Hugging Face name
+    or folder, where it is not the served name; ``include_path`` the folder of one's own task files.
 
     Raises
     ------

@@ -52,20 +52,13 @@ _TAIL = re.compile(r"-(instruct|chat|it|hf|base)(?=-|$)")
 
 @dataclass(frozen=True)
 class ModelKey:
-    """A model as the table knows it.
+    """A model as the table knows it."""
 
-    Attributes
-    ----------
-    id : str
-        Name in lower case without the words that tell base from instruct.
-    lineage : str
-        "" if it is not known.
-    size_b : float or None
-        Billions of parameters; None if the name does not say.
-    """
-
+    #: Name in lower case without the words that tell base from instruct.
     id: str
+    #: "" if it is not known.
     lineage: str
+    #: Billions of parameters; None if the name does not say.
     size_b: float | None
 
     @property
@@ -98,15 +91,7 @@ def model_key(name: str) -> ModelKey:
 
 
 def unknown_note(name: str, known: Iterable[str]) -> str:
-    """What to know of a model that neither the table nor its name's beginning tells; "" if they do.
-
-    Parameters
-    ----------
-    name : str
-        As the user gave it.
-    known : iterable of str
-        Models that numbers are known of.
-    """
+    """What to know of a model that neither the table nor its name tells; "" if they do."""
     key, models = model_key(name), sorted({model_key(m).id for m in known})
     if key.lineage or key.id in models:
         return ""

@@ -133,40 +133,28 @@ _MOST_ROUNDS = 200
 
 @dataclass(frozen=True)
 class Components:
-    """Estimated variance components.
+    """Estimated variance components."""
 
-    Attributes
-    ----------
-    tau : dict
-        Standard deviation of the sum of the terms with shares by class of method, points
-        (for a model of 10^10 parameters times or divided by ten, with a weight of 1).
-    shares : dict
-        Share of each of :data:`SHARES` in ``tau^2``; the sum is 1.
-    cell, row : dict
-        Standard deviations of model x task and of a single number by class of method, points.
-    noise : dict
-        Sampling variance of a recovery over that of two independent runs by kind of answer
-        (``chosen``, ``generated``); below 1 because both scores come from the same questions.
-    near : float
-        Standard deviation of the offset of a near scheme, in units of ``tau``.
-    decay : float
-        ``tau`` and ``cell`` fall with the number of parameters P as ``(P / 10^10) ** -decay``:
-        small models vary more.
-    widen : dict
-        Factor on the standard deviation of a prediction by class of method, at least 1, with which
-        90% of the numbers of left-out sources fall inside their intervals.
-    rho : float
-        Correlation of the terms of two relatives; judgement, not an estimate.
-    """
-
+    #: Standard deviation of the sum of the terms with shares by class of method, points
+    #: (for a model of 10^10 parameters times or divided by ten, with a weight of 1).
     tau: dict[str, float]
+    #: Share of each of :data:`SHARES` in ``tau^2``; the sum is 1.
     shares: dict[str, float]
+    #: Standard deviations of model x task and of a single number by class of method, points.
     cell: dict[str, float]
     row: dict[str, float]
+    #: Sampling variance of a recovery over that of two independent runs by kind of answer
+    #: (``chosen``, ``generated``); below 1 because both scores come from the same questions.
     noise: dict[str, float]
+    #: Standard deviation of the offset of a near scheme, in units of ``tau``.
     near: float
+    #: ``tau`` and ``cell`` fall with the number of parameters P as ``(P / 10^10) ** -decay``: small
+    #: models vary more.
     decay: float
+    #: Factor on the standard deviation of a prediction by class of method, at least 1, with which
+    #: 90% of the numbers of left-out sources fall inside their intervals.
     widen: dict[str, float]
+    #: Correlation of the terms of two relatives; judgement, not an estimate.
     rho: float = 0.7
 
 
@@ -301,25 +289,18 @@ def covariance(a: Cases, b: Cases, c: Components) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Pool:
-    """Published numbers of a method and its relatives, with the weights of their models.
-
-    Attributes
-    ----------
-    cases : Cases
-        n rows.
-    deviations : array (n,)
-        Recoveries less :data:`MEAN_PCT`.
-    common, own : array (n, n)
-        Covariance that the weights do not scale (with sampling errors), and what they do at 1.
-    weights : dict
-        By model.
-    """
+    """Published numbers of a method and its relatives, with the weights of their models."""
 
     method: str
+    #: n rows
     cases: Cases
+    #: Recoveries less :data:`MEAN_PCT`, shape (n,).
     deviations: Array
+    #: Covariance that the weights do not scale (with sampling errors), and what they do at 1 (own);
+    #: shape (n, n).
     common: Array
     own: Array
+    #: By model.
     weights: dict[str, float]
 
     def fragility(self) -> Array:

@@ -77,27 +77,20 @@ class TaskRecovery:
 
 @dataclass(frozen=True)
 class Recovery:
-    """Recovery of a method on a task mix.
+    """Recovery of a method on a task mix."""
 
-    Attributes
-    ----------
-    mean_pct, low_pct, high_pct : float
-        Percent of the 16-bit model's score, and a 90% interval. The mean may pass 100: noise in
-        published numbers goes both ways and is not cut off.
-    status : str
-        ``measured``, ``published`` or ``estimated``: that of the weakest task.
-    tasks : tuple of TaskRecovery
-        The parts, in the order of the mix.
-    """
-
+    #: Percent of the 16-bit model's score, and a 90% interval. The mean may pass 100: noise in
+    #: published numbers goes both ways and is not cut off.
     mean_pct: float
     low_pct: float
     high_pct: float
+    #: ``measured``, ``published`` or ``estimated``: that of the weakest task.
     status: str
     sources: tuple[str, ...] = ()
     note: str = ""
     model: str = ""
     method: str = ""
+    #: The parts, in the order of the mix.
     tasks: tuple[TaskRecovery, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:

@@ -28,32 +28,24 @@ _PUBLISHERS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One published number.
+    """One published number."""
 
-    Attributes
-    ----------
-    model, task, method : str
-        qsim's ids; ``method`` may also be a stand-in that qsim does not serve (``kv-int8``,
-        ``nvfp4-w4a4``, ``mxfp4-w4a4``) or an effect (``kv-fp8``).
-    same : bool
-        Whether the source's ``scheme`` is the method itself: same number format, same algorithm.
-    score, baseline : float or None
-        In percent; None where the source gives the recovery alone.
-    recovery_pct : float
-        ``100 * score / baseline``.
-    items : int
-        Answers behind the score.
-    """
-
+    #: qsim's id, as those of method and task are
     model: str
     variant: str
+    #: or a stand-in that qsim does not serve (``kv-int8``, ``nvfp4-w4a4``, ``mxfp4-w4a4``), or an
+    #: effect (``kv-fp8``)
     method: str
+    #: Whether the source's ``scheme`` is the method itself: same number format, same algorithm.
     same: bool
     scheme: str
     task: str
+    #: In percent; None where the source gives the recovery alone.
     score: float | None
     baseline: float | None
+    #: ``100 * score / baseline``.
     recovery_pct: float
+    #: Answers behind the score.
     items: int
     source: str
     commit: str

@@ -30,33 +30,22 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Task:
-    """One benchmark.
+    """One benchmark."""
 
-    Attributes
-    ----------
-    id : str
-        qsim's name.
-    family : str
-        Kind of work, one of :data:`FAMILIES`.
-    items : int
-        Number of questions: what the sampling error of a published score is worked out from. For
-        an average over benchmarks the number of questions whose plain mean would be as precise.
-    what : str
-        One line for people.
-    lm_eval : str
-        The task's name in lm-eval, "" if ``qsim calibrate quality`` cannot run it.
-    metric : str
-        lm-eval's metric and filter that count as the score.
-    aliases : tuple of str
-        Names in the published tables.
-    """
-
+    #: qsim's name.
     id: str
+    #: Kind of work, one of :data:`FAMILIES`.
     family: str
+    #: Number of questions: what the sampling error of a published score is worked out from. For an
+    #: average over benchmarks the number of questions whose plain mean would be as precise.
     items: int
+    #: One line for people.
     what: str
+    #: The task's name in lm-eval, "" if ``qsim calibrate quality`` cannot run it.
     lm_eval: str = ""
+    #: lm-eval's metric and filter that count as the score.
     metric: str = "acc,none"
+    #: Names in the published tables.
     aliases: tuple[str, ...] = ()
 
 

@@ -44,14 +44,8 @@ _STEPS = 16
 def busiest_share(contexts: npt.ArrayLike, heads: int, processors: int = 132) -> float:
     """Blocks of the busiest processor over the mean of all; at least 1.
 
-    Parameters
-    ----------
-    contexts : array_like of int, shape (n,)
-        Context tokens of each request of a decode step.
-    heads : int
-        KV heads on the GPU.
-    processors : int
-        Streaming multiprocessors of the GPU.
+    ``contexts``, shape (n,), are the context tokens of each request of a decode step, ``heads`` the
+    KV heads on the GPU, ``processors`` its streaming multiprocessors.
     """
     blocks = -(-(np.asarray(contexts, dtype=np.int64) + 1) // _BLOCK)
     most = int(np.ceil(_MARGIN * float(blocks.sum()) * heads / processors))
@@ -99,12 +93,8 @@ _TYPICAL: tuple[tuple[float, ...], ...] = (
 def typical_share(rows: npt.ArrayLike, mean_context: npt.ArrayLike) -> FloatArray:
     """``busiest_share`` to be expected in traffic, interpolated in logarithms; held beyond.
 
-    Parameters
-    ----------
-    rows : array_like
-        Requests of 8 KV heads. With h heads, n requests make as many splits as n h / 8 of these.
-    mean_context : array_like
-        Tokens.
+    ``rows`` are requests of 8 KV heads: with h heads, n requests make as many splits as n h / 8 of
+    these. ``mean_context`` is in tokens.
     """
     from scipy.interpolate import RegularGridInterpolator
 
@@ -151,14 +141,8 @@ def context_of_traffic(
     """Context tokens of each step, as those of a batch of traffic that takes as long; shape (n,).
 
     Those of steps with prefill chunks, on GPUs without FlashAttention 3, and where the contexts of
-    the single requests are not known, are as recorded.
-
-    Parameters
-    ----------
-    kv_heads : int
-        KV heads on each GPU.
-    part : float, optional
-        Of the time, what goes with the busiest processor; ``PART`` by default.
+    the single requests are not known, are as recorded. ``kv_heads`` are those on each GPU; ``part``
+    of the time, by default ``PART``, goes with the busiest processor.
     """
     part = PART if part is None else part
     s = recording.steps

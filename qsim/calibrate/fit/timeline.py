@@ -184,21 +184,11 @@ def launch_ratio(
     """How slowly the host launched in the chosen steps, against the host times.
 
     The median of measured over modelled launch times, over steps without a full CUDA graph, or
-    over all if there are fewer than 20 such. A launch behind a step without a graph does not
-    count, as in the fit of the host times: it can block on the launch queue for as long as the GPU
-    works. Under tensor parallelism the launches are those that the engine's process sees.
-
-    Parameters
-    ----------
-    mode : integer array of shape (n,)
-        As of :func:`step_modes`.
-    chosen : bool array of shape (n,)
-        Such as the steps of one phase.
-
-    Returns
-    -------
-    float or None
-        Above 1 for a host that was slower; None if no launch time was recorded.
+    over all if there are fewer than 20 such: above 1 for a host that was slower, None if no launch
+    time was recorded. A launch behind a step without a graph does not count, as in the fit of the
+    host times: it can block on the launch queue for as long as the GPU works. Under tensor
+    parallelism the launches are those that the engine's process sees. ``mode`` (of
+    :func:`step_modes`) and ``chosen`` have shape (n,).
     """
     s = recording.steps
     with np.errstate(divide="ignore", invalid="ignore"):  # a profile may launch in no time
@@ -251,12 +241,8 @@ def infer_timeline(
 ) -> Timeline:
     """The timeline from update times alone.
 
-    Parameters
-    ----------
-    host : HostTimes
-        Launch times of this server, or of one like it.
-    predict_ms : callable, optional
-        Predicts a step's span where its end is hidden; without it the update is taken.
+    ``host`` has the launch times of this server, or of one like it; ``predict_ms`` predicts a
+    step's span where its end is hidden; without it the update is taken.
     """
     s = recording.steps
     n = len(s)

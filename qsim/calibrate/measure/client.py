@@ -245,19 +245,11 @@ async def _closed_loop(
 async def run_load(endpoint: Endpoint, load: dict[str, Any]) -> dict[str, Any]:
     """Send one load and wait for all answers.
 
-    Parameters
-    ----------
-    endpoint : Endpoint
-        The server.
-    load : dict
-        ``seed``, and ``streams`` that run at the same time, each with ``prompt`` and ``output``
-        (lists of lengths in tokens) and either ``at_s`` (open loop: seconds after the start) or
-        ``concurrency`` (closed loop), with ``gap_s``, ``duration_s`` and ``delay_s`` optional.
-
-    Returns
-    -------
-    dict
-        ``start_s``, ``end_s``, and ``requests``: the sent ones as rows of ``Job.result``.
+    A load has a ``seed``, and ``streams`` that run at the same time, each with ``prompt`` and
+    ``output`` (lists of lengths in tokens) and either ``at_s`` (open loop: seconds after the start)
+    or ``concurrency`` (closed loop), with ``gap_s``, ``duration_s`` and ``delay_s`` optional. What
+    comes back has ``start_s``, ``end_s``, and ``requests``: the sent ones as rows of
+    ``Job.result``.
     """
     rng = np.random.default_rng(load.get("seed", 0))
     streams: list[tuple[list[Job], dict[str, Any]]] = []

@@ -43,23 +43,15 @@ Ms = Annotated[float, Number(1e-6, 1e6)]
 
 @dataclass(frozen=True)
 class HostSpeed:
-    """What a step of the miniature took.
+    """What a step of the miniature took."""
 
-    Attributes
-    ----------
-    step_ms : float
-        Median over rounds of steps.
-    low_ms, high_ms : float
-        10th and 90th percentile.
-    rounds : int
-    cpu, python : str
-        On which it ran.
-    """
-
+    #: Median over rounds of steps.
     step_ms: Ms
+    #: 10th and 90th percentile.
     low_ms: Ms
     high_ms: Ms
     rounds: Annotated[int, Whole(1, 10**9)]
+    #: On which it ran.
     cpu: Annotated[str, Text(200)]
     python: Annotated[str, Text(200)]
 
@@ -141,14 +133,10 @@ class _Miniature:
 
 
 def host_speed(seconds: float = 2.0, clock: Callable[[], float] = thread_time) -> HostSpeed:
-    """Time the steps of the miniature.
+    """Time the steps of the miniature for about so many seconds, by the clock.
 
-    Parameters
-    ----------
-    seconds : float
-        About how long, by the clock.
-    clock : callable
-        Seconds that only grow; by default the CPU's, so that others on the host count little.
+    ``clock`` gives seconds that only grow; by default the CPU's, so that others on the host count
+    little.
     """
     engine = _Miniature()
     for _ in range(_STEPS):  # what Python and numpy do once

@@ -149,21 +149,10 @@ def environment(job: Job, gpus: Sequence[int], base: Mapping[str, str]) -> dict[
 def prepared_server(
     job: Job, gpus: Sequence[int], work: Path, *, steps: bool = True
 ) -> tuple[Server, dict[str, Any]]:
-    """The job's server, not yet started, with its recorder and dummy weights in ``work``.
+    """The job's server, not yet started, and the configuration that the served model has.
 
-    Parameters
-    ----------
-    gpus : sequence of int
-        NVML's numbers.
-    steps : bool
-        Whether the recorder records steps; without it only dummy weights are looked after.
-
-    Returns
-    -------
-    Server
-        Logs to ``work/server.log``.
-    dict
-        The configuration that the served model has.
+    The recorder and dummy weights lie in ``work``, and the server logs to ``work/server.log``.
+    ``gpus`` are NVML's numbers. Without ``steps`` only dummy weights are looked after.
     """
     source, config = job.model.source, job.model.config
     if job.dummy_weights:

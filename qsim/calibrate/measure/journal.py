@@ -31,14 +31,8 @@ _LONGEST_LINE = 256 << 20
 
 
 class Journal:
-    """Writes ``server.json`` and ``loads.jsonl`` in the folder of a measurement that is under way.
-
-    Parameters
-    ----------
-    work : Path
-        The folder.
-    server : dict
-        The server as the recording will describe it.
+    """Writes ``server.json``, the server as the recording will describe it, and ``loads.jsonl`` in
+    the folder of a measurement that is under way.
     """
 
     def __init__(self, work: Path, server: dict[str, Any]) -> None:
@@ -73,20 +67,10 @@ def _loads(path: Path) -> list[Measured]:
 
 
 def salvage(work: Path, target: Path) -> int:
-    """Make a recording of the loads that a killed measurement had finished.
+    """Make a recording of the loads that a killed measurement had finished in the folder ``work``.
 
-    Parameters
-    ----------
-    work : Path
-        The folder in which it worked.
-    target : Path
-        The recording's folder; replaced if it exists.
-
-    Returns
-    -------
-    int
-        The number of loads in it; 0 if there were fewer than ``LEAST_LOADS``, or their steps or
-        power readings are missing, and nothing was written.
+    It replaces ``target``. Returns the number of loads in it; 0 if there were fewer than
+    ``LEAST_LOADS``, or their steps or power readings are missing, and nothing was written.
     """
     try:
         server = read_json(work / "server.json", CalibrationError)

@@ -65,22 +65,10 @@ def measure(
 ) -> Path:
     """Measure one server and return the recording's folder, ``out / job.name``.
 
-    The folder appears at the end, whole; until then the work is in a hidden folder beside it,
-    which is removed whatever happens, except that the log of a failed server is kept as
-    ``<name>.failed.log``.
-
-    Parameters
-    ----------
-    job : Job
-        What to measure.
-    gpus : sequence of int
-        NVML's numbers of the GPUs that the server gets.
-    out : Path
-        The campaign's folder.
-    progress : callable
-        Is told what is being measured and how many seconds are left.
-    check_cancelled : callable
-        Called often; what it raises ends the measurement.
+    The folder appears at the end, whole; until then the work is in a hidden folder beside it, which
+    is removed whatever happens, except that the log of a failed server is kept as
+    ``<name>.failed.log``. ``gpus`` are NVML's numbers; ``progress`` is told what is being measured
+    and how many seconds are left; what ``check_cancelled`` raises, which is called often, ends it.
 
     Raises
     ------

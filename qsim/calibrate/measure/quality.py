@@ -41,14 +41,8 @@ class Served:
     def command(self, start: Sequence[str], max_model_len: int, more: Sequence[str]) -> list[str]:
         """The command line that starts its server, but for the port.
 
-        Parameters
-        ----------
-        start
-            As :func:`qsim.calibrate.measure.server.serve_command` gives it.
-        max_model_len
-            Longest sequence, tokens.
-        more
-            The user's arguments, which come last and count.
+        ``start`` is as :func:`qsim.calibrate.measure.server.serve_command` gives it; ``more`` are
+        the user's arguments, which come last and count.
         """
         online = self.method.online if self.model.quantization_config is None else ""
         return serve(
@@ -111,26 +105,11 @@ def serve_and_evaluate(
 ) -> tuple[dict[str, Run], dict[str, str]]:
     """Measure each method; keep its scores in ``folder`` at once.
 
-    One that fails stops none of the others.
-
-    Parameters
-    ----------
-    served
-        As :func:`parse_served` gives it.
-    tasks, date, max_model_len, tokenizer, **options
-        As for :func:`qsim.quality.measure.evaluate`; the tokenizer is by default the checkpoint's.
-    command
-        Starts a server; ``vllm serve`` by default.
-    server_args
-        Passed on to every server.
-    environment
-        The servers' environment; this process's by default.
-    start_timeout_s
-        How long a server may take until it is healthy, seconds.
-    resume
-        Take the scores that are in ``folder`` already.
-    say
-        Called with a line about each step.
+    One that fails stops none of the others. ``command`` starts a server (``vllm serve`` by
+    default), with ``server_args`` and the ``environment`` (this process's by default); it may take
+    ``start_timeout_s`` until it is healthy. ``resume`` takes the scores that are in ``folder``
+    already. The rest is as for :func:`qsim.quality.measure.evaluate`; the tokenizer is by default
+    the checkpoint's.
 
     Returns
     -------

@@ -153,26 +153,17 @@ class CancelledError(Exception):
 
 @dataclass
 class Campaign:
-    """Jobs over groups of GPUs.
+    """Jobs over groups of GPUs."""
 
-    Parameters
-    ----------
-    jobs : list of Job
-        What to measure, in this order.
-    refused : dict
-        Methods that cannot run, with reasons; kept for the result.
-    groups : list of tuple of int
-        NVML's numbers of the GPUs of each worker.
-    out : Path
-        The campaign's folder.
-    report : callable
-        Called from several threads with (GPUs, job's name, what, seconds left in the campaign).
-    """
-
+    #: What to measure, in this order.
     jobs: Sequence[Job]
+    #: Methods that cannot run, with reasons; kept for the result.
     refused: dict[str, str]
+    #: NVML's numbers of the GPUs of each worker.
     groups: Sequence[tuple[int, ...]]
+    #: The campaign's folder.
     out: Path
+    #: Called from several threads with (GPUs, job's name, what, seconds left in the campaign).
     report: Callable[[tuple[int, ...], str, str, float], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
 

@@ -79,13 +79,8 @@ class ServerFacts:
 
 
 def serve_command(given: str | None) -> list[str]:
-    """The command that starts a server, without its arguments.
-
-    Parameters
-    ----------
-    given : str, optional
-        As the user wrote it. By default ``vllm serve``, or vLLM's module where the command is
-        not on PATH.
+    """The command that starts a server, without its arguments: the given one, or else ``vllm
+    serve``, or vLLM's module where the command is not on PATH.
 
     Raises
     ------
@@ -139,23 +134,15 @@ def _shorten(line: str) -> str:
 
 @dataclass
 class Server:
-    """One server on some GPUs.
+    """One server on some GPUs."""
 
-    Parameters
-    ----------
-    command : sequence of str
-        The whole command line, without ``--port``.
-    environment : mapping
-        The process's environment.
-    log : Path
-        Gets what the server prints.
-    port : int
-        Where it listens on the loopback interface; 0 chooses a free one.
-    """
-
+    #: The whole command line, without ``--port``.
     command: Sequence[str]
+    #: The process's environment.
     environment: Mapping[str, str]
+    #: Gets what the server prints.
     log: Path
+    #: Where it listens on the loopback interface; 0 chooses a free one.
     port: int = 0
     host: str = "127.0.0.1"
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
@@ -192,12 +179,8 @@ class Server:
     ) -> float:
         """Wait until ``/health`` answers; return the seconds it took since the start.
 
-        Parameters
-        ----------
-        timeout_s : float
-            How long to wait at most.
-        waiting : callable, optional
-            Called a few times a second with the seconds waited; what it raises ends the wait.
+        ``waiting`` is called a few times a second with the seconds waited; what it raises ends the
+        wait.
 
         Raises
         ------

@@ -131,24 +131,14 @@ def phases(
     holdout: Sequence[HoldoutTrace] = (),
     only_holdout: bool = False,
 ) -> Generator[Phase, Speed | None, None]:
-    """All loads of one server.
+    """All loads of one server, which may take ``budget_s`` together: 150 s is a full calibration of
+    an 8B model.
 
-    Parameters
-    ----------
-    speed : Speed
-        An estimate; send a better one into the generator after each load.
-    limits : Limits
-        What the server can hold.
-    budget_s : float
-        How long all loads may take together; 150 s is a full calibration of an 8B model.
-    seed : int
-        Of all lengths and arrivals.
-    holdout : sequence of HoldoutTrace
-        What is replayed; by default lengths drawn like those of the Azure traces of 2023. A single
-        trace without a load of its own is replayed twice, at moderate load and at overload.
-    only_holdout : bool
-        Only these, and before them what it takes to know the server's capacity. Enough to check a
-        profile, too little to fit one.
+    ``speed`` is an estimate: send a better one into the generator after each load. ``holdout`` is
+    what is replayed; by default lengths drawn like those of the Azure traces of 2023. A single
+    trace without a load of its own is replayed twice, at moderate load and at overload. With
+    ``only_holdout`` there are only these, and before them what it takes to know the server's
+    capacity: enough to check a profile, too little to fit one.
     """
     plan = _Plan(budget_s, limits, speed, np.random.default_rng(seed))
     makers = [_warm, _idle, _ladder, _pre, _context_1k, _over, _context_8k, _caps, _mix]

@@ -50,24 +50,11 @@ def install(
 ) -> dict[str, str]:
     """Write the plugin into ``folder`` and return the environment that loads it.
 
-    Parameters
-    ----------
-    folder : Path
-        Gets ``site`` (the plugin) and ``rows`` (what it records); made if missing.
-    environment : mapping
-        The server's environment so far; its PYTHONPATH is kept behind ours.
-    random_dummy_bits : bool
-        Whether dummy weights get random bits.
-    weight_bits : int
-        Bits of an integer weight, 4 or 8, for the distribution of dummy ones; 0 for other formats.
-    steps : bool
-        Whether steps are recorded; without it only dummy weights are looked after, which is the
-        server to compare with when the recorder's cost is measured.
-
-    Returns
-    -------
-    dict
-        A copy of ``environment`` with the recorder's variables added.
+    ``folder`` gets ``site`` (the plugin) and ``rows`` (what it records). PYTHONPATH of
+    ``environment`` is kept behind ours. With ``random_dummy_bits`` dummy weights get random bits:
+    ``weight_bits`` is 4 or 8, for the distribution of integer ones, 0 for other formats. Without
+    ``steps`` only dummy weights are looked after, which is the server to compare with when the
+    recorder's cost is measured.
     """
     site, rows = folder / "site", folder / "rows"
     info = site / f"{MODULE}-0.1.dist-info"

@@ -49,12 +49,8 @@ class StepRow:
 
 
 def read_steps(rows: Path) -> list[StepRow]:
-    """All steps of a server, in the order of scheduling.
-
-    Parameters
-    ----------
-    rows : Path
-        The folder that the recorder wrote to.
+    """All steps of a server, from the folder that the recorder wrote to, in the order of
+    scheduling.
 
     Raises
     ------

@@ -75,13 +75,9 @@ def measured_row(
 ) -> MeasuredRow:
     """Summarise a recording.
 
-    Parameters
-    ----------
-    batches : sequence of int
-        Decode batch sizes. Of the phases that show one, bursts come first (they walk through all
-        sizes under one load), then the one of the shortest contexts.
-    energy_phases : sequence of str
-        The first of these that the recording has is the one that energy is taken from.
+    ``batches`` are decode batch sizes: of the phases that show one, bursts come first (they walk
+    through all sizes under one load), then the one of the shortest contexts. The first of
+    ``energy_phases`` that the recording has is the one that energy is taken from.
     """
     server = recording.server
     decode = {b: d for b in batches if (d := _decode(recording, b)) is not None}

@@ -124,15 +124,8 @@ def transfer(
 ) -> Profile:
     """The profile of a GPU, model and method that were not measured together.
 
-    Parameters
-    ----------
-    teacher : Teacher
-    gpu, model, method : str
-        Ids; ``model`` names the profile.
-    config : dict
-        The model's config.json.
-    memory_bytes : int, optional
-        Of the GPU, where it is not the type's usual size.
+    ``config`` is the model's config.json, ``model`` its name in the profile's id; ``memory_bytes``
+    that of the GPU, where it is not the type's usual size.
 
     Raises
     ------

@@ -31,12 +31,8 @@ _BLOCK = 16
 def other_bytes(
     samples: Sequence[Sample], architecture: Architecture, version: str = DEFAULT_VERSION
 ) -> float:
-    """What a server needs beside weights and KV cache, from measured block counts.
-
-    Parameters
-    ----------
-    version
-        Of vLLM, that the server runs.
+    """What a server of this version of vLLM needs beside weights and KV cache, from measured
+    blocks.
 
     Raises
     ------
@@ -75,10 +71,8 @@ def kv_memory(
 ) -> Memory:
     """The memory part of a profile.
 
-    Parameters
-    ----------
-    memory_bytes : int, optional
-        What CUDA reports as total, where it is not the type's usual size (an A100 of 40 GB).
+    ``memory_bytes`` is what CUDA reports as total, where it is not the type's usual size (an A100
+    of 40 GB).
 
     Raises
     ------

@@ -38,31 +38,21 @@ AGREEMENT_HEAD = (
 
 @dataclass(frozen=True)
 class Agreement:
-    """How many steps of one recorded phase the scheduler reproduced.
-
-    Attributes
-    ----------
-    steps : int
-        Recorded steps.
-    agreeing : int
-        Steps with the recorded prefill tokens and number of decodes.
-    other_prefill : int
-        Steps with other prefill tokens: a request was taken in a step earlier or later.
-    other_decodes : int
-        Steps with the same prefill tokens and another number of decodes: the echo of such a shift
-        when the request begins to decode and when it ends.
-    largest_difference : int
-        Largest difference in the number of decodes over all steps.
-    tokens_differ : int
-        Difference of all tokens computed, which a lost request would show.
-    """
+    """How many steps of one recorded phase the scheduler reproduced."""
 
     phase: str
+    #: Recorded steps.
     steps: int
+    #: Steps with the recorded prefill tokens and number of decodes.
     agreeing: int
+    #: Steps with other prefill tokens: a request was taken in a step earlier or later.
     other_prefill: int
+    #: Steps with the same prefill tokens and another number of decodes: the echo of such a shift
+    #: when the request begins to decode and when it ends.
     other_decodes: int
+    #: Largest difference in the number of decodes over all steps.
     largest_difference: int
+    #: Difference of all tokens computed, which a lost request would show.
     tokens_differ: int
 
     @property
@@ -73,24 +63,16 @@ class Agreement:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """Steps that agree, with arrivals as the front end's model says and as recorded.
+    """Steps that agree, with arrivals as the front end's model says and as recorded."""
 
-    Attributes
-    ----------
-    recording, phase : str
-        What was counted; "all" for a sum over phases or recordings.
-    steps : int
-        Recorded steps.
-    agreeing : int
-        Those that agree if requests arrive when the model of the front end says.
-    agreeing_recorded : int
-        Those that agree if requests arrive when the recording shows them.
-    """
-
+    #: What was counted; "all" for a sum over phases or recordings.
     recording: str
     phase: str
+    #: Recorded steps.
     steps: int
+    #: Those that agree if requests arrive when the model of the front end says.
     agreeing: int
+    #: Those that agree if requests arrive when the recording shows them.
     agreeing_recorded: int
 
     @classmethod
@@ -141,21 +123,13 @@ def compare_steps(
     recorded_arrivals: bool = False,
     near_s: float = NEAR_S,
 ) -> Iterator[Agreement]:
-    """Compare the scheduler's batches with the recorded ones, phase by phase.
+    """Compare the scheduler's batches with the recorded ones, phase by phase (all but the warm-up
+    by default); ``profile`` supplies the front end's times.
 
-    Parameters
-    ----------
-    recording : Recording
-    profile : Profile
-        Supplies the front end's times.
-    labels : sequence of str, optional
-        The phases to compare; all but the warm-up by default.
-    recorded_arrivals : bool
-        Take each request in at the schedule call that first ran it in the recording, instead of
-        when the front end's model says. What differs then is the scheduler's own doing.
-    near_s : float
-        But only if that call is less than this later than the model says: who came much later had
-        to wait for something else.
+    With ``recorded_arrivals`` each request is taken in at the schedule call that first ran it in
+    the recording, instead of when the front end's model says: what differs then is the scheduler's
+    own doing. But only if that call is less than ``near_s`` later than the model says: who came
+    much later had to wait for something else.
     """
     server = recording.server
     options = EngineOptions(

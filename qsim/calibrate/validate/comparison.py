@@ -35,23 +35,16 @@ _LIKE_LAUNCHES = (0.9, 1.1)
 
 @dataclass(frozen=True)
 class Nearby:
-    """How dense the measured requests lie around a percentile.
+    """How dense the measured requests lie around a percentile."""
 
-    Attributes
-    ----------
-    from_percentile, to_percentile : int
-        The percentile less and plus ``NEARBY_POINTS``.
-    low_ms, high_ms : float
-        Measured values at these.
-    between : int
-        Measured requests whose value lies strictly between the measured percentile and the
-        simulated one.
-    """
-
+    #: The percentile less and plus ``NEARBY_POINTS``.
     from_percentile: int
     to_percentile: int
+    #: Measured values at these.
     low_ms: float
     high_ms: float
+    #: Measured requests whose value lies strictly between the measured percentile and the simulated
+    #: one.
     between: int
 
 
@@ -193,12 +186,8 @@ def nearby(
 ) -> dict[str, Nearby]:
     """What was measured around each percentile.
 
-    Parameters
-    ----------
-    values : mapping
-        Measured values of single requests by metric, as of :func:`latencies`.
-    measured, simulated : mapping
-        As of :func:`statistics`.
+    ``values`` are those of single requests by metric, as of :func:`latencies`; ``measured`` and
+    ``simulated`` are as of :func:`statistics`.
     """
     result: dict[str, Nearby] = {}
     for metric, v in values.items():

@@ -96,20 +96,13 @@ class Count:
 
 @dataclass(frozen=True)
 class Aim:
-    """A limit on absolute errors over all comparisons, and what was seen.
+    """A limit on absolute errors over all comparisons, and what was seen."""
 
-    Attributes
-    ----------
-    what : str
-        The cells: "mean and median", "p99" (of TTFT, TPOT and E2EL) or "energy".
-    quantity : str
-        "median" or "90th percentile" of the absolute errors, or "within 5%", a share.
-    limit, seen : float
-        Percent; ``seen`` is NaN if there is no such cell.
-    """
-
+    #: The cells: "mean and median", "p99" (of TTFT, TPOT and E2EL) or "energy".
     what: str
+    #: "median" or "90th percentile" of the absolute errors, or "within 5%", a share.
     quantity: str
+    #: Percent; ``seen`` is NaN if there is no such cell.
     limit: float
     seen: float
 

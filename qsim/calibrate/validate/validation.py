@@ -279,14 +279,8 @@ def validate(
 ) -> list[Comparison]:
     """Replay phases with profiles that were fitted without them, and with ones fitted on all.
 
-    Parameters
-    ----------
-    labels : sequence of str
-        Phases to replay; by default those of use "holdout".
-    in_sample : bool
-        Also replay them with profiles fitted on all phases.
-    fits : sequence of FitResult, optional
-        Fits of these recordings on all phases, if there are such already.
+    ``labels`` are by default those of use "holdout"; without ``in_sample`` only the former are
+    done. ``fits`` are fits of these recordings on all phases, if there are such already.
 
     Raises
     ------
@@ -328,12 +322,8 @@ def check_profiles(
 ) -> list[Comparison]:
     """Replay phases with profiles as they are, each with that of its server; nothing is fitted.
 
-    ``held_out`` is False in comparisons of recordings that the profile was fitted on.
-
-    Parameters
-    ----------
-    labels : sequence of str
-        Phases to replay; by default those of use "holdout".
+    ``held_out`` is False in comparisons of recordings that the profile was fitted on. ``labels``
+    are by default those of use "holdout".
 
     Raises
     ------

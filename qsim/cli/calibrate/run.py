@@ -263,13 +263,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _traces(texts: Sequence[str], loads: Sequence[float], seed: int) -> tuple[HoldoutTrace, ...]:
-    """The held-out traces with their loads.
-
-    Raises
-    ------
-    ScenarioError
-        If a load is out of range, or there are loads for some traces only.
-    """
+    """The held-out traces with their loads."""
     from qsim.calibrate.measure.workload import HoldoutTrace
     from qsim.errors import ScenarioError
     from qsim.traces import load_trace
