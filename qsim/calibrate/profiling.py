@@ -34,7 +34,7 @@ def profile_recording(
         If too little was recorded for a fit.
     """
     from qsim.calibrate.fit.fitting import fit
-    from qsim.calibrate.fit.report import draw_diagnostics, mode_table
+    from qsim.calibrate.fit.report import draw_diagnostics, fit_text
     from qsim.calibrate.recordings.data import HOLDOUT
     from qsim.calibrate.recordings.read import read_recording
     from qsim.calibrate.validate.validation import fit_error, validate
@@ -47,14 +47,7 @@ def profile_recording(
         comparisons = validate([recording], labels=held_out, in_sample=False, progress=progress)
         profile = replace(profile, fit_error=fit_error(comparisons, profile.id))
     profile.save(out)
-    text = mode_table(fitted)
-    if profile.fit_error:
-        e = profile.fit_error
-        text += (
-            f"\n  phases left out, end to end: means within {e['worst_mean']}%, medians "
-            f"{e['worst_median']}%, p99 {e['worst_p99']}%, energy {e['worst_energy']}%"
-        )
-    write_text(folder / "fit.txt", f"{profile.id}\n{text}\n")
+    write_text(folder / "fit.txt", f"{profile.id}\n{fit_text(fitted, profile)}\n")
     try:
         draw_diagnostics(fitted, folder)
     except MissingExtraError as e:

@@ -27,6 +27,7 @@ __all__ = [
     "note",
     "one_to_stdout",
     "say",
+    "tell",
     "tell_reading",
     "to_json",
     "write_json",
@@ -45,6 +46,11 @@ def note(text: str) -> None:
     """A remark on stderr; lost if that is closed."""
     with suppress(OSError):
         click.echo(f"Note: {one_line(text)}", err=True)
+
+
+def tell(text: str) -> None:
+    """Progress, on stderr."""
+    say(f"  {text}", err=True)
 
 
 def tell_reading(name: str, meta: Mapping[str, Any]) -> None:

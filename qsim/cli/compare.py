@@ -9,8 +9,7 @@ import click
 
 from qsim.cli import _options as options
 from qsim.cli._command import Command
-from qsim.cli._outputs import Outputs, check_output, need_matplotlib, note, write_json
-from qsim.cli.calibrate._adapted import say
+from qsim.cli._outputs import Outputs, check_output, need_matplotlib, note, tell, write_json
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def compare(
         if path is not None and path != "-":
             check_output(option, path)
     load, chosen = _load(result, profile, phase, energy_j, seed, given)
-    compared = compare_load(load, chosen, explain=not no_explain, progress=say)
+    compared = compare_load(load, chosen, explain=not no_explain, progress=tell)
     outputs = Outputs()
     if json_path is not None:
         with outputs.attempt("--json"):
@@ -84,7 +83,7 @@ def compare(
         with outputs.attempt("--picture"):
             save_figure(compare_figure(compared), picture_path)
     if adapt_path is not None:
-        adapted = adapt([load], chosen, progress=say)
+        adapted = adapt([load], chosen, progress=tell)
         with outputs.attempt("--adapt"):
             adapted.profile.save(adapt_path)
             how = str(adapted.profile.fit_error.get("how", "")).partition(" left out")[0]

@@ -20,9 +20,8 @@ from qsim.bounds import Closed, Count, Line, Number, PlainObject
 from qsim.documents import read_json
 from qsim.errors import CalibrationError, MissingExtraError, ScenarioError
 from qsim.files import write_text
-from qsim.quality.own import own_tasks
 from qsim.quality.stored import QUALITY_SCHEMA, read_quality
-from qsim.quality.tasks import OWN, TASKS, Task, find_task
+from qsim.quality.tasks import OWN, TASKS, Task, find_task, own_tasks
 
 __all__ = ["RUN_SCHEMA", "Run", "TaskScore", "compare", "evaluate", "load_run", "parse_tasks"]
 

@@ -19,8 +19,8 @@ from qsim.quality.measure import (
     load_run,
     parse_tasks,
 )
-from qsim.quality.own import own_tasks
 from qsim.quality.stored import read_quality
+from qsim.quality.tasks import own_tasks
 from tests.quality.fake_lm_eval import FakeLmEval
 
 URL = "http://localhost:8000"

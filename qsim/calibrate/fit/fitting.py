@@ -18,7 +18,6 @@ from qsim.arrays import FloatArray
 from qsim.calibrate.fit.contexts import context_of_traffic
 from qsim.calibrate.fit.frontend import fit_frontend
 from qsim.calibrate.fit.host import fit_host
-from qsim.calibrate.fit.memory import architecture, fit_memory, kv_bytes_per_token, kv_heads
 from qsim.calibrate.fit.modes import (
     MODE_NAMES,
     ModeError,
@@ -36,15 +35,16 @@ from qsim.calibrate.fit.span import (
     StepTable,
 )
 from qsim.calibrate.fit.timeline import DECODE, EAGER, PIECEWISE, Timeline, timeline_of
-from qsim.calibrate.recordings.data import SKIP, Recording
+from qsim.calibrate.recordings.data import SKIP, Recording, Server
 from qsim.catalog.gpus import GPUS
-from qsim.catalog.methods import find_method
+from qsim.catalog.methods import find_method, weight_bytes
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import (
     EngineDefaults,
     FrontEnd,
     HostTimes,
     Identity,
+    Memory,
     Power,
     Profile,
 )
@@ -125,7 +125,7 @@ def fit(
     least_slope, least_pair = _floors(recordings[0])
 
     timelines = [timeline_of(r, graph_max, host) for r in recordings]
-    contexts = [context_of_traffic(r, kv_heads(r.server)) for r in recordings]
+    contexts = [context_of_traffic(r, r.server.kv_heads) for r in recordings]
     inferred = any(not r.steps.has_gpu_spans for r in recordings)
     say("power")
     power = fit_power(recordings, timelines, excluded)
@@ -185,7 +185,7 @@ def fit(
         host=host,
         frontend=frontend,
         power=rounded(power),
-        memory=fit_memory(server),
+        memory=_memory(server),
         measured_range=_measured_range(table, recordings, excluded),
     )
     checked = Profile.from_dict(profile.to_dict(), "the fitted profile")
@@ -239,12 +239,12 @@ def _floors(recording: Recording) -> tuple[float, float]:
     gpu = GPUS.get(server.gpu)
     if gpu is None:
         return 0.0, 0.0
-    a = architecture(server)
+    a = server.architecture
     # scores and values: two products of 2 * width FLOPs a pair and layer
     width = a.num_attention_heads * a.head_dim
     pair_flops = 4 * width * a.num_hidden_layers / server.tensor_parallel
     # the last level cache serves some of the reads
-    kv_ms = kv_bytes_per_token(server) / gpu.bandwidth_bytes_s * 1e3
+    kv_ms = server.kv_bytes_per_token / gpu.bandwidth_bytes_s * 1e3
     return 0.9 * kv_ms, pair_flops / gpu.bf16_flops * 1e3
 
 
@@ -317,6 +317,23 @@ def _longest_request(recordings: Sequence[Recording], excluded: Sequence[frozens
             if phase not in out:
                 longest = max(longest, max((n + done for n, done in chunks), default=1))
     return longest
+
+
+def _memory(server: Server) -> Memory:
+    """What was measured (the number of KV blocks) and what follows from the architecture."""
+    method = find_method(server.method)
+    return Memory(
+        num_gpu_blocks=server.num_gpu_blocks,
+        block_size=server.block_size,
+        kv_bytes_per_token=server.kv_bytes_per_token,
+        weight_bytes=weight_bytes(method, server.architecture, server.tensor_parallel),
+        measured_with={
+            "max_model_len": server.max_model_len,
+            "max_num_batched_tokens": server.max_num_batched_tokens,
+            "gpu_memory_utilization": server.gpu_memory_utilization,
+            "kv_cache_dtype": server.kv_cache_dtype,
+        },
+    )
 
 
 def _vllm_args(recording: Recording) -> list[str]:

@@ -30,9 +30,9 @@ from qsim.calibrate.fit.timeline import (
 )
 from qsim.calibrate.recordings.data import Recording
 from qsim.errors import CalibrationError
-from qsim.profiles.schema import HostTimes, held_shares
+from qsim.profiles.schema import HostTimes, MeasuredHost, Profile, held_shares
 
-__all__ = ["fit_host", "own_ms", "recorded_own_ms"]
+__all__ = ["fit_host", "own_ms", "recorded_own_ms", "slower_than", "with_host_like"]
 
 
 #: fewer launches than this say nothing
@@ -237,3 +237,60 @@ def _result_ms(recordings: Sequence[Recording]) -> float:
         waits.append(wait[(wait > 0) & ((wait < 0.3) if alone else (idle & (wait < 5.0)))])
     found = np.concatenate(waits) if waits else np.empty(0)
     return round(float(np.median(found)), 4) if len(found) else 0.06
+
+
+def slower_than(host: HostTimes, other: HostTimes) -> float:
+    """How many times as long as on ``other`` the engine's own work takes on ``host``."""
+    return own_ms(host.schedule_ms, host.update_ms) / own_ms(other.schedule_ms, other.update_ms)
+
+
+def _over(pair: list[float], factor: float) -> list[float]:
+    return [round(v / factor, 7) for v in pair]
+
+
+def with_host_like(profile: Profile, reference: Profile) -> Profile:
+    """Give ``profile`` the host and the front end of the machine of ``reference``.
+
+    How long the engine's host thread and the API process take depends on the machine, and on what
+    else it is doing, far more than on the quantization method: on virtual machines of one kind, 1.0
+    to 1.8 times as long. Methods that were measured on different machines can only be compared once
+    they are put on one. What the scheduler does is Python, the same for every method, so its time
+    says how fast a machine was. Launches differ between methods (in the number of kernels), so they
+    are kept and divided by that.
+
+    Front end, scheduling, updating and the small times between are those of the reference;
+    launches are the profile's own over :func:`slower_than`. What was measured is kept in
+    ``measured_host``; :meth:`qsim.profiles.schema.Profile.as_measured` brings it back.
+
+    Raises
+    ------
+    CalibrationError
+        If the two differ in their number of GPUs (with several, workers launch, and the engine's
+        thread only hands steps on), or the reference is not a measurement of its own host.
+    """
+    measured = profile.as_measured()
+    if reference.transferred or reference.measured_host is not None:
+        raise CalibrationError(
+            f"--host-like: {reference.id} has the host of another profile; give one that was "
+            "measured on its own"
+        )
+    numbers = [p.identity.tensor_parallel_size for p in (measured, reference)]
+    if numbers[0] != numbers[1]:
+        raise CalibrationError(
+            f"--host-like: {reference.id} runs on {numbers[1]} GPUs and {measured.id} on "
+            f"{numbers[0]}; give one with as many"
+        )
+    slower = slower_than(measured.host, reference.host)
+    kept = MeasuredHost(reference.id, round(slower, 3), measured.host, measured.frontend)
+    return replace(
+        measured,
+        host=replace(
+            reference.host,
+            launch_decode_ms=_over(measured.host.launch_decode_ms, slower),
+            launch_piecewise_ms=_over(measured.host.launch_piecewise_ms, slower),
+            launch_eager_ms=_over(measured.host.launch_eager_ms, slower),
+            launch_eager_queue=measured.host.launch_eager_queue,
+        ),
+        frontend=reference.frontend,
+        measured_host=kept,
+    )

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qsim.calibrate.fit.fitting import FitResult, predicted_spans
 from qsim.calibrate.fit.modes import MODE_NAMES
 from qsim.errors import MissingExtraError
 from qsim.files import atomic_path
+from qsim.profiles.schema import Profile
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["draw_diagnostics", "mode_table"]
+__all__ = ["draw_diagnostics", "fit_text", "mode_table"]
 
 
 def mode_table(result: FitResult) -> str:
@@ -27,6 +24,17 @@ def mode_table(result: FitResult) -> str:
         for e in result.errors
     ]
     return "\n".join([head, *rows])
+
+
+def fit_text(result: FitResult, profile: Profile) -> str:
+    """:func:`mode_table`, and the end-to-end errors that the profile states."""
+    text, e = mode_table(result), profile.fit_error
+    if e:
+        text += (
+            f"\n  phases left out, end to end: means within {e['worst_mean']}%, medians "
+            f"{e['worst_median']}%, p99 {e['worst_p99']}%, energy {e['worst_energy']}%"
+        )
+    return text
 
 
 def draw_diagnostics(result: FitResult, folder: Path) -> list[Path]:
@@ -75,11 +83,7 @@ def draw_diagnostics(result: FitResult, folder: Path) -> list[Path]:
     written = []
     for kind, figure in (("spans", spans), ("residuals", residuals)):
         path = folder / f"{name}--{kind}.png"
-        _save(figure, path)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=110, metadata={"Software": "qsim"})
         written.append(path)
     return written
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": "qsim"})

@@ -25,6 +25,7 @@ from qsim.bounds import (
     Text,
     Whole,
 )
+from qsim.catalog.models import Architecture
 from qsim.errors import RecordingError
 
 __all__ = [
@@ -77,6 +78,22 @@ class Server:
     model_config: PlainObject
     #: everything in the file, including what has no field here
     raw: PlainObject = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The model's numbers; ScenarioError if one is missing, or it is no dense decoder."""
+        return Architecture.from_config(self.model_config, f"{self.model}: model_config")
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads on each GPU."""
+        return max(1, self.architecture.num_key_value_heads // self.tensor_parallel)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache of one token on one GPU."""
+        bytes_per_value = 1 if self.kv_cache_dtype.startswith("fp8") else 2
+        return self.architecture.kv_bytes_per_token(bytes_per_value, self.tensor_parallel)
 
     @property
     def profile_id(self) -> str:

@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qsim.cli._outputs import say
+from qsim.cli._outputs import say, tell
 
 if TYPE_CHECKING:
     from qsim.calibrate.recordings.data import Recording
     from qsim.profiles.schema import HostTimes, Profile
 
-__all__ = ["host_option", "host_times_from", "profiles_for", "recordings_argument", "tell"]
-
-
-def tell(text: str) -> None:
-    say(f"  {text}", err=True)
+__all__ = ["host_option", "host_times_from", "profiles_for", "recordings_argument"]
 
 
 def host_times_from(source: str | None) -> HostTimes | None:

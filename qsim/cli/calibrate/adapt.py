@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,16 @@ import click
 
 from qsim.cli import _options as options
 from qsim.cli._command import Command
-from qsim.cli._outputs import note
-from qsim.errors import ScenarioError
+from qsim.cli._outputs import Outputs, check_output, note, tell
+from qsim.errors import CalibrationError, MissingExtraError, ScenarioError
 
 if TYPE_CHECKING:
+    from qsim.calibrate.adapt.adapting import Adaptation
+    from qsim.calibrate.adapt.power import Reader
+    from qsim.calibrate.adapt.telemetry_fit import TelemetryFit
+    from qsim.profiles.schema import Profile
     from qsim.sim.scheduler.config import EngineOptions
+    from qsim.traces.reconstruct.metrics import Metrics
 
 __all__ = ["adapt_command"]
 
@@ -73,9 +78,6 @@ def adapt_command(**given: Any) -> None:
     --prometheus-url, --watch), together with what these do not tell of the traffic. Engine options
     are those that the server was started with.
     """
-    from qsim.cli._outputs import check_output
-    from qsim.cli.calibrate._adapted import say
-    from qsim.cli.calibrate._telemetry import Sources, adapt_by_telemetry, label_pairs
     from qsim.profiles.lookup import load_profile
 
     check_output("--out", given["out"])
@@ -89,19 +91,12 @@ def adapt_command(**given: Any) -> None:
         return
     profile = load_profile(given["profile"], engine.vllm_version)
     if by_metrics:
-        sources = Sources(
-            given["telemetry"], given["prometheus_url"], given["last_s"], given["watch_s"],
-            given["step_s"], given["base_url"], label_pairs(given["labels"]), given["model_name"],
-            given["power"], tuple(numbers),
-        )  # fmt: skip
-        adapt_by_telemetry(
-            sources, profile, engine, given["out"], given["most_error"], given["jobs"]
-        )
+        _adapt_by_telemetry(given, profile, engine, numbers)
         return
     from qsim.calibrate.adapt.serving import serving
 
     with serving(
-        profile, numbers, model=given["model"], command=given["serve_command"], say=say
+        profile, numbers, model=given["model"], command=given["serve_command"], say=tell
     ) as url:
         _adapt_by_loads(url, given, numbers, engine)
 
@@ -146,7 +141,6 @@ def _adapt_by_loads(
     from qsim.calibrate.adapt.power import EnergyMeter, dcgm_reader
     from qsim.calibrate.adapt.server import check_server, describe
     from qsim.calibrate.adapt.session import plan_loads, send_loads
-    from qsim.cli.calibrate._adapted import nvml_if_any, refuse_misfit, say, write_adapted
     from qsim.optimize.search.executors import open_executor
     from qsim.processes import available_cores
     from qsim.profiles.factors import apply
@@ -165,12 +159,12 @@ def _adapt_by_loads(
     power = given["power"]
     reader = None if power in ("none", "nvml") else dcgm_reader(power, numbers)
     if power == "nvml":
-        reader = nvml_if_any(numbers)
+        reader = _nvml_if_any(numbers)
     meter = None if reader is None else EnergyMeter(reader)
     longest = min(server.max_model_len or chosen.engine.max_model_len, 16384)
     plans = plan_loads(chosen, given["seconds"], longest, given["seed"])
     try:
-        session = send_loads(server, chosen, plans, meter, say, options=engine)
+        session = send_loads(server, chosen, plans, meter, tell, options=engine)
     finally:
         if meter is not None:
             meter.stop()
@@ -189,7 +183,7 @@ def _adapt_by_loads(
             chosen,
             idle_w=session.idle_w,
             notes=lost,
-            progress=say,
+            progress=tell,
             executor=executor,
         )
     for text in found.notes:
@@ -199,11 +193,132 @@ def _adapt_by_loads(
     fitted = apply(found.base, found.fit.factors)
     left = [compare_load(x, fitted, explain=False).mismatch_percent for x in found.loads]
     mean = sum(left) / len(left)
-    refuse_misfit(mean, given["most_error"], "loads", chosen.id)
+    _refuse_misfit(mean, given["most_error"], "loads", chosen.id)
     texts = [
         f"with all factors off by {mean:.1f}% on the loads sent",
         factors_text(found.factors),
         adapted_text(stated_errors(found.profile), "each load left out"),
         kept_text(found.kept, found.errors),
     ]
-    write_adapted(found, given["out"], texts)
+    _write_adapted(found, given["out"], texts)
+
+
+def _metrics(given: Mapping[str, Any], gpus: list[int]) -> Metrics:
+    """The metrics of one server: of files, Prometheus, or its own."""
+    from qsim.calibrate.adapt.server import split_url
+    from qsim.calibrate.adapt.telemetry import of_one_server
+    from qsim.calibrate.adapt.watch import ask_prometheus, watch_server
+    from qsim.traces.reconstruct.metrics import read_metrics
+
+    labels, name, power = _label_pairs(given["labels"]), given["model_name"], given["power"]
+    if given["telemetry"]:
+        found = read_metrics(given["telemetry"], name)
+    elif given["prometheus_url"] is not None:
+        found = ask_prometheus(
+            given["prometheus_url"],
+            given["last_s"],
+            given["step_s"],
+            labels=labels,
+            model_name=name,
+        )
+    else:
+        host, port = split_url(given["base_url"])
+        found = watch_server(
+            f"http://{host}:{port}/metrics",
+            given["watch_s"],
+            given["step_s"],
+            gpus=tuple(gpus),
+            joules=_nvml_if_any(gpus) if power == "nvml" else None,
+            power_url=None if power in ("nvml", "none") else power,
+            model_name=name,
+            say=tell,
+        )
+    return of_one_server(found, labels, tuple(gpus))
+
+
+def _adapt_by_telemetry(
+    given: Mapping[str, Any], profile: Profile, engine: EngineOptions, gpus: list[int]
+) -> None:
+    """Adapt a profile by metrics, write it, and say what was found."""
+    from qsim.calibrate.adapt.server import cache_blocks, check_cache
+    from qsim.calibrate.adapt.telemetry import cache_labels, windows_of
+    from qsim.calibrate.adapt.telemetry_fit import adapt_to_windows
+    from qsim.optimize.search.executors import open_executor
+    from qsim.processes import available_cores
+    from qsim.profiles.lookup import stated_errors
+    from qsim.report.text.compare import adapted_text, factors_text, windows_text, workload_text
+
+    metrics = _metrics(given, gpus)
+    cache = cache_labels(metrics)
+    lost = check_cache(cache, profile)
+    windows, untold = windows_of(metrics)
+    lost += untold
+    for text in lost:
+        note(text)
+    with open_executor(given["jobs"] or available_cores(), at_most=12) as executor:
+        found = adapt_to_windows(
+            windows,
+            profile,
+            options=engine,
+            num_gpu_blocks=cache_blocks(cache),
+            notes=lost,
+            progress=tell,
+            executor=executor,
+        )
+    click.echo(windows_text(windows, found))
+    _refuse_misfit(
+        found.most_error_percent, given["most_error"], "metrics", profile.id,
+        "; give --max-num-seqs and the like as it was started",
+    )  # fmt: skip
+    stated = stated_errors(found.profile)
+    texts = [
+        factors_text(found.factors),
+        workload_text(found),
+        adapted_text(stated, "each window left out"),
+    ]
+    _write_adapted(found, given["out"], texts)
+
+
+def _label_pairs(texts: Sequence[str]) -> dict[str, str]:
+    """``KEY=VALUE`` of ``--label``."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise ScenarioError(
+                f"--label is {text!r}; must be KEY=VALUE, such as instance=gpu1:8000"
+            )
+        found[key] = value
+    return found
+
+
+def _nvml_if_any(gpus: Sequence[int]) -> Reader | None:
+    """NVML's counters of energy; None, with a note, where there is no NVML."""
+    from qsim.calibrate.adapt.power import nvml_reader
+
+    try:
+        return nvml_reader(gpus)
+    except (CalibrationError, MissingExtraError) as e:
+        note(f"{e}; going on without power (--power none says so, a URL asks DCGM's exporter)")
+        return None
+
+
+def _refuse_misfit(percent: float, most: float, what: str, profile: str, hint: str = "") -> None:
+    """Refuse a fit that leaves more than ``most`` percent: it is another server."""
+    if not percent <= most:
+        raise CalibrationError(
+            f"with all factors fitted the {what} are still off by {percent:.0f}% on average, more "
+            f"than the {most:g}% of --most-error: this is not the server of {profile} (model, "
+            f"quantization, GPU or flags differ{hint}). Nothing was written"
+        )
+
+
+def _write_adapted(found: Adaptation | TelemetryFit, out: Path, texts: Sequence[str]) -> None:
+    """Write an adapted profile, and say what was found."""
+    outputs = Outputs()
+    with outputs.attempt("--out"):
+        found.profile.save(out)
+        click.echo(f"{out}: {found.profile.id}, adapted; kept: {found.kept}")
+    for text in texts:
+        click.echo(text)
+    outputs.finish()

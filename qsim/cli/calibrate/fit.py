@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from qsim.cli._command import Command
-from qsim.cli._outputs import say
+from qsim.cli._outputs import say, tell
 from qsim.cli.calibrate._recordings import (
     host_option,
     host_times_from,
     recordings_argument,
-    tell,
 )
 
 if TYPE_CHECKING:
@@ -102,8 +101,8 @@ def fit_command(
     """
     from dataclasses import replace
 
-    from qsim.calibrate.fit.host_like import with_host_like
-    from qsim.calibrate.fit.report import draw_diagnostics, mode_table
+    from qsim.calibrate.fit.host import with_host_like
+    from qsim.calibrate.fit.report import draw_diagnostics, fit_text
     from qsim.calibrate.recordings.data import HOLDOUT
     from qsim.calibrate.recordings.read import read_recording
     from qsim.calibrate.validate.validation import fit_error, fit_servers, group_servers, validate
@@ -152,13 +151,7 @@ def fit_command(
         say(f"{profile.id}: {path if written else 'not written, so it follows here'}")
         if not written:
             click.echo(to_json(profile.to_dict()), nl=False)
-        say(mode_table(result))
-        if profile.fit_error:
-            e = profile.fit_error
-            say(
-                f"  phases left out, end to end: means within {e['worst_mean']}%, medians "
-                f"{e['worst_median']}%, p99 {e['worst_p99']}%, energy {e['worst_energy']}%"
-            )
+        say(fit_text(result, profile))
         if profile.measured_host is not None:
             say(
                 f"  host as that of {profile.measured_host.like}; the measured one takes "

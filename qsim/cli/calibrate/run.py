@@ -14,6 +14,7 @@ import click
 
 from qsim.cli._command import Command
 from qsim.cli._outputs import say
+from qsim.errors import CalibrationError, MissingExtraError, QsimError, ScenarioError
 
 if TYPE_CHECKING:
     from qsim.calibrate.measure.workload import HoldoutTrace
@@ -148,7 +149,6 @@ def run(
     from qsim.checks import finite, whole
     from qsim.cli._outputs import check_output, note
     from qsim.cli._progress import campaign_progress, interruptible
-    from qsim.errors import CalibrationError, MissingExtraError, ScenarioError
 
     if not dry_run:
         check_output("--out", out, folder=True)
@@ -231,8 +231,6 @@ def run(
 
 
 def _numbers(text: str | None) -> list[int]:
-    from qsim.errors import ScenarioError
-
     if text is None:
         return []
     try:
@@ -244,8 +242,6 @@ def _numbers(text: str | None) -> list[int]:
 def _model_id(text: str) -> str:
     import re
 
-    from qsim.errors import ScenarioError
-
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", text) or "--" in text:
         raise ScenarioError(
             f"model_id is {text!r}; must be of a-z, 0-9, '.', '_' and '-', such as llama-3.1-8b"
@@ -254,8 +250,6 @@ def _model_id(text: str) -> str:
 
 
 def _pair(text: str) -> tuple[str, str]:
-    from qsim.errors import ScenarioError
-
     name, separator, value = text.partition("=")
     if not (name and separator):
         raise ScenarioError(f"server_env is {text!r}; must be NAME=VALUE")
@@ -265,7 +259,6 @@ def _pair(text: str) -> tuple[str, str]:
 def _traces(texts: Sequence[str], loads: Sequence[float], seed: int) -> tuple[HoldoutTrace, ...]:
     """The held-out traces with their loads."""
     from qsim.calibrate.measure.workload import HoldoutTrace
-    from qsim.errors import ScenarioError
     from qsim.traces import load_trace
 
     if loads and len(loads) != len(texts):
@@ -296,7 +289,6 @@ def _traces(texts: Sequence[str], loads: Sequence[float], seed: int) -> tuple[Ho
 def _fit(folders: dict[str, Path]) -> dict[str, str]:
     """Fit each recording and validate the profile; what fails leaves its recording as it is."""
     from qsim.calibrate.profiling import is_newer, profile_recording
-    from qsim.errors import QsimError
 
     fitted = {}
     for name, folder in sorted(folders.items()):

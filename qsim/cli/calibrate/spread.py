@@ -26,7 +26,7 @@ def spread(recordings: tuple[str, ...], out: Path | None) -> None:
     """
     from qsim.calibrate.adapt.spread import foreign_profile, learn_spread, machine
     from qsim.calibrate.recordings.read import read_recording
-    from qsim.cli._outputs import Outputs, check_output
+    from qsim.cli._outputs import Outputs, check_output, tell
     from qsim.files import write_text
     from qsim.profiles.factors import FACTORS
     from qsim.report.text.tables import table
@@ -38,9 +38,9 @@ def spread(recordings: tuple[str, ...], out: Path | None) -> None:
         recording = read_recording(path)
         profile = foreign_profile(recording)
         if profile is None:
-            click.echo(f"  {recording.name}: no shipped profile that is not its own", err=True)
+            tell(f"{recording.name}: no shipped profile that is not its own")
             continue
-        click.echo(f"  {recording.name}: fitting its factors", err=True)
+        tell(f"{recording.name}: fitting its factors")
         one = machine(recording, profile)
         found.append(one)
         rows.append([recording.name, *(f"{exp(x):.3f}" for x in one.log_factors)])

@@ -7,13 +7,12 @@ from pathlib import Path
 import click
 
 from qsim.cli._command import Command
-from qsim.cli._outputs import say
+from qsim.cli._outputs import say, tell
 from qsim.cli.calibrate._recordings import (
     host_option,
     host_times_from,
     profiles_for,
     recordings_argument,
-    tell,
 )
 
 __all__ = ["validate_command"]

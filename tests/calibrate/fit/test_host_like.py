@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from qsim.calibrate.fit.host_like import slower_than, with_host_like
+from qsim.calibrate.fit.host import slower_than, with_host_like
 from qsim.cli import main
 from qsim.errors import CalibrationError, ProfileError
 from qsim.profiles.lookup import load_profile

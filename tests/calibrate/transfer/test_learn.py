@@ -8,9 +8,8 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from qsim.calibrate.transfer.build import TABLES_VERSION, Teacher, transfer
+from qsim.calibrate.transfer.build import TABLES_VERSION, Teacher, estimated_errors, transfer
 from qsim.calibrate.transfer.compose import TABLE_OF
-from qsim.calibrate.transfer.errors import estimated_errors
 from qsim.calibrate.transfer.learn import (
     ModeOverhead,
     Overheads,
