@@ -17,26 +17,32 @@ TYPE_CHECKING = False  # checkers know the name; typing need not be imported for
 if TYPE_CHECKING:
     from typing import Any
 
-    from qsim.errors import QsimError
-    from qsim.optimize.capacity.capacity import capacity
-    from qsim.optimize.capacity.curve import curve
-    from qsim.optimize.plan.planning import plan
-    from qsim.optimize.schedule.scheduling import schedule
-    from qsim.optimize.study.studying import study
-    from qsim.optimize.sweep.sweeping import sweep
-    from qsim.optimize.tune.tuning import tune
-    from qsim.profiles.lookup import list_profiles, load_profile
-    from qsim.profiles.schema import Profile
-    from qsim.scenario import Scenario
-    from qsim.sim.fleet.autoscaling import Autoscaler, ScalingPolicy, ScalingRules, Signal
-    from qsim.sim.fleet.failures import Failure, Failures
-    from qsim.sim.fleet.lifecycle import Lifecycle
-    from qsim.sim.fleet.pool import Pool
-    from qsim.sim.results.result import SimulationResult
-    from qsim.sim.results.slo import Slo
-    from qsim.sim.run_scenario import simulate
-    from qsim.sim.scheduler.config import EngineOptions
-    from qsim.traces import Trace, load_trace
+    from qsim.errors import QsimError as QsimError
+    from qsim.optimize.capacity.capacity import capacity as capacity
+    from qsim.optimize.capacity.curve import curve as curve
+    from qsim.optimize.plan.planning import plan as plan
+    from qsim.optimize.schedule.scheduling import schedule as schedule
+    from qsim.optimize.study.studying import study as study
+    from qsim.optimize.sweep.sweeping import sweep as sweep
+    from qsim.optimize.tune.tuning import tune as tune
+    from qsim.profiles.lookup import list_profiles as list_profiles
+    from qsim.profiles.lookup import load_profile as load_profile
+    from qsim.profiles.schema import Profile as Profile
+    from qsim.scenario import Scenario as Scenario
+    from qsim.sim.fleet.autoscaling import Autoscaler as Autoscaler
+    from qsim.sim.fleet.autoscaling import ScalingPolicy as ScalingPolicy
+    from qsim.sim.fleet.autoscaling import ScalingRules as ScalingRules
+    from qsim.sim.fleet.autoscaling import Signal as Signal
+    from qsim.sim.fleet.failures import Failure as Failure
+    from qsim.sim.fleet.failures import Failures as Failures
+    from qsim.sim.fleet.lifecycle import Lifecycle as Lifecycle
+    from qsim.sim.fleet.pool import Pool as Pool
+    from qsim.sim.results.result import SimulationResult as SimulationResult
+    from qsim.sim.results.slo import Slo as Slo
+    from qsim.sim.run_scenario import simulate as simulate
+    from qsim.sim.scheduler.config import EngineOptions as EngineOptions
+    from qsim.traces import Trace as Trace
+    from qsim.traces import load_trace as load_trace
 
 _WHERE = {
     "Autoscaler": "qsim.sim.fleet.autoscaling",
@@ -67,35 +73,7 @@ _WHERE = {
     "tune": "qsim.optimize.tune.tuning",
 }
 
-__all__ = [
-    "Autoscaler",
-    "EngineOptions",
-    "Failure",
-    "Failures",
-    "Lifecycle",
-    "Pool",
-    "Profile",
-    "QsimError",
-    "ScalingPolicy",
-    "ScalingRules",
-    "Scenario",
-    "Signal",
-    "SimulationResult",
-    "Slo",
-    "Trace",
-    "__version__",
-    "capacity",
-    "curve",
-    "list_profiles",
-    "load_profile",
-    "load_trace",
-    "plan",
-    "schedule",
-    "simulate",
-    "study",
-    "sweep",
-    "tune",
-]
+__all__ = ["__version__", *_WHERE]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,6 @@ import pickle
 import signal
 import warnings
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Generic, NoReturn, TypeVar
 
 from qsim.interrupts import ENDING_SIGNALS
@@ -67,12 +66,7 @@ class Beside(Generic[T]):
     def __enter__(self) -> Beside[T]:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def value(self) -> T:

@@ -16,14 +16,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qsim.traces.load import iter_preset, load_trace, shape
+    from qsim.traces.load import iter_preset as iter_preset
+    from qsim.traces.load import load_trace as load_trace
+    from qsim.traces.load import shape as shape
     from qsim.traces.reconstruct.reconstruct import (
-        reconstruct_from_metrics,
-        reconstruct_from_numbers,
+        reconstruct_from_metrics as reconstruct_from_metrics,
     )
-    from qsim.traces.statistics import trace_statistics
-    from qsim.traces.trace import HashIds, Trace, Turns, merge
-    from qsim.traces.write import write_trace
+    from qsim.traces.reconstruct.reconstruct import (
+        reconstruct_from_numbers as reconstruct_from_numbers,
+    )
+    from qsim.traces.statistics import trace_statistics as trace_statistics
+    from qsim.traces.trace import HashIds as HashIds
+    from qsim.traces.trace import Trace as Trace
+    from qsim.traces.trace import Turns as Turns
+    from qsim.traces.trace import merge as merge
+    from qsim.traces.write import write_trace as write_trace
 
 _WHERE = {
     "HashIds": "trace",
@@ -39,19 +46,7 @@ _WHERE = {
     "write_trace": "write",
 }
 
-__all__ = [
-    "HashIds",
-    "Trace",
-    "Turns",
-    "iter_preset",
-    "load_trace",
-    "merge",
-    "reconstruct_from_metrics",
-    "reconstruct_from_numbers",
-    "shape",
-    "trace_statistics",
-    "write_trace",
-]
+__all__ = [*_WHERE]
 
 
 def __getattr__(name: str) -> Any:

@@ -131,35 +131,39 @@ def _text(raw: IO[bytes], *, compress: bool) -> Iterator[IO[str]]:
         inner.close()
 
 
+def _columns(chunk: Trace) -> dict[str, Any]:
+    """Columns of the canonical format: arrays, lists (None: empty) and prefix ids."""
+    columns: dict[str, Any] = {
+        name: getattr(chunk, name) for name in ("arrival_s", "prompt_tokens", "output_tokens")
+    }
+    if chunk.hash_ids is not None:
+        columns["hash_ids"] = chunk.hash_ids
+        columns["hash_block_tokens"] = np.full(len(chunk), chunk.hash_ids.block_tokens)
+    if chunk.turns is not None:
+        columns["session_id"], columns["delay_s"] = _sessions(chunk.turns)
+    if chunk.priority is not None:
+        columns["priority"] = chunk.priority
+    if chunk.timeout_s is not None:
+        columns["timeout_s"] = [None if t == inf else t for t in chunk.timeout_s.tolist()]
+    return columns
+
+
+def _texts(values: Any) -> Iterator[str]:
+    if isinstance(values, HashIds):
+        return (" ".join(map(str, values[i].tolist())) for i in range(len(values)))
+    listed = values.tolist() if isinstance(values, np.ndarray) else values
+    return ("" if value is None else repr(value) for value in listed)
+
+
 def _write_csv(chunks: Iterator[Trace], stream: IO[str], target: Path) -> None:
     header = False
     for chunk in chunks:
-        ids = chunk.hash_ids
-        names = ["arrival_s", "prompt_tokens", "output_tokens"]
-        columns: list[Iterable[Any]] = [
-            map(repr, chunk.arrival_s.tolist()),
-            chunk.prompt_tokens.tolist(),
-            chunk.output_tokens.tolist(),
-        ]
-        if ids is not None:
-            names += ["hash_ids", "hash_block_tokens"]
-            columns.append(" ".join(map(str, ids[i].tolist())) for i in range(len(ids)))
-            columns.append([ids.block_tokens] * len(ids))
-        if chunk.turns is not None:
-            names += ["session_id", "delay_s"]
-            sessions, delays = _sessions(chunk.turns)
-            columns += [sessions, ("" if d is None else repr(d) for d in delays)]
-        if chunk.priority is not None:
-            names.append("priority")
-            columns.append(chunk.priority.tolist())
-        if chunk.timeout_s is not None:
-            names.append("timeout_s")
-            columns.append("" if t == inf else repr(t) for t in chunk.timeout_s.tolist())
+        columns = _columns(chunk)
         if not header:
-            stream.write(",".join(names) + "\n")
+            stream.write(",".join(columns) + "\n")
             header = True
-        row = ",".join(["{}"] * len(columns)) + "\n"
-        stream.writelines(row.format(*values) for values in zip(*columns, strict=True))
+        texts = map(_texts, columns.values())
+        stream.writelines(",".join(row) + "\n" for row in zip(*texts, strict=True))
 
 
 def _sessions(turns: Turns) -> tuple[list[int], list[float | None]]:
@@ -245,24 +249,12 @@ def _write_parquet(chunks: Iterator[Trace], raw: IO[bytes]) -> None:
         raise MissingExtraError("pyarrow", "parquet", "writing a Parquet trace") from None
     writer: Any = None
     for chunk in chunks:
-        columns: dict[str, Any] = {
-            "arrival_s": chunk.arrival_s,
-            "prompt_tokens": chunk.prompt_tokens,
-            "output_tokens": chunk.output_tokens,
-        }
-        ids = chunk.hash_ids
-        if ids is not None:
-            columns["hash_ids"] = pa.LargeListArray.from_arrays(ids.offsets, ids.values)
-            columns["hash_block_tokens"] = np.full(len(chunk), ids.block_tokens)
-        if chunk.turns is not None:
-            sessions, delays = _sessions(chunk.turns)
-            columns["session_id"] = sessions
-            columns["delay_s"] = pa.array(delays, pa.float64())
-        if chunk.priority is not None:
-            columns["priority"] = chunk.priority
-        if chunk.timeout_s is not None:
-            waits = [None if t == inf else t for t in chunk.timeout_s.tolist()]
-            columns["timeout_s"] = pa.array(waits, pa.float64())
+        columns = _columns(chunk)
+        for name, values in columns.items():
+            if isinstance(values, HashIds):
+                columns[name] = pa.LargeListArray.from_arrays(values.offsets, values.values)
+            elif name in ("delay_s", "timeout_s"):
+                columns[name] = pa.array(values, pa.float64())
         table = pa.table(columns)
         if writer is None:
             writer = pq.ParquetWriter(raw, table.schema)

@@ -348,53 +348,34 @@ def check_pools(pools: Sequence[Pool] | None, **single: object) -> None:
             )
 
 
+@dataclass(eq=False)
 class Admission:
-    """Takes the requests that fit ``max_model_len``, whole or part by part, and counts the others.
+    """Takes the requests that fit ``max_model_len``, whole or part by part, and counts the others."""
 
-    Parameters
-    ----------
-    limit : int
-        ``max_model_len``, which a prompt must be shorter than.
-    too_long : {"error", "reject"}
-        What to do with a longer one.
-    most : int, optional
-        The longest ``max_model_len`` that model and KV cache allow.
-    measured_tokens : int, optional
-        Prompt and output of the longest request that was measured.
-    fcfs : bool
-        Whether no server looks at priorities.
+    #: ``max_model_len``, which a prompt must be shorter than
+    limit: int
+    #: {"error", "reject"}: what to do with a longer one
+    too_long: str
+    #: the longest ``max_model_len`` that model and KV cache allow
+    most: int | None = None
+    #: prompt and output of the longest request that was measured
+    measured_tokens: int | None = None
+    #: whether no server looks at priorities
+    fcfs: bool = False
+    #: requests whose output was cut at ``max_model_len``
+    truncated: int = 0
+    #: requests whose prompt leaves no room for a token
+    rejected: int = 0
+    #: requests that are longer than any that was measured
+    longer: int = 0
+    _seen: int = 0
+    #: trace, number and prompt of the first that is too long
+    _first: tuple[str, int, int] | None = None
+    _priorities: int = 0
 
-    Attributes
-    ----------
-    truncated : int
-        Requests whose output was cut at ``max_model_len``.
-    rejected : int
-        Requests whose prompt leaves no room for a token.
-    longer : int
-        Requests that are longer than any that was measured.
-    """
-
-    def __init__(
-        self,
-        limit: int,
-        too_long: str,
-        most: int | None = None,
-        measured_tokens: int | None = None,
-        fcfs: bool = False,
-    ) -> None:
-        if too_long not in ("error", "reject"):
-            raise ScenarioError(f"too_long is {too_long!r}; must be 'error' or 'reject'")
-        self._limit = limit
-        self._reject = too_long == "reject"
-        self._most = most
-        self._seen = 0
-        self._first: tuple[str, int, int] | None = None  # trace, number and prompt of the first
-        self._measured = measured_tokens
-        self._fcfs = fcfs
-        self._priorities = 0
-        self.truncated = 0
-        self.rejected = 0
-        self.longer = 0
+    def __post_init__(self) -> None:
+        if self.too_long not in ("error", "reject"):
+            raise ScenarioError(f"too_long is {self.too_long!r}; must be 'error' or 'reject'")
 
     def admit(self, trace: Trace) -> tuple[Trace | None, IntArray, BoolArray]:
         """The admissible requests (None without any), their output tokens, and which they are.
@@ -404,27 +385,27 @@ class Admission:
         TraceError
             If a prompt is too long and such prompts are an error.
         """
-        admissible = trace.prompt_tokens < self._limit
+        admissible = trace.prompt_tokens < self.limit
         run: Trace | None = trace
         if not admissible.all():
             i = int(np.argmax(~admissible))
             if self._first is None:
                 self._first = trace.name, self._seen + i, int(trace.prompt_tokens[i])
             self.rejected += int((~admissible).sum())
-            if not self._reject:
+            if self.too_long == "error":
                 self._seen += len(trace)
                 raise self.too_long_error()
             run = trace.take(np.flatnonzero(admissible)) if admissible.any() else None
         self._seen += len(trace)
-        if self._fcfs and trace.priority is not None:
+        if self.fcfs and trace.priority is not None:
             self._priorities += int((trace.priority != 0).sum())
         if run is None:
             return None, np.empty(0, np.int64), admissible
-        room = self._limit - run.prompt_tokens
+        room = self.limit - run.prompt_tokens
         self.truncated += int((run.output_tokens > room).sum())
         output = np.minimum(run.output_tokens, room)
-        if self._measured is not None:
-            self.longer += int((run.prompt_tokens + output > self._measured).sum())
+        if self.measured_tokens is not None:
+            self.longer += int((run.prompt_tokens + output > self.measured_tokens).sum())
         return run, output, admissible
 
     def too_long_error(self) -> TraceError:
@@ -434,19 +415,19 @@ class Admission:
         return TraceError(
             f"{name}: prompt_tokens of request {i} is {prompt} "
             f"({self.rejected} of {self._seen} requests are too long); must be < max_model_len "
-            f"{self._limit}: {self._advice(prompt)}"
+            f"{self.limit}: {self._advice(prompt)}"
         )
 
     def _advice(self, prompt: int) -> str:
         """What to do about a prompt that is too long; nothing that cannot help."""
-        most = self._most
+        most = self.most
         if most is not None and prompt >= most:
             longer = f"model and KV cache hold at most {most} tokens"
         elif most is None:
             longer = "raise --max-model-len"
         else:
             longer = f"raise --max-model-len, to at most {most}"
-        if self._reject:
+        if self.too_long == "reject":
             return f"no request is left to simulate; {longer}"
         joint = ";" if most is not None and prompt >= most else ", or"
         return (
@@ -469,6 +450,6 @@ class Admission:
         if self.truncated:
             notes.append(
                 f"{self.truncated} outputs were cut where prompt and output reach max_model_len "
-                f"{self._limit}"
+                f"{self.limit}"
             )
         return notes

@@ -130,7 +130,7 @@ def _ids(requests: Collector, place: str, record: dict[str, Any], prompt: int) -
     hashes = replay.get("input_sequence_hashes") if isinstance(replay, dict) else None
     if not hashes:
         return []
-    where = f"{requests.path}, {place}"
+    where = f"{requests.source.path}, {place}"
     size = replay.get("trace_block_size")
     if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 2**31:
         raise TraceError(f"{where}: trace_block_size is {size!r}; must be a whole number >= 1")

@@ -116,13 +116,20 @@ def reading(source: Source, options: ReadOptions, name: str) -> Reading:
         "prompt": _LENGTHS[0],
         "output": _LENGTHS[1],
     }
-    lines = _Lines(source, builder, block_tokens, given, params.get("turns") == "open")
-    lines.all_at_once = name == "servegen-offline"
-    lines.output_tokens = whole_param(source, options, "output")
-    if lines.all_at_once:
+    all_at_once = name == "servegen-offline"
+    lines = _Lines(
+        source,
+        builder,
+        block_tokens,
+        given,
+        params.get("turns") == "open",
+        ticks_per_s == 1000 and "unit" not in params,
+        all_at_once,
+        whole_param(source, options, "output"),
+    )
+    if all_at_once:
         builder.columns["arrival"] = "none: all at the start"
         builder.notes.append("an offline job: all of its requests arrive at the start")
-    lines.question_ms = ticks_per_s == 1000 and "unit" not in params
     return builder, lines.steps()
 
 
@@ -138,33 +145,36 @@ class _Session:
     at: float
 
 
+@dataclass(eq=False)
 class _Lines:
     """Reads the lines of one file; knows its sessions, and settles the block size."""
 
-    def __init__(
-        self, source: Source, builder: TraceBuilder, stated: int, given: int | None, open_: bool
-    ) -> None:
-        self._source = source
-        self._builder = builder
-        self._stated = stated
-        self._block_tokens = given
-        self._given = given is not None
-        self._open = open_
+    _source: Source
+    _builder: TraceBuilder
+    #: tokens of an id by the format, and as they were given
+    _stated: int
+    _given: int | None
+    #: turns do not wait for answers
+    _open: bool
+    #: whether milliseconds may be an error
+    question_ms: bool
+    #: whether there are no times
+    all_at_once: bool
+    #: of rows that do not say
+    output_tokens: int | None
+
+    def __post_init__(self) -> None:
+        self._block_tokens = self._given
         self._sessions: dict[Any, _Session] = {}
         self._by_id: dict[Any, _Session] = {}
         self._rows = 0
+        self._told_delay = self._told_priority = self._told_several = False
         self._said = {
             key
-            for row in first_objects(source)
+            for row in first_objects(self._source)
             for key, missing in (("priority", 0), ("timeout_s", None))
             if row.get(key) not in (None, missing)
         }
-        #: whether milliseconds may be an error
-        self.question_ms = False
-        #: whether there are no times
-        self.all_at_once = False
-        #: of rows that do not say
-        self.output_tokens: int | None = None
 
     def steps(self) -> Iterator[None]:
         """Read some thousands of rows at a time, fewer if they have many ids."""
@@ -309,8 +319,6 @@ class _Lines:
             )
         return max(found, key=lambda entry: (entry.at, entry.row))
 
-    _told_delay = _told_priority = _told_several = False
-
     def _add_ids(self, place: str, row: dict[str, Any]) -> int:
         ids = row.get("hash_ids")
         ids = [] if ids is None else ids
@@ -340,7 +348,7 @@ class _Lines:
         self._builder.columns["hash_ids"] = f"hash_ids ({size} tokens each)"
         for place, prompt, n in zip(places, prompts, counts, strict=True):
             if n > most_ids(prompt, size):
-                what = "given as" if self._given else "taken to be"
+                what = "taken to be" if self._given is None else "given as"
                 raise TraceError(
                     f"{self._source.path}, {place}, column 'hash_ids': {n} ids for "
                     f"{prompt} prompt tokens, more than one for each {size}; the block size is "

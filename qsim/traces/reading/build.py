@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,45 +46,38 @@ def unix_ticks_per_s(stamp: float) -> int:
     return 10**9
 
 
+@dataclass(eq=False)
 class TraceBuilder:
-    """Collects requests in the order of the file, checks their times, and makes the Trace.
+    """Collects requests in the order of the file, checks their times, and makes the Trace."""
 
-    Parameters
-    ----------
-    source : Source
-        The file, for messages and the trace's name.
-    format : str
-        The name of the format, kept in ``meta["format"]``.
-    sort : bool
-        Put the requests in order of arrival instead of refusing a file that is not.
-    absolute : bool
-        The times are of a clock (dates, ``perf_counter``): count them from the earliest. Without
-        it that is done with times which can only be those of a clock: negative ones, and Unix
-        times (from 3 years on).
-    ticks_per_s : int
-        The unit of the times given to ``add``. Whole ticks are kept as integers to the end, so
-        that nothing is lost when a large clock value is subtracted.
-    guess_unit : bool
-        Let Unix times in ms, us or ns, where ``ticks_per_s`` would make them the far future, tell
-        their own unit.
-    """
+    #: the file, for messages and the trace's name
+    source: Source
+    #: the name of the format, kept in ``meta["format"]``
+    format: str
+    _: KW_ONLY
+    #: put the requests in order of arrival instead of refusing a file that is not
+    sort: bool
+    #: the times are of a clock (dates, ``perf_counter``): count them from the earliest. Without it
+    #: that is done with times which can only be those of a clock: negative ones, and Unix times
+    #: (from 3 years on).
+    absolute: bool = False
+    #: the unit of the times given to ``add``. Whole ticks are kept as integers to the end, so that
+    #: nothing is lost when a large clock value is subtracted.
+    ticks_per_s: int = 1
+    #: let Unix times in ms, us or ns, where ``ticks_per_s`` would make them the far future, tell
+    #: their own unit
+    guess_unit: bool = False
+    #: tokens that a prefix-block id stands for; 0 while there are no ids
+    block_tokens: int = 0
+    #: what an error about an empty trace should add
+    hint: Callable[[], str] = str
+    skipped: dict[str, int] = field(default_factory=dict)
+    #: by role, the column that was taken for it, for formats of which that can be asked
+    columns: dict[str, str] = field(default_factory=dict)
+    #: how the file was understood, where a reader of the answer should know
+    notes: list[str] = field(default_factory=list)
 
-    def __init__(
-        self,
-        source: Source,
-        format: str,
-        *,
-        sort: bool,
-        absolute: bool = False,
-        ticks_per_s: int = 1,
-        guess_unit: bool = False,
-    ) -> None:
-        self._source = source
-        self._format = format
-        self._sort = sort
-        self._absolute = absolute
-        self._ticks_per_s = ticks_per_s
-        self._guess_unit = guess_unit
+    def __post_init__(self) -> None:
         self._parts: dict[str, list[Any]] = {name: [] for name in _MISSING}
         self._hash_values = array("q")
         self._hash_lengths = array("q")
@@ -96,15 +89,6 @@ class TraceBuilder:
         self._origin: Any = None  # of the clock, once a part was taken
         self._taken = 0
         self._known: set[str] = set()  # optional columns of the first part
-        #: tokens that a prefix-block id stands for; 0 while there are no ids
-        self.block_tokens = 0
-        #: what an error about an empty trace should add
-        self.hint: Callable[[], str] = str
-        self.skipped: dict[str, int] = {}
-        #: by role, the column that was taken for it, for formats of which that can be asked
-        self.columns: dict[str, str] = {}
-        #: how the file was understood, where a reader of the answer should know
-        self.notes: list[str] = []
 
     def skip(self, reason: str, count: int = 1) -> None:
         """Count rows that a rule of the format leaves out."""
@@ -126,9 +110,9 @@ class TraceBuilder:
         """Append requests; ``place`` of ``line`` and ``column`` say where their times stand."""
         if len(times) == 0:
             return
-        if self._rows == 0 and self._last is None and self._guess_unit:
+        if self._rows == 0 and self._last is None and self.guess_unit:
             self._settle_unit(float(times[0]), column)
-        if not self._sort:
+        if not self.sort:
             self._check_times(line, times, column, place)
             self._last = times[-1]
         values = (times, prompt_tokens, output_tokens, priority, timeout_s)
@@ -142,7 +126,7 @@ class TraceBuilder:
         Sessions stand in a file one after the other, so its rows are then sorted by arrival;
         ``previous`` may be None for that alone.
         """
-        self._sort = self._has_sessions = True
+        self.sort = self._has_sessions = True
         if previous is not None:
             self._turns.append((row, previous, delay))
 
@@ -150,16 +134,16 @@ class TraceBuilder:
         """Numbers of the size of a Unix time tell their unit, whatever the format's own is."""
         if _UNIX_S[0] <= first < _UNIX_S[1]:
             ticks = 1
-        elif first / self._ticks_per_s >= 1e11:
+        elif first / self.ticks_per_s >= 1e11:
             ticks = unix_ticks_per_s(first)
         else:
             return
-        if ticks != self._ticks_per_s:
+        if ticks != self.ticks_per_s:
             self.notes.append(
                 f"{column} begins at {first:.0f}: read as Unix time in {UNITS[ticks]}, not as "
-                f"{UNITS[self._ticks_per_s]} from a start of its own"
+                f"{UNITS[self.ticks_per_s]} from a start of its own"
             )
-            self._ticks_per_s = ticks
+            self.ticks_per_s = ticks
 
     def add_hash_ids(self, ids: list[int]) -> None:
         """Append the prefix-block ids of one request, in the order of ``add``."""
@@ -173,9 +157,9 @@ class TraceBuilder:
         column: str,
         place: Callable[[int], str],
     ) -> None:
-        path = self._source.path
+        path = self.source.path
         help_ = "--sort (sort=True) puts the requests in order of arrival"
-        if not self._absolute and (times < 0).any():
+        if not self.absolute and (times < 0).any():
             row = int(np.argmax(times < 0))
             raise TraceError(
                 f"{path}, {place(int(line[row]))}, column {column!r}: {times[row].item()!r} is "
@@ -188,7 +172,7 @@ class TraceBuilder:
             back = np.concatenate([before, times])[row] - times[row]
             raise TraceError(
                 f"{path}, {place(int(line[row]))}, column {column!r}: arrives "
-                f"{back / self._ticks_per_s:g} s before the request above it; "
+                f"{back / self.ticks_per_s:g} s before the request above it; "
                 f"times must not go down: {help_}"
             )
 
@@ -211,7 +195,7 @@ class TraceBuilder:
         """
         if self._rows and self._has_sessions:
             raise TraceError(
-                f"{self._source.path}: a session's next turn follows the one before it, wherever "
+                f"{self.source.path}: a session's next turn follows the one before it, wherever "
                 "both stand in the file, so it cannot be taken part by part: give --no-stream"
             )
         if not self._rows:
@@ -221,7 +205,7 @@ class TraceBuilder:
             values = getattr(part, name)
             if self._taken and values is not None and name not in self._known:
                 raise TraceError(
-                    f"{self._source.path}: a {name} stands in the file for the first time after "
+                    f"{self.source.path}: a {name} stands in the file for the first time after "
                     f"{self._taken:,} requests; give --no-stream"
                 )
             if values is not None:
@@ -234,7 +218,7 @@ class TraceBuilder:
         left = ", ".join(f"{n} rows skipped: {why}" for why, n in self.skipped.items())
         hint = self.hint()
         return TraceError(
-            f"{self._source.path}: no request in it"
+            f"{self.source.path}: no request in it"
             + (f" ({left})" if left else "; the file has no data row")
             + (f"; {hint}" if hint else "")
         )
@@ -250,7 +234,7 @@ class TraceBuilder:
             turns = Turns(np.full(self._rows, -1, np.int64), np.zeros(self._rows))
             rows, previous, delays = zip(*self._turns, strict=True)
             turns.previous[list(rows)] = previous
-            turns.delay_s[list(rows)] = np.array(delays) / self._ticks_per_s
+            turns.delay_s[list(rows)] = np.array(delays) / self.ticks_per_s
         columns |= {"turns": turns, "hash_ids": None}
         if self.block_tokens:
             offsets = np.zeros(self._rows + 1, dtype=np.int64)
@@ -259,25 +243,25 @@ class TraceBuilder:
             columns["hash_ids"] = HashIds(values, offsets, self.block_tokens)
         self._hash_values, self._hash_lengths = array("q"), array("q")
         self._rows = 0
-        if self._sort:
+        if self.sort:
             columns = taken(columns, np.argsort(columns["arrival_s"], kind="stable"))
         times = columns["arrival_s"]
         if self._origin is None:
-            far = times[0] / self._ticks_per_s >= UNIX_FROM_S
+            far = times[0] / self.ticks_per_s >= UNIX_FROM_S
             column = self.columns.get("arrival", "")
-            if far and self._guess_unit and column and not column.endswith("(dates)"):
+            if far and self.guess_unit and column and not column.endswith("(dates)"):
                 plain, known, _ = column.rpartition(" (")
-                unit = f"(Unix time in {UNITS[self._ticks_per_s]})"
+                unit = f"(Unix time in {UNITS[self.ticks_per_s]})"
                 self.columns["arrival"] = f"{plain if known else column} {unit}"
-            self._origin = times[0] if self._absolute or times[0] < 0 or far else 0
+            self._origin = times[0] if self.absolute or times[0] < 0 or far else 0
         if self._origin:
             times = times - self._origin
-        columns["arrival_s"] = times / self._ticks_per_s if self._ticks_per_s != 1 else times
+        columns["arrival_s"] = times / self.ticks_per_s if self.ticks_per_s != 1 else times
         return Trace(
             **columns,
-            name=name or self._source.name,
+            name=name or self.source.name,
             meta={
-                "format": self._format,
+                "format": self.format,
                 "skipped": dict(self.skipped),
                 **({"notes": list(self.notes)} if self.notes else {}),
                 **({"columns": dict(self.columns)} if self.columns else {}),
@@ -320,38 +304,28 @@ def read_parts(reading: Reading) -> Iterator[Trace]:
 _STEPS = 1 << 14
 
 
+@dataclass(eq=False)
 class Collector:
-    """Takes the requests of a document in any order.
+    """Takes the requests of a document in any order."""
 
-    Parameters
-    ----------
-    source : Source
-        The file.
-    format : str
-        Its format's name.
-    names : (str, str, str)
-        What the file calls arrival, prompt tokens and output tokens.
-    ticks_per_s : int
-        The unit of the times.
-    """
+    #: the file
+    source: Source
+    #: its format's name
+    format: str
+    #: what the file calls arrival, prompt tokens and output tokens
+    names: tuple[str, str, str]
+    #: the unit of the times
+    ticks_per_s: int = 1
+    _rows: list[tuple[float, int, int, int, float]] = field(default_factory=list)
 
-    def __init__(
-        self, source: Source, format: str, names: tuple[str, str, str], *, ticks_per_s: int = 1
-    ) -> None:
-        self._source = source
-        self._names = names
-        self._ticks_per_s = ticks_per_s
+    def __post_init__(self) -> None:
         self.builder = TraceBuilder(
-            source, format, sort=True, absolute=True, ticks_per_s=ticks_per_s, guess_unit=True
-        )
-        self.builder.columns = dict(zip(("arrival", "prompt", "output"), names, strict=True))
-        self.builder.columns["arrival"] += f" ({UNITS[ticks_per_s]})"
-        self._rows: list[tuple[float, int, int, int, float]] = []
-
-    @property
-    def path(self) -> Path:
-        """Of the file."""
-        return self._source.path
+            self.source, self.format, sort=True, absolute=True, ticks_per_s=self.ticks_per_s,
+            guess_unit=True,
+        )  # fmt: skip
+        roles = ("arrival", "prompt", "output")
+        self.builder.columns = dict(zip(roles, self.names, strict=True))
+        self.builder.columns["arrival"] += f" ({UNITS[self.ticks_per_s]})"
 
     def skip(self, reason: str, count: int = 1) -> None:
         """Count requests that are left out."""
@@ -361,8 +335,7 @@ class Collector:
         """What to raise for a value that is not as expected."""
         shown = "nothing" if value is None else repr(value)[:120]
         return TraceError(
-            f"{self._source.path}, {place}, column {self._names[column]!r}: {shown} is not "
-            f"{expected}"
+            f"{self.source.path}, {place}, column {self.names[column]!r}: {shown} is not {expected}"
         )
 
     def add(
@@ -401,9 +374,9 @@ class Collector:
         if isinstance(value, str):
             ns = parse_time_ns(value)
             if ns is not None:
-                self.builder.columns["arrival"] = f"{self._names[0]} (dates)"
-                ticks, rest = divmod(ns * self._ticks_per_s, 10**9)
-                return ticks if not rest else ns * self._ticks_per_s / 10**9
+                self.builder.columns["arrival"] = f"{self.names[0]} (dates)"
+                ticks, rest = divmod(ns * self.ticks_per_s, 10**9)
+                return ticks if not rest else ns * self.ticks_per_s / 10**9
             try:
                 value = float(value)
             except ValueError:
@@ -432,7 +405,7 @@ class Collector:
             np.array(times, np.int64 if whole else np.float64),
             np.array(prompts, np.int64),
             np.array(outputs, np.int64),
-            column=self._names[0],
+            column=self.names[0],
             priority=np.array(priority, np.int64) if any(priority) else None,
             timeout_s=np.array(timeout_s) if min(timeout_s) < math.inf else None,
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -222,6 +223,14 @@ def read_mapped(
     return builder, reader.steps()
 
 
+def _is_priority(value: float) -> bool:
+    return abs(value) <= MOST_PRIORITY and value == int(value)
+
+
+def _is_positive(value: float) -> bool:
+    return value > 0
+
+
 def _is_number(text: str) -> bool:
     try:
         return not text or abs(float(text)) >= 0
@@ -229,31 +238,24 @@ def _is_number(text: str) -> bool:
         return False
 
 
+@dataclass(eq=False)
 class _Mapped:
     """Adds the rows of a table to a builder."""
 
-    def __init__(
-        self,
-        table: _Table,
-        builder: TraceBuilder,
-        kind: Kind,
-        unit: Unit,
-        strict: bool,
-        zero: str,
-        filters: Sequence[tuple[str, str, str]],
-    ) -> None:
-        self._table = table
-        self._builder = builder
-        self._kind = kind
-        self._unit = unit
-        self._strict = strict
-        self._zero = zero
-        self._filters = filters
-        self._question = unit == UNITS["s"] and table.columns["arrival"].unit is None
+    _table: _Table
+    _builder: TraceBuilder
+    _kind: Kind
+    _unit: Unit
+    _strict: bool
+    _zero: str
+    _filters: Sequence[tuple[str, str, str]]
+
+    def __post_init__(self) -> None:
+        columns = self._table.columns
+        self._question = self._unit == UNITS["s"] and columns["arrival"].unit is None
         self._seen: dict[str, set[str]] = {}
-        columns = table.columns
         self._wanted: list[tuple[str, Kind]] = [
-            (columns["arrival"].name, kind),
+            (columns["arrival"].name, self._kind),
             (columns["prompt"].name, "count"),
             (columns["output"].name, "count"),
         ]
@@ -268,7 +270,7 @@ class _Mapped:
                 self._at[role] = len(self._wanted)
                 self._wanted.append((columns[role].name, k))
         self._filter_at = len(self._wanted)
-        self._wanted += [(name, "text") for name, _, _ in filters]
+        self._wanted += [(name, "text") for name, _, _ in self._filters]
         self._block_tokens: int | None = None
         self._row = 0  # of the builder
         self._sessions: dict[str, tuple[int, float]] = {}
@@ -318,6 +320,9 @@ class _Mapped:
         else:
             times = rows.floats(0, _TIME)
         name = rows.names[0]
+        priority = self._optional(
+            rows, "priority", 0.0, _is_priority, "a whole number: the smaller goes first"
+        )
         builder.add(
             rows.number,
             times,
@@ -325,8 +330,14 @@ class _Mapped:
             output,
             column=name,
             place=rows.place,
-            priority=self._priority(rows),
-            timeout_s=self._timeout_s(rows),
+            priority=None if priority is None else priority.astype(np.int64),
+            timeout_s=self._optional(
+                rows,
+                "timeout",
+                np.inf,
+                _is_positive,
+                "a time > 0 that the client waits (empty: without limit)",
+            ),
         )
         if self._question and self._row == 0:
             self._ask(name, times)
@@ -334,40 +345,23 @@ class _Mapped:
         if "hash_ids" in self._at:
             self._add_ids(rows, prompt)
 
-    def _priority(self, rows: Rows) -> IntArray | None:
-        """Priorities; an empty one is 0."""
-        at = self._at.get("priority")
+    def _optional(
+        self, rows: Rows, role: str, missing: float, good: Callable[[float], bool], expected: str
+    ) -> FloatArray | None:
+        """Numbers that may be empty, each in its column's unit; None without such a column."""
+        at = self._at.get(role)
         if at is None:
             return None
-        found = np.zeros(len(rows), np.int64)
+        ticks = UNITS[self._table.columns[role].unit or "s"].ticks_per_s
+        found = np.full(len(rows), missing)
         for i, text in enumerate(rows.texts(at)):
             if text.strip():
                 try:
-                    value = float(text)
+                    found[i] = float(text) / ticks
                 except ValueError:
-                    value = np.nan
-                if value != value or abs(value) > MOST_PRIORITY or value != int(value):
-                    rows.fail(i, at, "a whole number: the smaller goes first")
-                found[i] = int(value)
-        return found
-
-    def _timeout_s(self, rows: Rows) -> FloatArray | None:
-        """How long clients wait; an empty one, as long as it takes."""
-        at = self._at.get("timeout")
-        if at is None:
-            return None
-        unit = self._table.columns["timeout"].unit
-        ticks = UNITS[unit].ticks_per_s if unit else 1
-        found = np.full(len(rows), np.inf)
-        for i, text in enumerate(rows.texts(at)):
-            if text.strip():
-                try:
-                    value = float(text) / ticks
-                except ValueError:
-                    value = 0.0
-                if not value > 0:
-                    rows.fail(i, at, "a time > 0 that the client waits (empty: without limit)")
-                found[i] = value
+                    found[i] = np.nan
+                if not good(float(found[i])):
+                    rows.fail(i, at, expected)
         return found
 
     def _ask(self, name: str, times: npt.NDArray[Any]) -> None:
