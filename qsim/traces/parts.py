@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from io import BufferedIOBase
 from os import PathLike
 from os.path import exists  # False for a text too long to be a path
@@ -54,22 +54,16 @@ class _Watched(Source):
             return 1.0
 
 
+@dataclass(eq=False)
 class TraceParts:
-    """The parts of one trace, in order of arrival, to be gone through once.
+    """The parts of one trace, in order of arrival, to be gone through once."""
 
-    Attributes
-    ----------
-    name : str
-        As ``Trace.name``.
-    meta : dict
-        As ``Trace.meta``, of what was read so far.
-    """
-
-    def __init__(self, name: str, parts: Iterator[Trace], share: Callable[[int], float]) -> None:
-        self.name = name
-        self.meta: dict[str, Any] = {}
-        self._parts = parts
-        self._share = share
+    #: as ``Trace.name``
+    name: str
+    _parts: Iterator[Trace]
+    _share: Callable[[int], float]
+    #: as ``Trace.meta``, of what was read so far
+    meta: dict[str, Any] = field(default_factory=dict)
 
     @property
     def skipped(self) -> dict[str, int]:

@@ -22,7 +22,7 @@ from qsim.traces import load_trace
 from qsim.traces.reading import source as source_module
 from qsim.traces.reading import table as table_module
 from qsim.traces.reading.source import Source
-from qsim.traces.reading.table import Kind, Rows, header_of, read_csv
+from qsim.traces.reading.table import Kind, Rows, dialect_of, read_csv
 from qsim.traces.reading.times import parse_time_ns
 
 
@@ -167,7 +167,7 @@ def test_quoted_fields_may_hold_commas(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(b"\xef\xbb\xbfa,b\n1,2\n")
-    assert header_of(Source(path).head) == ["a", "b"]
+    assert list(dialect_of(Source(path).head).names) == ["a", "b"]
     (rows,) = read_csv(Source(path), [(0, "number"), (1, "number")])
     assert rows.names == ["a", "b"]
     assert rows.ints(0).tolist() == [1]

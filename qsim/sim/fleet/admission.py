@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -37,14 +37,14 @@ class Setup:
     """A fleet as it is run: pools of equal servers behind one router."""
 
     pools: tuple[ResolvedPool, ...]
-    router: str
-    seed: int
-    too_long: str
-    frontend: bool
+    router: str = "least-requests"
+    seed: int = 0
+    too_long: str = "error"
+    frontend: bool = True
     concurrency: int | None = None
     client_timeout_s: float | None = None
     failures: Failures | None = None
-    think_time_s: float = 0.0
+    think_time_s: float | None = None
     #: fill one server after the other, with so many requests per weight, instead of the router
     pack: int = 0
     autoscaler: Autoscaler | None = None
@@ -211,23 +211,8 @@ class FleetArguments(TypedDict, total=False):
     autoscaler: Autoscaler | None
 
 
-def resolve_fleet(
-    profile: Profile | str | None = None,
-    replicas: int | None = None,
-    options: EngineOptions | None = None,
-    pools: Sequence[Pool] | None = None,
-    *,
-    router: str = "least-requests",
-    seed: int = 0,
-    too_long: str = "error",
-    frontend: bool = True,
-    concurrency: int | None = None,
-    client_timeout_s: float | None = None,
-    failures: Failures | None = None,
-    autoscaler: Autoscaler | None = None,
-    think_time_s: float | None = None,
-) -> Setup:
-    """Check the arguments of a simulation: ``profile``, and those of :class:`FleetArguments`.
+def resolve_fleet(profile: Profile | str | None = None, **asked: Unpack[FleetArguments]) -> Setup:
+    """Check the arguments of a simulation.
 
     Raises
     ------
@@ -236,46 +221,40 @@ def resolve_fleet(
     ProfileError
         If a profile is unknown or malformed.
     """
+    pools, replicas, options = asked.get("pools"), asked.get("replicas"), asked.get("options")
     check_pools(pools, profile=profile, replicas=replicas, options=options)
     if pools is None:
         assert profile is not None
         pools = [Pool(profile, 1 if replicas is None else replicas, options or EngineOptions())]
-    found = resolve_pools(pools)
-    check_weights(router, [p.weight for p in found])
-    whole("seed", seed, 0, MAX_SEED)
-    if router == "vllm":
+    rest: dict[str, Any] = {k: v for k, v in asked.items() if k not in _SERVERS}
+    setup = Setup(resolve_pools(pools), **rest)
+    found, think_time_s = setup.pools, setup.think_time_s
+    check_weights(setup.router, [p.weight for p in found])
+    whole("seed", setup.seed, 0, MAX_SEED)
+    if setup.router == "vllm":
         _check_engines(found)
-    if concurrency is not None:
-        whole("concurrency", concurrency, 1, MAX_REQUESTS)
+    if setup.concurrency is not None:
+        whole("concurrency", setup.concurrency, 1, MAX_REQUESTS)
     if think_time_s is not None:
         finite("think_time_s", think_time_s, 0.0, _MOST_THINK_S)
-        if concurrency is None:
+        if setup.concurrency is None:
             raise ScenarioError(
                 f"think_time_s is {think_time_s:g}, and there are no clients that think: give "
                 "concurrency, too; sessions of a trace have delays of their own"
             )
-    if client_timeout_s is not None:
-        finite("client_timeout_s", client_timeout_s, 0.0, MOST_S, above=True)
-    if failures is not None and not isinstance(failures, Failures):
-        raise ScenarioError(f"failures is {shown(failures)}; must be a qsim.Failures")
-    if autoscaler is not None:
-        found = _scaled(found, autoscaler, router)
-    if failures is not None:
-        failures.listed(found)
-    return Setup(
-        found,
-        router,
-        seed,
-        too_long,
-        frontend,
-        concurrency,
-        client_timeout_s,
-        failures,
-        think_time_s or 0.0,
-        autoscaler=autoscaler,
-    )
+    if setup.client_timeout_s is not None:
+        finite("client_timeout_s", setup.client_timeout_s, 0.0, MOST_S, above=True)
+    if setup.failures is not None and not isinstance(setup.failures, Failures):
+        raise ScenarioError(f"failures is {shown(setup.failures)}; must be a qsim.Failures")
+    if setup.autoscaler is not None:
+        setup = replace(setup, pools=_scaled(found, setup.autoscaler, setup.router))
+    if setup.failures is not None:
+        setup.failures.listed(setup.pools)
+    return setup
 
 
+#: arguments that say which servers there are
+_SERVERS = ("pools", "replicas", "options")
 #: a day: clients that think for longer are no closed loop
 _MOST_THINK_S = 86_400.0
 
@@ -350,7 +329,7 @@ def check_pools(pools: Sequence[Pool] | None, **single: object) -> None:
 
 @dataclass(eq=False)
 class Admission:
-    """Takes the requests that fit ``max_model_len``, whole or part by part, and counts the others."""
+    """Takes the requests that fit ``max_model_len``, whole or in parts, and counts the others."""
 
     #: ``max_model_len``, which a prompt must be shorter than
     limit: int

@@ -55,8 +55,8 @@ class Clients:
 
     def __init__(self, setup: Setup, trace: Trace, planned: Callable[[], None]) -> None:
         self._concurrency = setup.concurrency
-        self._think_ps = setup.think_time_s * PS_PER_S
-        self.thinks = setup.think_time_s > 0
+        self._think_ps = (setup.think_time_s or 0.0) * PS_PER_S
+        self.thinks = self._think_ps > 0
         self._seed = setup.seed
         self._draws: list[int] = []
         self._rng: np.random.Generator | None = None

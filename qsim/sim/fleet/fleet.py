@@ -130,7 +130,7 @@ class Fleet(Dispatcher):
             setup.failures,
             setup.seed,
             end_s,
-            until_answered=scaler is not None,
+            scaler is not None,
         )
         self._times_first = scaler is not None and scaler.reads_ttft
         self._rare = self.lives.rare

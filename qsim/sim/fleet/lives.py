@@ -7,6 +7,7 @@ life of a server, from on to off, asleep or failed, is an engine of its own: wit
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -32,25 +33,9 @@ __all__ = ["Lives"]
 _PATIENCE_PS = 3600 * PS_PER_S
 
 
+@dataclass(eq=False)
 class Lives:
     """Steers the servers of a fleet; without a policy and failures all are on for ever.
-
-    Parameters
-    ----------
-    fleet : Fleet
-        Its engines are started and ended here.
-    pool_of : list of int
-        By server, the number of its pool.
-    policy : Policy, optional
-        Says how many servers of each pool are to be on.
-    seed : int
-        Of the failures that are drawn.
-    end_s : float
-        With a policy: energy and rent are counted to this time, or to the last token if that is
-        later.
-    until_answered : bool
-        With a policy: it is asked until the last request has ended, whenever that is, instead of
-        to the trace's end.
 
     Attributes
     ----------
@@ -62,25 +47,27 @@ class Lives:
         When failed servers were down, start-up included; in the order of their ends.
     """
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        pools: tuple[ResolvedPool, ...],
-        pool_of: list[int],
-        policy: Policy | None,
-        failures: Failures | None,
-        seed: int,
-        end_s: float,
-        until_answered: bool = False,
-    ) -> None:
-        self._fleet = fleet
-        self._pools = pools
-        self._policy = policy
-        self._failures = failures
-        self._seed = seed
-        self.rare = policy is not None or failures is not None
+    #: its engines are started and ended here
+    _fleet: Fleet
+    _pools: tuple[ResolvedPool, ...]
+    #: by server, the number of its pool
+    _pool_of: list[int]
+    #: says how many servers of each pool are to be on
+    _policy: Policy | None
+    _failures: Failures | None
+    #: of the failures that are drawn
+    _seed: int
+    #: with a policy: energy and rent are counted to this time, or to a later last token
+    _end_s: float
+    #: with a policy: it is asked until the last request has ended, whenever that is, instead of to
+    #: the trace's end
+    _until_answered: bool
+
+    def __post_init__(self) -> None:
+        policy, pools, end_s = self._policy, self._pools, self._end_s
+        self.rare = policy is not None or self._failures is not None
         self.servers = [
-            Server(i, k, pools[k].config.num_gpu_blocks - 1) for i, k in enumerate(pool_of)
+            Server(i, k, pools[k].config.num_gpu_blocks - 1) for i, k in enumerate(self._pool_of)
         ]
         self.changes: list[tuple[float, int, int, int, int, int]] = []
         self.decisions: list[tuple[float, tuple[int, ...]]] = []
@@ -91,7 +78,6 @@ class Lives:
         self._ticks = self._counted = 0
         self._period_ps = self.end_ps = self._start_ps = 0
         self._periods_ps: list[int] = []
-        self._until_answered = until_answered
         self._stuck_ps = -1  # since when nothing happens but that requests wait
         self._reads_signals = bool(getattr(policy, "reads_signals", False))
         self._provision_ps = round(getattr(policy, "provision_s", 0.0) * PS_PER_S)

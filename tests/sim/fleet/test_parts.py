@@ -44,7 +44,7 @@ def _run(
     fleet = Fleet(
         first,
         output,
-        resolve_fleet(profile, replicas, router=router, seed=3),
+        resolve_fleet(profile, replicas=replicas, router=router, seed=3),
         more=parts,
         release=had.append,
     )
