@@ -49,14 +49,7 @@ class _BoundError(ValueError):
 def read_text(
     path: str | os.PathLike[str], error: Error = ScenarioError, *, most: int = MAX_JSON
 ) -> str:
-    """A file of UTF-8 text, with or without a byte-order mark.
-
-    Parameters
-    ----------
-    error : type
-        Class of the error.
-    most : int
-        Largest size, bytes.
+    """A file of UTF-8 text of at most ``most`` bytes, with or without a byte-order mark.
 
     Raises
     ------
@@ -92,22 +85,14 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 
 
 def parse_json(text: str, where: str, error: Error = ScenarioError, *, most: int = MAX_JSON) -> Any:
-    """JSON as plain data.
-
-    Parameters
-    ----------
-    where : str
-        The file, which begins an error.
-    error : type
-        Class of the error.
-    most : int
-        Longest text.
+    """JSON as plain data; ``where``, the file, begins an error.
 
     Raises
     ------
     QsimError
-        (of the class ``error``) if it is not JSON, repeats a key in an object, holds a number that
-        is not finite or has more than 25 digits, or is nested deeper than 32.
+        (of the class ``error``) if it is not JSON or longer than ``most``, repeats a key in an
+        object, holds a number that is not finite or has more than 25 digits, or is nested deeper
+        than 32.
     """
     if len(text) > most:
         raise error(f"{where}: is larger than {_size(most)}, the most that is read of such a file")
@@ -225,22 +210,14 @@ def read_yaml_documents(path: str | os.PathLike[str]) -> list[Any]:
 def parse_yaml(
     text: str, where: str, error: Error = ScenarioError, *, several: bool = False
 ) -> Any:
-    """YAML as plain data; None for an empty document.
-
-    Parameters
-    ----------
-    where : str
-        The file, which begins an error.
-    error : type
-        Class of the error.
-    several : bool
-        There may be any number of documents: they come as a list.
+    """YAML as plain data; None for an empty document, a list of documents if there are ``several``.
 
     Raises
     ------
     QsimError
         (of the class ``error``) if it is not YAML, repeats a key, has aliases, tags, more than one
-        document or a key that is not a text, or breaks a bound of :func:`parse_json`.
+        document or a key that is not a text, or breaks a bound of :func:`parse_json`. It begins
+        with ``where``, the file.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -357,11 +334,6 @@ def csv_lines(
     path: str | os.PathLike[str], error: type[QsimError], *, most_rows: int = MAX_ROWS
 ) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV file, gzip or not, with the number of each one's last line.
-
-    Parameters
-    ----------
-    error : type
-        Class of the error.
 
     Raises
     ------

@@ -26,23 +26,13 @@ Place = tuple[str | int, ...]
 
 
 def build(cls: type[T], data: object, where: str, error: type[QsimError]) -> T:
-    """``data`` as a ``cls``.
-
-    Parameters
-    ----------
-    cls : type
-        A dataclass or a pydantic model.
-    data : object
-        Of JSON or YAML.
-    where : str
-        The file, which begins the error.
-    error : type
-        Class of the error.
+    """``data`` of JSON or YAML as a ``cls``, a dataclass or a pydantic model.
 
     Raises
     ------
     QsimError
-        (of the class ``error``) naming the field, its value and what is allowed.
+        (of the class ``error``) naming ``where``, the file, the field, its value and what is
+        allowed.
     """
     try:
         built: T = _adapter(cast("Any", cls)).validate_python(data)

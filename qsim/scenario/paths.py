@@ -38,16 +38,10 @@ def parse_set(data: dict[str, Any], text: str, root: type[Section]) -> None:
 def put_at(
     data: dict[str, Any], path: str, value: Any, root: type[Section], *, as_text: bool = False
 ) -> None:
-    """Put a value into plain, checked data of a scenario; None takes it out.
+    """Put a value into plain, checked data of a scenario (``root``); None takes it out.
 
-    Parameters
-    ----------
-    path : str
-        Names with points between them; a pool by number, name or profile.
-    root : type
-        ``Scenario``, whose fields the names are.
-    as_text : bool
-        The value is a text of a command line: YAML where the field is no text.
+    The path is of names with points between them; a pool by number, name or profile. A value that
+    is ``as_text`` comes from a command line: YAML where the field is no text.
 
     Raises
     ------

@@ -39,14 +39,9 @@ def load_traffic(
     *,
     grown: bool = True,
 ) -> Trace:
-    """Read, cut, scale and merge the traces.
+    """Read, cut, scale and merge the traces; ``grown`` also to the busiest hour, and with growth.
 
-    Parameters
-    ----------
-    tell : callable, optional
-        Takes the name of each trace and what is known of how it was read.
-    grown : bool
-        Also cut out the busiest hour and let it grow, if that is asked for.
+    ``tell`` takes the name of each trace and what is known of how it was read.
 
     Raises
     ------

@@ -14,8 +14,9 @@ from qsim.sim.results.backlog import Flow
 from qsim.sim.results.histogram import Latency
 from qsim.sim.results.outages import Windows
 from qsim.sim.results.pools import PoolLatencies
+from qsim.sim.results.requests import RowWriter
 from qsim.sim.results.slo import Slo
-from qsim.sim.results.streaming import Feed, Rows, Sums
+from qsim.sim.results.streaming import Feed, Sums
 from qsim.sim.results.summary import Run
 from qsim.sim.run_facts import outages_s, pool_uses, run_facts
 from qsim.traces.trace import Trace
@@ -75,7 +76,7 @@ def simulate_stream(
     profile: Profile | str | None = None,
     *,
     slos: Sequence[Slo] = (),
-    rows: Rows | None = None,
+    rows: RowWriter | None = None,
     progress: Callable[[int], None] | None = None,
     **asked: Unpack[FleetArguments],
 ) -> StreamResult:

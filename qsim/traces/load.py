@@ -87,12 +87,7 @@ def load_trace(
 def iter_preset(source: str, *, seed: int = 0) -> Iterator[Trace]:
     """Draw a preset chunk by chunk: the rows that ``load_trace`` gives, in bounded memory.
 
-    Parameters
-    ----------
-    source : str
-        A preset with optional parameters, such as ``azure-conv-2024-week:day=2``.
-    seed : int
-        Of the draw; ``seed=`` among the parameters goes first.
+    ``source`` and ``seed`` are as for ``load_trace``.
 
     Yields
     ------
@@ -270,12 +265,8 @@ def load_reshaped(
 ) -> Trace:
     """Read a trace and those that are merged into it, each cut and scaled as ``asked``.
 
-    Parameters
-    ----------
-    trace : Trace or str
-        ``format`` and ``columns`` are of it alone; ``sort`` and ``seed`` are of all.
-    tell : callable, optional
-        Takes the name of each trace and what is known of how it was read.
+    ``format`` and ``columns`` are of the first alone; ``sort`` and ``seed`` are of all. ``tell``
+    takes the name of each trace and what is known of how it was read.
 
     Raises
     ------

@@ -81,16 +81,7 @@ class Reshaping:
         return cls(**{f.name: options.get(f.name) for f in fields(cls)})
 
     def apply(self, trace: Trace, seed: int = 0, number: int = 0) -> Trace:
-        """The trace, reshaped.
-
-        Parameters
-        ----------
-        trace : Trace
-            It is not changed.
-        seed : int
-            Of the sample.
-        number : int
-            Of this trace among those that are merged, which are sampled apart from each other.
+        """The trace, reshaped: the ``number``-th of those that are merged, which are sampled apart.
 
         Raises
         ------

@@ -56,15 +56,8 @@ def write_trace(trace: Trace, path: str | os.PathLike[str], *, format: str | Non
     """Write a trace; the file appears whole or not at all.
 
     CSV and Parquet give back the same trace, bit for bit. Mooncake's format rounds times to 1 ms.
-
-    Parameters
-    ----------
-    trace : Trace
-        What to write.
-    path : str or path
-        Where to; ``.gz`` compresses.
-    format : str, optional
-        ``csv``, ``parquet``, ``mooncake`` or ``timed-trace``; by the ending of the path otherwise.
+    The format (``csv``, ``parquet``, ``mooncake`` or ``timed-trace``) is told by the ending of the
+    path unless it is given; ``.gz`` compresses.
 
     Raises
     ------

@@ -45,18 +45,12 @@ class Fleet(Dispatcher):
     Parameters
     ----------
     trace : Trace
-        Its requests must be admissible for every pool.
-    output_tokens : sequence of int
-        Tokens that each request will generate.
-    setup : Setup
-        Pools, router, clients and failures.
+        Its requests must be admissible for every pool; ``output_tokens`` says what each generates.
     release : callable
         Takes the requests of a part when all of them, and of the parts before, have finished.
         Inter-token gaps up to then are in ``gaps``, which it may empty.
-    jump : bool
-        Plan decode runs in one go (the default) or step one by one; the results are equal.
-    step_log : list, optional
-        Takes every launched step of every replica (and makes the engines step one by one).
+    jump, step_log
+        As of :func:`qsim.sim.simulate.simulate`.
     progress : callable, optional
         Called now and then with the number of requests that have arrived.
     more : iterator of (Trace, sequence of int), optional

@@ -30,16 +30,8 @@ _MOST_IDS = 1 << 24
 def with_history(trace: Trace, block_sizes: Sequence[int]) -> tuple[Trace, list[str]]:
     """The trace with ids of what its sessions' turns share, and what a reader should know of it.
 
-    Parameters
-    ----------
-    trace : Trace
-        As it is where its turns do not wait for answers.
-    block_sizes : sequence of int
-        Tokens of a KV block, of each pool that caches prefixes; none, and the trace is as it is.
-
-    Returns
-    -------
-    Trace, list of str
+    As it is where its turns do not wait for answers, or no pool caches prefixes: ``block_sizes``
+    are the tokens of a KV block in those that do.
     """
     if trace.turns is None or not block_sizes:
         return trace, []

@@ -68,16 +68,10 @@ def run_whole(
     end_s: float = 0.0,
     bin_s: float | None = None,
 ) -> WholeRun:
-    """Run all admissible requests of a trace.
+    """Run all admissible requests of a trace; ``keep_gaps`` keeps the gaps between tokens.
 
-    Parameters
-    ----------
-    keep_gaps : bool
-        Keep the inter-token gaps.
-    progress : callable, optional
-        Called now and then with the share of requests that have arrived.
-    jump, step_log, policy, end_s, bin_s
-        As of :class:`qsim.sim.fleet.fleet.Fleet`.
+    ``progress`` is told the share of requests that have arrived, now and then; the other arguments
+    are those of :class:`qsim.sim.fleet.fleet.Fleet`.
 
     Raises
     ------

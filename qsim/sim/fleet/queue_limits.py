@@ -19,14 +19,9 @@ __all__ = ["QueueLimits"]
 
 
 class QueueLimits:
-    """Decides for the servers of a fleet; made only if there is a limit.
+    """Decides for the servers of a fleet, by their settings; made only if there is a limit.
 
-    Parameters
-    ----------
-    configs
-        The settings of every server.
-    shared
-        Whether all are engines behind one API server (the router is vLLM's own): one limit then.
+    Where the limits are shared (the router is vLLM's own) all are engines behind one API server.
 
     Attributes
     ----------
@@ -44,12 +39,9 @@ class QueueLimits:
         self.rejected_by_requests = self.rejected_by_tokens = 0
 
     def rejects(self, servers: Dispatcher, target: int, now_ps: int) -> bool:
-        """Whether a request is rejected that comes now; counts it.
+        """Whether a request is rejected that comes now to a replica; counts it.
 
-        Parameters
-        ----------
-        target
-            The replica that it goes to; of no meaning if the limits are shared.
+        The replica is of no meaning if the limits are shared.
         """
         replicas = range(len(self.queued_tokens)) if self.shared else (target,)
         for i in replicas:

@@ -51,20 +51,9 @@ def settled(
 ) -> Load:
     """``load``, or where that is not clear what comes of the trace repeated until it is.
 
-    Parameters
-    ----------
-    load : Load
-        Of the trace as it is.
-    simulate : callable
-        Runs another trace on the same fleet.
-    most_requests : int, optional
-        The trace goes on for so many requests at most; for :data:`MOST_REQUESTS`, or three times
-        if that is more, unless given.
-
-    Returns
-    -------
-    Load
-        Still not clear if so many requests do not tell.
+    ``simulate`` runs another trace on the same fleet. The trace goes on for ``most_requests`` at
+    most, :data:`MOST_REQUESTS` or three times its own unless given; if they do not tell, it is not
+    clear.
     """
     if not load.unclear or trace.duration_s < BURST_S:
         return load

@@ -47,6 +47,10 @@ class Finished:
     cached_tokens: IntArray
     preemptions: IntArray
 
+    def take(self, index: npt.NDArray[Any]) -> Finished:
+        """Some of them."""
+        return Finished(**{name: values[index] for name, values in vars(self).items()})
+
 
 def joined(parts: Sequence[Finished]) -> Finished:
     """The requests of all parts."""
@@ -100,18 +104,9 @@ def in_order_of_arrival(
 ) -> tuple[Trace, IntArray, BoolArray, Finished]:
     """A run whose later turns came when they came: all its columns in order of arrival.
 
-    Parameters
-    ----------
-    trace : Trace
-        All requests, later turns at times that are not theirs.
-    output_tokens : int64 array
-        Of the admissible ones.
-    admissible : bool array
-        Which they are.
-    finished : Finished
-        How they fared, in the order of ``trace``.
-    origin_s : float
-        The trace's time when the clock of the run was at 0.
+    ``trace`` has all requests, later turns at times that are not theirs; ``output_tokens`` and
+    ``finished`` are of the admissible ones, in its order. The clock of the run is at 0 at the
+    trace's time ``origin_s``.
     """
     assert trace.turns is not None
     arrival_s = trace.arrival_s.copy()
@@ -125,7 +120,7 @@ def in_order_of_arrival(
         replace(trace, **{**columns, "turns": None, "session": None}),
         output_tokens[own],
         admissible[order],
-        Finished(**{k: getattr(finished, k)[own] for k in Finished.__dataclass_fields__}),
+        finished.take(own),
     )
 
 
@@ -138,9 +133,7 @@ def without_rejected(
         return output_tokens, admissible, finished
     completed = admissible.copy()
     completed[np.flatnonzero(admissible)[~served]] = False
-    names = Finished.__dataclass_fields__
-    rest = Finished(**{k: getattr(finished, k)[served] for k in names})
-    return output_tokens[served], completed, rest
+    return output_tokens[served], completed, finished.take(served)
 
 
 def spread(values: npt.NDArray[Any], admissible: BoolArray, fill: float) -> npt.NDArray[Any]:
@@ -161,18 +154,8 @@ def request_columns(
 ) -> dict[str, Any]:
     """The columns of :data:`qsim.sim.results.requests.COLUMNS`, rejected requests among them.
 
-    Parameters
-    ----------
-    trace : Trace
-        All requests.
-    output_tokens : int64 array
-        Of the admissible ones.
-    admissible : bool array
-        Which they are.
-    finished : Finished, optional
-        How they fared; None if there are none.
-    first : int
-        Number of the first request.
+    ``output_tokens`` and ``finished`` (None if there are none) are of the admissible requests of
+    ``trace``, the first of which has the number ``first``.
     """
     none = np.empty(0, np.int64)
     f = finished or Finished(none, none, none, none, none, none)

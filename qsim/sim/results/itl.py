@@ -69,7 +69,7 @@ class Gaps:
     @property
     def ms(self) -> FloatArray:
         """The gaps of every step, ms; with ``count``."""
-        parts = [ps / PS_PER_MS for ps, _ in self._chunks()]
+        parts = [ps / PS_PER_MS for ps, _ in self.each()]
         return np.concatenate(parts) if parts else np.empty(0)
 
     @property
@@ -94,10 +94,6 @@ class Gaps:
             sum_ps += _exact_dot(first, weight)
             sum_ps += _exact_dot(growth, weight * (length - 1) // 2)
         return sum_ps
-
-    def each(self) -> Iterator[tuple[IntArray, IntArray]]:
-        """Gap (ps) and count of every step, a part at a time."""
-        return self._chunks()
 
     def percentile(self, q: float) -> float:
         """The q-th percentile, ms, interpolated linearly between ranks as numpy does."""
@@ -127,7 +123,7 @@ class Gaps:
                 first, growth, length, rows = (c[part].astype(np.int64, copy=False) for c in table)
                 yield first, growth, length, rows
 
-    def _chunks(self) -> Iterator[tuple[IntArray, IntArray]]:
+    def each(self) -> Iterator[tuple[IntArray, IntArray]]:
         """Gap (ps) and count of every step, a part at a time."""
         for part in self._parts():
             yield from _laid_out(*part)

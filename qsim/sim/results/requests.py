@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,11 +38,8 @@ Columns = Mapping[str, npt.NDArray[Any]]
 ByteArray = npt.NDArray[np.uint8]
 
 
-class RowWriter(Protocol):
-    """Takes the rows of a part."""
-
-    def __call__(self, columns: Columns, /) -> None:
-        """Write one row for each entry of the columns."""
+#: takes the columns of the next requests, in order of arrival, and writes a row for each
+RowWriter = Callable[[Columns], None]
 
 
 @contextmanager

@@ -41,12 +41,7 @@ class Served:
 
 
 def hot_spots(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How unevenly a fleet is loaded.
-
-    Parameters
-    ----------
-    rows : sequence of dict
-        One a server, as of :func:`qsim.sim.run_facts.replica_stats`.
+    """How unevenly a fleet is loaded, by a row a server (:func:`qsim.sim.run_facts.run_facts`).
 
     Returns
     -------

@@ -310,19 +310,12 @@ def too_few(slos: Sequence[Slo], requests: int) -> list[str]:
 
 
 def check_judgeable(trace: Trace, metrics: Iterable[str], what: str) -> None:
-    """Refuse limits on the time between tokens where no request has two tokens.
-
-    Parameters
-    ----------
-    metrics : iterable of str
-        What is limited.
-    what : str
-        The limits, for the message.
+    """Refuse limits (``what``) on the time between tokens where no request has two tokens.
 
     Raises
     ------
     ScenarioError
-        If all ``metrics`` are of tokens after the first, and there are none.
+        If all ``metrics`` that are limited are of tokens after the first, and there are none.
     """
     asked = set(metrics)
     if asked and asked <= {"tpot", "itl"} and int(trace.output_tokens.max()) < 2:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qsim.arrays import BoolArray, IntArray
 from qsim.errors import TraceError
@@ -19,15 +18,12 @@ from qsim.sim.results.histogram import Latency
 from qsim.sim.results.itl import Gaps
 from qsim.sim.results.outages import TimeCounts, Windows
 from qsim.sim.results.pools import PoolLatencies
+from qsim.sim.results.requests import RowWriter
 from qsim.sim.results.servers import Served
 from qsim.sim.results.slo import Slo, within
 from qsim.traces.trace import Trace
 
-__all__ = ["Feed", "Rows", "Sums"]
-
-
-#: takes the columns of qsim.sim.results.requests.COLUMNS for the next requests, in order of arrival
-Rows = Callable[[Mapping[str, npt.NDArray[Any]]], None]
+__all__ = ["Feed", "Sums"]
 
 
 class Feed(Iterator[tuple[Trace, list[int]]]):
@@ -82,7 +78,7 @@ class Sums:
         slos: tuple[Slo, ...],
         replicas: int,
         feed: Feed,
-        rows: Rows | None,
+        rows: RowWriter | None,
         pools: PoolLatencies | None = None,
     ) -> None:
         self._pools = pools

@@ -58,22 +58,10 @@ def prompt_block_ids(
 ) -> BlockIds:
     """Content ids per KV block from a trace's prefix ids, full blocks only.
 
-    Parameters
-    ----------
-    hash_ids
-        One id per ``hash_block_tokens`` tokens of the prompt; the last may stand for fewer.
-    hash_block_tokens
-        Tokens per id, a multiple of ``block_size``.
-    block_size
-        Tokens per KV block.
-    prompt_tokens
-        Length of the prompt, or of prompt and answer where the ids go on into the answer; a KV
-        block that it does not fill gets no id.
-
-    Returns
-    -------
-    BlockIds
-        A sequence of one id per full KV block that ``hash_ids`` describe.
+    ``hash_ids`` are one per ``hash_block_tokens`` tokens of the prompt, a multiple of
+    ``block_size``; the last may stand for fewer. ``prompt_tokens`` is the length of the prompt, or
+    of prompt and answer where the ids go on into the answer; a KV block that it does not fill gets
+    no id.
 
     Raises
     ------

@@ -75,25 +75,10 @@ def whole_param(source: Source, options: ReadOptions, key: str, least: int = 1) 
 def chosen(
     source: Source, options: ReadOptions, key: str, entries: Sequence[str], what: str
 ) -> int:
-    """Which one of several entries of a file a parameter names.
+    """Which one of several entries of a file a parameter names, from 0.
 
-    Parameters
-    ----------
-    source : Source
-        The file.
-    options : ReadOptions
-        With the parameter, from 1; a single entry needs none.
-    key : str
-        The parameter's name.
-    entries : sequence of str
-        What each entry is, for people.
-    what : str
-        What they are called, in the plural.
-
-    Returns
-    -------
-    int
-        From 0.
+    The parameter ``key`` counts from 1, and a single entry needs none. An error says what each of
+    the entries is, and ``what`` they are called, in the plural.
 
     Raises
     ------

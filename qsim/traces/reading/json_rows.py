@@ -224,14 +224,7 @@ def _convert(value: Any, kind: Kind) -> Any:
 
 
 def read_json(source: Source, wanted: Sequence[tuple[str, Kind]]) -> Iterator[Rows]:
-    """Columns of a file of JSON objects, some rows at a time.
-
-    Parameters
-    ----------
-    source : Source
-        The file.
-    wanted : sequence of (str, Kind)
-        Paths of values, and how to convert them.
+    """Columns of a file of JSON objects by their paths, some rows at a time.
 
     Raises
     ------

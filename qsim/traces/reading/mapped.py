@@ -156,14 +156,8 @@ def read_mapped(
 
     Parameters
     ----------
-    source : Source
-        The file.
-    format : str
-        Its format's name.
     mapping : mapping of str to Column
         By role; ``arrival``, ``prompt`` and ``output`` must be there.
-    sort : bool
-        Put the rows in order of arrival.
     strict : bool
         A length of 0 is an error; otherwise such rows are skipped and counted.
     absolute : bool

@@ -9,7 +9,6 @@ by reading the file once more.
 from __future__ import annotations
 
 import csv
-import io
 import os
 import re
 import sys
@@ -173,18 +172,10 @@ def read_csv(
     dialect: Dialect | None = None,
     header: bool = True,
 ) -> Iterator[Rows]:
-    """Columns of a CSV file, some rows at a time.
+    """Columns of a CSV file by their positions, some rows at a time.
 
-    Parameters
-    ----------
-    source : Source
-        The file.
-    wanted : sequence of (int, Kind)
-        Positions of columns, and how to convert them.
-    dialect : Dialect, optional
-        How it is written; told by its first line unless given.
-    header : bool
-        Whether the first line holds names.
+    The dialect is told by the first line unless it is given; ``header`` says whether that holds
+    names.
 
     Raises
     ------
@@ -371,10 +362,8 @@ def _records(source: Source, dialect: Dialect) -> Iterator[tuple[int, list[str]]
     """The records of a CSV file with the lines that they begin at; slowly, for messages."""
     limit = csv.field_size_limit(sys.maxsize)
     try:
-        lines = io.TextIOWrapper(
-            io.BufferedReader(_Chunks(source)), encoding="utf-8", errors="replace", newline=""
-        )
-        reader = csv.reader((x.replace("\0", "") for x in lines), delimiter=dialect.delimiter)
+        lines = (line.replace("\0", "") for line in _text_lines(source))
+        reader = csv.reader(lines, delimiter=dialect.delimiter)
         line = 1
         for record in reader:
             if record:
@@ -384,23 +373,13 @@ def _records(source: Source, dialect: Dialect) -> Iterator[tuple[int, list[str]]
         csv.field_size_limit(limit)
 
 
-class _Chunks(io.RawIOBase):
-    """A source's chunks as a stream."""
-
-    def __init__(self, source: Source) -> None:
-        self._chunks = source.chunks()
-        self._rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._rest:
-            self._rest = next((c for c in self._chunks if c), b"").replace(b"\r", b"\n")
-        n = min(len(buffer), len(self._rest))
-        buffer[:n] = self._rest[:n]
-        self._rest = self._rest[n:]
-        return n
+def _text_lines(source: Source) -> Iterator[str]:
+    rest = b""
+    for chunk in source.chunks():
+        *lines, rest = (rest + chunk.replace(b"\r", b"\n")).split(b"\n")
+        yield from ((line + b"\n").decode("utf-8", "replace") for line in lines)
+    if rest:
+        yield rest.decode("utf-8", "replace")
 
 
 def _locate(

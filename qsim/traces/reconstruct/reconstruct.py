@@ -108,18 +108,13 @@ def reconstruct_from_metrics(
     Parameters
     ----------
     paths : sequence of paths
-        As for :func:`qsim.traces.reconstruct.metrics.read_metrics`.
+        As for :func:`qsim.traces.reconstruct.metrics.read_metrics`; ``model_name`` too.
     seconds : float, optional
         Between two scrapes, or from the server's start to the only one; needed for scrapes
-        without times, unless ``rate_rps`` is given.
-    rate_rps : float, optional
-        The mean rate, where the metrics' own is not to be used.
-    model_name : str, optional
-        Which of several models.
-    cv, correlation : float
-        As for :func:`reconstruct_from_numbers`.
-    span : Span, optional
-        How much to draw; as long as what was seen by default.
+        without times, unless ``rate_rps`` (the mean rate, in the place of the metrics' own) is
+        given.
+    cv, correlation, span
+        As for :func:`reconstruct_from_numbers`; as long as what was seen by default.
 
     Raises
     ------

@@ -46,12 +46,7 @@ class RouterSpec:
 
 
 def parse_router(text: str, known: Mapping[str, Any]) -> RouterSpec:
-    """``NAME`` or ``NAME:PARAMETER=VALUE,...``.
-
-    Parameters
-    ----------
-    known : mapping
-        The routers, by name.
+    """``NAME`` or ``NAME:PARAMETER=VALUE,...``, of the routers that are ``known``.
 
     Raises
     ------

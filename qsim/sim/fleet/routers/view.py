@@ -17,14 +17,8 @@ __all__ = ["View"]
 class View:
     """The :class:`qsim.sim.fleet.routers.base.FleetView` of a fleet.
 
-    Parameters
-    ----------
-    timings : list of Timing
-        By pool.
-    pool_of : list of int
-        By server, the number of its pool.
-    replicas : list of Replica
-        By server; the fleet replaces those that begin again.
+    Timings are by pool; ``pool_of`` and ``replicas`` by server, of which the fleet replaces those
+    that begin again.
 
     Attributes
     ----------
