@@ -226,19 +226,23 @@ class HostTimes(Closed):
 
 @dataclass(frozen=True)
 class ApiTimes(Closed):
-    """What keeps the API server's process busy, in ms; ``waits`` is a number.
+    """What keeps the API server's process busy, in ms; ``turns`` is a number.
 
-    A request keeps it busy for ``request_ms``, each token of a step's result for ``token_ms`` and
-    each request of that step for ``send_ms`` (:mod:`qsim.sim.engine.api_process`). A request that
-    finds it busy reaches the engine later by ``waits`` times what is left to do then, for an event
-    loop takes up what it does for a request in several turns; the last token of one reaches the
-    client later by what was left to do when its step's result came.
+    A request keeps it busy for ``request_ms + request_ms_per_1k_prompt_tokens * P/1000``, in
+    ``turns`` rounds of its event loop; each token of a step's result for ``token_ms`` and each
+    request of that step for ``send_ms`` (:mod:`qsim.sim.engine.api_process`). A thread tokenizes
+    prompts that are texts one by one, ``tokenize_ms_per_1k_prompt_tokens * P/1000`` each. The
+    engine's input thread then takes requests in one by one: ``receive_serial_ms`` of the front end
+    and ``input_ms_per_1k_prompt_tokens * P/1000`` lie between them at least.
     """
 
     request_ms: Ms
+    request_ms_per_1k_prompt_tokens: Ms
+    tokenize_ms_per_1k_prompt_tokens: Ms
+    input_ms_per_1k_prompt_tokens: Ms
     token_ms: Ms
     send_ms: Ms
-    waits: Annotated[float, Number(most=100.0)]
+    turns: Annotated[int, Whole(2, 100)]
 
 
 @dataclass(frozen=True)
@@ -266,11 +270,8 @@ class FrontEnd(Closed):
         """With every time multiplied."""
         api = self.api
         if api is not None:
-            api = replace(
-                api,
-                request_ms=api.request_ms * factor,
-                token_ms=api.token_ms * factor,
-                send_ms=api.send_ms * factor,
+            api = ApiTimes(
+                **{k: v * factor for k, v in vars(api).items() if k != "turns"}, turns=api.turns
             )
         ms = {k: v * factor for k, v in vars(self).items() if k != "api"}
         return FrontEnd(**ms, api=api)

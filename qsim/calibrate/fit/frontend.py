@@ -7,8 +7,8 @@ complete in step p gets its last token in step ``p + output_tokens - 1``, since 
 request decodes in every step.
 
 The API server's process is one event loop. Its times cannot be told apart in light load and are in
-a fixed proportion to each other (:data:`API`); their size, and how often a request waits for what
-the process has to do, are what explains arrivals and last tokens of the recorded loads best.
+a fixed proportion to each other (:data:`API`); their size is what explains arrivals and last tokens
+of the recorded loads best.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from qsim.errors import CalibrationError
 from qsim.profiles.schema import ApiTimes, FrontEnd
 from qsim.sim.engine.api_process import ApiProcess
 from qsim.sim.engine.timing import PS_PER_MS, PS_PER_S
+from qsim.sim.scheduler.request import Request
 
 __all__ = [
     "Matches",
@@ -42,11 +43,19 @@ BoolArray = npt.NDArray[np.bool_]
 #: of a recording: what :func:`backlogs_ms` returns
 Backlog = tuple[FloatArray, FloatArray]
 
-#: what the API server's process takes for a request, a token and sending, in proportion
-API = ApiTimes(0.6, 0.025, 0.025, 0.0)
-#: so many times these are tried, and so many waits
+#: the times of the API server's process, in proportion, by when requests and tokens passed through
+#: that of a vLLM 0.33 (bursts, long prompts, closed loops; docs/fidelity.md)
+API = ApiTimes(
+    request_ms=0.6,
+    request_ms_per_1k_prompt_tokens=0.12,
+    tokenize_ms_per_1k_prompt_tokens=1.5,
+    input_ms_per_1k_prompt_tokens=0.18,
+    token_ms=0.016,
+    send_ms=0.03,
+    turns=8,
+)
+#: so many times these are tried
 _SIZES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
-_WAITS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 #: by what share they must explain arrivals and last tokens better than none
 _WORTH = 0.02
 
@@ -186,7 +195,7 @@ def fit_frontend(
         )
     api = _api(seen)
     backlogs = [backlogs_ms(x.recording, api) for x in seen]
-    arrivals = _less_waits(seen, backlogs, 0.0 if api is None else api.waits)
+    arrivals = _less_waits(seen, backlogs)
     late_ms = _less_lateness(seen, backlogs)
     receive, receive_1k, wake = _receive(arrivals)
     # a millisecond matters by its share of the latency that it is a part of
@@ -212,13 +221,14 @@ def fit_frontend(
 
 
 def backlogs_ms(recording: Recording, api: ApiTimes | None) -> Backlog:
-    """What the API server's process has left to do when each request is sent, and at each update.
+    """What requests and results wait for the API server's process.
 
     Returns
     -------
     waits_ms : array, shape (requests,)
-        A request waits ``api.waits`` times that.
+        How much later each reaches the engine than if it were alone.
     late_ms : array, shape (steps,)
+        How much the process is behind at each update.
     """
     s, q = recording.steps, recording.requests
     waits_ms, late_ms = np.zeros(len(q)), np.zeros(len(s))
@@ -230,12 +240,21 @@ def backlogs_ms(recording: Recording, api: ApiTimes | None) -> Backlog:
     rows = (s.decodes + s.num_chunks).tolist()
     times_ps = np.concatenate([updates_ps, sends_ps])
     steps = len(updates_ps)
+    requests = [Request(j, p, 1) for j, p in enumerate(q.prompt_tokens.tolist())]
+    through = []
     for i in np.argsort(times_ps, kind="stable").tolist():
+        now_ps = int(times_ps[i])
         if i < steps:
-            process.result(int(times_ps[i]), rows[i])
+            through += process.advance(now_ps - 1)
+            process.result(now_ps, rows[i])
             late_ms[i] = process.late_ps / PS_PER_MS
         else:
-            waits_ms[i - steps] = process.request(int(times_ps[i])) / PS_PER_MS
+            process.enter(requests[i - steps], now_ps, 0)
+    through += process.advance(int(times_ps.max()) + PS_PER_S * 3600)
+    for ready_ps, request in through:
+        alone_ms = api.request_ms + api.request_ms_per_1k_prompt_tokens * request.prompt_tokens / 1e3
+        took_ms = (ready_ps - int(sends_ps[request.index])) / PS_PER_MS
+        waits_ms[request.index] = max(took_ms - alone_ms, 0.0)
     return waits_ms, late_ms
 
 
@@ -248,8 +267,8 @@ def _api(seen: Sequence[_Seen]) -> ApiTimes | None:
     if busy.sum() < 100:
         return None
 
-    def arrivals_off(backlogs: Sequence[Backlog], waits: float) -> float:
-        arrivals = _less_waits(seen, backlogs, waits)
+    def arrivals_off(backlogs: Sequence[Backlog]) -> float:
+        arrivals = _less_waits(seen, backlogs)
         early = np.concatenate([p.early_ms for p in arrivals])[busy]
         late = np.concatenate([p.late_ms for p in arrivals])[busy]
         prompt = np.concatenate([p.prompt_k for p in arrivals])[busy]
@@ -268,31 +287,23 @@ def _api(seen: Sequence[_Seen]) -> ApiTimes | None:
         return float((importance * np.minimum(error, 30.0)).mean())
 
     none = [backlogs_ms(x.recording, None) for x in seen]
-    best = (arrivals_off(none, 0.0) + last_tokens_off(none)) * (1.0 - _WORTH)
+    best = (arrivals_off(none) + last_tokens_off(none)) * (1.0 - _WORTH)
     found = None
     for size in _SIZES:
-        api = ApiTimes(
-            round(API.request_ms * size, 5),
-            round(API.token_ms * size, 6),
-            round(API.send_ms * size, 6),
-            0.0,
-        )
+        times = {k: round(v * size, 6) for k, v in vars(API).items() if k != "turns"}
+        api = ApiTimes(**times, turns=API.turns)
         backlogs = [backlogs_ms(x.recording, api) for x in seen]
-        last_tokens = last_tokens_off(backlogs)
-        for waits in _WAITS:
-            left = arrivals_off(backlogs, waits) + last_tokens
-            if left < best:
-                best, found = left, replace(api, waits=waits)
+        left = arrivals_off(backlogs) + last_tokens_off(backlogs)
+        if left < best:
+            best, found = left, api
     return found
 
 
-def _less_waits(
-    seen: Sequence[_Seen], backlogs: Sequence[Backlog], waits: float
-) -> list[_Arrivals]:
+def _less_waits(seen: Sequence[_Seen], backlogs: Sequence[Backlog]) -> list[_Arrivals]:
     """Bounds on arrivals, less what the process makes requests wait."""
     arrivals = []
     for x, (waits_ms, _) in zip(seen, backlogs, strict=True):
-        a, wait_ms = x.arrivals, waits_ms[x.arrivals.index] * waits
+        a, wait_ms = x.arrivals, waits_ms[x.arrivals.index]
         arrivals.append(replace(a, early_ms=a.early_ms - wait_ms, late_ms=a.late_ms - wait_ms))
     return arrivals
 
@@ -337,16 +348,15 @@ def modelled_arrivals_s(
     index : integer array
         Requests of one phase in order of sending, for the API process takes them in turn.
     waits_ms : array, shape (requests,)
-        What that process had left to do: of :func:`backlogs_ms`.
+        What they wait for that process: of :func:`backlogs_ms`.
     """
-    waits = 0.0 if frontend.api is None else frontend.api.waits
     ready_s = np.empty(len(index))
     last_s = -np.inf
     for j, i in enumerate(index):
         took_ms = (
             frontend.receive_ms
             + frontend.receive_ms_per_1k_prompt_tokens * q.prompt_tokens[i] / 1000
-            + waits * waits_ms[i]
+            + waits_ms[i]
         )
         last_s = max(q.sent_s[i] + took_ms / 1e3, last_s + frontend.receive_serial_ms / 1e3)
         ready_s[j] = last_s

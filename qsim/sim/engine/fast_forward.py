@@ -165,10 +165,11 @@ class FastForward:
         scheduler, timing, meter = replica.scheduler, replica._timing, replica.meter
         sink, inbox, arrivals = replica._sink, replica._inbox, replica._arrivals
         api = replica.api
+        numbered = api is not None or len(arrivals) > 0
         late = api_row = api_token = 0
         api_busy = api_told = -1
         if api is not None:
-            if api.coming:
+            if api.coming and not api.waiting(now):
                 api.settle()
             api_row, api_token = api.row_ps, api.token_ps
             api_busy, api_told, late = api.busy_ps, api.told_ps, api.late_ps
@@ -208,27 +209,23 @@ class FastForward:
         bail = True
         busy, decoded, contexts = meter.busy_ps, meter.decode_tokens, meter.context_tokens
 
-        deferred = replica._deferred
         until, stop_at = horizon_ps, stop_ps
-        if deferred and deferred[0][0] < horizon_ps:
-            until, stop_at = deferred[0][0], deferred[0][0] + deferred[0][1]
+        if api is not None and api.waiting(horizon_ps - 1):
+            until = now if api.waiting(now) else api.arriving[0].arrival_ps
+            stop_at = api.soonest_ps()
 
         while now < horizon_ps:
             # ---- who arrives before this turn
             if now >= until:
                 assert api is not None
                 api.busy_ps, api.told_ps, api.late_ps = api_busy, api_told, late
-                while deferred and deferred[0][0] <= now and deferred[0][0] < horizon_ps:
-                    if due is None:
-                        replica.arrive(0, 0)
-                    else:
-                        replica.arrive(due_ps, due[0])
-                if api.coming:
-                    api.settle()
+                replica.take_in(now, due_ps, 0 if due is None else due[0])
                 api_busy, api_told, late = api.busy_ps, api.told_ps, api.late_ps
                 until, stop_at = horizon_ps, stop_ps
-                if deferred and deferred[0][0] < horizon_ps:
-                    until, stop_at = deferred[0][0], deferred[0][0] + deferred[0][1]
+                if api.waiting(horizon_ps - 1):
+                    # whoever is on its way may be ready at any turn
+                    until = now + 1 if api.waiting(now) else api.arriving[0].arrival_ps
+                    stop_at = api.soonest_ps()
                 continue
 
             # ---- the result that is due
@@ -349,7 +346,7 @@ class FastForward:
                         if owed:
                             kv.take(owed)
                             owed = 0
-                        coming = replica.num_coming(now) if arrivals else len(inbox)
+                        coming = replica.num_coming(now) if numbered else len(inbox)
                         replica.account(gpu_start, running_rows, coming + queued, free - need)
                         replica._read_clock(count, context + count)
                         look_after = replica._look_after
@@ -428,10 +425,14 @@ class FastForward:
                         at, step = first + result, period if lag else period + growth
                         told = emitted
                         more = turns
-                        while more and told > until:  # not before the next arrival
-                            api.coming.insert(0, (told, count))
-                            more -= 1
-                            told -= step + growth * (more - 1)
+                        if told > until:  # not before the next arrival
+                            ahead_of = []
+                            while more and told > until:
+                                ahead_of.append((told, count))
+                                more -= 1
+                                told -= step + growth * (more - 1)
+                            ahead_of.reverse()
+                            api.coming.extend(ahead_of)
                         if more:
                             api_told = told
                             token = count * api_token
@@ -576,7 +577,7 @@ class FastForward:
                 if rows != clock_rows or since_look >= look_after or step_context != context + rows:
                     meter.busy_ps, meter.decode_tokens = busy, decoded
                     meter.context_tokens = contexts
-                    coming = replica.num_coming(now) if arrivals else len(inbox)
+                    coming = replica.num_coming(now) if numbered else len(inbox)
                     replica.account(gpu_start, running_rows, coming + queued, free)
                     replica._read_clock(rows, step_context)
                     look_after = replica._look_after
@@ -596,7 +597,7 @@ class FastForward:
             else:
                 meter.busy_ps, meter.decode_tokens = busy, decoded
                 meter.context_tokens = contexts
-                coming = replica.num_coming(now) if arrivals else len(inbox)
+                coming = replica.num_coming(now) if numbered else len(inbox)
                 replica.account(gpu_start, running_rows, coming + queued, free)
                 clock_rows = -1
                 decodes = count + batch.num_decodes

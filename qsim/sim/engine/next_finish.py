@@ -37,7 +37,10 @@ def earliest_finish_ps(replica: Replica, fast_forward: FastForward, next_ps: int
     next_ps
         When the replica's next turn begins, ps.
     """
-    scheduler, timing, inbox = replica.scheduler, replica._timing, replica._inbox
+    scheduler, timing = replica.scheduler, replica._timing
+    joining = [request for _, request in replica._inbox]
+    if replica.api is not None:
+        joining += replica.api.requests()
     due, launched = fast_forward._due, fast_forward._launched
     if due is not None:
         if due[5]:
@@ -46,7 +49,7 @@ def earliest_finish_ps(replica: Replica, fast_forward: FastForward, next_ps: int
             if request.group is None and request.target >= request.limit:
                 return next_ps
     tail, waiting = scheduler._tail, scheduler._waiting
-    coming = len(inbox) + waiting.count + (tail is not None)
+    coming = len(joining) + waiting.count + (tail is not None)
     if coming > _FEW or waiting.count > 1:
         return next_ps
     update_ps = timing.update_ps
@@ -89,7 +92,7 @@ def earliest_finish_ps(replica: Replica, fast_forward: FastForward, next_ps: int
             steps = min(steps, request.limit - request.target)
             tokens += request.target
             blocks += -(-request.limit // config.block_size)
-        for _, request in inbox:
+        for request in joining:
             prompt = request.prompt_tokens
             limit = min(prompt + request.output_tokens, config.max_model_len)
             steps = min(steps, limit - prompt)

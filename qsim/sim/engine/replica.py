@@ -111,10 +111,6 @@ class Replica:
         self._inbox: deque[tuple[int, Request]] = deque()
         self._arrivals: deque[int] = deque()  # of those in the inbox that may not be here yet
         self._turn_ps = 0  # when the present turn began
-        # of an API server's process that nobody watches: when a request arrives, how long it takes
-        # to receive; and what to reckon with
-        self._deferred: deque[tuple[int, int, Request]] = deque()
-        self._ready_ps, self._serial_ps, self._waits_ppt = -(1 << 62), 0, 0
         self.aborts: list[Request] = []  # to be ended with the next turn
         self._queue: deque[_Inflight] = deque()
         self._gpu_free_ps = 0
@@ -131,6 +127,8 @@ class Replica:
         self._base_ps = 0
         self._slopes_ps: list[int] = []
         self._next_ps = -1  # when the next turn begins; -1: idle
+        # idle, and nothing is in the inbox: what is in the API server's process decides
+        self._asleep = True
         self._fast_forward = FastForward(self)
         self._token_times = TokenTimes(sink.emitted_ps, sink.gaps)
 
@@ -149,7 +147,7 @@ class Replica:
             self._catch_up(now_ps, ready_ps if self.runs_ahead else now_ps)
         self._inbox.append((ready_ps, request))
         if self._next_ps < 0:
-            self._next_ps = ready_ps + self._timing.wake_ps
+            self._next_ps = self._wake_ps()
         if self.unwatched:
             self._arrivals.append(now_ps)
             if len(self._inbox) >= _TOGETHER:
@@ -159,6 +157,8 @@ class Replica:
         """Requests that are in the front end in the turn that begins now."""
         arrivals = self._arrivals
         handed_in = len(self._inbox)
+        if self.api is not None:
+            return handed_in + self.api.num_waiting(now_ps)
         if arrivals:
             while len(arrivals) > handed_in:
                 arrivals.popleft()
@@ -166,61 +166,46 @@ class Replica:
                 arrivals.popleft()
         return handed_in - len(arrivals)
 
-    def defer(self, request: Request, now_ps: int, receive_ps: int) -> None:
-        """Take a request that arrives now; for how long it waits is seen when its turn comes.
+    def enter(self, request: Request, now_ps: int, receive_ps: int) -> None:
+        """Give the API server's process a request, which alone takes ``receive_ps`` to the engine.
 
-        For ``unwatched`` replicas with an API server's process, in the place of ``hand_in``.
+        In the place of ``hand_in``, for replicas with such a process. When the engine has it is
+        seen when its turn comes: what comes meanwhile makes it wait.
         """
-        self._deferred.append((now_ps, receive_ps, request))
-        if len(self._deferred) >= _TOGETHER:
+        api = self.api
+        assert api is not None
+        if not self.unwatched:
+            self._catch_up(now_ps, now_ps + receive_ps if self.runs_ahead else now_ps)
+        api.enter(request, now_ps, receive_ps)
+        if not self.unwatched:
+            if self._asleep:
+                self._next_ps = self._wake_ps()
+        elif len(api.arriving) >= _TOGETHER:
             self._go(now_ps, now_ps + receive_ps)
 
-    def arrive(self, due_ps: int, rows: int) -> None:
-        """The first of the deferred arrives.
+    def take_in(self, now: int, due_ps: int, rows: int) -> None:
+        """What has come from the API server's process until now, when a turn begins.
 
         Parameters
         ----------
         due_ps, rows
-            Time and requests of the result that the next turn applies; 0 rows: there is none.
+            Time and requests of the result that this turn applies; 0 rows: there is none.
         """
-        now, receive_ps, request = self._deferred.popleft()
-        ready = now + receive_ps + self._wait_ps(now, due_ps, rows) * self._waits_ppt // 1000
-        serial = self._ready_ps + self._serial_ps
-        if ready < serial:
-            ready = serial
-        self._ready_ps = ready
-        self._inbox.append((ready, request))
-
-    def defer_with(self, serial_ps: int, waits_ppt: int) -> None:
-        """What deferred requests are reckoned with: as the dispatcher does for others."""
-        self._serial_ps, self._waits_ppt = serial_ps, waits_ppt
-
-    def waits_ps(self, now_ps: int, ready_ps: int) -> int:
-        """How long a request that arrives now waits for the API server's process.
-
-        It is not ready before ``ready_ps``.
-        """
-        if self.api is None:
-            return 0
-        self._catch_up(now_ps, ready_ps if self.runs_ahead else now_ps)
-        rows, due_ps = self._result
-        return self._wait_ps(now_ps, due_ps, rows)
-
-    def _wait_ps(self, now_ps: int, due_ps: int, rows: int) -> int:
-        """How long a request waits; the result that the next turn applies may be out already."""
         api = self.api
         assert api is not None
-        if rows and due_ps <= now_ps:
+        if rows and due_ps != api.told_ps:
+            self._inbox += api.advance(due_ps - 1)
             api.result(due_ps, rows)
-        return api.request(now_ps)
+        self._inbox += api.advance(now)
 
-    @property
-    def _result(self) -> tuple[int, int]:
-        """Requests and time of the result that the next turn applies; 0 requests: none."""
-        ahead = self._fast_forward
-        if ahead.active:
-            return (0, 0) if ahead._due is None else (ahead._due[0], ahead._due_ps)
-        return (0, 0) if self._due is None else (self._due.rows, self._due_ps)
+    def _wake_ps(self) -> int:
+        """When an idle engine begins its next turn if nothing else comes; -1: never."""
+        if self._inbox:
+            self._asleep = False
+            return self._inbox[0][0] + self._timing.wake_ps
+        self._asleep = True
+        ready_ps = -1 if self.api is None else self.api.first_ready_ps()
+        return ready_ps + self._timing.wake_ps if ready_ps >= 0 else -1
 
     def proceed(self, horizon_ps: int) -> None:
         """Make the turns before the horizon, or one if ``jump`` is off.
@@ -253,6 +238,9 @@ class Replica:
                 self._inbox.remove(entry)
                 request.finished = True
                 return
+        if self.api is not None and self.api.remove(request):
+            request.finished = True
+            return
         self.aborts.append(request)
 
     def settle(self) -> None:
@@ -266,7 +254,10 @@ class Replica:
     def num_unscheduled(self, now_ps: int) -> int:
         """Requests that are not running: in the front end or in the waiting queue."""
         self._catch_up(now_ps, now_ps)
-        return len(self._inbox) + self.scheduler.num_waiting
+        coming = len(self._inbox)
+        if self.api is not None:
+            coming += self.api.num_waiting(now_ps)
+        return coming + self.scheduler.num_waiting
 
     def kv_usage(self, now_ps: int) -> float:
         """The share of the KV blocks that requests hold."""
@@ -282,22 +273,20 @@ class Replica:
 
     def _catch_up(self, now: int, stop: int) -> None:
         """Make the turns that lie before now; nothing new is ready before ``stop``."""
-        if self._jump and (0 <= self._next_ps < now or self._deferred):
+        if self._jump and (0 <= self._next_ps < now or (self.unwatched and self._asleep)):
             self._go(now, stop)
 
     def _go(self, horizon: int, stop: int) -> None:
         """Make the turns that begin before ``horizon``."""
-        fast_forward, deferred = self._fast_forward, self._deferred
+        fast_forward, api = self._fast_forward, self.api
         time = self._next_ps
         while True:
-            if deferred and deferred[0][0] < horizon and not 0 <= time < deferred[0][0]:
-                rows, due_ps = self._result
-                self.arrive(due_ps, rows)
-                if time < 0:
-                    time = self._inbox[0][0] + self._timing.wake_ps
-            elif not 0 <= time < horizon:
+            if self._asleep and api is not None:
+                self._inbox += api.advance(horizon - 1, 1)
+                time = self._wake_ps()
+            if not 0 <= time < horizon:
                 break
-            elif fast_forward.active:
+            if fast_forward.active:
                 time = fast_forward.run(time, horizon, stop)
                 if not fast_forward.active:
                     time = self._step(time)
@@ -309,6 +298,13 @@ class Replica:
         """A turn of the host thread; when the next begins, -1 for never."""
         scheduler = self.scheduler
         self._turn_ps = now
+        if self.api is not None:
+            due = self._due
+            self.take_in(now, self._due_ps, 0 if due is None else due.rows)
+            if self._asleep:
+                time = self._wake_ps()
+                if time != now:
+                    return time
         if self._due is not None:
             self._apply(self._due)
             if not self._launched and scheduler.has_unfinished():
@@ -401,7 +397,6 @@ class Replica:
         batch = due.batch
         late = 0
         if self.api is not None and due.rows:
-            self.api.result(self._due_ps, due.rows)
             late = self.api.late_ps
         update = self.scheduler.update(batch)
         if due.step is not None:
@@ -431,7 +426,7 @@ class Replica:
         self.look(now)
         self._rows = -1
         self._launched = True
-        return self._inbox[0][0] + self._timing.wake_ps if self._inbox else -1
+        return self._wake_ps()
 
     def _hold(self, batch: Batch, rows: int, gpu_end_ps: int) -> None:
         """Take over a step of the group that is in flight."""

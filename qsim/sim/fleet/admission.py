@@ -45,6 +45,7 @@ class Setup:
     client_timeout_s: float | None = None
     failures: Failures | None = None
     think_time_s: float | None = None
+    text_prompts: bool = False
     #: fill one server after the other, with so many requests per weight, instead of the router
     pack: int = 0
     autoscaler: Autoscaler | None = None
@@ -140,6 +141,8 @@ class Setup:
                 run[option] = getattr(self, option)
         if self.think_time_s:
             run["think_time_s"] = self.think_time_s
+        if self.text_prompts:
+            run["text_prompts"] = True
         if self.failures is not None:
             run["failures"] = asdict(self.failures)
         if self.autoscaler is not None:
@@ -191,6 +194,8 @@ class FleetArguments(TypedDict, total=False):
     client_timeout_s : float, optional
         How long a client waits for its whole answer, where the trace does not say it. Then it gives
         up, and the server aborts the request.
+    text_prompts : bool
+        Prompts are texts, which the API server tokenizes, and not token ids (the default).
     failures : Failures, optional
         Servers that fail.
     autoscaler : Autoscaler, optional
@@ -207,6 +212,7 @@ class FleetArguments(TypedDict, total=False):
     concurrency: int | None
     think_time_s: float | None
     client_timeout_s: float | None
+    text_prompts: bool
     failures: Failures | None
     autoscaler: Autoscaler | None
 

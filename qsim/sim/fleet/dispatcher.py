@@ -92,9 +92,6 @@ class Dispatcher:
         self._frontends = setup.frontends
         self._serial_ps = [round(f.receive_serial_ms * PS_PER_MS) for f in self._frontends]
         self._ready_ps = [-(1 << 62)] * n  # when each front end handed on its last request
-        # how often a request waits for what the API server's process has left to do, in 1/1000
-        apis = [f.api for f in self._frontends]
-        self._waits = [0 if api is None else round(1000 * api.waits) for api in apis]
         self._columns = columns
         self._arrival_ps, self._prompt, self._output = (
             columns.arrival_ps, columns.prompt, columns.output,
@@ -125,6 +122,7 @@ class Dispatcher:
         self._sent_ps: dict[int, int] = {}  # requests that have no token yet
 
         self._jump, self._step_log = jump, step_log
+        self._text_prompts = setup.text_prompts
         self.replicas = [self._engine(i) for i in range(n)]
         self._used = [False] * n  # engines that have begun
         self._view = View(pools, self._timings, self._pool_of, columns, self.replicas)
@@ -205,21 +203,19 @@ class Dispatcher:
             block_ids=columns.block_ids(i, self._configs[pool]) if columns.has_ids else (),
         )
         replica = self.replicas[target]
-        if replica.unwatched and replica.api is not None:
-            replica.defer(request, now, self._receive_ps[pool][i])
-            return
-        ready = now + self._receive_ps[pool][i]
-        if replica.api is not None:
-            ready += replica.waits_ps(now, ready) * self._waits[pool] // 1000
-        serial = self._ready_ps[target] + self._serial_ps[pool]
-        if ready < serial:
-            ready = serial
-        self._ready_ps[target] = ready
         if self._tracks:
             self._under_way[target][i] = request
         if self._times_first:
             self._sent_ps[i] = now
-        replica.hand_in(request, ready, now)
+        ready = now + self._receive_ps[pool][i]
+        if replica.api is not None:
+            replica.enter(request, now, ready - now)
+        else:
+            serial = self._ready_ps[target] + self._serial_ps[pool]
+            if ready < serial:
+                ready = serial
+            self._ready_ps[target] = ready
+            replica.hand_in(request, ready, now)
         if not self._lags:
             self._wakeups.set(target, replica.call_ps())
 
@@ -354,7 +350,7 @@ class Dispatcher:
             self._timings[k],
             meter,
             self,
-            api=None if times is None else ApiProcess(times),
+            api=None if times is None else ApiProcess(times, self._serial_ps[k], self._text_prompts),
             jump=self._jump,
             step_log=self._step_log,
         )

@@ -133,7 +133,6 @@ class Fleet(Dispatcher):
         self._view.lags = self._lags
         if self._lags:
             self.replicas[0].unwatched = self._runs_ahead
-            self.replicas[0].defer_with(self._serial_ps[0], self._waits[0])
         self._sooner = False  # something was planned while the engines went on
         self.end_ps = 0
 

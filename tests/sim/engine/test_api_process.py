@@ -13,6 +13,7 @@ from qsim.profiles.schema import ApiTimes, Profile
 from qsim.sim.engine.api_process import ApiProcess
 from qsim.sim.fleet.pool import Pool
 from qsim.sim.scheduler.config import EngineOptions
+from qsim.sim.scheduler.request import Request
 from qsim.sim.simulate import simulate
 from tests.make_profile import constant_profile, make_profile
 from tests.sim.engine.test_fast_forward import both, rough_traces
@@ -26,37 +27,85 @@ def with_api(
     request_ms: float = 0.0,
     token_ms: float = 0.0,
     send_ms: float = 0.0,
-    waits: float = 1.0,
+    turns: int = 2,
+    prompt_ms: float = 0.0,
+    input_ms: float = 0.0,
+    tokenize_ms: float = 0.0,
 ) -> Profile:
-    api = ApiTimes(request_ms, token_ms, send_ms, waits)
+    api = ApiTimes(request_ms, prompt_ms, tokenize_ms, input_ms, token_ms, send_ms, turns)
     return replace(profile, frontend=replace(profile.frontend, api=api))
 
 
-def test_by_hand() -> None:
-    process = ApiProcess(ApiTimes(request_ms=2.0, token_ms=0.5, send_ms=0.25, waits=1.0))
-    assert process.request(0) == 0  # busy until 2
-    assert process.request(1 * MS) == 1 * MS  # until 4
-    process.result(3 * MS, 4)  # 1 late; until 4 + 2 = 6, and alone it would be 3 + 3 = 6
-    assert process.late_ps == 1 * MS
+def loop(
+    request_ms: float, token_ms: float, send_ms: float, turns: int, prompt_ms: float = 0.0
+) -> ApiProcess:
+    return ApiProcess(ApiTimes(request_ms, prompt_ms, 0.0, 0.0, token_ms, send_ms, turns))
+
+
+def request(prompt: int = 1, index: int = 0) -> Request:
+    return Request(index, prompt, 1)
+
+
+def ready_ms(process: ApiProcess, until_ms: float) -> list[float]:
+    return [t / MS for t, _ in process.advance(int(until_ms * MS))]
+
+
+def test_tokens_by_hand() -> None:
+    process = loop(2.0, 0.5, 0.25, 2)
+    process.result(3 * MS, 4)  # until 3 + 3
+    assert process.late_ps == 0
     process.result(3 * MS, 4)  # told twice
-    assert process.request(5 * MS) == 1 * MS  # until 8
-    # far behind, the tokens of both steps are sent together: only 4 x 0.5 is added
-    process.result(5 * MS + 1, 4)
-    assert process.late_ps == 3 * MS - 1
-    assert process.request(6 * MS) == 4 * MS
+    assert process.busy_ps == 6 * MS
+    # behind, the tokens of both steps are sent together: only 4 x 0.5 is added
+    process.result(4 * MS, 4)
+    assert process.late_ps == 2 * MS
+    assert process.busy_ps == 8 * MS
     process.result(50 * MS, 1)
     assert process.late_ps == 0
 
 
+def test_requests_by_hand() -> None:
+    # of 10 ms the first turn takes 4, the last 4, and one between them 2
+    process = loop(10.0, 1.0, 0.5, 3)
+    process.enter(request(), 0, 12 * MS)
+    assert process.waiting(0)
+    assert process.soonest_ps() == 12 * MS
+    process.result(1 * MS, 4)
+    # 0-4 the first turn; 4-6 the second, and the tokens, 6-10; sending, 10-12; the last turn, -16
+    assert ready_ms(process, 9.9) == []
+    assert process.soonest_ps() == (10 + 4 + 2) * MS
+    assert process.first_ready_ps() == 18 * MS
+    assert ready_ms(process, 10) == [18.0]
+    assert process.busy_ps == 16 * MS
+    assert not process.waiting(10 * MS)
+
+
+def test_of_requests_that_come_together_the_first_waits_for_the_others_turns() -> None:
+    process = loop(10.0, 0.0, 0.0, 2)  # a turn of 6 ms and one of 4
+    for i in range(5):
+        process.enter(request(index=i), 0, 10 * MS)
+    assert ready_ms(process, 1000) == [34.0, 38.0, 42.0, 46.0, 50.0]
+
+
+def test_long_prompts_keep_others_waiting_and_come_in_one_by_one() -> None:
+    process = ApiProcess(ApiTimes(2.0, 10.0, 0.0, 50.0, 0.0, 0.0, 2), MS)
+    process.enter(request(1000), 0, 100 * MS)
+    process.enter(request(100, 1), 0, 50 * MS)
+    # first turns 1.2 + 10 and 1.2 + 1 ms, last ones 0.8 ms each; alone they would take 12 and 3
+    a, b = ready_ms(process, 1000)
+    assert a == pytest.approx(11.2 + 2.2 + 0.8 + (100 - 12))
+    assert b == pytest.approx(a + 1 + 5)
+
+
 def test_results_that_are_to_come_count_when_their_time_is() -> None:
-    process = ApiProcess(ApiTimes(request_ms=0.0, token_ms=1.0, send_ms=0.0, waits=1.0))
-    process.coming += [(10 * MS, 4), (12 * MS, 4)]
-    assert process.request(9 * MS) == 0
-    assert process.request(11 * MS) == 3 * MS
-    assert process.request(12 * MS) == 6 * MS
-    process.coming.append((14 * MS, 4))
-    process.result(15 * MS, 1)
-    assert process.late_ps == 7 * MS
+    process = loop(2.0, 1.0, 0.0, 2)
+    process.coming.extend([(10 * MS, 4), (12 * MS, 4)])
+    process.enter(request(), 11 * MS, 2 * MS)
+    # the tokens of 10 until 14, then those of 12 and the first turn until 19.2
+    assert ready_ms(process, 1000) == [20.0]
+    process.coming.append((21 * MS, 4))
+    process.result(23 * MS, 1)
+    assert process.late_ps == 2 * MS
     assert not process.coming
 
 
@@ -69,16 +118,13 @@ def test_one_request_alone_waits_for_nothing() -> None:
     assert a.e2el_ms.tolist() == b.e2el_ms.tolist()
 
 
-def test_who_arrives_while_a_step_is_sent_waits_as_often_as_it_is_taken_up() -> None:
-    # 8 requests decode, a step a 50 ms; their tokens keep the process busy for 8 x 2 ms after each
-    profile = constant_profile(50.0)
-    arrival = [0.0] * 8 + [0.4001]
-    load = trace(arrival, [1] * 9, [40] * 9)
-    plain = simulate(load, profile)
-    # the ninth comes early in a step: three times 15.9 ms still reach the next one
-    for waits, steps in ((1.0, 0), (3.0, 0), (6.0, 1)):
-        got = simulate(load, with_api(profile, send_ms=2.0, waits=waits))
-        assert got.ttft_ms[8] == pytest.approx(plain.ttft_ms[8] + steps * 50.0)
+def test_a_burst_waits_for_the_process() -> None:
+    load = trace([0.0] * 16, [1] * 16, [1] * 16)
+    plain = simulate(load, constant_profile(50.0))
+    got = simulate(load, with_api(constant_profile(50.0), request_ms=5.0))
+    # sixteen first turns of 3 ms and a last one of 2; then one more every 2 ms, for the next step
+    assert got.ttft_ms[0] == pytest.approx(plain.ttft_ms[0] + 50.0)
+    assert got.ttft_ms[1:] == pytest.approx(got.ttft_ms[0] + 50.0)
 
 
 def test_a_full_process_bounds_the_tokens_a_second() -> None:
@@ -112,9 +158,9 @@ def test_a_process_that_is_behind_sends_several_tokens_together() -> None:
     rough_traces(),
     st.sampled_from(
         [
-            with_api(make_profile(), 1.0, 0.05, 0.1, 2.0),
-            with_api(make_profile(throttle=0.3), 0.5, 0.4, 0.0, 1.5),
-            with_api(constant_profile(5.0), 3.0, 0.0, 1.0, 1.0),
+            with_api(make_profile(), 1.0, 0.05, 0.1, 6, 2.0, 1.0),
+            with_api(make_profile(throttle=0.3), 0.5, 0.4, 0.0, 3),
+            with_api(constant_profile(5.0), 3.0, 0.0, 1.0, 2, 5.0, 5.0),
         ]
     ),
     st.booleans(),
@@ -137,6 +183,6 @@ def test_pools_have_processes_of_their_own() -> None:
 def test_clients_of_a_closed_loop_and_timeouts_jump_as_they_step() -> None:
     rng = np.random.default_rng(4)
     load = trace(np.zeros(200), rng.integers(1, 300, 200), rng.integers(1, 60, 200))
-    profile = with_api(make_profile(), 1.0, 0.3, 0.3, 2.0)
+    profile = with_api(make_profile(), 1.0, 0.3, 0.3, 4)
     both(load, profile, concurrency=12, think_time_s=0.05, client_timeout_s=0.6)
     both(load, profile, concurrency=24, replicas=2, router="power-of-two")
