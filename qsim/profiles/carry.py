@@ -122,6 +122,9 @@ def _carried(profile: Profile, c: Change) -> Profile:
     measured_host = profile.measured_host
     if measured_host is not None:
         measured_host = replace(measured_host, host=_host(measured_host.host, c))
+    frontend = profile.frontend
+    if frontend.api is None and c.api is not None:
+        frontend = frontend.with_api(c.api)
     return replace(
         profile,
         identity=replace(i, vllm_version=c.after),
@@ -132,7 +135,7 @@ def _carried(profile: Profile, c: Change) -> Profile:
             eager=mixed_span(latency.eager, c.eager, c.eager),
         ),
         host=_host(profile.host, c),
-        frontend=replace(profile.frontend, api=profile.frontend.api or c.api),
+        frontend=frontend,
         memory=replace(m, num_gpu_blocks=blocks),
         fit_error=_errors(profile.fit_error, c.error_percent),
         measured_host=measured_host,

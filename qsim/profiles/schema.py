@@ -224,6 +224,11 @@ class HostTimes(Closed):
         return held_shares(self.launch_eager_queue, tokens)
 
 
+#: of what a request keeps the API server's process busy for, the shares of its first and of its
+#: last turn: parsing and checking, and handing it to the engine; the others share the rest
+FIRST_TURN, LAST_TURN = 0.4, 0.4
+
+
 @dataclass(frozen=True)
 class ApiTimes(Closed):
     """What keeps the API server's process busy, in ms; ``turns`` is a number.
@@ -265,6 +270,15 @@ class FrontEnd(Closed):
     last_token_ms: Ms
     last_token_ms_per_running: Ms
     api: ApiTimes | None = None
+
+    def with_api(self, api: ApiTimes) -> FrontEnd:
+        """With these times of a process that was not known.
+
+        Of what lies between the requests of a burst it takes its part: the first is through after
+        the first turns of all.
+        """
+        between_ms = self.receive_serial_ms - (1.0 - LAST_TURN) * api.request_ms
+        return replace(self, receive_serial_ms=round(max(between_ms, 0.0), 4), api=api)
 
     def times(self, factor: float) -> FrontEnd:
         """With every time multiplied."""

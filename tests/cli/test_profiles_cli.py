@@ -41,7 +41,8 @@ def test_show_for_people_and_as_json() -> None:
     text = qsim("profiles", "show", FP8).stdout
     for word in (FP8, "KV cache", "decode step", "power", "error"):
         assert word in text
-    carried = qsim("profiles", "show", f"{FP8}+kv-fp8", "--vllm-version", "0.33").stdout
+    older = "h200_sxm/qwen2.5-14b/bf16"
+    carried = qsim("profiles", "show", older, "--vllm-version", "0.33").stdout
     assert "measured under vLLM 0.24.0 and carried to 0.33" in carried
     data = json.loads(qsim("profiles", "show", FP8, "--json").stdout)
     assert data["id"] == FP8

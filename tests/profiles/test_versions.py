@@ -28,15 +28,16 @@ from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces import Trace
 
 FP8 = "h200_sxm/llama-3.1-8b/fp8-w8a8"
-KV_FP8 = "h200_sxm/llama-3.1-8b/fp8-w8a8+kv-fp8"
+#: not measured under 0.33
+OLDER = "h200_sxm/qwen2.5-14b/bf16"
 
 
 def test_an_id_means_the_newest_that_was_measured() -> None:
     assert load_profile(FP8).identity.vllm_version.startswith("0.33")
-    assert load_profile(KV_FP8).identity.vllm_version.startswith("0.24")
+    assert load_profile(OLDER).identity.vllm_version.startswith("0.24")
     newest = {e.id: e.version for e in list_profiles()}
     assert newest[FP8] == "0.33"
-    assert newest[KV_FP8] == "0.24"
+    assert newest[OLDER] == "0.24"
     both = [e.version for e in list_profiles(all_versions=True) if e.id == FP8]
     assert both == ["0.24", "0.33"]
 
@@ -54,9 +55,9 @@ def test_a_version_chooses() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        (f"{KV_FP8}@0.33", "was measured under vLLM 0.24"),
-        (f"{KV_FP8}@new", "vllm_version is 'new'"),
-        (f"{KV_FP8}@0.20", "must be 0.24 or newer"),
+        (f"{OLDER}@0.33", "was measured under vLLM 0.24"),
+        (f"{OLDER}@new", "vllm_version is 'new'"),
+        (f"{OLDER}@0.20", "must be 0.24 or newer"),
         ("h200_sxm/llama-3.1-8b/int9@0.33", "did you mean"),
     ],
 )
@@ -66,7 +67,7 @@ def test_what_there_is_not(name: str, words: str) -> None:
 
 
 def test_a_profile_is_carried_by_measured_factors_and_says_so() -> None:
-    old, new = load_profile(KV_FP8), load_profile(KV_FP8, "0.33")
+    old, new = load_profile(OLDER), load_profile(OLDER, "0.33")
     (change,) = (c for c in changes() if (c.before, c.after) == ("0.24", "0.33"))
     assert new.identity.vllm_version == "0.33"
     assert new.carried is not None
@@ -104,17 +105,15 @@ def test_what_nothing_measured_tells_is_not_carried() -> None:
     assert carry(marlin, "0.33") is None  # another kernel since
     assert version_of(marlin, "0.33") is marlin
     assert carry(load_profile("a100_sxm/llama-3.1-8b/fp8-block"), "0.33") is None  # another GPU
-    assert carry(load_profile(KV_FP8), "0.30") is None  # a version that nobody compared
-    assert carry(replace(load_profile(KV_FP8), identity=replace(
-        load_profile(KV_FP8).identity, vllm_version="")), "0.33") is None  # fmt: skip
+    assert carry(load_profile(OLDER), "0.30") is None  # a version that nobody compared
+    assert carry(replace(load_profile(OLDER), identity=replace(
+        load_profile(OLDER).identity, vllm_version="")), "0.33") is None  # fmt: skip
 
 
 def test_candidates_are_of_one_version() -> None:
-    found = choose_profiles("llama-3.1-8b", ["h200_sxm"], ["fp8-w8a8", "fp8-w8a8+kv-fp8"], [])
+    found = choose_profiles("qwen2.5-14b", ["h200_sxm"], ["fp8-w8a8", "bf16"], [])
     assert [c.profile.identity.vllm_version[:4] for c in found] == ["0.33", "0.33"]
-    found = choose_profiles(
-        "llama-3.1-8b", ["h200_sxm"], ["fp8-w8a8", "fp8-w8a8+kv-fp8"], [], "0.24"
-    )
+    found = choose_profiles("qwen2.5-14b", ["h200_sxm"], ["fp8-w8a8", "bf16"], [], "0.24")
     assert [c.profile.identity.vllm_version[:4] for c in found] == ["0.24", "0.24"]
     assert all(c.profile.carried is None for c in found)
 
@@ -124,7 +123,7 @@ def test_a_simulation_takes_the_version_s_profile_and_says_what_was_carried() ->
     old = qsim.simulate(trace, FP8, options=EngineOptions(vllm_version="0.24"))
     new = qsim.simulate(trace, FP8)
     assert old.summary()["mean_e2el_ms"] != new.summary()["mean_e2el_ms"]
-    carried = qsim.simulate(trace, KV_FP8, options=EngineOptions(vllm_version="0.33"))
+    carried = qsim.simulate(trace, OLDER, options=EngineOptions(vllm_version="0.33"))
     assert any("carried to 0.33" in note for note in carried.notes)
     assert not any("carried" in note for note in new.notes)
 

@@ -215,9 +215,8 @@ def fit_frontend(
         first_token_ms_per_running=round(float(first_c[2]), 6),
         last_token_ms=round(float(last_c[0]), 4),
         last_token_ms_per_running=round(float(last_c[1]), 6),
-        api=api,
     )
-    return frontend, round(wake, 4)
+    return frontend if api is None else frontend.with_api(api), round(wake, 4)
 
 
 def backlogs_ms(recording: Recording, api: ApiTimes | None) -> Backlog:
@@ -252,7 +251,9 @@ def backlogs_ms(recording: Recording, api: ApiTimes | None) -> Backlog:
             process.enter(requests[i - steps], now_ps, 0)
     through += process.advance(int(times_ps.max()) + PS_PER_S * 3600)
     for ready_ps, request in through:
-        alone_ms = api.request_ms + api.request_ms_per_1k_prompt_tokens * request.prompt_tokens / 1e3
+        alone_ms = (
+            api.request_ms + api.request_ms_per_1k_prompt_tokens * request.prompt_tokens / 1e3
+        )
         took_ms = (ready_ps - int(sends_ps[request.index])) / PS_PER_MS
         waits_ms[request.index] = max(took_ms - alone_ms, 0.0)
     return waits_ms, late_ms

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from qsim.profiles.schema import ApiTimes
+from qsim.profiles.schema import FIRST_TURN, LAST_TURN, ApiTimes
 from qsim.sim.scheduler.request import Request
 
 __all__ = ["ApiProcess", "Entering"]
@@ -33,9 +33,6 @@ _PS_PER_MS = 1_000_000_000
 #: before everything
 _BEFORE = -(1 << 61)
 _NEVER = 1 << 100
-#: of what a request keeps the process busy for, the shares of its first and of its last turn:
-#: parsing and checking, and handing it to the engine; the others share the rest
-_FIRST, _LAST = 0.4, 0.4
 
 
 class Entering:
@@ -141,13 +138,13 @@ class ApiProcess:
         "late_ps",
         "outside",
         "row_ps",
-        "told_ps",
         "token_ps",
+        "told_ps",
     )
 
     def __init__(self, times: ApiTimes, serial_ps: int = 0, texts: bool = False) -> None:
         request_ps = round(times.request_ms * _PS_PER_MS)
-        turns = [round(request_ps * _FIRST), round(request_ps * _LAST)]
+        turns = [round(request_ps * FIRST_TURN), round(request_ps * LAST_TURN)]
         between = times.turns - 2
         rest = request_ps - sum(turns)
         shares = [rest * (i + 1) // between - rest * i // between for i in range(between)]

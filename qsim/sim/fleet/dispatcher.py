@@ -344,13 +344,16 @@ class Dispatcher:
         k = self._pool_of[i]
         meter = PowerMeter(self._pools[k].profile.power, self._timings[k])
         times = self._frontends[k].api
+        api = None
+        if times is not None:
+            api = ApiProcess(times, self._serial_ps[k], self._text_prompts)
         return Replica(
             i,
             self._configs[k],
             self._timings[k],
             meter,
             self,
-            api=None if times is None else ApiProcess(times, self._serial_ps[k], self._text_prompts),
+            api=api,
             jump=self._jump,
             step_log=self._step_log,
         )

@@ -99,7 +99,13 @@ def test_taking_over_and_giving_back(
     ),
     st.sampled_from([1, 2, 7, 256]),
     # an API server's process that is there, one that falls behind, or none
-    st.sampled_from([None, ApiTimes(0.1, 0.05, 0.5, 0.1, 0.01, 0.02, 5), ApiTimes(3.0, 1.0, 9.0, 2.0, 1.0, 2.0, 2)]),
+    st.sampled_from(
+        [
+            None,
+            ApiTimes(0.1, 0.05, 0.5, 0.1, 0.01, 0.02, 5),
+            ApiTimes(3.0, 1.0, 9.0, 2.0, 1.0, 2.0, 2),
+        ]
+    ),
 )
 def test_a_replica_that_nobody_watches_does_what_it_would_if_watched(
     load: Trace, options: EngineOptions, together: int, api: ApiTimes | None
