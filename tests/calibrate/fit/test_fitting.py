@@ -210,5 +210,8 @@ def test_a_burst_is_in_when_it_waits_for_the_engine() -> None:
     assert begun_ms / ladder.sum() > 5.0
     all_in = np.flatnonzero((s.phase == recording.phase_index("ladder")) & (s.waiting > 400))
     seen_ms = (s.update_s[all_in[0]] - q.sent_s[ladder].min()) * 1e3
-    assert frontend.receive_serial_ms == pytest.approx(seen_ms / ladder.sum(), rel=0.01)
+    each_ms = frontend.receive_serial_ms
+    if frontend.api is not None:  # the API server's process takes its part of it
+        each_ms += 0.6 * frontend.api.request_ms
+    assert each_ms == pytest.approx(seen_ms / ladder.sum(), rel=0.01)
     assert frontend.receive_serial_ms < 1.0
