@@ -21,7 +21,6 @@ import numpy as np
 
 from qsim.calibrate.fit import contexts
 from qsim.calibrate.fit.fitting import FitResult, fit, pool_steps, predict_ms
-from qsim.calibrate.fit.memory import kv_heads
 from qsim.calibrate.fit.report import mode_table
 from qsim.calibrate.fit.span import GRAPH_SIZES
 from qsim.calibrate.fit.timeline import DECODE, EAGER, PIECEWISE, late_updates_ms, timeline_of
@@ -41,7 +40,7 @@ def rows(recording: Recording, fitted: FitResult) -> list[str]:
     timeline = timeline_of(recording, GRAPH_SIZES[-1], profile.host)
     table = pool_steps([recording], [timeline], profile.power, [frozenset()])
     predicted = predict_ms(table.with_level(spans.start_w, spans.full_w), spans)
-    counted = contexts.context_of_traffic(recording, kv_heads(recording.server), part=1.0)
+    counted = contexts.context_of_traffic(recording, recording.server.kv_heads, part=1.0)
     late = late_updates_ms(recording, timeline, profile.host)
     power = recording.power
     result = []
