@@ -123,6 +123,7 @@ class ApiProcess:
 
     __slots__ = (
         "_input_ps",
+        "_left_ps",
         "_prompt_ps",
         "_ready_ps",
         "_request_ps",
@@ -152,6 +153,8 @@ class ApiProcess:
             turns[0] += rest
         self._turns_ps = [turns[0], *shares, turns[1]]
         self._request_ps = sum(self._turns_ps)
+        # what is left of it before each turn
+        self._left_ps = [sum(self._turns_ps[i:]) for i in range(times.turns)]
         # of the prompt, ps a token
         self._prompt_ps = round(times.request_ms_per_1k_prompt_tokens * _PS_PER_MS / 1000)
         self._input_ps = round(times.input_ms_per_1k_prompt_tokens * _PS_PER_MS / 1000)
@@ -243,11 +246,10 @@ class ApiProcess:
         """No request is in the engine's queue before this time; some must be on their way."""
         if self.inside:
             first = self.inside[0]
-            left = sum(self._turns_ps[first.turn :])
-            ready = self.busy_ps + left + first.tail_ps
+            ready = self.busy_ps + self._left_ps[first.turn] + first.tail_ps
         elif self.outside:
             first = self.outside[0]
-            ready = first.back_ps + sum(self._turns_ps[1:]) + first.tail_ps
+            ready = first.back_ps + self._left_ps[1] + first.tail_ps
         else:
             first = self.arriving[0]
             ready = first.arrival_ps if first.arrival_ps > self.busy_ps else self.busy_ps
@@ -281,6 +283,30 @@ class ApiProcess:
                 begin = at if at > self.busy_ps else self.busy_ps
             if begin > limit_ps:
                 break
+            if not inside and not coming and not outside and not arriving[0].tokenize_ps:
+                # if nothing else comes until its last turn, its rounds follow one another
+                entering = arriving[0]
+                end = begin + entering.own_ps
+                begun = end - turns_ps[last]
+                if begun <= limit_ps and (len(arriving) == 1 or arriving[1].arrival_ps > begun):
+                    ready, serial = end + entering.tail_ps, self._ready_ps + entering.serial_ps
+                    if ready < serial:
+                        ready = serial
+                    self._ready_ps = ready
+                    through.append((ready, entering.request))
+                    arriving.popleft()
+                    self.busy_ps = end
+                    continue
+            if len(inside) == 1 and not coming and not self._sends_ps:
+                entering = inside[0]
+                end = begin + self._left_ps[entering.turn]
+                if end - turns_ps[last] <= limit_ps and end - turns_ps[last] < self._next_ps():
+                    ready, serial = end + entering.tail_ps, self._ready_ps + entering.serial_ps
+                    self._ready_ps = ready if ready > serial else serial
+                    through.append((self._ready_ps, entering.request))
+                    inside.clear()
+                    self.busy_ps = end
+                    continue
             end = begin + self._sends_ps
             self._sends_ps = 0
             while outside and outside[0].back_ps <= begin:

@@ -165,7 +165,7 @@ class FastForward:
         scheduler, timing, meter = replica.scheduler, replica._timing, replica.meter
         sink, inbox, arrivals = replica._sink, replica._inbox, replica._arrivals
         api = replica.api
-        numbered = api is not None or len(arrivals) > 0
+        on_way = 0 if api is None else api.num_waiting(now)
         late = api_row = api_token = 0
         api_busy = api_told = -1
         if api is not None:
@@ -221,10 +221,11 @@ class FastForward:
                 api.busy_ps, api.told_ps, api.late_ps = api_busy, api_told, late
                 replica.take_in(now, due_ps, 0 if due is None else due[0])
                 api_busy, api_told, late = api.busy_ps, api.told_ps, api.late_ps
-                until, stop_at = horizon_ps, stop_ps
+                until, stop_at, on_way = horizon_ps, stop_ps, 0
                 if api.waiting(horizon_ps - 1):
+                    on_way = api.num_waiting(now)
                     # whoever is on its way may be ready at any turn
-                    until = now + 1 if api.waiting(now) else api.arriving[0].arrival_ps
+                    until = now + 1 if on_way else api.arriving[0].arrival_ps
                     stop_at = api.soonest_ps()
                 continue
 
@@ -346,7 +347,7 @@ class FastForward:
                         if owed:
                             kv.take(owed)
                             owed = 0
-                        coming = replica.num_coming(now) if numbered else len(inbox)
+                        coming = replica.num_coming(now) if arrivals else len(inbox) + on_way
                         replica.account(gpu_start, running_rows, coming + queued, free - need)
                         replica._read_clock(count, context + count)
                         look_after = replica._look_after
@@ -577,7 +578,7 @@ class FastForward:
                 if rows != clock_rows or since_look >= look_after or step_context != context + rows:
                     meter.busy_ps, meter.decode_tokens = busy, decoded
                     meter.context_tokens = contexts
-                    coming = replica.num_coming(now) if numbered else len(inbox)
+                    coming = replica.num_coming(now) if arrivals else len(inbox) + on_way
                     replica.account(gpu_start, running_rows, coming + queued, free)
                     replica._read_clock(rows, step_context)
                     look_after = replica._look_after
@@ -597,7 +598,7 @@ class FastForward:
             else:
                 meter.busy_ps, meter.decode_tokens = busy, decoded
                 meter.context_tokens = contexts
-                coming = replica.num_coming(now) if numbered else len(inbox)
+                coming = replica.num_coming(now) if arrivals else len(inbox) + on_way
                 replica.account(gpu_start, running_rows, coming + queued, free)
                 clock_rows = -1
                 decodes = count + batch.num_decodes
