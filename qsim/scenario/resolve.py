@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -197,12 +197,8 @@ def searched_engine(scenario: Scenario, section: SearchSection, command: str) ->
         If the pools have different ones, or limits of the queue, with which servers reject.
     """
     engines = [p.engine.options() for p in scenario.fleet.pools] or [EngineOptions()]
-    other = next((i for i, e in enumerate(engines) if e != engines[0]), None)
-    if other is not None:
-        raise ScenarioError(
-            f"fleet.pools[{other}].engine is not that of fleet.pools[0]; qsim {command} looks for "
-            "servers with one engine: give the same to all, or search a setting"
-        )
+    what = f"qsim {command} looks for servers with one engine"
+    _check_same(engines, "engine", f"{what}: give the same to all, or search a setting")
     refuse_queue_limits(engines[0].to_dict(), f"qsim {command}")
     return replace(engines[0], within_measured=not section.beyond_measured)
 
@@ -216,10 +212,11 @@ def common_lifecycle(scenario: Scenario, command: str) -> Lifecycle:
         If the pools have different ones.
     """
     found = [p.lifecycle.lifecycle() for p in scenario.fleet.pools] or [Lifecycle()]
+    _check_same(found, "lifecycle", f"qsim {command} takes one for all servers")
+    return found[0]
+
+
+def _check_same(found: Sequence[object], name: str, rule: str) -> None:
     other = next((i for i, one in enumerate(found) if one != found[0]), None)
     if other is not None:
-        raise ScenarioError(
-            f"fleet.pools[{other}].lifecycle is not that of fleet.pools[0]; qsim {command} takes "
-            "one for all servers"
-        )
-    return found[0]
+        raise ScenarioError(f"fleet.pools[{other}].{name} is not that of fleet.pools[0]; {rule}")

@@ -252,22 +252,14 @@ def pool_uses(setup: Setup) -> list[PoolUse]:
 
 
 def _replica_stats(setup: Setup, fleet: Fleet, served: Served) -> list[dict[str, Any]]:
-    """One dict a replica; ``utilisation`` is the share of the time it was on that it computed."""
+    """One dict a replica."""
     names = [setup.pools[k].name for k in setup.pool_of] if len(setup.pools) > 1 else []
     return [
         {
             "replica": r.index,
             **({"pool": names[r.index]} if names else {}),
             **served.row(r.index),
-            "steps": r.steps,
-            "busy_s": r.total_busy_ps / PS_PER_S,
-            "on_s": (on_ps := r.state_ps[ON] + r.state_ps[DRAINING]) / PS_PER_S,
-            "utilisation": r.total_busy_ps / on_ps if on_ps else math.nan,
-            "energy_j": r.energy_j,
-            "preemptions": r.preemptions,
-            "peak_running": r.peak_running,
-            "peak_waiting": r.peak_waiting,
-            "peak_kv_usage": 1.0 - r.least_free_blocks / r.usable_blocks,
+            **r.row(),
         }
         for r in fleet.lives.servers
     ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qsim.arrays import FloatArray, IntArray
+from qsim.arrays import BoolArray, FloatArray, IntArray
 from qsim.errors import TraceError
 
 __all__ = [
@@ -187,13 +187,11 @@ class Trace:
         self._check_values()
 
     def _check_values(self) -> None:
-        bad = ~((self.arrival_s >= 0) & (self.arrival_s <= MOST_ARRIVAL_S))
-        if bad.any():
-            i = int(np.argmax(bad))
-            raise TraceError(
-                f"{self.name}: arrival_s of request {i} is {float(self.arrival_s[i])!r}; "
-                f"arrival times must be finite and >= 0, and at most {MOST_ARRIVAL_S:.0e} s"
-            )
+        self._refuse(
+            "arrival_s",
+            ~((self.arrival_s >= 0) & (self.arrival_s <= MOST_ARRIVAL_S)),
+            f"arrival times must be finite and >= 0, and at most {MOST_ARRIVAL_S:.0e} s",
+        )
         down = np.diff(self.arrival_s) < 0
         if down.any():
             i = int(np.argmax(down)) + 1
@@ -204,24 +202,21 @@ class Trace:
         for column in ("prompt_tokens", "output_tokens"):
             values = getattr(self, column)
             wrong = (values < 1) | (values > MOST_TOKENS)
-            if wrong.any():
-                i = int(np.argmax(wrong))
-                raise TraceError(
-                    f"{self.name}: {column} of request {i} is {int(values[i])}; must be >= 1 and "
-                    f"at most {MOST_TOKENS:,}"
-                )
-        if self.priority is not None and (np.abs(self.priority) > MOST_PRIORITY).any():
-            i = int(np.argmax(np.abs(self.priority) > MOST_PRIORITY))
-            raise TraceError(
-                f"{self.name}: priority of request {i} is {int(self.priority[i])}; must be from "
-                f"-{MOST_PRIORITY} to {MOST_PRIORITY}"
+            self._refuse(column, wrong, f"must be >= 1 and at most {MOST_TOKENS:,}")
+        if self.priority is not None:
+            wrong = np.abs(self.priority) > MOST_PRIORITY
+            self._refuse("priority", wrong, f"must be from -{MOST_PRIORITY} to {MOST_PRIORITY}")
+        if self.timeout_s is not None:
+            wrong = ~(self.timeout_s > 0)
+            self._refuse(
+                "timeout_s", wrong, "must be > 0 (inf: the client waits as long as it takes)"
             )
-        if self.timeout_s is not None and not (self.timeout_s > 0).all():
-            i = int(np.argmin(self.timeout_s > 0))
-            raise TraceError(
-                f"{self.name}: timeout_s of request {i} is {float(self.timeout_s[i])!r}; must be "
-                "> 0 (inf: the client waits as long as it takes)"
-            )
+
+    def _refuse(self, column: str, wrong: BoolArray, rule: str) -> None:
+        if wrong.any():
+            i = int(np.argmax(wrong))
+            value = getattr(self, column)[i].item()
+            raise TraceError(f"{self.name}: {column} of request {i} is {value!r}; {rule}")
 
     def __len__(self) -> int:
         return len(self.arrival_s)

@@ -215,17 +215,7 @@ def _collect(run: WholeRun, setup: Setup, trace: Trace, bin_s: float) -> Dynamic
         itl=run.gaps,
         duration_s=fleet.end_ps / PS_PER_S,
         replica_stats=[
-            {
-                "replica": s.index,
-                "requests": int(answers[s.index]),
-                "steps": s.steps,
-                "busy_s": s.total_busy_ps / PS_PER_S,
-                "energy_j": s.energy_j,
-                "preemptions": s.preemptions,
-                "peak_running": s.peak_running,
-                "peak_waiting": s.peak_waiting,
-            }
-            for s in servers
+            {"replica": s.index, "requests": int(answers[s.index]), **s.row()} for s in servers
         ],
         timeline=timeline,
         gpus=setup.gpus,

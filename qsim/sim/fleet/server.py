@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from qsim.sim.engine.replica import Replica
-from qsim.sim.fleet.lifecycle import OFF, ON, STATES
+from qsim.sim.engine.timing import PS_PER_S
+from qsim.sim.fleet.lifecycle import DRAINING, OFF, ON, STATES
 
 __all__ = ["Server"]
 
@@ -47,6 +50,21 @@ class Server:
     def energy_j(self) -> float:
         """Energy so far, J."""
         return sum(self.state_j)
+
+    def row(self) -> dict[str, Any]:
+        """What it did; ``utilisation`` is the share of the time it was on that it computed."""
+        on_ps = self.state_ps[ON] + self.state_ps[DRAINING]
+        return {
+            "steps": self.steps,
+            "busy_s": self.total_busy_ps / PS_PER_S,
+            "on_s": on_ps / PS_PER_S,
+            "utilisation": self.total_busy_ps / on_ps if on_ps else math.nan,
+            "energy_j": self.energy_j,
+            "preemptions": self.preemptions,
+            "peak_running": self.peak_running,
+            "peak_waiting": self.peak_waiting,
+            "peak_kv_usage": 1.0 - self.least_free_blocks / self.usable_blocks,
+        }
 
     def spend(self, now_ps: int, energy_j: float) -> None:
         """Close the books of the state up to ``now_ps``."""

@@ -12,7 +12,7 @@ from qsim.errors import TraceError
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.reading.build import Collector
 from qsim.traces.reading.columns import is_json
-from qsim.traces.reading.json_rows import first_objects, lookup, objects
+from qsim.traces.reading.json_rows import first_objects, lookup, lookup_first, objects
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
@@ -28,12 +28,12 @@ _CACHE = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _OUTPUTS = ("completion_tokens", "output_tokens")
 
 
+def _paths(path: str, names: tuple[str, ...]) -> list[str]:
+    return [f"{path}.{name}" if path else name for name in names]
+
+
 def _within(row: Any, path: str, names: tuple[str, ...]) -> Any:
-    for name in names:
-        value = lookup(row, f"{path}.{name}" if path else name)
-        if value is not None:
-            return value
-    return None
+    return lookup_first(row, _paths(path, names))
 
 
 def _usage(row: dict[str, Any]) -> str | None:
@@ -53,22 +53,17 @@ def _cached_beside(row: dict[str, Any], path: str) -> int:
     return sum(v for v in found if isinstance(v, int) and not isinstance(v, bool) and v > 0)
 
 
-def _time(row: dict[str, Any]) -> Any:
-    for body in _BODIES:
-        value = _within(row, body, _TIMES)
-        if value is not None:
-            return value
-    return None
+#: where the time may be
+_TIME_PATHS = [path for body in _BODIES for path in _paths(body, _TIMES)]
 
 
 def _names(row: dict[str, Any]) -> tuple[str, str, str]:
     """What a row calls its time and its tokens."""
-    path = _usage(row)
-    times = [f"{b}.{t}" if b else t for b in _BODIES for t in _TIMES]
-    tokens = [[f"{path}.{n}" if path else n for n in names] for names in (_PROMPTS, _OUTPUTS)]
+    path = _usage(row) or ""
+    tokens = [_paths(path, names) for names in (_PROMPTS, _OUTPUTS)]
     found = [
         next((n for n in names if lookup(row, n) is not None), names[0])
-        for names in (times, *tokens)
+        for names in (_TIME_PATHS, *tokens)
     ]
     return found[0], found[1], found[2]
 
@@ -84,7 +79,11 @@ def _first_call(source: Source) -> dict[str, Any]:
     """The first object with a usage and a time, or LiteLLM's fields; the first ones may fail."""
     for row in first_objects(source):
         path = _usage(row)
-        if path is not None and ("usage" in path or "startTime" in row) and _time(row) is not None:
+        if (
+            path is not None
+            and ("usage" in path or "startTime" in row)
+            and lookup_first(row, _TIME_PATHS) is not None
+        ):
             return row
     return {}
 
@@ -100,7 +99,7 @@ def read(source: Source, options: ReadOptions) -> Trace:
         if path is None:
             requests.skip("no usage: a call that failed")
             continue
-        time = _time(row)
+        time = lookup_first(row, _TIME_PATHS)
         whole = whole and isinstance(time, int) and time < 1e11
         prompt, output = _within(row, path, _PROMPTS), _within(row, path, _OUTPUTS)
         cached = _cached_beside(row, path)

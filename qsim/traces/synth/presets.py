@@ -109,17 +109,9 @@ def _bursts(data: Mapping[str, Any]) -> Bursts:
 
 
 def _prefixes(data: Mapping[str, Any]) -> PrefixModel:
-    return PrefixModel(
-        block_tokens=data["block_tokens"],
-        common_blocks=data["common_blocks"],
-        later_blocks=tuple(data["later_blocks"]),
-        later_share=tuple(data["later_share"]),
-        age_s=table_of(data["age_s"]),
-        growth_p=tuple(data["growth_p"]),
-        growth_blocks=tuple(data["growth_blocks"]),
-        branch_share=data["branch_share"],
-        branch_kept=data["branch_kept"],
-    )
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    values["age_s"] = table_of(data["age_s"])
+    return PrefixModel(**values)
 
 
 @dataclass(frozen=True)
