@@ -12,7 +12,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from types import UnionType
 from typing import (
@@ -42,23 +42,16 @@ class Doubt(Exception):  # noqa: N818  (no error: somebody else judges)
     """A value is not plainly allowed; pydantic is to judge it."""
 
 
+@dataclass(frozen=True, eq=False)
 class Checked:
-    """A field with a check of its own.
+    """A field with a check of its own."""
 
-    Attributes
-    ----------
-    rule : str
-        In the words of an error.
-    check : callable
-        Takes a value and returns what is kept; raises ValueError for any other.
-    schema : dict
-        What JSON Schema says of it.
-    """
-
-    def __init__(
-        self, rule: str, check: Callable[[Any], Any], schema: dict[str, Any] | None = None
-    ) -> None:
-        self.rule, self.check, self.schema = rule, check, schema or {}
+    #: in the words of an error
+    rule: str
+    #: takes a value and returns what is kept; raises ValueError for any other
+    check: Callable[[Any], Any]
+    #: what JSON Schema says of it
+    schema: dict[str, Any]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         def check(value: Any) -> Any:
@@ -74,13 +67,7 @@ class Checked:
 
 
 class FieldInfo:
-    """A field: its default, its description and its type.
-
-    Attributes
-    ----------
-    default : object
-        :data:`MISSING` if there is none, or a factory makes it.
-    """
+    """A field: its default, its description and its type."""
 
     owner: type[Section]
     name: str
@@ -91,6 +78,7 @@ class FieldInfo:
         default_factory: Callable[[], Any] | None = None,
         description: str = "",
     ) -> None:
+        #: :data:`MISSING` if there is none, or a factory makes it
         self.default, self.default_factory = default, default_factory
         self.description = description
 

@@ -61,7 +61,8 @@ class TraceParts:
     #: as ``Trace.name``
     name: str
     _parts: Iterator[Trace]
-    _share: Callable[[int], float]
+    #: about which share of the trace has come when so many requests have, in [0, 1]
+    share: Callable[[int], float]
     #: as ``Trace.meta``, of what was read so far
     meta: dict[str, Any] = field(default_factory=dict)
 
@@ -74,10 +75,6 @@ class TraceParts:
         for part in self._parts:
             self.meta = part.meta
             yield part
-
-    def share(self, requests: int) -> float:
-        """About which share of the trace has come when ``requests`` have, in [0, 1]."""
-        return self._share(requests)
 
     def shaped(
         self,
@@ -100,7 +97,7 @@ class TraceParts:
         parts = _shape(self, asked, seed)
 
         def share(requests: int) -> float:
-            return max(self._share(requests), requests / head if head else 0.0)
+            return max(self.share(requests), requests / head if head else 0.0)
 
         return TraceParts(self.name, parts, share)
 

@@ -7,8 +7,8 @@ trace in parts gets what the whole one gets, request by request.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,11 +74,6 @@ class Reshaping:
             )
         if self.head is not None and self.head < 1:
             raise TraceError(f"head of {self.head!r} requests; must be >= 1")
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Reshaping:
-        """From options by their names; others are left alone."""
-        return cls(**{f.name: options.get(f.name) for f in fields(cls)})
 
     def apply(self, trace: Trace, seed: int = 0, number: int = 0) -> Trace:
         """The trace, reshaped: the ``number``-th of those that are merged, which are sampled apart.

@@ -35,27 +35,13 @@ class Clients:
         The first part: whether it has sessions and timeouts.
     planned : callable
         Called whenever a request is planned, perhaps for earlier than what is being waited for.
-
-    Attributes
-    ----------
-    coming : heap of (time_ps, entry, place, arrival_ps)
-        Requests still to be sent; the arrival is -1 unless it was sent before.
-    deadlines : heap of (time_ps, place, arrival_ps)
-        When clients give up on requests that were sent.
-    waits : bool
-        Whether requests are sent after answers, not at the trace's times.
-    sessions : bool
-        Whether it is because the trace has sessions.
-    times_out : bool
-        Whether clients may give up.
-    thinks : bool
-        Whether clients of a closed loop wait after an answer: exponentially distributed, drawn in
-        the order of the requests.
     """
 
     def __init__(self, setup: Setup, trace: Trace, planned: Callable[[], None]) -> None:
         self._concurrency = setup.concurrency
         self._think_ps = (setup.think_time_s or 0.0) * PS_PER_S
+        #: whether clients of a closed loop wait after an answer: exponentially distributed, drawn
+        #: in the order of the requests
         self.thinks = self._think_ps > 0
         self._seed = setup.seed
         self._draws: list[int] = []
@@ -65,10 +51,16 @@ class Clients:
         self._planned = planned
         self._entries = 0
         self._losses: dict[int, int] = {}  # how often requests under way were lost
+        #: heap of (time_ps, entry, place, arrival_ps): requests still to be sent; the arrival is -1
+        #: unless it was sent before
         self.coming: list[tuple[int, int, int, int]] = []
+        #: heap of (time_ps, place, arrival_ps): when clients give up on requests that were sent
         self.deadlines: list[tuple[int, int, int]] = []
+        #: whether it is because the trace has sessions
         self.sessions = bool(self._followers)
+        #: whether requests are sent after answers, not at the trace's times
         self.waits = self._concurrency is not None or self.sessions
+        #: whether clients may give up
         self.times_out = setup.client_timeout_s is not None or trace.timeout_s is not None
 
     def begin(self, start_ps: int, places: range, arrival_ps: array[int]) -> None:

@@ -63,13 +63,6 @@ class Fleet(Dispatcher):
         autoscaler says. Time and energy then count from 0, to ``end_s`` at least.
     bin_s : float, optional
         Width of the timeline's bins, s.
-
-    Attributes
-    ----------
-    origin_s : float
-        The trace's time at which the clock of the run is 0.
-    end_ps : int
-        When the last client has the last token.
     """
 
     def __init__(
@@ -91,6 +84,7 @@ class Fleet(Dispatcher):
         pools, n = setup.pools, setup.replicas
         self._progress, self._more, self._release = progress, more, release
         self._name = trace.name
+        #: the trace's time at which the clock of the run is 0
         self.origin_s = 0.0 if policy else clock_origin_s(float(trace.arrival_s[0]))
         columns = Columns(setup.frontends, setup.pool_of, self.origin_s, setup.client_timeout_s)
         # the next request, where its part begins and ends, and how many requests were before it
@@ -134,6 +128,7 @@ class Fleet(Dispatcher):
         if self._lags:
             self.replicas[0].unwatched = self._runs_ahead
         self._sooner = False  # something was planned while the engines went on
+        #: when the last client has the last token
         self.end_ps = 0
 
     def run(self) -> None:

@@ -45,24 +45,18 @@ def with_history(trace: Trace, block_sizes: Sequence[int]) -> tuple[Trace, list[
 class _Beginnings:
     """How much of the turn before it each prompt begins with, and who continues whom.
 
-    Attributes
-    ----------
-    later : int
-        Turns that follow another one.
-    previous : list of int
-        By request, the one whose answer it waits for; -1: none.
-    shared : list of int
-        By request, the tokens of that one's prompt, or prompt and answer, that it begins with.
-    next : list of int
-        By request, the one whose ids are those of its own answer; -1: none.
+    ``next`` is by request the one whose ids are those of its own answer; -1: none.
     """
 
     def __init__(self, trace: Trace) -> None:
         assert trace.turns is not None
         prompt, output = trace.prompt_tokens.tolist(), trace.output_tokens.tolist()
         n = len(prompt)
+        #: by request, the one whose answer it waits for; -1: none
         self.previous: list[int] = trace.turns.previous.tolist()
+        #: by request, the tokens of that one's prompt, or prompt and answer, that it begins with
         self.shared, self.next = [0] * n, [-1] * n
+        #: turns that follow another one
         self.later = self.both = self.alone = 0
         self.forks = False
         for j, i in enumerate(self.previous):

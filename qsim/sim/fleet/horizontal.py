@@ -57,15 +57,11 @@ class PoolScaler:
     remembers_first : bool
         Whether the first count stabilises what follows, as with a controller that has just seen
         its object.
-
-    Attributes
-    ----------
-    wanted : int
-        ``spec.replicas`` of the Deployment.
     """
 
     def __init__(self, settings: Autoscaler, first: int, remembers_first: bool = True) -> None:
         self._settings = settings
+        #: ``spec.replicas`` of the Deployment
         self.wanted = first
         self._scrapes: deque[tuple[float, Reading]] = deque()
         step_s = settings.step_s

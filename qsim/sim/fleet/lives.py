@@ -35,17 +35,7 @@ _PATIENCE_PS = 3600 * PS_PER_S
 
 @dataclass(eq=False)
 class Lives:
-    """Steers the servers of a fleet; without a policy and failures all are on for ever.
-
-    Attributes
-    ----------
-    changes : list of (time_s, pool, on, starting, draining, asleep)
-        How many servers there were, after every change.
-    decisions : list of (time_s, counts)
-        What the policy wanted, whenever it wanted something else.
-    outages : list of (server, begin_ps, end_ps)
-        When failed servers were down, start-up included; in the order of their ends.
-    """
+    """Steers the servers of a fleet; without a policy and failures all are on for ever."""
 
     #: its engines are started and ended here
     _fleet: Fleet
@@ -69,8 +59,13 @@ class Lives:
         self.servers = [
             Server(i, k, pools[k].config.num_gpu_blocks - 1) for i, k in enumerate(self._pool_of)
         ]
+        #: list of (time_s, pool, on, starting, draining, asleep): how many servers there were,
+        #: after every change
         self.changes: list[tuple[float, int, int, int, int, int]] = []
+        #: list of (time_s, counts): what the policy wanted, whenever it wanted something else
         self.decisions: list[tuple[float, tuple[int, ...]]] = []
+        #: list of (server, begin_ps, end_ps): when failed servers were down, start-up included; in
+        #: the order of their ends
         self.outages: list[tuple[int, int, int]] = []
         self.down: dict[int, int] = {}  # servers that are failed or start after it, and since when
         self.failed = 0  # how often a server failed
@@ -205,7 +200,7 @@ class Lives:
         from qsim.sim.fleet.policy import Observation
 
         pools = range(len(self._pools))
-        counts = [self._counts(k) for k in pools]
+        on, starting, draining, asleep = zip(*map(self._counts, pools), strict=True)
         signals: tuple[PoolSignals, ...] = ()
         waiting, outstanding = [0] * len(self._pools), [0] * len(self._pools)
         if self._reads_signals:
@@ -218,10 +213,10 @@ class Lives:
         history.flags.writeable = False
         return Observation(
             now / PS_PER_S,
-            tuple(c[0] for c in counts),
-            tuple(c[1] for c in counts),
-            tuple(c[2] for c in counts),
-            tuple(c[3] for c in counts),
+            on,
+            starting,
+            draining,
+            asleep,
             tuple(waiting),
             tuple(outstanding),
             self._fleet.held_requests,

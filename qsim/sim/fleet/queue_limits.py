@@ -22,20 +22,15 @@ class QueueLimits:
     """Decides for the servers of a fleet, by their settings; made only if there is a limit.
 
     Where the limits are shared (the router is vLLM's own) all are engines behind one API server.
-
-    Attributes
-    ----------
-    queued_tokens
-        Prompt tokens of the requests without a token, by replica.
-    rejected_by_requests, rejected_by_tokens
-        How many were rejected for which limit.
     """
 
     def __init__(self, configs: Sequence[EngineConfig], shared: bool) -> None:
         self.shared = shared
         self._most_requests = [c.max_num_queued_reqs for c in configs]
         self._most_tokens = [c.max_num_queued_tokens for c in configs]
+        #: prompt tokens of the requests without a token, by replica
         self.queued_tokens = [0] * len(configs)
+        #: how many were rejected for which limit
         self.rejected_by_requests = self.rejected_by_tokens = 0
 
     def rejects(self, servers: Dispatcher, target: int, now_ps: int) -> bool:

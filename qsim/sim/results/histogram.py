@@ -33,17 +33,12 @@ RELATIVE_ERROR = 2.0 ** -(_BITS + 1)
 
 
 class Histogram:
-    """Counts of values >= 0; anything above 1 is told apart.
-
-    Attributes
-    ----------
-    total : int
-        How many values there are.
-    """
+    """Counts of values >= 0; anything above 1 is told apart."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(_BINS, np.int64)
         self._least, self._most = math.inf, -math.inf
+        #: how many values there are
         self.total = 0
 
     def add(self, values: FloatArray, counts: npt.ArrayLike | None = None) -> None:

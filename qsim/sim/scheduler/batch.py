@@ -8,30 +8,7 @@ __all__ = ["Batch", "Update"]
 
 
 class Batch:
-    """The outcome of one schedule call; it may be empty.
-
-    Attributes
-    ----------
-    items
-        ``(request, tokens, computed before)`` in schedule order. Built when read; read it before
-        the batch is given to ``Scheduler.update``.
-    prefill
-        ``(tokens, computed before)`` of the items with more than one token.
-    requests
-        The requests of ``items``, in the same order.
-    num_prefill_tokens
-        Sum of the tokens in ``prefill``.
-    num_decodes
-        Number of items with one token.
-    decode_context_tokens
-        Sum of ``computed before`` over the items with one token.
-    num_tokens
-        Tokens of all items.
-    preempted
-        Requests that lost their blocks, in the order in which they did.
-    step
-        Number of the schedule call, counted from 1.
-    """
+    """The outcome of one schedule call; it may be empty."""
 
     __slots__ = (
         "clock",
@@ -49,12 +26,19 @@ class Batch:
     )
 
     def __init__(self, step: int) -> None:
+        #: number of the schedule call, counted from 1
         self.step = step
+        #: ``(tokens, computed before)`` of the items with more than one token
         self.prefill: list[tuple[int, int]] = []
+        #: sum of the tokens in ``prefill``
         self.num_prefill_tokens = 0
+        #: number of items with one token
         self.num_decodes = 0
+        #: sum of ``computed before`` over the items with one token
         self.decode_context_tokens = 0
+        #: tokens of all items
         self.num_tokens = 0
+        #: requests that lost their blocks, in the order in which they did
         self.preempted: list[Request] = []
         # The decodes that run in lockstep (decode_group.py): who, at which reading of the clock,
         # and whose last token this is. A list of members is shared between batches: never change
@@ -68,12 +52,16 @@ class Batch:
 
     @property
     def items(self) -> list[tuple[Request, int, int]]:
+        """``(request, tokens, computed before)`` in schedule order.
+
+        Built when read; read it before the batch is given to ``Scheduler.update``.
+        """
         clock = self.clock
         return [(request, 1, request.base + clock) for request in self.members] + self.explicit
 
     @property
     def requests(self) -> list[Request]:
-        """The requests of ``items``, at less cost. Do not change the list."""
+        """The requests of ``items``, in their order, at less cost. Do not change the list."""
         if not self.explicit:
             return self.members
         return self.members + [item[0] for item in self.explicit]
@@ -93,23 +81,16 @@ class Batch:
 
 
 class Update:
-    """What the result of one batch changed.
-
-    Attributes
-    ----------
-    tokens
-        Requests that got one output token each, in schedule order. Do not change the list.
-    first
-        Those of them for which it was the first output token ever.
-    finished
-        Those of them that ended with it.
-    """
+    """What the result of one batch changed."""
 
     __slots__ = ("finished", "first", "tokens")
 
     def __init__(
         self, tokens: list[Request], first: list[Request], finished: list[Request]
     ) -> None:
+        #: requests that got one output token each, in schedule order. Do not change the list.
         self.tokens = tokens
+        #: those of them for which it was the first output token ever
         self.first = first
+        #: those of them that ended with it
         self.finished = finished

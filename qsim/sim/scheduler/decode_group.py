@@ -26,21 +26,7 @@ __all__ = ["DecodeGroup"]
 
 
 class DecodeGroup:
-    """The group of one scheduler.
-
-    Attributes
-    ----------
-    members
-        In the order in which they run; the values mean nothing.
-    leaving
-        Former members whose last token is in flight.
-    clock
-        Steps that the group has been scheduled for.
-    phase
-        Batches in flight at each schedule call.
-    scheduled, updated
-        Numbers of the last batch that was scheduled and applied, whoever was in it.
-    """
+    """The group of one scheduler."""
 
     __slots__ = (
         "_base_sum",
@@ -60,10 +46,15 @@ class DecodeGroup:
     def __init__(self, block_size: int, caching: bool) -> None:
         self._block_size = block_size
         self._caching = caching
+        #: in the order in which they run; the values mean nothing
         self.members: dict[Request, None] = {}
+        #: former members whose last token is in flight
         self.leaving: dict[Request, None] = {}
+        #: steps that the group has been scheduled for
         self.clock = 0
+        #: batches in flight at each schedule call
         self.phase = 0
+        #: numbers of the last batch that was scheduled and applied, whoever was in it
         self.scheduled = 0
         self.updated = 0
         self._base_sum = 0

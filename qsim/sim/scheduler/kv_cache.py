@@ -43,16 +43,6 @@ class KVCache:
         Tokens per block.
     enable_prefix_caching
         Whether full blocks can be found again by their content.
-
-    Attributes
-    ----------
-    usable
-        Blocks of the pool, the null block not counted.
-    free
-        Blocks without a user, whether or not they still hold a cached prefix.
-    changes
-        Counts the events after which a request that did not fit may fit: blocks given back, or
-        shared content entered.
     """
 
     __slots__ = (
@@ -70,8 +60,12 @@ class KVCache:
     def __init__(self, num_gpu_blocks: int, block_size: int, enable_prefix_caching: bool) -> None:
         self.block_size = block_size
         self.caching = enable_prefix_caching
+        #: blocks of the pool, the null block not counted
         self.usable = num_gpu_blocks - 1
+        #: blocks without a user, whether or not they still hold a cached prefix
         self.free = self.usable
+        #: counts the events after which a request that did not fit may fit: blocks given back, or
+        #: shared content entered
         self.changes = 0
         self._unhashed = self.usable  # the queue's leading run of blocks without a hash
         # The rest of the queue, next to be taken first: a number is a run of blocks that nobody

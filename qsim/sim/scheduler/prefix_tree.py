@@ -15,25 +15,19 @@ __all__ = ["Part", "PrefixNode", "Run"]
 
 
 class PrefixNode:
-    """The contents of the blocks under one prefix id, together with everything before them.
-
-    Attributes
-    ----------
-    parent, key
-        Where the node hangs in the tree. No parent: the root, or what one request alone can find.
-    children
-        By prefix id.
-    runs
-        Physical blocks with contents of this node, those entered first in front. Several may hold
-        the same: vLLM does not merge equal blocks, and finds the one entered first.
-    """
+    """The contents of the blocks under one prefix id, together with everything before them."""
 
     __slots__ = ("children", "key", "parent", "runs")
 
     def __init__(self, parent: PrefixNode | None = None, key: int = 0) -> None:
+        #: where the node hangs in the tree. No parent: the root, or what one request alone can
+        #: find.
         self.parent = parent
         self.key = key
+        #: by prefix id
         self.children: dict[int, PrefixNode] | None = None
+        #: physical blocks with contents of this node, those entered first in front. Several may
+        #: hold the same: vLLM does not merge equal blocks, and finds the one entered first.
         self.runs: list[Run] = []
 
     def child(self, key: int) -> PrefixNode:
@@ -78,29 +72,21 @@ class PrefixNode:
 
 
 class Run:
-    """Physical blocks of one node that share their fate.
-
-    Attributes
-    ----------
-    start, stop
-        Offsets of the contents within the node. Eviction takes the last one first.
-    users
-        Requests that hold the blocks.
-    stale
-        How many of the run's entries in the free queue no longer count: the first ones.
-    rest
-        The run split off behind this one while it was in use; its users then hold that too, as
-        far as they held this.
-    """
+    """Physical blocks of one node that share their fate."""
 
     __slots__ = ("node", "rest", "stale", "start", "stop", "users")
 
     def __init__(self, node: PrefixNode, start: int, stop: int, users: int) -> None:
         self.node = node
+        #: offsets of the contents within the node. Eviction takes the last one first.
         self.start = start
         self.stop = stop
+        #: requests that hold the blocks
         self.users = users
+        #: how many of the run's entries in the free queue no longer count: the first ones
         self.stale = 0
+        #: the run split off behind this one while it was in use; its users then hold that too, as
+        #: far as they held this
         self.rest: Run | None = None
 
     def split_in_use(self, at: int) -> Run:

@@ -31,17 +31,6 @@ class Request:
         Content ids of the leading full KV blocks of the prompt, and of the answer behind it, which
         other requests may share, one id per KV block. The KV cache chains them, so equal ids
         behind unequal prefixes do not match. The rest is taken to be unlike any other request's.
-
-    Attributes
-    ----------
-    num_output_tokens
-        Output tokens that are known, that is, whose step was applied by ``Scheduler.update``.
-    cached_tokens
-        Tokens found in the prefix cache when the request was first admitted.
-    preemptions
-        How often its blocks were taken away.
-    finished
-        True after its last token was applied, or after an abort.
     """
 
     # Below ``finished``: the scheduler's own state. ``target`` counts the tokens that are known or
@@ -89,8 +78,11 @@ class Request:
         self.output_tokens = output_tokens
         self.priority = priority
         self.block_ids = block_ids
+        #: tokens found in the prefix cache when the request was first admitted
         self.cached_tokens = 0
+        #: how often its blocks were taken away
         self.preemptions = 0
+        #: true after its last token was applied, or after an abort
         self.finished = False
         self.state = WAITING
         self.limit = 0  # tokens known when it finishes
@@ -110,6 +102,7 @@ class Request:
 
     @property
     def num_output_tokens(self) -> int:
+        """Output tokens that are known, that is, whose step was applied by ``Scheduler.update``."""
         group = self.group
         if group is None:
             return self.target - self.in_flight - self.prompt_tokens

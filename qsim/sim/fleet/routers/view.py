@@ -19,17 +19,6 @@ class View:
 
     Timings are by pool; ``pool_of`` and ``replicas`` by server, of which the fleet replaces those
     that begin again.
-
-    Attributes
-    ----------
-    outstanding_requests, outstanding_tokens : list of int
-        By server; kept by the fleet.
-    lags : bool
-        Whether the engines lag behind the present, as that of a single server may on which nothing
-        depends: then it is not asked what it has cached.
-    now_ps : int
-        When somebody last looked: what a replica reports while it goes on to there comes then at
-        the earliest.
     """
 
     def __init__(
@@ -45,9 +34,14 @@ class View:
         self._pool_of = pool_of
         self._columns = columns
         self._replicas = replicas
+        #: whether the engines lag behind the present, as that of a single server may on which
+        #: nothing depends: then it is not asked what it has cached
         self.lags = False
+        #: by server; kept by the fleet
         self.outstanding_requests = [0] * len(pool_of)
         self.outstanding_tokens = [0] * len(pool_of)
+        #: when somebody last looked: what a replica reports while it goes on to there comes then at
+        #: the earliest
         self.now_ps = 0
 
     def queue_lengths(self) -> list[tuple[int, int]]:
