@@ -178,8 +178,8 @@ class Replica:
             self._catch_up(now_ps, now_ps + receive_ps if self.runs_ahead else now_ps)
         api.enter(request, now_ps, receive_ps)
         if not self.unwatched:
-            if self._asleep:
-                self._next_ps = self._wake_ps()
+            if self._next_ps < 0:  # no sooner, whatever comes meanwhile
+                self._next_ps = api.soonest_ps() + self._timing.wake_ps
         elif len(api.arriving) >= _TOGETHER:
             self._go(now_ps, now_ps + receive_ps)
 
@@ -283,7 +283,12 @@ class Replica:
         while True:
             if self._asleep and api is not None:
                 self._inbox += api.advance(horizon - 1, 1)
-                time = self._wake_ps()
+                if self._inbox:
+                    time = self._wake_ps()
+                elif api.waiting(_NEVER):  # not before the horizon
+                    time = max(api.soonest_ps() + self._timing.wake_ps, horizon)
+                else:
+                    time = -1
             if not 0 <= time < horizon:
                 break
             if fast_forward.active:
