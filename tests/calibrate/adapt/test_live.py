@@ -17,7 +17,7 @@ from qsim.sim.scheduler.config import EngineOptions
 ROOT = Path(__file__).parents[3]
 MEASURED = ROOT / "measurements"
 #: ``clients/<server>/adapted.profile.json`` is what ``tools/adapt_check.py --live`` finds
-SERVERS = [f"llama-3.1-8b--fp8-w8a8--v0.33--2026-11-{day}" for day in ("30", "30b")]
+SERVERS = [f"llama-3.1-8b--fp8-w8a8--v0.33--2026-11-{day}" for day in ("30", "30b", "30c")]
 
 
 def errors(name: str, traffic: str) -> list[dict[str, float]]:
