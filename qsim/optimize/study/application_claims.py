@@ -82,7 +82,7 @@ def _verdicts(
     for task in a:
         if task in b:
             one, other = _side(a[task], figure, usable), _side(b[task], figure, usable)
-            if one and other and (verdict := better(figure, one, other)):
+            if verdict := better(figure, one, other):
                 found[task] = verdict
     return found
 
@@ -106,7 +106,7 @@ def _gains(gpu: str, rows: Sequence[ApplicationRow], usable: frozenset[str]) -> 
                 mine, its = (v.better, v.worse) if kind == "gain" else (v.worse, v.better)
                 word = sense(figure)[kind != "gain"]
                 count = len([t for t in own if t in base])
-                yield Claim.of(
+                yield Claim(
                     kind, LEVEL, gpu, (method, BASELINE),
                     f"On {gpu}, the {what} of {method} is {v.ratio:.2f} times {word} than that of "
                     f"{BASELINE} on {task}: {shown(mine.band.value)} against "
@@ -133,7 +133,7 @@ def _dominated(gpu: str, rows: Sequence[ApplicationRow], usable: frozenset[str])
             continue
         _, other, found = best
         ratios = [v.ratio for v in found]
-        yield Claim.of(
+        yield Claim(
             "dominated", LEVEL, gpu, (method, other),
             f"On {gpu}, {other} is better than {method} everywhere: {min(ratios):.2f} to "
             f"{max(ratios):.2f} times the requests/s under saturation on all {len(own)} tasks, "
@@ -200,7 +200,7 @@ def _losses(
                         ",".join(f"{b}:{s:.6g}" for b, s in benchmarks[t].items()), "--json"])
             for t in mixes
         )  # fmt: skip
-        yield Claim.of(
+        yield Claim(
             "loss of quality", LEVEL, "", (method,),
             f"{text} ({own[worst].quality_status})", QUALITY, tuple(verdicts), commands=commands,
         )  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qsim.optimize.study.figures import FIGURES, Band
+from qsim.optimize.study.levels import HardwareRow, ParallelismRow, WorkloadRow
 
 __all__ = [
     "QUALITY",
@@ -20,6 +21,7 @@ __all__ = [
     "said",
     "sense",
     "shown",
+    "side_of",
     "title",
 ]
 
@@ -91,6 +93,14 @@ class Side:
     run: str
 
 
+def side_of(
+    row: WorkloadRow | ParallelismRow | HardwareRow, figure: str, label: str
+) -> Side | None:
+    """A figure of a row as a side; None if it is not known."""
+    band = row.figures.get(figure)
+    return None if band is None else Side(label, band, row.run)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """That one side is better by more than the errors of both."""
@@ -104,14 +114,24 @@ class Verdict:
     #: what the errors of both together could make of no difference at all
     error_percent: float
 
+    @classmethod
+    def of(cls, better: Side, worse: Side, high: Band, low: Band) -> Verdict:
+        """Of sides of which what counts lies in two bands."""
+        error = (high.value / high.low) * (low.high / low.value) - 1
+        return cls(better, worse, high.value / low.value, high.low / low.high, 100 * error)
 
-def better(figure: str, a: Side, b: Side) -> Verdict | None:
+    def __str__(self) -> str:
+        return f"{shown(self.better.band.value)} against {shown(self.worse.band.value)}"
+
+
+def better(figure: str, a: Side | None, b: Side | None) -> Verdict | None:
     """Whether ``a`` is better than ``b`` by more than the errors; None if that is not known."""
+    if a is None or b is None:
+        return None
     high, low = (a.band, b.band) if maximized(figure) else (b.band, a.band)
     if not (low.low > 0 and low.high < high.low):
         return None
-    error = (high.value / high.low) * (low.high / low.value) - 1
-    return Verdict(a, b, high.value / low.value, high.low / low.high, 100 * error)
+    return Verdict.of(a, b, high, low)
 
 
 def gain_of(figure: str, a: Band, b: Band) -> Band:
@@ -129,35 +149,24 @@ class Claim:
     gpu: str
     methods: tuple[str, ...]
     statement: str
-    sides: tuple[Side, ...]
     figure: str
     verdicts: tuple[Verdict, ...]
-    #: logarithm of what the errors leave of the difference; claims of a kind are ordered by it
-    score: float
     axis: str | None = None
     at: float | None = None
     commands: tuple[str, ...] = ()
+    #: what is compared beside the sides of the verdicts
+    beside: tuple[Side, ...] = ()
 
-    @classmethod
-    def of(
-        cls,
-        kind: str,
-        level: str,
-        gpu: str,
-        methods: tuple[str, ...],
-        statement: str,
-        figure: str,
-        verdicts: tuple[Verdict, ...],
-        *,
-        axis: str | None = None,
-        at: float | None = None,
-        commands: tuple[str, ...] = (),
-    ) -> Claim:
-        """A claim of verdicts; the weakest of them counts."""
-        sides = {s.label: s for v in verdicts for s in (v.better, v.worse)}
-        score = math.log(min(v.gap for v in verdicts))
-        return cls(kind, level, gpu, methods, statement, tuple(sides.values()), figure, verdicts,
-                   score, axis, at, commands)  # fmt: skip
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """What is compared, each once."""
+        judged = [s for v in self.verdicts for s in (v.better, v.worse)]
+        return tuple({s.label: s for s in (*judged, *self.beside)}.values())
+
+    @property
+    def score(self) -> float:
+        """Logarithm of what the errors leave of the weakest difference; orders claims of a kind."""
+        return math.log(min(v.gap for v in self.verdicts))
 
     @property
     def numbers(self) -> Mapping[str, Band]:

@@ -7,7 +7,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, permutations
 
-from qsim.optimize.study.comparing import Claim, Side, Verdict, better, gain_of, said, sense, shown
+from qsim.optimize.study.comparing import (
+    Claim,
+    Side,
+    Verdict,
+    better,
+    gain_of,
+    said,
+    sense,
+    shown,
+    side_of,
+)
 from qsim.optimize.study.contenders import BASELINE
 from qsim.optimize.study.figures import Band
 from qsim.optimize.study.levels import HardwareRow, Load, ParallelismRow
@@ -64,8 +74,7 @@ def _layout(row: ParallelismRow) -> str:
 
 
 def _parallel_side(row: ParallelismRow, figure: str) -> Side | None:
-    band = row.figures.get(figure)
-    return None if band is None else Side(f"{row.method}, {_layout(row)}", band, row.run)
+    return side_of(row, figure, f"{row.method}, {_layout(row)}")
 
 
 def _sharding(
@@ -77,14 +86,13 @@ def _sharding(
     what, unit = said(figure)
     for a, b in ((few, many), (many, few)):
         one, other = _parallel_side(a, figure), _parallel_side(b, figure)
-        v = better(figure, one, other) if one and other else None
+        v = better(figure, one, other)
         if v is not None:
-            yield Claim.of(
+            yield Claim(
                 "sharding", "parallelism", gpu, (method,),
                 f"On {a.gpus} {gpu}, the {what} of {method} is {v.ratio:.2f} times "
                 f"{sense(figure)[0]} as {_layout(a)} than as {_layout(b)} "
-                f"({shown(v.better.band.value)} against {shown(v.worse.band.value)}{unit}, "
-                f"{_loaded(load)})",
+                f"({v}{unit}, {_loaded(load)})",
                 figure, (v,),
             )  # fmt: skip
 
@@ -116,16 +124,12 @@ def _advantage(
         return
     what, _ = said(figure)
     larger, smaller = (gain, later) if gain.value > later.value else (later, gain)
-    sides = (*first, *second)
-    verdict = Verdict(
-        first[0], first[1], larger.value / smaller.value, larger.low / smaller.high, 100.0 * (
-            (larger.value / larger.low) * (smaller.high / smaller.value) - 1),
-    )  # fmt: skip
+    verdict = Verdict.of(first[0], first[1], larger, smaller)
     yield Claim(
         "sharding", "parallelism", gpu, (method, BASELINE),
         f"On {gpu}, {method} gains a factor of {gain.value:.2f} in {what} on {BASELINE} with "
         f"TP{few}, and of {later.value:.2f} with TP{many} ({_loaded(load)})",
-        sides, figure, (verdict,), math.log(verdict.gap),
+        figure, (verdict,), beside=tuple(second),
     )  # fmt: skip
 
 
@@ -144,10 +148,8 @@ def hardware_claims(rows: Sequence[HardwareRow], usable: frozenset[str]) -> Iter
                 yield from _between(figure, load, table[x], table[y])
 
 
-def _hardware_side(row: HardwareRow, figure: str) -> Side:
-    band = row.figures[figure]
-    assert band is not None
-    return Side(f"{row.method} on {row.gpu}", band, row.run)
+def _hardware_side(row: HardwareRow, figure: str) -> Side | None:
+    return side_of(row, figure, f"{row.method} on {row.gpu}")
 
 
 def _inversions(
@@ -160,10 +162,9 @@ def _inversions(
         if wins is None or fails is None:
             continue
         x, y = here[a].gpu, there[a].gpu
-        yield Claim.of(
+        yield Claim(
             "inversion", "hardware", "", (a, b),
-            f"{a} has a {sense(figure)[0]} {what} than {b} on {x} "
-            f"({shown(wins.better.band.value)} against {shown(wins.worse.band.value)}{unit}), a "
+            f"{a} has a {sense(figure)[0]} {what} than {b} on {x} ({wins}{unit}), a "
             f"{sense(figure)[1]} one on {y} ({shown(fails.worse.band.value)} against "
             f"{shown(fails.better.band.value)}{unit}), {_loaded(load)}",
             figure, (wins, fails),
@@ -180,15 +181,14 @@ def _between(
         if method not in there:
             continue
         sides = [_hardware_side(t[method], figure) for t in (here, there)]
-        one, other = (replace(s, band=_wider(s.band, spread)) for s in sides)
+        one, other = (s and replace(s, band=_wider(s.band, spread)) for s in sides)
         v = better(figure, one, other) or better(figure, other, one)
         if v is None:
             continue
         x, y = (s.label.split(" on ")[1] for s in (v.better, v.worse))
-        yield Claim.of(
+        yield Claim(
             "hardware", "hardware", "", (method,),
             f"With {method}, the {what} of {x} is {v.ratio:.2f} times {sense(figure)[0]} than that "
-            f"of {y} ({shown(v.better.band.value)} against {shown(v.worse.band.value)}{unit}, "
-            f"{_loaded(load)})",
+            f"of {y} ({v}{unit}, {_loaded(load)})",
             figure, (v,),
         )  # fmt: skip

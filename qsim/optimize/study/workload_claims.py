@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 
-from qsim.optimize.study.comparing import Claim, Side, better, said, sense, shown
+from qsim.optimize.study.comparing import Claim, Side, better, said, sense, shown, side_of
 from qsim.optimize.study.levels import AXIS_TITLES, Axis, WorkloadRow
 
 __all__ = ["crossing_at", "workload_claims"]
@@ -39,8 +39,7 @@ def workload_claims(rows: Sequence[WorkloadRow], usable: frozenset[str]) -> Iter
 
 
 def _side(row: WorkloadRow, figure: str, at: str) -> Side | None:
-    band = row.figures.get(figure)
-    return None if band is None else Side(f"{row.method} at {at}", band, row.run)
+    return side_of(row, figure, f"{row.method} at {at}")
 
 
 def _number(x: float) -> str:
@@ -76,12 +75,10 @@ def _crossing(
     first, second = low.better.label.split(" at ")[0], high.better.label.split(" at ")[0]
     what, unit = said(figure)
     where, word = AXIS_TITLES[axis], sense(figure)[0]
-    return Claim.of(
+    return Claim(
         "crossing", LEVEL, gpu, (first, second),
         f"On {gpu}, {first} has the {word} {what} below about {at:.2g} {where} "
-        f"({shown(low.better.band.value)} against {shown(low.worse.band.value)}{unit} at "
-        f"{_number(low_x)}), {second} above ({shown(high.better.band.value)} against "
-        f"{shown(high.worse.band.value)}{unit} at {_number(high_x)})",
+        f"({low}{unit} at {_number(low_x)}), {second} above ({high}{unit} at {_number(high_x)})",
         figure, (low, high), axis=axis, at=float(f"{at:.3g}"),
     )  # fmt: skip
 
@@ -123,19 +120,17 @@ def _lengths(gpu: str, rows: Sequence[WorkloadRow]) -> Iterator[Claim]:
                     continue
                 at = f"{cell[0]:g} and {cell[1]:g} tokens"
                 own, against = _side(row, figure, at), _side(rival, figure, at)
-                v = better(figure, own, against) if own and against else None
+                v = better(figure, own, against)
                 if v is not None and (best is None or v.gap > best[1].gap):
                     best = (at, v)
             if best is not None:
                 found[name] = best
         if len(found) == 2:
             (at_a, va), (at_b, vb) = found["a"], found["b"]
-            yield Claim.of(
+            yield Claim(
                 "crossing", LEVEL, gpu, (a, b),
                 f"On {gpu}, {a} has the {sense(figure)[0]} {what} with prompts and outputs of "
-                f"{at_a} ({shown(va.better.band.value)} against {shown(va.worse.band.value)}{unit})"
-                f", {b} with {at_b} ({shown(vb.better.band.value)} against "
-                f"{shown(vb.worse.band.value)}{unit})",
+                f"{at_a} ({va}{unit}), {b} with {at_b} ({vb}{unit})",
                 figure, (va, vb), axis="lengths",
             )  # fmt: skip
 
@@ -150,9 +145,9 @@ def _bursts(gpu: str, rows: Sequence[WorkloadRow]) -> Iterator[Claim]:
         some.sort(key=lambda r: r.x)
         even = _side(some[0], figure, f"CV {some[0].x:g}")
         bursty = _side(some[-1], figure, f"CV {some[-1].x:g}")
-        v = better(figure, even, bursty) if even and bursty else None
+        v = better(figure, even, bursty)
         if v is not None:
-            yield Claim.of(
+            yield Claim(
                 "bursts", LEVEL, gpu, (method,),
                 f"On {gpu}, the p99 TTFT of {method} is {v.ratio:.2f} times as long with gaps of "
                 f"CV {some[-1].x:g} as of CV {some[0].x:g}: {shown(v.worse.band.value)} against "

@@ -183,7 +183,7 @@ def claim(kind: str, a: str, b: str, runs: tuple[str, str], gap: float) -> Claim
              for m, v, r in zip((a, b), (1.0, gap), runs, strict=True)]  # fmt: skip
     verdict = better("mean_ttft_ms", *sides)
     assert verdict is not None
-    return Claim.of(kind, "hardware", "h200_sxm", (a, b), f"{a}-static is not {a}, nor {b} {a}",
+    return Claim(kind, "hardware", "h200_sxm", (a, b), f"{a}-static is not {a}, nor {b} {a}",
                     "mean_ttft_ms", (verdict,))  # fmt: skip
 
 
