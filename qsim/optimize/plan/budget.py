@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from qsim.bounds import MAX_GPUS
-from qsim.checks import is_number, whole
 from qsim.errors import ScenarioError
 from qsim.optimize.plan.candidate import Candidate, Shortfall
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 
-__all__ = ["Budget", "budget_of", "left_with_servers"]
+__all__ = ["Budget", "left_with_servers"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,12 @@ class Budget:
     max_peak_power_kw: float | None = None
     #: GPUs that there are, by type; of a type that is not named there are none
     stock: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_usd_per_hour", "max_power_kw", "max_peak_power_kw"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ScenarioError(f"{name} is {value!r}; must be a finite number > 0")
 
     def __bool__(self) -> bool:
         return any(v is not None for v in vars(self).values())
@@ -98,35 +102,6 @@ class Budget:
 
 def _kw(watts: Any) -> float | None:
     return None if watts is None else float(watts) / 1000
-
-
-def budget_of(
-    max_gpus: int | None = None,
-    max_usd_per_hour: float | None = None,
-    max_power_kw: float | None = None,
-    max_peak_power_kw: float | None = None,
-    stock: Mapping[str, int] | None = None,
-) -> Budget:
-    """Check the limits.
-
-    Raises
-    ------
-    ScenarioError
-        If one is not a finite number > 0 (GPUs: a whole number >= 1).
-    """
-    for gpu, count in (stock or {}).items():
-        whole(f"stock of {gpu}", count, 1, MAX_GPUS)
-    if max_gpus is not None:
-        whole("max_gpus", max_gpus, 1, MAX_GPUS)
-    for name, value in (
-        ("max_usd_per_hour", max_usd_per_hour),
-        ("max_power_kw", max_power_kw),
-        ("max_peak_power_kw", max_peak_power_kw),
-    ):
-        if value is not None and not (is_number(value) and 0 < value < math.inf):
-            raise ScenarioError(f"{name} is {value!r}; must be a finite number > 0")
-    owned = dict(stock) if stock else None
-    return Budget(max_gpus, max_usd_per_hour, max_power_kw, max_peak_power_kw, owned)
 
 
 def left_with_servers(blanks: Sequence[Candidate], budget: Budget, survive: int) -> list[Candidate]:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
 from qsim.checks import is_number, whole
 from qsim.errors import ScenarioError
-from qsim.optimize.plan.bottleneck import TimeShares, time_shares
-from qsim.optimize.plan.confidence import MAX_REPLICATIONS, Confidence, Replication, replicate
-from qsim.optimize.plan.resample import Resample, Resampling
-from qsim.optimize.plan.sensitivity import Sensitivity, fleet_sensitivity
-from qsim.optimize.plan.what_if import WhatIf, changes_of, what_if
-from qsim.optimize.search.drive import Progress
-from qsim.optimize.search.fleet_outcome import FleetOutcome
-from qsim.optimize.search.fleet_task import FleetTask
+from qsim.optimize.plan.bottleneck import TimeShares
+from qsim.optimize.plan.confidence import MAX_REPLICATIONS, Confidence
+from qsim.optimize.plan.resample import Resampling
+from qsim.optimize.plan.sensitivity import Sensitivity
+from qsim.optimize.plan.what_if import WhatIf
 
-__all__ = ["FEW", "LITTLE", "Detail", "DetailWanted", "plan_detail"]
+__all__ = ["FEW", "LITTLE", "Detail", "DetailWanted"]
 
 #: replications that are run without being asked for, of a trace of at most so many requests
 FEW, LITTLE = 5, 20_000
@@ -81,54 +76,3 @@ class Detail:
             "bottleneck": None if self.shares is None else self.shares.to_dict(),
             "what_if": None if self.changes is None else self.changes.to_dict(),
         }
-
-
-def plan_detail(
-    executor: Executor,
-    task: FleetTask,
-    known: Sequence[FleetOutcome],
-    wanted: DetailWanted,
-    *,
-    max_replicas: int,
-    speed: float = 1.0,
-    other: FleetTask | None = None,
-    runs: Sequence[Replication] = (),
-    asked: bool = True,
-    progress: Progress | None = None,
-) -> Detail:
-    """Find out what is wanted about the fleet of ``task``.
-
-    Parameters
-    ----------
-    known : sequence of FleetOutcome
-        Fleets of the same setting that were simulated on the same trace.
-    speed : float
-        The speed that breaks an SLO, where it is known; single changes are tried at it.
-    other : FleetTask, optional
-        The next best candidate's fleet.
-    runs : sequence of Replication
-        Replications of this very fleet that were made already.
-    asked : bool
-        Explain misses of replications, which takes more of them.
-    """
-    steps = [bool(wanted.replications), wanted.sensitivity, wanted.bottlenecks]
-
-    def part(i: int) -> Progress | None:
-        if progress is None:
-            return None
-        begin, share = sum(steps[:i]) / sum(steps), 1 / sum(steps)
-        return lambda done, text: progress(begin + done * share, text)
-
-    confidence, sensitivity, shares, changes = None, None, None, None
-    if wanted.replications:
-        resampling = wanted.resampling or Resample(task.trace)
-        confidence = replicate(
-            executor, task, resampling, wanted.replications, part(0), explain=asked, runs=runs
-        )
-    if wanted.sensitivity:
-        sensitivity = fleet_sensitivity(executor, task, known, max_replicas, part(1))
-    if wanted.bottlenecks:
-        future = executor.submit(time_shares, task)
-        changes = what_if(executor, task, changes_of(task, other), speed, part(2))
-        shares = future.result()
-    return Detail(confidence, sensitivity, shares, changes, asked)

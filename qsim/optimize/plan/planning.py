@@ -9,11 +9,11 @@ from typing import Any, Unpack
 
 from qsim.errors import ScenarioError
 from qsim.optimize.economics.prices import prices_of
-from qsim.optimize.plan.budget import Budget, budget_of, left_with_servers
+from qsim.optimize.plan.budget import Budget, left_with_servers
 from qsim.optimize.plan.candidate import Candidate, Shortfall
 from qsim.optimize.plan.confidence import Replication
 from qsim.optimize.plan.detail import FEW, LITTLE, DetailWanted
-from qsim.optimize.plan.profile_choice import Choice, blank_candidate, choose_profiles
+from qsim.optimize.plan.profile_choice import Choice, blank_candidate, profiles_among
 from qsim.optimize.plan.resample import preset_draw
 from qsim.optimize.plan.result import Plan
 from qsim.optimize.plan.setting_search import search_space
@@ -29,7 +29,7 @@ from qsim.optimize.search.study_open import check_study
 from qsim.scenario import Scenario
 from qsim.scenario.arguments import PlanArguments
 from qsim.scenario.names import scenario_of
-from qsim.scenario.resolve import candidates_of, load_traffic, searched_engine
+from qsim.scenario.resolve import load_traffic, searched_engine
 from qsim.sim.results.goodput import goodput_goal
 from qsim.traces.reshape import forecast
 from qsim.traces.trace import Trace
@@ -109,12 +109,12 @@ def plan_for(
     if not limits and good is None:
         raise ScenarioError("no SLO is given; a plan needs at least one, such as ttft:p99:500")
     check_goals(trace, limits, good)
-    budget = budget_of(
+    budget = Budget(
         asked.max_gpus,
         asked.max_usd_per_hour,
         asked.max_power_kw,
         asked.max_peak_power_kw,
-        asked.stock,
+        asked.stock or None,
     )
     if asked.survive >= asked.max_replicas:
         raise ScenarioError(
@@ -126,26 +126,17 @@ def plan_for(
     goal = quality_goal(accounts.tasks, asked.min_quality)
     carbon = carbon_of(accounts.region, accounts.pue, objective)
     trace, shaped = forecast(trace, traffic.growth, traffic.peak_hour)
-    among = candidates_of(scenario, asked)
-    gpus = among.gpus
-    if asked.stock and among.model is not None and not gpus:
-        gpus = tuple(asked.stock)
-    choices = choose_profiles(
-        among.model, gpus, among.methods, among.profiles, options.vllm_version
-    )
+    choices = profiles_among(scenario, asked, options, asked.stock)
     chosen = [c.profile for c in choices]
-    for gpu in asked.stock:
-        if all(p.identity.gpu != gpu for p in chosen):
-            raise ScenarioError(
-                f"stock has gpu {gpu!r}, which no profile in this plan uses; they use: "
-                f"{', '.join(sorted({p.identity.gpu for p in chosen}))}"
-            )
-    unused = sorted(set(accounts.prices) - {p.identity.gpu for p in chosen})
-    if unused:
-        raise ScenarioError(
-            f"a price is given for gpu {unused[0]!r}, which no profile in this plan uses; "
-            f"they use: {', '.join(sorted({p.identity.gpu for p in chosen}))}"
-        )
+    used = {p.identity.gpu for p in chosen}
+    priced = sorted(accounts.prices)
+    for what, named in (("stock has", asked.stock), ("a price is given for", priced)):
+        for gpu in named:
+            if gpu not in used:
+                raise ScenarioError(
+                    f"{what} gpu {gpu!r}, which no profile in this plan uses; they use: "
+                    f"{', '.join(sorted(used))}"
+                )
     own = prices_of(accounts)
     rent = budget.max_usd_per_hour is not None
     blanks = [

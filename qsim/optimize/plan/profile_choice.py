@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qsim.errors import ScenarioError
@@ -19,9 +19,12 @@ from qsim.profiles.lookup import (
 )
 from qsim.profiles.measured_range import MeasuredRange
 from qsim.profiles.schema import Profile
+from qsim.scenario import Scenario
+from qsim.scenario.resolve import candidates_of
+from qsim.scenario.searches import SearchSection
 from qsim.sim.scheduler.config import EngineOptions
 
-__all__ = ["Choice", "blank_candidate", "choose_profiles"]
+__all__ = ["Choice", "blank_candidate", "choose_profiles", "profiles_among"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,15 @@ def choose_profiles(
     if not chosen:
         raise ScenarioError("neither a model nor a profile is given; there is nothing to choose")
     return [chosen[i] for i in sorted(chosen)]
+
+
+def profiles_among(
+    scenario: Scenario, section: SearchSection, options: EngineOptions, stock: Iterable[str] = ()
+) -> list[Choice]:
+    """Those that a search of a scenario chooses among; of a model by default on GPUs in stock."""
+    among = candidates_of(scenario, section)
+    gpus = among.gpus or (tuple(stock) if among.model is not None else ())
+    return choose_profiles(among.model, gpus, among.methods, among.profiles, options.vllm_version)
 
 
 def blank_candidate(

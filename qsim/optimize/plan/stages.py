@@ -6,16 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from qsim.optimize.plan.bottleneck import time_shares
 from qsim.optimize.plan.budget import Budget
 from qsim.optimize.plan.candidate import Candidate, Shortfall
 from qsim.optimize.plan.candidate_search import search_candidate
 from qsim.optimize.plan.confidence import Replication, replicate
-from qsim.optimize.plan.detail import Detail, DetailWanted, plan_detail
+from qsim.optimize.plan.detail import Detail, DetailWanted
 from qsim.optimize.plan.headroom import Headroom, find_headroom, headroom_steps
 from qsim.optimize.plan.mix_search import MixReport, choose_pairs, search_pair, task_of_parts
 from qsim.optimize.plan.profile_choice import Choice
 from qsim.optimize.plan.resample import Resample
+from qsim.optimize.plan.sensitivity import fleet_sensitivity
 from qsim.optimize.plan.setting_search import PlanProblem, SearchReport, run_search
+from qsim.optimize.plan.what_if import changes_of, what_if
 from qsim.optimize.search.drive import Progress, drive, part_of
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.fleet_task import FleetTask, fleet_ranges, run_fleet, weights_of
@@ -150,9 +153,7 @@ class PlanRun:
             top = self.ranked(found)[0]
             if not top.feasible:
                 return found, ()
-            task = self.fleet_of(top)
-            resampling = wanted.resampling or Resample(task.trace)
-            runs = replicate(self.executor, task, resampling, count, explain=False).runs
+            runs = self._replicated(top, wanted, count)
             met = sum(r.met for r in runs)
             if met >= wanted.min_confidence * len(runs) - 1e-9:
                 return found, runs
@@ -162,54 +163,31 @@ class PlanRun:
         return found, ()
 
     def _grown(self, candidate: Candidate, met: int, wanted: DetailWanted) -> Candidate:
-        """One replica more, or infeasible if that is beyond a limit."""
-        if candidate.parts:
-            return self._grown_mix(candidate, met, wanted)
-        n, count = candidate.replicas or 1, wanted.replications or 1
-        least = wanted.min_confidence or 0.0
-        so_far = f"{n} replicas meet every SLO in {met} of {count} replications"
-        under = Shortfall("min_confidence", met / count, least, (least - met / count) / least)
-        if n >= self.max_replicas:
-            reason = f"{so_far}, and that is the most to try"
-            return replace(candidate, feasible=False, reason=reason, shortfall=under)
-        task = replace(self.fleet_of(candidate), replicas=n + 1)
-        outcome = self.executor.submit(run_fleet, task).result()
-        grown = replace(
-            candidate,
-            outcome=outcome,
-            evaluations=(*candidate.evaluations, outcome),
-            grown_from=candidate.grown_from or n,
-        )
-        over = self.budget.overruns(grown, outcome)
-        if over:
-            reason = f"{so_far}; one more {over[0][1]}"
-            return replace(grown, feasible=False, reason=reason, shortfall=over[0][0])
-        return grown
+        """One server more, or infeasible if that is beyond a limit.
 
-    def _grown_mix(self, candidate: Candidate, met: int, wanted: DetailWanted) -> Candidate:
-        """One server more of the pool of which there are some left, the cheapest first."""
+        Of a mixed fleet one of the pool of which there are some left, the cheapest first.
+        """
         n, count = candidate.replicas or 1, wanted.replications or 1
-        least = wanted.min_confidence or 0.0
-        so_far = f"{n} servers meet every SLO in {met} of {count} replications"
-        under = Shortfall("min_confidence", met / count, least, (least - met / count) / least)
+        least, mixed = wanted.min_confidence or 0.0, bool(candidate.parts)
+        so_far = f"{n} {'servers' if mixed else 'replicas'} meet every SLO in {met} of {count} "
+        so_far += "replications"
         task = self.fleet_of(candidate)
         options = []
-        for i in range(len(candidate.parts)):
+        for i in range(len(task.sizes)):
             sizes = [m + (k == i) for k, m in enumerate(task.sizes)]
             options.append((candidate.usd_of(sizes) or 0.0, candidate.gpus_of(sizes), sizes))
         for _, _, sizes in sorted(options):
-            used = candidate.gpus_by_type(sizes)
+            used = candidate.gpus_by_type(sizes) if mixed else {}
             if n >= self.max_replicas or any(
                 n_gpus > (self.budget.in_stock(gpu) or 0) for gpu, n_gpus in used.items()
             ):
                 continue
             outcome = self.executor.submit(run_fleet, task.sized(sizes)).result()
-            parts = tuple(
-                replace(p, replicas=m) for p, m in zip(candidate.parts, sizes, strict=True)
-            )
             grown = replace(
                 candidate,
-                parts=parts,
+                parts=tuple(
+                    replace(p, replicas=m) for p, m in zip(candidate.parts, sizes, strict=mixed)
+                ),
                 outcome=outcome,
                 evaluations=(*candidate.evaluations, outcome),
                 grown_from=candidate.grown_from or n,
@@ -219,8 +197,17 @@ class PlanRun:
                 return grown
             reason = f"{so_far}; one more {over[0][1]}"
             return replace(grown, feasible=False, reason=reason, shortfall=over[0][0])
-        reason = f"{so_far}, and there are no more in stock"
-        return replace(candidate, feasible=False, reason=reason, shortfall=under)
+        left = "there are no more in stock" if mixed else "that is the most to try"
+        under = Shortfall("min_confidence", met / count, least, (least - met / count) / least)
+        return replace(candidate, feasible=False, reason=f"{so_far}, and {left}", shortfall=under)
+
+    def _replicated(
+        self, candidate: Candidate, wanted: DetailWanted, count: int
+    ) -> tuple[Replication, ...]:
+        """Runs of a candidate's fleet with other traffic, whose misses are not explained."""
+        task = self.fleet_of(candidate)
+        resampling = wanted.resampling or Resample(task.trace)
+        return replicate(self.executor, task, resampling, count, explain=False).runs
 
     def settle_ties(
         self,
@@ -254,10 +241,7 @@ class PlanRun:
         share = 0.5 if count and headroom else 1.0
         if count:
             for done, c in enumerate(closer):
-                task = self.fleet_of(c)
-                resampling = wanted.resampling or Resample(task.trace)
-                again = replicate(self.executor, task, resampling, count, explain=False).runs
-                runs[c.profile] = again
+                runs[c.profile] = self._replicated(c, wanted, count)
                 if progress is not None:
                     progress((done + 1) / len(closer) * share, "ties")
         if headroom:
@@ -295,20 +279,40 @@ class PlanRun:
         asked: bool,
         progress: Progress | None,
     ) -> Detail:
-        """What is wanted about the first of ``ranked``; ``runs`` were made already."""
-        best = ranked[0]
-        return plan_detail(
-            self.executor,
-            self.fleet_of(best),
-            best.evaluations,
-            wanted,
-            max_replicas=self.max_replicas,
-            speed=(spare.broken_speed if spare else None) or 1.0,
-            other=next((self.fleet_of(c) for c in ranked[1:] if c.feasible), None),
-            runs=runs,
-            asked=asked,
-            progress=progress,
-        )
+        """Find out what is wanted about the first of ``ranked``.
+
+        Parameters
+        ----------
+        spare : Headroom or None
+            Single changes are tried at the speed that breaks an SLO, where it is known.
+        runs : sequence of Replication
+            Replications of this very fleet that were made already.
+        asked : bool
+            Explain misses of replications, which takes more of them.
+        """
+        best, executor = ranked[0], self.executor
+        task = self.fleet_of(best)
+        steps = [bool(wanted.replications), wanted.sensitivity, wanted.bottlenecks]
+
+        def part(i: int) -> Progress | None:
+            return part_of(progress, sum(steps[:i]) / sum(steps), sum(steps[: i + 1]) / sum(steps))
+
+        confidence, sensitivity, shares, changes = None, None, None, None
+        if wanted.replications:
+            resampling = wanted.resampling or Resample(task.trace)
+            confidence = replicate(
+                executor, task, resampling, wanted.replications, part(0), explain=asked, runs=runs
+            )
+        if wanted.sensitivity:
+            known = best.evaluations
+            sensitivity = fleet_sensitivity(executor, task, known, self.max_replicas, part(1))
+        if wanted.bottlenecks:
+            future = executor.submit(time_shares, task)
+            other = next((self.fleet_of(c) for c in ranked[1:] if c.feasible), None)
+            speed = (spare.broken_speed if spare else None) or 1.0
+            changes = what_if(executor, task, changes_of(task, other), speed, part(2))
+            shares = future.result()
+        return Detail(confidence, sensitivity, shares, changes, asked)
 
     def fleet_of(self, candidate: Candidate) -> FleetTask:
         """A candidate's fleet, to be simulated."""

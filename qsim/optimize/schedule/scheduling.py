@@ -17,7 +17,7 @@ from qsim.optimize.economics.carbon import (
     load_carbon_series,
 )
 from qsim.optimize.economics.prices import price_of, prices_of
-from qsim.optimize.plan.profile_choice import choose_profiles
+from qsim.optimize.plan.profile_choice import profiles_among
 from qsim.optimize.schedule.capacity import CapacityTask, PoolCapacity, measure_capacity
 from qsim.optimize.schedule.policies import Bench, smallest_static
 from qsim.optimize.schedule.problem import (
@@ -40,7 +40,6 @@ from qsim.scenario import Scenario
 from qsim.scenario.arguments import ScheduleArguments
 from qsim.scenario.names import scenario_of
 from qsim.scenario.resolve import (
-    candidates_of,
     common_lifecycle,
     load_traffic,
     searched_engine,
@@ -240,13 +239,10 @@ def _later(
 def _choices(scenario: Scenario) -> list[PoolChoice]:
     asked, accounts = scenario.schedule, scenario.accounts
     options = searched_engine(scenario, asked, "schedule")
-    among = candidates_of(scenario, asked)
     goal, prices = quality_goal(accounts.tasks, asked.min_quality), prices_of(accounts)
     lifecycle = common_lifecycle(scenario, "schedule")
     choices = []
-    for one in choose_profiles(
-        among.model, among.gpus, among.methods, among.profiles, options.vllm_version
-    ):
+    for one in profiles_among(scenario, asked, options):
         identity = one.profile.identity
         price = price_of(identity.gpu, prices, accounts.provider)
         if price is None and asked.objective == "cost":

@@ -12,7 +12,7 @@ import numpy as np
 
 from qsim.errors import InputError, QsimError, ScenarioError
 from qsim.optimize.economics.prices import price_of, prices_of
-from qsim.optimize.plan.profile_choice import choose_profiles
+from qsim.optimize.plan.profile_choice import profiles_among
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.executors import open_executor
@@ -54,7 +54,7 @@ from qsim.profiles.schema import Profile
 from qsim.scenario import Scenario
 from qsim.scenario.arguments import TuneArguments
 from qsim.scenario.names import scenario_of
-from qsim.scenario.resolve import candidates_of, load_traffic, searched_engine
+from qsim.scenario.resolve import load_traffic, searched_engine
 from qsim.sim.results.slo import too_few
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.scheduler.server_memory import most_model_len
@@ -309,13 +309,7 @@ def tune_for(
     check_goals(trace, limits)
     options = searched_engine(scenario, asked, "tune")
     trace, shaped = forecast(trace, traffic.growth, traffic.peak_hour)
-    among = candidates_of(scenario, asked)
-    gpus = among.gpus
-    if asked.stock and among.model is not None and not gpus:
-        gpus = tuple(asked.stock)
-    choices = choose_profiles(
-        among.model, gpus, among.methods, among.profiles, options.vllm_version
-    )
+    choices = profiles_among(scenario, asked, options, asked.stock)
     types = gpu_figures(
         [c.profile.identity.gpu for c in choices],
         [*chosen_measures, *(m.measure for m in all_limits)],
