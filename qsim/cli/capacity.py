@@ -57,15 +57,13 @@ def capacity(ctx: click.Context, /, **given: Any) -> None:
     A layout is a method and a tensor-parallel size, with as many replicas as fit. All are given the
     requests of TRACE (by default azure-conv-2023), faster or slower, and every figure is simulated.
     """
-    from qsim.optimize.capacity.capacity import capacity_for
+    from qsim.optimize.capacity.capacity import capacity as run
     from qsim.report.text.capacity import capacity_text
 
     scenario = scenario_from(ctx)
     check_outputs(given)
     with progress_bar("capacity", given["progress"]) as update:
-        found = capacity_for(
-            scenario, tell=tell_reading, **options.jobs_from(given), progress=update
-        )
+        found = run(scenario, tell=tell_reading, **options.jobs_from(given), progress=update)
     out = Outputs()
     if given["json_path"] != "-":
         out.echo(capacity_text(found))

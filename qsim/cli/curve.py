@@ -49,13 +49,13 @@ def curve(ctx: click.Context, /, **given: Any) -> None:
         check_ending("--csv", given["csv_path"], (".csv",))
     if given["csv_path"] == given["json_path"] == "-":
         raise ScenarioError("--csv - and --json - would both go to stdout; give a path to one")
-    from qsim.optimize.capacity.curve import curve_for
+    from qsim.optimize.capacity.curve import curve as run
     from qsim.report.text.capacity import curve_text
 
     scenario = scenario_from(ctx)
     check_outputs(given)
     with progress_bar("curve", given["progress"]) as update:
-        found = curve_for(scenario, tell=tell_reading, **options.jobs_from(given), progress=update)
+        found = run(scenario, tell=tell_reading, **options.jobs_from(given), progress=update)
     out = Outputs()
     if given["csv_path"] == "-":
         out.echo(found.to_csv(), nl=False)

@@ -113,7 +113,7 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     need_matplotlib("--report", given["report_path"], (".html", ".htm"))
     need_matplotlib("--picture", given["picture_path"])
     from qsim.optimize.deploy.export import export_plan, parse_export
-    from qsim.optimize.plan.planning import plan_for
+    from qsim.optimize.plan.planning import plan as run
     from qsim.profiles.lookup import left_out_note
     from qsim.report.text.plan import plan_text
     from qsim.scenario.resolve import candidates_of, load_traffic
@@ -125,9 +125,9 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
     _check_exports(given, scenario.traffic, exports)
     trace = load_traffic(scenario.traffic, scenario.seed, tell_reading, grown=False)
     with progress_bar("plan", given["progress"]) as update:
-        found = plan_for(
+        found = run(
             scenario,
-            trace,
+            traffic=trace,
             study=_study(given, scenario),
             **options.jobs_from(given),
             progress=update,

@@ -94,7 +94,7 @@ def schedule(ctx: click.Context, /, **given: Any) -> None:
     """
     need_matplotlib("--picture", given["picture_path"])
     from qsim.optimize.schedule.export import check_week, export_schedule, parse_schedule_export
-    from qsim.optimize.schedule.scheduling import schedule_for
+    from qsim.optimize.schedule.scheduling import schedule as run
     from qsim.report.text.schedule import schedule_text
     from qsim.scenario.resolve import load_traffic
 
@@ -106,9 +106,9 @@ def schedule(ctx: click.Context, /, **given: Any) -> None:
     if any(e.kind == "kubernetes" for e in exports):
         check_week(float(trace.arrival_s[-1]))
     with progress_bar("schedule", given["progress"]) as update:
-        found = schedule_for(
+        found = run(
             scenario,
-            trace,
+            traffic=trace,
             study=given["study_path"],
             resume=bool(given["resume"]),
             **options.jobs_from(given),

@@ -35,7 +35,7 @@ from qsim.scenario.resolve import candidates_of, searched_engine
 from qsim.sim.results.goodput import goodput_goal
 from qsim.traces.trace import Trace
 
-__all__ = ["DEFAULT_TRAFFIC", "capacity", "capacity_for"]
+__all__ = ["DEFAULT_TRAFFIC", "capacity"]
 
 
 def capacity(
@@ -44,6 +44,7 @@ def capacity(
     trace: Trace | str = DEFAULT_TRAFFIC,
     *,
     words: Sequence[str] = (),
+    tell: Tell | None = None,
     jobs: int = 1,
     dask: str | None = None,
     progress: Progress | None = None,
@@ -67,6 +68,8 @@ def capacity(
     words : sequence of str
         TRACE and its options on the command line, for the commands that give a layout's figures
         again; by default those of a ``trace`` that is text.
+    tell : callable, optional
+        Takes the name of each trace and what is known of how it was read.
     jobs, dask, progress
         As for :func:`qsim.plan`.
     **asked
@@ -86,41 +89,28 @@ def capacity(
         scenario = model
     else:
         scenario = build("capacity", {"model": model, "gpus": gpus, "trace": trace, **asked})
-    return capacity_for(scenario, words=words, jobs=jobs, dask=dask, progress=progress)
-
-
-def capacity_for(
-    scenario: Scenario,
-    *,
-    words: Sequence[str] = (),
-    tell: Tell | None = None,
-    jobs: int = 1,
-    dask: str | None = None,
-    progress: Progress | None = None,
-) -> Capacity:
-    """:func:`capacity` of a scenario; ``tell`` takes how each trace was read."""
-    asked, accounts = scenario.capacity, scenario.accounts
+    section, accounts = scenario.capacity, scenario.accounts
     think_time_s = scenario.traffic.think_time_s
     refuse_clients("capacity", scenario, but=("traffic.think_time_s",))
     limits = scenario.limits()
-    good = goodput_goal(scenario.goodput, asked.min_goodput, limits)
+    good = goodput_goal(scenario.goodput, section.min_goodput, limits)
     if not limits and good is None:
         raise ScenarioError("no SLO is given; a capacity needs one, such as ttft:p99:500")
-    users, objective, seed = asked.users, asked.objective, scenario.seed
+    users, objective, seed = section.users, section.objective, scenario.seed
     if think_time_s is not None and not users:
         raise ScenarioError(
             f"think_time_s is {think_time_s:g}, and rates are searched; ask for users, too"
         )
     thinks = (think_time_s or 0.0) if users else None
-    stock = asked.gpus
+    stock = section.gpus
     if not stock:
         raise ScenarioError("no GPUs are given; say how many of which, such as h100_sxm=8")
-    options = searched_engine(scenario, asked, "capacity")
+    options = searched_engine(scenario, section, "capacity")
     router, too_long = scenario.fleet.router, scenario.traffic.too_long
     trace, named = asked_traffic(scenario, tell)
     named = tuple(words) or named
-    goal = quality_goal(accounts.tasks, asked.min_quality)
-    among = candidates_of(scenario, asked)
+    goal = quality_goal(accounts.tasks, section.min_quality)
+    among = candidates_of(scenario, section)
     choices = choose_profiles(
         among.model, tuple(stock) if among.model else (), among.methods, among.profiles,
         options.vllm_version,
@@ -155,7 +145,7 @@ def capacity_for(
         )
     rate_rps = 0.0 if users else base_rate_rps(trace)
     traffic = Traffic(describe(trace), rate_rps, named)
-    searches = [_search(task_of(y, p, trace), y, asked.precision, thinks) for y, p in pairs]
+    searches = [_search(task_of(y, p, trace), y, section.precision, thinks) for y, p in pairs]
     found = drive_with(
         jobs, dask, trace, [p for _, p in able], searches, [y.profile for y in layouts], progress
     )
@@ -168,11 +158,11 @@ def capacity_for(
         profile = next(p for y, p in pairs if y.profile == order[0].profile)
         faster = trace.speed(order[0].best.speed)
         machines = fleet_ranges(task_of(order[0], profile, faster))
-    settings = {"router": router, "seed": seed, "too_long": too_long, "precision": asked.precision,
-                **options.to_dict()}  # fmt: skip
+    told = {"router": router, "seed": seed, "too_long": too_long, "precision": section.precision}
+    settings = {**told, **options.to_dict()}
     return Capacity(
-        order, stock, traffic, limits, good, objective, goal, settings, machines, thinks,
-    )  # fmt: skip
+        order, stock, traffic, limits, good, objective, goal, settings, machines, thinks
+    )
 
 
 def _fitting(choices: Sequence[Choice], stock: Mapping[str, int]) -> list[tuple[Choice, int]]:

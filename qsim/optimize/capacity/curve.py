@@ -34,7 +34,7 @@ from qsim.sim.results.slo import Slo
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces.trace import Trace
 
-__all__ = ["SHARES", "FleetCurve", "LoadCurve", "curve", "curve_for"]
+__all__ = ["SHARES", "FleetCurve", "LoadCurve", "curve"]
 
 #: shares of the highest rate that a fleet carries at which it is also simulated
 SHARES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.1, 1.25, 1.5)
@@ -137,6 +137,7 @@ def curve(
     trace: Trace | str = DEFAULT_TRAFFIC,
     *,
     words: Sequence[str] = (),
+    tell: Tell | None = None,
     jobs: int = 1,
     dask: str | None = None,
     progress: Progress | None = None,
@@ -150,10 +151,11 @@ def curve(
     Parameters
     ----------
     profiles : sequence of Profile or str, or Scenario
-        One fleet each: profiles, ids or files; or all of what is asked.
+        One fleet each: profiles, ids or files; or all of what is asked, where without profiles the
+        fleets are the scenario's pools.
     trace : Trace or str
         The traffic's shape, as for :func:`qsim.capacity`.
-    words, jobs, dask, progress
+    words, tell, jobs, dask, progress
         As for :func:`qsim.capacity`.
     **asked
         Fields of the scenario by name: ``slos``, ``rates``, ``replicas``, ...; see
@@ -172,27 +174,11 @@ def curve(
         scenario = profiles
     else:
         scenario = build("curve", {"profiles": profiles, "trace": trace, **asked})
-    return curve_for(scenario, words=words, jobs=jobs, dask=dask, progress=progress)
-
-
-def curve_for(
-    scenario: Scenario,
-    *,
-    words: Sequence[str] = (),
-    tell: Tell | None = None,
-    jobs: int = 1,
-    dask: str | None = None,
-    progress: Progress | None = None,
-) -> LoadCurve:
-    """:func:`curve` of a scenario; without profiles its fleets are the scenario's pools.
-
-    ``tell`` takes how each trace was read.
-    """
-    asked, accounts, seed = scenario.curve, scenario.accounts, scenario.seed
+    section, accounts, seed = scenario.curve, scenario.accounts, scenario.seed
     refuse_clients("curve", scenario)
     if scenario.goodput:
         raise ScenarioError("goodput is given; qsim curve judges SLOs only: leave it out")
-    among = SearchSection(profiles=asked.profiles)
+    among = SearchSection(profiles=section.profiles)
     profiles = candidates_of(scenario, among).profiles
     if not profiles:
         raise ScenarioError("no fleet is given; name a profile (--profile ID; qsim profiles)")
@@ -200,10 +186,10 @@ def curve_for(
         raise ScenarioError(
             f"{len(profiles)} profiles are given; there must be 1 to {_MOST_FLEETS}"
         )
-    replicas, gpus = asked.replicas, asked.gpus
+    replicas, gpus = section.replicas, section.gpus
     if replicas is not None and gpus is not None:
         raise ScenarioError("replicas and gpus are both given; one says how large each fleet is")
-    if replicas is None and gpus is None and not asked.profiles:
+    if replicas is None and gpus is None and not section.profiles:
         sizes = {p.replicas for p in scenario.fleet.pools}
         if len(sizes) > 1:
             raise ScenarioError(
@@ -246,7 +232,7 @@ def curve_for(
         )
     check_goals(trace, limits)
     base_rps = base_rate_rps(trace)
-    speeds = [float(f"{r / base_rps:.5g}") for r in sorted(set(asked.rates))]
+    speeds = [float(f"{r / base_rps:.5g}") for r in sorted(set(section.rates))]
     searches = [_search(task_of(y, p, trace), y, speeds) for y, p in fleets]
     names = _names([y.profile for y, _ in fleets])
     found = drive_with(jobs, dask, trace, [p for _, p in fleets], searches, names, progress)

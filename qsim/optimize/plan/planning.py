@@ -34,13 +34,14 @@ from qsim.sim.results.goodput import goodput_goal
 from qsim.traces.reshape import forecast
 from qsim.traces.trace import Trace
 
-__all__ = ["detail_of", "plan", "plan_for", "study_of"]
+__all__ = ["detail_of", "plan", "study_of"]
 
 
 def plan(
     trace: Scenario | Trace,
     model: str | None = None,
     *,
+    traffic: Trace | None = None,
     study: StudySettings | None = None,
     detail: DetailWanted | None = None,
     jobs: int = 1,
@@ -60,6 +61,8 @@ def plan(
         All of what is asked; or the traffic to serve, and ``model`` and ``asked`` say the rest.
     model : str, optional
         Take the shipped profiles of this model; on ``gpus`` and by ``methods`` if given.
+    traffic : Trace, optional
+        That of the scenario where it was read already, before growth and peak hour.
     study : StudySettings, optional
         Sampler, trials, seed and storage of the search of settings, in the place of the
         scenario's.
@@ -86,51 +89,36 @@ def plan(
         If there is no profile to choose from.
     """
     scenario = scenario_of("plan", trace, model, asked)
-    traffic = load_traffic(scenario.traffic, scenario.seed, grown=False)
-    return plan_for(
-        scenario, traffic, study=study, detail=detail, jobs=jobs, dask=dask, progress=progress
-    )
-
-
-def plan_for(
-    scenario: Scenario,
-    trace: Trace,
-    *,
-    study: StudySettings | None = None,
-    detail: DetailWanted | None = None,
-    jobs: int = 1,
-    dask: str | None = None,
-    progress: Progress | None = None,
-) -> Plan:
-    """:func:`plan` for traffic that was read already, before growth and peak hour."""
-    asked, traffic, accounts = scenario.plan, scenario.traffic, scenario.accounts
+    section, accounts = scenario.plan, scenario.accounts
+    if traffic is None:
+        traffic = load_traffic(scenario.traffic, scenario.seed, grown=False)
     limits = scenario.limits()
-    good = goodput_goal(scenario.goodput, asked.min_goodput, limits)
+    good = goodput_goal(scenario.goodput, section.min_goodput, limits)
     if not limits and good is None:
         raise ScenarioError("no SLO is given; a plan needs at least one, such as ttft:p99:500")
-    check_goals(trace, limits, good)
+    check_goals(traffic, limits, good)
     budget = Budget(
-        asked.max_gpus,
-        asked.max_usd_per_hour,
-        asked.max_power_kw,
-        asked.max_peak_power_kw,
-        asked.stock or None,
+        section.max_gpus,
+        section.max_usd_per_hour,
+        section.max_power_kw,
+        section.max_peak_power_kw,
+        section.stock or None,
     )
-    if asked.survive >= asked.max_replicas:
+    if section.survive >= section.max_replicas:
         raise ScenarioError(
-            f"survive is {asked.survive}; must be below max_replicas, {asked.max_replicas}: a "
+            f"survive is {section.survive}; must be below max_replicas, {section.max_replicas}: a "
             "server must be left"
         )
-    objective = asked.objective
-    options = searched_engine(scenario, asked, "plan")
-    goal = quality_goal(accounts.tasks, asked.min_quality)
+    objective = section.objective
+    options = searched_engine(scenario, section, "plan")
+    goal = quality_goal(accounts.tasks, section.min_quality)
     carbon = carbon_of(accounts.region, accounts.pue, objective)
-    trace, shaped = forecast(trace, traffic.growth, traffic.peak_hour)
-    choices = profiles_among(scenario, asked, options, asked.stock)
+    trace, shaped = forecast(traffic, scenario.traffic.growth, scenario.traffic.peak_hour)
+    choices = profiles_among(scenario, section, options, section.stock)
     chosen = [c.profile for c in choices]
     used = {p.identity.gpu for p in chosen}
     priced = sorted(accounts.prices)
-    for what, named in (("stock has", asked.stock), ("a price is given for", priced)):
+    for what, named in (("stock has", section.stock), ("a price is given for", priced)):
         for gpu in named:
             if gpu not in used:
                 raise ScenarioError(
@@ -146,21 +134,21 @@ def plan_for(
     blanks = [_if_owned(b, budget) for b in blanks]
     if all(b.engine is None for b in blanks):
         raise ScenarioError(blanks[0].reason)
-    if asked.survive:
-        blanks = left_with_servers(blanks, budget, asked.survive)
+    if section.survive:
+        blanks = left_with_servers(blanks, budget, section.survive)
     base = FleetTask(
         trace, chosen[0], 1, limits, options, scenario.fleet.router, scenario.seed,
-        traffic.too_long, good, scenario.allow_backlog, survive=asked.survive,
+        scenario.traffic.too_long, good, scenario.allow_backlog, survive=section.survive,
     )  # fmt: skip
-    search = search_texts(asked.search)
+    search = search_texts(section.search)
     space = search_space(search, _able(choices, blanks), options) if search else None
-    if study is None and (asked.trials is not None or asked.sampler is not None):
+    if study is None and (section.trials is not None or section.sampler is not None):
         study = study_of(scenario)
     if study is not None and space is None:
         raise ScenarioError("a study is given, but nothing to search (--search max_num_seqs)")
     wanted = detail_of(scenario) if detail is None else detail
-    ahead = asked.headroom
-    shares = _shares(bool(space) or bool(asked.stock), ahead, bool(wanted))
+    ahead = section.headroom
+    shares = _shares(bool(space) or bool(section.stock), ahead, bool(wanted))
     many = None if space or wanted else len(chosen)
     study = study or study_of(scenario)
     with held_study(study.storage), open_executor(jobs, at_most=many, dask=dask) as executor:
@@ -168,7 +156,7 @@ def plan_for(
         executor.share(trace)
         for profile in chosen:
             executor.share(profile)
-        run = PlanRun(executor, base, choices, blanks, objective, asked.max_replicas, budget)
+        run = PlanRun(executor, base, choices, blanks, objective, section.max_replicas, budget)
         candidates = run.fleets(part_of(progress, 0.0, shares[0]))
         report, spare, told = None, None, None
         if space is not None:
@@ -203,10 +191,10 @@ def plan_for(
     settings = {
         "router": scenario.fleet.router,
         "seed": scenario.seed,
-        "too_long": traffic.too_long,
-        "max_replicas": asked.max_replicas,
+        "too_long": scenario.traffic.too_long,
+        "max_replicas": section.max_replicas,
         **({"allow_backlog": True} if scenario.allow_backlog else {}),
-        **({"survive": asked.survive} if asked.survive else {}),
+        **({"survive": section.survive} if section.survive else {}),
         **options.to_dict(),
     }
     return Plan(

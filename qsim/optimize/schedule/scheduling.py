@@ -50,7 +50,7 @@ from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.results.slo import Slo
 from qsim.traces.trace import Trace
 
-__all__ = ["POLICIES", "schedule", "schedule_for"]
+__all__ = ["POLICIES", "schedule"]
 
 #: what the timetable is compared with
 POLICIES = ("static", "reactive", "predictive", "consolidation", "mixed")
@@ -65,6 +65,7 @@ def schedule(
     trace: Scenario | Trace,
     model: str | None = None,
     *,
+    traffic: Trace | None = None,
     grid: str | float | CarbonSeries | None = None,
     study: str | None = None,
     resume: bool = False,
@@ -86,6 +87,8 @@ def schedule(
     trace : Scenario or Trace
         All of what is asked; or the traffic, and ``model`` and ``asked`` say the rest. Windows
         begin at time 0 of the traffic.
+    traffic : Trace, optional
+        That of the scenario where it was read already.
     grid : str, float or CarbonSeries, optional
         Instead of the scenario's ``region`` or ``carbon_series``.
     study, resume
@@ -104,41 +107,24 @@ def schedule(
         If no timetable within the limits does; the message names what binds, and by how much.
     """
     scenario = scenario_of("schedule", trace, model, asked)
-    traffic = load_traffic(scenario.traffic, scenario.seed)
-    return schedule_for(
-        scenario, traffic, grid=grid, study=study, resume=resume, jobs=jobs, dask=dask,
-        progress=progress,
-    )  # fmt: skip
-
-
-def schedule_for(
-    scenario: Scenario,
-    trace: Trace,
-    *,
-    grid: str | float | CarbonSeries | None = None,
-    study: str | None = None,
-    resume: bool = False,
-    jobs: int = 1,
-    dask: str | None = None,
-    progress: Progress | None = None,
-) -> Schedule:
-    """:func:`schedule` for traffic that was read already."""
-    asked, accounts = scenario.schedule, scenario.accounts
+    section, accounts = scenario.schedule, scenario.accounts
+    if traffic is None:
+        traffic = load_traffic(scenario.traffic, scenario.seed)
     if grid is None:
         grid = _grid(accounts)
     limits = scenario.limits()
     _check(scenario, limits, grid)
-    if trace.turns is not None:
-        raise waits_for_answers(trace)
-    check_goals(trace, limits)
-    window_s = parse_window(asked.window)
-    forecast = asked.forecast
+    if traffic.turns is not None:
+        raise waits_for_answers(traffic)
+    check_goals(traffic, limits)
+    window_s = parse_window(section.window)
+    forecast = section.forecast
     if forecast == "day-before" and DAY_S % window_s:
         raise ScenarioError(
             f"window is {window_s:g} s; with a day-before forecast it must divide a day"
         )
-    plan_trace, serve_trace = _split(trace, forecast)
-    margin = asked.forecast_margin
+    plan_trace, serve_trace = _split(traffic, forecast)
+    margin = section.forecast_margin
     if margin is None:
         margin = 1.0 if forecast == "perfect" else 1.15
     if not 0.1 <= margin <= 10:
@@ -147,16 +133,17 @@ def schedule_for(
         grid if grid is None or isinstance(grid, CarbonSeries) else grid_intensity(grid)
     )
     plan = ScheduleProblem(
-        plan_trace, window_s, limits, asked.objective, where,
-        1.0 if accounts.pue is None else accounts.pue, asked.min_quality, asked.max_gpus,
-        asked.owned_gpus, asked.off_w, scenario.traffic.too_long, margin, scenario.allow_backlog,
+        plan_trace, window_s, limits, section.objective, where,
+        1.0 if accounts.pue is None else accounts.pue, section.min_quality, section.max_gpus,
+        section.owned_gpus, section.off_w, scenario.traffic.too_long, margin,
+        scenario.allow_backlog,
     )  # fmt: skip
     serve = plan
     if serve_trace is not plan_trace:
         # the carbon of the hours that are served
         serve = replace(plan, trace=serve_trace, grid=_later(where, plan.end_s))
     settings = StudySettings(
-        "tpe", asked.trials, scenario.seed, batch=2, storage=study, name="qsim-schedule",
+        "tpe", section.trials, scenario.seed, batch=2, storage=study, name="qsim-schedule",
         resume=resume,
     )  # fmt: skip
     choices = _choices(scenario)
@@ -164,11 +151,11 @@ def schedule_for(
         check_study(study, settings.name, resume)
         executor.share(plan_trace)
         executor.share(serve_trace)
-        tell = _Teller(progress, 3 + len(asked.policies))
-        choices, capacities, notes = _measure(executor, plan, choices, asked.max_replicas, tell)
+        tell = _Teller(progress, 3 + len(section.policies))
+        choices, capacities, notes = _measure(executor, plan, choices, section.max_replicas, tell)
         notes += _few(serve)
         bench = Bench(plan, serve, executor, settings)
-        return _run(bench, choices, capacities, asked.policies, forecast, notes, tell)
+        return _run(bench, choices, capacities, section.policies, forecast, notes, tell)
 
 
 def _few(problem: ScheduleProblem) -> list[str]:
