@@ -21,7 +21,6 @@ from qsim.optimize.capacity.rate_search import (
 )
 from qsim.optimize.capacity.traffic import Tell, asked_traffic, sized_traffic
 from qsim.optimize.economics.prices import prices_of
-from qsim.optimize.plan.candidate import Candidate
 from qsim.optimize.plan.profile_choice import Choice, blank_candidate, choose_profiles
 from qsim.optimize.search.drive import Progress, Step, drive_with
 from qsim.optimize.search.fleet_outcome import FleetOutcome
@@ -119,9 +118,11 @@ def capacity(
     need = "cost" if objective == "cost" else "rate"
     prices = prices_of(accounts)
     blanks = [
-        blank_candidate(c, options, prices, need, goal, None, accounts.provider) for c, _ in fitting
+        blank_candidate(c, options, prices, need, goal, None, accounts.provider) for c in fitting
     ]
-    layouts = [_layout(b, stock) for b in blanks]
+    layouts = [
+        Layout(b, *divmod(stock[b.gpu], b.tensor_parallel_size), reason=b.reason) for b in blanks
+    ]
     if all(b.reason for b in blanks):
         raise ScenarioError(blanks[0].reason)
 
@@ -131,11 +132,11 @@ def capacity(
             good,
         )  # fmt: skip
 
-    pairs = [(y, c.profile) for y, (c, _) in zip(layouts, fitting, strict=True)]
+    pairs = [(y, c.profile) for y, c in zip(layouts, fitting, strict=True)]
     able = [(y, p) for y, p in pairs if not y.blank.reason]
     if isinstance(trace, str):
         trace, named = sized_traffic(
-            trace, seed, lambda t: [task_of(y, p, t) for y, p in able], named, thinks
+            trace, seed, lambda t: [task_of(y, p, t) for y, p in able], thinks
         )
     check_goals(trace, limits, good)
     if users and trace.turns is not None:
@@ -151,10 +152,9 @@ def capacity(
     )
     order = ranked(found, objective)
     machines = None
-    # the stretch of traffic that ranges are simulated on has too few requests for all users
-    if (
-        order and order[0].best is not None and not users
-    ):  # of the best one, at the rate that it carries
+    # of the best one at the rate that it carries; the stretch of traffic that ranges are simulated
+    # on has too few requests for all users
+    if order and order[0].best is not None and not users:
         profile = next(p for y, p in pairs if y.profile == order[0].profile)
         faster = trace.speed(order[0].best.speed)
         machines = fleet_ranges(task_of(order[0], profile, faster))
@@ -165,32 +165,22 @@ def capacity(
     )
 
 
-def _fitting(choices: Sequence[Choice], stock: Mapping[str, int]) -> list[tuple[Choice, int]]:
-    """The profiles that fit the stock, each with its number of replicas."""
+def _fitting(choices: Sequence[Choice], stock: Mapping[str, int]) -> list[Choice]:
+    """The profiles of which a server fits the stock."""
     foreign = sorted({c.profile.identity.gpu for c in choices} - set(stock))
     if foreign:
         raise ScenarioError(
             f"a profile is of gpu {foreign[0]!r}, of which there is none; there are "
             f"{', '.join(f'{n} {g}' for g, n in stock.items())}"
         )
-    sizes = [(c, c.profile.identity.tensor_parallel_size, c.profile.identity.gpu) for c in choices]
-    fitting = [(c, stock[g] // size) for c, size, g in sizes if size <= stock[g]]
+    servers = [(c, c.profile.identity) for c in choices]
+    fitting = [c for c, i in servers if i.tensor_parallel_size <= stock[i.gpu]]
     if not fitting:
-        least = min(size for _, size, _ in sizes)
+        least = min(i.tensor_parallel_size for _, i in servers)
         raise ScenarioError(
             f"no profile fits the GPUs: the smallest needs {least} of one type; give more"
         )
     return fitting
-
-
-def _layout(blank: Candidate, stock: Mapping[str, int]) -> Layout:
-    replicas = stock[blank.gpu] // blank.tensor_parallel_size
-    return Layout(
-        blank,
-        replicas,
-        stock[blank.gpu] - replicas * blank.tensor_parallel_size,
-        reason=blank.reason,
-    )
 
 
 def _search(

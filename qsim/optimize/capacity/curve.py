@@ -18,12 +18,11 @@ from qsim.optimize.capacity.rate_search import (
 )
 from qsim.optimize.capacity.traffic import Tell, asked_traffic, sized_traffic
 from qsim.optimize.economics.prices import prices_of, usd_per_1m
-from qsim.optimize.plan.profile_choice import Choice, blank_candidate
+from qsim.optimize.plan.profile_choice import blank_candidate, choice_of
 from qsim.optimize.search.drive import Progress, Step, drive_with
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, describe
 from qsim.optimize.search.goals import check_goals, quality_goal
-from qsim.profiles.lookup import load_profile, version_of
 from qsim.profiles.schema import Profile
 from qsim.scenario import Scenario
 from qsim.scenario.arguments import CurveArguments
@@ -204,15 +203,9 @@ def curve(
     router, too_long = scenario.fleet.router, scenario.traffic.too_long
     trace, named = asked_traffic(scenario, tell)
     named = tuple(words) or named
-    choices = [
-        Choice(load_profile(p, options.vllm_version), p)
-        if isinstance(p, str)
-        else Choice(version_of(p, options.vllm_version))
-        for p in profiles
-    ]
     goal, prices = quality_goal(None), prices_of(accounts)
     fleets: list[tuple[Layout, Profile]] = []
-    for choice in choices:
+    for choice in [choice_of(p, options.vllm_version) for p in profiles]:
         profile = choice.profile
         size = profile.identity.tensor_parallel_size
         blank = blank_candidate(choice, options, prices, "rate", goal, None, accounts.provider)
@@ -227,9 +220,7 @@ def curve(
         )
 
     if isinstance(trace, str):
-        trace, named = sized_traffic(
-            trace, seed, lambda t: [task_of(y, p, t) for y, p in fleets], named
-        )
+        trace, named = sized_traffic(trace, seed, lambda t: [task_of(y, p, t) for y, p in fleets])
     check_goals(trace, limits)
     base_rps = base_rate_rps(trace)
     speeds = [float(f"{r / base_rps:.5g}") for r in sorted(set(section.rates))]

@@ -76,13 +76,12 @@ _NO_SHAPE = {"trace", "speed", "growth", "too_long", "stream", "think_time_s"}
 
 
 def sized_traffic(
-    trace: str,
+    preset: str,
     seed: int,
     tasks: Callable[[Trace], Sequence[FleetTask]],
-    words: tuple[str, ...] = (),
     think_time_s: float | None = None,
 ) -> tuple[Trace, tuple[str, ...]]:
-    """Read or draw the traffic; a preset of no given length as long as the fleets call for.
+    """Draw a preset of no given length as long as the fleets call for.
 
     Parameters
     ----------
@@ -97,17 +96,13 @@ def sized_traffic(
     tuple of str
         TRACE for the command line.
     """
-    if trace not in preset_names():
-        return load_trace(trace, seed=seed), words or (trace,)
-    drawn = load_trace(f"{trace}:requests={_FEWEST}", seed=seed)
-    if think_time_s is not None:
+    drawn = load_trace(f"{preset}:requests={_FEWEST}", seed=seed)
+    if think_time_s is None:
+        fastest = max((first_speed(t) for t in tasks(drawn)), default=1.0)
+        wanted, most = fastest * base_rate_rps(drawn) * _SECONDS, _MOST
+    else:
         users = max((first_users(t, think_time_s) for t in tasks(drawn)), default=1)
-        each = _EACH_USER if think_time_s else _EACH_CLIENT
-        count = min(max(math.ceil(each * users / 100) * 100, _FEWEST), _MOST_OF_USERS)
-        text = f"{trace}:requests={count}"
-        return load_trace(text, seed=seed), (text,)
-    rate_rps = base_rate_rps(drawn)
-    fastest = max((first_speed(t) for t in tasks(drawn)), default=1.0)
-    count = min(max(math.ceil(fastest * rate_rps * _SECONDS / 100) * 100, _FEWEST), _MOST)
-    text = f"{trace}:requests={count}"
+        wanted, most = (_EACH_USER if think_time_s else _EACH_CLIENT) * users, _MOST_OF_USERS
+    count = min(max(math.ceil(wanted / 100) * 100, _FEWEST), most)
+    text = f"{preset}:requests={count}"
     return load_trace(text, seed=seed), (text,)

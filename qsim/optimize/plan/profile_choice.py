@@ -24,7 +24,7 @@ from qsim.scenario.resolve import candidates_of
 from qsim.scenario.searches import SearchSection
 from qsim.sim.scheduler.config import EngineOptions
 
-__all__ = ["Choice", "blank_candidate", "choose_profiles", "profiles_among"]
+__all__ = ["Choice", "blank_candidate", "choice_of", "choose_profiles", "profiles_among"]
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,18 @@ def choose_profiles(
     elif gpus or methods:
         raise ScenarioError("gpus and methods choose among the profiles of a model; give model")
     for given in profiles:
-        if isinstance(given, str):
-            choice = Choice(load_profile(given, vllm_version), given)
-        else:
-            choice = Choice(version_of(given, vllm_version))
+        choice = choice_of(given, vllm_version)
         chosen[choice.profile.id] = choice  # one of the user's own replaces the shipped one
     if not chosen:
         raise ScenarioError("neither a model nor a profile is given; there is nothing to choose")
     return [chosen[i] for i in sorted(chosen)]
+
+
+def choice_of(given: Profile | str, vllm_version: str | None) -> Choice:
+    """A profile, or the id or file of one, as of a version of vLLM."""
+    if isinstance(given, str):
+        return Choice(load_profile(given, vllm_version), given)
+    return Choice(version_of(given, vllm_version))
 
 
 def profiles_among(
