@@ -13,8 +13,6 @@ from qsim.optimize.search.fleet_task import FleetTask, busy_s, offered_load
 from qsim.traces.trace import Trace
 
 __all__ = [
-    "EACH",
-    "PRECISION",
     "Carried",
     "Point",
     "base_rate_rps",

@@ -28,7 +28,6 @@ from qsim.traces.reshape import forecast
 from qsim.traces.trace import Trace
 
 __all__ = [
-    "EXPORTS",
     "SIMULATED_EXPORTS",
     "Export",
     "export_plan",

@@ -23,16 +23,7 @@ from qsim.optimize.search.fleet_task import FleetTask, TaskPool
 from qsim.optimize.search.measures import worst_quality
 from qsim.profiles.schema import Profile
 
-__all__ = [
-    "MOST_COUNTS",
-    "MOST_PAIRS",
-    "MixReport",
-    "Pair",
-    "blank_mix",
-    "choose_pairs",
-    "search_pair",
-    "task_of_parts",
-]
+__all__ = ["MOST_COUNTS", "MixReport", "Pair", "choose_pairs", "search_pair", "task_of_parts"]
 
 #: pairs of profiles that are mixed, the most promising ones
 MOST_PAIRS = 10

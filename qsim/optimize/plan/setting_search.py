@@ -47,14 +47,7 @@ from qsim.profiles.measured_range import MeasuredRange
 from qsim.sim.fleet.routers.router import check_router
 from qsim.sim.scheduler.config import ENGINE, EngineOptions, refuse_queue_limits
 
-__all__ = [
-    "DEFAULT_DECISIONS",
-    "PlanProblem",
-    "SearchReport",
-    "run_search",
-    "search_space",
-    "solve_setting",
-]
+__all__ = ["PlanProblem", "SearchReport", "run_search", "search_space"]
 
 #: what a bare name stands for
 DEFAULT_DECISIONS: dict[str, tuple[Any, ...]] = {

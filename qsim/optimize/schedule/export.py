@@ -11,13 +11,7 @@ from qsim.optimize.deploy.kubernetes import manifests, to_yaml
 from qsim.optimize.schedule.problem import PoolChoice
 from qsim.optimize.schedule.result import Schedule
 
-__all__ = [
-    "SCHEDULE_EXPORTS",
-    "check_week",
-    "cron_triggers",
-    "export_schedule",
-    "parse_schedule_export",
-]
+__all__ = ["check_week", "cron_triggers", "export_schedule", "parse_schedule_export"]
 
 SCHEDULE_EXPORTS = ("csv", "kubernetes")
 DAY_S = 86400

@@ -12,12 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any, TypeVar
 
-__all__ = [
-    "MAX_DEATHS",
-    "LaterExecutor",
-    "SerialExecutor",
-    "TaskExecutor",
-]
+__all__ = ["MAX_DEATHS", "LaterExecutor", "SerialExecutor", "TaskExecutor"]
 
 T = TypeVar("T")
 

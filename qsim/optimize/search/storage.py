@@ -19,14 +19,7 @@ from typing import Any
 from qsim.errors import ScenarioError
 from qsim.optimize.search.journal import held
 
-__all__ = [
-    "held_study",
-    "is_file",
-    "open_storage",
-    "quiet_optuna",
-    "shown_storage",
-    "without_password",
-]
+__all__ = ["held_study", "open_storage", "quiet_optuna", "shown_storage", "without_password"]
 
 
 def open_storage(where: str | os.PathLike[str] | None) -> Any:

@@ -20,16 +20,7 @@ from qsim.optimize.study.levels import (
     WorkloadRow,
 )
 
-__all__ = [
-    "LEVELS",
-    "SCHEMA",
-    "Decision",
-    "Finding",
-    "Level",
-    "Provenance",
-    "StudyResult",
-    "TaskShape",
-]
+__all__ = ["LEVELS", "Decision", "Finding", "Level", "Provenance", "StudyResult", "TaskShape"]
 
 SCHEMA = "qsim-study/1"
 Level = Literal["application", "workload", "parallelism", "hardware"]

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = [
     "carbon_remarks",
     "detail_lines",
-    "machine_remarks",
     "margin_remarks",
     "mix_remarks",
     "mix_text",
