@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from qsim.as_json import JsonReady
 from qsim.bounds import check_name, shown
 from qsim.checks import is_number
 from qsim.documents import csv_lines
@@ -45,16 +46,12 @@ _MOST_ROWS = 10_000
 
 
 @dataclass(frozen=True)
-class Price:
+class Price(JsonReady):
     """USD for one GPU for one hour, and where the figure comes from."""
 
     gpu: str
     usd_per_hour: float
     source: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {"gpu": self.gpu, "usd_per_hour": self.usd_per_hour, "source": self.source}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from qsim.as_json import JsonReady
 from qsim.optimize.economics.prices import Price, usd_per_1m
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.goals import Carbon
@@ -24,7 +25,7 @@ _TIE_BREAKERS = ("confidence", "headroom", "cost", "energy", "gpus")
 
 
 @dataclass(frozen=True)
-class Shortfall:
+class Shortfall(JsonReady):
     """The constraint that makes a candidate infeasible, and by how much."""
 
     #: the SLO as text, or the name of the option (``max_gpus``, ``min_quality``, ...)
@@ -37,13 +38,7 @@ class Shortfall:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        excess = self.excess if math.isfinite(self.excess) else None
-        return {
-            "constraint": self.constraint,
-            "value": self.value,
-            "limit": self.limit,
-            "excess": excess,
-        }
+        return {**super().to_dict(), "excess": self.excess if math.isfinite(self.excess) else None}
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-__all__ = ["FIGURES", "Band", "Figure", "bands_dict", "rounded"]
+__all__ = ["FIGURES", "Band", "Figure", "rounded"]
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,3 @@ FIGURES: Mapping[str, Figure] = {
         Figure("power_limit_share", "share of the time at the power limit", False, "energy"),
     )
 }
-
-
-def bands_dict(bands: Mapping[str, Band | None]) -> dict[str, Any]:
-    """JSON-ready: ``{name: {value, low, high}}``, None where a figure is not known."""
-    return {k: None if b is None else b.to_dict() for k, b in bands.items()}

@@ -30,9 +30,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from qsim.optimize.study.figures import Band, bands_dict
+from qsim.as_json import JsonReady
+from qsim.optimize.study.figures import Band
 
 __all__ = [
     "AXES",
@@ -64,7 +65,7 @@ Figures = Mapping[str, Band | None]
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(JsonReady):
     """One simulation."""
 
     #: such as ``r0012``
@@ -90,13 +91,9 @@ class Run:
     #: the version of vLLM that the profile is of, such as ``0.33``
     vllm_version: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {**vars(self), "values": dict(self.values)}
-
 
 @dataclass(frozen=True)
-class ApplicationRow:
+class ApplicationRow(JsonReady):
     """A task by a method."""
 
     #: such as ``chat``; what it is stands in :attr:`StudyResult.tasks`
@@ -122,13 +119,9 @@ class ApplicationRow:
     #: no other method has better quality and fewer J per request, at values without errors
     on_front: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return _row(self, "quality", "highest_rps", "usd_per_1m_at_highest")
-
 
 @dataclass(frozen=True)
-class WorkloadRow:
+class WorkloadRow(JsonReady):
     """A method at a point of one axis of the traffic; the others stay as they are."""
 
     axis: Axis
@@ -146,13 +139,9 @@ class WorkloadRow:
     run: str
     figures: Figures
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return _row(self)
-
 
 @dataclass(frozen=True)
-class ParallelismRow:
+class ParallelismRow(JsonReady):
     """A method at a tensor-parallel size on a number of GPUs."""
 
     gpu: str
@@ -167,13 +156,9 @@ class ParallelismRow:
     run: str
     figures: Figures
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return _row(self, "kv_tokens")
-
 
 @dataclass(frozen=True)
-class HardwareRow:
+class HardwareRow(JsonReady):
     """A method on one server of a GPU type."""
 
     gpu: str
@@ -191,16 +176,3 @@ class HardwareRow:
     cap_w: float
     run: str
     figures: Figures
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return _row(self, "kv_tokens")
-
-
-def _row(row: Any, *bands: str) -> dict[str, Any]:
-    data = dict(vars(row))
-    for name in bands:
-        band = data[name]
-        data[name] = None if band is None else band.to_dict()
-    data["figures"] = bands_dict(row.figures)
-    return data

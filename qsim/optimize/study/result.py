@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from qsim.optimize.study.figures import Band, bands_dict
+from qsim.as_json import JsonReady
+from qsim.optimize.study.figures import Band
 from qsim.optimize.study.levels import (
     ApplicationRow,
     Axis,
@@ -28,7 +29,7 @@ LEVELS: tuple[Level, ...] = ("application", "workload", "parallelism", "hardware
 
 
 @dataclass(frozen=True)
-class TaskShape:
+class TaskShape(JsonReady):
     """A task of the application level."""
 
     #: such as ``chat``
@@ -42,13 +43,9 @@ class TaskShape:
     #: where lengths and arrivals come from
     source: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {**vars(self), "benchmarks": dict(self.benchmarks)}
-
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(JsonReady):
     """Something that the levels show, and that their errors do not explain."""
 
     #: from 1, the most important first
@@ -83,20 +80,9 @@ class Finding:
     #: the sentence names each method's: what vLLM changed is part of the difference
     versions: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            **vars(self),
-            "methods": list(self.methods),
-            "numbers": bands_dict(self.numbers),
-            "runs": list(self.runs),
-            "commands": list(self.commands),
-            "versions": list(self.versions),
-        }
-
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(JsonReady):
     """Which method to take, for one traffic and one goal, on one GPU type."""
 
     gpu: str
@@ -132,19 +118,12 @@ class Decision:
         return f"{method} (vLLM {version})" if version else method
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {
-            **vars(self),
-            "versions": dict(self.versions),
-            "value": self.value.to_dict(),
-            "as_good": list(self.as_good),
-            "runs": list(self.runs),
-            "decided": self.decided,
-        }
+        """JSON-ready: every field, and whether it is decided."""
+        return {**super().to_dict(), "decided": self.decided}
 
 
 @dataclass(frozen=True)
-class Provenance:
+class Provenance(JsonReady):
     """What a profile of the study rests on."""
 
     profile: str
@@ -160,10 +139,6 @@ class Provenance:
     error_percent: Mapping[str, float]
     #: what to know before relying on it; "" if nothing
     note: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {**vars(self), "error_percent": dict(self.error_percent)}
 
 
 @dataclass(frozen=True)
