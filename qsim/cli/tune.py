@@ -75,7 +75,8 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
     from qsim.optimize.deploy.export import parse_export
     from qsim.optimize.search.expressions import parse_pick
     from qsim.optimize.tune.result import export_trial
-    from qsim.optimize.tune.tuning import TuneInterrupted, TuneStoppedError, study_of, tune_for
+    from qsim.optimize.tune.tuning import TuneInterrupted, TuneStoppedError, study_of
+    from qsim.optimize.tune.tuning import tune as run
     from qsim.report.text.tune import importance_text, tune_text
     from qsim.scenario.resolve import load_traffic
 
@@ -84,7 +85,9 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
     exports = [parse_export(e) for e in given["exports"]]
     to_stdout = one_to_stdout(given, exports, ("csv", "json"))
     check_outputs({**given, "trace": scenario.traffic.trace}, exports)
-    settings = study_of(scenario, given["study"], given["study_name"], bool(given["resume"]))
+    keep: dict[str, Any] = {k: given[k] for k in ("study", "study_name")}
+    keep["resume"] = bool(given["resume"])
+    study_of(scenario, **keep)  # what is wrong with it is told before the trace is read
     trace = load_traffic(scenario.traffic, scenario.seed, tell_reading, grown=False)
     kept = f"the study is kept in {given['study']}" if given["study"] else None
     ended: TuneInterrupted | TuneStoppedError | None = None
@@ -93,8 +96,8 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
             progress_bar("tune", given["progress"]) as update,
             resumable(kept, bool(given["resume"])),
         ):
-            found = tune_for(
-                scenario, trace, settings, pick=pick, **options.jobs_from(given), progress=update
+            found = run(
+                scenario, traffic=trace, pick=pick, **keep, **options.jobs_from(given), progress=update
             )
     except (TuneInterrupted, TuneStoppedError) as e:  # what was finished is not lost
         found, ended = e.result, e

@@ -61,7 +61,7 @@ from qsim.sim.scheduler.server_memory import most_model_len
 from qsim.traces.reshape import forecast
 from qsim.traces.trace import Trace
 
-__all__ = ["TuneInterrupted", "TuneStoppedError", "study_of", "tune", "tune_for"]
+__all__ = ["TuneInterrupted", "TuneStoppedError", "study_of", "tune"]
 
 #: latencies that every trial tells, beside those that are asked for
 _USUAL = ("p99_ttft_ms", "p99_tpot_ms", "p99_e2el_ms")
@@ -214,6 +214,7 @@ def tune(
     trace: Scenario | Trace,
     model: str | None = None,
     *,
+    traffic: Trace | None = None,
     study: str | None = None,
     study_name: str = "qsim-tune",
     resume: bool = False,
@@ -234,6 +235,8 @@ def tune(
     ----------
     trace : Scenario or Trace
         All of what is asked; or the traffic to serve, and ``model`` and ``asked`` say the rest.
+    traffic : Trace, optional
+        That of the scenario where it was read already, before growth and peak hour.
     study, study_name, resume
         Where the study is kept: see :class:`qsim.optimize.search.study.StudySettings`, whose
         ``storage`` is ``study``.
@@ -263,53 +266,30 @@ def tune(
     """
     scenario = scenario_of("tune", trace, model, asked)
     settings = study_of(scenario, study, study_name, resume)
-    traffic = load_traffic(scenario.traffic, scenario.seed, grown=False)
-    return tune_for(scenario, traffic, settings, pick=pick, jobs=jobs, dask=dask, progress=progress)
-
-
-def study_of(
-    scenario: Scenario, storage: str | None, name: str = "qsim-tune", resume: bool = False
-) -> StudySettings:
-    """How it is searched, and where the study is kept."""
-    asked = scenario.tune
-    return StudySettings(
-        asked.sampler, asked.trials, scenario.seed, asked.batch, asked.population, storage, name,
-        resume,
-    )  # fmt: skip
-
-
-def tune_for(
-    scenario: Scenario,
-    trace: Trace,
-    settings: StudySettings,
-    *,
-    pick: Pick | str | None = None,
-    jobs: int = 1,
-    dask: str | None = None,
-    progress: Progress | None = None,
-) -> TuneResult:
-    """:func:`tune` for traffic that was read already, before growth and peak hour."""
-    asked, traffic, accounts = scenario.tune, scenario.traffic, scenario.accounts
+    if traffic is None:
+        traffic = load_traffic(scenario.traffic, scenario.seed, grown=False)
+    section, accounts, seed = scenario.tune, scenario.accounts, scenario.seed
+    router, too_long = scenario.fleet.router, scenario.traffic.too_long
     if scenario.goodput:
         raise ScenarioError(
             "goodput is given; qsim tune does not judge it: leave it out (--set goodput=), or "
             "constrain attainment"
         )
     limits = scenario.limits()
-    chosen_measures = parse_objectives(asked.objectives)
-    owned = [f"gpus_{gpu}<={count}" for gpu, count in asked.stock.items()]
-    all_limits = parse_limits(limits, [*asked.constraints, *owned])
+    chosen_measures = parse_objectives(section.objectives)
+    owned = [f"gpus_{gpu}<={count}" for gpu, count in section.stock.items()]
+    all_limits = parse_limits(limits, [*section.constraints, *owned])
     if not scenario.allow_backlog:
         all_limits = (*all_limits, Limit(find_measure("overload"), "<=", 0.0))
     needed = {m.needs for m in (*chosen_measures, *(m.measure for m in all_limits))}
-    goal = quality_goal(accounts.tasks, asked.min_quality)
+    goal = quality_goal(accounts.tasks, section.min_quality)
     carbon = carbon_of(accounts.region, accounts.pue, "carbon" if "region" in needed else "")
     if not limits and "slo" in needed:
         raise ScenarioError("goodput and attainment need SLOs (--slo) to count against")
-    check_goals(trace, limits)
-    options = searched_engine(scenario, asked, "tune")
-    trace, shaped = forecast(trace, traffic.growth, traffic.peak_hour)
-    choices = profiles_among(scenario, asked, options, asked.stock)
+    check_goals(traffic, limits)
+    options = searched_engine(scenario, section, "tune")
+    trace, shaped = forecast(traffic, scenario.traffic.growth, scenario.traffic.peak_hour)
+    choices = profiles_among(scenario, section, options, section.stock)
     types = gpu_figures(
         [c.profile.identity.gpu for c in choices],
         [*chosen_measures, *(m.measure for m in all_limits)],
@@ -319,16 +299,16 @@ def tune_for(
     for choice in choices:
         reason = (
             goal.objection(quality[choice.profile.id])
-            or _unfit(choice.profile, options, trace, traffic.too_long)
-            or not_owned(choice.profile, asked.stock)
+            or _unfit(choice.profile, options, trace, too_long)
+            or not_owned(choice.profile, section.stock)
         )
         if reason:
             excluded[choice.profile.id] = reason
         else:
             left.append(choice)
     spaces = tune_space(
-        trace, left, excluded, parse_search(asked.search), parse_fix(asked.fix), options,
-        asked.max_replicas,
+        trace, left, excluded, parse_search(section.search), parse_fix(section.fix), options,
+        section.max_replicas,
     )  # fmt: skip
     own = prices_of(accounts)
     price = {
@@ -343,25 +323,12 @@ def tune_for(
                     f"no price is known for gpu {gpu!r}; give one (--price {gpu}=USD per hour)"
                 )
     first = next(iter(spaces.choices.values())).profile
-    problem = _Tuning(
-        spaces,
-        FleetTask(
-            trace,
-            first,
-            1,
-            limits,
-            options,
-            scenario.fleet.router,
-            scenario.seed,
-            traffic.too_long,
-            None,
-            scenario.allow_backlog,
-        ),
-        chosen_measures,
-        all_limits,
-        Worth(price, quality, carbon, types),
+    base = FleetTask(
+        trace, first, 1, limits, options, router, seed, too_long, None, scenario.allow_backlog
     )
-    pick = asked.pick if pick is None else pick
+    worth = Worth(price, quality, carbon, types)
+    problem = _Tuning(spaces, base, chosen_measures, all_limits, worth)
+    pick = section.pick if pick is None else pick
     if pick is not None:
         _check_pick(parse_pick(pick) if isinstance(pick, str) else pick, problem)
     identity = {
@@ -372,9 +339,9 @@ def tune_for(
         },
         "constraints": [str(m) for m in all_limits],
         "options": options.to_dict(),
-        **({"beyond_measured": True} if asked.beyond_measured else {}),
-        "router": scenario.fleet.router,
-        "too_long": traffic.too_long,
+        **({"beyond_measured": True} if section.beyond_measured else {}),
+        "router": router,
+        "too_long": too_long,
         "worth": repr((sorted(price.items()), carbon, goal)),
     }
     with (
@@ -398,7 +365,7 @@ def tune_for(
             )
         except (StudyInterrupted, StudyStoppedError) as e:
             end, records, found = e, e.records, e.study
-            wanted = spaces.space.size if settings.sampler == "grid" else settings.trials
+            wanted = spaces.space.size() if settings.sampler == "grid" else settings.trials
             unfinished = f"{len(records)} of {wanted} trials"
             if isinstance(e, StudyStoppedError):
                 unfinished += f", {e}"
@@ -415,13 +382,13 @@ def tune_for(
             "batch": settings.batch,
             "population": settings.population if settings.sampler == "nsga2" else None,
             "space": spaces.space.to_dict(),
-            "router": scenario.fleet.router,
-            "too_long": traffic.too_long,
+            "router": router,
+            "too_long": too_long,
             **options.to_dict(),
         },
         dict(spaces.choices),
         options,
-        scenario.fleet.router,
+        router,
         goal,
         price,
         carbon,
@@ -434,6 +401,17 @@ def tune_for(
     if end is not None:
         raise TuneStoppedError(str(end), result) from end
     return result
+
+
+def study_of(
+    scenario: Scenario, study: str | None, study_name: str = "qsim-tune", resume: bool = False
+) -> StudySettings:
+    """How it is searched, and where the study is kept."""
+    section = scenario.tune
+    return StudySettings(
+        section.sampler, section.trials, scenario.seed, section.batch, section.population, study,
+        study_name, resume,
+    )  # fmt: skip
 
 
 def _unfit(profile: Profile, options: EngineOptions, trace: Trace, too_long: str) -> str:
