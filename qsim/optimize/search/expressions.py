@@ -94,38 +94,34 @@ class Not:
 
 
 @dataclass(frozen=True)
-class All:
-    """Conditions that must hold together."""
-
+class _Several:
     parts: tuple[Condition, ...]
-
-    def holds(self, figures: Figures) -> bool:
-        """Whether it is true of ``figures``."""
-        return all(p.holds(figures) for p in self.parts)
 
     def comparisons(self) -> Iterator[Comparison]:
         """The comparisons that it is made of."""
         for p in self.parts:
             yield from p.comparisons()
+
+
+@dataclass(frozen=True)
+class All(_Several):
+    """Conditions that must hold together."""
+
+    def holds(self, figures: Figures) -> bool:
+        """Whether it is true of ``figures``."""
+        return all(p.holds(figures) for p in self.parts)
 
     def __str__(self) -> str:
         return " and ".join(map(_nested, self.parts))
 
 
 @dataclass(frozen=True)
-class Any_:  # noqa: N801 - not typing's
+class Any_(_Several):  # noqa: N801 - not typing's
     """Conditions of which one must hold."""
-
-    parts: tuple[Condition, ...]
 
     def holds(self, figures: Figures) -> bool:
         """Whether it is true of ``figures``."""
         return any(p.holds(figures) for p in self.parts)
-
-    def comparisons(self) -> Iterator[Comparison]:
-        """The comparisons that it is made of."""
-        for p in self.parts:
-            yield from p.comparisons()
 
     def __str__(self) -> str:
         return " or ".join(map(_nested, self.parts))
@@ -154,7 +150,7 @@ class Pick:
 
 
 def _nested(part: Condition) -> str:
-    return f"({part})" if isinstance(part, All | Any_) else str(part)
+    return f"({part})" if isinstance(part, _Several) else str(part)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -23,7 +23,7 @@ from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.fleet_task import FleetTask, TaskPool
-from qsim.optimize.search.goals import carbon_of, quality_goal
+from qsim.optimize.search.goals import Carbon, QualityGoal, carbon_of, quality_goal
 from qsim.optimize.search.journal import RunJournal, do_runs, open_run_journal
 from qsim.optimize.search.measures import Worth, measure_fleet
 from qsim.optimize.search.space import Space
@@ -205,26 +205,22 @@ def _scenario(
     return scenario, parts, seed
 
 
+@dataclass
 class _Runner:
     """Runs points, a window of them at a time."""
 
-    def __init__(
-        self,
-        executor: TaskExecutor,
-        scenarios: Scenarios,
-        slos: tuple[Slo, ...],
-        journal: RunJournal,
-        prices: Mapping[str, float] | None,
-        provider: str,
-        goal: Any,
-        carbon: Any,
-    ) -> None:
-        self.executor, self.scenarios, self.slos, self.journal = executor, scenarios, slos, journal
-        self.prices, self.provider, self.goal, self.carbon = prices, provider, goal, carbon
-        #: by profile
-        self.price: dict[str, Price | None] = {}
-        self.quality: dict[str, Recovery | None] = {}
-        self.latest: Trace | None = None
+    executor: TaskExecutor
+    scenarios: Scenarios
+    slos: tuple[Slo, ...]
+    journal: RunJournal
+    prices: Mapping[str, float]
+    provider: str
+    goal: QualityGoal
+    carbon: Carbon | None
+    #: by profile
+    price: dict[str, Price | None] = field(default_factory=dict)
+    quality: dict[str, Recovery | None] = field(default_factory=dict)
+    latest: Trace | None = None
 
     def run(self, points: Sequence[dict[str, Any]]) -> Iterator[Row]:
         """The rows, as they are finished."""

@@ -11,6 +11,7 @@ from qsim.optimize.study.decisions import GOALS
 from qsim.optimize.study.figures import FIGURES, Band
 from qsim.optimize.study.levels import AXES, AXIS_TITLES
 from qsim.optimize.study.result import LEVELS, StudyResult
+from qsim.report.text.study_answers import band_text
 from qsim.report.text.tables import fill, number, table
 
 __all__ = ["study_csvs", "study_markdown", "study_text"]
@@ -91,11 +92,7 @@ def _md_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(band: Band | None) -> str:
-    if band is None:
-        return "-"
-    if band.low == band.high:
-        return number(band.value, 3)
-    return f"{number(band.value, 3)} ({number(band.low, 3)}-{number(band.high, 3)})"
+    return band_text(band, to="-")
 
 
 def _decision_cells(

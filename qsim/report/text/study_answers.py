@@ -29,14 +29,14 @@ QUESTIONS: dict[Level, str] = {
 _KEEPS_PCT = 99.0
 
 
-def band_text(band: Band | None, digits: int = 3) -> str:
+def band_text(band: Band | None, digits: int = 3, to: str = " to ") -> str:
     """A value with its range in brackets; ``-`` for none."""
     if band is None:
         return "-"
     if band.low == band.high:
         return number(float(band.value), digits)
     low, high = number(float(band.low), digits), number(float(band.high), digits)
-    return f"{number(float(band.value), digits)} ({low} to {high})"
+    return f"{number(float(band.value), digits)} ({low}{to}{high})"
 
 
 def ratio_band(value: Band, base: Band) -> Band | None:
