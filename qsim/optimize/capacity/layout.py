@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qsim.optimize.capacity.rate_search import Carried, Point
+from qsim.optimize.deploy.vllm import option_words
 from qsim.optimize.economics.prices import usd_per_1m
 from qsim.optimize.plan.candidate import Candidate
 from qsim.optimize.search.goals import QualityGoal
@@ -130,12 +131,7 @@ class Layout:
         words += ["--router", str(settings["router"]), "--seed", str(settings["seed"])]
         if settings["too_long"] != "error":
             words += ["--too-long", str(settings["too_long"])]
-        for name, value in self.blank.options.to_dict().items():
-            flag = name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
-            else:
-                words += [f"--{flag}", str(value)]
+        words += option_words(self.blank.options.to_dict())
         words += [w for s in capacity.slos for w in ("--slo", str(s))]
         return shlex.join(words)
 

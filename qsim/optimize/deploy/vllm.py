@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qsim.errors import InfeasibleError, ScenarioError
 from qsim.optimize.plan.candidate import Candidate
 from qsim.sim.fleet.routers.router import check_router
-from qsim.sim.scheduler.config import EngineConfig
 
 if TYPE_CHECKING:
     from qsim.optimize.deploy.deployment import Pool
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GPUS_PER_HOST",
     "checkpoint",
+    "option_words",
     "real_router",
     "serve_command",
     "serve_script",
@@ -61,6 +61,18 @@ def unknown_checkpoints(servers: Iterable[tuple[str, str]]) -> list[str]:
     return [text for text in dict.fromkeys(texts) if text]
 
 
+def option_words(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as options of a command: ``--name value``, and ``--name`` or ``--no-name``."""
+    words = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", str(value)]
+    return words
+
+
 def serve_words(what: Pool | Candidate, port: int = 8000) -> list[str]:
     """The command that starts one server, word by word.
 
@@ -77,25 +89,29 @@ def serve_words(what: Pool | Candidate, port: int = 8000) -> list[str]:
     engine, options = what.engine, what.options
     if engine is None:
         raise InfeasibleError(f"{what.profile} has no engine settings that suit it")
-    words = ["vllm", "serve", checkpoint(what.model, what.method)]
-    words += what.vllm_args
-    words += ["--tensor-parallel-size", str(what.tensor_parallel_size)]
-    words += ["--max-model-len", str(engine.max_model_len)]
-    words += ["--max-num-seqs", str(engine.max_num_seqs)]
-    if engine.max_num_active_seqs is not None:
-        words += ["--max-num-active-seqs", str(engine.max_num_active_seqs)]
-    words += ["--max-num-batched-tokens", str(engine.max_num_batched_tokens)]
-    if options.kv_cache_memory_bytes is not None:
-        words += ["--kv-cache-memory-bytes", str(options.kv_cache_memory_bytes)]
-    if options.num_gpu_blocks_override is not None:
-        words += ["--num-gpu-blocks-override", str(options.num_gpu_blocks_override)]
-    if engine.max_num_queued_reqs is not None:
-        words += ["--max-num-queued-reqs", str(engine.max_num_queued_reqs)]
-    if engine.max_num_queued_tokens is not None:
-        words += ["--max-num-queued-tokens", str(engine.max_num_queued_tokens)]
-    words += _switches(engine)
-    words += ["--port", str(port)]
-    return words
+    settings = {
+        "tensor_parallel_size": what.tensor_parallel_size,
+        "max_model_len": engine.max_model_len,
+        "max_num_seqs": engine.max_num_seqs,
+        "max_num_active_seqs": engine.max_num_active_seqs,
+        "max_num_batched_tokens": engine.max_num_batched_tokens,
+        "kv_cache_memory_bytes": options.kv_cache_memory_bytes,
+        "num_gpu_blocks_override": options.num_gpu_blocks_override,
+        "max_num_queued_reqs": engine.max_num_queued_reqs,
+        "max_num_queued_tokens": engine.max_num_queued_tokens,
+        "enable_prefix_caching": engine.enable_prefix_caching,
+        "async_scheduling": engine.async_scheduling,
+        "long_prefill_token_threshold": engine.long_prefill_token_threshold or None,
+        "long_prefill_token_threshold_adaptive": engine.long_prefill_token_threshold_adaptive
+        or None,
+        "scheduling_policy": None
+        if engine.scheduling_policy == "fcfs"
+        else engine.scheduling_policy,
+        "port": port,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    serve = ["vllm", "serve", checkpoint(what.model, what.method), *what.vllm_args]
+    return serve + option_words(given)
 
 
 def serve_command(candidate: Candidate | Pool, port: int = 8000) -> str:
@@ -175,20 +191,6 @@ def serve_script(
             lines += [f"{i})", *(f"  {c}" for c in commands), "  ;;"]
         lines += [f'*) echo "usage: $0 MACHINE, from 1 to {len(hosts)}" >&2; exit 2 ;;', "esac"]
     return "\n".join([*lines, "wait", ""])
-
-
-def _switches(engine: EngineConfig) -> list[str]:
-    words = []
-    prefix = "" if engine.enable_prefix_caching else "no-"
-    words.append(f"--{prefix}enable-prefix-caching")
-    words.append(f"--{'' if engine.async_scheduling else 'no-'}async-scheduling")
-    if engine.long_prefill_token_threshold:
-        words += ["--long-prefill-token-threshold", str(engine.long_prefill_token_threshold)]
-    if engine.long_prefill_token_threshold_adaptive:
-        words.append("--long-prefill-token-threshold-adaptive")
-    if engine.scheduling_policy != "fcfs":
-        words += ["--scheduling-policy", engine.scheduling_policy]
-    return words
 
 
 def real_router(router: str) -> str:

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from qsim.optimize.deploy.vllm import option_words
 from qsim.optimize.search.fleet_task import FleetTask
 from qsim.profiles.schema import Profile
 from qsim.sim.results.continued import settled
@@ -68,12 +69,7 @@ class Point:
             words += ["--replicas", str(self.replicas)]
             if router != "least-requests":
                 words += ["--router", router]
-        for name, value in self.settings:
-            flag = f"--{name.replace('_', '-')}"
-            if isinstance(value, bool):
-                words.append(flag if value else f"--no-{flag[2:]}")
-            else:
-                words += [flag, str(value)]
+        words += option_words(dict(self.settings))
         if self.concurrency is not None:
             words += ["--concurrency", str(self.concurrency)]
         if seed:

@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 from qsim.bounds import shown
 from qsim.errors import ScenarioError
+from qsim.optimize.deploy.vllm import option_words
 from qsim.optimize.economics.prices import prices_of
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executors import open_executor
@@ -412,11 +413,7 @@ def _command(scenario: Scenario, traffic: MainTraffic) -> str:
         for value in values:
             words += [flag, str(value)]
     engines = [p.engine.options() for p in scenario.fleet.pools]
-    for name, value in (engines[0].to_dict() if engines else {}).items():
-        flag = f"--{name.replace('_', '-')}"
-        words += [flag if value else f"--no-{flag[2:]}"] if isinstance(value, bool) else [
-            flag, str(value)
-        ]  # fmt: skip
+    words += option_words(engines[0].to_dict() if engines else {})
     if wanted.min_quality is not None:
         words += ["--min-quality", f"{wanted.min_quality:.15g}"]
     if wanted.beyond_measured:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qsim.profiles.lookup import carry_note, stated_errors
@@ -37,22 +37,8 @@ def profile_text(profile: Profile) -> str:
         ),
         ("weights", f"{m.weight_bytes / 2**30:.1f} GiB"),
         ("engine", ", ".join(f"{k} {v}" for k, v in vars(profile.engine).items())),
-        (
-            "decode step",
-            ", ".join(
-                f"{number(b, 3)} ms at {r}"
-                for r, b in _some(list(zip(decode.rows, decode.base_ms, strict=True)))
-            )
-            + " requests, no context",
-        ),
-        (
-            "prefill step",
-            ", ".join(
-                f"{number(b, 3)} ms at {t}"
-                for t, b in _some(list(zip(prefill.tokens, prefill.base_ms, strict=True)))
-            )
-            + " tokens",
-        ),
+        ("decode step", f"{_times(decode.rows, decode.base_ms)} requests, no context"),
+        ("prefill step", f"{_times(prefill.tokens, prefill.base_ms)} tokens"),
         (
             "power",
             f"idle {number(power.idle_w)} W, busy {number(power.busy_w)} W and "
@@ -139,11 +125,12 @@ def _signed(value: Any) -> str:
     return f"{value:+.1f}" if isinstance(value, int | float) else "-"
 
 
-def _some(pairs: list[tuple[int, float]], count: int = 5) -> list[tuple[int, float]]:
-    """At most ``count`` of the pairs, the first and the last among them."""
-    if len(pairs) <= count:
-        return pairs
-    return [pairs[round(k * (len(pairs) - 1) / (count - 1))] for k in range(count)]
+def _times(sizes: Sequence[int], times_ms: Sequence[float], count: int = 5) -> str:
+    """At most ``count`` steps, the first and the last among them."""
+    pairs = list(zip(sizes, times_ms, strict=True))
+    if len(pairs) > count:
+        pairs = [pairs[round(k * (len(pairs) - 1) / (count - 1))] for k in range(count)]
+    return ", ".join(f"{number(ms, 3)} ms at {size}" for size, ms in pairs)
 
 
 def _leaves(title: str, data: Mapping[str, Any]) -> list[tuple[str, str]]:
