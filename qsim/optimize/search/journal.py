@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -26,6 +27,7 @@ from qsim.interrupts import uninterrupted
 from qsim.optimize.search.executor import TaskExecutor
 
 __all__ = [
+    "Fingerprints",
     "JournalEnd",
     "RunJournal",
     "append_lines",
@@ -220,6 +222,23 @@ class RunJournal:
         """Nothing in it is worth going on from."""
         if self.path is not None:
             self.path.write_bytes(b"")
+
+
+class Fingerprints:
+    """Hashes of what traces and profiles hold; that of one object is worked out once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, str]] = {}
+
+    def of(self, value: Any) -> str:
+        """The hash of a value; those of the latest 64 are remembered."""
+        known = self._known.get(id(value))
+        if known is None or known[0] is not value:
+            known = value, hashlib.sha256(pickle.dumps(value, protocol=5)).hexdigest()
+            if len(self._known) >= 64:
+                self._known.pop(next(iter(self._known)))
+            self._known[id(value)] = known
+        return known[1]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from qsim.optimize.study.point import Point
 from qsim.optimize.study.result import TaskShape
 from qsim.optimize.study.runner import (
     Asked,
-    Context,
+    Runner,
     busy_rate,
     comparable,
     full_clients,
@@ -31,12 +31,12 @@ __all__ = ["application_rows", "application_saturation", "task_shapes"]
 LEVEL = "application"
 
 
-def task_shapes(context: Context, shapes: Sequence[Shape]) -> tuple[TaskShape, ...]:
+def task_shapes(runner: Runner, shapes: Sequence[Shape]) -> tuple[TaskShape, ...]:
     """The tasks, with the lengths that were drawn."""
     found = []
     for shape in shapes:
-        traffic = task_traffic(shape, None, context.sizes.requests)
-        trace = context.runner.load(traffic)
+        traffic = task_traffic(shape, None, runner.sizes.requests)
+        trace = runner.load(traffic)
         found.append(TaskShape(
             shape.name,
             traffic.text,
@@ -48,47 +48,47 @@ def task_shapes(context: Context, shapes: Sequence[Shape]) -> tuple[TaskShape, .
     return tuple(found)
 
 
-def application_saturation(context: Context, line: Line, shapes: Sequence[Shape]) -> list[Asked]:
+def application_saturation(runner: Runner, line: Line, shapes: Sequence[Shape]) -> list[Asked]:
     """Runs with full batches, from which the rates follow."""
-    return [a for shape in shapes for a in _saturated(context, line, shape)]
+    return [a for shape in shapes for a in _saturated(runner, line, shape)]
 
 
-def _saturated(context: Context, line: Line, shape: Shape) -> list[Asked]:
-    clients = full_clients(context, line, task_traffic(shape, None, context.sizes.requests))
-    traffic = task_traffic(shape, None, context.sizes.closed_requests(clients))
+def _saturated(runner: Runner, line: Line, shape: Shape) -> list[Asked]:
+    clients = full_clients(runner, line, task_traffic(shape, None, runner.sizes.requests))
+    traffic = task_traffic(shape, None, runner.sizes.closed_requests(clients))
     return saturated(line, traffic, clients)
 
 
 def application_rows(
-    context: Context, lines: Mapping[str, Line], shapes: Sequence[Shape], begin: float, end: float
+    runner: Runner, lines: Mapping[str, Line], shapes: Sequence[Shape], begin: float, end: float
 ) -> tuple[ApplicationRow, ...]:
     """Simulate every task at one rate for all methods of a GPU, and put the rows together."""
     wanted: list[tuple[Shape, str, float, list[Asked]]] = []
     for shape in shapes:
         for gpu, line in lines.items():
-            rate = busy_rate(context, _saturated(context, line, shape))
+            rate = busy_rate(runner, _saturated(runner, line, shape))
             if rate is not None:
-                traffic = task_traffic(shape, rate, context.sizes.requests)
+                traffic = task_traffic(shape, rate, runner.sizes.requests)
                 wanted.append((shape, gpu, rate, [(c, c.point(traffic)) for c in line]))
-    context.runner.run(LEVEL, [a for *_, asked in wanted for a in asked], begin, end)
+    runner.run(LEVEL, [a for *_, asked in wanted for a in asked], begin, end)
     rows: list[ApplicationRow] = []
     for shape, gpu, rate, asked in wanted:
-        highest = {c.method: p for c, p in _saturated(context, lines[gpu], shape)}
-        some = [_row(context, shape, rate, c, p, highest) for c, p in asked]
-        rows += _with_front([r for r in some if r is not None], context)
+        highest = {c.method: p for c, p in _saturated(runner, lines[gpu], shape)}
+        some = [_row(runner, shape, rate, c, p, highest) for c, p in asked]
+        rows += _with_front([r for r in some if r is not None], runner)
     return tuple(rows)
 
 
 def _row(
-    context: Context,
+    runner: Runner,
     shape: Shape,
     rate_rps: float,
     contender: Contender,
     point: Point,
     highest: Mapping[str, Point],
 ) -> ApplicationRow | None:
-    busy = context.outcome(point)
-    full = context.outcome(highest[contender.method])
+    busy = runner.get(point)
+    full = runner.get(highest[contender.method])
     if busy is None or full is None:
         return None
     recovery = QualityGoal(normalise_mix(shape.benchmarks)).of(contender.profile)
@@ -111,9 +111,9 @@ def _row(
     )
 
 
-def _with_front(rows: list[ApplicationRow], context: Context) -> list[ApplicationRow]:
+def _with_front(rows: list[ApplicationRow], runner: Runner) -> list[ApplicationRow]:
     """Mark the rows of a task and GPU that no other one beats in quality and J per request."""
-    by_run = {o.run.id: o for o in context.runner.outcomes.values()}
+    by_run = {o.run.id: o for o in runner.outcomes.values()}
     fair = {o.run.id for o in comparable([by_run[r.run] for r in rows])}
     able = [
         (i, r.quality.value, energy.value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from qsim.errors import ScenarioError
 from qsim.optimize.economics.prices import usd_per_1m
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import TaskExecutor
-from qsim.optimize.search.journal import RunJournal, do_runs
+from qsim.optimize.search.journal import Fingerprints, RunJournal, do_runs
 from qsim.optimize.study.contenders import Contender
 from qsim.optimize.study.figures import Band, rounded
 from qsim.optimize.study.levels import Run
@@ -25,7 +24,6 @@ from qsim.traces.trace import Trace
 __all__ = [
     "ANSWERED",
     "Asked",
-    "Context",
     "Outcome",
     "Runner",
     "busy_rate",
@@ -61,11 +59,12 @@ class Runner:
     seed: int
     router: str
     too_long: str
+    sizes: Sizes
     progress: Progress | None = None
     outcomes: dict[Point, Outcome] = field(default_factory=dict)
     #: why points have no outcome, by point
     failures: dict[Point, str] = field(default_factory=dict)
-    _prints: dict[int, tuple[Any, str]] = field(default_factory=dict)
+    _prints: Fingerprints = field(default_factory=Fingerprints)
 
     def run(self, level: str, asked: Sequence[Asked], begin: float, end: float) -> None:
         """Simulate what was not yet; ``begin`` and ``end`` are shares of the whole work.
@@ -166,40 +165,20 @@ class Runner:
         """What decides a point's figures."""
         parts = (
             point, task.options, task.seed, task.router, task.too_long,
-            self._print(task.trace), self._print(task.profile), __version__,
+            self._prints.of(task.trace), self._prints.of(task.profile), __version__,
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
-
-    def _print(self, value: Any) -> str:
-        """A hash of what a trace or a profile holds."""
-        known = self._prints.get(id(value))
-        if known is None or known[0] is not value:
-            known = value, hashlib.sha256(pickle.dumps(value, protocol=5)).hexdigest()
-            self._prints[id(value)] = known
-        return known[1]
 
 
 #: a method that answers so much less of the same requests in full is not compared with the others
 ANSWERED = 0.01
 
 
-@dataclass(frozen=True)
-class Context:
-    """A study under way."""
-
-    runner: Runner
-    sizes: Sizes
-
-    def outcome(self, point: Point) -> Outcome | None:
-        """What came of a point; None if it failed."""
-        return self.runner.get(point)
-
-
-def full_clients(context: Context, line: Sequence[Contender], traffic: Traffic) -> int:
+def full_clients(runner: Runner, line: Sequence[Contender], traffic: Traffic) -> int:
     """Clients that fill the batches of every server of a line with such requests."""
-    trace = context.runner.load(traffic)
+    trace = runner.load(traffic)
     tokens = float(trace.prompt_tokens.mean() + trace.output_tokens.mean())
-    return clients_of(line, tokens, context.sizes)
+    return clients_of(line, tokens, runner.sizes)
 
 
 def saturated(line: Sequence[Contender], traffic: Traffic, clients: int) -> list[Asked]:
@@ -207,17 +186,17 @@ def saturated(line: Sequence[Contender], traffic: Traffic, clients: int) -> list
     return [(c, c.point(traffic, concurrency=clients)) for c in line]
 
 
-def busy_rate(context: Context, asked: Sequence[Asked]) -> float | None:
+def busy_rate(runner: Runner, asked: Sequence[Asked]) -> float | None:
     """Requests/s that all of them carry: a share of what the slowest does under saturation.
 
     None if there is nothing to compare.
     """
-    known = [o for _, p in asked if (o := context.outcome(p)) is not None]
+    known = [o for _, p in asked if (o := runner.get(p)) is not None]
     rates = [o.run.values["request_throughput"] for o in comparable(known)]
     slowest = min((r for r in rates if r), default=None)
     if slowest is None:
         return None
-    return float(f"{context.sizes.busy_share * slowest:.3g}")
+    return float(f"{runner.sizes.busy_share * slowest:.3g}")
 
 
 def comparable(outcomes: Sequence[Outcome]) -> list[Outcome]:

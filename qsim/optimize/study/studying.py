@@ -34,7 +34,7 @@ from qsim.optimize.study.findings import MOST_BEYOND, findings_of, usable_runs
 from qsim.optimize.study.levels import HardwareRow, ParallelismRow, WorkloadRow
 from qsim.optimize.study.machines import machine_notes
 from qsim.optimize.study.result import StudyResult
-from qsim.optimize.study.runner import Asked, Context, Runner
+from qsim.optimize.study.runner import Asked, Runner
 from qsim.optimize.study.shapes import DEFAULT_TRAFFIC, SHAPES, Shape, find_shape
 from qsim.optimize.study.sizes import SIZES, Sizes
 from qsim.optimize.study.system_claims import hardware_claims, parallelism_claims
@@ -206,10 +206,9 @@ def study_for(
         open_run_journal(journal, resume, "study") as kept,
         open_executor(jobs, dask=dask) as executor,
     ):
-        runner = Runner(
-            executor, kept, loader(section, seed), seed, scenario.fleet.router, "reject", progress
-        )
-        found = _levels(Context(runner, sizes), parts, traffic, shapes, [*wanted.levels])
+        load, router = loader(section, seed), scenario.fleet.router
+        runner = Runner(executor, kept, load, seed, router, "reject", sizes, progress)
+        found = _levels(runner, parts, traffic, shapes, [*wanted.levels])
         machine = machine_notes(runner, parts.all)
         if progress is not None:
             progress(1.0, "done")
@@ -282,26 +281,23 @@ def _parts(scenario: Scenario) -> _Parts:
 
 
 def _levels(
-    context: Context,
+    runner: Runner,
     parts: _Parts,
     traffic: MainTraffic,
     shapes: Sequence[Shape],
     levels: Sequence[str],
 ) -> StudyResult:
     """Simulate, level after level: first what rates follow from."""
-    runner = context.runner
     lines, groups, machines = parts.lines, parts.groups, parts.machines
     notes = list(parts.notes)
     first: list[tuple[str, list[Asked]]] = []
     if "application" in levels:
-        asked = [
-            a for line in lines.values() for a in application_saturation(context, line, shapes)
-        ]
+        asked = [a for line in lines.values() for a in application_saturation(runner, line, shapes)]
         first.append(("application", asked))
     if "workload" in levels:
-        first.append(("workload", hardware_saturation(context, lines, traffic)))
+        first.append(("workload", hardware_saturation(runner, lines, traffic)))
     if "parallelism" in levels:
-        asked = [a for some in groups.values() for a in parallel_saturation(context, some, traffic)]
+        asked = [a for some in groups.values() for a in parallel_saturation(runner, some, traffic)]
         first.append(("parallelism", asked))
         if not groups:
             model = next(iter(lines.values()))[0].profile.identity.model
@@ -311,39 +307,39 @@ def _levels(
                 "run' measures them; give them with --profile"
             )
     if "hardware" in levels:
-        first.append(("hardware", hardware_saturation(context, machines, traffic)))
+        first.append(("hardware", hardware_saturation(runner, machines, traffic)))
     total = sum(len(asked) for _, asked in first) or 1
     begin = 0.0
     for level, asked in first:
         end = begin + _BEGIN["application"] * len(asked) / total
         runner.run(level, asked, begin, end)
         begin = end
-    tasks = task_shapes(context, shapes) if "application" in levels else ()
+    tasks = task_shapes(runner, shapes) if "application" in levels else ()
     application = (
-        application_rows(context, lines, shapes, _BEGIN["application"], _BEGIN["workload"])
+        application_rows(runner, lines, shapes, _BEGIN["application"], _BEGIN["workload"])
         if "application" in levels
         else ()
     )
     workload: tuple[WorkloadRow, ...] = ()
     if "workload" in levels:
-        workload = workload_rows(context, lines, traffic, _BEGIN["workload"], _BEGIN["parallelism"])
+        workload = workload_rows(runner, lines, traffic, _BEGIN["workload"], _BEGIN["parallelism"])
         if traffic.preset is None:
             notes.append("burstiness: the traffic is a file, whose gaps are what they are")
     parallelism: tuple[ParallelismRow, ...] = ()
     if "parallelism" in levels:
         parallelism = parallelism_rows(
-            context, groups, traffic, _BEGIN["parallelism"], _BEGIN["hardware"]
+            runner, groups, traffic, _BEGIN["parallelism"], _BEGIN["hardware"]
         )
     hardware: tuple[HardwareRow, ...] = ()
     if "hardware" in levels:
-        hardware = hardware_rows(context, machines, traffic, _BEGIN["hardware"], 1.0)
+        hardware = hardware_rows(runner, machines, traffic, _BEGIN["hardware"], 1.0)
     everybody = parts.all
     return StudyResult(
         everybody[0].profile.identity.model,
         parts.gpus,
         method_order(c.method for c in everybody),
         tasks,
-        traffic.closed(context.sizes.requests).words[0] if traffic.preset is None
+        traffic.closed(runner.sizes.requests).words[0] if traffic.preset is None
         else shlex.join((traffic.preset, *traffic.words[1:])),
         application, workload, parallelism, hardware,
         runner.runs, (), (), tuple(c.provenance() for c in everybody), tuple(notes),

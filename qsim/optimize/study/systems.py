@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from qsim.optimize.study.contenders import Contender, Line
 from qsim.optimize.study.figures import Band
 from qsim.optimize.study.levels import HardwareRow, Load, ParallelismRow
-from qsim.optimize.study.runner import Asked, Context, busy_rate
+from qsim.optimize.study.runner import Asked, Runner, busy_rate
 from qsim.optimize.study.traffics import MainTraffic
 from qsim.optimize.study.workload import main_clients, main_saturation
 
@@ -38,18 +38,18 @@ def _layouts(some: Sequence[Contender]) -> list[tuple[Contender, int]]:
 
 
 def parallel_saturation(
-    context: Context, some: Sequence[Contender], traffic: MainTraffic
+    runner: Runner, some: Sequence[Contender], traffic: MainTraffic
 ) -> list[Asked]:
     """Every layout of one GPU type with so many clients that all batches are full."""
     if not some:
         return []
-    clients = main_clients(context, some, traffic) * _gpus(some)
-    requests = traffic.closed(context.sizes.closed_requests(clients))
+    clients = main_clients(runner, some, traffic) * _gpus(some)
+    requests = traffic.closed(runner.sizes.closed_requests(clients))
     return [(c, c.point(requests, replicas=n, concurrency=clients)) for c, n in _layouts(some)]
 
 
 def parallelism_rows(
-    context: Context,
+    runner: Runner,
     groups: Mapping[str, Sequence[Contender]],
     traffic: MainTraffic,
     begin: float,
@@ -58,17 +58,17 @@ def parallelism_rows(
     """Simulate all layouts at one rate that each carries, and put the rows together."""
     wanted: list[tuple[Load, Asked]] = []
     for some in groups.values():
-        full = parallel_saturation(context, some, traffic)
-        rate_rps = busy_rate(context, full)
+        full = parallel_saturation(runner, some, traffic)
+        rate_rps = busy_rate(runner, full)
         if rate_rps is None:
             continue
-        busy = traffic.at(rate_rps, context.sizes.requests)
+        busy = traffic.at(rate_rps, runner.sizes.requests)
         wanted += [("busy", (c, c.point(busy, replicas=n))) for c, n in _layouts(some)]
         wanted += [("saturated", asked) for asked in full]
-    context.runner.run("parallelism", [asked for _, asked in wanted], begin, end)
+    runner.run("parallelism", [asked for _, asked in wanted], begin, end)
     rows = []
     for load, (contender, point) in wanted:
-        outcome = context.outcome(point)
+        outcome = runner.get(point)
         if outcome is not None:
             size, tokens = contender.tensor_parallel_size, contender.kv_tokens
             n = point.replicas
@@ -81,26 +81,26 @@ def parallelism_rows(
 
 
 def hardware_saturation(
-    context: Context, lines: Mapping[str, Line], traffic: MainTraffic
+    runner: Runner, lines: Mapping[str, Line], traffic: MainTraffic
 ) -> list[Asked]:
     """Every method on every type with full batches."""
-    return [a for line in lines.values() for a in main_saturation(context, line, traffic)]
+    return [a for line in lines.values() for a in main_saturation(runner, line, traffic)]
 
 
 def hardware_rows(
-    context: Context, lines: Mapping[str, Line], traffic: MainTraffic, begin: float, end: float
+    runner: Runner, lines: Mapping[str, Line], traffic: MainTraffic, begin: float, end: float
 ) -> tuple[HardwareRow, ...]:
     """Simulate one server of each at one rate that all of them carry, and put the rows together."""
-    full = hardware_saturation(context, lines, traffic)
-    rate_rps = busy_rate(context, full)
+    full = hardware_saturation(runner, lines, traffic)
+    rate_rps = busy_rate(runner, full)
     wanted: list[tuple[Load, Asked]] = [("saturated", asked) for asked in full]
     if rate_rps is not None:
-        busy = traffic.at(rate_rps, context.sizes.requests)
+        busy = traffic.at(rate_rps, runner.sizes.requests)
         wanted += [("busy", (c, c.point(busy))) for line in lines.values() for c in line]
-    context.runner.run("hardware", [asked for _, asked in wanted], begin, end)
+    runner.run("hardware", [asked for _, asked in wanted], begin, end)
     rows = []
     for load, (contender, point) in wanted:
-        outcome = context.outcome(point)
+        outcome = runner.get(point)
         if outcome is not None:
             power = contender.profile.power
             rows.append(HardwareRow(

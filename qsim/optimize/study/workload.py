@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from qsim.optimize.study.contenders import Contender, Line
 from qsim.optimize.study.levels import Axis, Load, WorkloadRow
 from qsim.optimize.study.point import Point
-from qsim.optimize.study.runner import Asked, Context, busy_rate, full_clients, saturated
+from qsim.optimize.study.runner import Asked, Runner, busy_rate, full_clients, saturated
 from qsim.optimize.study.traffics import MainTraffic, steady
 from qsim.sim.results.backlog import OVERLOADED
 
@@ -30,32 +30,32 @@ class _Wanted:
     point: Point
 
 
-def main_clients(context: Context, line: Sequence[Contender], traffic: MainTraffic) -> int:
+def main_clients(runner: Runner, line: Sequence[Contender], traffic: MainTraffic) -> int:
     """Clients that fill the batches of one server of each."""
-    return full_clients(context, line, traffic.closed(context.sizes.requests))
+    return full_clients(runner, line, traffic.closed(runner.sizes.requests))
 
 
-def main_saturation(context: Context, line: Line, traffic: MainTraffic) -> list[Asked]:
+def main_saturation(runner: Runner, line: Line, traffic: MainTraffic) -> list[Asked]:
     """Runs with full batches, from which the rates of the other levels follow."""
-    clients = main_clients(context, line, traffic)
-    return saturated(line, traffic.closed(context.sizes.closed_requests(clients)), clients)
+    clients = main_clients(runner, line, traffic)
+    return saturated(line, traffic.closed(runner.sizes.closed_requests(clients)), clients)
 
 
 def workload_rows(
-    context: Context, lines: Mapping[str, Line], traffic: MainTraffic, begin: float, end: float
+    runner: Runner, lines: Mapping[str, Line], traffic: MainTraffic, begin: float, end: float
 ) -> tuple[WorkloadRow, ...]:
     """Simulate every axis for each method of each GPU, and put the rows together."""
-    wanted = [w for line in lines.values() for w in _wanted(context, line, traffic)]
-    context.runner.run(LEVEL, [(w.contender, w.point) for w in wanted], begin, end)
+    wanted = [w for line in lines.values() for w in _wanted(runner, line, traffic)]
+    runner.run(LEVEL, [(w.contender, w.point) for w in wanted], begin, end)
     highest = {
         c.id: o.run.values["request_throughput"]
         for line in lines.values()
-        for c, p in main_saturation(context, line, traffic)
-        if (o := context.outcome(p)) is not None
+        for c, p in main_saturation(runner, line, traffic)
+        if (o := runner.get(p)) is not None
     }
     rows = []
     for w in wanted:
-        outcome = context.outcome(w.point)
+        outcome = runner.get(w.point)
         if outcome is None:
             continue
         kept_up = True
@@ -70,18 +70,18 @@ def workload_rows(
     return tuple(rows)
 
 
-def _wanted(context: Context, line: Line, traffic: MainTraffic) -> list[_Wanted]:
-    sizes = context.sizes
-    full = main_saturation(context, line, traffic)
+def _wanted(runner: Runner, line: Line, traffic: MainTraffic) -> list[_Wanted]:
+    sizes = runner.sizes
+    full = main_saturation(runner, line, traffic)
     throughputs = {
         c.id: t
         for c, p in full
-        if (o := context.outcome(p)) is not None and (t := o.run.values["request_throughput"])
+        if (o := runner.get(p)) is not None and (t := o.run.values["request_throughput"])
     }
-    rate_rps = busy_rate(context, full)
+    rate_rps = busy_rate(runner, full)
     if rate_rps is None:
         return []
-    clients = main_clients(context, line, traffic)
+    clients = main_clients(runner, line, traffic)
     found: list[_Wanted] = []
     rates = [float(f"{s * max(throughputs.values()):.3g}") for s in sizes.rate_shares]
     for c in line:

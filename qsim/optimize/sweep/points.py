@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -66,7 +64,6 @@ class Scenarios:
         # by instance, so that nothing outlives the sweep
         self._load_trace = lru_cache(maxsize=8)(self._read_trace)
         self._load_profile = lru_cache(maxsize=None)(self._read_profile)
-        self._prints: dict[int, tuple[Any, str]] = {}
         self._pools: dict[str, Any] = {}
         self._traffic: dict[str, Any] = {}
 
@@ -143,17 +140,6 @@ class Scenarios:
 
     def _read_profile(self, key: str) -> Profile:
         return load_profile_of(*self._pools[key])
-
-    def fingerprint(self, value: Trace | Profile) -> str:
-        """A hash of what a value holds."""
-        known = self._prints.get(id(value))
-        if known is None or known[0] is not value:
-            digest = hashlib.sha256(pickle.dumps(value, protocol=5)).hexdigest()
-            known = (value, digest)
-            if len(self._prints) >= 64:
-                self._prints.pop(next(iter(self._prints)))
-            self._prints[id(value)] = known
-        return known[1]
 
 
 def _hashed(value: Any) -> Any:

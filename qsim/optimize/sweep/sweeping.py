@@ -24,7 +24,7 @@ from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.fleet_task import FleetTask, TaskPool
 from qsim.optimize.search.goals import Carbon, QualityGoal, carbon_of, quality_goal
-from qsim.optimize.search.journal import RunJournal, do_runs, open_run_journal
+from qsim.optimize.search.journal import Fingerprints, RunJournal, do_runs, open_run_journal
 from qsim.optimize.search.measures import Worth, measure_fleet
 from qsim.optimize.search.space import Space
 from qsim.optimize.sweep.points import Scenarios, is_part
@@ -221,6 +221,7 @@ class _Runner:
     price: dict[str, Price | None] = field(default_factory=dict)
     quality: dict[str, Recovery | None] = field(default_factory=dict)
     latest: Trace | None = None
+    prints: Fingerprints = field(default_factory=Fingerprints)
 
     def run(self, points: Sequence[dict[str, Any]]) -> Iterator[Row]:
         """The rows, as they are finished."""
@@ -282,12 +283,12 @@ class _Runner:
         """What decides a row: if it is in the journal, it is not run again."""
         parts = (
             sorted((k, repr(v)) for k, v in values.items()),
-            self.scenarios.fingerprint(task.trace),
-            self.scenarios.fingerprint(task.profile),
+            self.prints.of(task.trace),
+            self.prints.of(task.profile),
             (task.replicas, task.slos, task.options, task.router, task.seed, task.too_long),
             task.allow_backlog,
             *(
-                [(p.replicas, p.options, p.weight, self.scenarios.fingerprint(p.profile))]
+                [(p.replicas, p.options, p.weight, self.prints.of(p.profile))]
                 for p in (task.pools if task.beside else ())
             ),
             (self.prices, self.provider, self.goal, self.carbon, __version__),
