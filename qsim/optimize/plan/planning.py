@@ -13,14 +13,15 @@ from qsim.optimize.plan.budget import Budget, left_with_servers
 from qsim.optimize.plan.candidate import Candidate, Shortfall
 from qsim.optimize.plan.confidence import Replication
 from qsim.optimize.plan.detail import FEW, LITTLE, DetailWanted
+from qsim.optimize.plan.headroom import find_headroom
 from qsim.optimize.plan.profile_choice import Choice, blank_candidate, profiles_among
 from qsim.optimize.plan.resample import preset_draw
 from qsim.optimize.plan.result import Plan
-from qsim.optimize.plan.setting_search import search_space
+from qsim.optimize.plan.setting_search import PlanProblem, run_search, search_space
 from qsim.optimize.plan.stages import PlanRun
 from qsim.optimize.search.drive import Progress, part_of
 from qsim.optimize.search.executors import open_executor
-from qsim.optimize.search.fleet_task import FleetTask, describe
+from qsim.optimize.search.fleet_task import FleetTask, describe, fleet_ranges
 from qsim.optimize.search.goals import carbon_of, check_goals, quality_goal
 from qsim.optimize.search.space import search_texts
 from qsim.optimize.search.storage import held_study
@@ -161,7 +162,12 @@ def plan(
         report, spare, told = None, None, None
         if space is not None:
             between = part_of(progress, shares[0], shares[1])
-            candidates, report = run.settings(space, study, candidates, between)
+            by_id = {c.profile.id: c for c in choices}
+            before = {b.profile: b for b in blanks}
+            problem = PlanProblem(
+                space, base, by_id, before, objective, section.max_replicas, budget
+            )
+            candidates, report = run_search(problem, study, executor, candidates, between)
         between = part_of(progress, shares[0] if space is None else shares[1] * 0.9, shares[1])
         mixes, mix_report = run.mixes(candidates, between)
         candidates += mixes
@@ -181,8 +187,10 @@ def plan(
         runs = runs or replicated.get(best.profile, ())
         if ahead and best.feasible:
             between = part_of(progress, shares[1], shares[2])
-            spare = rooms.get(best.profile) or run.headroom(best, between)
-        machines = run.machines(best) if best.feasible else None
+            spare = rooms.get(best.profile) or find_headroom(executor, run.fleet_of(best), between)
+        machines = None
+        if best.feasible:
+            machines = executor.submit(fleet_ranges, run.fleet_of(best)).result()
         if wanted and best.feasible:
             between = part_of(progress, shares[2], 1.0)
             told = run.detail(ranked, wanted, spare, runs, told_of, between)

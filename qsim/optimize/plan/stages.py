@@ -12,19 +12,15 @@ from qsim.optimize.plan.candidate import Candidate, Shortfall
 from qsim.optimize.plan.candidate_search import search_candidate
 from qsim.optimize.plan.confidence import Replication, replicate
 from qsim.optimize.plan.detail import Detail, DetailWanted
-from qsim.optimize.plan.headroom import Headroom, find_headroom, headroom_steps
+from qsim.optimize.plan.headroom import Headroom, headroom_steps
 from qsim.optimize.plan.mix_search import MixReport, choose_pairs, search_pair, task_of_parts
 from qsim.optimize.plan.profile_choice import Choice
 from qsim.optimize.plan.resample import Resample
 from qsim.optimize.plan.sensitivity import fleet_sensitivity
-from qsim.optimize.plan.setting_search import PlanProblem, SearchReport, run_search
 from qsim.optimize.plan.what_if import changes_of, what_if
 from qsim.optimize.search.drive import Progress, drive, part_of
 from qsim.optimize.search.executor import TaskExecutor
-from qsim.optimize.search.fleet_task import FleetTask, fleet_ranges, run_fleet, weights_of
-from qsim.optimize.search.space import Space
-from qsim.optimize.search.study import StudySettings
-from qsim.sim.results.machine_ranges import MachineRanges
+from qsim.optimize.search.fleet_task import FleetTask, run_fleet, weights_of
 
 __all__ = ["MOST_TIED", "PlanRun"]
 
@@ -55,25 +51,6 @@ class PlanRun:
             for c, b in zip(self.choices, self.blanks, strict=True)
         ]
         return drive(self.executor, searches, [b.profile for b in self.blanks], progress)
-
-    def settings(
-        self,
-        space: Space,
-        study: StudySettings,
-        known: Sequence[Candidate],
-        progress: Progress | None,
-    ) -> tuple[list[Candidate], SearchReport]:
-        """The same with engine options and routers searched."""
-        problem = PlanProblem(
-            space,
-            self.base,
-            {c.profile.id: c for c in self.choices},
-            {b.profile: b for b in self.blanks},
-            self.objective,
-            self.max_replicas,
-            self.budget,
-        )
-        return run_search(problem, study, self.executor, known, progress)
 
     def mixes(
         self, candidates: Sequence[Candidate], progress: Progress | None
@@ -261,14 +238,6 @@ class PlanRun:
                 settled = replace(settled, nearest_limit=c.outcome.binding.ratio)
             found[found.index(c)] = settled
         return found, runs, rooms
-
-    def headroom(self, candidate: Candidate, progress: Progress | None) -> Headroom:
-        """How much faster the trace may be for a candidate's fleet."""
-        return find_headroom(self.executor, self.fleet_of(candidate), progress)
-
-    def machines(self, candidate: Candidate) -> MachineRanges:
-        """What a candidate's figures may be on another machine."""
-        return self.executor.submit(fleet_ranges, self.fleet_of(candidate)).result()
 
     def detail(
         self,

@@ -373,7 +373,7 @@ class Bench:
                 counts = following
             else:
                 for t in run.missed:
-                    search.ban_counts(t, counts[t])
+                    search.ban(t, search.state_of(counts[t]))
                 counts = search.propose().counts
         assert best is not None
         return best[1], best[2], trials

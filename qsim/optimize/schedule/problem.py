@@ -182,22 +182,16 @@ class ScheduleProblem:
             for c, n in zip(choices, counts, strict=True)
         )
 
-    def off_j(self, gpu_s: float, end_s: float) -> float:
-        """Energy of the owned GPUs while no server has them."""
-        if self.owned_gpus is None:
-            return 0.0
-        return max(0.0, self.owned_gpus * end_s - gpu_s) * self.off_w
-
     def totals(self, choices: Sequence[PoolChoice], run: RunOutcome) -> dict[str, float | None]:
         """Energy, rent, carbon and GPU-hours of a run, what owned GPUs draw included."""
         gpu_s = sum(
             c.gpus * sum(v for k, v in s.items() if k != "off")
             for c, s in zip(choices, run.state_s, strict=True)
         )
-        off_j = self.off_j(gpu_s, run.end_s)
-        hours = gpu_s / 3600
+        hours, off_j = gpu_s / 3600, 0.0
         usd: float | None = 0.0
         if self.owned_gpus is not None:
+            off_j = max(0.0, self.owned_gpus * run.end_s - gpu_s) * self.off_w
             hours = self.owned_gpus * run.end_s / 3600
             price = choices[0].usd_per_gpu_hour
             usd = None if price is None else hours * price

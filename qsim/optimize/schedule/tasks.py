@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -187,26 +188,18 @@ def run_policy(task: RunTask, progress: Callable[[float], None] | None = None) -
     reached = _padded(result.attainment(task.slos, task.window_s), windows)
     at = np.minimum(result.windows(task.window_s), windows - 1)
     overall = attainment(result.requests, task.slos)
+    requests = [
+        np.bincount(at[result.pool == k], minlength=windows) for k in range(len(task.pools))
+    ]
     return RunOutcome(
         result.energy_j,
         (*energy[: windows - 1].tolist(), float(tail)),
         tuple((result.energy_bins_j / BIN_S).tolist()),
         tuple(s.value(result.requests) / s.limit_ms for s in task.slos),
-        tuple(
-            tuple(0.0 if np.isnan(v) else float(v) for v in row)
-            for row in zip(*values, strict=True)
-        ),
+        _rows(np.where(np.isnan(values), 0.0, values)),
         1.0 if overall is None else overall,
-        tuple(1.0 if np.isnan(v) else float(v) for v in reached),
-        tuple(
-            zip(
-                *(
-                    np.bincount(at[result.pool == k], minlength=windows).tolist()
-                    for k in range(len(task.pools))
-                ),
-                strict=True,
-            )
-        ),
+        tuple(np.where(np.isnan(reached), 1.0, reached).tolist()),
+        _rows(np.array(requests)),
         tuple(_padded(result.values(Slo("ttft", "p99", 1.0), task.window_s), windows).tolist()),
         tuple(result.changes),
         tuple(p.state_s for p in result.pools),
@@ -216,6 +209,11 @@ def run_policy(task: RunTask, progress: Callable[[float], None] | None = None) -
         result.end_s,
         0.0 if task.allow_backlog else result.requests.load.overload or 0.0,
     )
+
+
+def _rows(columns: npt.NDArray[Any]) -> tuple[tuple[Any, ...], ...]:
+    """What stands at each place of all columns."""
+    return tuple(map(tuple, columns.T.tolist()))
 
 
 def _padded(values: FloatArray, windows: int) -> FloatArray:

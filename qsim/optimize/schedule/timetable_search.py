@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -191,10 +190,6 @@ class WindowSearch:
         smaller = (self.states <= self.states[state]).all(axis=1)
         self.banned[window] |= smaller
 
-    def ban_counts(self, window: int, counts: Sequence[int]) -> None:
-        """The same by numbers of servers."""
-        self.ban(window, self.state_of(counts))
-
     def state_of(self, counts: Sequence[int]) -> int:
         """The number of a state."""
         return int(np.flatnonzero((self.states == np.array(counts)).all(axis=1))[0])
@@ -288,7 +283,3 @@ class WindowSearch:
             f"{where} ({load}): {slo} is missed by {ratio - 1:.1%} with the largest fleet within "
             f"{limit}"
         )
-
-    def figures(self) -> dict[str, Any]:
-        """How much was simulated."""
-        return {"window_simulations": len(self.known), "states": len(self.states)}
