@@ -82,7 +82,7 @@ def study(ctx: click.Context, /, **given: Any) -> None:
     out = Outputs()
     out.echo(study_text(found))
     with out.attempt("--out"):
-        from qsim.report.study_files import write_study
+        from qsim.report.html.study import write_study
 
         files = write_study(folder, found, to_json(found.to_dict()))
         note(f"{len(files)} files in {folder}: {', '.join(files[:4])}, ...")

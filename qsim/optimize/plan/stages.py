@@ -11,12 +11,11 @@ from qsim.optimize.plan.budget import Budget
 from qsim.optimize.plan.candidate import Candidate, Shortfall
 from qsim.optimize.plan.candidate_search import search_candidate
 from qsim.optimize.plan.confidence import Replication, replicate
-from qsim.optimize.plan.detail import Detail, DetailWanted
+from qsim.optimize.plan.detail import Detail, DetailWanted, fleet_sensitivity
 from qsim.optimize.plan.headroom import Headroom, headroom_steps
 from qsim.optimize.plan.mix_search import MixReport, choose_pairs, search_pair, task_of_parts
 from qsim.optimize.plan.profile_choice import Choice
 from qsim.optimize.plan.resample import Resample
-from qsim.optimize.plan.sensitivity import fleet_sensitivity
 from qsim.optimize.plan.what_if import changes_of, what_if
 from qsim.optimize.search.drive import Progress, drive, part_of
 from qsim.optimize.search.executor import TaskExecutor

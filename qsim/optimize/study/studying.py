@@ -29,8 +29,7 @@ from qsim.optimize.study.contenders import (
     method_order,
     remade,
 )
-from qsim.optimize.study.decisions import decide
-from qsim.optimize.study.findings import MOST_BEYOND, findings_of, usable_runs
+from qsim.optimize.study.findings import MOST_BEYOND, decide, findings_of, usable_runs
 from qsim.optimize.study.levels import HardwareRow, ParallelismRow, WorkloadRow
 from qsim.optimize.study.machines import machine_notes
 from qsim.optimize.study.result import StudyResult

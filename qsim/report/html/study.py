@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from qsim.errors import MissingExtraError
+from qsim.files import write_text
 from qsim.optimize.study.comparing import title
 from qsim.optimize.study.result import LEVELS, Decision, Level, StudyResult
 from qsim.report.figures.palette import method_look
 from qsim.report.figures.study import Panel, study_panels
 from qsim.report.figures.style import figure_svg, save_figure
+from qsim.report.text.study import study_csvs, study_markdown
 from qsim.report.text.study_answers import QUESTIONS, answers, band_text
 from qsim.report.text.tables import number
 
-__all__ = ["study_page", "write_study_pictures"]
+__all__ = ["study_page", "write_study", "write_study_pictures"]
 
 _TITLES: dict[Level, str] = {
     "application": "Application: tasks",
@@ -211,3 +214,31 @@ def _application_tables(found: StudyResult) -> list[_Table]:
                     ],
                 ))  # fmt: skip
     return tables
+
+
+#: folder of the pictures, in that of the study
+PICTURES = "pictures"
+
+
+def write_study(folder: Path, found: StudyResult, json_text: str) -> list[str]:
+    """Write everything; what was written, by name.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written.
+    """
+    files = {"study.md": study_markdown(found), "study.json": json_text, **study_csvs(found)}
+    drawn = []
+    if all(find_spec(name) is not None for name in ("matplotlib", "jinja2")):
+        from qsim.report.figures.study import study_panels
+
+        drawn = list(study_panels(found))
+        files = {"study.html": study_page(found, drawn), **files}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        write_text(folder / name, text)
+    if drawn:
+        pictures = write_study_pictures(folder / PICTURES, drawn)
+        return [*files, *(f"{PICTURES}/{name}" for name in pictures)]
+    return list(files)

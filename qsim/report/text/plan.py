@@ -12,8 +12,8 @@ from qsim.report.text.tables import continued, fill, number, table
 if TYPE_CHECKING:
     from qsim.optimize.economics.prices import Price
     from qsim.optimize.plan.candidate import Candidate
+    from qsim.optimize.plan.detail import Sensitivity
     from qsim.optimize.plan.result import Plan
-    from qsim.optimize.plan.sensitivity import Sensitivity
 
 __all__ = [
     "carbon_remarks",

@@ -7,8 +7,8 @@ from typing import Any
 
 from qsim.documents import rows_csv
 from qsim.optimize.study.comparing import title
-from qsim.optimize.study.decisions import GOALS
 from qsim.optimize.study.figures import FIGURES, Band
+from qsim.optimize.study.findings import GOALS
 from qsim.optimize.study.levels import AXES, AXIS_TITLES
 from qsim.optimize.study.result import LEVELS, StudyResult
 from qsim.report.text.study_answers import band_text

@@ -10,7 +10,7 @@ import pytest
 
 from qsim.errors import ScenarioError
 from qsim.optimize.plan.confidence import replicate
-from qsim.optimize.plan.detail import DetailWanted
+from qsim.optimize.plan.detail import DetailWanted, fleet_sensitivity
 from qsim.optimize.plan.perturb import (
     scaled_host,
     scaled_memory,
@@ -20,7 +20,6 @@ from qsim.optimize.plan.perturb import (
 )
 from qsim.optimize.plan.planning import plan
 from qsim.optimize.plan.resample import Resample
-from qsim.optimize.plan.sensitivity import fleet_sensitivity
 from qsim.optimize.search.executor import SerialExecutor
 from qsim.optimize.search.fleet_task import FleetTask, run_fleet
 from qsim.profiles.factors import FACTORS, Factors, apply

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from qsim.errors import ScenarioError
-from qsim.optimize.plan.detail import FEW, LITTLE, DetailWanted
+from qsim.optimize.plan.detail import FEW, LITTLE, DetailWanted, fleet_sensitivity
 from qsim.optimize.plan.headroom import find_headroom
 from qsim.optimize.plan.planning import plan
-from qsim.optimize.plan.sensitivity import fleet_sensitivity
 from qsim.optimize.schedule.capacity import CapacityTask, measure_capacity
 from qsim.optimize.schedule.scheduling import schedule
 from qsim.optimize.schedule.tasks import WindowTask, run_window

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsim.optimize.schedule.dynamic_programming import cheapest_path, fleet_states, starts_between
+from qsim.optimize.schedule.timetable_search import cheapest_path, fleet_states, starts_between
 
 
 def brute(costs: np.ndarray, changes: np.ndarray, scale: np.ndarray) -> float:

@@ -12,9 +12,8 @@ import pytest
 
 from qsim.optimize.study.comparing import Claim, Side, better
 from qsim.optimize.study.contenders import Contender, choose_contenders, remade
-from qsim.optimize.study.decisions import decide
 from qsim.optimize.study.figures import Band
-from qsim.optimize.study.findings import findings_of
+from qsim.optimize.study.findings import decide, findings_of
 from qsim.optimize.study.levels import Run
 from qsim.optimize.study.result import StudyResult
 from qsim.optimize.study.sizes import Sizes
