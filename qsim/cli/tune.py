@@ -97,7 +97,12 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
             resumable(kept, bool(given["resume"])),
         ):
             found = run(
-                scenario, traffic=trace, pick=pick, **keep, **options.jobs_from(given), progress=update
+                scenario,
+                traffic=trace,
+                pick=pick,
+                **keep,
+                **options.jobs_from(given),
+                progress=update,
             )
     except (TuneInterrupted, TuneStoppedError) as e:  # what was finished is not lost
         found, ended = e.result, e
