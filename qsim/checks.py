@@ -37,12 +37,7 @@ def whole(name: str, value: object, least: int = 1, most: int = MAX_WHOLE) -> No
 def finite(
     name: str, value: object, least: float = 0.0, most: float = 1e18, *, above: bool = False
 ) -> None:
-    """Check a number.
-
-    Parameters
-    ----------
-    above : bool
-        Whether ``least`` itself is refused.
+    """Check a number; ``above``: ``least`` itself is refused.
 
     Raises
     ------

@@ -55,18 +55,10 @@ def message(
     names: Mapping[Place, str] | None = None,
     unknown: Callable[[Place, Iterable[str]], str] | None = None,
 ) -> str:
-    """One of pydantic's errors as a sentence.
+    """One of pydantic's errors (of ``ValidationError.errors()``) about a ``cls`` as a sentence.
 
-    Parameters
-    ----------
-    cls : type
-        What was built.
-    problem : mapping
-        Of ``ValidationError.errors()``.
-    names : mapping, optional
-        What fields are called, by place; their path otherwise.
-    unknown : callable, optional
-        Says what to do about an unknown field, from its place and its known siblings.
+    ``names`` says what fields are called, by place, in the place of their path; ``unknown`` what to
+    do about an unknown field, from its place and its known siblings.
     """
     kind, value = problem["type"], problem["input"]
     at = [step for step in problem["loc"] if step != "[key]"]

@@ -46,14 +46,9 @@ class Beside(Generic[T]):
     """What a call returns, which a forked process makes meanwhile if this one can fork.
 
     Otherwise, and whenever nothing comes of the other process (an error, a warning, no memory), the
-    call is made here when its value is asked for: value, errors and warnings are the same.
-
-    Parameters
-    ----------
-    call : callable
-        Depends on nothing that changes, and changes nothing; what it returns can be pickled.
-    worth : bool
-        What is done meanwhile takes longer than a fork: some 10 ms of the processor for both.
+    call is made here when its value is asked for: value, errors and warnings are the same. The call
+    depends on nothing that changes, and changes nothing; what it returns can be pickled. It is
+    ``worth`` it if what is done meanwhile takes longer than a fork: 10 ms for both.
     """
 
     def __init__(self, call: Callable[[], T], worth: bool = True) -> None:

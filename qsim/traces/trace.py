@@ -319,20 +319,10 @@ def joined(traces: Sequence[Trace]) -> dict[str, Any]:
 def join_column(
     blocks: Sequence[npt.NDArray[Any] | None], sizes: Sequence[int], missing: float
 ) -> npt.NDArray[Any] | None:
-    """An optional column of several blocks of requests, one after the other.
+    """An optional column of several blocks of requests, of so many each, one after the other.
 
-    Parameters
-    ----------
-    blocks : sequence of arrays, each of shape (sizes[k],), or None
-    sizes : sequence of int
-        How many requests each block has.
-    missing : float
-        The value of the requests of a block without the column.
-
-    Returns
-    -------
-    array of shape (sum(sizes),), or None
-        None if no block has the column.
+    ``missing`` is the value of the requests of a block without the column (None). Of shape
+    (sum(sizes),); None if no block has it.
     """
     if all(block is None for block in blocks):
         return None

@@ -27,14 +27,9 @@ NEXT = -1
 class Clients:
     """Plans what clients will do; the fleet takes it from the heaps when its time has come.
 
-    Parameters
-    ----------
-    setup : Setup
-        Says how many clients there are, and how long they wait.
-    trace : Trace
-        The first part: whether it has sessions and timeouts.
-    planned : callable
-        Called whenever a request is planned, perhaps for earlier than what is being waited for.
+    The setup says how many clients there are and how long they wait, the first part of the trace
+    whether it has sessions and timeouts. ``planned`` is called whenever a request is planned,
+    perhaps for earlier than what is being waited for.
     """
 
     def __init__(self, setup: Setup, trace: Trace, planned: Callable[[], None]) -> None:

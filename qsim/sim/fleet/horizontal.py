@@ -48,15 +48,10 @@ class Reading:
 
 
 class PoolScaler:
-    """Decides for one pool, whenever it is asked.
+    """Decides for one pool, which has ``first`` servers at the beginning, whenever it is asked.
 
-    Parameters
-    ----------
-    first : int
-        Servers at the beginning.
-    remembers_first : bool
-        Whether the first count stabilises what follows, as with a controller that has just seen
-        its object.
+    If it remembers these, the first count stabilises what follows, as with a controller that has
+    just seen its object.
     """
 
     def __init__(self, settings: Autoscaler, first: int, remembers_first: bool = True) -> None:

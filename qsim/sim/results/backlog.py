@@ -244,16 +244,9 @@ class Flow(TimeBins):
 
 
 def judge(flow: Flow, *, end_s: float | None = None, exact: bool = False) -> Load:
-    """Whether a fleet kept up.
+    """Whether a fleet kept up with its requests until ``end_s``, their last arrival unless given.
 
-    Parameters
-    ----------
-    flow : Flow
-        Its requests.
-    end_s : float, optional
-        The end of the arrivals; the last one unless given.
-    exact : bool
-        The thirds have the same arrivals, so that nothing is chance.
+    If that is ``exact``, the thirds have the same arrivals, so that nothing is chance.
     """
     start_s = flow.start_s
     end_s = flow.last_s if end_s is None else end_s

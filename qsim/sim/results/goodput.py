@@ -115,15 +115,10 @@ class GoodputOutcome:
 def goodput_goal(
     limits: Sequence[str], share: float | None = None, slos: Sequence[Slo] = ()
 ) -> Goodput | None:
-    """Check a goal; None if nothing is asked for.
+    """Check a goal: ``metric:limit_ms``, each metric at most once, and a share in (0, 1].
 
-    Parameters
-    ----------
-    limits : sequence of str
-        ``metric:limit_ms``, each metric at most once. Where there is only a share, the limits of
-        ``slos`` count, whatever their statistics.
-    share : float, optional
-        In (0, 1]; :data:`DEFAULT_SHARE` unless given.
+    Where there is only a share, the limits of ``slos`` count, whatever their statistics; where
+    there are only limits, :data:`DEFAULT_SHARE`. None if nothing is asked for.
 
     Raises
     ------

@@ -22,18 +22,10 @@ _pack = Struct("=6q").pack  # an array takes bytes faster than numbers
 class Timeline:
     """Time-weighted sums over the fleet; the bins widen by two when a run takes longer.
 
-    Every stretch of one replica's time is added once, with its energy and the state at its end.
-
-    Parameters
-    ----------
-    start_ps, last_arrival_ps : int
-        The time from the first to the last is divided into some hundreds of bins.
-    replicas : int
-        Servers in the fleet.
-    kv_blocks : sequence of int
-        Usable KV blocks of every server.
-    width_ps : int, optional
-        Width of a bin, kept as long as a run does not take twice the time of the arrivals.
+    Every stretch of one replica's time is added once, with its energy and the state at its end. The
+    time from ``start_ps`` to ``last_arrival_ps`` is divided into some hundreds of bins; a
+    ``width_ps`` that is given is kept as long as a run does not take twice that time. ``kv_blocks``
+    are the usable ones of every server.
     """
 
     def __init__(

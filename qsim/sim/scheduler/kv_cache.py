@@ -33,16 +33,8 @@ class KVCache:
     """Blocks of one engine: who holds how many, and what freed ones still contain.
 
     All requests of one cache must count their prefix ids alike: either one per block, or
-    ``BlockIds`` of the same ratio.
-
-    Parameters
-    ----------
-    num_gpu_blocks
-        Size of the pool including the null block: one block fewer is usable.
-    block_size
-        Tokens per block.
-    enable_prefix_caching
-        Whether full blocks can be found again by their content.
+    ``BlockIds`` of the same ratio. ``num_gpu_blocks`` includes the null block: one block fewer is
+    usable. With prefix caching full blocks can be found again by their content.
     """
 
     __slots__ = (

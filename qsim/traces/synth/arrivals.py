@@ -189,25 +189,11 @@ def arrival_blocks(
     duration_s: float | None = None,
     requests: int | None = None,
 ) -> Iterator[FloatArray]:
-    """Arrival times in blocks of at most ``BLOCK_REQUESTS``.
+    """Arrival times in blocks of at most ``BLOCK_REQUESTS``: rising times, s.
 
-    Parameters
-    ----------
-    profile : RateProfile
-        The rate.
-    gaps : Gaps
-        The renewal process on the rate's clock.
-    rng : numpy.random.Generator
-        Only this process draws from it.
-    duration_s : float, optional
-        Stop before the first arrival at or after this time.
-    requests : int, optional
-        Stop after so many requests. One of the two must be given.
-
-    Yields
-    ------
-    float64 array
-        Rising times in seconds.
+    ``gaps`` is the renewal process on the rate's clock, and only it draws from ``rng``. It stops
+    before the first arrival at or after ``duration_s``, or after so many ``requests``; one of the
+    two must be given.
     """
     if duration_s is None and requests is None:
         raise ScenarioError("duration and requests: give at least one of them")
