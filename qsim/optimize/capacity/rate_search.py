@@ -131,10 +131,7 @@ def fleet_search(
 ) -> Generator[Step, FleetOutcome, Carried]:
     """:func:`rate_search` of one fleet, as :func:`qsim.optimize.search.drive.drive` runs it.
 
-    Parameters
-    ----------
-    left : int
-        About how many simulations follow each, for the progress that is shown.
+    About ``left`` simulations follow each, for the progress that is shown.
     """
     search = rate_search(first_speed(task), precision)
     return of_fleets(search, lambda speed: replace(task, trace=task.trace.speed(speed)), left)

@@ -34,10 +34,7 @@ def asked_traffic(
 ) -> tuple[Trace | str, tuple[str, ...]]:
     """The trace, or a preset that is yet to be drawn; and its words on the command line.
 
-    Parameters
-    ----------
-    tell : callable, optional
-        Takes the name of each trace and what is known of how it was read.
+    ``tell`` takes the name of each trace and what is known of how it was read.
 
     Raises
     ------
@@ -83,18 +80,8 @@ def sized_traffic(
 ) -> tuple[Trace, tuple[str, ...]]:
     """Draw a preset of no given length as long as the fleets call for.
 
-    Parameters
-    ----------
-    tasks : callable
-        The fleets' tasks with a trace.
-    think_time_s : float, optional
-        Of users that send it.
-
-    Returns
-    -------
-    Trace
-    tuple of str
-        TRACE for the command line.
+    ``tasks`` gives the fleets' tasks with a trace; ``think_time_s`` is that of users that send it.
+    Beside the trace stands TRACE for the command line.
     """
     drawn = load_trace(f"{preset}:requests={_FEWEST}", seed=seed)
     if think_time_s is None:

@@ -55,13 +55,8 @@ _QUEUE, _ARRIVALS = "qsim/gateway-queue-metric", "qsim/gateway-arrivals-metric"
 def autoscaler_manifest(settings: Autoscaler, metadata: Manifest, prometheus: str) -> Manifest:
     """The object that scales the Deployment of a name as was simulated.
 
-    Parameters
-    ----------
-    settings : Autoscaler
-    metadata : dict
-        With the Deployment's ``name``, and ``annotations``.
-    prometheus : str
-        Address for KEDA.
+    ``metadata`` has the Deployment's ``name``, and ``annotations``; ``prometheus`` is the address
+    for KEDA.
 
     Raises
     ------

@@ -119,18 +119,10 @@ def export_plan(
 ) -> str | None:
     """Write the plan's best fleet (or that of ``candidate``); returns the text without a path.
 
-    Parameters
-    ----------
-    plan : Plan
-    export : Export or str
-        ``vllm``, ``kubernetes`` or ``scenario``, with ``=PATH`` after it or not.
-    trace : Trace, optional
-        For ``scenario``: what was planned for (before growth and peak hour), written beside the
-        scenario where none names it.
-    scenario : Scenario, optional
-        For ``scenario``: what the plan was asked; it names the trace.
-    profile : Profile, optional
-        For ``scenario``: the candidate's profile, where it was not read from a file.
+    ``export`` is ``vllm``, ``kubernetes`` or ``scenario``, with ``=PATH`` after it or not. For
+    ``scenario``, ``trace`` is what was planned for (before growth and peak hour), written beside
+    the scenario where none names it; ``scenario`` is what the plan was asked; and ``profile`` is
+    the candidate's, where it was not read from a file.
 
     Raises
     ------
@@ -258,10 +250,7 @@ def _put(
 def simulate_command(plan: Plan, candidate: Candidate, asked: Scenario) -> str:
     """What gives a planned fleet's figures again; "" for a trace or profile not read by name.
 
-    Parameters
-    ----------
-    asked : Scenario
-        What the plan was asked; it names the trace.
+    ``asked`` is what the plan was asked; it names the trace.
     """
     trace = asked.traffic.trace
     sources = [blank.source for blank in candidate.blanks]
@@ -319,12 +308,7 @@ def servers_of(scenario: Scenario) -> list[Pool]:
 def export_simulated(scenario: Scenario, export: Export | str) -> str | None:
     """Write the commands or the manifests; returns the text if there is no path.
 
-    Parameters
-    ----------
-    scenario : Scenario
-        What was simulated.
-    export : Export or str
-        ``kubernetes`` or ``vllm``, with ``=PATH`` after it or not.
+    ``export`` is ``kubernetes`` or ``vllm``, with ``=PATH`` after it or not.
 
     Raises
     ------

@@ -134,15 +134,9 @@ def serve_script(
     on each with the machine's number as its argument, ``sh serve.sh 2``. No server is split
     between machines.
 
-    Parameters
-    ----------
-    pools : Pool or list of Pool
-        One after the other they take the GPUs of the first machine, then of the next; those of
-        another type of GPU begin with a machine of their own.
-    gpus_per_host : int
-        GPUs of each machine.
-    port : int
-        Of the first server of each machine; the others count up.
+    One after the other the pools take the GPUs of the first machine, then of the next; those of
+    another type of GPU begin with a machine of their own. ``port`` is that of the first server of
+    each machine; the others count up.
 
     Raises
     ------

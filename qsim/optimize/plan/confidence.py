@@ -215,14 +215,9 @@ def replicate(
     that cannot hold a prompt misses. A run with one replica more has the same traffic, seed,
     machine and ``e``, so that the two differ in the fleet alone.
 
-    Parameters
-    ----------
-    explain : bool
-        Also run what is told about misses: the exact profile, and one replica more.
-    runs : sequence of Replication
-        Runs of this very fleet that were made already.
-    machines : bool
-        Draw machines; without, a measured profile is off by its stated error too.
+    ``explain`` also runs what is told about misses: the exact profile, and one replica more.
+    ``runs`` of this very fleet were made already. Without ``machines`` none is drawn, and a
+    measured profile is off by its stated error too.
 
     Raises
     ------

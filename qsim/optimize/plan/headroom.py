@@ -77,10 +77,7 @@ def headroom_search(guess: float) -> Generator[float, FleetOutcome, Headroom]:
     bisection then narrows the gap to 2%. As with the size of a fleet, nothing is concluded but
     from what was sent: ``speed`` met the SLOs and ``broken_speed`` did not.
 
-    Parameters
-    ----------
-    guess : float
-        Where an SLO is expected to break; a poor one costs simulations, not correctness.
+    An SLO is expected to break at ``guess``; a poor one costs simulations, not correctness.
     """
     low, high, count = 1.0, min(max(guess, 1.0 + PRECISION), MOST), 0
     while True:

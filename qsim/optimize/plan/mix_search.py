@@ -137,10 +137,7 @@ def choose_pairs(
     Of profiles that meet the limits in a fleet of some size, in stock or not: what no number of
     servers does is not mixed in.
 
-    Parameters
-    ----------
-    weights : mapping
-        Of a server beside one of weight 1, by profile.
+    ``weights`` has that of a server beside one of weight 1, by profile.
     """
     able = []
     for c in candidates:
@@ -178,12 +175,8 @@ def search_pair(
 ) -> Generator[Step, FleetOutcome, tuple[Candidate | None, int]]:
     """The best mixed fleet of a pair that is not worse than ``bound``, and the simulations.
 
-    Parameters
-    ----------
-    task : FleetTask
-        A fleet of both pools in the pair's order, of any size.
-    bound : float
-        What the best fleet known is worth by the objective; inf for none.
+    ``task`` is a fleet of both pools in the pair's order, of any size; ``bound`` is what the best
+    fleet known is worth by the objective, inf for none.
     """
     outer = pair.outer
     done: dict[tuple[int, ...], FleetOutcome] = {}

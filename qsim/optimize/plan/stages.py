@@ -249,14 +249,9 @@ class PlanRun:
     ) -> Detail:
         """Find out what is wanted about the first of ``ranked``.
 
-        Parameters
-        ----------
-        spare : Headroom or None
-            Single changes are tried at the speed that breaks an SLO, where it is known.
-        runs : sequence of Replication
-            Replications of this very fleet that were made already.
-        asked : bool
-            Explain misses of replications, which takes more of them.
+        Single changes are tried at the speed that breaks an SLO, where ``spare`` tells it. ``runs``
+        of this very fleet were made already. If it was ``asked``, misses are explained, which takes
+        more runs.
         """
         best, executor = ranked[0], self.executor
         task = self.fleet_of(best)

@@ -28,15 +28,8 @@ def export_schedule(
 ) -> str | None:
     """Write the timetable; returns the text if there is no path.
 
-    Parameters
-    ----------
-    found : Schedule
-    export : Export or str
-        ``csv`` or ``kubernetes``, with ``=PATH`` after it or not.
-    week_day : int
-        Day of the week at time 0 of the trace, 0 for Sunday.
-    timezone : str
-        Of time 0, which is a midnight, as the tz database names it.
+    ``export`` is ``csv`` or ``kubernetes``, with ``=PATH`` after it or not. Time 0 of the trace is
+    a midnight of ``timezone``, as the tz database names it, on ``week_day``, 0 for Sunday.
 
     Raises
     ------

@@ -34,12 +34,8 @@ def of_fleets(
 ) -> Generator[Step, FleetOutcome, T]:
     """A search over a number, such as a speed, as :func:`drive` runs it.
 
-    Parameters
-    ----------
-    fleet : callable
-        The fleet to simulate for a number.
-    left : int
-        About how many simulations follow each, for the progress that is shown.
+    ``fleet`` is the one to simulate for a number; about ``left`` simulations follow each, for the
+    progress that is shown.
     """
     try:
         number = next(search)

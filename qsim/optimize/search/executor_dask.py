@@ -38,10 +38,7 @@ class DaskExecutor(TaskExecutor):
     results of tasks: Dask hands them from worker to worker, and makes them again where they were
     lost.
 
-    Parameters
-    ----------
-    address : str
-        ``tcp://host:8786``, or a scheduler file that ends in ``.json``.
+    ``address`` is ``tcp://host:8786``, or a scheduler file that ends in ``.json``.
     """
 
     window = 64  # how many workers a cluster has changes

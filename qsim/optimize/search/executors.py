@@ -21,14 +21,9 @@ def open_executor(
     When the body is left by an exception, Ctrl-C among them, running tasks are killed rather
     than waited for: they only compute, there is nothing to clean up.
 
-    Parameters
-    ----------
-    jobs : int
-        Processes on this machine; with ``dask`` it is checked and not used.
-    at_most : int, optional
-        As many tasks as there will ever be at a time.
-    dask : str, optional
-        Address of a Dask scheduler, ``tcp://host:8786``, or its scheduler file (``.json``).
+    ``jobs`` are processes on this machine (with ``dask`` the number is checked and not used),
+    ``at_most`` as many tasks as there will ever be at a time. ``dask`` is the address of a
+    scheduler, ``tcp://host:8786``, or its scheduler file (``.json``).
 
     Raises
     ------

@@ -166,14 +166,8 @@ Task = TypeVar("Task")
 class RunJournal:
     """Finished runs by what decides them.
 
-    Parameters
-    ----------
-    path : Path or None
-        None keeps nothing.
-    resume : bool
-        Whether runs may be there already.
-    what : str
-        What they are of, for errors: ``"sweep"``.
+    Without a ``path`` nothing is kept. ``resume`` says whether runs may be there already, and
+    ``what`` what they are of, for errors: ``"sweep"``.
 
     Attributes
     ----------
@@ -271,19 +265,9 @@ def do_runs(
 ) -> Iterator[tuple[Point, Mapping[str, Any], str]]:
     """Run every point that is not in the journal, a window of them at a time, and keep it there.
 
-    Parameters
-    ----------
-    executor : TaskExecutor
-    journal : RunJournal
-    points : iterable
-    task : callable
-        What a point's run needs. A point for which this raises InputError is not kept.
-    key : callable
-        What decides a run's figures, of the point and its task.
-    submit : callable
-        Starts a task in ``executor``.
-    figures : callable
-        A run's figures, JSON-ready, of its task and what the task returned.
+    ``task`` makes what a point's run needs; a point for which it raises InputError is not kept.
+    ``key`` is what decides a run's figures, ``submit`` starts a task in ``executor``, and
+    ``figures`` are a run's, JSON-ready, of its task and what the task returned.
 
     Yields
     ------

@@ -15,17 +15,8 @@ def smallest_fleet(start: int, limit: int) -> Generator[int, bool, int | None]:
     from what was sent: ``n`` sufficed and ``n - 1`` did not (or ``n`` is 1). If more replicas
     are never worse, ``n`` is the smallest fleet of all.
 
-    Parameters
-    ----------
-    start : int
-        Where to begin, from 1 to ``limit``; a poor guess costs probes, not correctness.
-    limit : int
-        The largest fleet to try.
-
-    Returns
-    -------
-    int or None
-        The fleet's size, or None when ``limit`` replicas do not suffice.
+    It begins at ``start``, from 1 to ``limit``, the largest fleet to try; a poor guess costs
+    probes, not correctness. The answer is None when ``limit`` replicas do not suffice.
     """
     low, high = 0, start  # low never suffices
     while not (yield high):

@@ -25,11 +25,8 @@ __all__ = ["held_study", "open_storage", "quiet_optuna", "shown_storage", "witho
 def open_storage(where: str | os.PathLike[str] | None) -> Any:
     """An Optuna storage.
 
-    Parameters
-    ----------
-    where : str, optional
-        None for memory; a URL such as ``sqlite:///studies.db``, ``postgresql://...`` or
-        ``redis://...``; anything else is the path of a journal file, made when there is none.
+    ``where`` is None for memory; a URL such as ``sqlite:///studies.db``, ``postgresql://...`` or
+    ``redis://...``; anything else is the path of a journal file, made when there is none.
 
     Raises
     ------

@@ -21,10 +21,7 @@ class CheckedJournal(BaseJournalBackend):
 
     It is for one process at a time: see :func:`qsim.optimize.search.storage.held_study`.
 
-    Parameters
-    ----------
-    path : Path
-        Made if there is none.
+    The file at ``path`` is made if there is none.
 
     Raises
     ------

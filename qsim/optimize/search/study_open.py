@@ -21,12 +21,8 @@ _SETTINGS = "qsim"
 def check_study(storage: str | None, name: str, resume: bool) -> None:
     """Find at the beginning of the work what would end it when the study is opened.
 
-    Parameters
-    ----------
-    storage : str, optional
-        As for :func:`qsim.optimize.search.storage.open_storage`.
-    name : str
-        Of the study, or what the names of several begin with.
+    ``storage`` is as for :func:`qsim.optimize.search.storage.open_storage`, ``name`` that of the
+    study, or what the names of several begin with.
 
     Raises
     ------

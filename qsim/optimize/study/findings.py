@@ -171,12 +171,8 @@ def decide(
 ) -> tuple[Decision, ...]:
     """For each GPU type, task and goal the best method, and those that are as good.
 
-    Parameters
-    ----------
-    floor_pct : float or None
-        Only methods whose quality is at least this at the low end of its interval.
-    all_runs : mapping
-        By id: which version of vLLM a method's profile is of.
+    Only methods whose quality is at least ``floor_pct`` at the low end of its interval are
+    considered. ``all_runs``, by id, say which version of vLLM a method's profile is of.
     """
     found = []
     cells = dict.fromkeys((r.gpu, r.task) for r in rows)

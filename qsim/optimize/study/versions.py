@@ -45,12 +45,8 @@ def of_one_version(
 ) -> tuple[Contender, ...]:
     """The same servers of the version under which most of them can be compared, the newest of such.
 
-    Parameters
-    ----------
-    part : callable
-        What is compared: servers of one method whose part differs, such as their GPU type.
-    remake : callable
-        A server under a version; those that it cannot make stay as they are.
+    ``part`` is what is compared: servers of one method whose part differs, such as their GPU type.
+    ``remake`` gives a server under a version; those that it cannot make stay as they are.
     """
     versions = sorted({c.version for c in contenders if c.version}, key=release, reverse=True)
     if len(versions) < 2:

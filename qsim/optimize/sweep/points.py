@@ -37,14 +37,9 @@ def is_part(name: str) -> bool:
 class Scenarios:
     """A base scenario, and what varies.
 
-    Parameters
-    ----------
-    base : Scenario
-    varied : tuple of str
-        Names that :meth:`at` will be given: options of ``qsim simulate``, paths of a scenario
-        (``fleet.pools.1.replicas``), or names that :func:`is_part` knows.
-    parts : mapping
-        Values of the latter that are the same everywhere.
+    ``varied`` are names that :meth:`at` will be given: options of ``qsim simulate``, paths of a
+    scenario (``fleet.pools.1.replicas``), or names that :func:`is_part` knows. ``parts`` are values
+    of the latter that are the same everywhere.
 
     Raises
     ------

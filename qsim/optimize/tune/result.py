@@ -370,12 +370,8 @@ def export_trial(
 ) -> str | None:
     """Write the fleet of a trial; returns the text if there is no path.
 
-    Parameters
-    ----------
-    export : Export or str
-        ``vllm``, ``kubernetes`` or ``scenario``, with ``=PATH`` after it or not.
-    scenario : Scenario, optional
-        For ``scenario``: what the tuning was asked; it names the trace.
+    ``export`` is ``vllm``, ``kubernetes`` or ``scenario``, with ``=PATH`` after it or not. For the
+    last, ``scenario`` is what the tuning was asked; it names the trace.
 
     Raises
     ------

@@ -101,16 +101,10 @@ def tune_space(
 ) -> TuneSpace:
     """Put the space together.
 
-    Parameters
-    ----------
-    choices, excluded
-        Profiles to choose from, and those left out before with the reason.
-    search : mapping
-        Decisions given by name; they replace the usual ones.
-    fixed : mapping
-        Value by name of what is not to be searched; None for the profile's own.
-    options : EngineOptions
-        Options that hold for all; what is set here is not searched.
+    ``choices`` are the profiles to choose from, ``excluded`` those left out before, with the
+    reason. Decisions of ``search`` replace the usual ones; ``fixed`` has by name the value of what
+    is not to be searched, None for the profile's own; ``options`` hold for all, and what is set
+    there is not searched.
 
     Raises
     ------

@@ -49,13 +49,8 @@ def tail_of_quantiles(at: Sequence[float], values: Sequence[float], n: int) -> C
 def percentile_axis(ax: Axes, name: str, curves: Sequence[Curve], slos: Sequence[Slo]) -> None:
     """Title, axes and limits of a panel of one latency, ms, over percentiles.
 
-    Parameters
-    ----------
-    name : {"ttft", "tpot", "itl", "e2el"}
-    curves
-        As drawn: 1 / (1 - F) and ms.
-    slos
-        A percentile's limit becomes a dot that no curve may pass above, with a dashed line.
+    ``curves`` are as drawn: 1 / (1 - F) and ms. A percentile's limit among ``slos`` becomes a dot
+    that no curve may pass above, with a dashed line.
     """
     mine = [s for s in slos if s.metric == name]
     tails = [1 / (1 - s.quantile) for s in mine if s.quantile is not None and s.quantile < 1]

@@ -53,10 +53,7 @@ class _Table:
 def study_page(found: StudyResult, panels: Iterable[Panel] | None = None) -> str:
     """The page; nothing in it is loaded from anywhere.
 
-    Parameters
-    ----------
-    panels
-        Its pictures, where they are drawn already.
+    ``panels`` are its pictures, where they are drawn already.
 
     Raises
     ------

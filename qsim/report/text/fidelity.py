@@ -37,12 +37,8 @@ def fidelity_page(
 ) -> str:
     """The page of tables in Markdown.
 
-    Parameters
-    ----------
-    remarks : str
-        Markdown to put before the tables of single recordings.
-    agreement : sequence of StepCounts
-        Steps that the scheduler reproduced, one count for each recording.
+    ``remarks``, in Markdown, stand before the tables of single recordings; ``agreement`` counts the
+    steps that the scheduler reproduced, once for each recording.
     """
     lines = [_HEAD, "", "## In short", ""]
     lines += [*_counts(comparisons), "", *_summary(comparisons)]

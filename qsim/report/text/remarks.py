@@ -56,10 +56,7 @@ def ranges_sentences(
 def run_notes(runs: Iterable[tuple[str, FleetOutcome | None]]) -> dict[str, list[str]]:
     """The notes of runs, such as a ``max_model_len`` that the KV cache lowers, and whose they are.
 
-    Parameters
-    ----------
-    runs : iterable of (str, FleetOutcome or None)
-        The profile, and its fleet's run; None if it was not simulated.
+    ``runs`` are profiles, each with its fleet's run; None if it was not simulated.
     """
     found: dict[str, list[str]] = {}
     for profile, outcome in runs:

@@ -123,12 +123,8 @@ def bars(panel: Panel, rows: Sequence[tuple[str, Band]]) -> None:
 def finish(panels: Sequence[Panel], *, log: str = "", share: str = "y") -> list[Panel]:
     """Give the panels common limits and their names.
 
-    Parameters
-    ----------
-    log
-        Axes (of "xy") that are logarithmic if their values spread by more than five times.
-    share
-        Axes (of "xy") that are the same in all panels.
+    ``log`` names the axes (of "xy") that are logarithmic if their values spread by more than five
+    times, ``share`` those that are the same in all panels.
     """
     from matplotlib.axes import Axes
 
