@@ -19,15 +19,17 @@ from qsim.optimize.plan.result import Plan
 from qsim.optimize.search.fleet_outcome import QUANTILES
 from qsim.report.figures.curve import curve_figure
 from qsim.report.figures.labels import EndLabel, label_ends, spread
-from qsim.report.figures.palette import (
+from qsim.report.figures.results import plan_figure
+from qsim.report.figures.style import (
+    blank_figure,
     distinct_names,
     gpu_dashes,
     method_look,
     method_of,
+    plain_log_axis,
     policy_look,
+    style,
 )
-from qsim.report.figures.results import plan_figure
-from qsim.report.figures.style import blank_figure, plain_log_axis, style
 from qsim.report.figures.tails import tail_of_quantiles, tail_of_values
 from qsim.traces.trace import Trace
 from tests.make_profile import make_profile

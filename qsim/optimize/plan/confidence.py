@@ -11,8 +11,8 @@ import numpy as np
 
 from qsim.checks import whole
 from qsim.errors import TraceError
-from qsim.optimize.plan.perturb import scaled_memory, scaled_times, stated_kv_sigma, stated_sigma
 from qsim.optimize.plan.resample import Resampling
+from qsim.optimize.plan.what_if import scaled_memory, scaled_times, stated_kv_sigma, stated_sigma
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, run_fleet

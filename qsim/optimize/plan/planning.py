@@ -24,9 +24,8 @@ from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.fleet_task import FleetTask, describe, fleet_ranges
 from qsim.optimize.search.goals import carbon_of, check_goals, quality_goal
 from qsim.optimize.search.space import search_texts
-from qsim.optimize.search.storage import held_study
+from qsim.optimize.search.storage import check_study, held_study
 from qsim.optimize.search.study import StudySettings
-from qsim.optimize.search.study_open import check_study
 from qsim.scenario import Scenario
 from qsim.scenario.arguments import PlanArguments
 from qsim.scenario.names import scenario_of

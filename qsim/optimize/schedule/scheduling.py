@@ -33,9 +33,8 @@ from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.executors import open_executor
 from qsim.optimize.search.fleet_task import describe
 from qsim.optimize.search.goals import check_goals, quality_goal
-from qsim.optimize.search.storage import held_study
+from qsim.optimize.search.storage import check_study, held_study
 from qsim.optimize.search.study import StudySettings
-from qsim.optimize.search.study_open import check_study
 from qsim.scenario import Scenario
 from qsim.scenario.arguments import ScheduleArguments
 from qsim.scenario.names import scenario_of

@@ -22,8 +22,7 @@ from qsim.interrupts import uninterrupted
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import LaterExecutor, TaskExecutor
 from qsim.optimize.search.space import Space
-from qsim.optimize.search.storage import quiet_optuna, shown_storage, without_password
-from qsim.optimize.search.study_open import open_study
+from qsim.optimize.search.storage import open_study, quiet_optuna, shown_storage, without_password
 
 __all__ = [
     "SAMPLERS",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -31,11 +31,10 @@ from qsim.optimize.study.contenders import (
 )
 from qsim.optimize.study.findings import MOST_BEYOND, decide, findings_of, usable_runs
 from qsim.optimize.study.levels import HardwareRow, ParallelismRow, WorkloadRow
-from qsim.optimize.study.machines import machine_notes
+from qsim.optimize.study.point import Point
 from qsim.optimize.study.result import StudyResult
-from qsim.optimize.study.runner import Asked, Runner
+from qsim.optimize.study.runner import SIZES, Asked, Outcome, Runner, Sizes
 from qsim.optimize.study.shapes import DEFAULT_TRAFFIC, SHAPES, Shape, find_shape
-from qsim.optimize.study.sizes import SIZES, Sizes
 from qsim.optimize.study.system_claims import hardware_claims, parallelism_claims
 from qsim.optimize.study.systems import (
     hardware_rows,
@@ -52,8 +51,11 @@ from qsim.scenario import Scenario
 from qsim.scenario.arguments import StudyArguments
 from qsim.scenario.names import build, scenario_of
 from qsim.scenario.resolve import candidates_of, searched_engine
+from qsim.sim.fleet.pool import Pool
+from qsim.sim.machines import quick_ranges
+from qsim.sim.results.backlog import KEPT_UP, UNCLEAR
 
-__all__ = ["DEFAULT_FLOOR_PCT", "check_tasks", "study", "study_for"]
+__all__ = ["DEFAULT_FLOOR_PCT", "check_tasks", "machine_notes", "study", "study_for"]
 
 #: of the decision table: percent of the 16-bit score at the low end of the interval
 DEFAULT_FLOOR_PCT = 90.0
@@ -418,3 +420,57 @@ def _command(scenario: Scenario, traffic: MainTraffic) -> str:
     if scenario.seed:
         words += ["--seed", str(scenario.seed)]
     return shlex.join([*words, "--out", "study"])
+
+
+#: of what a note tells, and how it is called
+_FIGURES = {
+    "mean_ttft_ms": "mean TTFT",
+    "mean_tpot_ms": "mean TPOT",
+    "mean_e2el_ms": "mean E2EL",
+    "joules_per_output_token": "energy per output token",
+}
+
+
+def machine_notes(runner: Runner, contenders: Iterable[Contender]) -> list[str]:
+    """A note for each GPU type whose profiles are not adapted: 90% ranges, as multiples.
+
+    They are of the first contender's first run that was answered in full: the methods of one GPU
+    type differ little in them, and on one machine all move together.
+    """
+    notes = []
+    first: dict[str, tuple[Contender, Point]] = {}
+    for contender in contenders:
+        if contender.profile.adapted is None and contender.gpu not in first:
+            point = _first_point(runner.outcomes, contender)
+            if point is not None:
+                first[contender.gpu] = contender, point
+    for gpu, (contender, point) in first.items():
+        pool = Pool(contender.profile, point.replicas, contender.options_of(point))
+        found = quick_ranges(
+            runner.load(point.traffic), [pool], seed=runner.seed, router=runner.router,
+            too_long=runner.too_long,
+        )  # fmt: skip
+        told = [
+            f"{name} x{found.ratios[key][0]:.2f} to x{found.ratios[key][1]:.2f}"
+            for key, name in _FIGURES.items()
+            if key in found.ratios
+        ]
+        if told:
+            notes.append(
+                f"machine: on your {gpu} the figures may be other ones, with 90% within "
+                f"{', '.join(told)} (told by {contender.id} with {point.traffic.text}). "
+                "Methods on one machine move together; 'qsim calibrate adapt' makes a profile one "
+                "of yours"
+            )
+    return notes
+
+
+def _first_point(outcomes: Mapping[Point, Outcome], contender: Contender) -> Point | None:
+    """Its first run under arrivals of its own that kept up."""
+    for point, outcome in outcomes.items():
+        run = outcome.run
+        mine = run.profile == contender.id and run.vllm_version == contender.version
+        told = point.concurrency is None and outcome.answered >= 1.0
+        if mine and told and run.load in (KEPT_UP, UNCLEAR):
+            return point
+    return None

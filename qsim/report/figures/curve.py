@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsim.report.figures.labels import EndLabel, label_ends
-from qsim.report.figures.palette import Look, gpu_dashes, method_look
-from qsim.report.figures.style import blank_figure, plain_log_axis, style
+from qsim.report.figures.style import (
+    Look,
+    blank_figure,
+    gpu_dashes,
+    method_look,
+    plain_log_axis,
+    style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,17 @@ import numpy as np
 
 from qsim.optimize.search.fleet_outcome import QUANTILES
 from qsim.report.figures.labels import EndLabel, label_ends
-from qsim.report.figures.palette import Look, distinct_names, method_look, text_color
-from qsim.report.figures.style import COLORS, blank_figure, figure_svg, save_figure, style
+from qsim.report.figures.style import (
+    COLORS,
+    Look,
+    blank_figure,
+    distinct_names,
+    figure_svg,
+    method_look,
+    save_figure,
+    style,
+    text_color,
+)
 from qsim.report.figures.tails import Curve, percentile_axis, tail_of_quantiles, tail_of_values
 
 if TYPE_CHECKING:

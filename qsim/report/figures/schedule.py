@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from qsim.optimize.schedule.tasks import BIN_S
 from qsim.report.figures.labels import EndLabel, label_ends
-from qsim.report.figures.palette import Look, method_look, policy_look
-from qsim.report.figures.style import blank_figure, style
+from qsim.report.figures.style import Look, blank_figure, method_look, policy_look, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsim.report.figures.labels import EndLabel, label_ends
-from qsim.report.figures.palette import method_look
-from qsim.report.figures.style import COLORS, blank_figure, plain_log_axis, style
+from qsim.report.figures.style import COLORS, blank_figure, method_look, plain_log_axis, style
 from qsim.report.text.tune import profile_names
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ from qsim.errors import MissingExtraError
 from qsim.files import write_text
 from qsim.optimize.study.comparing import title
 from qsim.optimize.study.result import LEVELS, Decision, Level, StudyResult
-from qsim.report.figures.palette import method_look
 from qsim.report.figures.study import Panel, study_panels
-from qsim.report.figures.style import figure_svg, save_figure
+from qsim.report.figures.style import figure_svg, method_look, save_figure
 from qsim.report.text.study import study_csvs, study_markdown
 from qsim.report.text.study_answers import QUESTIONS, answers, band_text
 from qsim.report.text.tables import number

@@ -11,15 +11,15 @@ import pytest
 from qsim.errors import ScenarioError
 from qsim.optimize.plan.confidence import replicate
 from qsim.optimize.plan.detail import DetailWanted, fleet_sensitivity
-from qsim.optimize.plan.perturb import (
+from qsim.optimize.plan.planning import plan
+from qsim.optimize.plan.resample import Resample
+from qsim.optimize.plan.what_if import (
     scaled_host,
     scaled_memory,
     scaled_times,
     stated_sigma,
     without_power_cap,
 )
-from qsim.optimize.plan.planning import plan
-from qsim.optimize.plan.resample import Resample
 from qsim.optimize.search.executor import SerialExecutor
 from qsim.optimize.search.fleet_task import FleetTask, run_fleet
 from qsim.profiles.factors import FACTORS, Factors, apply

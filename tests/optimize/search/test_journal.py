@@ -13,8 +13,7 @@ import pytest
 
 from qsim.errors import ScenarioError
 from qsim.optimize.search.journal import JournalEnd, append_lines, read_lines
-from qsim.optimize.search.storage import held_study, open_storage
-from qsim.optimize.search.study_open import check_study
+from qsim.optimize.search.storage import check_study, held_study, open_storage
 
 ITEMS = [{"n": i, "text": "é" * (i % 7), "x": [0.1 * i, None]} for i in range(20)]
 

@@ -17,7 +17,7 @@ from qsim.optimize.study.application_claims import figure_of, run_of
 from qsim.optimize.study.comparing import QUALITY, maximized
 from qsim.optimize.study.figures import FIGURES
 from qsim.optimize.study.result import StudyResult
-from qsim.optimize.study.sizes import Sizes
+from qsim.optimize.study.runner import Sizes
 from qsim.optimize.study.studying import study_for
 from qsim.scenario import Scenario
 from tests.cli.helpers import qsim as command

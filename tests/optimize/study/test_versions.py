@@ -16,7 +16,7 @@ from qsim.optimize.study.figures import Band
 from qsim.optimize.study.findings import decide, findings_of
 from qsim.optimize.study.levels import Run
 from qsim.optimize.study.result import StudyResult
-from qsim.optimize.study.sizes import Sizes
+from qsim.optimize.study.runner import Sizes
 from qsim.optimize.study.studying import study_for
 from qsim.optimize.study.versions import alike, of_one_version, usual_version
 from qsim.profiles.lookup import load_profile

@@ -9,9 +9,8 @@ from qsim.optimize.study.figures import FIGURES, Band
 from qsim.optimize.study.levels import ApplicationRow
 from qsim.optimize.study.result import StudyResult
 from qsim.report.figures.labels import EndLabel
-from qsim.report.figures.palette import method_look
 from qsim.report.figures.study.panel import Panel, finish, new_panel
-from qsim.report.figures.style import style
+from qsim.report.figures.style import method_look, style
 
 __all__ = ["MEASURES", "application_panels", "measure"]
 

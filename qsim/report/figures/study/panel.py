@@ -10,8 +10,7 @@ import numpy as np
 
 from qsim.optimize.study.figures import Band
 from qsim.report.figures.labels import EndLabel, label_ends
-from qsim.report.figures.palette import Look, method_look
-from qsim.report.figures.style import plain_log_axis, style
+from qsim.report.figures.style import Look, method_look, plain_log_axis, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

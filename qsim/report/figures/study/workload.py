@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from qsim.optimize.study.figures import FIGURES
 from qsim.optimize.study.levels import AXIS_TITLES, WorkloadRow
 from qsim.optimize.study.result import StudyResult
-from qsim.report.figures.palette import method_look, text_color
 from qsim.report.figures.study.panel import Panel, Point, finish, line, new_panel
-from qsim.report.figures.style import style
+from qsim.report.figures.style import method_look, style, text_color
 
 __all__ = ["workload_panels"]
 
