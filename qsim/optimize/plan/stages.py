@@ -56,12 +56,8 @@ class PlanRun:
     ) -> tuple[list[Candidate], MixReport | None]:
         """Mixed fleets within the stock that are not worse than every fleet of one profile.
 
-        Returns
-        -------
-        candidates : list of Candidate
-            One for each pair of profiles that has such a fleet.
-        report : MixReport or None
-            What was tried; None where no stock is given, or it holds one profile's servers only.
+        One for each pair of profiles that has such a fleet; and what was tried, None where no stock
+        is given, or it holds one profile's servers only.
         """
         if self.budget.stock is None:
             return [], None
@@ -117,11 +113,7 @@ class PlanRun:
         which may make another one the best. Ends when the best one is sure enough, or none is
         left. Fleets are never made smaller than they were found.
 
-        Returns
-        -------
-        candidates : list of Candidate
-        runs : tuple of Replication
-            Those of the best one; empty if none is left.
+        With the candidates come the runs of the best one; none if none is left.
         """
         assert wanted.min_confidence is not None
         found, count = list(candidates), wanted.replications or 0
@@ -198,11 +190,7 @@ class PlanRun:
         Of at most :data:`MOST_TIED` of them, those farthest within their limits, ``count``
         replications are run, all with the same traffic and draws, and the head-room is found.
 
-        Returns
-        -------
-        candidates : list of Candidate
-        runs, rooms : dict
-            Replications and head-room by profile.
+        With the candidates come replications and head-room by profile.
         """
         found = list(candidates)
         ranked = self.ranked(found)

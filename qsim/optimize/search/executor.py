@@ -21,18 +21,12 @@ MAX_DEATHS = 3
 
 
 class TaskExecutor(Executor):
-    """An executor that sends a big value to each worker once, not with every task.
+    """An executor that sends a big value to each worker once, not with every task."""
 
-    Attributes
-    ----------
-    width : int
-        Tasks that run at a time, as far as it is known; 1 otherwise.
-    window : int
-        Tasks that it makes sense to have under way: enough to keep it busy, and no more than
-        needed, so that each result is at hand as soon as it is there.
-    """
-
+    #: tasks that run at a time, as far as it is known; 1 otherwise
     width: int = 1
+    #: tasks that it makes sense to have under way: enough to keep it busy, and no more than needed,
+    #: so that each result is at hand as soon as it is there
     window: int = 1
 
     def share(self, value: T) -> T:

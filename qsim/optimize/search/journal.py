@@ -169,13 +169,6 @@ class RunJournal:
     Without a ``path`` nothing is kept. ``resume`` says whether runs may be there already, and
     ``what`` what they are of, for errors: ``"sweep"``.
 
-    Attributes
-    ----------
-    rows : dict
-        By key; each with ``figures`` (a dict) and ``error`` (text).
-    failure : str
-        Why runs are no longer kept, or "".
-
     Raises
     ------
     ScenarioError
@@ -184,8 +177,10 @@ class RunJournal:
 
     def __init__(self, path: Path | None, resume: bool, what: str) -> None:
         self.path = path
+        #: by key; each with ``figures`` (a dict) and ``error`` (text)
         self.rows: dict[str, dict[str, Any]] = {}
         self.end = JournalEnd()
+        #: why runs are no longer kept, or ""
         self.failure = ""
         if path is None or not path.stat().st_size:
             return

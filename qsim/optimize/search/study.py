@@ -158,14 +158,7 @@ class StudySettings:
 
 
 class StudyInterrupted(KeyboardInterrupt):
-    """Ctrl-C in the middle of a study.
-
-    Attributes
-    ----------
-    records : list of Record
-        The trials that were finished, at least one.
-    study : optuna.Study
-    """
+    """Ctrl-C in the middle of a study; ``records`` are the trials finished, at least one."""
 
     def __init__(self, records: list[Record], study: Any) -> None:
         super().__init__()

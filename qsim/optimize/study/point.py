@@ -90,12 +90,9 @@ class PointTask(FleetTask):
 def run_point(task: PointTask) -> dict[str, Any]:
     """Simulate, and keep what a study needs, JSON-ready.
 
-    Returns
-    -------
-    dict
-        ``values`` (figures by name), ``intervals`` (of :data:`PERCENTILES`, at 90%, ends that the
-        sample does not bound are None), ``load``, ``beyond_measured`` and ``answered`` (share of
-        the requests that were answered in full).
+    That is ``values`` (figures by name), ``intervals`` (of :data:`PERCENTILES`, at 90%, ends that
+    the sample does not bound are None), ``load``, ``beyond_measured`` and ``answered`` (share of
+    the requests that were answered in full).
     """
     result = task.simulate()
     summary = result.summary()
