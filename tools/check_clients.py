@@ -48,6 +48,8 @@ class Run:
         In order of sending; sessions have turns.
     concurrency : int, optional
         How many clients sent them, of a closed loop.
+    texts : bool
+        Whether prompts were texts: those of ``vllm bench serve`` are, those of sessions token ids.
     sent_s, ttft_s, e2el_s : float64 arrays, shape (n,)
         In the trace's order.
     cached_tokens : int64 array, shape (n,), optional
@@ -57,6 +59,7 @@ class Run:
     name: str
     trace: Trace
     concurrency: int | None
+    texts: bool
     sent_s: FloatArray
     ttft_s: FloatArray
     e2el_s: FloatArray
@@ -86,7 +89,9 @@ def simulated(run: Run, profile: str, blocks: int | None, replay: bool) -> dict[
     if replay:
         trace, concurrency = _as_sent(run), None
     options = qsim.EngineOptions(num_gpu_blocks_override=blocks, enable_prefix_caching=True)
-    result = qsim.simulate(trace, profile, concurrency=concurrency, options=options)
+    result = qsim.simulate(
+        trace, profile, concurrency=concurrency, text_prompts=run.texts, options=options
+    )
     summary = result.summary()
     found = {
         "output tokens/s": summary["output_throughput"],
@@ -137,9 +142,8 @@ def _benchmark(path: Path, data: dict[str, Any]) -> Run:
     start_s = np.array(data["start_times"])[order]
     ttft_s = np.array(data["ttfts"])[order]
     e2el_s = ttft_s + np.array([sum(gaps) for gaps in data["itls"]])[order]
-    return Run(
-        _name(path), trace, data["max_concurrency"], start_s - start_s[0], ttft_s, e2el_s, None
-    )
+    sent_s = start_s - start_s[0]
+    return Run(_name(path), trace, data["max_concurrency"], True, sent_s, ttft_s, e2el_s, None)
 
 
 def _sessions(path: Path, rows: list[dict[str, Any]]) -> Run:
@@ -159,7 +163,7 @@ def _sessions(path: Path, rows: list[dict[str, Any]]) -> Run:
     )
     cached = [row["usage"]["prompt_tokens_details"]["cached_tokens"] for row in rows]
     ttft_s = np.array([row["ttft_s"] for row in rows])
-    return Run(_name(path), trace, None, sent_s, ttft_s, e2el_s, np.array(cached))
+    return Run(_name(path), trace, None, False, sent_s, ttft_s, e2el_s, np.array(cached))
 
 
 def _name(path: Path) -> str:

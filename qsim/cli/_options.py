@@ -72,13 +72,21 @@ router = click.option(
     "--router", default="least-requests", show_default=True, metavar="NAME", help=ROUTER_HELP
 )
 
-#: ``--seed`` and ``--too-long``
+#: ``--text-prompts``
+prompts = click.option(
+    "--text-prompts/--token-prompts",
+    default=None,
+    help="Prompts are texts, which the API server tokenizes, or token ids (the default).",
+)
+
+#: ``--seed``, ``--too-long`` and ``--text-prompts``
 run = group(
     click.option("--seed", type=int, default=0, show_default=True,
                  help="Of every random draw."),
     click.option("--too-long", default="error", show_default=True, metavar="error|reject",
                  help="Prompts of max-model-len or more: an error, or counted as failed "
                  "as the server would."),
+    prompts,
 )  # fmt: skip
 
 

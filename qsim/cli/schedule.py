@@ -70,6 +70,7 @@ __all__ = ["schedule"]
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
 @click.option("--too-long", default="error", show_default=True, metavar="error|reject",
               help="Prompts of max-model-len or more: an error, or counted as failed.")  # fmt: skip
+@options.prompts
 @click.option("--study", "study_path", metavar="FILE|URL",
               help="Keep the searches in a journal file, or any storage of Optuna's.")  # fmt: skip
 @click.option("--resume", is_flag=True, default=None, help="Go on with those in --study.")

@@ -38,6 +38,7 @@ JOURNAL = "study.runs.jsonl"
 @options.engine
 @options.beyond
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
+@options.prompts
 @click.option("--out", metavar="FOLDER", required=True, help="Write the study here.")
 @click.option("--resume", is_flag=True, default=None,
               help="Take what an interrupted study to the same --out finished.")  # fmt: skip

@@ -30,6 +30,7 @@ class _Priced(TypedDict, total=False):
     prices: Mapping[str, float] | None
     provider: str
     seed: int
+    text_prompts: bool
 
 
 class CommonArguments(_Priced, total=False):

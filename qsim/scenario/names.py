@@ -32,7 +32,7 @@ __all__ = ["build", "fill", "place_of", "refuse_clients", "scenario_of"]
 _TRAFFIC = ("trace", "format", "columns", "sort", "start", "end", "speed", "head", "sample",
             "scale_prompt", "scale_output", "shared_prefix", "merge", "peak_hour",
             "growth", "too_long", "stream", "concurrency", "think_time_s",
-            "client_timeout_s")  # fmt: skip
+            "client_timeout_s", "text_prompts")  # fmt: skip
 _LIFETIMES = ("start_s", "start_w", "stop_s", "wake_s", "sleep_w")
 _ACCOUNTS = ("prices", "price_list", "provider", "region", "carbon_series", "pue", "tasks")
 #: of every pool

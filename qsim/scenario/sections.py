@@ -114,6 +114,10 @@ class Traffic(Section):
         default=None,
         description="simulate: a client gives up after so many seconds without its whole answer.",
     )
+    text_prompts: bool = Field(
+        default=False,
+        description="Prompts are texts, which the API server tokenizes, and not token ids.",
+    )
     too_long: Literal["error", "reject"] = Field(
         default="error",
         description="Prompts of max_model_len or more: an error, or counted as failed as the "

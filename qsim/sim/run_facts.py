@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qsim.catalog.versions import DEFAULT_VERSION, version_notes
 from qsim.profiles.measured_range import BeyondMeasured, MeasuredRange
 from qsim.sim.engine.timing import PS_PER_S
-from qsim.sim.fleet.admission import Admission, Setup
+from qsim.sim.fleet.admission import TEXTS_UNTOLD, Admission, Setup
 from qsim.sim.fleet.fleet import Fleet
 from qsim.sim.fleet.lifecycle import ASLEEP, DRAINING, OFF, ON, STARTING, STATES
 from qsim.sim.fleet.pool import ResolvedPool
@@ -107,11 +107,11 @@ def _beyond_measured(
         for pool, use in zip(setup.pools, pool_uses(setup), strict=True)
     ]
     if len(found) == 1:
-        return found[0], _notes(setup.pools[0], found[0])
+        return found[0], _notes(setup, setup.pools[0], found[0])
     notes = [
         f"{pool.name}: {text}"
         for pool, beyond in zip(setup.pools, found, strict=True)
-        for text in _notes(pool, beyond)
+        for text in _notes(setup, pool, beyond)
     ]
     return None, [*setup.notes(), *notes]
 
@@ -135,14 +135,16 @@ def _beyond(
     )
 
 
-def _notes(pool: ResolvedPool, beyond: BeyondMeasured | None) -> list[str]:
-    """What a reader should know of a run: vLLM's version, memory, and what was not measured."""
+def _notes(setup: Setup, pool: ResolvedPool, beyond: BeyondMeasured | None) -> list[str]:
+    """What a reader should know of a run: version, texts, memory, and what was not measured."""
     from qsim.profiles.lookup import carry_note
 
     measured_with = pool.profile.identity.vllm_version or DEFAULT_VERSION
     notes = version_notes(measured_with, pool.config.vllm_version)
     if (note := carry_note(pool.profile)) is not None:
         notes.append(note)
+    if setup.text_prompts and setup.frontend and pool.profile.frontend.api is None:
+        notes.append(TEXTS_UNTOLD)
     notes += memory_notes(pool.profile, pool.config)
     return notes if beyond is None else [*notes, *beyond.notes()]
 

@@ -51,7 +51,7 @@ def pools_of(scenario: Scenario) -> list[Pool]:
 def fleet_of(scenario: Scenario) -> dict[str, Any]:
     """The fleet and its clients, as the arguments of a simulation beside the trace."""
     traffic, fleet = scenario.traffic, scenario.fleet
-    names = ("too_long", "concurrency", "think_time_s", "client_timeout_s")
+    names = ("too_long", "text_prompts", "concurrency", "think_time_s", "client_timeout_s")
     return {
         "pools": pools_of(scenario),
         "router": fleet.router,

@@ -66,7 +66,7 @@ def test_a_closed_loop(
     rng = np.random.default_rng(1)
     n = 60
     trace = Trace(np.zeros(n), rng.integers(400, 1200, n), rng.integers(50, 150, n))
-    run = qsim.simulate(trace, PROFILE, concurrency=8)
+    run = qsim.simulate(trace, PROFILE, concurrency=8, text_prompts=True)
     path = tmp_path / "closed8.json"
     path.write_text(json.dumps(benchmark(run, 8)))
     for more, most in (([], 0.05), (["--at-recorded-times"], 1.0)):

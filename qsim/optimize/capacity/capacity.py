@@ -129,7 +129,7 @@ def capacity(
     def task_of(layout: Layout, profile: Profile, trace: Trace) -> FleetTask:
         return FleetTask(
             trace, profile, layout.replicas, limits, layout.blank.options, router, seed, too_long,
-            good,
+            good, text_prompts=scenario.traffic.text_prompts,
         )  # fmt: skip
 
     pairs = [(y, c.profile) for y, c in zip(layouts, fitting, strict=True)]
@@ -159,7 +159,8 @@ def capacity(
         faster = trace.speed(order[0].best.speed)
         machines = fleet_ranges(task_of(order[0], profile, faster))
     told = {"router": router, "seed": seed, "too_long": too_long, "precision": section.precision}
-    settings = {**told, **options.to_dict()}
+    texts = {"text_prompts": True} if scenario.traffic.text_prompts else {}
+    settings = {**told, **texts, **options.to_dict()}
     return Capacity(
         order, stock, traffic, limits, good, objective, goal, settings, machines, thinks
     )

@@ -201,6 +201,7 @@ def curve(
     )
     limits = scenario.limits()
     router, too_long = scenario.fleet.router, scenario.traffic.too_long
+    texts = scenario.traffic.text_prompts
     trace, named = asked_traffic(scenario, tell)
     named = tuple(words) or named
     goal, prices = quality_goal(None), prices_of(accounts)
@@ -216,8 +217,9 @@ def curve(
 
     def task_of(layout: Layout, profile: Profile, trace: Trace) -> FleetTask:
         return FleetTask(
-            trace, profile, layout.replicas, limits, layout.blank.options, router, seed, too_long
-        )
+            trace, profile, layout.replicas, limits, layout.blank.options, router, seed, too_long,
+            text_prompts=texts,
+        )  # fmt: skip
 
     if isinstance(trace, str):
         trace, named = sized_traffic(trace, seed, lambda t: [task_of(y, p, t) for y, p in fleets])
@@ -227,7 +229,8 @@ def curve(
     searches = [_search(task_of(y, p, trace), y, speeds) for y, p in fleets]
     names = _names([y.profile for y, _ in fleets])
     found = drive_with(jobs, dask, trace, [p for _, p in fleets], searches, names, progress)
-    settings = {"router": router, "seed": seed, "too_long": too_long, **options.to_dict()}
+    settings = {"router": router, "seed": seed, "too_long": too_long,
+                **({"text_prompts": True} if texts else {}), **options.to_dict()}  # fmt: skip
     return LoadCurve(
         tuple(FleetCurve(n, y) for n, y in zip(names, found, strict=True)),
         Traffic(describe(trace), base_rps, named),

@@ -131,6 +131,8 @@ class Layout:
         words += ["--router", str(settings["router"]), "--seed", str(settings["seed"])]
         if settings["too_long"] != "error":
             words += ["--too-long", str(settings["too_long"])]
+        if settings.get("text_prompts"):
+            words.append("--text-prompts")
         words += option_words(self.blank.options.to_dict())
         words += [w for s in capacity.slos for w in ("--slo", str(s))]
         return shlex.join(words)

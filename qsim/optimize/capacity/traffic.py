@@ -69,7 +69,7 @@ def asked_traffic(
 
 
 #: what does not shape the trace, or is said otherwise
-_NO_SHAPE = {"trace", "speed", "growth", "too_long", "stream", "think_time_s"}
+_NO_SHAPE = {"trace", "speed", "growth", "too_long", "stream", "think_time_s", "text_prompts"}
 
 
 def sized_traffic(

@@ -151,9 +151,11 @@ def pools_scenario(
     """The scenario of ``qsim simulate`` that gives the figures of a fleet again.
 
     ``profiles`` are those of the pools, as ids or files; ``settings`` has the ``seed`` and
-    ``too_long`` of its simulation.
+    ``too_long`` of its simulation, and ``text_prompts`` if prompts were texts.
     """
     given = {**traffic.given(), "too_long": settings["too_long"]}
+    if settings.get("text_prompts"):
+        given["text_prompts"] = True
     if is_large(str(traffic.trace)):
         given["stream"] = False  # taken in parts its percentiles would be a little off
     servers = [

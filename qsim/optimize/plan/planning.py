@@ -139,6 +139,7 @@ def plan(
     base = FleetTask(
         trace, chosen[0], 1, limits, options, scenario.fleet.router, scenario.seed,
         scenario.traffic.too_long, good, scenario.allow_backlog, survive=section.survive,
+        text_prompts=scenario.traffic.text_prompts,
     )  # fmt: skip
     search = search_texts(section.search)
     space = search_space(search, _able(choices, blanks), options) if search else None
@@ -202,6 +203,7 @@ def plan(
         "max_replicas": section.max_replicas,
         **({"allow_backlog": True} if scenario.allow_backlog else {}),
         **({"survive": section.survive} if section.survive else {}),
+        **({"text_prompts": True} if scenario.traffic.text_prompts else {}),
         **options.to_dict(),
     }
     return Plan(

@@ -399,6 +399,7 @@ def run_search(
         "max_replicas": problem.max_replicas,
         "budget": problem.budget.to_dict(),
         **({"survive": problem.task.survive} if problem.task.survive else {}),
+        **({"text_prompts": True} if problem.task.text_prompts else {}),
     }
     records, _ = run_study(problem, settings, executor, identity=identity, progress=progress)
     best = {c.profile: c for c in known}

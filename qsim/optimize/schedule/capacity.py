@@ -44,6 +44,7 @@ class CapacityTask:
     servers: int
     too_long: str = "error"
     allow_backlog: bool = False
+    text_prompts: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ class _Search:
                 replicas=servers,
                 options=task.pool.options,
                 too_long=task.too_long,
+                text_prompts=task.text_prompts,
             )
 
         result = run(trace)

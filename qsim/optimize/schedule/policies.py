@@ -126,8 +126,9 @@ class Bench:
         p = self.plan
         pools = tuple(c.pool for c in choices)
         return RunTask(
-            p.trace, pools, policy, p.slos, p.window_s, p.end_s, pack, p.too_long, p.allow_backlog
-        )
+            p.trace, pools, policy, p.slos, p.window_s, p.end_s, pack, p.too_long, p.allow_backlog,
+            p.text_prompts,
+        )  # fmt: skip
 
     def _run(self, task: RunTask) -> RunOutcome:
         return self.executor.submit(run_policy, task).result()
@@ -272,6 +273,7 @@ class Bench:
                 "slos": [str(s) for s in self.plan.slos],
                 "window_s": self.plan.window_s,
                 "pools": [[c.name, c.pool.replicas] for c in choices],
+                **({"text_prompts": True} if self.plan.text_prompts else {}),
             },
             progress=progress,
         )

@@ -130,6 +130,8 @@ class ScheduleProblem:
     margin: float = 1.0
     #: let servers finish less than arrives
     allow_backlog: bool = False
+    #: prompts are texts, and not token ids
+    text_prompts: bool = False
 
     @property
     def windows(self) -> int:

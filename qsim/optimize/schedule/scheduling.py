@@ -44,6 +44,7 @@ from qsim.scenario.resolve import (
     searched_engine,
 )
 from qsim.scenario.sections import Accounts
+from qsim.sim.fleet.admission import text_notes
 from qsim.sim.fleet.dynamic import waits_for_answers
 from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.results.slo import Slo
@@ -135,7 +136,7 @@ def schedule(
         plan_trace, window_s, limits, section.objective, where,
         1.0 if accounts.pue is None else accounts.pue, section.min_quality, section.max_gpus,
         section.owned_gpus, section.off_w, scenario.traffic.too_long, margin,
-        scenario.allow_backlog,
+        scenario.allow_backlog, scenario.traffic.text_prompts,
     )  # fmt: skip
     serve = plan
     if serve_trace is not plan_trace:
@@ -153,6 +154,8 @@ def schedule(
         tell = _Teller(progress, 3 + len(section.policies))
         choices, capacities, notes = _measure(executor, plan, choices, section.max_replicas, tell)
         notes += _few(serve)
+        if plan.text_prompts:
+            notes += text_notes(c.pool.profile for c in choices)
         bench = Bench(plan, serve, executor, settings)
         return _run(bench, choices, capacities, section.policies, forecast, notes, tell)
 
@@ -264,7 +267,13 @@ def _measure(
         executor.submit(
             measure_capacity,
             CapacityTask(
-                stretch, c.pool, plan.slos, min(max_replicas, 8), plan.too_long, plan.allow_backlog
+                stretch,
+                c.pool,
+                plan.slos,
+                min(max_replicas, 8),
+                plan.too_long,
+                plan.allow_backlog,
+                plan.text_prompts,
             ),
         )
         for c in choices

@@ -44,6 +44,7 @@ class WindowTask:
     warm_s: float = 120.0
     speed: float = 1.0
     allow_backlog: bool = False
+    text_prompts: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def run_window(task: WindowTask) -> WindowOutcome:
         bin_s=task.window_s / 60,
         pack=task.pack,
         too_long=task.too_long,
+        text_prompts=task.text_prompts,
     )
     counted = part.arrival_s >= warm_s
     requests = tuple(int(((result.pool == k) & counted).sum()) for k in range(len(pools)))
@@ -122,6 +124,7 @@ class RunTask:
     pack: int = 0
     too_long: str = "error"
     allow_backlog: bool = False
+    text_prompts: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,7 @@ def run_policy(task: RunTask, progress: Callable[[float], None] | None = None) -
         bin_s=BIN_S,
         pack=task.pack,
         too_long=task.too_long,
+        text_prompts=task.text_prompts,
         progress=progress,
     )
     windows = round(task.end_s / task.window_s)

@@ -176,6 +176,7 @@ class WindowSearch:
             p.too_long,
             speed=p.margin,
             allow_backlog=p.allow_backlog,
+            text_prompts=p.text_prompts,
         )
 
     def _learn(self, window: int, state: int, outcome: WindowOutcome) -> None:

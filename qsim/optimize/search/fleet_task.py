@@ -80,6 +80,8 @@ class FleetTask:
     #: clients of a closed loop: see :func:`qsim.simulate`
     concurrency: int | None = None
     think_time_s: float | None = None
+    #: prompts are texts, and not token ids
+    text_prompts: bool = False
 
     @property
     def pools(self) -> tuple[TaskPool, ...]:
@@ -136,6 +138,7 @@ class FleetTask:
             too_long=self.too_long,
             concurrency=self.concurrency,
             think_time_s=self.think_time_s,
+            text_prompts=self.text_prompts,
             step_log=step_log,
         )
 
@@ -227,6 +230,7 @@ def fleet_ranges(task: FleetTask) -> MachineRanges:
         statistics=[(s.metric, s.statistic) for s in task.slos],
         router=task.router,
         too_long=task.too_long,
+        text_prompts=task.text_prompts,
     )
 
 

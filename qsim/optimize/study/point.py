@@ -62,7 +62,7 @@ class Point:
     #: make sure whether the fleet keeps up, if the traffic is too short to tell
     settle: bool = False
 
-    def command(self, seed: int, router: str, too_long: str) -> str:
+    def command(self, seed: int, router: str, too_long: str, text_prompts: bool = False) -> str:
         """``qsim simulate ...``, which gives this simulation's figures."""
         words = ["--profile", self.profile, "--vllm-version", self.vllm_version]
         if self.replicas > 1:
@@ -76,6 +76,8 @@ class Point:
             words += ["--seed", str(seed)]
         if too_long != "error":
             words += ["--too-long", too_long]
+        if text_prompts:
+            words.append("--text-prompts")
         return f"qsim simulate {self.traffic.text} {shlex.join(words)} --json -"
 
 

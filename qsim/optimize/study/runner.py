@@ -66,6 +66,7 @@ class Runner:
     router: str
     too_long: str
     sizes: Sizes
+    text_prompts: bool = False
     progress: Progress | None = None
     outcomes: dict[Point, Outcome] = field(default_factory=dict)
     #: why points have no outcome, by point
@@ -138,6 +139,7 @@ class Runner:
             self.seed,
             self.too_long,
             concurrency=point.concurrency,
+            text_prompts=self.text_prompts,
             settle=point.settle,
         )
 
@@ -157,7 +159,7 @@ class Runner:
             contender.tensor_parallel_size,
             point.replicas,
             point.traffic.text,
-            point.command(self.seed, self.router, self.too_long),
+            point.command(self.seed, self.router, self.too_long, self.text_prompts),
             {k: None if v is None else rounded(v) for k, v in values.items()},
             found["load"],
             found["beyond_measured"],
@@ -172,6 +174,7 @@ class Runner:
         parts = (
             point, task.options, task.seed, task.router, task.too_long,
             self._prints.of(task.trace), self._prints.of(task.profile), __version__,
+            *(("text_prompts",) if task.text_prompts else ()),
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 

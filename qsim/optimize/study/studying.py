@@ -51,6 +51,7 @@ from qsim.scenario import Scenario
 from qsim.scenario.arguments import StudyArguments
 from qsim.scenario.names import build, scenario_of
 from qsim.scenario.resolve import candidates_of, searched_engine
+from qsim.sim.fleet.admission import text_notes
 from qsim.sim.fleet.pool import Pool
 from qsim.sim.machines import quick_ranges
 from qsim.sim.results.backlog import KEPT_UP, UNCLEAR
@@ -208,9 +209,12 @@ def study_for(
         open_executor(jobs, dask=dask) as executor,
     ):
         load, router = loader(section, seed), scenario.fleet.router
-        runner = Runner(executor, kept, load, seed, router, "reject", sizes, progress)
+        runner = Runner(
+            executor, kept, load, seed, router, "reject", sizes, section.text_prompts, progress
+        )
         found = _levels(runner, parts, traffic, shapes, [*wanted.levels])
         machine = machine_notes(runner, parts.all)
+        untold = text_notes(c.profile for c in parts.all) if section.text_prompts else []
         if progress is not None:
             progress(1.0, "done")
     return replace(
@@ -220,6 +224,7 @@ def study_for(
         notes=(
             *found.notes,
             *_run_notes(runner),
+            *untold,
             *machine,
             *((kept.failure,) if kept.failure else ()),
         ),
@@ -415,6 +420,8 @@ def _command(scenario: Scenario, traffic: MainTraffic) -> str:
         words += ["--min-quality", f"{wanted.min_quality:.15g}"]
     if wanted.beyond_measured:
         words.append("--beyond-measured")
+    if scenario.traffic.text_prompts:
+        words.append("--text-prompts")
     if accounts.provider != "specialty":
         words += ["--provider", accounts.provider]
     if scenario.seed:
@@ -448,7 +455,7 @@ def machine_notes(runner: Runner, contenders: Iterable[Contender]) -> list[str]:
         pool = Pool(contender.profile, point.replicas, contender.options_of(point))
         found = quick_ranges(
             runner.load(point.traffic), [pool], seed=runner.seed, router=runner.router,
-            too_long=runner.too_long,
+            too_long=runner.too_long, text_prompts=runner.text_prompts,
         )  # fmt: skip
         told = [
             f"{name} x{found.ratios[key][0]:.2f} to x{found.ratios[key][1]:.2f}"

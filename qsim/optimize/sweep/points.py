@@ -23,9 +23,11 @@ __all__ = ["Scenarios", "is_part"]
 #: what may be varied by the name of its option, beside the engine's
 _RUN = ("trace", "format", "columns", "sort", "start", "end", "speed", "head", "sample",
         "scale_prompt", "scale_output", "shared_prefix", "merge", "growth", "profile",
-        "replicas", "router", "seed", "too_long", "allow_backlog")  # fmt: skip
+        "replicas", "router", "seed", "too_long", "text_prompts", "allow_backlog")  # fmt: skip
 #: the parts of a profile's id, in its order
 _ID = ("gpu", "model", "method", "tensor_parallel_size")
+#: of the traffic's fields, those that its requests do not depend on
+_NO_SHAPE = ("too_long", "stream", "text_prompts")
 _PRESET = re.compile(r"[a-z][a-z0-9-]*(:.*)?")
 
 
@@ -107,7 +109,7 @@ class Scenarios:
             If there is none, or it cannot be read.
         """
         traffic = point.traffic
-        key = tuple((k, _hashed(v)) for k, v in traffic if k not in ("too_long", "stream"))
+        key = tuple((k, _hashed(v)) for k, v in traffic if k not in _NO_SHAPE)
         self._traffic = {repr(key): traffic}
         return self._load_trace(repr(key), point.seed if isinstance(traffic.trace, str) else 0)
 

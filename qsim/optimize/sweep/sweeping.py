@@ -29,10 +29,12 @@ from qsim.optimize.search.measures import Worth, measure_fleet
 from qsim.optimize.search.space import Space
 from qsim.optimize.sweep.points import Scenarios, is_part
 from qsim.optimize.tune.arguments import parse_search
+from qsim.profiles.schema import Profile
 from qsim.quality.recovery import Recovery
 from qsim.scenario import Scenario
 from qsim.scenario.arguments import SweepArguments
 from qsim.scenario.names import build
+from qsim.sim.fleet.admission import text_notes
 from qsim.sim.results.slo import Slo
 from qsim.traces.trace import Trace
 
@@ -180,7 +182,8 @@ def sweep(
         "slos": [str(s) for s in limits],
         "qsim_version": __version__,
     }
-    return SweepResult(rows, settings, (kept.failure,) if kept.failure else ())
+    notes = text_notes(runner.texts.values()) + ([kept.failure] if kept.failure else [])
+    return SweepResult(rows, settings, tuple(notes))
 
 
 def _scenario(
@@ -220,6 +223,8 @@ class _Runner:
     #: by profile
     price: dict[str, Price | None] = field(default_factory=dict)
     quality: dict[str, Recovery | None] = field(default_factory=dict)
+    #: those that were given texts
+    texts: dict[str, Profile] = field(default_factory=dict)
     latest: Trace | None = None
     prints: Fingerprints = field(default_factory=Fingerprints)
 
@@ -251,6 +256,8 @@ class _Runner:
             TaskPool(profile, pool.replicas, pool.engine.options(), pool.weight)
             for profile, pool in zip(self.scenarios.profiles(point), point.fleet.pools, strict=True)
         ]
+        if point.traffic.text_prompts:
+            self.texts |= {p.profile.id: p.profile for p in pools}
         first = pools[0]
         return FleetTask(
             self.scenarios.trace(point),
@@ -262,6 +269,7 @@ class _Runner:
             point.seed,
             point.traffic.too_long,
             allow_backlog=point.allow_backlog,
+            text_prompts=point.traffic.text_prompts,
         ).of_pools(pools)
 
     def _figures(self, task: FleetTask, measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,6 +295,7 @@ class _Runner:
             self.prints.of(task.profile),
             (task.replicas, task.slos, task.options, task.router, task.seed, task.too_long),
             task.allow_backlog,
+            *(("text_prompts",) if task.text_prompts else ()),
             *(
                 [(p.replicas, p.options, p.weight, self.prints.of(p.profile))]
                 for p in (task.pools if task.beside else ())

@@ -55,6 +55,7 @@ from qsim.scenario import Scenario
 from qsim.scenario.arguments import TuneArguments
 from qsim.scenario.names import scenario_of
 from qsim.scenario.resolve import load_traffic, searched_engine
+from qsim.sim.fleet.admission import text_notes
 from qsim.sim.results.slo import too_few
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.scheduler.server_memory import most_model_len
@@ -270,6 +271,7 @@ def tune(
         traffic = load_traffic(scenario.traffic, scenario.seed, grown=False)
     section, accounts, seed = scenario.tune, scenario.accounts, scenario.seed
     router, too_long = scenario.fleet.router, scenario.traffic.too_long
+    texts = scenario.traffic.text_prompts
     if scenario.goodput:
         raise ScenarioError(
             "goodput is given; qsim tune does not judge it: leave it out (--set goodput=), or "
@@ -324,8 +326,9 @@ def tune(
                 )
     first = next(iter(spaces.choices.values())).profile
     base = FleetTask(
-        trace, first, 1, limits, options, router, seed, too_long, None, scenario.allow_backlog
-    )
+        trace, first, 1, limits, options, router, seed, too_long, None, scenario.allow_backlog,
+        text_prompts=texts,
+    )  # fmt: skip
     worth = Worth(price, quality, carbon, types)
     problem = _Tuning(spaces, base, chosen_measures, all_limits, worth)
     pick = section.pick if pick is None else pick
@@ -342,6 +345,7 @@ def tune(
         **({"beyond_measured": True} if section.beyond_measured else {}),
         "router": router,
         "too_long": too_long,
+        **({"text_prompts": True} if texts else {}),
         "worth": repr((sorted(price.items()), carbon, goal)),
     }
     with (
@@ -369,6 +373,7 @@ def tune(
             unfinished = f"{len(records)} of {wanted} trials"
             if isinstance(e, StudyStoppedError):
                 unfinished += f", {e}"
+    untold = text_notes(c.profile for c in spaces.choices.values()) if texts else []
     result = TuneResult(
         chosen_measures,
         all_limits,
@@ -384,6 +389,7 @@ def tune(
             "space": spaces.space.to_dict(),
             "router": router,
             "too_long": too_long,
+            **({"text_prompts": True} if texts else {}),
             **options.to_dict(),
         },
         dict(spaces.choices),
@@ -392,7 +398,7 @@ def tune(
         goal,
         price,
         carbon,
-        tuple(too_few(limits, len(trace))),
+        (*too_few(limits, len(trace)), *untold),
         found,
         unfinished,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -29,7 +29,28 @@ from qsim.traces.trace import Trace
 if TYPE_CHECKING:
     from qsim.sim.fleet.horizontal import FleetScaler
 
-__all__ = ["Admission", "FleetArguments", "Setup", "check_pools", "resolve_fleet"]
+__all__ = [
+    "TEXTS_UNTOLD",
+    "Admission",
+    "FleetArguments",
+    "Setup",
+    "check_pools",
+    "resolve_fleet",
+    "text_notes",
+]
+
+
+#: what is said of text prompts where a profile does not tell what the API server is busy with
+TEXTS_UNTOLD = (
+    "prompts count as token ids: the profile does not tell how long its API server tokenizes texts "
+    "(profiles under vLLM 0.33 do)"
+)
+
+
+def text_notes(profiles: Iterable[Profile]) -> list[str]:
+    """Of which profiles text prompts count as token ids; a sentence, or none."""
+    untold = dict.fromkeys(p.id for p in profiles if p.frontend.api is None)
+    return [f"{', '.join(untold)}: {TEXTS_UNTOLD}"] if untold else []
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,7 @@ class Setup:
     client_timeout_s: float | None = None
     failures: Failures | None = None
     think_time_s: float | None = None
+    #: prompts are texts, and not token ids
     text_prompts: bool = False
     #: fill one server after the other, with so many requests per weight, instead of the router
     pack: int = 0
@@ -195,7 +217,8 @@ class FleetArguments(TypedDict, total=False):
         How long a client waits for its whole answer, where the trace does not say it. Then it gives
         up, and the server aborts the request.
     text_prompts : bool
-        Prompts are texts, which the API server tokenizes, and not token ids (the default).
+        Prompts are texts, which the API server tokenizes, and not token ids (the default). Servers
+        whose profile does not tell how long that takes have them for token ids, which a note says.
     failures : Failures, optional
         Servers that fail.
     autoscaler : Autoscaler, optional
@@ -250,6 +273,8 @@ def resolve_fleet(profile: Profile | str | None = None, **asked: Unpack[FleetArg
             )
     if setup.client_timeout_s is not None:
         finite("client_timeout_s", setup.client_timeout_s, 0.0, MOST_S, above=True)
+    if not isinstance(setup.text_prompts, bool):
+        raise ScenarioError(f"text_prompts is {shown(setup.text_prompts)}; must be true or false")
     if setup.failures is not None and not isinstance(setup.failures, Failures):
         raise ScenarioError(f"failures is {shown(setup.failures)}; must be a qsim.Failures")
     if setup.autoscaler is not None:

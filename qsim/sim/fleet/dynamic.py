@@ -132,6 +132,7 @@ def simulate_dynamic(
     bin_s: float = 60.0,
     pack: int = 0,
     too_long: str = "error",
+    text_prompts: bool = False,
     frontend: bool = True,
     jump: bool = True,
     keep_gaps: bool = False,
@@ -154,7 +155,7 @@ def simulate_dynamic(
         the one with the fewest if all are full.
     too_long : {"error", "reject"}
         As for :func:`qsim.simulate`; a prompt must fit into every pool's ``max_model_len``.
-    frontend, jump
+    text_prompts, frontend, jump
         As for :func:`qsim.simulate`.
     keep_gaps : bool
         Keep the inter-token gaps, for ITL; they take much memory in long runs.
@@ -175,7 +176,10 @@ def simulate_dynamic(
         raise ScenarioError(f"bin_s is {bin_s!r}; must be > 0")
     for p in pools:
         refuse_queue_limits(p.options.to_dict(), "a schedule")
-    setup = Setup(resolve_servers(pools), "least-requests", 0, too_long, frontend, pack=pack)
+    setup = Setup(
+        resolve_servers(pools), "least-requests", 0, too_long, frontend,
+        text_prompts=text_prompts, pack=pack,
+    )  # fmt: skip
     run = run_whole(
         trace,
         setup,
