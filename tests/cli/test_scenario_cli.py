@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from qsim import EngineOptions, load_trace, simulate
 from qsim.scenario import Scenario
 from tests.cli.helpers import fails, qsim, write
 
@@ -63,6 +64,32 @@ def test_simulate(trace: Path, profile: Path, tmp_path: Path) -> None:
     data = json.loads(same("simulate", options, scenario, tmp_path))
     assert data["resolved"]["max_num_seqs"] == 4
     assert data["scenario"]["fleet"]["pools"][0]["engine"] == ENGINE
+
+
+def test_text_prompts(trace: Path, tmp_path: Path) -> None:
+    profile = "h200_sxm/llama-3.1-8b/fp8-w8a8"
+    scenario = one(trace, profile)  # type: ignore[arg-type]
+    options = [trace, "--profile", profile, *OPTIONS]
+    ids = json.loads(same("simulate", [*options, "--token-prompts"], scenario, tmp_path))
+    assert "text_prompts" not in {**ids["scenario"]["traffic"], **ids["resolved"]}
+    scenario["traffic"]["text_prompts"] = True
+    texts = json.loads(same("simulate", [*options, "--text-prompts"], scenario, tmp_path))
+    assert texts["scenario"]["traffic"]["text_prompts"] is texts["resolved"]["text_prompts"] is True
+    python = simulate(Scenario(**scenario))
+    assert texts["mean_ttft_ms"] == python.summary()["mean_ttft_ms"] > ids["mean_ttft_ms"] + 0.3
+    words = simulate(load_trace(str(trace)), profile, text_prompts=True, seed=3,
+                     options=EngineOptions(**ENGINE))  # fmt: skip
+    assert words.summary() == python.summary()
+    # the command line goes before the file
+    path = write(tmp_path / "texts.yaml", yaml.safe_dump(scenario))
+    found = qsim("simulate", path, "--token-prompts", "--json", "-")
+    assert json.loads(found.stdout)["mean_ttft_ms"] == ids["mean_ttft_ms"]
+    # as an option by name in a flat file
+    flat = write(
+        tmp_path / "flat.yaml", f"trace: {trace}\nprofile: {profile}\ntext_prompts: true\n"
+    )
+    found = qsim("simulate", flat, "--json", "-")
+    assert json.loads(found.stdout)["resolved"]["text_prompts"] is True
 
 
 def test_plan(trace: Path, profile: Path, tmp_path: Path) -> None:

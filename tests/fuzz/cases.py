@@ -60,6 +60,7 @@ COMMANDS: list[str] = [
     "--json out/a.json",
     "simulate {mooncake.jsonl} --profile {profile.json} --router prefix-affinity",
     "simulate {trace.csv} --profile {profile.json} --concurrency 3 --think-time 0.5",
+    "simulate {trace.csv} --profile {profile.json} --concurrency 2 --text-prompts",
     "simulate {trace.csv} --profile {profile.json} --requests out/r.csv --steps out/s.jsonl",
     "simulate {trace.csv} --profile {profile.json} --stream",
     "simulate {trace.csv} --profile {profile.json} --autoscale requests=2,min=0,max=3,up-window=0 "
@@ -84,6 +85,8 @@ COMMANDS: list[str] = [
     "plan {trace.csv} --profile {profile.json} --slo ttft:p99:9000 --no-headroom --jobs 1 "
     "--stock h200_sxm=2 --replications 0",
     "plan --scenario {plan.yaml} --jobs 1",
+    "plan {trace.csv} --profile {profile.json} --slo ttft:p99:9000 --no-headroom --jobs 1 "
+    "--text-prompts --replications 0",
     "capacity {trace.csv} --gpus h200_sxm=1 --profile {profile.json} --slo ttft:p50:9000 --jobs 1 "
     "--users --think-time 0.5",
     "capacity {capacity.yaml} --jobs 1",
@@ -102,6 +105,7 @@ COMMANDS: list[str] = [
     "tune {trace.csv} --profile {profile.json} --objective cost --trials 2 --batch 2 "
     "--constraint gpus<=2 --pick knee --jobs 1 --max-replicas 2",
     "sweep {trace.csv} --profile {profile.json} --grid max_num_seqs=2,4 --jobs 1",
+    "sweep {trace.csv} --profile {profile.json} --grid text_prompts=true,false --jobs 1",
     "sweep {trace.csv} --pool profile={profile.json},replicas=2 --pool profile={profile.json} "
     "--grid fleet.pools.1.replicas=1,2 --jobs 1",
     "sweep {trace.csv} --profile {profile.json} --grid seed=0:3 --lhs 2 --jobs 1 --out out/s.csv",

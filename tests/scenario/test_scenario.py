@@ -276,6 +276,19 @@ def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
     assert Scenario.load(other).to_dict() == scenario.to_dict()
 
 
+def test_text_prompts_are_saved_where_they_are_texts(tmp_path: Path) -> None:
+    texts = Scenario(**TWO, traffic={"trace": "a.csv", "text_prompts": True})
+    path = tmp_path / "s.yaml"
+    path.write_text(texts.to_yaml())
+    assert "\n  text_prompts: true\n" in path.read_text()
+    assert Scenario.load(path).traffic.text_prompts is True
+    for ids in (Scenario(**TWO), texts.updated({"traffic.text_prompts": False})):
+        assert ids.traffic.text_prompts is False
+        assert "text_prompts" not in ids.to_yaml()
+    with pytest.raises(ScenarioError, match=r"traffic\.text_prompts is 2; must be true or false"):
+        Scenario(traffic={"text_prompts": 2})
+
+
 def test_the_schema_takes_what_is_taken_and_refuses_what_is_refused() -> None:
     schema = Scenario.json_schema()
     validator = jsonschema.Draft202012Validator(schema)

@@ -145,7 +145,7 @@ def check_traffic(scenario: Scenario) -> None:
     if [*scenario.study.levels] != ["application"]:
         return
     section = scenario.traffic
-    usual = type(section)(trace=DEFAULT_TRAFFIC)
+    usual = type(section)(trace=DEFAULT_TRAFFIC, text_prompts=section.text_prompts)
     other = [k for k, v in section if v != getattr(usual, k) and (k, v) != ("trace", None)]
     if not other:
         return

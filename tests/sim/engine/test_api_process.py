@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qsim.errors import ScenarioError
 from qsim.profiles.schema import ApiTimes, Profile
 from qsim.sim.engine.api_process import ApiProcess
 from qsim.sim.fleet.pool import Pool
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.scheduler.request import Request
 from qsim.sim.simulate import simulate
+from qsim.sim.simulate_stream import simulate_stream
 from tests.make_profile import constant_profile, make_profile
 from tests.sim.engine.test_fast_forward import both, rough_traces
 from tests.sim.engine.test_replica import trace
@@ -158,17 +160,18 @@ def test_a_process_that_is_behind_sends_several_tokens_together() -> None:
     rough_traces(),
     st.sampled_from(
         [
-            with_api(make_profile(), 1.0, 0.05, 0.1, 6, 2.0, 1.0),
-            with_api(make_profile(throttle=0.3), 0.5, 0.4, 0.0, 3),
-            with_api(constant_profile(5.0), 3.0, 0.0, 1.0, 2, 5.0, 5.0),
+            with_api(make_profile(), 1.0, 0.05, 0.1, 6, 2.0, 1.0, 1.5),
+            with_api(make_profile(throttle=0.3), 0.5, 0.4, 0.0, 3, tokenize_ms=20.0),
+            with_api(constant_profile(5.0), 3.0, 0.0, 1.0, 2, 5.0, 5.0, 200.0),
         ]
     ),
     st.booleans(),
     st.integers(1, 3),
+    st.booleans(),
 )
-def test_jumping_is_stepping(load, profile, asynchronous, replicas) -> None:
+def test_jumping_is_stepping(load, profile, asynchronous, replicas, texts) -> None:
     options = EngineOptions(async_scheduling=asynchronous, max_num_seqs=8, max_model_len=900)
-    both(load, profile, replicas=replicas, options=options)
+    both(load, profile, replicas=replicas, options=options, text_prompts=texts)
 
 
 def test_pools_have_processes_of_their_own() -> None:
@@ -186,3 +189,48 @@ def test_clients_of_a_closed_loop_and_timeouts_jump_as_they_step() -> None:
     profile = with_api(make_profile(), 1.0, 0.3, 0.3, 4)
     both(load, profile, concurrency=12, think_time_s=0.05, client_timeout_s=0.6)
     both(load, profile, concurrency=24, replicas=2, router="power-of-two")
+    texts = with_api(make_profile(), 1.0, 0.3, 0.3, 4, tokenize_ms=30.0)
+    both(load, texts, concurrency=12, client_timeout_s=0.6, text_prompts=True)
+
+
+def test_texts_are_tokenized_one_after_the_other() -> None:
+    # of a request's 10 ms the first turn takes 6, the last 4; 20 ms for 1,000 tokens of a text
+    process = ApiProcess(ApiTimes(10.0, 0.0, 20.0, 0.0, 0.0, 0.0, 2), 0, True)
+    process.enter(request(1000), 0, 10 * MS)
+    process.enter(request(500, 1), 0, 10 * MS)
+    # first turns until 6 and 12, tokenized until 26 and 36
+    assert process.soonest_ps() == 30 * MS
+    assert ready_ms(process, 1000) == [30.0, 40.0]
+    # token ids are not
+    ids = ApiProcess(ApiTimes(10.0, 0.0, 20.0, 0.0, 0.0, 0.0, 2))
+    ids.enter(request(1000), 0, 10 * MS)
+    assert ready_ms(ids, 1000) == [10.0]
+
+
+def test_a_text_alone_has_its_first_token_later_by_its_tokenizing() -> None:
+    profile = with_api(make_profile(), 1.0, 0.05, 0.05, 4, 0.1, tokenize_ms=8.0)
+    load = trace([0.0, 10.0, 20.0], [100, 1000, 7000], [20, 20, 20])
+    ids, texts = simulate(load, profile), simulate(load, profile, text_prompts=True)
+    later_ms = texts.ttft_ms - ids.ttft_ms
+    # an idle engine takes it up at once; times are in whole ps
+    assert later_ms.tolist() == pytest.approx([0.8, 8.0, 56.0], abs=0.01)
+    assert texts.e2el_ms - ids.e2el_ms == pytest.approx(later_ms, abs=0.01)
+    assert not texts.notes
+    assert texts.scenario["text_prompts"] is True
+    assert "text_prompts" not in ids.scenario
+
+
+def test_where_nobody_knows_how_long_it_takes_texts_are_token_ids_and_that_is_told() -> None:
+    load = trace([0.0, 0.1], [1000, 500], [20, 20])
+    plain = make_profile()
+    result = simulate(load, plain, text_prompts=True)
+    assert result.ttft_ms.tolist() == simulate(load, plain).ttft_ms.tolist()
+    (note,) = result.notes
+    assert note.startswith("prompts count as token ids: the profile does not tell how long")
+    assert not simulate(load, plain).notes
+    streamed = simulate_stream([load], plain, text_prompts=True)
+    assert streamed.notes == [note]
+    pools = [Pool(plain, 1), Pool(with_api(constant_profile(4.0), tokenize_ms=1.0), 1)]
+    assert simulate(load, pools=pools, text_prompts=True).notes == [f"{plain.id} #1: {note}"]
+    with pytest.raises(ScenarioError, match="text_prompts is 'yes'; must be true or false"):
+        simulate(load, plain, text_prompts="yes")  # type: ignore[arg-type]
