@@ -13,7 +13,6 @@ import qsim
 from qsim.errors import InfeasibleError, ScenarioError
 from qsim.optimize.deploy.deployment import pools_of
 from qsim.optimize.deploy.export import pools_scenario
-from qsim.optimize.plan.planning import plan_for
 from qsim.optimize.schedule.tasks import RunTask, WindowTask, run_policy, run_window
 from qsim.optimize.study.studying import study_for
 from qsim.optimize.sweep.sweeping import sweep
@@ -87,7 +86,7 @@ def test_a_plan_of_settings_is_not_gone_on_with_for_other_prompts(tmp_path: Path
                   "search": {"max_num_seqs": [8, 64]}},
         )  # fmt: skip
         settings = StudySettings("grid", trials=2, storage=str(tmp_path / "s.journal"), resume=True)
-        plan_for(scenario, traffic(60), study=settings)
+        qsim.plan(scenario, traffic=traffic(60), study=settings)
 
     search()
     search()
