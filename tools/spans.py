@@ -20,7 +20,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from qsim.calibrate.fit import contexts
-from qsim.calibrate.fit.fitting import FitResult, fit, pool_steps, predict_ms
+from qsim.calibrate.fit.fitting import FitResult, fit
+from qsim.calibrate.fit.modes import pool_steps, predict_ms
 from qsim.calibrate.fit.report import mode_table
 from qsim.calibrate.fit.span import GRAPH_SIZES
 from qsim.calibrate.fit.timeline import DECODE, EAGER, PIECEWISE, late_updates_ms, timeline_of

@@ -8,6 +8,7 @@ otherwise.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,11 +74,6 @@ class Method:
     def integer_bits(self) -> int:
         """Bits of an integer weight; 0 for floating-point formats."""
         return int(self.bits) if any(x in self.id for x in ("gptq", "awq", "int8", "w4a8")) else 0
-
-    @property
-    def dummy(self) -> bool:
-        """Whether it runs on dummy weights. All of them do; each needs random bits but bf16."""
-        return True
 
     def kernel(self, gpu: GpuType, release: tuple[int, int] | None = None) -> str:
         """The GEMM kernel on a GPU, "" if vLLM has none; of the newest ``release`` (major, minor)
@@ -425,6 +421,7 @@ def contradiction(method: Method, model: Model) -> str | None:
 
 
 _INT, _FLOAT = "integer weights", "floating-point weights"
+_KINDS = {"int": _INT, "float": _FLOAT}
 _IN16, _IN8, _IN8_STATIC = "16-bit inputs", "quantized inputs", "inputs of static scales"
 #: what compressed-tensors makes of weights and inputs; "" where vLLM takes either: on GPUs without
 #: arithmetic in 4 bits it leaves inputs as they are
@@ -442,30 +439,30 @@ _NUMBERS = {
 }
 
 
+def _groups(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Any]]:
+    """What compressed-tensors says of weights, and of inputs, by group of layers."""
+    groups = config.get("config_groups")
+    for group in groups.values() if isinstance(groups, dict) else ():
+        if isinstance(group, dict) and isinstance(weights := group.get("weights"), dict):
+            yield weights, group.get("input_activations")
+
+
 def _compressed(config: dict[str, Any]) -> tuple[str, ...]:
     """Weights and inputs of a checkpoint of compressed-tensors; nothing where it does not say."""
-    groups = config.get("config_groups")
-    if config.get("quant_method") != "compressed-tensors" or not isinstance(groups, dict):
-        return ()
-    for group in groups.values():
-        weights = group.get("weights") if isinstance(group, dict) else None
-        if isinstance(weights, dict) and weights.get("type") in ("int", "float"):
-            inputs = group.get("input_activations")
+    for weights, inputs in _groups(config):
+        known = weights.get("type") in ("int", "float")
+        if known and config.get("quant_method") == "compressed-tensors":
             kind = _IN16
             if isinstance(inputs, dict):
                 kind = _IN8_STATIC if inputs.get("dynamic") is False else _IN8
-            return _INT if weights["type"] == "int" else _FLOAT, kind
+            return _KINDS[weights["type"]], kind
     return ()
 
 
 def _weight_bits(config: dict[str, Any]) -> int | None:
     if isinstance(config.get("bits"), int):
         return int(config["bits"])
-    groups = config.get("config_groups")
-    if isinstance(groups, dict):
-        for group in groups.values():
-            weights = group.get("weights") if isinstance(group, dict) else None
-            bits = weights.get("num_bits") if isinstance(weights, dict) else None
-            if isinstance(bits, int):
-                return bits
+    for weights, _ in _groups(config):
+        if isinstance(bits := weights.get("num_bits"), int):
+            return bits
     return 8 if str(config.get("quant_method")) == "fp8" else None

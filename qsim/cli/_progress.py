@@ -13,7 +13,7 @@ import click
 
 from qsim.cli._outputs import note
 
-__all__ = ["campaign_progress", "draw", "interruptible", "progress_bar", "resumable"]
+__all__ = ["campaign_progress", "draw", "progress_bar", "resumable"]
 
 _WIDTH = 30
 
@@ -131,14 +131,3 @@ def campaign_progress() -> Iterator[Callable[[tuple[int, ...], str, str, float],
     yield report
     if terminal:
         draw("\n")
-
-
-@contextmanager
-def interruptible(resume: bool = False) -> Iterator[None]:
-    """Tell who interrupts a campaign how to go on; ``resume``: ``--resume`` was given already."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        how = "the same command goes on" if resume else "add --resume to go on"
-        draw(f"\nComplete recordings are kept: {how}.\n")
-        raise

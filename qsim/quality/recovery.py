@@ -65,10 +65,7 @@ class TaskRecovery:
         return {
             "task": self.task,
             "weight": self.weight,
-            "mean_pct": round(self.mean_pct, 3),
-            "low_pct": round(self.low_pct, 3),
-            "high_pct": round(self.high_pct, 3),
-            "status": self.status,
+            **_rounded(self),
             "published_pct": list(self.published_pct),
             "sources": list(self.sources),
             "note": self.note,
@@ -98,14 +95,17 @@ class Recovery:
         return {
             "model": self.model,
             "method": self.method,
-            "mean_pct": round(self.mean_pct, 3),
-            "low_pct": round(self.low_pct, 3),
-            "high_pct": round(self.high_pct, 3),
-            "status": self.status,
+            **_rounded(self),
             "sources": list(self.sources),
             "note": self.note,
             "tasks": [t.to_dict() for t in self.tasks],
         }
+
+
+def _rounded(r: TaskRecovery | Recovery) -> dict[str, Any]:
+    """The interval to three digits, and the status."""
+    percent = {k: round(getattr(r, k), 3) for k in ("mean_pct", "low_pct", "high_pct")}
+    return {**percent, "status": r.status}
 
 
 def recovery(

@@ -15,20 +15,10 @@ from typing import Any
 import numpy as np
 
 from qsim.arrays import FloatArray
+from qsim.calibrate.fit import modes
 from qsim.calibrate.fit.contexts import context_of_traffic
 from qsim.calibrate.fit.frontend import fit_frontend
 from qsim.calibrate.fit.host import fit_host
-from qsim.calibrate.fit.modes import (
-    MODE_NAMES,
-    ModeError,
-    Spans,
-    choose_forms,
-    fit_spans,
-    latency_of,
-    mode_errors,
-    pool_steps,
-    predict_ms,
-)
 from qsim.calibrate.fit.power import fit_power, rounded
 from qsim.calibrate.fit.span import (
     GRAPH_SIZES,
@@ -49,7 +39,7 @@ from qsim.profiles.schema import (
     Profile,
 )
 
-__all__ = ["FitResult", "ModeError", "fit", "predicted_spans"]
+__all__ = ["FitResult", "fit", "predicted_spans"]
 
 Progress = Callable[[str], None]
 
@@ -65,12 +55,12 @@ class FitResult:
     """A profile, and what diagnostics need."""
 
     profile: Profile
-    errors: tuple[ModeError, ...]
+    errors: tuple[modes.ModeError, ...]
     forms: Mapping[int, str]
     recordings: tuple[Recording, ...]
     timelines: tuple[Timeline, ...]
     table: StepTable
-    spans: Spans
+    spans: modes.Spans
 
 
 def fit(
@@ -84,25 +74,14 @@ def fit(
     forms: Mapping[int, str] | None = None,
     held_out: bool = True,
 ) -> FitResult:
-    """Fit a profile.
+    """Fit a profile to the pooled recordings of one server configuration (GPU, model, method).
 
-    Parameters
-    ----------
-    recordings : sequence of Recording
-        Recordings of one server configuration (GPU, model, method), pooled.
-    host_from : HostTimes, optional
-        Where launch times come from if no recording has them; ``host_from_name`` says whose
-        they are, for the profile's notes.
-    frontend_from : Profile, optional
-        Where the front end's times come from if no recording holds requests (its measurement was
-        cut off); the profile's notes say so.
-    exclude_phases : sequence of str
-        Labels of phases not to use; warm-up phases never are.
-    forms : mapping, optional
-        The form of the spans of each mode of mixed steps (see ``fit_mixed``); chosen by
-        cross-validation over phases if not given.
-    held_out : bool
-        Whether to work out errors by cross-validation over phases too (takes longer).
+    Launch times come from ``host_from`` if no recording has them (``host_from_name`` says whose
+    they are, for the profile's notes), the front end's times from ``frontend_from`` if none holds
+    requests (its measurement was cut off). Phases of ``exclude_phases`` are not used; warm-up
+    phases never are. ``forms`` are those of the spans of each mode of mixed steps (see
+    ``fit_mixed``), chosen by cross-validation over phases if not given; ``held_out`` works out
+    errors in this way, too, which takes longer.
 
     Raises
     ------
@@ -134,8 +113,8 @@ def fit(
         notes.append("GPU spans (not recorded in all recordings) were inferred from update times")
         for _ in range(2):
             say("inferring GPU spans")
-            table = pool_steps(recordings, timelines, power, excluded, contexts)
-            spans = fit_spans(
+            table = modes.pool_steps(recordings, timelines, power, excluded, contexts)
+            spans = modes.fit_spans(
                 table, power.cap_w * 0.85, power.cap_w, least_slope, least_pair, flexible
             )
             timelines = [
@@ -148,16 +127,16 @@ def fit(
     power, start_w, full_w = _throttle_levels(
         recordings, timelines, power, excluded, contexts, least_slope, least_pair, flexible
     )
-    table = pool_steps(recordings, timelines, power, excluded, contexts)
+    table = modes.pool_steps(recordings, timelines, power, excluded, contexts)
     table = table.with_level(start_w, full_w)
     say("forms of mixed spans, by cross-validation over phases")
-    forms = forms or choose_forms(table, least_slope, least_pair)
-    spans = fit_spans(table, start_w, full_w, least_slope, least_pair, forms)
+    forms = forms or modes.choose_forms(table, least_slope, least_pair)
+    spans = modes.fit_spans(table, start_w, full_w, least_slope, least_pair, forms)
     say("errors by mode")
-    errors = mode_errors(table, spans, forms, least_slope, least_pair, held_out=held_out)
+    errors = modes.mode_errors(table, spans, forms, least_slope, least_pair, held_out=held_out)
     notes.append(
         "forms of mixed spans: "
-        + ", ".join(f"{MODE_NAMES[mode]} {name}" for mode, name in forms.items())
+        + ", ".join(f"{modes.MODE_NAMES[mode]} {name}" for mode, name in forms.items())
     )
 
     profile = Profile(
@@ -181,7 +160,7 @@ def fit(
                 server.model_config.get("max_position_embeddings", server.max_model_len)
             ),
         ),
-        latency=latency_of(spans),
+        latency=modes.latency_of(spans),
         host=host,
         frontend=frontend,
         power=rounded(power),
@@ -250,14 +229,14 @@ def _floors(recording: Recording) -> tuple[float, float]:
 
 def predicted_spans(result: FitResult) -> FloatArray:
     """Predicted spans of the steps in ``result.table``, shape (n,); ms."""
-    return predict_ms(result.table, result.spans)
+    return modes.predict_ms(result.table, result.spans)
 
 
 def _predictor(
-    recording: Recording, timeline: Timeline, power: Power, spans: Spans, context: FloatArray
+    recording: Recording, timeline: Timeline, power: Power, spans: modes.Spans, context: FloatArray
 ) -> Callable[[int], float]:
-    table = pool_steps([recording], [timeline], power, [frozenset()], [context])
-    predicted = predict_ms(table.with_level(spans.start_w, spans.full_w), spans)
+    table = modes.pool_steps([recording], [timeline], power, [frozenset()], [context])
+    predicted = modes.predict_ms(table.with_level(spans.start_w, spans.full_w), spans)
     return lambda k: float(predicted[k])
 
 
@@ -275,13 +254,13 @@ def _throttle_levels(
     best: tuple[float, Power, float, float] | None = None
     for tau_s in _TAUS_S:
         trial = replace(power, tau_s=tau_s)
-        table = pool_steps(recordings, timelines, trial, excluded, contexts)
+        table = modes.pool_steps(recordings, timelines, trial, excluded, contexts)
         # decode steps are many: a few thousand will do here
         thin = max(1, int((table.mode == DECODE).sum()) // 4000)
         table = table.take((table.mode != DECODE) | (np.arange(len(table)) % thin == 0))
         for start, full in _LEVELS:
             start_w, full_w = round(start * power.cap_w), round(full * power.cap_w)
-            spans = fit_spans(table, start_w, full_w, least_slope, least_pair, forms)
+            spans = modes.fit_spans(table, start_w, full_w, least_slope, least_pair, forms)
             loss = spans.loss if best is None else spans.loss / _CLEARLY
             if best is None or loss < best[0]:
                 best = (loss, trial, float(start_w), float(full_w))

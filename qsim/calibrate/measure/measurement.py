@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -114,14 +115,13 @@ def _run(
         check_cancelled()
         progress("starting the server", max(5.0, job.start_s - waited_s) + left_s)
 
-    sampler: PowerSampler | None = None
-    client: LoadClient | None = None
     loads: list[Measured] = []
     failure: CalibrationError | None = None
-    described: dict[str, Any] = {}
     speed = host_speed(_HOST_S)  # while nothing else runs here
-    try:
+    with ExitStack() as stack:
         sampler = PowerSampler(list(gpus), work / "power.csv")
+        stack.callback(sampler.stop)
+        stack.callback(server.stop)
         server.start()
         server.wait_healthy(job.start_timeout_s, waiting)
         hooks = read_hooks(work / "recorder")
@@ -134,6 +134,7 @@ def _run(
         client = LoadClient(
             server.port, model=SERVED_NAME, vocab_size=job.model.architecture.vocab_size
         )
+        stack.callback(client.close)
         try:
             _loads(
                 job, server, client, work, facts, plan, loads, journal, progress, check_cancelled
@@ -146,12 +147,6 @@ def _run(
         _sleep(_SETTLE_S, check_cancelled)
         if failure is None:
             _await_steps(work, loads, check_cancelled)
-    finally:
-        if client is not None:
-            client.close()
-        server.stop()
-        if sampler is not None:
-            sampler.stop()
     steps = read_steps(work / "recorder" / "rows")
     power = read_samples(work / "power.csv")
     folder = work / "recording"

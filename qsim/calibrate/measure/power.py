@@ -9,19 +9,29 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter as now
 from typing import Any
 
 from qsim.calibrate.measure.child import end, start
-from qsim.errors import CalibrationError, MissingExtraError, QsimError
+from qsim.catalog.gpus import GIB, GPUS, GpuType
+from qsim.errors import CalibrationError, MissingExtraError, QsimError, ScenarioError
 
-__all__ = ["Gpu", "Nvml", "PowerSample", "PowerSampler", "read_samples"]
+__all__ = [
+    "Gpu",
+    "Nvml",
+    "PowerSample",
+    "PowerSampler",
+    "choose_gpus",
+    "gpu_type_of",
+    "read_samples",
+]
 
 _FIELD_AVERAGE, _FIELD_INSTANT = 185, 186  # NVML_FI_DEV_POWER_AVERAGE, ..._INSTANT
 
@@ -52,6 +62,10 @@ class PowerSample:
     power_instant_mw: int
     sm_clock_mhz: int
     temperature_c: int
+
+
+def _text(told: str | bytes) -> str:
+    return told if isinstance(told, str) else told.decode()
 
 
 class Nvml:
@@ -97,25 +111,22 @@ class Nvml:
         found = []
         for i in range(lib.nvmlDeviceGetCount()):
             handle = lib.nvmlDeviceGetHandleByIndex(i)
-            name = lib.nvmlDeviceGetName(handle)
-            uuid = lib.nvmlDeviceGetUUID(handle)
             limit_mw = self._optional(lib.nvmlDeviceGetEnforcedPowerLimit, handle)
             found.append(
                 Gpu(
                     index=i,
-                    name=name if isinstance(name, str) else name.decode(),
+                    name=_text(lib.nvmlDeviceGetName(handle)),
                     memory_bytes=int(lib.nvmlDeviceGetMemoryInfo(handle).total),
                     capability=tuple(lib.nvmlDeviceGetCudaComputeCapability(handle)),
                     power_limit_w=limit_mw / 1e3 if limit_mw else None,
-                    uuid=uuid if isinstance(uuid, str) else uuid.decode(),
+                    uuid=_text(lib.nvmlDeviceGetUUID(handle)),
                 )
             )
         return found
 
     def driver(self) -> str:
         """The driver's version."""
-        version = self.lib.nvmlSystemGetDriverVersion()
-        return version if isinstance(version, str) else str(version.decode())
+        return _text(self.lib.nvmlSystemGetDriverVersion())
 
     def sample(self, handles: list[Any]) -> PowerSample:
         """Read the GPUs of one server."""
@@ -151,6 +162,69 @@ class Nvml:
             pass
         usage = int(lib.nvmlDeviceGetPowerUsage(handle))  # older boards: a mean over 1 s
         return usage, usage
+
+
+def gpu_type_of(board: Gpu) -> GpuType:
+    """The GPU type of a board, from NVML's name of it (e.g. "NVIDIA H200") and its memory.
+
+    Raises
+    ------
+    CalibrationError
+        If it is none that qsim knows.
+    """
+    name, memory = board.name, board.memory_bytes
+    for g in GPUS.values():
+        # whole words: a GH200 is no H200; and an A100 of 40 GB is no A100 of 80 GB
+        same = re.search(rf"\b{g.nvml_name}\b", name) and not re.search(r"PCIe|NVL", name)
+        if same and abs(memory / g.memory_bytes - 1) < 0.1:
+            return g
+    raise CalibrationError(
+        f"the GPU is {name!r} with {memory / GIB:.0f} GiB; qsim knows "
+        f"{', '.join(g.name for g in GPUS.values())}. "
+        "Give --gpu-type to calibrate it under one of their ids"
+    )
+
+
+def choose_gpus(
+    boards: Sequence[Gpu], wanted: Sequence[int], environment: Mapping[str, str]
+) -> list[int]:
+    """The GPUs to measure on, by NVML's number: the wanted ones.
+
+    Where none is wanted, all that CUDA_VISIBLE_DEVICES leaves visible, since a job scheduler may
+    have given the others to somebody else.
+
+    Raises
+    ------
+    ScenarioError
+        If there is no such GPU, or the chosen ones are of different kinds.
+    """
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if wanted:
+        chosen = list(wanted)
+    elif visible is None:
+        chosen = [b.index for b in boards]
+    else:
+        chosen = [_number(text.strip(), boards) for text in visible.split(",") if text.strip()]
+    for number in chosen:
+        if not 0 <= number < len(boards):
+            raise ScenarioError(f"gpus has {number}; this host has {len(boards)}, numbered from 0")
+    names = sorted({boards[number].name for number in chosen})
+    if len(names) > 1:
+        raise ScenarioError(f"gpus are of different kinds: {', '.join(names)}; choose one kind")
+    if not chosen:
+        raise ScenarioError("no GPU is left: CUDA_VISIBLE_DEVICES is empty; give --gpus")
+    return chosen
+
+
+def _number(text: str, boards: Sequence[Gpu]) -> int:
+    if text.isdecimal():
+        return int(text)
+    for board in boards:
+        if text.startswith("GPU-") and board.uuid.startswith(text):
+            return board.index
+    raise ScenarioError(
+        f"CUDA_VISIBLE_DEVICES has {text!r}, which is no GPU of this host; give --gpus"
+    )
 
 
 class PowerSampler:

@@ -134,7 +134,7 @@ def run(
 
     from qsim.bounds import MAX_SEED
     from qsim.calibrate.measure.job import Job
-    from qsim.calibrate.measure.power import Nvml
+    from qsim.calibrate.measure.power import Nvml, choose_gpus, gpu_type_of
     from qsim.calibrate.measure.run import (
         Campaign,
         groups_of,
@@ -143,12 +143,12 @@ def run(
         require_complete,
     )
     from qsim.calibrate.measure.server import serve_command as find_command
-    from qsim.catalog import gpus as gpu_types
+    from qsim.catalog.gpus import gpu_type as find_gpu
     from qsim.catalog.methods import METHODS
     from qsim.catalog.models import load_model
     from qsim.checks import finite, whole
     from qsim.cli._outputs import check_output, note
-    from qsim.cli._progress import campaign_progress, interruptible
+    from qsim.cli._progress import campaign_progress, draw
 
     if not dry_run:
         check_output("--out", out, folder=True)
@@ -165,16 +165,16 @@ def run(
         if not dry_run:
             raise
     if found:
-        numbers = gpu_types.choose_gpus(found, numbers, os.environ)
+        numbers = choose_gpus(found, numbers, os.environ)
         limit_w = found[numbers[0]].power_limit_w
         if limit_w is None:
             note("NVML does not tell the GPU's power limit: a profile takes its type's usual one")
     if gpu_type is not None:
-        kind = gpu_types.gpu_type(gpu_type)
+        kind = find_gpu(gpu_type)
     elif found:
-        kind = gpu_types.gpu_type_of(found[numbers[0]])
+        kind = gpu_type_of(found[numbers[0]])
     else:
-        kind = gpu_types.gpu_type("h200_sxm")
+        kind = find_gpu("h200_sxm")
         note(f"no GPU can be asked here: the plan is for {kind.name}; --gpu-type names another")
     wanted = load_model(model, dummy_weights=dummy_weights)
     for remark in wanted.remarks:
@@ -213,8 +213,12 @@ def run(
             return
         if not jobs:
             raise ScenarioError("no method is left to measure; see the notes above")
-        with interruptible(resume):
+        try:
             result = campaign.run(resume=resume)
+        except KeyboardInterrupt:
+            how = "the same command goes on" if resume else "add --resume to go on"
+            draw(f"\nComplete recordings are kept: {how}.\n")
+            raise
     fitted = {} if no_fit or only_holdout else _fit(result.complete)
     click.echo(
         json.dumps(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from qsim.calibrate.measure.power import Nvml, PowerSampler, read_samples
-from qsim.catalog.gpus import GPUS, choose_gpus, gpu_type, gpu_type_of
+from qsim.calibrate.measure.power import Nvml, PowerSampler, choose_gpus, gpu_type_of, read_samples
+from qsim.catalog.gpus import GPUS, gpu_type
 from qsim.errors import CalibrationError, MissingExtraError, ScenarioError
 from tests.calibrate.stub import NVML
 
