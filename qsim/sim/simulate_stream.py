@@ -15,7 +15,7 @@ from qsim.sim.results.histogram import Latency
 from qsim.sim.results.outages import Windows
 from qsim.sim.results.pools import PoolLatencies
 from qsim.sim.results.requests import RowWriter
-from qsim.sim.results.slo import Slo
+from qsim.sim.results.slo import Slo, attainment
 from qsim.sim.results.streaming import Feed, Sums
 from qsim.sim.results.summary import Run
 from qsim.sim.run_facts import outages_s, pool_uses, run_facts
@@ -65,6 +65,10 @@ class StreamResult(Run):
                 f"{', '.join(map(str, self._sums.slos)) or 'none'}: give them to simulate_stream"
             )
         return self._sums.good
+
+    def attainment(self) -> float | None:
+        """The share of all requests within every limit that the run was given; None without one."""
+        return attainment(self, self._sums.slos)
 
     def windows(self, slos: Sequence[Slo]) -> Windows:
         self.count_good(slos)

@@ -75,8 +75,8 @@ def test_rows_and_summary_are_those_of_the_whole_run(
     for got, exact in zip(one["slos"], all_["slos"], strict=True):
         assert got["slo"] == exact["slo"]
         assert got["value_ms"] == pytest.approx(exact["value_ms"], rel=RELATIVE_ERROR * 1.01)
-    assert attainment(run, SLOS) == attainment(whole, SLOS)
-    assert 0 < (attainment(run, SLOS) or 0) < 1
+    assert run.attainment() == attainment(whole, SLOS)
+    assert 0 < (run.attainment() or 0) < 1
 
 
 def test_requests_of_one_token(tmp_path: Path) -> None:
