@@ -285,8 +285,10 @@ class Replica:
                 self._inbox += api.advance(horizon - 1, 1)
                 if self._inbox:
                     time = self._wake_ps()
-                elif api.waiting(_NEVER):  # not before the horizon
-                    time = max(api.soonest_ps() + self._timing.wake_ps, horizon)
+                elif api.waiting(_NEVER):
+                    time = api.soonest_ps() + self._timing.wake_ps
+                    if time < horizon:  # what else there is makes it wait beyond
+                        time = self._wake_ps()
                 else:
                     time = -1
             if not 0 <= time < horizon:
