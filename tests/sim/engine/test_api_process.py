@@ -127,6 +127,9 @@ def test_a_burst_waits_for_the_process() -> None:
     # sixteen first turns of 3 ms and a last one of 2; then one more every 2 ms, for the next step
     assert got.ttft_ms[0] == pytest.approx(plain.ttft_ms[0] + 50.0)
     assert got.ttft_ms[1:] == pytest.approx(got.ttft_ms[0] + 50.0)
+    # and so do clients who wait for their answers
+    closed = simulate(load, with_api(constant_profile(50.0), request_ms=5.0), concurrency=16)
+    assert closed.ttft_ms == pytest.approx(got.ttft_ms)
 
 
 def test_a_full_process_bounds_the_tokens_a_second() -> None:
