@@ -249,6 +249,11 @@ class ApiTimes(Closed):
     send_ms: Ms
     turns: Annotated[int, Whole(2, 100)]
 
+    def times(self, factor: float) -> ApiTimes:
+        """With every time multiplied."""
+        ms = {k: v * factor for k, v in vars(self).items() if k != "turns"}
+        return ApiTimes(**ms, turns=self.turns)
+
 
 @dataclass(frozen=True)
 class FrontEnd(Closed):
@@ -282,11 +287,7 @@ class FrontEnd(Closed):
 
     def times(self, factor: float) -> FrontEnd:
         """With every time multiplied."""
-        api = self.api
-        if api is not None:
-            api = ApiTimes(
-                **{k: v * factor for k, v in vars(api).items() if k != "turns"}, turns=api.turns
-            )
+        api = None if self.api is None else self.api.times(factor)
         ms = {k: v * factor for k, v in vars(self).items() if k != "api"}
         return FrontEnd(**ms, api=api)
 

@@ -44,7 +44,7 @@ BoolArray = npt.NDArray[np.bool_]
 Backlog = tuple[FloatArray, FloatArray]
 
 #: the times of the API server's process, in proportion, by when requests and tokens passed through
-#: that of a vLLM 0.33 (bursts, long prompts, closed loops; docs/fidelity.md)
+#: that of a vLLM 0.33 (docs/profile-format.md; tools/check_api_server.py)
 API = ApiTimes(
     request_ms=0.6,
     request_ms_per_1k_prompt_tokens=0.12,

@@ -289,11 +289,7 @@ class ApiProcess:
                 end = begin + entering.own_ps
                 begun = end - turns_ps[last]
                 if begun <= limit_ps and (len(arriving) == 1 or arriving[1].arrival_ps > begun):
-                    ready, serial = end + entering.tail_ps, self._ready_ps + entering.serial_ps
-                    if ready < serial:
-                        ready = serial
-                    self._ready_ps = ready
-                    through.append((ready, entering.request))
+                    through.append((self._take_in(entering, end), entering.request))
                     arriving.popleft()
                     self.busy_ps = end
                     continue
@@ -301,9 +297,7 @@ class ApiProcess:
                 entering = inside[0]
                 end = begin + self._left_ps[entering.turn]
                 if end - turns_ps[last] <= limit_ps and end - turns_ps[last] < self._next_ps():
-                    ready, serial = end + entering.tail_ps, self._ready_ps + entering.serial_ps
-                    self._ready_ps = ready if ready > serial else serial
-                    through.append((self._ready_ps, entering.request))
+                    through.append((self._take_in(entering, end), entering.request))
                     inside.clear()
                     self.busy_ps = end
                     continue
@@ -317,9 +311,7 @@ class ApiProcess:
                 end += turns_ps[turn]
                 if turn == last:
                     first += 1
-                    ready, serial = end + entering.tail_ps, self._ready_ps + entering.serial_ps
-                    self._ready_ps = ready if ready > serial else serial
-                    through.append((self._ready_ps, entering.request))
+                    through.append((self._take_in(entering, end), entering.request))
                 else:
                     entering.turn = turn + 1
             if first:
@@ -349,6 +341,12 @@ class ApiProcess:
             while coming and coming[0][0] <= next_ps and coming[0][0] <= limit_ps:
                 self._take(*coming.popleft())
         return through
+
+    def _take_in(self, entering: Entering, end_ps: int) -> int:
+        """When the engine's queue has a request whose last turn ended then."""
+        ready, serial = end_ps + entering.tail_ps, self._ready_ps + entering.serial_ps
+        self._ready_ps = ready if ready > serial else serial
+        return self._ready_ps
 
     def first_ready_ps(self) -> int:
         """When the first is in the engine's queue if nothing else comes; -1: none is on its way."""
