@@ -49,7 +49,8 @@ class Run:
     concurrency : int, optional
         How many clients sent them, of a closed loop.
     texts : bool
-        Whether prompts were texts: those of ``vllm bench serve`` are, those of sessions token ids.
+        Whether prompts were texts: those of ``vllm bench serve`` are, those of a session where its
+        turns say so (``text``).
     sent_s, ttft_s, e2el_s : float64 arrays, shape (n,)
         In the trace's order.
     cached_tokens : int64 array, shape (n,), optional
@@ -163,7 +164,8 @@ def _sessions(path: Path, rows: list[dict[str, Any]]) -> Run:
     )
     cached = [row["usage"]["prompt_tokens_details"]["cached_tokens"] for row in rows]
     ttft_s = np.array([row["ttft_s"] for row in rows])
-    return Run(_name(path), trace, None, False, sent_s, ttft_s, e2el_s, np.array(cached))
+    texts = all(row.get("text", False) for row in rows)
+    return Run(_name(path), trace, None, texts, sent_s, ttft_s, e2el_s, np.array(cached))
 
 
 def _name(path: Path) -> str:
