@@ -6,7 +6,7 @@ A result of ``vllm bench serve --max-concurrency N --save-result --save-detailed
 N clients who send its requests, one after the other, as ``qsim simulate --concurrency N`` does. A
 JSON list of the turns of sessions is simulated as sessions: an object a turn, with ``session``,
 ``turn``, ``t`` (when it was sent, s), ``ttft_s``, ``e2e_s``, ``prompt`` and ``output`` (tokens),
-and ``usage.prompt_tokens_details.cached_tokens``. Its first turn is sent when it was, each further
+and ``usage.prompt_tokens_details.cached_tokens`` where the server tells it. Its first turn is sent when it was, each further
 one after the simulated answer and as long as the client then took.
 
 Printed are, measured and simulated and the error: output tokens/s from the first request to the
@@ -162,10 +162,11 @@ def _sessions(path: Path, rows: list[dict[str, Any]]) -> Run:
         name=path.name,
         turns=Turns(previous, delay_s),
     )
-    cached = [row["usage"]["prompt_tokens_details"]["cached_tokens"] for row in rows]
+    told = [row["usage"].get("prompt_tokens_details") for row in rows]
+    cached = np.array([each["cached_tokens"] for each in told]) if all(told) else None
     ttft_s = np.array([row["ttft_s"] for row in rows])
     texts = all(row.get("text", False) for row in rows)
-    return Run(_name(path), trace, None, texts, sent_s, ttft_s, e2el_s, np.array(cached))
+    return Run(_name(path), trace, None, texts, sent_s, ttft_s, e2el_s, cached)
 
 
 def _name(path: Path) -> str:
