@@ -1,18 +1,23 @@
 """How well clients that wait for answers are predicted: closed loops and sessions of a real server.
 
     python tools/check_clients.py --profile ID RESULT.json...
+    python tools/check_clients.py --repeats RESULT.json...
 
 A result of ``vllm bench serve --max-concurrency N --save-result --save-detailed`` is simulated as
 N clients who send its requests, one after the other, as ``qsim simulate --concurrency N`` does. A
 JSON list of the turns of sessions is simulated as sessions: an object a turn, with ``session``,
 ``turn``, ``t`` (when it was sent, s), ``ttft_s``, ``e2e_s``, ``prompt`` and ``output`` (tokens),
-and ``usage.prompt_tokens_details.cached_tokens`` where the server tells it. Its first turn is sent when it was, each further
-one after the simulated answer and as long as the client then took.
+and ``usage.prompt_tokens_details.cached_tokens`` where the server tells it. Its first turn is sent
+when it was, each further one after the simulated answer and as long as the client then took.
 
 Printed are, measured and simulated and the error: output tokens/s from the first request to the
 last token, mean TTFT and TPOT as ``vllm bench serve`` defines them, and for sessions the share of
 prompt tokens found in the prefix cache. An ``info.json`` beside a result tells the server's KV
 blocks (``facts.num_gpu_blocks``).
+
+With ``--repeats`` a load that was sent to its server twice, ``NAME.json`` and ``NAME-again.json``,
+is held against itself: means and medians of TTFT, TPOT and end-to-end latency, the second run over
+the first. No simulation can be expected to be closer to one run than the runs are to each other.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,16 +71,20 @@ class Run:
     e2el_s: FloatArray
     cached_tokens: npt.NDArray[np.int64] | None
 
+    @property
+    def tpot_s(self) -> FloatArray:
+        """Of requests with several tokens."""
+        tokens = self.trace.output_tokens
+        several = tokens > 1
+        return (self.e2el_s - self.ttft_s)[several] / (tokens[several] - 1)
+
     def figures(self) -> dict[str, float]:
         """What was measured."""
-        tokens = self.trace.output_tokens
         duration_s = float((self.sent_s + self.e2el_s).max() - self.sent_s[0])
-        several = tokens > 1
-        tpot_s = (self.e2el_s - self.ttft_s)[several] / (tokens[several] - 1)
         found = {
-            "output tokens/s": float(tokens.sum()) / duration_s,
+            "output tokens/s": float(self.trace.output_tokens.sum()) / duration_s,
             "mean TTFT, ms": float(self.ttft_s.mean()) * 1000,
-            "mean TPOT, ms": float(tpot_s.mean()) * 1000,
+            "mean TPOT, ms": float(self.tpot_s.mean()) * 1000,
         }
         if self.cached_tokens is not None:
             found["prefix hits, %"] = 100 * float(
@@ -192,11 +201,51 @@ def rows_of(run: Run, profile: str, blocks: int | None, replay: bool) -> Iterato
         )
 
 
+def repeats(paths: Sequence[Path]) -> Iterator[str]:
+    """The table of loads that were sent twice, and how many of its cells are within 5%.
+
+    Raises
+    ------
+    TraceError
+        If none of them was.
+    """
+    yield "| load | mean TTFT | median | mean TPOT | median | mean E2EL | median |"
+    yield "|---|---:|---:|---:|---:|---:|---:|"
+    changes = []
+    for path in paths:
+        again = path.with_name(path.name.replace(".json", "-again.json"))
+        if not again.exists():
+            continue
+        first, second = read(path), read(again)
+        change = [
+            float(statistic(b) / statistic(a) - 1) * 100
+            for a, b in (
+                (first.ttft_s, second.ttft_s),
+                (first.tpot_s, second.tpot_s),
+                (first.e2el_s, second.e2el_s),
+            )
+            for statistic in (np.mean, np.median)
+        ]
+        changes.append(change)
+        name = f"{path.absolute().parent.name}, {first.name}"
+        yield f"| {name} | {' | '.join(f'{x:+.1f}%' for x in change)} |"
+    if not changes:
+        raise TraceError("none of these loads has a second run beside it, NAME-again.json")
+    size = np.abs(changes)
+    yield ""
+    yield (
+        f"{size.size} means and medians: half within {np.median(size):.1f}%, "
+        f"{np.mean(size <= 5):.0%} within 5%; of TTFT {np.mean(size[:, :2] <= 5):.0%}"
+    )
+
+
 def main() -> int:
     """Print the table; 1 for a result that cannot be used."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
-    parser.add_argument("--profile", required=True, help="id or path")
+    wanted = parser.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("--profile", help="id or path")
+    wanted.add_argument("--repeats", action="store_true", help="two runs of a load, side by side")
     parser.add_argument(
         "--num-gpu-blocks-override", type=int, help="instead of what info.json tells"
     )
@@ -207,6 +256,13 @@ def main() -> int:
         "the clients; prefixes are not known then",
     )
     given = parser.parse_args()
+    if given.repeats:
+        try:
+            print("\n".join(repeats(given.results)))
+        except QsimError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        return 0
     print("| load | requests | figure | measured | simulated | error |")
     print("|---|---:|---|---:|---:|---:|")
     try:

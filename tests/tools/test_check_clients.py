@@ -173,3 +173,52 @@ def test_the_table_in_the_documentation(
     printed = capsys.readouterr().out.splitlines()[2:]
     # without the last column, the errors of the shipped profile
     assert sorted(line.rsplit("|", 2)[0] + "|" for line in shown) == sorted(printed)
+
+
+def test_loads_that_were_sent_twice(
+    tool: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = " ".join((ROOT / "docs" / "fidelity.md").read_text().split())
+    paths = sorted(str(p) for p in MEASURED.parent.glob("*/*.json.gz"))
+    monkeypatch.setattr(sys, "argv", ["check", *paths, "--repeats"])
+    assert tool.main() == 0
+    *rows, _, said = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 + 8
+    assert said == "48 means and medians: half within 6.3%, 42% within 5%; of TTFT 12%"
+    assert "42% are within 5%" in text
+    assert "half within 6.3%; of those of TTFT 12%" in text
+    monkeypatch.setattr(sys, "argv", ["check", paths[0], "--repeats"])
+    assert tool.main() == (0 if Path(paths[0].replace(".json", "-again.json")).exists() else 1)
+
+
+def test_the_fourth_server_in_the_documentation(
+    tool: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = MEASURED.with_name("llama-3.1-8b--fp8-w8a8--v0.33--2026-12-01")
+    names = {
+        "32 clients, four processes": "max-concurrency-32-driven",
+        "32 clients, `vllm bench serve`": "max-concurrency-32",
+        "128 clients, four processes": "max-concurrency-128-driven",
+        "128 clients, `vllm bench serve`": "max-concurrency-128",
+        "160 sessions, four processes": "sessions-160",
+    }
+    text = (ROOT / "docs" / "fidelity.md").read_text()
+    for said, name in names.items():
+        profile = str(folder / "adapted.profile.json")
+        given = [str(folder / f"{name}.json.gz"), "--profile", profile]
+        monkeypatch.setattr(sys, "argv", ["check", *given])
+        assert tool.main() == 0
+        found = errors(capsys.readouterr().out)
+        order = ("output tokens/s", "mean TPOT, ms", "mean TTFT, ms")
+        assert f"| {said} | {' | '.join(f'{found[k]:+.1f}%' for k in order)} |" in text
+    info = json.loads((folder / "info.json").read_text())["loads"]
+    for name, more_ms in (
+        ("max-concurrency-128", 36),
+        ("max-concurrency-128-driven", 21),
+        ("max-concurrency-32", 8),
+        ("max-concurrency-32-driven", 5),
+    ):
+        seen_ms = tool.read(folder / f"{name}.json.gz").figures()["mean TTFT, ms"]
+        assert seen_ms - info[name]["mean_time_to_first_token_ms"] == pytest.approx(
+            more_ms, abs=0.6
+        )

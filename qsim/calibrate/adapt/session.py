@@ -30,6 +30,8 @@ IDLE_S = 3.0
 #: shares of the capacity, and of the time, of the two loads of arrivals
 _ARRIVALS = (("moderate", 0.6, 0.5), ("full", 1.2, 0.3))
 _LONGEST_PROMPT, _LONGEST_OUTPUT = 4096, 512
+#: requests sent at once before anything is measured
+WARM_UP = 128
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,8 @@ def send_loads(
     )
     loads, sent = [], 0
     try:
-        warm: Streams = [{"prompt": [64, 600], "output": [4, 4], "concurrency": 1}]
-        client.run(_request("warm", warm), timeout_s, lambda: None)
-        sent += 2
+        for warm in _warm_up(settings.max_model_len):
+            sent += len(client.run(_request("warm", warm), timeout_s, lambda: None).requests)
         for plan in plans:
             say(f"{plan.label}: {plan.what}, about {plan.expected_s:.0f} s")
             result = client.run(_request(plan.label, plan.streams), timeout_s, lambda: None)
@@ -188,6 +189,19 @@ def send_loads(
         lost.append("no power was measured: power and energy stay those expected of a machine")
     watts = idle_j / (end - begin) if idle_j is not None else None
     return Session(loads, watts, lost)
+
+
+def _warm_up(longest: int | None) -> list[Streams]:
+    """Two single prompts, and a burst: what is not measured.
+
+    The first steps of many prompts allocate memory on the GPU, and wait for it: a server that is
+    new answers its first bursts up to 100 ms later than any other (``sample_end_s`` of the first
+    loads of recordings is the end of the step on the GPU).
+    """
+    prompt = min(256, (longest or 8192) // 2)
+    single = {"prompt": [64, prompt], "output": [4, 4], "concurrency": 1}
+    many = {"prompt": [prompt] * WARM_UP, "output": [8] * WARM_UP, "at_s": [0.0] * WARM_UP}
+    return [[single], [many]]
 
 
 def _request(label: str, streams: Streams) -> dict[str, Any]:
