@@ -14,8 +14,6 @@ from typing import Any
 
 from qsim.bounds import shown
 
-__all__ = ["refusal", "remarks", "text_config"]
-
 #: where multimodal models keep their language model
 _NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
 #: one name each for what models call differently; vLLM takes them for the same

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from qsim.errors import ScenarioError
 
-__all__ = ["GIB", "GPUS", "GpuType", "gpu_type"]
-
 GIB = 1 << 30
 
 

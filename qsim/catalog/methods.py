@@ -16,16 +16,6 @@ from qsim.catalog.gpus import GIB, GpuType
 from qsim.catalog.models import Architecture, Model
 from qsim.errors import ScenarioError
 
-__all__ = [
-    "KV_FP8",
-    "METHODS",
-    "Method",
-    "check",
-    "contradiction",
-    "find_method",
-    "weight_bytes",
-]
-
 KV_FP8 = "+kv-fp8"
 
 

@@ -16,8 +16,6 @@ from qsim.errors import MissingExtraError, ScenarioError
 _MOST_SIZE = 1 << 20
 _MOST = {"num_hidden_layers": 10_000, "vocab_size": 1 << 23, "max_position_embeddings": 1 << 30}
 
-__all__ = ["ARCHITECTURES", "Architecture", "Model", "load_model", "write_dummy"]
-
 
 @dataclass(frozen=True)
 class Architecture:

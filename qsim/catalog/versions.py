@@ -16,21 +16,6 @@ from typing import Any
 
 from qsim.errors import ScenarioError
 
-__all__ = [
-    "DEFAULT_VERSION",
-    "NEWEST",
-    "OLDEST",
-    "VersionRules",
-    "default_budget",
-    "default_limits",
-    "graph_sizes",
-    "newer_than_known",
-    "parse_version",
-    "require",
-    "rules_of",
-    "version_notes",
-]
-
 #: what a scenario or a profile that names no version is taken to be
 DEFAULT_VERSION = "0.24"
 #: the range of releases (major, minor) whose rules were read

@@ -20,8 +20,6 @@ from qsim.bounds import Closed, Items, Line, Name, Number
 from qsim.catalog.versions import parse_version
 from qsim.profiles.schema import ApiTimes, Carried, HostTimes, Profile
 
-__all__ = ["Change", "carry", "changes", "release"]
-
 FILE = Path(__file__).parent / "versions.json"
 SCHEMA = "qsim-versions/1"
 

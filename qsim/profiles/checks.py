@@ -14,7 +14,6 @@ from qsim.errors import ProfileError
 if TYPE_CHECKING:
     from qsim.profiles.schema import MixedSpan, Profile
 
-__all__ = ["VLLM_ARGS", "check"]
 
 #: options of ``vllm serve`` that a profile may ask for: those that decide how a model is computed.
 #: A profile may be anybody's, and options such as --trust-remote-code or --middleware run code.

@@ -21,18 +21,6 @@ from qsim.profiles.schema import (
     Profile,
 )
 
-__all__ = [
-    "FACTORS",
-    "HOST",
-    "SCHEDULER_ROWS",
-    "Factors",
-    "apply",
-    "decode_span",
-    "mixed_span",
-    "scheduler_ms",
-    "times",
-]
-
 #: running requests at which hosts are compared
 SCHEDULER_ROWS = 32
 

@@ -18,20 +18,6 @@ from qsim.errors import ProfileError, ScenarioError
 from qsim.profiles.carry import carry, release
 from qsim.profiles.schema import Profile
 
-__all__ = [
-    "SHARDED_FOLDER",
-    "ProfileEntry",
-    "carry_note",
-    "file_name",
-    "find_profiles",
-    "list_profiles",
-    "list_sharded",
-    "load_profile",
-    "stated_errors",
-    "transfer_note",
-    "version_of",
-]
-
 #: of a shipped profile
 _ID = re.compile(r"[a-z0-9_.+-]+(/[a-z0-9_.+-]+){2,3}", re.ASCII)
 #: of transferred tensor-parallel servers that plans do not choose among

@@ -13,8 +13,6 @@ from typing import Any
 
 from qsim.profiles.schema import Profile
 
-__all__ = ["BeyondMeasured", "MeasuredRange"]
-
 
 @dataclass(frozen=True)
 class MeasuredRange:

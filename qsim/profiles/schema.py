@@ -52,27 +52,6 @@ from qsim.bounds import (
 from qsim.errors import ProfileError
 from qsim.files import write_text
 
-__all__ = [
-    "SCHEMA",
-    "Adapted",
-    "ApiTimes",
-    "Carried",
-    "DecodeSpan",
-    "EngineDefaults",
-    "FrontEnd",
-    "HostTimes",
-    "Identity",
-    "Latency",
-    "MeasuredHost",
-    "Memory",
-    "MixedSpan",
-    "Power",
-    "Profile",
-    "Throttle",
-    "Transfer",
-    "held_shares",
-]
-
 SCHEMA = "qsim-profile/1"
 #: largest profile file, bytes; the shipped ones have 9,000
 MAX_FILE = 4 << 20

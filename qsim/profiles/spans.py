@@ -16,8 +16,6 @@ import numpy.typing as npt
 
 from qsim.profiles.schema import MixedSpan
 
-__all__ = ["mixed_base_ms", "tile_tokens"]
-
 
 def tile_tokens(span: MixedSpan) -> int:
     """The tile of the matrix kernels at the largest measured steps, tokens; 1 if none shows.

@@ -22,8 +22,6 @@ import numpy.typing as npt
 from qsim.profiles.factors import FACTORS, HOST, scheduler_ms
 from qsim.profiles.schema import Profile
 
-__all__ = ["FILE", "SCHEMA", "Known", "Prior", "Spread", "shipped_spread"]
-
 FloatArray = npt.NDArray[np.float64]
 
 SCHEMA = "qsim-spread/1"

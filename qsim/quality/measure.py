@@ -23,8 +23,6 @@ from qsim.files import write_text
 from qsim.quality.stored import QUALITY_SCHEMA, read_quality
 from qsim.quality.tasks import OWN, TASKS, Task, find_task, own_tasks
 
-__all__ = ["RUN_SCHEMA", "Run", "TaskScore", "compare", "evaluate", "load_run", "parse_tasks"]
-
 #: deepest nesting of lm-eval's groups
 _NESTED = 8
 RUN_SCHEMA = "qsim-quality-run/1"

@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["ModelKey", "model_key", "unknown_note"]
-
 #: beginnings of names -> lineage: models of one lineage share an architecture and training line
 _LINEAGES = (
     ("llama-2", "llama-2"),

@@ -48,28 +48,6 @@ from qsim.quality.models import ModelKey, model_key
 from qsim.quality.table import Row, recovery_table
 from qsim.quality.tasks import TASKS
 
-__all__ = [
-    "CLASS_OF",
-    "KIN",
-    "NU",
-    "Z90",
-    "Cases",
-    "Components",
-    "Pool",
-    "block_ranks",
-    "components",
-    "covariance",
-    "inverted",
-    "log_likelihood",
-    "make_pool",
-    "posterior",
-    "predict",
-    "sampling_variance",
-    "shipped_weights",
-    "single_variance",
-    "t95",
-]
-
 Array = NDArray[np.float64]
 
 #: class of a method: methods of one class share ``tau``

@@ -28,8 +28,6 @@ from qsim.quality.stored import read_quality
 from qsim.quality.table import Row, recovery_table
 from qsim.quality.tasks import TASKS, normalise_mix
 
-__all__ = ["STATUSES", "Z90", "Recovery", "TaskRecovery", "fleet_recovery", "recovery"]
-
 #: best first
 STATUSES = ("measured", "published", "estimated")
 KV_EFFECT = "kv-fp8"

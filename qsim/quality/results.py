@@ -10,8 +10,6 @@ from qsim.bounds import Count, Items, Line, Plain
 from qsim.edge import build
 from qsim.errors import ScenarioError
 
-__all__ = ["check_results"]
-
 _Object = Annotated[dict[str, Any], Plain()]
 
 

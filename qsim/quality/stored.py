@@ -22,8 +22,6 @@ from typing import Any
 from qsim.errors import ProfileError
 from qsim.quality.tasks import OWN, OWN_NAME, TASKS
 
-__all__ = ["QUALITY_SCHEMA", "read_quality"]
-
 QUALITY_SCHEMA = "qsim-quality/1"
 
 _AGAIN = "run 'qsim calibrate quality' again"

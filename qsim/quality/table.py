@@ -15,9 +15,6 @@ from importlib import resources
 from qsim.quality.models import ModelKey, model_key
 from qsim.quality.tasks import TASKS
 
-__all__ = ["Row", "recovery_table"]
-
-
 #: names of one publisher: Neural Magic became Red Hat AI, and wrote the paper on its checkpoints
 _PUBLISHERS = {
     "neuralmagic": "RedHatAI",

@@ -16,20 +16,6 @@ from pathlib import Path
 
 from qsim.errors import ScenarioError
 
-__all__ = [
-    "DEFAULT_MIX",
-    "FAMILIES",
-    "OWN",
-    "OWN_NAME",
-    "TASKS",
-    "Task",
-    "family_mix",
-    "find_task",
-    "normalise_mix",
-    "own_tasks",
-    "parse_mix",
-]
-
 
 @dataclass(frozen=True)
 class Task:

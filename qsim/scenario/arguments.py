@@ -13,18 +13,6 @@ from qsim.sim.fleet.lifecycle import Lifecycle
 from qsim.sim.results.slo import Slo
 from qsim.sim.scheduler.config import EngineOptions
 
-__all__ = [
-    "CapacityArguments",
-    "CommonArguments",
-    "CurveArguments",
-    "PlanArguments",
-    "ScheduleArguments",
-    "SearchArguments",
-    "StudyArguments",
-    "SweepArguments",
-    "TuneArguments",
-]
-
 
 class _Priced(TypedDict, total=False):
     prices: Mapping[str, float] | None

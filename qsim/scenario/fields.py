@@ -9,22 +9,6 @@ from qsim.bounds import Items, Number, Text
 from qsim.checks import is_number, parse_count
 from qsim.scenario.section import Checked
 
-__all__ = [
-    "Amount",
-    "Factor",
-    "File",
-    "Seconds",
-    "Share",
-    "Texts",
-    "Values",
-    "Word",
-    "empty_dict",
-    "empty_list",
-    "one_or_a_file",
-    "size",
-    "text_or_number",
-]
-
 #: members of one list of a scenario
 MOST = 10_000
 

@@ -22,8 +22,6 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 if TYPE_CHECKING:
     from qsim.scenario.section import Section
 
-__all__ = ["json_schema", "judged"]
-
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

@@ -27,7 +27,6 @@ from qsim.traces.trace import Trace
 if TYPE_CHECKING:
     from qsim.edge import Place
 
-__all__ = ["build", "fill", "place_of", "refuse_clients", "scenario_of"]
 
 _TRAFFIC = ("trace", "format", "columns", "sort", "start", "end", "speed", "head", "sample",
             "scale_prompt", "scale_output", "shared_prefix", "merge", "peak_hour",

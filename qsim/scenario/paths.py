@@ -12,8 +12,6 @@ from qsim.documents import parse_yaml
 from qsim.errors import ScenarioError
 from qsim.scenario.section import Checked, Section
 
-__all__ = ["parse_set", "paths_named", "put_at"]
-
 _INDEX = re.compile(r"\[(\d{1,9})\]")
 _LONGEST = 10_000
 

@@ -19,18 +19,6 @@ from qsim.traces.load import load_reshaped
 from qsim.traces.reshape import forecast
 from qsim.traces.trace import Trace
 
-__all__ = [
-    "Candidates",
-    "candidates_of",
-    "check_lone_weight",
-    "common_lifecycle",
-    "load_profile_of",
-    "load_traffic",
-    "one_pool",
-    "profile_name",
-    "searched_engine",
-]
-
 
 def load_traffic(
     traffic: Traffic,

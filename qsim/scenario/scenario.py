@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from qsim.edge import Place
 
-__all__ = ["COMMANDS", "Scenario"]
 
 #: commands with a section of their own
 COMMANDS = ("plan", "tune", "schedule", "sweep", "study", "capacity", "curve")

@@ -21,17 +21,6 @@ from qsim.scenario.fields import (
 from qsim.scenario.section import Checked, Field, Section
 from qsim.scenario.sections import ProfileName
 
-__all__ = [
-    "CapacitySection",
-    "CurveSection",
-    "PlanSection",
-    "ScheduleSection",
-    "SearchSection",
-    "StudySection",
-    "SweepSection",
-    "TuneSection",
-]
-
 #: what a timetable is compared with
 Policy = Literal["static", "reactive", "predictive", "consolidation", "mixed"]
 #: what a study shows

@@ -31,8 +31,6 @@ from typing import (
 
 from qsim.bounds import Items, Number, Text, Whole, shown
 
-__all__ = ["MISSING", "Checked", "Doubt", "Field", "FieldInfo", "Section", "plainly"]
-
 T = TypeVar("T")
 #: the default of a field that has none
 MISSING: Any = object()

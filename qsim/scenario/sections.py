@@ -41,8 +41,6 @@ from qsim.sim.scheduler.config import MAX_KV_BYTES, EngineOptions
 from qsim.traces.reshape import Reshaping
 from qsim.traces.trace import Trace
 
-__all__ = ["Accounts", "Engine", "Fleet", "Lifetimes", "PoolSection", "ProfileName", "Traffic"]
-
 _DAY_S = 86_400
 ProfileName = Annotated[
     Any,

@@ -21,18 +21,6 @@ if TYPE_CHECKING:
     from qsim.traces.reading.source import Source
     from qsim.traces.synth.presets import PresetRequest
 
-__all__ = [
-    "iter_preset",
-    "load_reshaped",
-    "load_trace",
-    "named",
-    "opened",
-    "preset_names",
-    "preset_request",
-    "shape",
-    "split_params",
-]
-
 
 def load_trace(
     source: str | PathLike[str],

@@ -18,8 +18,6 @@ from qsim.traces.reading.source import Source
 from qsim.traces.reshape import Reshaping
 from qsim.traces.trace import Trace
 
-__all__ = ["PART_REQUESTS", "TraceParts", "is_large", "open_parts"]
-
 #: Requests in a part at most, where a trace is cut here.
 PART_REQUESTS = 1 << 16
 #: From here on :func:`is_large` says that a trace is.

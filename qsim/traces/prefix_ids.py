@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["KV_BLOCK_TOKENS", "fitting_block_tokens", "most_ids", "prefix_id"]
-
 #: vLLM's KV block: what prompts share is shared in whole ones
 KV_BLOCK_TOKENS = 16
 

@@ -21,9 +21,6 @@ from qsim.errors import ScenarioError, TraceError
 from qsim.traces.prefix_ids import KV_BLOCK_TOKENS
 from qsim.traces.trace import MOST_TOKENS, HashIds, Trace, merge
 
-__all__ = ["Forecast", "Reshaping", "busiest_hour", "forecast", "merge_all"]
-
-
 #: of the stream of draws, apart from those of formats and presets
 _SAMPLE_STREAM = 101
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -9,9 +9,6 @@ import numpy as np
 from qsim.arrays import FloatArray, IntArray
 from qsim.traces.trace import HashIds, Trace
 
-__all__ = ["trace_statistics"]
-
-
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9)
 #: A window counts for the median CV within windows if at least so many gaps end in it.
 MIN_GAPS = 20

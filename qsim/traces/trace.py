@@ -12,21 +12,6 @@ import numpy.typing as npt
 from qsim.arrays import BoolArray, FloatArray, IntArray
 from qsim.errors import TraceError
 
-__all__ = [
-    "COLUMNS",
-    "MOST_ARRIVAL_S",
-    "MOST_PRIORITY",
-    "MOST_TOKENS",
-    "HashIds",
-    "Trace",
-    "Turns",
-    "join_column",
-    "joined",
-    "merge",
-    "taken",
-]
-
-
 #: 300 years; and a length that no model has: sums over billions of requests fit into 64 bits
 MOST_ARRIVAL_S = 1e10
 MOST_TOKENS = 1_000_000_000

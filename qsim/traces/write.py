@@ -18,8 +18,6 @@ from qsim.errors import MissingExtraError, TraceError
 from qsim.files import atomic_path
 from qsim.traces.trace import HashIds, Trace, Turns
 
-__all__ = ["WRITE_FORMATS", "format_for", "write_chunks", "write_trace"]
-
 MOONCAKE_BLOCK_TOKENS = 512
 #: The formats, and the file endings that choose them.
 WRITE_FORMATS: dict[str, tuple[str, ...]] = {

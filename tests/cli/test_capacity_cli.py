@@ -11,7 +11,7 @@ import pytest
 import qsim as api
 from qsim.cli._outputs import to_json
 from qsim.cli.capacity import DEFAULT_TRACE
-from qsim.optimize.capacity.capacity import DEFAULT_TRAFFIC
+from qsim.optimize.capacity.layout import DEFAULT_TRAFFIC
 from qsim.scenario import Scenario
 from tests.cli.helpers import fails, qsim
 

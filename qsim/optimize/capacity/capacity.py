@@ -34,8 +34,6 @@ from qsim.scenario.resolve import candidates_of, searched_engine
 from qsim.sim.results.goodput import goodput_goal
 from qsim.traces.trace import Trace
 
-__all__ = ["DEFAULT_TRAFFIC", "capacity"]
-
 
 def capacity(
     model: str | Scenario | None = None,

@@ -33,8 +33,6 @@ from qsim.sim.results.slo import Slo
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces.trace import Trace
 
-__all__ = ["SHARES", "FleetCurve", "LoadCurve", "curve"]
-
 #: shares of the highest rate that a fleet carries at which it is also simulated
 SHARES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.1, 1.25, 1.5)
 _MOST_FLEETS = 16

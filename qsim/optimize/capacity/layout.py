@@ -19,7 +19,6 @@ from qsim.sim.results.slo import Slo
 if TYPE_CHECKING:
     from qsim.sim.results.machine_ranges import MachineRanges
 
-__all__ = ["DEFAULT_TRAFFIC", "OBJECTIVES", "Capacity", "Layout", "Traffic", "ranked"]
 
 #: traffic where none is given
 DEFAULT_TRAFFIC = "azure-conv-2023"

@@ -12,18 +12,6 @@ from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, busy_s, offered_load
 from qsim.traces.trace import Trace
 
-__all__ = [
-    "Carried",
-    "Point",
-    "base_rate_rps",
-    "first_speed",
-    "first_users",
-    "fleet_search",
-    "rate_search",
-    "users_of_fleet",
-    "users_search",
-]
-
 #: the search ends when the rate that fails is at most so much above the one that does not
 PRECISION = 0.02
 #: how far from the guess is looked, upwards and downwards

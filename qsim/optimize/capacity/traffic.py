@@ -16,8 +16,6 @@ from qsim.traces import load_trace
 from qsim.traces.load import preset_names
 from qsim.traces.trace import Trace
 
-__all__ = ["asked_traffic", "sized_traffic"]
-
 Tell = Callable[[str, Mapping[str, Any]], None]
 
 #: a preset of no given length is drawn to last about so long at the highest rate that is expected,

@@ -17,8 +17,6 @@ from qsim.bounds import shown
 from qsim.errors import ScenarioError
 from qsim.sim.fleet.autoscaling import RATES, Autoscaler, ScalingPolicy, ScalingRules, Signal
 
-__all__ = ["KINDS", "autoscaler_manifest", "read_autoscaler"]
-
 #: of the objects that say how many servers there are
 KINDS = ("HorizontalPodAutoscaler", "ScaledObject")
 

@@ -13,8 +13,6 @@ from qsim.profiles.schema import Profile
 from qsim.sim.fleet.autoscaling import Autoscaler
 from qsim.sim.scheduler.config import EngineConfig, EngineOptions
 
-__all__ = ["STARTUP_S", "Pool", "distinct", "pools_of"]
-
 #: seconds from `vllm serve` to its first answer on /health: the largest of the starts measured on
 #: an H200 (50-105 s, weights on a local disk or drawn); loading over a network is not in it
 STARTUP_S = 105.0

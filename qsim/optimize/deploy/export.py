@@ -27,19 +27,6 @@ from qsim.traces.parts import is_large
 from qsim.traces.reshape import forecast
 from qsim.traces.trace import Trace
 
-__all__ = [
-    "SIMULATED_EXPORTS",
-    "Export",
-    "export_plan",
-    "export_pools",
-    "export_scenario",
-    "export_simulated",
-    "parse_export",
-    "pools_scenario",
-    "servers_of",
-    "simulate_command",
-]
-
 EXPORTS = ("vllm", "kubernetes", "scenario")
 SIMULATED_EXPORTS = ("kubernetes", "vllm")
 #: name of a scenario in a folder

@@ -21,8 +21,6 @@ from qsim.optimize.deploy.deployment import Pool, distinct
 from qsim.optimize.deploy.vllm import real_router, serve_words
 from qsim.sim.fleet.autoscaling import Autoscaler, ScalingPolicy, ScalingRules, Signal
 
-__all__ = ["AUTOSCALERS", "STARTUP_FACTOR", "manifests", "to_yaml"]
-
 AUTOSCALERS = ("hpa", "keda", "none")
 #: a start may take so many times the measured one before the server is given up
 STARTUP_FACTOR = 6.0

@@ -15,17 +15,6 @@ from qsim.sim.fleet.routers.router import check_router
 if TYPE_CHECKING:
     from qsim.optimize.deploy.deployment import Pool
 
-__all__ = [
-    "GPUS_PER_HOST",
-    "checkpoint",
-    "option_words",
-    "real_router",
-    "serve_command",
-    "serve_script",
-    "serve_words",
-    "unknown_checkpoint",
-    "unknown_checkpoints",
-]
 
 #: GPUs of one machine, as in DGX and HGX servers
 GPUS_PER_HOST = 8

@@ -25,16 +25,6 @@ from qsim.checks import is_number
 from qsim.documents import csv_lines
 from qsim.errors import ScenarioError
 
-__all__ = [
-    "DEFAULT_PUE",
-    "CarbonSeries",
-    "GridIntensity",
-    "carbon_table",
-    "gco2e",
-    "grid_intensity",
-    "load_carbon_series",
-]
-
 DEFAULT_PUE = 1.0
 J_PER_KWH = 3.6e6
 HOUR_S = 3600.0

@@ -26,17 +26,6 @@ from qsim.documents import csv_lines
 from qsim.errors import ScenarioError
 from qsim.scenario.sections import Accounts
 
-__all__ = [
-    "DEFAULT_CLASS",
-    "PROVIDERS",
-    "Price",
-    "load_prices",
-    "price_of",
-    "price_table",
-    "prices_of",
-    "usd_per_1m",
-]
-
 #: classes of provider: the big clouds, GPU clouds, and marketplaces of small ones
 PROVIDERS = ("hyperscaler", "specialty", "longtail")
 DEFAULT_CLASS = "specialty"

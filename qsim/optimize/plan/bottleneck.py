@@ -31,8 +31,6 @@ from qsim.sim.engine.timing import PS_PER_S, Timing
 from qsim.sim.scheduler.config import EngineConfig
 from qsim.traces.trace import Trace
 
-__all__ = ["ACCOUNTS", "MOST_REQUESTS", "QUEUES", "TimeShares", "busiest_requests", "time_shares"]
-
 ACCOUNTS = ("prefill", "decode", "power_cap", "host", "idle")
 QUEUES = ("seats", "kv_memory", "token_budget")
 #: of a longer trace the busiest stretch of so many requests is looked at

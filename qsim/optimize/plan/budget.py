@@ -15,8 +15,6 @@ from qsim.errors import ScenarioError
 from qsim.optimize.plan.candidate import Candidate, Shortfall
 from qsim.optimize.search.fleet_outcome import FleetOutcome
 
-__all__ = ["Budget", "left_with_servers"]
-
 
 @dataclass(frozen=True)
 class Budget:

@@ -16,7 +16,6 @@ from qsim.sim.scheduler.config import EngineConfig, EngineOptions
 if TYPE_CHECKING:
     from qsim.quality.recovery import Recovery
 
-__all__ = ["OBJECTIVES", "Candidate", "Part", "Shortfall", "deciding_order"]
 
 OBJECTIVES = ("cost", "energy", "gpus", "carbon")
 #: of fleets with the same objective these decide, in this order, and at last the profile's id;

@@ -18,8 +18,6 @@ from qsim.optimize.search.smallest_fleet import probes_left, smallest_fleet
 from qsim.sim.results.backlog import BacklogOutcome
 from qsim.sim.results.goodput import GoodputOutcome
 
-__all__ = ["Search", "search_candidate"]
-
 Search = Generator[Step, FleetOutcome, Candidate]
 
 

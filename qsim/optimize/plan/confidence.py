@@ -23,7 +23,6 @@ from qsim.sim.machines import machine_at
 #: runs of one fleet with other draws
 MAX_REPLICATIONS = 10_000
 
-__all__ = ["Confidence", "Replication", "replicate"]
 
 #: a value over its limit in a run that could not serve its traffic at all
 _MOST = 1e9

@@ -19,8 +19,6 @@ from qsim.optimize.search.fleet_task import FleetTask, run_fleet
 from qsim.optimize.search.smallest_fleet import smallest_fleet
 from qsim.sim.results.slo import Slo
 
-__all__ = ["FACTORS", "FEW", "LITTLE", "Detail", "DetailWanted", "Sensitivity", "fleet_sensitivity"]
-
 #: replications that are run without being asked for, of a trace of at most so many requests
 FEW, LITTLE = 5, 20_000
 

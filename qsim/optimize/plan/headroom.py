@@ -13,8 +13,6 @@ from qsim.optimize.search.fleet_outcome import FleetOutcome
 from qsim.optimize.search.fleet_task import FleetTask, offered_load, run_fleet
 from qsim.sim.results.slo import Slo, SloOutcome
 
-__all__ = ["MOST", "Headroom", "find_headroom", "headroom_search", "headroom_steps"]
-
 #: the search ends when the speed that fails is at most so much above the one that does not
 PRECISION = 0.02
 #: speeds above it are not tried: the trace is then next to a single burst

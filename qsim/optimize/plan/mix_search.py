@@ -23,8 +23,6 @@ from qsim.optimize.search.fleet_task import FleetTask, TaskPool
 from qsim.optimize.search.measures import worst_quality
 from qsim.profiles.schema import Profile
 
-__all__ = ["MOST_COUNTS", "MixReport", "Pair", "choose_pairs", "search_pair", "task_of_parts"]
-
 #: pairs of profiles that are mixed, the most promising ones
 MOST_PAIRS = 10
 #: counts of the one pool of a pair that are tried, spread evenly where there are more

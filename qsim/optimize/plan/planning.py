@@ -34,8 +34,6 @@ from qsim.sim.results.goodput import goodput_goal
 from qsim.traces.reshape import forecast
 from qsim.traces.trace import Trace
 
-__all__ = ["detail_of", "plan", "study_of"]
-
 
 def plan(
     trace: Scenario | Trace,

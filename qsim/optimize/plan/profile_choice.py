@@ -24,8 +24,6 @@ from qsim.scenario.resolve import candidates_of
 from qsim.scenario.searches import SearchSection
 from qsim.sim.scheduler.config import EngineOptions
 
-__all__ = ["Choice", "blank_candidate", "choice_of", "choose_profiles", "profiles_among"]
-
 
 @dataclass(frozen=True)
 class Choice:

@@ -18,8 +18,6 @@ from qsim.traces.load import load_trace, preset_names, split_params
 from qsim.traces.reshape import Reshaping, forecast
 from qsim.traces.trace import Trace
 
-__all__ = ["PresetDraw", "Resample", "Resampling", "preset_draw"]
-
 #: stretches that a trace is cut into, and bounds of their length in s
 _STRETCHES = 50
 _SHORTEST_S, _LONGEST_S = 1.0, 60.0

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from qsim.optimize.plan.setting_search import SearchReport
     from qsim.sim.results.machine_ranges import MachineRanges
 
-__all__ = ["Plan", "Tie", "behind_best"]
-
 
 @dataclass(frozen=True)
 class Tie:

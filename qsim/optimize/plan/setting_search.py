@@ -47,8 +47,6 @@ from qsim.profiles.measured_range import MeasuredRange
 from qsim.sim.fleet.routers.router import check_router
 from qsim.sim.scheduler.config import ENGINE, EngineOptions, refuse_queue_limits
 
-__all__ = ["PlanProblem", "SearchReport", "run_search", "search_space"]
-
 #: what a bare name stands for
 DEFAULT_DECISIONS: dict[str, tuple[Any, ...]] = {
     "max_num_seqs": (32, 64, 128, 256, 512, 1024),

@@ -21,8 +21,6 @@ from qsim.optimize.search.drive import Progress, drive, part_of
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.fleet_task import FleetTask, run_fleet, weights_of
 
-__all__ = ["MOST_TIED", "PlanRun"]
-
 #: fleets that are equal in the objective and are looked at more closely
 MOST_TIED = 6
 

@@ -16,19 +16,6 @@ from qsim.optimize.search.fleet_task import FleetTask, run_fleet
 from qsim.profiles.factors import Factors, apply
 from qsim.profiles.schema import Profile
 
-__all__ = [
-    "Change",
-    "WhatIf",
-    "changes_of",
-    "scaled_host",
-    "scaled_memory",
-    "scaled_times",
-    "stated_kv_sigma",
-    "stated_sigma",
-    "what_if",
-    "without_power_cap",
-]
-
 
 @dataclass(frozen=True)
 class Change:

@@ -25,8 +25,6 @@ from qsim.sim.results.slo import Slo, SloOutcome, check_slos
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
 
-__all__ = ["CapacityTask", "PoolCapacity", "measure_capacity"]
-
 FloatArray = npt.NDArray[np.float64]
 
 PRECISION = 0.04

@@ -16,8 +16,6 @@ from qsim.sim.fleet.autoscaling import Autoscaler, ScalingRules, Signal
 from qsim.sim.fleet.horizontal import PoolScaler, Reading
 from qsim.sim.fleet.policy import Observation
 
-__all__ = ["DAY_S", "Predictive", "Reactive", "Timetable"]
-
 DAY_S = 86400.0
 
 

@@ -11,8 +11,6 @@ from qsim.optimize.deploy.kubernetes import manifests, to_yaml
 from qsim.optimize.schedule.problem import PoolChoice
 from qsim.optimize.schedule.result import Schedule
 
-__all__ = ["check_week", "cron_triggers", "export_schedule", "parse_schedule_export"]
-
 SCHEDULE_EXPORTS = ("csv", "kubernetes")
 DAY_S = 86400
 _DAYS = 7

@@ -28,8 +28,6 @@ from qsim.optimize.search.study import Judgement, Objective, Record, StudySettin
 from qsim.quality.recovery import Recovery, fleet_recovery
 from qsim.sim.fleet.policy import Constant, Policy
 
-__all__ = ["Bench", "routed_quality", "smallest_static"]
-
 Counts = tuple[tuple[int, ...], ...]
 #: times that a timetable is mended after a run of the whole trace
 _REPAIRS = 12

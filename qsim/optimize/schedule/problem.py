@@ -17,8 +17,6 @@ from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.results.slo import Slo
 from qsim.traces.trace import Trace
 
-__all__ = ["OBJECTIVES", "UNITS", "PoolChoice", "ScheduleProblem", "labelled", "parse_window"]
-
 OBJECTIVES = ("energy", "cost", "carbon")
 UNITS = {"energy": "J", "cost": "USD", "carbon": "gCO2e"}
 J_PER_KWH = 3.6e6

@@ -11,8 +11,6 @@ from qsim.optimize.schedule.problem import UNITS, PoolChoice, ScheduleProblem
 from qsim.optimize.schedule.tasks import RunOutcome
 from qsim.quality.recovery import Recovery
 
-__all__ = ["PolicyResult", "Schedule"]
-
 
 @dataclass(frozen=True)
 class PolicyResult:

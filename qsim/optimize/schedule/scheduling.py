@@ -50,8 +50,6 @@ from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.results.slo import Slo
 from qsim.traces.trace import Trace
 
-__all__ = ["POLICIES", "schedule"]
-
 #: what the timetable is compared with
 POLICIES = ("static", "reactive", "predictive", "consolidation", "mixed")
 DAY_S = 86400.0

@@ -16,8 +16,6 @@ from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.results.slo import Slo, SloOutcome, attainment
 from qsim.traces.trace import Trace
 
-__all__ = ["RunOutcome", "RunTask", "WindowOutcome", "WindowTask", "run_policy", "run_window"]
-
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 

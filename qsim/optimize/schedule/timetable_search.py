@@ -24,15 +24,6 @@ from qsim.optimize.schedule.tasks import WindowOutcome, WindowTask, run_window
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.sim.fleet.pool import ServerPool
 
-__all__ = [
-    "OPTIMISM",
-    "Proposal",
-    "WindowSearch",
-    "cheapest_path",
-    "fleet_states",
-    "starts_between",
-]
-
 #: the table's capacity is taken for so much more
 OPTIMISM = 1.08
 _ROUNDS = 40

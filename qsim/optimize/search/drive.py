@@ -12,8 +12,6 @@ from qsim.optimize.search.fleet_task import FleetTask, run_fleet
 from qsim.profiles.schema import Profile
 from qsim.traces.trace import Trace
 
-__all__ = ["Progress", "Step", "drive", "drive_with", "of_fleets", "part_of"]
-
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 #: called with a fraction in [0, 1] and a text after every simulation

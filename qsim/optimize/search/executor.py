@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Any, TypeVar
 
-__all__ = ["MAX_DEATHS", "LaterExecutor", "SerialExecutor", "TaskExecutor"]
-
 T = TypeVar("T")
 
 #: workers that one and the same task may cost before it is given up

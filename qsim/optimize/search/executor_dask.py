@@ -22,8 +22,6 @@ from qsim.errors import MissingExtraError, QsimError, ScenarioError
 from qsim.optimize.search.executor import TaskExecutor
 from qsim.optimize.search.shared_values import Shelf, run_with
 
-__all__ = ["DaskExecutor"]
-
 T = TypeVar("T")
 
 #: how long to wait for the scheduler to answer, and for a worker to be there, s

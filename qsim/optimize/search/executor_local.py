@@ -25,8 +25,6 @@ from qsim.interrupts import uninterrupted
 from qsim.optimize.search.executor import MAX_DEATHS, TaskExecutor
 from qsim.optimize.search.shared_values import Shelf, run_from_folder
 
-__all__ = ["LocalExecutor"]
-
 T = TypeVar("T")
 #: how often a thread that cannot tell an outcome looks whether there is anybody to tell it to
 _LOOK_S = 0.2

@@ -9,8 +9,6 @@ from qsim.bounds import MAX_JOBS
 from qsim.checks import whole
 from qsim.optimize.search.executor import SerialExecutor, TaskExecutor
 
-__all__ = ["open_executor"]
-
 
 @contextmanager
 def open_executor(

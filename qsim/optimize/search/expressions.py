@@ -16,8 +16,6 @@ from typing import Any
 from qsim.bounds import shown
 from qsim.errors import ScenarioError
 
-__all__ = ["All", "Any_", "Comparison", "Condition", "Not", "Pick", "parse_condition", "parse_pick"]
-
 _TOKEN = re.compile(
     r"""\s*(?:
         (?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.-])

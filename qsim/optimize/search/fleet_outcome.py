@@ -10,8 +10,6 @@ from qsim.sim.results.backlog import BacklogOutcome, Load
 from qsim.sim.results.goodput import Goodput, GoodputOutcome
 from qsim.sim.results.slo import Slo, SloOutcome
 
-__all__ = ["QUANTILES", "Degraded", "DownGoal", "FleetOutcome", "Goal", "NoneLeft"]
-
 _ALL = 1e9
 
 

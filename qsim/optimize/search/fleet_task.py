@@ -26,17 +26,6 @@ if TYPE_CHECKING:
     from qsim.sim.results.machine_ranges import MachineRanges
     from qsim.sim.results.result import SimulationResult
 
-__all__ = [
-    "FleetTask",
-    "TaskPool",
-    "busy_s",
-    "describe",
-    "fleet_ranges",
-    "offered_load",
-    "run_fleet",
-    "weights_of",
-]
-
 
 _LATENCIES = ("ttft", "tpot", "itl", "e2el")
 

@@ -18,8 +18,6 @@ from qsim.traces.trace import Trace
 if TYPE_CHECKING:
     from qsim.quality.recovery import Recovery
 
-__all__ = ["Carbon", "QualityGoal", "carbon_of", "check_floor", "check_goals", "quality_goal"]
-
 
 @dataclass(frozen=True)
 class QualityGoal:

@@ -26,17 +26,6 @@ from qsim.errors import InputError, ScenarioError
 from qsim.interrupts import uninterrupted
 from qsim.optimize.search.executor import TaskExecutor
 
-__all__ = [
-    "Fingerprints",
-    "JournalEnd",
-    "RunJournal",
-    "append_lines",
-    "do_runs",
-    "held",
-    "open_run_journal",
-    "read_lines",
-]
-
 _CHECK = re.compile(rb',"check":"([0-9a-f]{16})"\}$')
 
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from qsim.optimize.search.goals import Carbon
     from qsim.quality.recovery import Recovery
 
-__all__ = ["ALIASES", "MEASURES", "Measure", "Worth", "find_measure", "measure_fleet", "statistics",
-           "worst_quality"]  # fmt: skip
 
 #: what a latency may be told as: any percentile of any of the four
 _LATENCY = re.compile(r"(mean|median|p(?:\d{1,2}(?:\.\d+)?|100))_(ttft|tpot|itl|e2el)_ms")

@@ -14,8 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Shelf", "run_from_folder", "run_with"]
-
 #: shared values that a worker process keeps; an older one is read again when it is needed
 _KEPT = 64
 

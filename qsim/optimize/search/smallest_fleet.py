@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-__all__ = ["probes_left", "smallest_fleet"]
-
 
 def smallest_fleet(start: int, limit: int) -> Generator[int, bool, int | None]:
     """Find the smallest fleet that suffices, by doubling and bisection.

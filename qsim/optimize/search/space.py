@@ -19,18 +19,6 @@ from qsim.sim.scheduler.config import EngineOptions
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-__all__ = [
-    "Choices",
-    "Decision",
-    "Range",
-    "Space",
-    "check_measured",
-    "largest_measured",
-    "measured_values",
-    "parse_decision",
-    "search_texts",
-    "value_text",
-]
 
 Value = str | int | float | bool | None
 

@@ -24,16 +24,6 @@ from qsim.optimize.search.journal import held
 if TYPE_CHECKING:
     from qsim.optimize.search.study import Problem, StudySettings
 
-__all__ = [
-    "check_study",
-    "held_study",
-    "open_storage",
-    "open_study",
-    "quiet_optuna",
-    "shown_storage",
-    "without_password",
-]
-
 
 def open_storage(where: str | os.PathLike[str] | None) -> Any:
     """An Optuna storage.

@@ -13,8 +13,6 @@ from optuna.storages.journal import BaseJournalBackend
 from qsim.errors import NotKeptWarning, ScenarioError
 from qsim.optimize.search.journal import JournalEnd, append_lines, read_lines
 
-__all__ = ["CheckedJournal"]
-
 
 class CheckedJournal(BaseJournalBackend):
     """The lines of Optuna's ``JournalFileBackend``, which reads them, each with a checksum.

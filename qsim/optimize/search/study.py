@@ -24,18 +24,6 @@ from qsim.optimize.search.executor import LaterExecutor, TaskExecutor
 from qsim.optimize.search.space import Space
 from qsim.optimize.search.storage import open_study, quiet_optuna, shown_storage, without_password
 
-__all__ = [
-    "SAMPLERS",
-    "Judgement",
-    "Objective",
-    "Problem",
-    "Record",
-    "StudyInterrupted",
-    "StudySettings",
-    "StudyStoppedError",
-    "run_study",
-]
-
 SAMPLERS = ("nsga2", "tpe", "random", "grid")
 
 #: share of a batch that is proposed, where a study has proposals

@@ -26,8 +26,6 @@ from qsim.optimize.study.shapes import Shape
 from qsim.optimize.study.traffics import task_traffic
 from qsim.quality.tasks import normalise_mix
 
-__all__ = ["application_rows", "application_saturation", "task_shapes"]
-
 LEVEL = "application"
 
 

@@ -12,8 +12,6 @@ from qsim.optimize.study.figures import Band
 from qsim.optimize.study.levels import ApplicationRow
 from qsim.optimize.study.result import TaskShape
 
-__all__ = ["application_claims", "figure_of", "keeps_up", "run_of"]
-
 LEVEL = "application"
 #: what a method is for
 GAINS = ("highest_rps", "joules_per_request", "mean_e2el_ms")

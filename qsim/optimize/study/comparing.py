@@ -9,22 +9,6 @@ from dataclasses import dataclass
 from qsim.optimize.study.figures import FIGURES, Band
 from qsim.optimize.study.levels import HardwareRow, ParallelismRow, WorkloadRow
 
-__all__ = [
-    "QUALITY",
-    "Claim",
-    "Side",
-    "Verdict",
-    "better",
-    "gain_of",
-    "listed",
-    "maximized",
-    "said",
-    "sense",
-    "shown",
-    "side_of",
-    "title",
-]
-
 #: figures of a row that are none of its run: name -> what people call it
 QUALITY = "quality"
 _OTHERS = {

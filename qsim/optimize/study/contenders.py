@@ -25,18 +25,6 @@ from qsim.profiles.lookup import (
 from qsim.profiles.schema import Profile
 from qsim.sim.scheduler.config import EngineOptions
 
-__all__ = [
-    "BASELINE",
-    "Contender",
-    "Line",
-    "choose_contenders",
-    "common_size",
-    "gpus_of",
-    "line_of",
-    "method_order",
-    "remade",
-]
-
 #: the baseline, which comes first everywhere
 BASELINE = "bf16"
 

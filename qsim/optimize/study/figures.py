@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["FIGURES", "Band", "Figure", "rounded"]
-
 
 @dataclass(frozen=True)
 class Band:

@@ -15,16 +15,6 @@ from qsim.optimize.study.versions import usual_version
 from qsim.profiles.carry import release
 from qsim.sim.results.backlog import OVERLOADED
 
-__all__ = [
-    "GOALS",
-    "KINDS",
-    "MOST_BEYOND",
-    "MOST_OF_A_KIND",
-    "decide",
-    "findings_of",
-    "usable_runs",
-]
-
 #: kinds of findings; of equal rank within their kind they come in this order
 KINDS = (
     "inversion", "crossing", "dominated", "loss of quality", "gain", "loss of speed", "sharding",

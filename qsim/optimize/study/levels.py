@@ -35,18 +35,6 @@ from typing import Literal
 from qsim.as_json import JsonReady
 from qsim.optimize.study.figures import Band
 
-__all__ = [
-    "AXES",
-    "AXIS_TITLES",
-    "ApplicationRow",
-    "Axis",
-    "HardwareRow",
-    "Load",
-    "ParallelismRow",
-    "Run",
-    "WorkloadRow",
-]
-
 Axis = Literal["rate", "concurrency", "lengths", "burstiness", "batch"]
 AXES: tuple[Axis, ...] = ("rate", "concurrency", "lengths", "burstiness", "batch")
 #: what ``x`` is on each axis, for people

@@ -12,8 +12,6 @@ from qsim.profiles.schema import Profile
 from qsim.sim.results.continued import settled
 from qsim.sim.results.result import SimulationResult
 
-__all__ = ["AT_LIMIT", "PERCENTILES", "Point", "PointTask", "Traffic", "run_point"]
-
 #: a bin of the timeline whose mean power is such a share of the limit counts as being at it
 AT_LIMIT = 0.98
 #: latencies whose sampling error is told: those of few requests

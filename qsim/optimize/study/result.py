@@ -21,8 +21,6 @@ from qsim.optimize.study.levels import (
     WorkloadRow,
 )
 
-__all__ = ["LEVELS", "Decision", "Finding", "Level", "Provenance", "StudyResult", "TaskShape"]
-
 SCHEMA = "qsim-study/1"
 Level = Literal["application", "workload", "parallelism", "hardware"]
 LEVELS: tuple[Level, ...] = ("application", "workload", "parallelism", "hardware")

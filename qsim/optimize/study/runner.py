@@ -24,20 +24,6 @@ from qsim.optimize.study.point import Point, PointTask, Traffic, run_point
 from qsim.profiles.measured_range import MeasuredRange
 from qsim.traces.trace import Trace
 
-__all__ = [
-    "ANSWERED",
-    "SIZES",
-    "Asked",
-    "Outcome",
-    "Runner",
-    "Sizes",
-    "busy_rate",
-    "clients_of",
-    "comparable",
-    "full_clients",
-    "saturated",
-]
-
 #: a point, and the server that it is of
 Asked = tuple[Contender, Point]
 

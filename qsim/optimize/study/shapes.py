@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from qsim.checks import near_names
 from qsim.errors import ScenarioError
 
-__all__ = ["DEFAULT_TRAFFIC", "SHAPES", "Shape", "find_shape"]
-
 #: the traffic of the workload, parallelism and hardware levels where none is given
 DEFAULT_TRAFFIC = "azure-conv-2023"
 _STEADY = "azure-conv-2023"

@@ -56,8 +56,6 @@ from qsim.sim.fleet.pool import Pool
 from qsim.sim.machines import quick_ranges
 from qsim.sim.results.backlog import KEPT_UP, UNCLEAR
 
-__all__ = ["DEFAULT_FLOOR_PCT", "check_tasks", "machine_notes", "study", "study_for"]
-
 #: of the decision table: percent of the 16-bit score at the low end of the interval
 DEFAULT_FLOOR_PCT = 90.0
 #: shares of the work at which its parts begin

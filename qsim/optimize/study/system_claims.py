@@ -23,8 +23,6 @@ from qsim.optimize.study.figures import Band
 from qsim.optimize.study.levels import HardwareRow, Load, ParallelismRow
 from qsim.profiles.spread import shipped_spread
 
-__all__ = ["hardware_claims", "machine_spread_percent", "parallelism_claims"]
-
 #: at which load a figure is compared
 COMPARED: tuple[tuple[str, Load], ...] = (
     ("mean_tpot_ms", "busy"),

@@ -11,14 +11,6 @@ from qsim.optimize.study.runner import Asked, Runner, busy_rate
 from qsim.optimize.study.traffics import MainTraffic
 from qsim.optimize.study.workload import main_clients, main_saturation
 
-__all__ = [
-    "hardware_rows",
-    "hardware_saturation",
-    "parallel_saturation",
-    "parallelism_rows",
-    "sharded",
-]
-
 
 def sharded(contenders: Sequence[Contender], gpu: str) -> tuple[Contender, ...]:
     """All sizes of a GPU type, if there are several."""

@@ -19,7 +19,6 @@ from qsim.traces.trace import Trace
 if TYPE_CHECKING:
     from qsim.scenario.sections import Traffic as Section
 
-__all__ = ["MainTraffic", "loader", "main_traffic", "steady", "task_traffic"]
 
 #: requests/s of a trace whose clients wait for answers: its times do not matter
 _ANY_RPS = 10.0

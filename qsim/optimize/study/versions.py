@@ -16,8 +16,6 @@ from qsim.optimize.study.comparing import listed
 from qsim.optimize.study.contenders import Contender, Line
 from qsim.profiles.carry import release
 
-__all__ = ["alike", "of_one_version", "usual_version", "version_notes"]
-
 #: settings of which vLLM's default depends on the GPU type or that a profile's range lowers
 _LIMITS = ("max_num_seqs", "max_num_batched_tokens")
 

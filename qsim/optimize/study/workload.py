@@ -12,8 +12,6 @@ from qsim.optimize.study.runner import Asked, Runner, busy_rate, full_clients, s
 from qsim.optimize.study.traffics import MainTraffic, steady
 from qsim.sim.results.backlog import OVERLOADED
 
-__all__ = ["main_clients", "main_saturation", "workload_rows"]
-
 LEVEL = "workload"
 #: rates within these shares of a server's highest throughput are looked at more closely: does it
 #: keep up? Below it does, above it does not

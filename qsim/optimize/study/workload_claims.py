@@ -9,8 +9,6 @@ from itertools import combinations, pairwise
 from qsim.optimize.study.comparing import Claim, Side, better, said, sense, shown, side_of
 from qsim.optimize.study.levels import AXIS_TITLES, Axis, WorkloadRow
 
-__all__ = ["crossing_at", "workload_claims"]
-
 LEVEL = "workload"
 #: along which axis which figures can cross
 CROSSED: dict[Axis, tuple[str, ...]] = {

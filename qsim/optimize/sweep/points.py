@@ -18,8 +18,6 @@ from qsim.scenario.sections import PARTS, PoolSection, Traffic
 from qsim.sim.scheduler.config import ENGINE
 from qsim.traces.trace import Trace
 
-__all__ = ["Scenarios", "is_part"]
-
 #: what may be varied by the name of its option, beside the engine's
 _RUN = ("trace", "format", "columns", "sort", "start", "end", "speed", "head", "sample",
         "scale_prompt", "scale_output", "shared_prefix", "merge", "growth", "profile",

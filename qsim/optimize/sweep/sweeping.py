@@ -38,8 +38,6 @@ from qsim.sim.fleet.admission import text_notes
 from qsim.sim.results.slo import Slo
 from qsim.traces.trace import Trace
 
-__all__ = ["ENDINGS", "Row", "SweepResult", "latin_hypercube", "rows_json", "sweep", "write_rows"]
-
 
 @dataclass(frozen=True)
 class Row:

@@ -21,15 +21,6 @@ from qsim.optimize.tune.result import Limit
 from qsim.profiles.schema import Profile
 from qsim.sim.results.slo import Slo
 
-__all__ = [
-    "gpu_figures",
-    "not_owned",
-    "parse_fix",
-    "parse_limits",
-    "parse_objectives",
-    "parse_search",
-]
-
 
 def parse_objectives(names: Sequence[str]) -> tuple[Measure, ...]:
     """Objectives by name or alias, each once.

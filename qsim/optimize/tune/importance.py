@@ -13,8 +13,6 @@ from qsim.errors import QsimError
 from qsim.optimize.search.measures import Measure
 from qsim.optimize.search.storage import quiet_optuna
 
-__all__ = ["MOST_TRIALS", "Importance", "importances"]
-
 #: trials that importances are worked out from; of more, so many that are spread evenly
 MOST_TRIALS = 250
 

@@ -31,8 +31,6 @@ from qsim.profiles.measured_range import MeasuredRange
 from qsim.scenario import Scenario
 from qsim.sim.scheduler.config import EngineOptions
 
-__all__ = ["Limit", "TuneResult", "check_pick", "export_trial", "trial_scenario"]
-
 
 @dataclass(frozen=True)
 class Limit:

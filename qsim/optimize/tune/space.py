@@ -23,8 +23,6 @@ from qsim.sim.fleet.routers.router import check_router
 from qsim.sim.scheduler.config import ENGINE, EngineOptions, refuse_queue_limits
 from qsim.traces.trace import Trace
 
-__all__ = ["FILTERS", "SEARCHED", "TuneSpace", "tune_space"]
-
 #: engine options that are searched unless they are fixed, and the values of theirs that are tried
 SEARCHED: dict[str, tuple[int, ...]] = {
     "max_num_seqs": (32, 64, 128, 256, 512, 1024),

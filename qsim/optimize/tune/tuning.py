@@ -62,8 +62,6 @@ from qsim.sim.scheduler.server_memory import most_model_len
 from qsim.traces.reshape import forecast
 from qsim.traces.trace import Trace
 
-__all__ = ["TuneInterrupted", "TuneStoppedError", "study_of", "tune"]
-
 #: latencies that every trial tells, beside those that are asked for
 _USUAL = ("p99_ttft_ms", "p99_tpot_ms", "p99_e2el_ms")
 

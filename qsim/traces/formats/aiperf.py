@@ -11,17 +11,6 @@ from qsim.traces.reading.json_rows import first_object, lookup, objects
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
-__all__ = [
-    "TIME",
-    "WHAT",
-    "left_out",
-    "metric",
-    "output_tokens",
-    "prompt_tokens",
-    "read",
-    "recognise",
-]
-
 WHAT = "JSON lines of aiperf profile (profile_export.jsonl: metadata, metrics)"
 TIME = "metadata.request_start_ns"
 _PROMPT, _OUTPUT = "input_sequence_length", "output_sequence_length"

@@ -22,8 +22,6 @@ from qsim.traces.reading.json_rows import as_number, parse_json
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
-__all__ = ["PARAMS", "WHAT", "chosen_run", "read", "recognise"]
-
 WHAT = {
     "sglang-bench": "JSON lines of sglang.bench_serving --output-details (input_lens, output_lens)",
     "vllm-bench": "JSON of vllm bench serve --save-detailed (input_lens, output_lens and "

@@ -22,8 +22,6 @@ from qsim.traces.reading.source import Source
 from qsim.traces.reading.table import Kind, Rows, read_csv
 from qsim.traces.trace import Trace
 
-__all__ = ["PARAMS", "WHAT", "read", "recognise"]
-
 WHAT = "CSV of BLIS, TraceV2 (request_id,...,prefix_group,...,input_tokens,...,arrival_time_us,...)"
 PARAMS = {
     "warmup": "leave out so many requests from the beginning (warm_up_requests of the header)"

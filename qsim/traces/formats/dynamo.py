@@ -22,8 +22,6 @@ from qsim.traces.reading.json_rows import first_object, lookup, objects
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
-__all__ = ["PARAMS", "WHAT", "read", "recognise"]
-
 WHAT = "JSON lines of Dynamo's request trace (schema dynamo.request.trace.v1, request_end)"
 PARAMS = {
     "turns": "wait, the default: a session's next request waits for the answer before it; open: "

@@ -21,8 +21,6 @@ from qsim.traces.reading.json_rows import lookup, parse_json
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
-__all__ = ["PARAMS", "WHAT", "read", "recognise"]
-
 WHAT = "JSON of genai-perf profile (profile_export.json: experiments with requests)"
 PARAMS = {"experiment": "which one of the file, from 1; needed if there are several", **TEXT_PARAMS}
 _NAMES = ("timestamp", "request_inputs", "response_outputs")

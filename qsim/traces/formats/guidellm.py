@@ -12,8 +12,6 @@ from qsim.traces.reading.json_rows import lookup, lookup_first, parse_json
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
-__all__ = ["OUTPUT", "PARAMS", "PROMPT", "TIME", "WHAT", "read", "recognise", "request_groups"]
-
 WHAT = "JSON of guidellm benchmark (benchmarks with requests.successful)"
 PARAMS = {"benchmark": "which run of the report, from 1; needed if there are several"}
 # field names of several versions, the newest first

@@ -30,8 +30,6 @@ from qsim.traces.reading.source import Source
 from qsim.traces.reading.times import TICKS_PER_S
 from qsim.traces.trace import MOST_PRIORITY
 
-__all__ = ["PARAMS", "WHAT", "reading", "recognise"]
-
 WHAT = {
     "mooncake": "JSON lines with timestamp (ms), input_length, output_length, hash_ids (512-token "
     "blocks)",

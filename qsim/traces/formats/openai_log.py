@@ -16,8 +16,6 @@ from qsim.traces.reading.json_rows import first_objects, lookup, lookup_first, o
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
-__all__ = ["WHAT", "read", "recognise"]
-
 WHAT = "JSON lines of OpenAI responses (created, usage) or LiteLLM spend logs (startTime, ...)"
 #: where a line has the response, its usage and its time; the most exact time first
 _BODIES = ("", "response", "response.body", "body")

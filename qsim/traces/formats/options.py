@@ -11,8 +11,6 @@ from qsim.errors import MissingExtraError, TraceError
 from qsim.traces.reading.columns import Column
 from qsim.traces.reading.source import Source
 
-__all__ = ["TEXT_PARAMS", "ReadOptions", "chosen", "number_param", "text_counter", "whole_param"]
-
 #: of formats with texts
 TEXT_PARAMS = {
     "chars": "characters a token; 4 unless given",

@@ -17,8 +17,6 @@ from qsim.traces.reading.json_rows import first_objects, objects
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
-__all__ = ["WHAT", "read", "recognise"]
-
 WHAT = "OpenTelemetry GenAI spans (JSON: OTLP, or a span a line) with gen_ai.usage.* tokens"
 #: the present names of the attributes, and those before version 1.27 of the conventions
 _PROMPT = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.usage.prompt_tokens",

@@ -27,18 +27,6 @@ from qsim.traces.synth.lengths import LengthModel
 from qsim.traces.synth.presets import PRESETS, load_preset, read_data, table_of
 from qsim.traces.trace import Trace
 
-__all__ = [
-    "PARAMS",
-    "WHAT",
-    "LengthSource",
-    "Window",
-    "client_gaps",
-    "lengths_for",
-    "read",
-    "recognise",
-]
-
-
 WHAT = (
     "client windows: a folder of chunk-N-trace.csv, one of them, or a table with model,client,t_s"
 )

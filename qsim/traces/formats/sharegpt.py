@@ -19,8 +19,6 @@ from qsim.traces.reading.json_rows import first_object, objects
 from qsim.traces.reading.source import Source
 from qsim.traces.trace import Trace
 
-__all__ = ["PARAMS", "WHAT", "read", "recognise"]
-
 WHAT = "JSON of ShareGPT (conversations with from, value); needs :rate=RPS"
 PARAMS = {
     "rate": "requests a second, Poisson; the file has no times",

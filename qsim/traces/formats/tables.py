@@ -15,8 +15,6 @@ from qsim.traces.reading.columns import Column, find_columns, has_columns, is_js
 from qsim.traces.reading.mapped import read_mapped
 from qsim.traces.reading.source import Source
 
-__all__ = ["PARAMS", "WHAT", "reading", "recognise"]
-
 WHAT = {
     "canonical": "CSV or Parquet with arrival_s,prompt_tokens,output_tokens[,hash_ids,"
     "hash_block_tokens]",

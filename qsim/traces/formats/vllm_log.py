@@ -33,8 +33,6 @@ from qsim.traces.reading.source import Source
 from qsim.traces.reading.times import parse_time_ns
 from qsim.traces.trace import Trace
 
-__all__ = ["PARAMS", "WHAT", "read", "recognise"]
-
 WHAT = "log of vllm serve --enable-log-requests (Received request ...: params: SamplingParams(...))"
 PARAMS = {
     "prompt": "prompt tokens of requests of which the log does not tell them",

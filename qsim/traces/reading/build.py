@@ -17,17 +17,6 @@ from qsim.traces.reading.source import Source
 from qsim.traces.reading.times import TICKS_PER_S, parse_time_ns
 from qsim.traces.trace import HashIds, Trace, Turns, join_column, taken
 
-__all__ = [
-    "UNIX_FROM_S",
-    "Collector",
-    "Reading",
-    "TraceBuilder",
-    "read_parts",
-    "read_whole",
-    "unix_ticks_per_s",
-]
-
-
 #: a trace that begins so late is on the clock of a computer: 1973 and later
 UNIX_FROM_S = 1e8
 #: numbers that are taken for Unix times in s even where a format has ms: of 2001 to 2049

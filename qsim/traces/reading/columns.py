@@ -19,19 +19,6 @@ from qsim.traces.reading.source import Source
 from qsim.traces.reading.table import dialect_of
 from qsim.traces.reading.times import UNITS
 
-__all__ = [
-    "ALIASES",
-    "ROLES",
-    "Column",
-    "find_columns",
-    "has_columns",
-    "is_json",
-    "is_parquet",
-    "names_of",
-    "normal",
-    "parse_columns",
-]
-
 #: what a column can be, with what it means
 ROLES = {
     "arrival": "when the request came",

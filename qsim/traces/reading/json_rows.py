@@ -17,18 +17,6 @@ from qsim.traces.reading.source import MOST_LINE_BYTES, Source
 from qsim.traces.reading.table import Kind, Rows
 from qsim.traces.reading.times import parse_time_ns
 
-__all__ = [
-    "as_number",
-    "first_object",
-    "first_objects",
-    "lookup",
-    "lookup_first",
-    "objects",
-    "parse_json",
-    "read_json",
-]
-
-
 #: a longer object is not looked into to recognise a format
 _FIRST_BYTES = 16 << 20
 

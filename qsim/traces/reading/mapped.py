@@ -23,9 +23,6 @@ from qsim.traces.reading.table import Dialect, Kind, Rows, dialect_of, read_csv
 from qsim.traces.reading.times import UNITS, Unit, looks_like_date
 from qsim.traces.trace import MOST_PRIORITY
 
-__all__ = ["read_mapped"]
-
-
 #: what an id stands for where neither the file nor the lengths say: Mooncake's block
 _DEFAULT_BLOCK_TOKENS = 512
 _SAMPLE_ROWS = 100

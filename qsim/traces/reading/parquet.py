@@ -15,8 +15,6 @@ from qsim.traces.reading.source import Source
 from qsim.traces.reading.table import Kind, Rows, expression, query_rows, run_query
 from qsim.traces.reading.times import TICKS_PER_S, date_parts_sql
 
-__all__ = ["MAGIC", "ParquetColumn", "parquet_columns", "read_parquet"]
-
 MAGIC = b"PAR1"
 _NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL",
             "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT")  # fmt: skip

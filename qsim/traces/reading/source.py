@@ -12,8 +12,6 @@ from typing import Any, BinaryIO, cast
 
 from qsim.errors import MissingExtraError, TraceError
 
-__all__ = ["CHUNK_BYTES", "MOST_DOCUMENT_BYTES", "MOST_LINE_BYTES", "Source"]
-
 #: what is read (and decompressed) at a time, which bounds the memory of reading
 CHUNK_BYTES = 1 << 20
 HEAD_BYTES = 1 << 16

@@ -26,19 +26,6 @@ from qsim.errors import TraceError
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.times import date_parts_sql, date_sql
 
-__all__ = [
-    "BATCH_ROWS",
-    "Dialect",
-    "Kind",
-    "Rows",
-    "dialect_of",
-    "expression",
-    "query_rows",
-    "read_csv",
-    "run_query",
-]
-
-
 #: how a column is converted: to a number, to a number that may not have a decimal comma (1,000 may
 #: be a thousand), to nanoseconds since 1970, to a whole number of up to 64 bits, or not at all
 Kind = Literal["number", "count", "date", "stamp", "text"]

@@ -11,16 +11,6 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-__all__ = [
-    "TICKS_PER_S",
-    "UNITS",
-    "Unit",
-    "date_parts_sql",
-    "date_sql",
-    "looks_like_date",
-    "parse_time_ns",
-]
-
 _DATE = (
     r"^\s*(\d{4}[-/]\d\d[-/]\d\d)"
     r"(?:[Tt ]+((?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d)?)(?:[.,](\d{1,9}))?"

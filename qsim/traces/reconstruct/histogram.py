@@ -14,9 +14,6 @@ from qsim.bounds import shown
 from qsim.errors import TraceError
 from qsim.traces.synth.lengths import MAX_LENGTH, QuantileTable
 
-__all__ = ["Histogram", "lengths_of_histogram", "lengths_of_mean_and_p95"]
-
-
 #: pieces that a bucket is cut into
 _PIECES = 24
 _Z95 = NormalDist().inv_cdf(0.95)

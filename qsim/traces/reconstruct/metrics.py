@@ -24,18 +24,6 @@ from qsim.prometheus import parse_sample, samples
 from qsim.traces.reading.json_rows import as_number, parse_json
 from qsim.traces.reading.source import Source
 
-__all__ = [
-    "ENERGY",
-    "OUTPUT",
-    "POWER",
-    "PROMPT",
-    "TIMES",
-    "Metrics",
-    "Series",
-    "metrics_of_scrapes",
-    "read_metrics",
-]
-
 PROMPT, OUTPUT = "request_prompt_tokens", "request_generation_tokens"
 #: histograms of times, s: seen by the API server, and by the engine
 TIMES = (

@@ -24,8 +24,6 @@ from qsim.traces.synth.lengths import LengthModel, QuantileTable
 from qsim.traces.synth.synthesize import Span, Workload, synthesize
 from qsim.traces.trace import Trace
 
-__all__ = ["Reconstruction", "reconstruct_from_metrics", "reconstruct_from_numbers"]
-
 
 @dataclass(frozen=True)
 class Reconstruction:

@@ -17,17 +17,6 @@ from qsim.arrays import FloatArray
 from qsim.errors import ScenarioError
 from qsim.traces.synth.lengths import QuantileTable
 
-__all__ = [
-    "BLOCK_REQUESTS",
-    "Bursts",
-    "Gaps",
-    "RateProfile",
-    "arrival_blocks",
-    "bursts_for_fano",
-    "weibull_shape",
-]
-
-
 #: Requests are drawn this many at a time, however many are wanted.
 BLOCK_REQUESTS = 1 << 16
 #: of smaller ones a gamma's draws are one number, and Weibull shapes are not searched

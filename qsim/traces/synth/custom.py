@@ -15,8 +15,6 @@ from qsim.traces.synth.lengths import LengthModel, parse_lengths
 from qsim.traces.synth.presets import load_preset
 from qsim.traces.synth.synthesize import Span, Workload
 
-__all__ = ["ARRIVALS", "custom_workload", "read_rate_profile"]
-
 #: The arrival processes by name.
 ARRIVALS = ("poisson", "gamma", "weibull", "diurnal", "bursty")
 

@@ -14,8 +14,6 @@ from qsim.arrays import FloatArray, IntArray
 from qsim.bounds import shown
 from qsim.errors import ScenarioError
 
-__all__ = ["LengthModel", "QuantileTable", "parse_lengths"]
-
 #: longest prompt or output that is drawn, tokens
 MAX_LENGTH = 1e9
 

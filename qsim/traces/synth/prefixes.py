@@ -10,9 +10,6 @@ from qsim.arrays import FloatArray, IntArray
 from qsim.traces.synth.lengths import QuantileTable
 from qsim.traces.trace import HashIds
 
-__all__ = ["PrefixDraw", "PrefixModel"]
-
-
 #: A turn looks for its predecessor among so many requests around the age it drew.
 _NEIGHBOURS = 256
 #: Requests are remembered as possible predecessors up to this many.

@@ -20,16 +20,6 @@ from qsim.traces.synth.lengths import LengthModel, QuantileTable, parse_lengths
 from qsim.traces.synth.prefixes import PrefixModel
 from qsim.traces.synth.synthesize import Span, Workload
 
-__all__ = [
-    "PARAMS",
-    "PRESETS",
-    "PresetRequest",
-    "load_preset",
-    "read_data",
-    "resolve_preset",
-    "table_of",
-]
-
 #: Every preset, in the order in which they are listed.
 PRESETS: tuple[str, ...] = (
     "azure-conv-2023",

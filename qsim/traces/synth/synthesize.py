@@ -18,10 +18,6 @@ from qsim.traces.synth.lengths import LengthModel
 from qsim.traces.synth.prefixes import PrefixModel
 from qsim.traces.trace import COLUMNS, MOST_PRIORITY, HashIds, Trace
 
-__all__ = [
-    "Span", "Tier", "Tiers", "Workload", "expected_requests", "iter_chunks", "synthesize",
-]  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Tier:

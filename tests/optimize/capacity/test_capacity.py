@@ -12,8 +12,8 @@ import pytest
 
 import qsim
 from qsim.errors import ScenarioError
-from qsim.optimize.capacity.capacity import DEFAULT_TRAFFIC
 from qsim.optimize.capacity.curve import SHARES
+from qsim.optimize.capacity.layout import DEFAULT_TRAFFIC
 from qsim.optimize.plan.detail import DetailWanted
 from qsim.report.text.capacity import capacity_text, curve_text
 from qsim.report.text.plan import plan_text
