@@ -228,6 +228,15 @@ class ApiTimes(Closed):
     send_ms: Ms
     turns: Annotated[int, Whole(2, 100)]
 
+    def busy_s(self, requests: int, prompt_tokens: int, output_tokens: int) -> float:
+        """For how long requests and their tokens keep the process busy, s.
+
+        One that is behind takes less: it sends the tokens of several steps together.
+        """
+        ms = requests * self.request_ms
+        ms += prompt_tokens / 1e3 * self.request_ms_per_1k_prompt_tokens
+        return (ms + output_tokens * (self.token_ms + self.send_ms)) / 1e3
+
     def times(self, factor: float) -> ApiTimes:
         """With every time multiplied."""
         ms = {k: v * factor for k, v in vars(self).items() if k != "turns"}

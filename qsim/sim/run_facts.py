@@ -70,6 +70,7 @@ def run_facts(
     duration_s = (fleet.end_ps - begin_ps) / PS_PER_S
     stats = _replica_stats(setup, fleet, served)
     beyond, told = _beyond_measured(setup, fleet, requests - admission.rejected, admission.longer)
+    told += _api_notes(setup, stats, duration_s)
     waits = setup.client_timeout_s is not None or trace.timeout_s is not None
     return {
         "duration_s": duration_s,
@@ -92,6 +93,32 @@ def run_facts(
         "outages": _outages(setup, fleet, in_fleet),
         "scaling": _scaling(setup, fleet, begin_ps),
     }
+
+
+#: of its time an API server's process is busy that is told of
+_API_BUSY = 0.6
+#: a run of so few seconds tells nothing of it
+_API_SECONDS = 1.0
+
+
+def _api_notes(setup: Setup, stats: Sequence[Mapping[str, Any]], duration_s: float) -> list[str]:
+    """A sentence on the API server's process that is busiest, if it is nearly full."""
+    shares = {}
+    for row, k in zip(stats, setup.pool_of, strict=True):
+        api = setup.pools[k].profile.frontend.api if setup.frontend else None
+        seconds = row.get("on_s", duration_s)
+        if api is not None and seconds > _API_SECONDS:
+            work = (row["requests"], row["input_tokens"], row["output_tokens"])
+            shares[row["replica"]] = api.busy_s(*work) / seconds
+    server = max(shares, key=lambda i: shares[i], default=None)
+    if server is None or shares[server] < _API_BUSY:
+        return []
+    busy = "all the time" if shares[server] >= 1 else f"{shares[server]:.0%} of the time"
+    return [
+        f"the API server's process of server {server} is busy {busy}: what first tokens wait "
+        "for it changes by a fifth and more with a tenth of its speed, so TTFT is not sure; "
+        "'qsim calibrate adapt' measures the machine's own"
+    ]
 
 
 def _beyond_measured(

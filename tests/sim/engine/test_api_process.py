@@ -237,3 +237,28 @@ def test_where_nobody_knows_how_long_it_takes_texts_are_token_ids_and_that_is_to
     assert simulate(load, pools=pools, text_prompts=True).notes == [f"{plain.id} #1: {note}"]
     with pytest.raises(ScenarioError, match="text_prompts is 'yes'; must be true or false"):
         simulate(load, plain, text_prompts="yes")  # type: ignore[arg-type]
+
+
+def test_a_process_that_is_nearly_full_is_told_of() -> None:
+    # 16 clients, a step of 4 ms, of whose time 16 tokens keep the process busy for a part
+    load = trace(np.zeros(320), [1] * 320, [50] * 320)
+
+    def told(token_ms: float, **more: object) -> list[str]:
+        profile = with_api(constant_profile(4.0), token_ms=token_ms)
+        given = {"concurrency": 16, **more}
+        notes = simulate(load, profile, **given).notes  # type: ignore[arg-type]
+        return [note for note in notes if "API server" in note]
+
+    assert told(0.1) == []  # 40%
+    [note] = told(0.2)
+    assert "the API server's process of server 0 is busy 7" in note
+    [note] = told(0.5)
+    assert "is busy 9" in note or "is busy all the time" in note
+    assert told(0.2, replicas=2) == []
+    # of several, the busiest; and of a stream as well
+    pools = [Pool(constant_profile(4.0), 1), Pool(with_api(constant_profile(4.0), 0, 0.2), 1)]
+    [note] = [n for n in simulate(load, pools=pools, concurrency=32).notes if "API" in n]
+    assert "of server 1 is busy" in note
+    burst = with_api(constant_profile(4.0), token_ms=0.2)
+    [note] = [n for n in simulate_stream([load], burst).notes if "API" in n]
+    assert "of server 0 is busy" in note
