@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from qsim.startup import end_at_once_on_signals
 
-__all__ = ["run"]
-
 
 def run() -> None:
     """Run the command line; a signal ends it without a traceback from here on."""

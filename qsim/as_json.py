@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-__all__ = ["JsonReady", "json_ready"]
-
 
 def json_ready(value: Any) -> Any:
     """A value and all that it holds as JSON has it: results by ``to_dict``, tuples as lists."""

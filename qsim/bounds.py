@@ -16,40 +16,6 @@ from typing import Annotated, Any, ClassVar
 
 from qsim.errors import QsimError, ScenarioError
 
-__all__ = [
-    "MAX_BATCHED_TOKENS",
-    "MAX_BLOCKS",
-    "MAX_BLOCK_SIZE",
-    "MAX_GPUS",
-    "MAX_JOBS",
-    "MAX_MODEL_LEN",
-    "MAX_REPLICAS",
-    "MAX_REQUESTS",
-    "MAX_RUNS",
-    "MAX_SEED",
-    "MAX_SEQS",
-    "MAX_TENSOR_PARALLEL",
-    "MOST_PERCENT",
-    "Closed",
-    "Count",
-    "Flag",
-    "Items",
-    "Line",
-    "Ms",
-    "Name",
-    "Number",
-    "Percent",
-    "Plain",
-    "PlainObject",
-    "Positive",
-    "Text",
-    "Whole",
-    "check_name",
-    "one_line",
-    "printable",
-    "shown",
-]
-
 #: largest settings of one engine. Times are tabulated for every number of tokens and requests.
 MAX_BATCHED_TOKENS = 1 << 20
 MAX_SEQS = 1 << 17

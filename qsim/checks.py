@@ -9,8 +9,6 @@ from typing import TypeGuard
 from qsim.bounds import shown
 from qsim.errors import MissingExtraError, ScenarioError
 
-__all__ = ["check_ending", "finite", "is_number", "near_names", "parse_count", "whole"]
-
 #: largest whole number that a double holds exactly, and its neighbours
 MAX_WHOLE = 1 << 53
 

@@ -18,19 +18,6 @@ from typing import Any, NoReturn
 from qsim.bounds import shown
 from qsim.errors import QsimError, ScenarioError
 
-__all__ = [
-    "csv_lines",
-    "parse_json",
-    "parse_yaml",
-    "plain_scalar",
-    "read_json",
-    "read_text",
-    "read_yaml",
-    "read_yaml_documents",
-    "rows_csv",
-    "to_yaml",
-]
-
 #: largest document, bytes
 MAX_JSON = 16 << 20
 MAX_YAML = 256 << 10

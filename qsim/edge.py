@@ -18,8 +18,6 @@ from pydantic import TypeAdapter, ValidationError
 from qsim.bounds import shown
 from qsim.errors import QsimError
 
-__all__ = ["Place", "build", "message"]
-
 T = TypeVar("T")
 #: where a field lies: names, and numbers in lists
 Place = tuple[str | int, ...]

@@ -18,20 +18,6 @@ Messages give the field, the value, what is allowed and what to do next.
 
 from __future__ import annotations
 
-__all__ = [
-    "CalibrationError",
-    "InfeasibleError",
-    "InputError",
-    "MissingExtraError",
-    "NotKeptWarning",
-    "OutputError",
-    "ProfileError",
-    "QsimError",
-    "RecordingError",
-    "ScenarioError",
-    "TraceError",
-]
-
 
 class QsimError(Exception):
     """Base class of every exception that qsim raises on purpose."""

@@ -18,16 +18,6 @@ from pathlib import Path
 
 from qsim.interrupts import uninterrupted
 
-__all__ = [
-    "atomic_path",
-    "check_folder_writable",
-    "check_writable",
-    "remove_stale",
-    "temporary_prefix",
-    "write_bytes",
-    "write_text",
-]
-
 _OWNER = re.compile(r"\.?(?:tmp-)?qsim-([0-9a-f]{8})-(\d{1,10})-")
 
 

@@ -15,8 +15,6 @@ from typing import Any
 
 from qsim.startup import end_at_once
 
-__all__ = ["ENDING_SIGNALS", "ended_by_signals", "uninterrupted"]
-
 #: what ends a command, where the platform has it
 ENDING_SIGNALS: tuple[signal.Signals, ...] = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)

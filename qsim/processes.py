@@ -12,8 +12,6 @@ from typing import Generic, NoReturn, TypeVar
 
 from qsim.interrupts import ENDING_SIGNALS
 
-__all__ = ["Beside", "available_cores", "can_fork"]
-
 T = TypeVar("T")
 
 #: the threads of this process, those of libraries included

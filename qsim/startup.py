@@ -14,8 +14,6 @@ TYPE_CHECKING = False  # typing is not worth its import here; checkers know the 
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["end_at_once", "end_at_once_on_signals"]
-
 
 def end_at_once(number: int, frame: FrameType | None) -> None:
     """Say so and end the process, with the exit code of an interrupted command."""

@@ -13,8 +13,6 @@ from qsim.errors import MissingExtraError, QsimError
 from qsim.files import write_text
 from qsim.profiles.schema import Profile
 
-__all__ = ["is_newer", "profile_recording"]
-
 
 def profile_recording(
     folder: Path, out: Path, progress: Callable[[str], None] | None = None

@@ -11,8 +11,6 @@ import click
 
 from qsim.bounds import shown
 
-__all__ = ["Command", "Group", "TableGroup"]
-
 #: largest numbers of an option; what it means has limits of its own
 _LARGEST, _LARGEST_WHOLE = 1e18, 1 << 64
 

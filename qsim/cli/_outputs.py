@@ -19,20 +19,6 @@ from qsim.bounds import one_line, printable
 from qsim.errors import MissingExtraError, OutputError, QsimError, ScenarioError
 from qsim.files import check_folder_writable, check_writable, write_text
 
-__all__ = [
-    "Outputs",
-    "check_output",
-    "check_outputs",
-    "need_matplotlib",
-    "note",
-    "one_to_stdout",
-    "say",
-    "tell",
-    "tell_reading",
-    "to_json",
-    "write_json",
-]
-
 
 def say(text: str, nl: bool = True, err: bool = False) -> None:
     """Print text, on stderr with ``err``.

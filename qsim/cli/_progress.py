@@ -13,8 +13,6 @@ import click
 
 from qsim.cli._outputs import note
 
-__all__ = ["campaign_progress", "draw", "progress_bar", "resumable"]
-
 _WIDTH = 30
 
 

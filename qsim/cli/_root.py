@@ -21,8 +21,6 @@ from qsim.cli._command import TableGroup
 from qsim.errors import NotKeptWarning, QsimError
 from qsim.interrupts import ended_by_signals
 
-__all__ = ["COMMANDS", "main"]
-
 #: by name, the line for the help page; each is in the module of its name
 COMMANDS = {
     "plan": "Find the smallest fleet of each method that meets the SLOs.",

@@ -30,8 +30,6 @@ from qsim.files import write_text
 if TYPE_CHECKING:
     from qsim.scenario import Scenario
 
-__all__ = ["ScenarioCommand", "save_scenario", "scenario_from", "write_outputs"]
-
 #: keys that only a file in sections has, not one of options
 _SECTIONS = {
     "traffic",

@@ -13,18 +13,6 @@ from qsim.bounds import shown
 from qsim.checks import near_names, parse_count
 from qsim.errors import ScenarioError
 
-__all__ = [
-    "Reader",
-    "autoscaler_from",
-    "failures_from",
-    "gpus_from",
-    "is_manifest",
-    "prices_from",
-    "put_pools",
-    "rates_from",
-    "read_pairs",
-]
-
 #: what makes a value of a text, or raises ValueError; and what the value must be, for errors
 Reader = tuple[Callable[[str], Any], str]
 

@@ -12,8 +12,6 @@ from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import ScenarioCommand, scenario_from, write_outputs
 from qsim.errors import InfeasibleError
 
-__all__ = ["DEFAULT_TRACE", "capacity"]
-
 #: TRACE where none is given; that of qsim.optimize.capacity, which a test compares
 DEFAULT_TRACE = "azure-conv-2023"
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from qsim.calibrate.adapt.load import Load
     from qsim.profiles.schema import Profile
 
-__all__ = ["compare"]
-
 
 @click.command(cls=Command)
 @click.argument("result", metavar="RESULT|RECORDING")

@@ -15,8 +15,6 @@ from qsim.cli.capacity import DEFAULT_TRACE
 from qsim.errors import ScenarioError
 from qsim.files import write_text
 
-__all__ = ["curve"]
-
 
 @click.command(cls=ScenarioCommand, default_trace=DEFAULT_TRACE)
 @options.trace

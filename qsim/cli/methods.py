@@ -9,8 +9,6 @@ import click
 
 from qsim.cli._command import Command
 
-__all__ = ["methods"]
-
 
 @click.command("methods", cls=Command)
 @click.option("--gpu", metavar="ID", default="h200_sxm", show_default=True,

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from qsim.scenario import Scenario
     from qsim.scenario.sections import Traffic
 
-__all__ = ["plan"]
-
 
 @click.command(cls=ScenarioCommand)
 @options.trace
@@ -160,7 +158,8 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
         with out.attempt("--report"):
             write_plan_report(given["report_path"], found)
     if given["picture_path"]:
-        from qsim.report.figures.results import plan_figure, save_figure
+        from qsim.report.figures.results import plan_figure
+        from qsim.report.figures.style import save_figure
 
         with out.attempt("--picture"):
             save_figure(plan_figure(found), given["picture_path"])

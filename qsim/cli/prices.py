@@ -8,8 +8,6 @@ from qsim.cli._command import Command
 from qsim.cli._outputs import write_json
 from qsim.errors import ScenarioError
 
-__all__ = ["prices"]
-
 
 @click.command(cls=Command)
 @click.option("--gpu", "gpus", multiple=True, metavar="ID", help="Only this GPU; repeatable.")

@@ -12,8 +12,6 @@ from qsim.cli._outputs import say, write_json
 from qsim.profiles.lookup import list_profiles, list_sharded, load_profile, stated_errors
 from qsim.profiles.schema import Profile
 
-__all__ = ["group"]
-
 
 @click.group("profiles", cls=Group, invoke_without_command=True)
 @click.pass_context

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from qsim.quality.recovery import Recovery
 
-__all__ = ["quality"]
-
 #: columns of the table: families that a mix usually asks about
 _COLUMNS = ("knowledge", "maths", "code", "reasoning", "chat", "commonsense")
 

@@ -7,8 +7,6 @@ import click
 from qsim.cli._command import Command
 from qsim.cli._outputs import write_json
 
-__all__ = ["schema"]
-
 
 @click.command(cls=Command)
 @click.option("--out", metavar="FILE", default="-", show_default=True,

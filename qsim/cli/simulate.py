@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from qsim.sim.simulate_stream import StreamResult
     from qsim.traces.trace import Trace
 
-__all__ = ["simulate"]
-
 #: a trace that is too short to tell whether the fleet keeps up goes on for so many requests
 _GOES_ON = 12_000
 #: ranges over machines are simulated beside a trace of so many requests or more

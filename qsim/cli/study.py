@@ -15,8 +15,6 @@ from qsim.cli._scenario import ScenarioCommand, save_scenario, scenario_from
 from qsim.cli.capacity import DEFAULT_TRACE
 from qsim.errors import ScenarioError
 
-__all__ = ["study"]
-
 #: finished runs, beside the files that are written
 JOURNAL = "study.runs.jsonl"
 

@@ -13,8 +13,6 @@ from qsim.cli._progress import progress_bar, resumable
 from qsim.cli._scenario import ScenarioCommand, save_scenario, scenario_from
 from qsim.errors import ScenarioError
 
-__all__ = ["sweep"]
-
 
 @click.command(cls=ScenarioCommand)
 @options.trace

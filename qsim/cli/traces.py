@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from qsim.traces.synth.synthesize import Span, Tiers, Workload
     from qsim.traces.trace import Trace
 
-__all__ = ["group"]
-
 _SEED = click.option(
     "--seed", type=int, default=0, show_default=True, help="Of whatever is drawn at random."
 )

@@ -13,8 +13,6 @@ from qsim.cli._progress import progress_bar, resumable
 from qsim.cli._scenario import ScenarioCommand, scenario_from, write_outputs
 from qsim.errors import InfeasibleError
 
-__all__ = ["tune"]
-
 
 @click.command(cls=ScenarioCommand)
 @options.trace

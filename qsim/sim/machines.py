@@ -36,15 +36,6 @@ from qsim.sim.results.summary import parse_statistic
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
 
-__all__ = [
-    "FIGURES",
-    "expected_machines",
-    "machine_at",
-    "machine_ranges",
-    "quick_ranges",
-]
-
-
 _LATENCIES = tuple(
     (m, s) for m in ("ttft", "tpot", "itl", "e2el") for s in ("mean", "median", "p90", "p99")
 )

@@ -22,8 +22,6 @@ from qsim.sim.scheduler.config import EngineConfig
 from qsim.sim.scheduler.request import Request
 from qsim.sim.scheduler.scheduler import Scheduler
 
-__all__ = ["Arrival", "Scenario", "load_scenario", "parse_scenario", "replay"]
-
 _CONFIG_SIZES = (
     "max_num_batched_tokens",
     "max_num_seqs",

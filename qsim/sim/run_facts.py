@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from qsim.sim.results.outages import Outages, TimeCounts
     from qsim.sim.results.scaling import Scaling
 
-__all__ = ["outages_s", "pool_uses", "run_facts"]
-
 
 def run_facts(
     setup: Setup,

@@ -20,8 +20,6 @@ from qsim.sim.results.result import SimulationResult
 from qsim.sim.simulate import simulate as run
 from qsim.traces.trace import Trace
 
-__all__ = ["fleet_of", "pools_of", "simulate"]
-
 
 def pools_of(scenario: Scenario) -> list[Pool]:
     """The fleet's pools as the simulator takes them.

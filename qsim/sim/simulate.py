@@ -24,8 +24,6 @@ from qsim.sim.results.servers import Served
 from qsim.sim.run_facts import pool_uses, run_facts
 from qsim.traces.trace import Trace
 
-__all__ = ["simulate"]
-
 
 def simulate(
     trace: Trace,

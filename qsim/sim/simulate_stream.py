@@ -21,8 +21,6 @@ from qsim.sim.results.summary import Run
 from qsim.sim.run_facts import outages_s, pool_uses, run_facts
 from qsim.traces.trace import Trace
 
-__all__ = ["StreamResult", "simulate_stream"]
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StreamResult(Run):

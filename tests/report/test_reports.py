@@ -13,13 +13,8 @@ from qsim.optimize.plan.planning import plan
 from qsim.optimize.plan.result import Plan
 from qsim.profiles.lookup import stated_errors
 from qsim.report.figures import results
-from qsim.report.figures.results import (
-    figure_svg,
-    latency_figure,
-    plan_figure,
-    save_figure,
-    timeline_figure,
-)
+from qsim.report.figures.results import latency_figure, plan_figure, timeline_figure
+from qsim.report.figures.style import figure_svg, save_figure
 from qsim.report.html.reports import write_plan_report, write_simulation_report
 from qsim.report.text.plan import plan_text
 from qsim.report.text.profile import profile_text

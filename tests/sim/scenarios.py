@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from qsim.catalog.versions import rules_of
 from qsim.sim.replay import Arrival, Scenario
 from qsim.sim.scheduler.batch import Batch, Update
+from qsim.sim.scheduler.block_ids import BlockIds
 from qsim.sim.scheduler.config import EngineConfig
-from qsim.sim.scheduler.kv_cache import BlockIds, KVCache
+from qsim.sim.scheduler.kv_cache import KVCache
 from qsim.sim.scheduler.prefix_tree import PrefixNode, Run
 from qsim.sim.scheduler.request import Request
 from qsim.sim.scheduler.scheduler import Scheduler

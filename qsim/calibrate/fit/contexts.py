@@ -25,9 +25,6 @@ import numpy.typing as npt
 from qsim.arrays import FloatArray, IntArray
 from qsim.calibrate.recordings.data import Recording
 
-__all__ = ["PART", "busiest_share", "context_of_traffic", "decode_contexts", "typical_share"]
-
-
 #: tokens of a block, the margin for a split's blocks, most splits in a CUDA graph (vLLM's
 #: AttentionConfig.flash_attn_max_num_splits_for_cuda_graph)
 _BLOCK, _MARGIN, _MOST_SPLITS = 128, 1.1, 32

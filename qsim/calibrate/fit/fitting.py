@@ -39,8 +39,6 @@ from qsim.profiles.schema import (
     Profile,
 )
 
-__all__ = ["FitResult", "fit", "predicted_spans"]
-
 Progress = Callable[[str], None]
 
 #: candidates for the trailing power: time constant (s); start and full throttle (share of cap)

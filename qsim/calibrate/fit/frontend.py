@@ -26,15 +26,6 @@ from qsim.sim.engine.api_process import ApiProcess
 from qsim.sim.engine.timing import PS_PER_MS, PS_PER_S
 from qsim.sim.scheduler.request import Request
 
-__all__ = [
-    "Matches",
-    "backlogs_ms",
-    "fit_frontend",
-    "late_arrivals_ms",
-    "match_requests",
-    "modelled_arrivals_s",
-]
-
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]

@@ -24,19 +24,6 @@ from qsim.errors import CalibrationError
 from qsim.profiles.schema import DecodeSpan, Latency, MixedSpan, Power, Throttle
 from qsim.profiles.spans import mixed_base_ms
 
-__all__ = [
-    "MODE_NAMES",
-    "ModeError",
-    "Spans",
-    "choose_forms",
-    "fit_spans",
-    "latency_of",
-    "mode_errors",
-    "pool_steps",
-    "predict_ms",
-]
-
-
 #: forms of the spans of mixed steps, simplest first
 _FORMS = {PIECEWISE: ("smooth", "free"), EAGER: ("smooth", "saw-128", "saw-256")}
 #: by how much a step of more tokens may take less: one of 264 tokens begins a new tile of the

@@ -22,9 +22,6 @@ from qsim.catalog.gpus import GPUS
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import Power
 
-__all__ = ["energy_windows", "fit_power", "rounded", "step_power_w", "trailing_power_w"]
-
-
 #: counter ticks to a window, and the longest window that is used, s
 _TICKS = 3
 _LONGEST_S = 0.6

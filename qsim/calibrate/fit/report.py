@@ -10,8 +10,6 @@ from qsim.errors import MissingExtraError
 from qsim.files import atomic_path
 from qsim.profiles.schema import Profile
 
-__all__ = ["draw_diagnostics", "fit_text", "mode_table"]
-
 
 def mode_table(result: FitResult) -> str:
     """Errors of the GPU spans by execution mode, as text."""

@@ -21,18 +21,6 @@ from qsim.errors import CalibrationError
 from qsim.profiles.schema import DecodeSpan, MixedSpan
 from qsim.profiles.spans import mixed_base_ms
 
-__all__ = [
-    "GRAPH_SIZES",
-    "ModeFit",
-    "StepTable",
-    "fit_decode",
-    "fit_mixed",
-    "pad_to_graph",
-    "predict_decode_ms",
-    "predict_mixed_ms",
-]
-
-
 #: Steps with prompts of a mode that a fit needs. Where the host launches slowly, the GPU waits in
 #: most of the small ones, and few spans are known. Forms are smoothed, so few steps do; what they
 #: leave open is in the error that the profile states.

@@ -18,23 +18,6 @@ from qsim.arrays import BoolArray, FloatArray, IntArray
 from qsim.calibrate.recordings.data import SKIP, Recording
 from qsim.profiles.schema import HostTimes
 
-__all__ = [
-    "DECODE",
-    "EAGER",
-    "PIECEWISE",
-    "Timeline",
-    "behind_eager",
-    "estimate_launch_ms",
-    "infer_timeline",
-    "late_updates_ms",
-    "launch_queue",
-    "launch_ratio",
-    "recorded_timeline",
-    "step_modes",
-    "timeline_of",
-]
-
-
 #: execution modes of a step: full CUDA graph, piecewise graphs, no graph
 DECODE, PIECEWISE, EAGER = 0, 1, 2
 

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["end", "start"]
-
 
 def start(module: str, *options: str, stderr: int | None = None) -> subprocess.Popen[str]:
     """Start ``python -m MODULE OPTIONS`` with pipes, in a group of its own."""

@@ -21,8 +21,6 @@ from typing import Any, cast
 
 import numpy as np
 
-__all__ = ["Endpoint", "Job", "main", "run_load"]
-
 _TOKEN = re.compile(rb'"choices":\s*\[\s*\{')
 _KEPT = 1024  # bytes kept, so that what is split over several reads is seen
 _USAGE = re.compile(rb'"completion_tokens":\s*(\d+)')

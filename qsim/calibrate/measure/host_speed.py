@@ -28,8 +28,6 @@ from qsim.documents import read_text
 from qsim.edge import build
 from qsim.errors import CalibrationError
 
-__all__ = ["HostSpeed", "cpu_name", "host_speed", "read_host_speed"]
-
 SCHEMA = "qsim-host/1"
 #: requests that a step serves, and tokens of a KV block
 ROWS, _BLOCK = 32, 16

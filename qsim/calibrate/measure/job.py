@@ -17,15 +17,6 @@ from qsim.catalog.methods import Method
 from qsim.catalog.models import Model, write_dummy
 from qsim.errors import ScenarioError
 
-__all__ = [
-    "SERVED_NAME",
-    "Job",
-    "environment",
-    "prepared_server",
-    "server_command",
-    "server_flags",
-]
-
 SERVED_NAME = "m"
 #: shortest --max-model-len under which the loads fit
 LEAST_MODEL_LEN = 2048

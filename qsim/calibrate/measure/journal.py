@@ -22,8 +22,6 @@ from qsim.documents import parse_json, read_json
 from qsim.errors import CalibrationError
 from qsim.files import write_text
 
-__all__ = ["LEAST_LOADS", "Journal", "salvage"]
-
 #: fewer loads than this are not worth keeping
 LEAST_LOADS = 4
 #: of a load with all its requests, characters

@@ -12,8 +12,6 @@ from typing import Any
 from qsim.calibrate.measure.child import end, start
 from qsim.errors import CalibrationError
 
-__all__ = ["LoadClient", "LoadResult", "RequestRow"]
-
 
 @dataclass(frozen=True)
 class RequestRow:

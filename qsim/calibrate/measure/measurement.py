@@ -29,8 +29,6 @@ from qsim.catalog.methods import METHODS, weight_bytes
 from qsim.catalog.versions import NEWEST, OLDEST
 from qsim.errors import CalibrationError
 
-__all__ = ["Progress", "measure", "planned"]
-
 #: after the last load: for the energy counter to catch up, and at most for the recorder's files, s
 _SETTLE_S, _MOST_WAIT_S = 0.8, 30.0
 #: how long the host's own speed is measured

@@ -23,16 +23,6 @@ from qsim.calibrate.measure.child import end, start
 from qsim.catalog.gpus import GIB, GPUS, GpuType
 from qsim.errors import CalibrationError, MissingExtraError, QsimError, ScenarioError
 
-__all__ = [
-    "Gpu",
-    "Nvml",
-    "PowerSample",
-    "PowerSampler",
-    "choose_gpus",
-    "gpu_type_of",
-    "read_samples",
-]
-
 _FIELD_AVERAGE, _FIELD_INSTANT = 185, 186  # NVML_FI_DEV_POWER_AVERAGE, ..._INSTANT
 
 

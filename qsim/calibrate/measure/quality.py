@@ -14,8 +14,6 @@ from qsim.catalog.models import Model, load_model
 from qsim.errors import CalibrationError, ScenarioError
 from qsim.quality.measure import Run, evaluate, load_run
 
-__all__ = ["BASELINE", "Served", "parse_served", "scores_of", "serve_and_evaluate"]
-
 #: the method that recoveries are shares of
 BASELINE = "bf16"
 

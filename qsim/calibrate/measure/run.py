@@ -24,17 +24,6 @@ from qsim.documents import read_json
 from qsim.errors import CalibrationError, QsimError, ScenarioError
 from qsim.files import write_text
 
-__all__ = [
-    "Campaign",
-    "CampaignResult",
-    "CampaignState",
-    "JobState",
-    "groups_of",
-    "is_complete",
-    "load_seconds",
-    "make_jobs",
-]
-
 
 def load_seconds(minutes: float, start_s: float = 90.0) -> float:
     """How long the loads may take when a method may take ``minutes`` with the server's start.

@@ -23,8 +23,6 @@ from pathlib import Path
 from qsim.errors import CalibrationError
 from qsim.prometheus import samples
 
-__all__ = ["Server", "ServerFacts", "crash_reason", "free_port", "serve", "serve_command"]
-
 #: (what the log says, what it means), the most telling first
 _REASONS: tuple[tuple[str, str], ...] = (
     (r"address already in use", "the port is in use: give another one or let qsim choose"),

@@ -12,8 +12,6 @@ from qsim.catalog.gpus import GpuType
 from qsim.catalog.methods import Method, weight_bytes
 from qsim.catalog.models import Architecture
 
-__all__ = ["Speed"]
-
 #: dense bf16 FLOP/s and memory bytes/s that a well-tuned server reaches, by compute capability
 _REACHED = {(9, 0): (5.7e14, 4.0e12), (8, 0): (2.2e14, 1.7e12)}
 

@@ -24,8 +24,6 @@ from qsim.calibrate.recorder.read import StepRow
 from qsim.calibrate.validate.comparison import METRICS, STATISTICS, latencies, statistics
 from qsim.errors import CalibrationError
 
-__all__ = ["Measured", "phase_of_steps", "recorder_cost", "summary", "write_recording"]
-
 STEP_COLUMNS = ["phase", "schedule_s", "schedule_dur_s", "launch_start_s", "launch_end_s"]
 STEP_COLUMNS += ["sample_start_s", "sample_end_s", "gpu_ms", "update_s", "update_dur_s"]
 STEP_COLUMNS += ["prefill_chunks", "num_prefill_tokens", "num_decode", "decode_context_tokens"]

@@ -27,8 +27,6 @@ import numpy as np
 
 from qsim.calibrate.measure.speed import Speed
 
-__all__ = ["HoldoutTrace", "Limits", "Phase", "phases", "total_s"]
-
 #: decode batch sizes, including one above the largest CUDA graph
 LEVELS = (576, 512, 384, 256, 192, 128, 96, 64, 48, 40, 32, 24, 16, 8, 4, 2, 1)
 #: step sizes around the tile edges of 128 and 256 rows, and small ones

@@ -16,8 +16,6 @@ from qsim.calibrate.recorder import plugin
 from qsim.documents import read_json
 from qsim.errors import CalibrationError
 
-__all__ = ["MODULE", "Hooks", "install", "read_hooks"]
-
 MODULE = "qsim_vllm_recorder"
 
 

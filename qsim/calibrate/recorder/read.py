@@ -10,8 +10,6 @@ from typing import Any
 from qsim.calibrate.recorder import plugin
 from qsim.errors import CalibrationError
 
-__all__ = ["StepRow", "read_steps"]
-
 
 @dataclass(frozen=True)
 class StepRow:

@@ -28,19 +28,6 @@ from qsim.bounds import (
 from qsim.catalog.models import Architecture
 from qsim.errors import RecordingError
 
-__all__ = [
-    "FIT",
-    "HOLDOUT",
-    "SKIP",
-    "Phase",
-    "PowerSamples",
-    "Recording",
-    "Requests",
-    "Server",
-    "Steps",
-]
-
-
 #: how a phase is used: fitted; fitted, but left out in turn to state the error; never used
 FIT, HOLDOUT, SKIP = "fit", "holdout", "skip"
 

@@ -12,8 +12,6 @@ from qsim.arrays import BoolArray
 from qsim.calibrate.fit.span import GRAPH_SIZES
 from qsim.calibrate.recordings.data import SKIP, Recording
 
-__all__ = ["BATCHES", "MeasuredRow", "measured_row"]
-
 BATCHES = (1, 16, 64, 256)
 #: fewer steps of a kind than this are no measurement of it
 _LEAST_STEPS = 10

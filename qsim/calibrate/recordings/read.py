@@ -40,8 +40,6 @@ from qsim.calibrate.recordings.data import (
 from qsim.documents import csv_lines, read_json
 from qsim.errors import RecordingError
 
-__all__ = ["default_use", "read_recording"]
-
 
 def read_recording(path: str | os.PathLike[str]) -> Recording:
     """Read a recording's folder.

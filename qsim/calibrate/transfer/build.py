@@ -45,8 +45,6 @@ from qsim.profiles.schema import (
     Transfer,
 )
 
-__all__ = ["Teacher", "estimated_errors", "learn_from_shipped", "transfer"]
-
 _ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 _PIECEWISE = (16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512)
 _EAGER = (513, 640, 768, 769, 896, 1024, 1025, 1280, 1281, 1536, 1537, 1792, 1793, 2048, 2049,

@@ -14,8 +14,6 @@ from qsim.errors import ScenarioError
 from qsim.profiles.lookup import SHARDED_FOLDER, list_profiles, load_profile
 from qsim.profiles.schema import Profile
 
-__all__ = ["GPUS", "runs", "sharded_profiles", "sizes", "transferred_profiles", "write_all"]
-
 GPUS = ("a100_sxm", "h100_sxm", "h200_sxm")
 #: tensor-parallel sizes that a study compares
 SHARDED = (2, 4)

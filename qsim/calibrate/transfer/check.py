@@ -13,8 +13,6 @@ from qsim.calibrate.transfer.spans import MODES, Spans, StepPoint
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import Profile
 
-__all__ = ["Difference", "compare_profiles", "leave_out", "power_w"]
-
 
 @dataclass(frozen=True)
 class Difference:

@@ -14,8 +14,6 @@ from qsim.calibrate.transfer.kernels import KernelTables
 from qsim.catalog.gpus import GpuType
 from qsim.catalog.models import Architecture
 
-__all__ = ["TABLE_OF", "Composer"]
-
 #: methods whose matrix products have a table on Hopper, and its name there. The table of fp8_block
 #: is not used: below 1,024 rows it holds the time of launching the kernel from the host.
 TABLE_OF = {"bf16": "bfloat16", "fp8-w8a8": "fp8", "fp8-w8a8-static": "fp8"}

@@ -21,16 +21,6 @@ import numpy.typing as npt
 from qsim.arrays import BoolArray, FloatArray, IntArray
 from qsim.errors import CalibrationError, MissingExtraError
 
-__all__ = [
-    "AllReduceTable",
-    "DecodeAttentionTable",
-    "GemmTable",
-    "KernelTables",
-    "PrefillAttentionTable",
-    "load_tables",
-    "systems_folder",
-]
-
 Columns = Mapping[str, npt.NDArray[Any]]
 #: latency over the second axis, by batch size
 _Curves = dict[int, tuple[FloatArray, FloatArray]]

@@ -29,8 +29,6 @@ from qsim.catalog.methods import find_method
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import Profile
 
-__all__ = ["ModeOverhead", "Overheads", "Sample", "base_method", "learn_overheads", "points_of"]
-
 #: the GPU whose measured profiles teach what kernel tables do not hold
 LEARNT_ON = "h200_sxm"
 

@@ -21,8 +21,6 @@ from qsim.catalog.versions import DEFAULT_VERSION, rules_of
 from qsim.errors import CalibrationError, ScenarioError
 from qsim.profiles.schema import Memory
 
-__all__ = ["UTILIZATION", "kv_memory", "other_bytes"]
-
 #: vLLM's default ``--gpu-memory-utilization``
 UTILIZATION = 0.92
 _BLOCK = 16

@@ -27,8 +27,6 @@ from qsim.calibrate.transfer.spans import StepPoint, decode_points, prefill_poin
 from qsim.catalog.gpus import GpuType
 from qsim.profiles.schema import Power
 
-__all__ = ["PowerModel", "learn_power", "power_of", "step_j"]
-
 #: time constant of the power regulator, s; as in the measured profiles
 _TAU_S = 0.05
 

@@ -27,20 +27,6 @@ from qsim.profiles.schema import Profile
 from qsim.sim.engine.timing import PS_PER_MS, Timing
 from qsim.sim.scheduler.config import EngineOptions
 
-__all__ = [
-    "PUBLISHED_MODELS",
-    "SORT_S_PER_LOGIT",
-    "Outcome",
-    "PublishedRow",
-    "evaluate",
-    "median_percent",
-    "model_id",
-    "needed",
-    "outcomes",
-    "read_published",
-    "summary",
-]
-
 #: seconds per logit of a step's rows for top-p sampling on H100, the only number here that was
 #: fitted to ML.ENERGY's rows
 SORT_S_PER_LOGIT = 0.35e-9

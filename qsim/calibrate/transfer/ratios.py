@@ -34,17 +34,6 @@ from qsim.calibrate.transfer.spans import StepPoint
 from qsim.catalog.methods import find_method, weight_bytes
 from qsim.errors import CalibrationError
 
-__all__ = [
-    "SAME_KERNEL",
-    "AmpereLinear",
-    "Linear",
-    "MethodShape",
-    "TableLinear",
-    "kernels_of",
-    "learn_shapes",
-    "linear_of",
-]
-
 #: methods that run the kernel of another one, which was measured on more models
 SAME_KERNEL = {
     "gptq-w4a16": "awq-w4a16",

@@ -9,8 +9,6 @@ from qsim.profiles.schema import Profile
 from qsim.sim.engine.timing import PS_PER_MS, Timing
 from qsim.sim.scheduler.config import EngineOptions
 
-__all__ = ["MODES", "Spans", "StepPoint", "decode_points", "prefill_points"]
-
 MODES = ("decode", "piecewise", "eager")
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512)

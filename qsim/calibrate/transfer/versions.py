@@ -18,8 +18,6 @@ from qsim.files import write_text
 from qsim.profiles.carry import SCHEMA, Change, release
 from qsim.profiles.schema import HostTimes, Profile
 
-__all__ = ["Pair", "learn", "pairs_of", "table_rows", "write_changes"]
-
 #: the steps that tell how fast a host launches: one request, or nothing but the constant
 LAUNCHES = ("launch_decode", "launch_piecewise", "launch_eager")
 

@@ -22,9 +22,8 @@ from qsim.calibrate.recordings.data import Recording
 from qsim.profiles.schema import FrontEnd, Profile
 from qsim.sim.scheduler.batch import Batch
 from qsim.sim.scheduler.config import EngineConfig, EngineOptions
-from qsim.sim.scheduler.scheduler import Request, Scheduler
-
-__all__ = ["AGREEMENT_HEAD", "NEAR_S", "Agreement", "StepCounts", "compare_steps", "count_steps"]
+from qsim.sim.scheduler.request import Request
+from qsim.sim.scheduler.scheduler import Scheduler
 
 #: the front end's model is at most about this far off on a quiet machine, s
 NEAR_S = 0.006

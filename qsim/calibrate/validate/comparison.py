@@ -11,19 +11,6 @@ import numpy.typing as npt
 
 from qsim.arrays import FloatArray
 
-__all__ = [
-    "METRICS",
-    "NEARBY_POINTS",
-    "STATISTICS",
-    "Comparison",
-    "Nearby",
-    "latencies",
-    "nearby",
-    "percent",
-    "statistics",
-]
-
-
 METRICS = ("ttft_ms", "tpot_ms", "e2el_ms")
 STATISTICS = ("mean", "median", "p90", "p99")
 _PERCENTILES = {"median": 50, "p90": 90, "p99": 99}

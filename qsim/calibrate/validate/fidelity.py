@@ -12,21 +12,6 @@ import numpy as np
 from qsim.calibrate.validate.agreement import StepCounts
 from qsim.calibrate.validate.comparison import METRICS, STATISTICS, Comparison, percent
 
-__all__ = [
-    "OFF_PERCENT",
-    "Aim",
-    "Cell",
-    "Count",
-    "Group",
-    "aims",
-    "cells_of",
-    "count",
-    "fidelity_dict",
-    "groups",
-    "off",
-    "repeats_percent",
-]
-
 #: a cell with a larger error is listed, percent
 OFF_PERCENT = 5.0
 _REPEATS_PERCENT = {

@@ -35,21 +35,6 @@ from qsim.sim.scheduler.config import EngineOptions
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
 
-__all__ = [
-    "check_profiles",
-    "chosen_phases",
-    "compare",
-    "engine_settings",
-    "fit_error",
-    "fit_servers",
-    "group_servers",
-    "measured_metrics",
-    "measured_values",
-    "phase_trace",
-    "profile_of",
-    "validate",
-]
-
 Progress = Callable[[str], None]
 
 #: send times are shaken by this much to see how far a percentile moves, ms

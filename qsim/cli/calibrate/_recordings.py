@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from qsim.calibrate.recordings.data import Recording
     from qsim.profiles.schema import HostTimes, Profile
 
-__all__ = ["host_option", "host_times_from", "profiles_for", "recordings_argument"]
-
 
 def host_times_from(source: str | None) -> HostTimes | None:
     """Host times of a profile (id or file) or of a recording's folder."""

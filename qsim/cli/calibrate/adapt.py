@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from qsim.sim.scheduler.config import EngineOptions
     from qsim.traces.reconstruct.metrics import Metrics
 
-__all__ = ["adapt_command"]
-
 #: processes that replay loads, at most
 _MOST_JOBS = 10
 

@@ -7,8 +7,6 @@ import click
 from qsim.cli._command import Command
 from qsim.cli._outputs import say
 
-__all__ = ["agreement"]
-
 
 @click.command(cls=Command)
 @click.argument(

@@ -19,8 +19,6 @@ from qsim.cli.calibrate._recordings import (
 if TYPE_CHECKING:
     from qsim.calibrate.recordings.data import Recording
 
-__all__ = ["fit_command"]
-
 
 def _check_machines(groups: Sequence[Sequence[Recording]]) -> None:
     """One profile cannot be that of two machines."""

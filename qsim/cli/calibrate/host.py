@@ -8,8 +8,6 @@ import click
 
 from qsim.cli._command import Command
 
-__all__ = ["host_command"]
-
 
 @click.command("host", cls=Command)
 @click.option("--against", type=click.Path(path_type=Path, exists=True),

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from qsim.profiles.schema import Profile
     from qsim.quality.measure import Run
 
-__all__ = ["quality"]
-
 #: options of lm-eval, as they are handed on
 _EVALUATION = ("num_fewshot", "limit", "num_concurrent", "max_model_len", "tokenizer",
                "apply_chat_template", "confirm_run_unsafe_code", "include_path")  # fmt: skip

@@ -19,8 +19,6 @@ from qsim.errors import CalibrationError, MissingExtraError, QsimError, Scenario
 if TYPE_CHECKING:
     from qsim.calibrate.measure.workload import HoldoutTrace
 
-__all__ = ["run"]
-
 
 @click.command("run", cls=Command)
 @click.option(

@@ -10,8 +10,6 @@ import click
 
 from qsim.cli._command import Command
 
-__all__ = ["spread"]
-
 
 @click.command("spread", cls=Command)
 @click.argument("recordings", nargs=-1, required=True, metavar="RECORDING...")

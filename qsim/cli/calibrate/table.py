@@ -12,8 +12,6 @@ from qsim.cli._outputs import say
 if TYPE_CHECKING:
     from qsim.calibrate.recordings.measured import MeasuredRow
 
-__all__ = ["table"]
-
 
 @click.command("table", cls=Command)
 @click.argument("recordings", nargs=-1, required=True, metavar="RECORDING...")

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from qsim.catalog.models import Model
     from qsim.profiles.schema import Profile
 
-__all__ = ["transfer"]
-
 
 @click.command("transfer", cls=Command)
 @click.option("--to", "gpu", metavar="GPU", help="a100_sxm, h100_sxm or h200_sxm.")

@@ -15,8 +15,6 @@ from qsim.cli.calibrate._recordings import (
     recordings_argument,
 )
 
-__all__ = ["validate_command"]
-
 
 @click.command("validate", cls=Command)
 @recordings_argument

@@ -8,8 +8,6 @@ import click
 
 from qsim.cli._command import Command
 
-__all__ = ["versions"]
-
 
 @click.command("versions", cls=Command)
 @click.argument("profiles", nargs=-1, required=True, metavar="PROFILE.json...")

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from qsim.optimize.capacity.curve import FleetCurve, LoadCurve
 
-__all__ = ["curve_figure"]
-
 
 def curve_figure(found: LoadCurve) -> Figure:
     """Small multiples over requests/s, one line a fleet; a large dot marks each fleet's knee.

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["EndLabel", "label_ends", "spread"]
-
 _SIZE_PT = 8.0
 _LINE_PT = 1.25 * _SIZE_PT
 

@@ -14,9 +14,7 @@ from qsim.report.figures.style import (
     Look,
     blank_figure,
     distinct_names,
-    figure_svg,
     method_look,
-    save_figure,
     style,
     text_color,
 )
@@ -31,15 +29,6 @@ if TYPE_CHECKING:
     from qsim.optimize.plan.result import Plan
     from qsim.sim.results.result import SimulationResult
     from qsim.sim.results.slo import Slo
-
-__all__ = [
-    "compare_figure",
-    "figure_svg",
-    "latency_figure",
-    "plan_figure",
-    "save_figure",
-    "timeline_figure",
-]
 
 
 def latency_figure(result: SimulationResult, slos: Sequence[Slo] = ()) -> Figure:

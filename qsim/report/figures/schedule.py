@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from qsim.optimize.schedule.result import PolicyResult, Schedule
 
-__all__ = ["schedule_figure", "servers_over_time"]
-
 FloatArray = npt.NDArray[np.float64]
 
 #: policies that are drawn beside the timetable, in this order of preference

@@ -27,22 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "COLORS",
-    "Look",
-    "blank_figure",
-    "distinct_names",
-    "figure_svg",
-    "gpu_dashes",
-    "method_look",
-    "method_of",
-    "plain_log_axis",
-    "policy_look",
-    "save_figure",
-    "style",
-    "text_color",
-]
-
 # Okabe and Ito's colours, told apart by people with any colour vision; for what is no method
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 #: id: colour, marker. Formats that compute alike are neighbours in hue

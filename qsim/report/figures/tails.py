@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from qsim.sim.results.slo import Slo
 
-__all__ = ["Curve", "percentile_axis", "tail_of_quantiles", "tail_of_values"]
-
 FloatArray = npt.NDArray[np.float64]
 #: 1 / (1 - F) and the latency, ms
 Curve = tuple[FloatArray, FloatArray]

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from qsim.optimize.search.study import Record
     from qsim.optimize.tune.result import TuneResult
 
-__all__ = ["tune_figure"]
-
 _MOST_PANELS = 3
 _LIMIT = "#444444"
 _PICKED = "#000000"

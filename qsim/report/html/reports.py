@@ -9,7 +9,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from qsim.files import write_text
-from qsim.report.figures.results import figure_svg, latency_figure, plan_figure, timeline_figure
+from qsim.report.figures.results import latency_figure, plan_figure, timeline_figure
+from qsim.report.figures.style import figure_svg
 from qsim.report.text.plan import (
     carbon_remarks,
     detail_lines,
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from qsim.sim.results.backlog import Load
     from qsim.sim.results.result import SimulationResult
     from qsim.sim.results.slo import SloOutcome
-
-__all__ = ["write_plan_report", "write_simulation_report"]
 
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d1d1f; max-width: 66rem;

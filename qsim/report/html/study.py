@@ -18,8 +18,6 @@ from qsim.report.text.study import study_csvs, study_markdown
 from qsim.report.text.study_answers import QUESTIONS, answers, band_text
 from qsim.report.text.tables import number
 
-__all__ = ["study_page", "write_study", "write_study_pictures"]
-
 _TITLES: dict[Level, str] = {
     "application": "Application: tasks",
     "workload": "Workload: traffic",

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from qsim.optimize.search.fleet_outcome import FleetOutcome
     from qsim.quality.recovery import Recovery
 
-__all__ = ["capacity_text", "curve_text"]
-
 
 def capacity_text(found: Capacity) -> str:
     """Every layout, the best first; then what the best one rests on, and how to see it again."""

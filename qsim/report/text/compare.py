@@ -12,16 +12,6 @@ from qsim.calibrate.adapt.telemetry_fit import TelemetryFit
 from qsim.calibrate.validate.comparison import METRICS, STATISTICS
 from qsim.report.text.tables import fill, number, table
 
-__all__ = [
-    "adapted_text",
-    "beyond_text",
-    "compare_text",
-    "factors_text",
-    "kept_text",
-    "windows_text",
-    "workload_text",
-]
-
 _METRIC = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "e2el_ms": "E2EL"}
 _FACTOR = {
     "launch": "launches",

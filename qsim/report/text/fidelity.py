@@ -21,8 +21,6 @@ from qsim.calibrate.validate.fidelity import (
     repeats_percent,
 )
 
-__all__ = ["fidelity_page"]
-
 _HEAD = """\
 # Simulated and measured
 

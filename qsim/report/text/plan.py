@@ -15,23 +15,6 @@ if TYPE_CHECKING:
     from qsim.optimize.plan.detail import Sensitivity
     from qsim.optimize.plan.result import Plan
 
-__all__ = [
-    "carbon_remarks",
-    "detail_lines",
-    "margin_remarks",
-    "mix_remarks",
-    "mix_text",
-    "plan_rows",
-    "plan_text",
-    "price_remarks",
-    "quality_remarks",
-    "search_remarks",
-    "survive_remarks",
-    "tie_remarks",
-    "transfer_remarks",
-    "why_not_best",
-]
-
 
 def plan_rows(plan: Plan) -> tuple[list[str], list[list[str]]]:
     """Headers and a row for each feasible candidate of a plan.

@@ -12,8 +12,6 @@ from qsim.report.text.tables import WIDTH, number, table
 if TYPE_CHECKING:
     from qsim.profiles.schema import Profile
 
-__all__ = ["profile_text"]
-
 
 def profile_text(profile: Profile) -> str:
     """A profile in readable form."""

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from qsim.optimize.search.fleet_outcome import FleetOutcome
     from qsim.sim.results.machine_ranges import MachineRanges
 
-__all__ = ["range_row", "range_text", "ranges_sentences", "run_notes", "run_remarks"]
-
 Ranges = Mapping[str, tuple[float, float]]
 _STATISTICS = ("mean", "median", "p90", "p99")
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from qsim.optimize.schedule.problem import PoolChoice
     from qsim.optimize.schedule.result import PolicyResult, Schedule
 
-__all__ = ["schedule_rows", "schedule_text"]
-
 
 def schedule_rows(found: Schedule) -> tuple[list[str], list[list[str]]]:
     """Headers and a row a policy."""

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from qsim.sim.results.backlog import Load
     from qsim.sim.results.slo import SloOutcome
 
-__all__ = ["latency_rows", "servers_table", "simulation_text"]
-
 _LATENCIES = (
     ("ttft", "TTFT, time to first token"),
     ("tpot", "TPOT, time per output token"),

@@ -14,8 +14,6 @@ from qsim.optimize.study.result import LEVELS, StudyResult
 from qsim.report.text.study_answers import band_text
 from qsim.report.text.tables import fill, number, table
 
-__all__ = ["study_csvs", "study_markdown", "study_text"]
-
 #: figures of the tables in Markdown
 _APPLICATION = ("mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms", "joules_per_request")
 _SYSTEM = ("mean_ttft_ms", "mean_tpot_ms", "output_throughput_per_gpu", "joules_per_request")

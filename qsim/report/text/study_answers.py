@@ -14,8 +14,6 @@ from qsim.optimize.study.result import Level, StudyResult
 from qsim.optimize.study.versions import usual_version
 from qsim.report.text.tables import number
 
-__all__ = ["QUESTIONS", "answers", "band_text", "ratio_band"]
-
 QUESTIONS: dict[Level, str] = {
     "application": "Which method keeps the quality of each task, and what does it take in energy, "
     "money and time?",

@@ -6,8 +6,6 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-__all__ = ["WIDTH", "continued", "fill", "number", "table"]
-
 WIDTH = 100
 
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from qsim.optimize.search.study import Record
     from qsim.optimize.tune.result import TuneResult
 
-__all__ = ["front_rows", "importance_text", "picked_text", "profile_names", "tune_text"]
-
 #: heads of decisions in the table
 _HEADS = {
     "profile": "method",

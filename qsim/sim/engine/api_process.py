@@ -27,8 +27,6 @@ from collections import deque
 from qsim.profiles.schema import FIRST_TURN, LAST_TURN, ApiTimes
 from qsim.sim.scheduler.request import Request
 
-__all__ = ["ApiProcess", "Entering"]
-
 _PS_PER_MS = 1_000_000_000
 #: before everything
 _BEFORE = -(1 << 61)

@@ -14,8 +14,6 @@ import numpy.typing as npt
 from qsim.errors import TraceError
 from qsim.sim.engine.timing import PS_PER_S
 
-__all__ = ["MOST_S", "arrivals_ps", "clock_origin_s", "within_clock"]
-
 #: 64 bits hold 9,223,372 s (106 days) of ps; the last arrivals need time to be answered
 MOST_S = 9_000_000.0
 #: a trace that begins later than this, 11 days, is on some other clock

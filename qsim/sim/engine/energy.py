@@ -11,8 +11,6 @@ from math import exp
 from qsim.profiles.schema import Power
 from qsim.sim.engine.timing import PS_PER_S, Timing
 
-__all__ = ["PowerMeter"]
-
 #: a level this close to where the work would take it is at rest
 _AT_REST = 0.05
 

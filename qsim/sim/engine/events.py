@@ -8,8 +8,6 @@ from typing import Protocol
 from qsim.sim.results.timeline import Timeline
 from qsim.sim.scheduler.request import Request
 
-__all__ = ["Sink"]
-
 
 class Sink(Protocol):
     """Where a replica reports what happened; all times are in ps."""

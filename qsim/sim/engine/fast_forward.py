@@ -49,8 +49,6 @@ from qsim.sim.scheduler.request import FINISHED, RUNNING, Request
 if TYPE_CHECKING:
     from qsim.sim.engine.replica import Replica
 
-__all__ = ["RUN_LIMIT", "FastForward"]
-
 #: the clock (power state) is looked at when the batch changes, while it is changing, and at least
 #: every so many steps
 RUN_LIMIT = 64

@@ -10,8 +10,6 @@ import numpy.typing as npt
 from qsim.profiles.schema import FrontEnd
 from qsim.sim.engine.timing import PS_PER_MS
 
-__all__ = ["FREE", "client_last_ps", "client_times", "receive_ps"]
-
 IntArray = npt.NDArray[np.int64]
 
 #: a front end that takes no time

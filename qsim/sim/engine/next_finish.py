@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from qsim.sim.engine.fast_forward import FastForward
     from qsim.sim.engine.replica import Replica
 
-__all__ = ["earliest_finish_ps"]
-
 _NEVER = 1 << 60
 #: with more requests on their way than this, nothing is foretold
 _FEW = 3

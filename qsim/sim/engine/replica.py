@@ -27,10 +27,10 @@ from qsim.sim.engine.next_finish import earliest_finish_ps
 from qsim.sim.engine.steplog import Step
 from qsim.sim.engine.timing import EAGER, Timing
 from qsim.sim.engine.token_times import TokenTimes
+from qsim.sim.scheduler.batch import Batch
 from qsim.sim.scheduler.config import EngineConfig
-from qsim.sim.scheduler.scheduler import Batch, Request, Scheduler
-
-__all__ = ["RUN_LIMIT", "Replica"]
+from qsim.sim.scheduler.request import Request
+from qsim.sim.scheduler.scheduler import Scheduler
 
 _NEVER = 1 << 100
 #: requests that wait to be looked at together

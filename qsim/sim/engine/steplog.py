@@ -12,8 +12,6 @@ from typing import Any
 
 from qsim.sim.engine.timing import PS_PER_MS, PS_PER_S
 
-__all__ = ["MODES", "MOST_SPANS", "Step", "steps_a_span", "to_json_lines", "to_trace_events"]
-
 #: names of the execution modes, by number
 MODES = ("decode", "piecewise", "eager")
 

@@ -19,8 +19,6 @@ from qsim.profiles.schema import HostTimes, MixedSpan, Profile
 from qsim.profiles.spans import mixed_base_ms
 from qsim.sim.scheduler.config import EngineConfig
 
-__all__ = ["DECODE", "EAGER", "PIECEWISE", "PS_PER_MS", "PS_PER_S", "Timing"]
-
 PS_PER_S = 1_000_000_000_000
 PS_PER_MS = 1_000_000_000
 

@@ -8,8 +8,6 @@ from struct import Struct
 from qsim.sim.scheduler.batch import Batch, Update
 from qsim.sim.scheduler.request import Request
 
-__all__ = ["TokenTimes", "pack_entry"]
-
 #: the bytes of one entry of :class:`qsim.sim.results.itl.Gaps`: an array takes them in half the
 #: time that it takes for four numbers
 pack_entry = Struct("=4q").pack

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
-__all__ = ["WakeUps"]
-
 
 class WakeUps:
     """One time a replica, or none.

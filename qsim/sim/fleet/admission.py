@@ -29,17 +29,6 @@ from qsim.traces.trace import Trace
 if TYPE_CHECKING:
     from qsim.sim.fleet.horizontal import FleetScaler
 
-__all__ = [
-    "TEXTS_UNTOLD",
-    "Admission",
-    "FleetArguments",
-    "Setup",
-    "check_pools",
-    "resolve_fleet",
-    "text_notes",
-]
-
-
 #: what is said of text prompts where a profile does not tell what the API server is busy with
 TEXTS_UNTOLD = (
     "prompts count as token ids: the profile does not tell how long its API server tokenizes texts "

@@ -17,8 +17,6 @@ from qsim.bounds import MAX_REPLICAS, shown
 from qsim.checks import finite, whole
 from qsim.errors import ScenarioError
 
-__all__ = ["KINDS", "METRICS", "RATES", "Autoscaler", "ScalingPolicy", "ScalingRules", "Signal"]
-
 #: who scales: a HorizontalPodAutoscaler by itself, or KEDA, which drives one
 KINDS = ("keda", "hpa")
 #: what may be scaled on, and what it is

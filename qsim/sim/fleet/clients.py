@@ -18,8 +18,6 @@ from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.admission import Setup
 from qsim.traces.trace import Trace, Turns
 
-__all__ = ["NEXT", "Clients"]
-
 #: in the place of a request that a client sends: the next one of the trace
 NEXT = -1
 

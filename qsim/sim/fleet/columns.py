@@ -19,8 +19,6 @@ from qsim.sim.scheduler.block_ids import prompt_block_ids
 from qsim.sim.scheduler.config import EngineConfig
 from qsim.traces.trace import HashIds, Trace
 
-__all__ = ["Columns"]
-
 IntArray = npt.NDArray[np.int64]
 
 

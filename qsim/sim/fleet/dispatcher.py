@@ -25,17 +25,16 @@ from qsim.sim.fleet.admission import Setup
 from qsim.sim.fleet.clients import Clients
 from qsim.sim.fleet.columns import Columns
 from qsim.sim.fleet.queue_limits import QueueLimits
+from qsim.sim.fleet.routers.base import Router
 from qsim.sim.fleet.routers.mixed import Packing
-from qsim.sim.fleet.routers.router import Router, make_router
+from qsim.sim.fleet.routers.router import make_router
 from qsim.sim.fleet.routers.view import View
 from qsim.sim.results.finished import FAILED, REJECTED, TIMED_OUT
 from qsim.sim.results.timeline import Timeline
-from qsim.sim.scheduler.scheduler import Request
+from qsim.sim.scheduler.request import Request
 
 if TYPE_CHECKING:
     from qsim.sim.fleet.lives import Lives
-
-__all__ = ["NEVER", "Dispatcher"]
 
 #: later than every event
 NEVER = 1 << 100

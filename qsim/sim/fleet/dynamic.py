@@ -23,8 +23,6 @@ from qsim.sim.results.slo import Slo
 from qsim.sim.scheduler.config import refuse_queue_limits
 from qsim.traces.trace import Trace
 
-__all__ = ["DynamicResult", "PoolOutcome", "simulate_dynamic", "waits_for_answers"]
-
 
 @dataclass(frozen=True)
 class PoolOutcome:

@@ -12,8 +12,6 @@ from qsim.checks import finite, whole
 from qsim.errors import ScenarioError
 from qsim.sim.fleet.pool import ResolvedPool
 
-__all__ = ["Failure", "Failures"]
-
 #: longest times that are taken, s
 _MOST_S = 1e9
 #: more failures than that a second are no server, and no end of events

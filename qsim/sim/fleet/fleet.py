@@ -34,8 +34,6 @@ from qsim.traces.trace import Trace
 if TYPE_CHECKING:
     from qsim.sim.fleet.policy import Policy
 
-__all__ = ["Fleet"]
-
 
 class Fleet(Dispatcher):
     """Runs a trace through the engines of its pools; one instance, one run.

@@ -18,9 +18,6 @@ import numpy as np
 from qsim.arrays import IntArray
 from qsim.traces.trace import HashIds, Trace
 
-__all__ = ["with_history"]
-
-
 #: tokens of an id where the trace has none and no two requests continue the same one
 _ID_TOKENS = 128
 #: of all requests together, in that case: longer ones stand for more tokens, and memory is bounded

@@ -29,8 +29,6 @@ from dataclasses import dataclass
 from qsim.sim.fleet.autoscaling import RATES, Autoscaler, ScalingRules, Signal
 from qsim.sim.fleet.policy import Observation
 
-__all__ = ["FleetScaler", "PoolScaler", "Reading"]
-
 
 @dataclass(frozen=True)
 class Reading:

@@ -22,18 +22,6 @@ from dataclasses import dataclass, fields
 from qsim.checks import is_number
 from qsim.errors import ScenarioError
 
-__all__ = [
-    "ASLEEP",
-    "DRAINING",
-    "FAILED",
-    "OFF",
-    "ON",
-    "STARTING",
-    "STATES",
-    "WAKING",
-    "Lifecycle",
-]
-
 OFF, STARTING, ON, DRAINING, ASLEEP, WAKING, FAILED = range(7)
 #: names of the states, by number
 STATES = ("off", "starting", "on", "draining", "asleep", "waking", "failed")

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from qsim.sim.fleet.fleet import Fleet
     from qsim.sim.fleet.policy import Observation, Policy, PoolSignals
 
-__all__ = ["Lives"]
-
 #: how long a policy may leave requests waiting after the trace's end, or after everything else
 _PATIENCE_PS = 3600 * PS_PER_S
 

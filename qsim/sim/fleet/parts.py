@@ -20,8 +20,6 @@ from qsim.traces.trace import Trace
 if TYPE_CHECKING:
     from qsim.sim.fleet.policy import Policy
 
-__all__ = ["WholeRun", "in_parts", "run_whole"]
-
 #: requests that the fleet takes at a time
 PART = 1 << 15
 

@@ -7,8 +7,6 @@ from typing import Protocol
 
 from qsim.arrays import IntArray
 
-__all__ = ["Constant", "Observation", "Policy", "PoolSignals"]
-
 
 @dataclass(frozen=True)
 class PoolSignals:

@@ -15,8 +15,6 @@ from qsim.profiles.schema import Profile
 from qsim.sim.fleet.lifecycle import Lifecycle
 from qsim.sim.scheduler.config import EngineConfig, EngineOptions
 
-__all__ = ["Pool", "ResolvedPool", "ServerPool", "resolve_pool", "resolve_pools", "resolve_servers"]
-
 
 @dataclass(frozen=True)
 class Pool:

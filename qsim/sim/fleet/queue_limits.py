@@ -15,8 +15,6 @@ from qsim.sim.scheduler.config import EngineConfig
 if TYPE_CHECKING:
     from qsim.sim.fleet.dispatcher import Dispatcher
 
-__all__ = ["QueueLimits"]
-
 
 class QueueLimits:
     """Decides for the servers of a fleet, by their settings; made only if there is a limit.

@@ -10,8 +10,6 @@ from qsim.sim.engine.replica import Replica
 from qsim.sim.engine.timing import PS_PER_S
 from qsim.sim.fleet.lifecycle import DRAINING, OFF, ON, STATES
 
-__all__ = ["Server"]
-
 
 @dataclass(slots=True, eq=False)
 class Server:

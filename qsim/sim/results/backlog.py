@@ -29,18 +29,6 @@ import numpy as np
 
 from qsim.arrays import FloatArray, IntArray
 
-__all__ = [
-    "BURST_S",
-    "CLOSED_LOOP",
-    "OVERLOADED",
-    "BacklogOutcome",
-    "Flow",
-    "Load",
-    "TimeBins",
-    "judge",
-]
-
-
 #: all requests within so many seconds are one burst: there is no rate to keep up with
 BURST_S = 1.0
 #: a drift below it is none; one that may be as large as ``BOUND`` by chance is not known to be

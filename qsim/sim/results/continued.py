@@ -17,8 +17,6 @@ from qsim.sim.results.backlog import BURST_S, UNCLEAR, Load, judge
 from qsim.sim.results.result import SimulationResult
 from qsim.traces.trace import Trace, joined
 
-__all__ = ["MOST_REQUESTS", "find_carried", "repeated", "settled"]
-
 #: a trace goes on for so many requests, or for three times its own if that is more
 MOST_REQUESTS = 30_000
 #: of traffic with long outputs for fewer: so many tokens a request are taken for usual

@@ -13,21 +13,6 @@ from qsim.arrays import BoolArray, IntArray
 from qsim.sim.engine.timing import PS_PER_MS, PS_PER_S
 from qsim.traces.trace import Trace, taken
 
-__all__ = [
-    "FAILED",
-    "REJECTED",
-    "TIMED_OUT",
-    "Finished",
-    "as_sent",
-    "in_order_of_arrival",
-    "joined",
-    "outcome_notes",
-    "outcomes",
-    "request_columns",
-    "spread",
-    "without_rejected",
-]
-
 #: in the place of the server of a request that has no answer: a server rejected it, its client gave
 #: up, or the servers that had it failed
 REJECTED, TIMED_OUT, FAILED = -1, -2, -3

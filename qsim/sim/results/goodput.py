@@ -15,8 +15,6 @@ from qsim.sim.results.slo import Slo, attainment
 if TYPE_CHECKING:
     from qsim.sim.results.result import SimulationResult
 
-__all__ = ["DEFAULT_SHARE", "GOODPUT_METRICS", "Goodput", "GoodputOutcome", "goodput_goal"]
-
 GOODPUT_METRICS = ("ttft", "tpot", "e2el")
 #: bad requests over those that may be, where there is nothing to judge
 _NOT_MET = 1e9

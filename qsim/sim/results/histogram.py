@@ -21,8 +21,6 @@ from qsim.arrays import FloatArray, IntArray
 from qsim.sim.engine.timing import PS_PER_MS
 from qsim.sim.results.itl import Gaps
 
-__all__ = ["RELATIVE_ERROR", "Histogram", "Latency"]
-
 _BITS = 13
 #: values from 1 to 2**63; what is less counts as in the first bin
 _BINS = 63 << _BITS

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["LEVEL", "percentile_of_rank", "ranks", "requests_needed", "share_interval"]
-
 #: of the intervals
 LEVEL = 0.9
 _TAIL = (1 - LEVEL) / 2

@@ -17,9 +17,6 @@ import numpy.typing as npt
 from qsim.arrays import FloatArray, IntArray
 from qsim.sim.engine.timing import PS_PER_MS
 
-__all__ = ["Gaps"]
-
-
 _BINS = 1 << 14
 #: so few are sorted without counting first
 _FEW = 1 << 14

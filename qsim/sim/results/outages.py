@@ -11,17 +11,6 @@ import numpy as np
 from qsim.arrays import BoolArray, FloatArray, IntArray
 from qsim.sim.results.backlog import TimeBins
 
-__all__ = [
-    "WINDOW_S",
-    "Outages",
-    "TimeCounts",
-    "Windows",
-    "attainment_recovery_s",
-    "backlog_recovery_s",
-    "longest",
-]
-
-
 #: a level is a mean over so long; that before a failure is one over at most ``BEFORE_S``
 WINDOW_S = 10.0
 BEFORE_S = 600.0

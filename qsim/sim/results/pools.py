@@ -15,9 +15,6 @@ from qsim.sim.results.histogram import Latency
 from qsim.sim.results.servers import SERVED
 from qsim.sim.results.summary import PERCENTILES, exact_percentiles
 
-__all__ = ["PoolLatencies", "PoolUse", "exact_latencies", "pool_rows"]
-
-
 _LATENCIES = ("ttft", "tpot", "e2el")
 _QS = (50.0, *map(float, PERCENTILES))
 _NAMES = ("mean", "median", *(f"p{p}" for p in PERCENTILES))

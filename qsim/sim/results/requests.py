@@ -15,8 +15,6 @@ from qsim.arrays import BoolArray, IntArray
 from qsim.errors import MissingExtraError, ScenarioError
 from qsim.files import atomic_path
 
-__all__ = ["COLUMNS", "RowWriter", "csv_rows", "request_writer"]
-
 #: the file's columns, in order; times from arrival
 COLUMNS = (
     "request_id",

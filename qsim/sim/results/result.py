@@ -15,12 +15,10 @@ from qsim.sim.results.backlog import Flow
 from qsim.sim.results.itl import Gaps
 from qsim.sim.results.requests import COLUMNS, request_writer
 from qsim.sim.results.slo import Slo, within
-from qsim.sim.results.summary import PERCENTILES, Run, exact_percentiles
+from qsim.sim.results.summary import Run, exact_percentiles
 
 if TYPE_CHECKING:
     from qsim.sim.results.outages import Windows
-
-__all__ = ["PERCENTILES", "Gaps", "SimulationResult"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -6,15 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = [
-    "PoolScaling",
-    "Scaling",
-    "decisions_of",
-    "last_of_each_time",
-    "none_on_s",
-    "servers_over_time",
-]
-
 #: a server that goes and is missed so soon after was taken away too early, s
 _SOON_S = 600.0
 Change = tuple[float, int, int, int, int]

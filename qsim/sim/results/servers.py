@@ -9,9 +9,6 @@ import numpy as np
 
 from qsim.arrays import IntArray
 
-__all__ = ["HOT", "SERVED", "Served", "hot_sentence", "hot_spots"]
-
-
 #: what is counted of each server's answered requests
 SERVED = ("requests", "input_tokens", "output_tokens", "cached_tokens")
 #: a server with so many times the tokens of the mean of its pool is hot

@@ -19,25 +19,6 @@ if TYPE_CHECKING:
     from qsim.sim.results.summary import Run
     from qsim.traces.trace import Trace
 
-__all__ = [
-    "MET",
-    "METRICS",
-    "MISSED",
-    "NOTHING",
-    "TOO_FEW",
-    "Slo",
-    "SloOutcome",
-    "all_met",
-    "attainment",
-    "attainment_interval",
-    "check_judgeable",
-    "check_slos",
-    "has_something",
-    "parse_slos",
-    "too_few",
-    "within",
-]
-
 METRICS = ("ttft", "tpot", "itl", "e2el")
 #: what may be said of an SLO
 MET, MISSED = "met", "missed"

@@ -23,8 +23,6 @@ from qsim.sim.results.servers import Served
 from qsim.sim.results.slo import Slo, within
 from qsim.traces.trace import Trace
 
-__all__ = ["Feed", "Sums"]
-
 
 class Feed(Iterator[tuple[Trace, list[int]]]):
     """Hands the admissible requests to the fleet; remembers each part until it has finished."""

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from qsim.sim.results.scaling import Scaling
     from qsim.sim.results.slo import Slo
 
-__all__ = ["PERCENTILES", "Run", "exact_percentiles", "parse_statistic", "summarise"]
-
 #: percentiles that a summary reports beside mean and median
 PERCENTILES = (90, 99)
 

@@ -11,8 +11,6 @@ import numpy as np
 from qsim.arrays import FloatArray, IntArray
 from qsim.sim.engine.timing import PS_PER_S
 
-__all__ = ["Timeline"]
-
 _BINS = 400
 #: stretches that are kept before they are put into their bins, which bounds the memory
 _KEPT = 1 << 15

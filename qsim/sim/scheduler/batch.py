@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from qsim.sim.scheduler.request import Request
 
-__all__ = ["Batch", "Update"]
-
 
 class Batch:
     """The outcome of one schedule call; it may be empty."""

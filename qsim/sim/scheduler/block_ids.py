@@ -7,8 +7,6 @@ from typing import overload
 
 from qsim.errors import ScenarioError
 
-__all__ = ["BlockIds", "prompt_block_ids"]
-
 
 class BlockIds(Sequence[int]):
     """One id per KV block, held as one id per ``ratio`` blocks.

@@ -20,9 +20,6 @@ from qsim.profiles.measured_range import MeasuredRange
 from qsim.profiles.schema import Profile
 from qsim.sim.scheduler.server_memory import check_positions, check_room, kv_room
 
-__all__ = ["ENGINE", "QUEUE_LIMITS", "EngineConfig", "EngineOptions", "refuse_queue_limits"]
-
-
 #: more memory than a GPU has, bytes
 MAX_KV_BYTES = 1 << 46
 

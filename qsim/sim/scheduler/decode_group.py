@@ -22,8 +22,6 @@ from heapq import heapify, heappop, heappush
 from qsim.sim.scheduler.batch import Batch
 from qsim.sim.scheduler.request import Request
 
-__all__ = ["DecodeGroup"]
-
 
 class DecodeGroup:
     """The group of one scheduler."""

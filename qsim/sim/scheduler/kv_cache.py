@@ -22,11 +22,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from qsim.sim.scheduler.block_ids import BlockIds, prompt_block_ids
+from qsim.sim.scheduler.block_ids import BlockIds
 from qsim.sim.scheduler.prefix_tree import Part, PrefixNode, Run
 from qsim.sim.scheduler.request import Request
-
-__all__ = ["BlockIds", "KVCache", "prompt_block_ids"]
 
 
 class KVCache:

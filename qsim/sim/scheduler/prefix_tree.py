@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["Part", "PrefixNode", "Run"]
-
 
 class PrefixNode:
     """The contents of the blocks under one prefix id, together with everything before them."""

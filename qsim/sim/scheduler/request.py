@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from qsim.sim.scheduler.decode_group import DecodeGroup
     from qsim.sim.scheduler.prefix_tree import PrefixNode, Run
 
-__all__ = ["FINISHED", "RUNNING", "WAITING", "Request"]
-
 WAITING = 0
 RUNNING = 1
 FINISHED = 2

@@ -13,8 +13,6 @@ from qsim.sim.scheduler.kv_cache import KVCache
 from qsim.sim.scheduler.request import FINISHED, RUNNING, WAITING, Request
 from qsim.sim.scheduler.waiting import FcfsQueue, PriorityQueue
 
-__all__ = ["Rules"]
-
 
 class Rules:
     """The queues and blocks of one engine, and the two passes of a schedule call over them.

@@ -16,8 +16,6 @@ from qsim.sim.scheduler.decode_group import DecodeGroup
 from qsim.sim.scheduler.request import FINISHED, RUNNING, Request
 from qsim.sim.scheduler.rules import Rules
 
-__all__ = ["Batch", "Request", "Scheduler", "Update"]
-
 
 class Scheduler(Rules):
     """The scheduler of one engine.

@@ -23,16 +23,6 @@ if TYPE_CHECKING:
     from qsim.profiles.schema import Profile
     from qsim.sim.scheduler.config import EngineConfig
 
-__all__ = [
-    "KvRoom",
-    "check_positions",
-    "check_room",
-    "kv_room",
-    "memory_notes",
-    "most_model_len",
-    "most_positions",
-]
-
 GIB = 1 << 30
 #: vLLM's default ``--gpu-memory-utilization``
 UTILIZATION = 0.92

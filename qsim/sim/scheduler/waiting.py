@@ -11,8 +11,6 @@ from collections import deque
 
 from qsim.sim.scheduler.request import Request
 
-__all__ = ["FcfsQueue", "PriorityQueue"]
-
 
 class FcfsQueue:
     """First come, first served; a preempted request goes to the front."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import qsim
 from qsim.errors import ProfileError, ScenarioError, TraceError
-from qsim.sim.results.result import Gaps
+from qsim.sim.results.itl import Gaps
 from qsim.sim.results.slo import Slo
 from qsim.sim.results.summary import exact_percentiles
 from qsim.sim.scheduler.config import EngineOptions

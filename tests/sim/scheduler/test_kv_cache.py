@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsim.errors import ScenarioError
-from qsim.sim.scheduler.kv_cache import BlockIds, KVCache, prompt_block_ids
+from qsim.sim.scheduler.block_ids import BlockIds, prompt_block_ids
+from qsim.sim.scheduler.kv_cache import KVCache
 from qsim.sim.scheduler.request import Request
 from tests.sim.reference import Pool
 

@@ -12,8 +12,6 @@ from qsim.report.figures.labels import EndLabel
 from qsim.report.figures.study.panel import Panel, finish, new_panel
 from qsim.report.figures.style import method_look, style
 
-__all__ = ["MEASURES", "application_panels", "measure"]
-
 #: name: title and the words of a caption
 MEASURES = {
     "joules_per_request": (FIGURES["joules_per_request"].title, "energy"),

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Panel", "Point", "bars", "finish", "line", "new_panel"]
-
 #: inches; names stand in the right third. Read at 400 pixels and three abreast at 1,400
 _SIZE = (4.6, 3.0)
 _BOX = (0.15, 0.165, 0.50, 0.71)

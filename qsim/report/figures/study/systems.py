@@ -10,8 +10,6 @@ from qsim.optimize.study.result import StudyResult
 from qsim.report.figures.study.panel import Panel, Point, bars, finish, line, new_panel
 from qsim.report.figures.style import style
 
-__all__ = ["hardware_panels", "parallelism_panels"]
-
 Row = ParallelismRow | HardwareRow
 #: what is drawn: name of the file, title, load, and the value of a row
 _Drawn = tuple[str, str, Load, Callable[[Row], Band | None]]

@@ -10,8 +10,6 @@ from qsim.optimize.study.result import StudyResult
 from qsim.report.figures.study.panel import Panel, Point, finish, line, new_panel
 from qsim.report.figures.style import method_look, style, text_color
 
-__all__ = ["workload_panels"]
-
 #: by axis the figures that are drawn over it
 _DRAWN: Mapping[str, tuple[str, ...]] = {
     "rate": ("mean_ttft_ms", "mean_tpot_ms", "output_throughput", "joules_per_output_token"),

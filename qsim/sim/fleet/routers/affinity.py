@@ -7,8 +7,6 @@ import math
 from qsim.sim.fleet.routers.base import FleetView, Least, Rng, Values, Weights
 from qsim.sim.fleet.routers.mixed import LeastByWeight
 
-__all__ = ["PrefixAffinity", "SessionAffinity"]
-
 
 class _Room:
     """Who has room beside the least loaded replica, and who that is.

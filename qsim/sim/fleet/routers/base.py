@@ -10,8 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     from qsim.sim.fleet.routers.server_speed import ServerSpeed
 
-__all__ = ["Draws", "FleetView", "Least", "Pairs", "Rng", "Router", "Values", "Weights"]
-
 #: makes the generator of a router that draws
 Rng = Callable[[], "np.random.Generator"]  # a name only: importing numpy.random takes time
 #: how many requests each replica gets beside the others; None: all the same

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from qsim.sim.fleet.routers.base import FleetView, Rng, Values, Weights
 
-__all__ = ["KvAware"]
-
 
 class KvAware:
     """The replica with the least to prefill and to hold, the request included.

@@ -12,17 +12,6 @@ from qsim.sim.fleet.routers.base import FleetView, Pairs, Rng, Weights
 if TYPE_CHECKING:
     from qsim.sim.fleet.routers.server_speed import ServerSpeed
 
-__all__ = [
-    "ExpectedFinish",
-    "LeastByWeight",
-    "Packing",
-    "PowerOfTwo",
-    "WeightedLeastRequests",
-    "WeightedLeastTokens",
-    "WeightedRandom",
-    "WeightedRoundRobin",
-]
-
 
 class WeightedRoundRobin:
     """Each replica in turn, in shares by weight: nginx's smooth weighted round-robin."""

@@ -26,8 +26,6 @@ from qsim.sim.fleet.routers.mixed import (
 )
 from qsim.sim.fleet.routers.spec import PARAMETERS, RouterSpec, parse_router
 
-__all__ = ["ROUTERS", "FleetView", "Router", "check_router", "check_weights", "make_router"]
-
 
 class RoundRobin:
     """Each replica in turn."""

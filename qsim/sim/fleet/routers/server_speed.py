@@ -8,8 +8,6 @@ from qsim.sim.engine.timing import PS_PER_MS, Timing
 from qsim.sim.fleet.pool import ResolvedPool
 from qsim.sim.scheduler.config import EngineConfig
 
-__all__ = ["ServerSpeed", "speeds_of"]
-
 _FULL_CLOCK = (1.0, 1.0, 1.0)
 
 

@@ -10,8 +10,6 @@ from qsim.bounds import shown
 from qsim.checks import is_number, near_names
 from qsim.errors import ScenarioError
 
-__all__ = ["PARAMETERS", "Parameter", "RouterSpec", "parse_router", "router_text"]
-
 
 @dataclass(frozen=True)
 class Parameter:

@@ -11,8 +11,6 @@ from qsim.sim.fleet.pool import ResolvedPool
 from qsim.sim.fleet.routers.server_speed import ServerSpeed, speeds_of
 from qsim.sim.scheduler.request import Request
 
-__all__ = ["View"]
-
 
 class View:
     """The :class:`qsim.sim.fleet.routers.base.FleetView` of a fleet.
