@@ -56,8 +56,6 @@ class InfeasibleError(QsimError):
 class OutputError(QsimError):
     """A file cannot be written; nothing else is wrong."""
 
-    exit_code = 1
-
 
 class NotKeptWarning(UserWarning):
     """Work goes on, and what was to be kept of it can no longer be; the CLI ends with 1."""

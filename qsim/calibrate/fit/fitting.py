@@ -20,10 +20,7 @@ from qsim.calibrate.fit.contexts import context_of_traffic
 from qsim.calibrate.fit.frontend import fit_frontend
 from qsim.calibrate.fit.host import fit_host
 from qsim.calibrate.fit.power import fit_power, rounded
-from qsim.calibrate.fit.span import (
-    GRAPH_SIZES,
-    StepTable,
-)
+from qsim.calibrate.fit.span import GRAPH_SIZES, StepTable
 from qsim.calibrate.fit.timeline import DECODE, EAGER, PIECEWISE, Timeline, timeline_of
 from qsim.calibrate.recordings.data import SKIP, Recording, Server
 from qsim.catalog.gpus import GPUS

@@ -17,19 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import BoolArray, FloatArray, IntArray
 from qsim.calibrate.recordings.data import Recording, Requests, Steps
 from qsim.errors import CalibrationError
 from qsim.profiles.schema import ApiTimes, FrontEnd
 from qsim.sim.engine.api_process import ApiProcess
 from qsim.sim.engine.timing import PS_PER_MS, PS_PER_S
 from qsim.sim.scheduler.request import Request
-
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
-
 
 #: of a recording: what :func:`backlogs_ms` returns
 Backlog = tuple[FloatArray, FloatArray]

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,6 @@ class _Plan:
     limits: Limits
     speed: Speed
     rng: np.random.Generator
-    used_labels: list[str] = field(default_factory=list)
 
     def ms(self, share: float) -> float:
         """A share of the budget, in ms."""

@@ -138,7 +138,7 @@ def transfer(
     composer = Composer(tables, gpu_type(gpu), a, tensor_parallel_size, kv_dtype(method))
     overheads = teacher.overheads
     linear = linear_of(method, composer, teacher.shapes, teacher.tables)
-    taught_by = [s for s in teacher.samples if _taught(s, method)]
+    taught_by = [s for s in teacher.samples if s.method in (*TABLE_OF, *kernels_of(method))]
     donors = _donors(teacher, method, tensor_parallel_size)
     version = donors[0].profile.identity.vllm_version
     other = other_bytes(teacher.samples, a, version or DEFAULT_VERSION)
@@ -260,10 +260,6 @@ def _measured_range(donors: Sequence[Sample], taught_by: Sequence[Sample]) -> di
         "request_context_tokens": most(m.request_context_tokens for m in spans),
     }
     return {name: [1, value] for name, value in largest.items() if value is not None}
-
-
-def _taught(sample: Sample, method: str) -> bool:
-    return sample.method in TABLE_OF or sample.method in kernels_of(method)
 
 
 def _size(composer: Composer) -> float:

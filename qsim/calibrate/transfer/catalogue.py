@@ -32,25 +32,9 @@ def sizes(gpu: str, model: str) -> tuple[int, ...]:
     return (1, 2) if gpu == "h200_sxm" else (1, 2, 4)
 
 
-def transferred_profiles(
-    teacher: Teacher, progress: Callable[[str], None] | None = None
-) -> Iterator[Profile]:
-    """Every GPU, model, method and one of :func:`sizes` that runs and was not measured."""
-    return _transferred(teacher, sizes, progress)
-
-
-def sharded_profiles(
-    teacher: Teacher, progress: Callable[[str], None] | None = None
-) -> Iterator[Profile]:
-    """Tensor-parallel servers that run, of sizes that plans do not choose among.
-
-    They let a study compare tensor parallelism with replicas.
-    """
-
-    def others(gpu: str, model: str) -> tuple[int, ...]:
-        return tuple(size for size in SHARDED if size not in sizes(gpu, model))
-
-    return _transferred(teacher, others, progress)
+def other_sizes(gpu: str, model: str) -> tuple[int, ...]:
+    """Those that let a study compare tensor parallelism with replicas, beside :func:`sizes`."""
+    return tuple(size for size in SHARDED if size not in sizes(gpu, model))
 
 
 def _transferred(
@@ -78,9 +62,10 @@ def write_all(
     teacher: Teacher, folder: Path, progress: Callable[[str], None] | None = None
 ) -> list[Profile]:
     """Write them all below ``folder``; take away transferred ones that are no longer made."""
-    made = {folder / f"{p.id}.json": p for p in transferred_profiles(teacher, progress)}
+    made = {folder / f"{p.id}.json": p for p in _transferred(teacher, sizes, progress)}
     sharded = folder / SHARDED_FOLDER
-    made |= {sharded / f"{p.id}.json": p for p in sharded_profiles(teacher, progress)}
+    others = _transferred(teacher, other_sizes, progress)
+    made |= {sharded / f"{p.id}.json": p for p in others}
     for path in folder.rglob("*.json"):
         base = sharded if path.is_relative_to(sharded) else folder
         old = path not in made and len(path.relative_to(base).parts) in (3, 4)

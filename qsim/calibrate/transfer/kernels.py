@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qsim.arrays import BoolArray, FloatArray, IntArray
+from qsim.arrays import FloatArray, IntArray
 from qsim.errors import CalibrationError, MissingExtraError
 
 Columns = Mapping[str, npt.NDArray[Any]]
@@ -253,7 +253,10 @@ def load_tables(gpu: str, framework: str = "vllm") -> KernelTables:
     sources = []
 
     def read(kind: str, name: str, of: str = "vllm") -> dict[str, npt.NDArray[Any]]:
-        files = sorted((folder / kind / of).glob(f"*/{name}.parquet"), key=_version)
+        files = sorted(
+            (folder / kind / of).glob(f"*/{name}.parquet"),
+            key=lambda path: [int(x) for x in re.findall(r"\d+", path.parent.name)],
+        )
         if not files:
             raise CalibrationError(f"aiconfigurator-core {version} has no {kind} table of {gpu}")
         sources.append(
@@ -266,19 +269,16 @@ def load_tables(gpu: str, framework: str = "vllm") -> KernelTables:
     decode = read("attention", "generation_attention_perf")
     prefill = read("attention", "context_attention_perf")
     reduce = read("comm", "custom_allreduce_perf")
-    types = [str(t) for t in gemm["gemm_dtype"]]
+    types = gemm["gemm_dtype"].astype(str)
+    products = [gemm[c] for c in ("m", "k", "n", "latency")]
     return KernelTables(
         gpu,
-        {t: _gemm(gemm, np.array([x == t for x in types])) for t in sorted(set(types))},
+        {str(t): GemmTable(*(p[types == t] for p in products)) for t in np.unique(types)},
         {t: DecodeAttentionTable(*part) for t, part in _by_cache(decode).items()},
         {t: PrefillAttentionTable(*part) for t, part in _by_cache(prefill).items()},
         AllReduceTable(reduce, np.asarray(reduce["latency"], dtype=np.float64)),
         tuple(dict.fromkeys(sources)),
     )
-
-
-def _version(path: Path) -> list[int]:
-    return [int(x) for x in re.findall(r"\d+", path.parent.name)]
 
 
 def _columns(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -293,18 +293,14 @@ def _columns(path: Path) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def _gemm(columns: Columns, chosen: BoolArray) -> GemmTable:
-    return GemmTable(*(columns[c][chosen] for c in ("m", "k", "n", "latency")))
-
-
 def _by_cache(columns: Columns) -> dict[str, tuple[Columns, FloatArray]]:
     """Split by the KV cache's data type; sliding windows are left out."""
-    caches = np.array([str(c) for c in columns["kv_cache_dtype"]])
+    caches = columns["kv_cache_dtype"].astype(str)
     whole = np.ones(len(caches), dtype=bool)
     if "window_size" in columns:
         whole = np.asarray(columns["window_size"]) == 0
     parts: dict[str, tuple[Columns, FloatArray]] = {}
-    for cache in sorted({str(c) for c in caches}):
+    for cache in np.unique(caches).tolist():
         at = (caches == cache) & whole
         part = {name: values[at] for name, values in columns.items()}
         parts[cache] = (part, np.asarray(part["latency"], dtype=np.float64))

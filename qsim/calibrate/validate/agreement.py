@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from qsim.arrays import IntArray
+from qsim.as_json import JsonReady
 from qsim.calibrate.fit.frontend import backlogs_ms, match_requests, modelled_arrivals_s
 from qsim.calibrate.recordings.data import Recording
 from qsim.profiles.schema import FrontEnd, Profile
@@ -61,7 +61,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class StepCounts:
+class StepCounts(JsonReady):
     """Steps that agree, with arrivals as the front end's model says and as recorded."""
 
     #: What was counted; "all" for a sum over phases or recordings.
@@ -84,10 +84,6 @@ class StepCounts:
             sum(c.agreeing for c in counts),
             sum(c.agreeing_recorded for c in counts),
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data."""
-        return asdict(self)
 
     def row(self) -> str:
         """A row of the table in Markdown."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.as_json import JsonReady, json_ready
 from qsim.calibrate.validate.agreement import StepCounts
 from qsim.calibrate.validate.comparison import METRICS, STATISTICS, Comparison, percent
 
@@ -63,20 +64,12 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Count:
+class Count(JsonReady):
     """How many cells there are, how many are off, and the one that is off most."""
 
     cells: int
     off: int
     largest: Cell | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data."""
-        return {
-            "cells": self.cells,
-            "off": self.off,
-            "largest": None if self.largest is None else self.largest.to_dict(),
-        }
 
 
 @dataclass(frozen=True)
@@ -229,16 +222,17 @@ def fidelity_dict(
     """Everything as JSON-ready data."""
     left_out = cells_of([c for c in comparisons if c.held_out])
     fitted = cells_of([c for c in comparisons if not c.held_out])
-    return {
+    found: dict[str, Any] = {
         "cells": {
-            "left_out": count(left_out).to_dict(),
-            "fitted": count(fitted).to_dict(),
-            "together": count([*left_out, *fitted]).to_dict(),
+            "left_out": count(left_out),
+            "fitted": count(fitted),
+            "together": count([*left_out, *fitted]),
         },
-        "aims": [a.to_dict() for a in aims(comparisons)],
-        "methods": [g.to_dict() for g in groups(comparisons, lambda c: c.method)],
-        "models": [g.to_dict() for g in groups(comparisons, lambda c: c.model)],
-        "off": [c.to_dict() for c in off(left_out)],
-        "agreement": [a.to_dict() for a in agreement],
-        "comparisons": [c.to_dict() for c in comparisons],
+        "aims": aims(comparisons),
+        "methods": groups(comparisons, lambda c: c.method),
+        "models": groups(comparisons, lambda c: c.model),
+        "off": off(left_out),
+        "agreement": list(agreement),
+        "comparisons": list(comparisons),
     }
+    return {key: json_ready(value) for key, value in found.items()}

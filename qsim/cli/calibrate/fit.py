@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -82,16 +82,7 @@ def _check_machines(groups: Sequence[Sequence[Recording]]) -> None:
     "measured machine.",
 )
 @host_option
-def fit_command(
-    recordings: tuple[str, ...],
-    out: Path,
-    diagnostics: Path | None,
-    exclude: tuple[str, ...],
-    no_validation: bool,
-    frontend_from: str | None,
-    host_like: str | None,
-    host_from: str | None,
-) -> None:  # fmt: skip
+def fit_command(**given: Any) -> None:
     """Fit profiles from RECORDINGs; several of one server are pooled.
 
     The profile is fitted on all phases but the warm-up. The error that it states comes from fits
@@ -108,12 +99,13 @@ def fit_command(
     from qsim.errors import ScenarioError
     from qsim.profiles.lookup import file_name, load_profile
 
+    out, diagnostics, exclude = given["out"], given["diagnostics"], given["exclude"]
+    single = out.suffix == ".json"
     if diagnostics is not None:
         need_matplotlib("--diagnostics", str(diagnostics / "spans.png"), (".png",))
         check_output("--diagnostics", diagnostics, folder=True)
-    check_output("--out", out, folder=out.suffix != ".json")
-    read = [read_recording(r) for r in recordings]
-    single = out.suffix == ".json"
+    check_output("--out", out, folder=not single)
+    read = [read_recording(r) for r in given["recordings"]]
     groups = group_servers(read)
     _check_machines(groups)
     servers = len(groups)
@@ -122,16 +114,18 @@ def fit_command(
             f"--out is {str(out)!r}, one file, but the recordings are of {servers} servers: "
             "give a folder"
         )
-    host = host_times_from(host_from)
-    frontend = None if frontend_from is None else load_profile(frontend_from)
-    like = None if host_like is None else load_profile(host_like)
+    host = host_times_from(given["host_from"])
+    frontend, like = (
+        None if given[name] is None else load_profile(given[name])
+        for name in ("frontend_from", "host_like")
+    )
     results = fit_servers(
         read, host_from=host, frontend_from=frontend, exclude_phases=exclude, progress=tell
     )
     outputs = Outputs()
     comparisons = []
     labels = {p.label for r in read for p in r.phases if p.use == HOLDOUT} - set(exclude)
-    if not no_validation and labels:
+    if not given["no_validation"] and labels:
         comparisons = validate(
             read, host_from=host, labels=sorted(labels), in_sample=False, progress=tell
         )

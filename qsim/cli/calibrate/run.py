@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -99,30 +99,7 @@ if TYPE_CHECKING:
 )
 @click.option("--no-fit", is_flag=True, help="Only record; fit later with qsim calibrate fit.")
 @click.option("--seed", type=int, default=0, show_default=True)
-def run(
-    model: str,
-    model_id: str | None,
-    methods: str,
-    out: Path,
-    dummy_weights: bool,
-    tensor_parallel_size: int,
-    gpus: str | None,
-    gpu_type: str | None,
-    minutes: float,
-    max_model_len: int | None,
-    holdout: tuple[str, ...],
-    holdout_loads: tuple[float, ...],
-    only_holdout: bool,
-    resume: bool,
-    dry_run: bool,
-    serve_command: str | None,
-    server_args: tuple[str, ...],
-    server_env: tuple[str, ...],
-    start_timeout: float,
-    start_estimate: float,
-    no_fit: bool,
-    seed: int,
-) -> None:
+def run(**given: Any) -> None:
     """Measure a model under quantization methods on real vLLM servers, and fit profiles.
 
     Each method gets a server of its own on one GPU (or --tensor-parallel-size of them); several
@@ -148,11 +125,14 @@ def run(
     from qsim.cli._outputs import check_output, note
     from qsim.cli._progress import campaign_progress, draw
 
+    out, dry_run, resume, tp = (
+        given[k] for k in ("out", "dry_run", "resume", "tensor_parallel_size")
+    )
     if not dry_run:
         check_output("--out", out, folder=True)
-    finite("start_timeout", start_timeout, 0.0, 86_400.0, above=True)
-    whole("seed", seed, 0, MAX_SEED)
-    numbers = _numbers(gpus)
+    finite("start_timeout", given["start_timeout"], 0.0, 86_400.0, above=True)
+    whole("seed", given["seed"], 0, MAX_SEED)
+    numbers = _numbers(given["gpus"])
     driver, limit_w = "", None
     found = []
     try:
@@ -167,44 +147,46 @@ def run(
         limit_w = found[numbers[0]].power_limit_w
         if limit_w is None:
             note("NVML does not tell the GPU's power limit: a profile takes its type's usual one")
-    if gpu_type is not None:
-        kind = find_gpu(gpu_type)
+    if given["gpu_type"] is not None:
+        kind = find_gpu(given["gpu_type"])
     elif found:
         kind = gpu_type_of(found[numbers[0]])
     else:
         kind = find_gpu("h200_sxm")
         note(f"no GPU can be asked here: the plan is for {kind.name}; --gpu-type names another")
-    wanted = load_model(model, dummy_weights=dummy_weights)
+    wanted = load_model(given["model"], dummy_weights=given["dummy_weights"])
     for remark in wanted.remarks:
         note(remark)
-    if model_id is not None:
-        wanted = replace(wanted, id=_model_id(model_id))
-    command = ["vllm", "serve"] if dry_run and not serve_command else find_command(serve_command)
+    if given["model_id"] is not None:
+        wanted = replace(wanted, id=_model_id(given["model_id"]))
+    start = given["serve_command"]
+    command = ["vllm", "serve"] if dry_run and not start else find_command(start)
     template = Job(
         model=wanted,
         method=METHODS["bf16"],
         gpu=kind,
-        dummy_weights=dummy_weights,
-        tensor_parallel_size=tensor_parallel_size,
-        load_s=load_seconds(minutes, start_estimate),
-        max_model_len=max_model_len,
-        seed=seed,
+        dummy_weights=given["dummy_weights"],
+        tensor_parallel_size=tp,
+        load_s=load_seconds(given["minutes"], given["start_estimate"]),
+        max_model_len=given["max_model_len"],
+        seed=given["seed"],
         serve_command=tuple(command),
-        server_args=server_args,
-        server_env=tuple(_pair(x) for x in server_env),
-        start_timeout_s=start_timeout,
-        start_s=start_estimate,
-        holdout=_traces(holdout, holdout_loads, seed),
-        only_holdout=only_holdout,
+        server_args=given["server_args"],
+        server_env=tuple(_pair(x) for x in given["server_env"]),
+        start_timeout_s=given["start_timeout"],
+        start_s=given["start_estimate"],
+        holdout=_traces(given["holdout"], given["holdout_loads"], given["seed"]),
+        only_holdout=given["only_holdout"],
         driver=driver,
         power_limit_w=limit_w,
     )
+    methods = given["methods"]
     names = list(METHODS) if methods == "all" else [m.strip() for m in methods.split(",")]
     jobs, refused = make_jobs(wanted, names, kind, template)
     for name, reason in refused.items():
         say(f"Note: {name} is left out: {reason}", err=True)
     with campaign_progress() as report:
-        groups = groups_of(numbers or range(tensor_parallel_size), tensor_parallel_size)
+        groups = groups_of(numbers or range(tp), tp)
         campaign = Campaign(jobs, refused, groups, out, report)
         if dry_run:
             click.echo(json.dumps(campaign.plan(), indent=2))
@@ -217,7 +199,7 @@ def run(
             how = "the same command goes on" if resume else "add --resume to go on"
             draw(f"\nComplete recordings are kept: {how}.\n")
             raise
-    fitted = {} if no_fit or only_holdout else _fit(result.complete)
+    fitted = {} if given["no_fit"] or given["only_holdout"] else _fit(result.complete)
     click.echo(
         json.dumps(
             {

@@ -54,18 +54,7 @@ if TYPE_CHECKING:
 @click.option("--published", type=click.Path(path_type=Path), metavar="CSV",
               help="Compare with measurements of the ML.ENERGY leaderboard.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Comparisons as JSON on stdout.")
-def transfer(
-    gpu: str | None,
-    model: str | None,
-    methods: str | None,
-    tp: int,
-    gpu_memory_gib: float | None,
-    out: Path | None,
-    everything: bool,
-    checks: tuple[str, ...],
-    published: Path | None,
-    as_json: bool,
-) -> None:  # fmt: skip
+def transfer(**given: Any) -> None:
     """Make profiles of GPUs and models that were not measured.
 
     A step is composed from measured kernel latencies (aiconfigurator-core, needs
@@ -76,22 +65,23 @@ def transfer(
     from qsim.catalog.models import load_model
     from qsim.cli._outputs import check_output, note
 
-    if not (everything or checks or published or gpu):
+    gpu, out, checks, published = (given[k] for k in ("gpu", "out", "checks", "published"))
+    if not (given["everything"] or checks or published or gpu):
         raise ScenarioError("nothing to do; give --to with --model and --out, --all, --check or "
                             "--published")  # fmt: skip
     known = None
     if gpu is not None:
-        if model is None or out is None:
+        if given["model"] is None or out is None:
             raise ScenarioError("--to also needs --model and --out")
-        known = load_model(model, dummy_weights=True)
+        known = load_model(given["model"], dummy_weights=True)
         for remark in known.remarks:
             note(remark)
     if out is not None:
         check_output("--out", out, folder=True)
     teacher = learn_from_shipped()
-    if gpu is not None and known is not None and out is not None:
-        _some(teacher, gpu, known, methods, tp, gpu_memory_gib, out)
-    if everything:
+    if known is not None:
+        _some(teacher, known, given)
+    if given["everything"]:
         import qsim.profiles.lookup
         from qsim.calibrate.transfer.catalogue import write_all
 
@@ -99,21 +89,20 @@ def transfer(
         made = write_all(teacher, folder, lambda id: say(f"  {id}", err=True))
         say(f"{len(made)} profiles in {folder}")
     if checks:
-        _check(teacher, checks, as_json)
+        _check(teacher, checks, given["as_json"])
     if published is not None:
-        _published(teacher, published, as_json)
+        _published(teacher, published, given["as_json"])
 
 
-def _some(
-    teacher: Any, gpu: str, known: Model, methods: str | None, tp: int, gib: float | None, out: Path
-) -> None:
+def _some(teacher: Any, known: Model, given: dict[str, Any]) -> None:
     from qsim.calibrate.transfer.build import transfer as build
     from qsim.catalog.gpus import GIB, gpu_type
     from qsim.catalog.methods import METHODS, check, find_method
     from qsim.profiles.lookup import list_profiles, load_profile
 
+    gpu, methods, tp, gib = (given[k] for k in ("gpu", "methods", "tp", "gpu_memory_gib"))
     kind = gpu_type(gpu)
-    wanted = list(METHODS) if methods in (None, "all") else str(methods).split(",")
+    wanted = list(METHODS) if methods in (None, "all") else methods.split(",")
     measured = {e.id for e in list_profiles() if not load_profile(e.id).transferred}
     memory = None if gib is None else int(gib * GIB)
     for name in wanted:
@@ -130,7 +119,7 @@ def _some(
         profile = build(teacher, gpu, known.id, known.config, name, tp, memory)
         if profile.id in measured:
             say(f"Note: {profile.id} was measured; qsim has that profile", err=True)
-        path = out / f"{profile.id}.json"
+        path = given["out"] / f"{profile.id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         profile.save(path)
         say(f"{profile.id}: {path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -40,22 +41,14 @@ from qsim.cli.calibrate._recordings import (
 )
 @click.option(
     "--profile",
-    "given",
+    "profiles",
     multiple=True,
     metavar="ID|FILE",
     help="Check this profile as it is, and fit nothing; one for each kind of server, or 'shipped' "
     "for the shipped ones.",
 )
 @host_option
-def validate_command(
-    recordings: tuple[str, ...],
-    phases: tuple[str, ...],
-    out: Path | None,
-    json_path: str | None,
-    remarks: Path | None,
-    given: tuple[str, ...],
-    host_from: str | None,
-) -> None:  # fmt: skip
+def validate_command(**given: Any) -> None:
     """Replay recorded phases through the simulator and compare with what was measured.
 
     Every phase is predicted by a profile fitted without it, and by one fitted on all; or, with
@@ -77,20 +70,21 @@ def validate_command(
     from qsim.files import write_text
     from qsim.report.text.fidelity import fidelity_page
 
-    if given and host_from is not None:
+    out, json_path, phases = given["out"], given["json_path"], given["phases"]
+    if given["profiles"] and given["host_from"] is not None:
         raise click.UsageError("--host-from is for fits; --profile fits nothing")
     for option, path in (("--out", out), ("--json", json_path)):
         if path is not None and str(path) != "-":
             check_output(option, path)
-    text = "" if remarks is None else remarks.read_text(encoding="utf-8")
-    read = [read_recording(r) for r in recordings]
+    text = "" if given["remarks"] is None else given["remarks"].read_text(encoding="utf-8")
+    read = [read_recording(r) for r in given["recordings"]]
     chosen_phases(read, phases)  # an unknown one is found before the fits
-    if given:
-        known = profiles_for(read, given)
+    if given["profiles"]:
+        known = profiles_for(read, given["profiles"])
         comparisons = check_profiles(read, known, labels=phases, progress=tell)
         profiles = {id(r): profile_of(r, known) for r in read}
     else:
-        host = host_times_from(host_from)
+        host = host_times_from(given["host_from"])
         tell("fitting on all phases")
         fits = fit_servers(read, host_from=host, held_out=False, progress=tell)
         comparisons = validate(read, host_from=host, labels=phases, fits=fits, progress=tell)
