@@ -31,8 +31,9 @@ def short_phases(
     seed: int = 0,
     holdout: Sequence[HoldoutTrace] = (),
     only_holdout: bool = False,
+    clients: Sequence[int] = (),
 ) -> Generator[Phase, Speed | None, None]:
-    """Five loads of a fraction of a second, or four."""
+    """Five loads of a fraction of a second, or four; and closed loops."""
     one = {"concurrency": 2, "prompt": [40, 700, 9000], "output": [1, 1, 2]}
     late = {"at_s": [0.0, 0.02, 0.05], "prompt": [300, 20, 60], "output": [9, 3, 30]}
     yield Phase("warm", "a burst", "burst", "skip", (_burst(2, 50, 4),), expected_s=0.1)
@@ -42,6 +43,9 @@ def short_phases(
         over = (_burst(3, 30, 20), one)
         yield Phase("pre", "prompts over decodes", "rows", "fit", over, 0.0, 0.2)
     yield Phase("val_moderate", "arrivals", "rows", "holdout", (late,), expected_s=0.2)
+    for n in clients:
+        loop = {"concurrency": n, "prompt": [50] * 3 * n, "output": [4] * 3 * n}
+        yield Phase(f"clients{n}", "clients", "clients", "holdout", (loop,), 0.0, 0.2, n)
 
 
 def shorten() -> None:

@@ -42,6 +42,8 @@ class Job:
     holdout: tuple[HoldoutTrace, ...] = ()
     #: no loads for a fit: enough to check a profile
     only_holdout: bool = False
+    #: closed loops of so many clients, held out
+    clients: tuple[int, ...] = ()
     #: an estimate, for the plan and the time left
     start_s: float = field(default=90.0, compare=False)
     driver: str = ""

@@ -39,7 +39,7 @@ class Journal:
 
     def append(self, m: Measured) -> None:
         """Add a load; it is on disk when this returns."""
-        phase = {k: getattr(m.phase, k) for k in ("label", "what", "load", "use")}
+        phase = {k: getattr(m.phase, k) for k in ("label", "what", "load", "use", "clients")}
         line = {"phase": phase, "start_s": m.start_s, "end_s": m.end_s}
         if m.result is not None:
             line["result"] = asdict(m.result)

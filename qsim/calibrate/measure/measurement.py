@@ -48,7 +48,9 @@ def planned(job: Job) -> list[Phase]:
 
 
 def _phases(job: Job, limits: Limits) -> Generator[Phase, Speed | None, None]:
-    return phases(job.speed, limits, job.load_s, job.seed, job.holdout, job.only_holdout)
+    return phases(
+        job.speed, limits, job.load_s, job.seed, job.holdout, job.only_holdout, job.clients
+    )
 
 
 def _limits(job: Job, kv_tokens: int, batched: int) -> Limits:

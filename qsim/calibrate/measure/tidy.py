@@ -206,6 +206,8 @@ def _phase(m: Measured, zero: float, power: Sequence[PowerSample]) -> dict[str, 
         "energy_j": round(energy_j, 3),
         "avg_power_w": round(energy_j / duration_s, 2),
     }
+    if m.phase.clients is not None:
+        data["clients"] = m.phase.clients
     if m.result is not None:
         data["summary"] = summary(m.result.requests, duration_s)
     return data

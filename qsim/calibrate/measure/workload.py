@@ -12,6 +12,7 @@ observed so far, from which it sizes the next. Each load answers a question of t
 * ``cap*``: the same kinds of step for some seconds without a pause, so that the clock falls.
 * ``mix80``: Poisson arrivals at about 80% of the capacity.
 * ``val*``: held out of the fit.
+* ``clients*``: held out too; a closed loop of so many clients, each of whom waits for its answer.
 
 ``phases(only_holdout=True)`` leaves out all that only a fit needs.
 """
@@ -76,6 +77,8 @@ class Phase:
     streams: tuple[Stream, ...] = ()
     idle_s: float = 0.0
     expected_s: float = 0.0
+    #: of a closed loop, which is replayed as one
+    clients: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -127,6 +130,7 @@ def phases(
     seed: int = 0,
     holdout: Sequence[HoldoutTrace] = (),
     only_holdout: bool = False,
+    clients: Sequence[int] = (),
 ) -> Generator[Phase, Speed | None, None]:
     """All loads of one server, which may take ``budget_s`` together: 150 s is a full calibration of
     an 8B model.
@@ -135,7 +139,8 @@ def phases(
     what is replayed; by default lengths drawn like those of the Azure traces of 2023. A single
     trace without a load of its own is replayed twice, at moderate load and at overload. With
     ``only_holdout`` there are only these, and before them what it takes to know the server's
-    capacity: enough to check a profile, too little to fit one.
+    capacity: enough to check a profile, too little to fit one. ``clients`` are closed loops of so
+    many clients, which come last and take a tenth of ``budget_s`` each, beside it.
     """
     plan = _Plan(budget_s, limits, speed, np.random.default_rng(seed))
     makers = [_warm, _idle, _ladder, _pre, _context_1k, _over, _context_8k, _caps, _mix]
@@ -145,6 +150,9 @@ def phases(
             plan.speed = seen or plan.speed
     for label, load, share, trace in _held_out(holdout, 0.6 if only_holdout else 0.25):
         seen = yield _holdout(plan, label, load, share * budget_s, trace)
+        plan.speed = seen or plan.speed
+    for number in clients:
+        seen = yield _within(_clients(plan, number), limits.max_model_len)
         plan.speed = seen or plan.speed
 
 
@@ -459,3 +467,20 @@ def _holdout(
     what = f"{name} at about {load:.0%} of the capacity"
     expected_s = max(1.0, load) * seconds + 3.0
     return Phase(label, what, "rows", "holdout", (stream,), expected_s=expected_s)
+
+
+def _clients(plan: _Plan, clients: int) -> Phase:
+    """A closed loop, with lengths as ``vllm bench serve --dataset-name random`` draws them."""
+    seconds = max(6.0, 0.1 * plan.budget_s)
+    rows = min(clients, plan.limits.max_num_seqs)
+    request_ms = plan.speed.prefill_ms(800) + 200 * plan.speed.decode_ms(rows) / rows
+    count = max(4 * clients, round(1e3 * seconds / request_ms))
+    stream = {
+        "concurrency": clients,
+        "prompt": plan.rng.integers(400, 1201, count).tolist(),
+        "output": plan.rng.integers(100, 301, count).tolist(),
+    }
+    what = f"{clients} clients, each of whom sends its next request after an answer"
+    expected_s = count * request_ms / 1e3 + 1.0
+    label = f"clients{clients}"
+    return Phase(label, what, "clients", "holdout", (stream,), 0.0, expected_s, clients)

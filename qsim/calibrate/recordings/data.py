@@ -97,7 +97,10 @@ class Server:
 
 @dataclass(frozen=True)
 class Phase:
-    """One load. Energy is that between the first send and the last token."""
+    """One load. Energy is that between the first send and the last token.
+
+    ``clients`` is the number of clients of a closed loop that is replayed as one.
+    """
 
     label: str
     what: str
@@ -106,6 +109,7 @@ class Phase:
     end_s: float
     energy_j: float
     use: str
+    clients: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

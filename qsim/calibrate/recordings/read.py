@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from qsim.bounds import Line, Number, Text, shown
+from qsim.bounds import Line, Number, Text, Whole, shown
 from qsim.calibrate.recordings.data import (
     FIT,
     HOLDOUT,
@@ -104,6 +104,7 @@ class _PhaseItem:
     what: Line = ""
     load: Word = ""
     use: Literal["fit", "holdout", "skip"] | None = None
+    clients: Annotated[int, Whole(1, 100_000)] | None = None
     start_s: Seconds
     end_s: Seconds
     energy_j: Annotated[float, Number(-1e12, 1e12)] | None = None
@@ -129,7 +130,7 @@ def _phases(path: Path) -> tuple[Phase, ...]:
         energy_j = math.nan if item.energy_j is None else item.energy_j
         use = item.use or default_use(item.label)
         phases[item.label] = Phase(
-            item.label, item.what, item.load, item.start_s, item.end_s, energy_j, use
+            item.label, item.what, item.load, item.start_s, item.end_s, energy_j, use, item.clients
         )
     return tuple(phases.values())
 

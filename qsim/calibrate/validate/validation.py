@@ -118,17 +118,18 @@ def compare(recording: Recording, label: str, profile: Profile, *, held_out: boo
     blocks = recording.server.num_gpu_blocks
     profile = replace(profile, memory=replace(profile.memory, num_gpu_blocks=blocks))
     trace = phase_trace(recording, label)
-    result = simulate(trace, profile, options=options)
-    simulated = statistics(latencies(result.ttft_ms, result.e2el_ms, trace.output_tokens))
+    phase = recording.phases[recording.phase_index(label)]
+    # clients of a closed loop send when they have the simulated answers
+    result = simulate(trace, profile, concurrency=phase.clients, options=options)
+    simulated = statistics(latencies(result.ttft_ms, result.e2el_ms, result.output_tokens))
     measured = measured_metrics(recording, label)
     if "energy_j" in measured:
         simulated["energy_j"] = float(sum(r["energy_j"] for r in result.replica_stats))
     rng = np.random.default_rng(0)
     p99 = [simulated["p99_ttft_ms"]]
-    for _ in range(_JITTERED_REPLAYS):
+    for _ in range(0 if phase.clients else _JITTERED_REPLAYS):
         shaken = phase_trace(recording, label, rng.normal(0.0, _JITTER_MS, len(trace)))
         p99.append(float(np.percentile(simulate(shaken, profile, options=options).ttft_ms, 99)))
-    phase = recording.phases[recording.phase_index(label)]
     return Comparison(
         recording=recording.name,
         profile=profile.id,

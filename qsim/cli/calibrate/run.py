@@ -77,6 +77,15 @@ if TYPE_CHECKING:
     help="Load of each --holdout-trace instead, times the server's capacity.",
 )
 @click.option(
+    "--holdout-clients",
+    "clients",
+    multiple=True,
+    type=click.IntRange(1, 4096),
+    metavar="N",
+    help="Add a held-out closed loop of N clients, any number of them: each sends its next "
+    "request after an answer.",
+)
+@click.option(
     "--only-holdout",
     is_flag=True,
     help="Only the held-out loads: enough for 'qsim calibrate validate --profile', no fit.",
@@ -177,6 +186,7 @@ def run(**given: Any) -> None:
         start_s=given["start_estimate"],
         holdout=_traces(given["holdout"], given["holdout_loads"], given["seed"]),
         only_holdout=given["only_holdout"],
+        clients=_different(given["clients"]),
         driver=driver,
         power_limit_w=limit_w,
     )
@@ -238,6 +248,14 @@ def _pair(text: str) -> tuple[str, str]:
     if not (name and separator):
         raise ScenarioError(f"server_env is {text!r}; must be NAME=VALUE")
     return name, value
+
+
+def _different(clients: Sequence[int]) -> tuple[int, ...]:
+    """Numbers of clients, none of them twice."""
+    for number in clients:
+        if clients.count(number) > 1:
+            raise ScenarioError(f"holdout_clients is {number} twice; give each number once")
+    return tuple(clients)
 
 
 def _traces(texts: Sequence[str], loads: Sequence[float], seed: int) -> tuple[HoldoutTrace, ...]:

@@ -60,7 +60,9 @@ def run(out: Path, methods: str, *more: str, **environment: str) -> Result:
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """Two methods on two GPUs side by side, and one that does not exist for this model."""
     out = tmp_path_factory.mktemp("campaign") / "out"
-    return out, run(out, "bf16,fp8-w8a8", "--server-arg", "--max-num-seqs=64")
+    return out, run(
+        out, "bf16,fp8-w8a8", "--server-arg", "--max-num-seqs=64", "--holdout-clients", "4"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +84,18 @@ def test_a_campaign_leaves_recordings(campaign: tuple[Path, Result]) -> None:
     for name in names:
         (gpu,) = json.loads((out / name / "server.json").read_text())["gpus"]
         gpus.append(gpu)
-        for label in LABELS:
+        for label in [*LABELS, "clients4"]:
             assert re.search(rf"GPU {gpu}: {name} {label} \(\d+:\d\d left\)", stderr)
         assert f"GPU {gpu}: {name} complete" in stderr
     assert sorted(gpus) == [0, 1]
 
 
 def test_the_recording_can_be_read_and_balances(recording: Recording) -> None:
-    assert [p.label for p in recording.phases] == LABELS
-    assert [p.use for p in recording.phases] == ["skip", "fit", "fit", "fit", "holdout"]
+    assert [p.label for p in recording.phases] == [*LABELS, "clients4"]
+    assert [p.use for p in recording.phases] == ["skip", "fit", "fit", "fit", "holdout", "holdout"]
+    assert [p.clients for p in recording.phases] == [None] * 5 + [4]
     s, q = recording.steps, recording.requests
-    assert s.prefill_tokens.sum() == q.prompt_tokens.sum() == 100 + 512 + 90 + 9740 + 380
+    assert s.prefill_tokens.sum() == q.prompt_tokens.sum() == 100 + 512 + 90 + 9740 + 380 + 600
     assert s.decodes.sum() == (q.output_tokens - 1).sum()
     for i, phase in enumerate(recording.phases):
         assert s.prefill_tokens[s.phase == i].sum() == q.prompt_tokens[q.phase == i].sum()
@@ -107,8 +110,8 @@ def test_the_recording_can_be_read_and_balances(recording: Recording) -> None:
     assert 8000 < computed <= 8192
     assert (computed, 0) in chunks
     assert recording.server.raw["token_balance"] == {
-        "prompt_tokens": 10822, "prefill_tokens_in_steps": 10822,
-        "decode_tokens": 575, "decode_tokens_in_steps": 575,
+        "prompt_tokens": 11422, "prefill_tokens_in_steps": 11422,
+        "decode_tokens": 611, "decode_tokens_in_steps": 611,
     }  # fmt: skip
 
 
@@ -213,7 +216,7 @@ def test_the_table_shows_measured_steps(
     assert eight.step_ms >= eight.gpu_ms
     assert 64 < eight.context_tokens < 64 + 60
     assert row.prefill_tokens_per_s is None  # too few large steps
-    val = recording.phases[-1]
+    val = recording.phases[recording.phase_index("val_moderate")]
     assert row.joules_per_output_token == pytest.approx(val.energy_j / 42, rel=1e-3)
     assert row.kv_cache_tokens == 20000 * 16
     folder = str(campaign[0] / "llama-3.1-8b--bf16")
@@ -514,12 +517,13 @@ def test_dry_run_of_held_out_loads_alone() -> None:
         *PLAN, "--methods", "bf16", "--dummy-weights", "--dry-run", "--only-holdout",
         "--holdout-trace", "burstgpt:requests=900", "--holdout-load", "0.3",
         "--holdout-trace", "azure-conv-2023:requests=900", "--holdout-load", "1.1",
+        "--holdout-clients", "8", "--holdout-clients", "32",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     (planned,) = json.loads(result.stdout)["jobs"]
     assert planned["name"] == "llama-3.1-8b--bf16--check"
     loads = {x["label"]: x["what"] for x in planned["loads"] if x["use"] == "holdout"}
-    assert list(loads) == ["val1_30", "val2_110"]
+    assert list(loads) == ["val1_30", "val2_110", "clients8", "clients32"]
     assert "burstgpt" in loads["val1_30"]
 
 
@@ -575,6 +579,9 @@ def test_dry_run_with_tensor_parallelism() -> None:
          ("holdout_load is given 1 times, holdout_trace 0 times",)),
         (["--methods", "bf16", "--holdout-trace", "burstgpt:requests=9", "--holdout-load", "65"],
          ("holdout_load is 65; must be 0.01 to 5",)),
+        (["--methods", "bf16", "--holdout-clients", "8", "--holdout-clients", "8"],
+         ("holdout_clients is 8 twice; give each number once",)),
+        (["--methods", "bf16", "--holdout-clients", "0"], ("0 is not in the range 1<=x<=4096",)),
     ],
 )  # fmt: skip
 def test_wrong_options(more: list[str], words: tuple[str, ...]) -> None:

@@ -191,6 +191,20 @@ def test_any_number_of_holdout_traces_with_loads_of_their_own() -> None:
     assert list(labels(trace(400))) == list(labels()) == ["val_moderate", "val_overload"]
 
 
+def test_clients_who_wait_are_held_out() -> None:
+    plain, more = planned(job()), planned(replace(job(), clients=(8, 128)))
+    assert [p.label for p in more] == [*(p.label for p in plain), "clients8", "clients128"]
+    for phase, number in zip(more[-2:], (8, 128), strict=True):
+        assert (phase.use, phase.load, phase.clients) == ("holdout", "clients", number)
+        (stream,) = phase.streams
+        assert stream["concurrency"] == number
+        assert len(stream["prompt"]) == len(stream["output"]) >= 4 * number
+        assert 400 <= min(stream["prompt"]) <= max(stream["prompt"]) <= 1200
+        assert 100 <= min(stream["output"]) <= max(stream["output"]) <= 300
+        assert 6 < phase.expected_s < 30
+    assert all(p.clients is None for p in plain)
+
+
 def test_only_holdout_leaves_out_what_a_fit_needs() -> None:
     whole, check = (planned(replace(job(), only_holdout=x)) for x in (False, True))
     assert [p.label for p in check] == [

@@ -44,9 +44,11 @@ def test_how_phases_are_used(recorded: Recording) -> None:
 
 def test_a_phase_may_say_how_it_is_used(copy: Path) -> None:
     phases = json.loads((copy / "phases.json").read_text())
-    phases[1]["use"] = "holdout"
+    phases[1] |= {"use": "holdout", "clients": 8}
     (copy / "phases.json").write_text(json.dumps(phases))
-    assert read_recording(copy).phases[1].use == "holdout"
+    first, second = read_recording(copy).phases[:2]
+    assert (second.use, second.clients) == ("holdout", 8)
+    assert first.clients is None
 
 
 def test_without_gpu_spans(plain_folder: Path) -> None:

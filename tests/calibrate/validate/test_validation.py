@@ -17,12 +17,13 @@ from qsim.calibrate.fit.fitting import FitResult
 from qsim.calibrate.fit.frontend import late_arrivals_ms
 from qsim.calibrate.fit.host import recorded_own_ms
 from qsim.calibrate.fit.report import mode_table
-from qsim.calibrate.recordings.data import Recording
+from qsim.calibrate.recordings.data import Recording, Requests
 from qsim.calibrate.recordings.read import read_recording
 from qsim.calibrate.validate.comparison import Comparison
 from qsim.calibrate.validate.validation import (
     check_profiles,
     compare,
+    engine_settings,
     fit_error,
     group_servers,
     measured_metrics,
@@ -34,6 +35,7 @@ from qsim.cli import main
 from qsim.errors import CalibrationError, RecordingError
 from qsim.profiles.schema import Profile
 from qsim.report.text.fidelity import fidelity_page
+from qsim.sim.simulate import simulate
 from tests.calibrate.synthetic import true_profile
 
 
@@ -44,6 +46,37 @@ def test_the_true_profile_has_no_error(recorded: Recording) -> None:
     for name in c.measured:
         # recorded times are rounded to ns
         assert c.error_percent(name) == pytest.approx(0.0, abs=0.02), name
+
+
+def test_clients_who_wait_are_replayed_as_such(recorded: Recording) -> None:
+    true = true_profile()
+    k = recorded.phase_index("val_mix")
+    load = phase_trace(recorded, "val_mix")
+    blocks = recorded.server.num_gpu_blocks
+    true = replace(true, memory=replace(true.memory, num_gpu_blocks=blocks))
+    run = simulate(load, true, concurrency=4, options=engine_settings(recorded))
+    q = recorded.requests
+    begin_s = float(q.sent_s[q.phase == k][0])
+    own = Requests(
+        np.full(len(load), k),
+        tuple(map(str, range(len(load)))),
+        begin_s + run.arrival_s,
+        run.prompt_tokens,
+        run.output_tokens,
+        begin_s + run.arrival_s + run.ttft_ms / 1e3,
+        begin_s + run.arrival_s + run.e2el_ms / 1e3,
+    )
+    phases = list(recorded.phases)
+    phases[k] = replace(phases[k], load="clients", clients=4)
+    waiting = replace(recorded, requests=own, phases=tuple(phases))
+    c = compare(waiting, "val_mix", true, held_out=False)
+    for name in c.measured:
+        if name != "energy_j":  # that of another load
+            assert c.error_percent(name) == pytest.approx(0.0, abs=0.02), name
+    # they are sent when the simulated server answers, not when the recorded one did
+    decode = replace(true.latency.decode, base_ms=[2 * b for b in true.latency.decode.base_ms])
+    slow = replace(true, latency=replace(true.latency, decode=decode))
+    assert compare(waiting, "val_mix", slow, held_out=False).error_percent("mean_ttft_ms") < 60
 
 
 def test_a_slower_server_is_seen(recorded: Recording) -> None:
