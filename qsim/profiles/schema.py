@@ -26,7 +26,8 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any
+from functools import cache
+from typing import Annotated, Any, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -501,31 +502,19 @@ class Profile(Closed):
 
 
 _NOT_FIELDS = ("schema", "id")
-#: fields that are objects of their own
-_NESTED: dict[type, dict[str, type]] = {
-    Profile: {
-        "identity": Identity,
-        "engine": EngineDefaults,
-        "latency": Latency,
-        "host": HostTimes,
-        "frontend": FrontEnd,
-        "power": Power,
-        "memory": Memory,
-        "transfer": Transfer,
-        "measured_host": MeasuredHost,
-        "carried": Carried,
-    },
-    Latency: {
-        "decode": DecodeSpan,
-        "piecewise": MixedSpan,
-        "eager": MixedSpan,
-        "throttle": Throttle,
-    },
-    MeasuredHost: {"host": HostTimes, "frontend": FrontEnd},
-    FrontEnd: {"api": ApiTimes},
-}
+
+
+@cache
+def _nested(cls: type) -> dict[str, type]:
+    """The fields of a class that are objects of their own, with their classes."""
+    return {
+        name: kind
+        for name, hint in get_type_hints(cls).items()
+        for kind in (hint, *get_args(hint))
+        if isinstance(kind, type) and issubclass(kind, Closed)
+    }
 
 
 def _assemble(cls: Any, data: Mapping[str, Any]) -> Any:
-    nested = _NESTED.get(cls, {})
+    nested = _nested(cls)
     return cls(**{k: _assemble(nested[k], v) if k in nested else v for k, v in data.items()})

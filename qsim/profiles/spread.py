@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray
 from qsim.profiles.factors import FACTORS, HOST, scheduler_ms
 from qsim.profiles.schema import Profile
-
-FloatArray = npt.NDArray[np.float64]
 
 SCHEMA = "qsim-spread/1"
 FILE = Path(__file__).parent / "spread.json"

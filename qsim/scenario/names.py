@@ -15,7 +15,7 @@ from qsim.checks import near_names
 from qsim.errors import ScenarioError
 from qsim.scenario.scenario import COMMANDS, Scenario
 from qsim.scenario.section import Section
-from qsim.scenario.sections import PARTS
+from qsim.scenario.sections import PARTS, Accounts, Traffic
 from qsim.sim.fleet.autoscaling import Autoscaler
 from qsim.sim.fleet.failures import Failures
 from qsim.sim.fleet.lifecycle import Lifecycle
@@ -28,18 +28,13 @@ if TYPE_CHECKING:
     from qsim.edge import Place
 
 
-_TRAFFIC = ("trace", "format", "columns", "sort", "start", "end", "speed", "head", "sample",
-            "scale_prompt", "scale_output", "shared_prefix", "merge", "peak_hour",
-            "growth", "too_long", "stream", "concurrency", "think_time_s",
-            "client_timeout_s", "text_prompts")  # fmt: skip
 _LIFETIMES = ("start_s", "start_w", "stop_s", "wake_s", "sleep_w")
-_ACCOUNTS = ("prices", "price_list", "provider", "region", "carbon_series", "pue", "tasks")
 #: of every pool
 _EVERY = -1
 _POOLS: Place = ("fleet", "pools")
 
 _PLACES: dict[str, Place] = {
-    **{name: ("traffic", name) for name in _TRAFFIC},
+    **{name: ("traffic", name) for name in Traffic.model_fields},
     **{name: (*_POOLS, 0, name) for name in ("profile", "replicas")},
     **{name: (*_POOLS, _EVERY, "engine", name) for name in ENGINE},
     **{name: (*_POOLS, _EVERY, "lifecycle", name) for name in _LIFETIMES},
@@ -48,7 +43,7 @@ _PLACES: dict[str, Place] = {
     "failures": ("fleet", "failures"),
     "autoscale": ("fleet", "autoscaler"),
     **{name: (name,) for name in ("slos", "goodput", "allow_backlog", "seed")},
-    **{name: ("accounts", name) for name in _ACCOUNTS},
+    **{name: ("accounts", name) for name in Accounts.model_fields},
 }  # fmt: skip
 
 

@@ -115,9 +115,6 @@ class CarbonSeries:
         return {"hourly_gco2e_per_kwh": list(self.hourly), "source": self.source}
 
 
-Grid = str | float | GridIntensity | CarbonSeries
-
-
 @lru_cache(maxsize=1)
 def carbon_table() -> tuple[GridIntensity, ...]:
     """The shipped table."""
@@ -228,20 +225,9 @@ def load_carbon_series(path: str | os.PathLike[str]) -> CarbonSeries:
     return CarbonSeries(tuple(values), os.fspath(path))
 
 
-def _resolve(grid: Grid) -> GridIntensity | CarbonSeries:
-    return grid if isinstance(grid, GridIntensity | CarbonSeries) else grid_intensity(grid)
-
-
-def _check(energy_j: float, pue: float) -> None:
-    if not 0 <= energy_j < math.inf:
-        raise ScenarioError(f"energy is {energy_j!r} J; must be a finite number >= 0")
-    if not 1 <= pue <= MAX_PUE:
-        raise ScenarioError(f"pue is {pue!r}; must be a finite number >= 1, at most {MAX_PUE:g}")
-
-
 def gco2e(
     energy_j: float,
-    grid: Grid,
+    grid: str | float | GridIntensity | CarbonSeries,
     pue: float = DEFAULT_PUE,
     *,
     start_s: float = 0.0,
@@ -265,5 +251,10 @@ def gco2e(
     ScenarioError
         For an unknown region, or an energy, a PUE or a window that cannot be.
     """
-    _check(energy_j, pue)
-    return energy_j / J_PER_KWH * pue * _resolve(grid).mean(start_s, end_s)
+    if not 0 <= energy_j < math.inf:
+        raise ScenarioError(f"energy is {energy_j!r} J; must be a finite number >= 0")
+    if not 1 <= pue <= MAX_PUE:
+        raise ScenarioError(f"pue is {pue!r}; must be a finite number >= 1, at most {MAX_PUE:g}")
+    if not isinstance(grid, GridIntensity | CarbonSeries):
+        grid = grid_intensity(grid)
+    return energy_j / J_PER_KWH * pue * grid.mean(start_s, end_s)

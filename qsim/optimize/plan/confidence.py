@@ -287,15 +287,11 @@ def replicate(
         sigma,
         resampling.text(),
         kv_sigma,
-        i.source if len(profiles) == 1 else " or ".join(_sources(profiles)),
+        " or ".join(sorted({p.identity.source for p in profiles})),
         f"qsim calibrate run --model {i.model} --methods {i.method}{tp} on a {i.gpu}",
         len(profiles),
-        _kind(profiles) if machines else "",
+        "" if not machines else "adapted" if all(p.adapted for p in profiles) else "known",
     )
-
-
-def _kind(profiles: Sequence[Profile]) -> str:
-    return "adapted" if all(p.adapted is not None for p in profiles) else "known"
 
 
 def _machines(profile: Profile, seed: int, count: int, pool: int) -> list[Factors]:
@@ -308,10 +304,6 @@ def _errors(seed: int, count: int, pool: int) -> np.ndarray[tuple[int, ...], np.
     """Standard normal errors of a pool's times and of its KV blocks, shape (2, count)."""
     key = [seed, count] if pool == 0 else [seed, count, pool]
     return np.random.default_rng(key).normal(0.0, 1.0, (2, count))
-
-
-def _sources(profiles: Sequence[Profile]) -> list[str]:
-    return sorted({p.identity.source for p in profiles})
 
 
 def _run(task: FleetTask, resampling: Resampling, job: _Job) -> FleetOutcome | None:

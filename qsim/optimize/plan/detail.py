@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qsim.as_json import json_ready
 from qsim.checks import is_number, whole
 from qsim.errors import ScenarioError
 from qsim.optimize.plan.bottleneck import TimeShares
@@ -73,12 +74,10 @@ class Detail:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {
-            "confidence": None if self.confidence is None else self.confidence.to_dict(),
-            "sensitivity": None
-            if self.sensitivity is None
-            else [s.to_dict() for s in self.sensitivity],
-            "bottleneck": None if self.shares is None else self.shares.to_dict(),
-            "what_if": None if self.changes is None else self.changes.to_dict(),
+            "confidence": json_ready(self.confidence),
+            "sensitivity": json_ready(self.sensitivity),
+            "bottleneck": json_ready(self.shares),
+            "what_if": json_ready(self.changes),
         }
 
 

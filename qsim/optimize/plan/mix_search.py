@@ -209,7 +209,8 @@ def search_pair(
                 continue
             least = count
             sizes = _sizes(outer, i, count)
-            found = _candidate(pair, sizes, done[sizes])
+            parts = [replace(p, replicas=n) for p, n in zip(pair.parts, sizes, strict=True)]
+            found = replace(blank_mix(parts), feasible=True, outcome=done[sizes])
             value = found.worth(objective)
             better = value < worth if best is not None else value <= worth
             if better and not budget.overruns(found, done[sizes]):
@@ -267,11 +268,6 @@ def _affordable(
     return math.floor(left / one * (1 + 1e-9) + 1e-9)
 
 
-def _candidate(pair: Pair, sizes: tuple[int, int], outcome: FleetOutcome) -> Candidate:
-    parts = [replace(p, replicas=n) for p, n in zip(pair.parts, sizes, strict=True)]
-    return replace(blank_mix(parts), feasible=True, outcome=outcome)
-
-
 def blank_mix(parts: Sequence[Part]) -> Candidate:
     """The candidate of pools before its search; its quality is that of the worst pool.
 
@@ -284,9 +280,9 @@ def blank_mix(parts: Sequence[Part]) -> Candidate:
             errors[key] = max(value, errors.get(key, 0.0))
     return replace(
         blanks[0],
-        profile=_joined([b.profile for b in blanks]),
-        gpu=_joined([b.gpu for b in blanks]),
-        method=_joined([b.method for b in blanks]),
+        profile=" + ".join(b.profile for b in blanks),
+        gpu=" + ".join(b.gpu for b in blanks),
+        method=" + ".join(b.method for b in blanks),
         note=" ".join(dict.fromkeys(b.note for b in blanks if b.note)),
         caution="; ".join(dict.fromkeys(b.caution for b in blanks if b.caution)),
         source=None,
@@ -305,10 +301,6 @@ def blank_mix(parts: Sequence[Part]) -> Candidate:
         evaluations=(),
         parts=tuple(parts),
     )
-
-
-def _joined(words: Sequence[str]) -> str:
-    return " + ".join(words)
 
 
 def task_of_parts(

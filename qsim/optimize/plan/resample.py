@@ -16,7 +16,7 @@ import numpy as np
 
 from qsim.traces.load import load_trace, preset_names, split_params
 from qsim.traces.reshape import Reshaping, forecast
-from qsim.traces.trace import Trace
+from qsim.traces.trace import Trace, taken
 
 #: stretches that a trace is cut into, and bounds of their length in s
 _STRETCHES = 50
@@ -70,17 +70,8 @@ class Resample:
         keep = arrival <= first + duration_s
         order = np.argsort(arrival[keep], kind="stable")
         index = index[keep][order]
-        return replace(
-            trace,
-            arrival_s=arrival[keep][order],
-            prompt_tokens=trace.prompt_tokens[index],
-            output_tokens=trace.output_tokens[index],
-            hash_ids=None if trace.hash_ids is None else trace.hash_ids.take(index),
-            priority=None if trace.priority is None else trace.priority[index],
-            timeout_s=None if trace.timeout_s is None else trace.timeout_s[index],
-            session=None if trace.session is None else trace.session[index],
-            meta=dict(trace.meta),
-        )
+        columns = {**taken(trace.columns(), index), "arrival_s": arrival[keep][order]}
+        return replace(trace, **columns, meta=dict(trace.meta))
 
     def text(self) -> str:
         """How, for people."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray
 from qsim.errors import InfeasibleError
 from qsim.optimize.search.fleet_task import offered_load
 from qsim.sim.fleet.pool import ServerPool
@@ -24,8 +24,6 @@ from qsim.sim.results.result import SimulationResult
 from qsim.sim.results.slo import Slo, SloOutcome, check_slos
 from qsim.sim.simulate import simulate
 from qsim.traces.trace import Trace
-
-FloatArray = npt.NDArray[np.float64]
 
 PRECISION = 0.04
 #: fleets above it carry what this one does a server

@@ -46,13 +46,6 @@ class Timetable:
         return tuple(max(column) for column in zip(*rows, strict=True))
 
 
-def _add(latest: deque[int], value: int, periods: float) -> None:
-    """Add a value, and forget those that are older than so many periods."""
-    latest.append(value)
-    while len(latest) > max(1, round(periods)):
-        latest.popleft()
-
-
 @dataclass
 class Reactive:
     """Autoscaling on the number of requests in the fleet, as KEDA and Kubernetes' HPA do it.
@@ -71,16 +64,11 @@ class Reactive:
     stabilisation_s: float = 300.0
     average_s: float = 60.0
     tolerance: float = 0.1
-    pool: int = 0
-    pools: int = 1
     _scaler: PoolScaler = field(init=False, repr=False)
     _ticks: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.initial()
-
-    def _counts(self, n: int) -> tuple[int, ...]:
-        return tuple(n if k == self.pool else 0 for k in range(self.pools))
 
     def initial(self) -> tuple[int, ...]:
         """``first``."""
@@ -96,7 +84,7 @@ class Reactive:
         )
         self._scaler = PoolScaler(settings, self.first, remembers_first=False)
         self._ticks = 0
-        return self._counts(self.first)
+        return (self.first,)
 
     def decide(self, seen: Observation) -> tuple[int, ...]:
         """The highest wish of the stabilisation window."""
@@ -104,7 +92,7 @@ class Reactive:
         now_s = self._ticks * self.period_s
         requests = float(sum(seen.outstanding) + seen.held)
         self._scaler.scrape(now_s, Reading({"requests": requests}))
-        return self._counts(self._scaler.sync(now_s, seen.on[self.pool], seen.starting[self.pool]))
+        return (self._scaler.sync(now_s, seen.on[0], seen.starting[0]),)
 
 
 @dataclass
@@ -125,25 +113,22 @@ class Predictive:
     before: tuple[int, ...] = ()
     period_s: float = 60.0
     stabilisation_s: float = 600.0
-    pool: int = 0
-    pools: int = 1
     _wishes: deque[int] = field(default_factory=deque, repr=False)
-
-    def _counts(self, n: int) -> tuple[int, ...]:
-        return tuple(n if k == self.pool else 0 for k in range(self.pools))
 
     def initial(self) -> tuple[int, ...]:
         """``first``."""
         self._wishes.clear()
-        return self._counts(self.first)
+        return (self.first,)
 
     def decide(self, seen: Observation) -> tuple[int, ...]:
         """The highest wish of the last ``stabilisation_s``."""
         rate = self._forecast(seen) * self.margin
         most = len(self.capacity_rps)
         wish = next((n for n, c in enumerate(self.capacity_rps, 1) if c >= rate), most)
-        _add(self._wishes, wish, self.stabilisation_s / self.period_s)
-        return self._counts(max(self._wishes))
+        self._wishes.append(wish)
+        while len(self._wishes) > max(1, round(self.stabilisation_s / self.period_s)):
+            self._wishes.popleft()
+        return (max(self._wishes),)
 
     def _forecast(self, seen: Observation) -> float:
         past = np.append(np.array(self.before), seen.arrivals) / self.period_s

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim.errors import ScenarioError
-from qsim.optimize.economics.carbon import CarbonSeries, GridIntensity
+from qsim.optimize.economics.carbon import J_PER_KWH, CarbonSeries, GridIntensity
 from qsim.optimize.schedule.tasks import BIN_S, RunOutcome
 from qsim.quality.recovery import Recovery
 from qsim.sim.fleet.pool import ServerPool
@@ -19,7 +19,6 @@ from qsim.traces.trace import Trace
 
 OBJECTIVES = ("energy", "cost", "carbon")
 UNITS = {"energy": "J", "cost": "USD", "carbon": "gCO2e"}
-J_PER_KWH = 3.6e6
 
 
 def parse_window(text: str | float) -> float:

@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import BoolArray, FloatArray
 from qsim.sim.fleet.dynamic import DynamicResult, simulate_dynamic
 from qsim.sim.fleet.policy import Constant, Policy
 from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.results.slo import Slo, SloOutcome, attainment
 from qsim.traces.trace import Trace
-
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 #: width of the bins in which power is kept, s; a divisor of every window
 BIN_S = 60.0

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray, IntArray
 from qsim.errors import InfeasibleError
 from qsim.optimize.schedule.capacity import PoolCapacity
 from qsim.optimize.schedule.problem import PoolChoice, ScheduleProblem
@@ -99,7 +99,7 @@ class WindowSearch:
         """The choices with these weights."""
         return [replace(c, pool=p) for c, p in zip(self.choices, self.pools, strict=True)]
 
-    def _table(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def _table(self) -> tuple[FloatArray, FloatArray]:
         """What each state costs in each window by the table, and each pool's share of requests."""
         p = self.problem
         weights = self.states * np.array([q.weight for q in self.pools])
@@ -119,7 +119,7 @@ class WindowSearch:
             costs[t] = np.where(self.capacity * OPTIMISM >= rate, worth, np.inf)
         return costs, shares
 
-    def _off_w(self) -> npt.NDArray[np.float64]:
+    def _off_w(self) -> FloatArray:
         """What the GPUs of each state would draw without servers."""
         p = self.problem
         if p.owned_gpus is None:
@@ -205,7 +205,7 @@ class WindowSearch:
         lows = np.array([c.low_pct for c in self.choices])
         return self._with_quality(costs, lows, floor)
 
-    def _cheapest(self, costs: npt.NDArray[np.float64]) -> tuple[list[int], float]:
+    def _cheapest(self, costs: FloatArray) -> tuple[list[int], float]:
         path, worth = cheapest_path(costs, self.changes, self.scale)
         if not path:
             raise InfeasibleError(
@@ -215,7 +215,7 @@ class WindowSearch:
         return path, worth
 
     def _with_quality(
-        self, costs: npt.NDArray[np.float64], lows: npt.NDArray[np.float64], floor: float
+        self, costs: FloatArray, lows: FloatArray, floor: float
     ) -> tuple[list[int], float]:
         """Charge for lost quality, by bisection as little as holds the floor."""
         lost = 100.0 - self.shares @ lows
@@ -281,10 +281,6 @@ class WindowSearch:
             f"{where} ({load}): {slo} is missed by {ratio - 1:.1%} with the largest fleet within "
             f"{limit}"
         )
-
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 
 
 def fleet_states(limits: Sequence[int], max_gpus: int | None, gpus: Sequence[int]) -> IntArray:

@@ -148,6 +148,13 @@ def held(path: Path, what: str) -> Iterator[None]:
         yield
 
 
+def remove_empty(path: Path) -> None:
+    """Remove a journal in which nothing is kept."""
+    with suppress(OSError):
+        if not path.stat().st_size:
+            path.unlink()
+
+
 Point = TypeVar("Point")
 Task = TypeVar("Task")
 
@@ -232,9 +239,7 @@ def open_run_journal(path: str | Path | None, resume: bool, what: str) -> Iterat
         try:
             yield RunJournal(path, resume, what)
         finally:
-            with suppress(OSError):
-                if not path.stat().st_size:
-                    path.unlink()
+            remove_empty(path)
 
 
 def do_runs(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
+from qsim.arrays import BoolArray, FloatArray
 
 
-def front_mask(values: FloatArray) -> npt.NDArray[np.bool_]:
+def front_mask(values: FloatArray) -> BoolArray:
     """Which points no other one dominates.
 
     A point dominates another if it is not above it in any objective and below it in one. Of equal

@@ -93,6 +93,11 @@ class Range:
         """Whether it is a range of whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
+    @property
+    def _spacing(self) -> int | float | None:
+        """Between two values; None if they cannot be enumerated."""
+        return 1 if self.step is None and self.whole and not self.log else self.step
+
     def grid(self) -> tuple[Value, ...]:
         """All values.
 
@@ -101,7 +106,7 @@ class Range:
         ScenarioError
             If there is no end of them.
         """
-        step = self.step if self.step is not None else 1 if self.whole and not self.log else None
+        step = self._spacing
         if step is None:
             raise ScenarioError(
                 f"range {self} cannot be enumerated; a grid takes choices (64,128,256), a step "
@@ -121,8 +126,8 @@ class Range:
 
     def at(self, share: float) -> Value:
         """The value at ``share`` in [0, 1) of the way, for designs such as a Latin hypercube."""
-        if self.step is not None or (self.whole and not self.log):
-            step = 1 if self.step is None else self.step
+        step = self._spacing
+        if step is not None:
             count = self.count(step)
             return self.low + min(int(share * count), count - 1) * step
         if self.log:
@@ -133,9 +138,7 @@ class Range:
 
     def size(self) -> int | None:
         """Number of values; None if it cannot be enumerated."""
-        if self.step is None and (self.log or not self.whole):
-            return None
-        return self.count(1 if self.step is None else self.step)
+        return None if self._spacing is None else self.count(self._spacing)
 
     def distribution(self) -> BaseDistribution:
         """As Optuna has it; steps of a fraction as choices, which rounding cannot shift."""

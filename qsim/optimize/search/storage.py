@@ -14,12 +14,12 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsim.errors import ScenarioError
-from qsim.optimize.search.journal import held
+from qsim.optimize.search.journal import held, remove_empty
 
 if TYPE_CHECKING:
     from qsim.optimize.search.study import Problem, StudySettings
@@ -93,16 +93,10 @@ def held_study(where: str | os.PathLike[str] | None) -> Iterator[None]:
                     f"{what}: {e.strerror or e} ({e.filename}); give the path of a journal file "
                     "that can be written to"
                 ) from e
-            stack.callback(_remove_empty, path)
+            stack.callback(remove_empty, path)
         else:
             stack.enter_context(_name_held(text, what))
         yield
-
-
-def _remove_empty(path: Path) -> None:
-    with suppress(OSError):
-        if not path.stat().st_size:
-            path.unlink()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 
 from qsim.bounds import MAX_RUNS
 from qsim.checks import whole
-from qsim.errors import QsimError, ScenarioError
+from qsim.errors import InfeasibleError, InputError, QsimError, ScenarioError
 from qsim.interrupts import uninterrupted
 from qsim.optimize.search.drive import Progress
 from qsim.optimize.search.executor import LaterExecutor, TaskExecutor
@@ -266,7 +266,7 @@ class _Run:
         stored = self.study.get_trials(deepcopy=False)
         ended = [t for t in stored if t.state.is_finished()]
         self.finished.update(t.number for t in ended)
-        begin = self._batch_begin(self.told)
+        begin = self.told - self.told % settings.batch
         for trial in ended:
             judgement = _judgement(trial)
             self.known.setdefault(problem.key(trial.params), judgement)
@@ -282,9 +282,6 @@ class _Run:
         while count in self.finished:
             count += 1
         return count
-
-    def _batch_begin(self, number: int) -> int:
-        return number - number % self.settings.batch
 
     def _recall(self, params: Params, judgement: Judgement) -> None:
         recall = getattr(self.problem, "recall", None)
@@ -389,8 +386,8 @@ class _Run:
         try:
             judgement = self.problem.judge(params, future.result())
         except QsimError as e:
-            if not _of_the_trial(e):
-                raise
+            if not isinstance(e, InputError | InfeasibleError):
+                raise  # a dead worker, a missing package: not of what was tried
             return Judgement(None, reason=str(e))
         if judgement.values is not None and any(map(math.isnan, judgement.values)):
             raise ValueError(f"an objective of {params} is nan; a problem must give a reason")
@@ -435,13 +432,6 @@ class _Run:
                 )
             )
         return found
-
-
-def _of_the_trial(error: QsimError) -> bool:
-    """Whether an error belongs to what was tried: not a dead worker, not a missing package."""
-    from qsim.errors import InfeasibleError, InputError
-
-    return isinstance(error, InputError | InfeasibleError)
 
 
 def _judgement(trial: Any) -> Judgement:

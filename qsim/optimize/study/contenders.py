@@ -9,7 +9,7 @@ from typing import Any
 from qsim.catalog.methods import METHODS
 from qsim.errors import ScenarioError
 from qsim.optimize.economics.prices import price_of
-from qsim.optimize.plan.profile_choice import Choice, choose_profiles
+from qsim.optimize.plan.profile_choice import Choice, choice_of, choose_profiles
 from qsim.optimize.study.figures import FIGURES, Band
 from qsim.optimize.study.point import Point, Traffic
 from qsim.optimize.study.result import Provenance
@@ -20,7 +20,6 @@ from qsim.profiles.lookup import (
     load_profile,
     stated_errors,
     transfer_note,
-    version_of,
 )
 from qsim.profiles.schema import Profile
 from qsim.sim.scheduler.config import EngineOptions
@@ -264,13 +263,8 @@ def remade(
     provider: str,
 ) -> Contender | None:
     """The same server with its profile of another version of vLLM; None if there is none."""
-    profile = (
-        version_of(contender.profile, version)
-        if contender.given
-        else load_profile(contender.source, version)
-    )
-    choice = Choice(profile, None if contender.given else contender.source)
-    made, _ = _contender(choice, options, prices, provider)
+    given = contender.profile if contender.given else contender.source
+    made, _ = _contender(choice_of(given, version), options, prices, provider)
     return made if made is not None and made.version == version else None
 
 

@@ -98,14 +98,9 @@ def main_traffic(section: Section, seed: int) -> MainTraffic:
                 f"traffic is {text!r}; study sets {own[0] if own else 'head'} itself: leave it out"
             )
         return MainTraffic(words, text, 1.0, 0)
-    whole = load_traffic(replace_section(section, head=None), seed)
+    whole = load_traffic(section.model_copy(update={"head": None}), seed)
     count = len(whole) if section.head is None else min(len(whole), section.head)
     return MainTraffic(words, None, base_rate_rps(whole.head(count)), count)
-
-
-def replace_section(section: Section, **values: object) -> Section:
-    """The section with other values, which are known to be allowed."""
-    return section.model_copy(update=values)
 
 
 def _options(section: Section) -> list[str]:
@@ -138,7 +133,7 @@ def loader(section: Section, seed: int) -> Callable[[Traffic], Trace]:
     @cache
     def base(text: str, shaped: bool) -> Trace:
         plain = type(section)(trace=text)
-        asked = replace_section(section, trace=text, head=None) if shaped else plain
+        asked = section.model_copy(update={"trace": text, "head": None}) if shaped else plain
         return load_traffic(asked, seed)
 
     @cache

@@ -81,7 +81,7 @@ class TuneSpace:
             near += [{**point, name: v} for v in steps]
             if far:
                 line = [decision.at((k + 0.5) / _LINE) for k in range(_LINE)]
-                if _countable(decision) and len(decision.grid()) <= _LINE:
+                if decision.size() is not None and len(decision.grid()) <= _LINE:
                     line = list(decision.grid())
                 known = [point[name], *steps]
                 beyond += [{**point, name: v} for v in dict.fromkeys(line) if v not in known]
@@ -273,7 +273,7 @@ def _nearest(decision: Decision, usual: object) -> object:
     if isinstance(decision, Range) and isinstance(usual, int | float) and decision.step is None:
         near = min(max(usual, decision.low), decision.high)
         return int(near) if decision.whole else float(near)
-    values = list(decision.grid()) if _countable(decision) else [decision.at(0.5)]
+    values = list(decision.grid()) if decision.size() is not None else [decision.at(0.5)]
     if usual in values:
         return usual
     if is_number(usual):
@@ -283,18 +283,9 @@ def _nearest(decision: Decision, usual: object) -> object:
     return values[0]
 
 
-def _countable(decision: Decision) -> bool:
-    return (
-        isinstance(decision, Choices)
-        or decision.step is not None
-        or (decision.whole and not decision.log)
-    )
-
-
 def _steps(decision: Decision, value: object) -> list[object]:
     """The values next to ``value``; all others where there is no order."""
-    if not _countable(decision):
-        assert isinstance(decision, Range)
+    if isinstance(decision, Range) and decision.size() is None:
         assert isinstance(value, int | float)
         if decision.log:
             around = [value / 2, value * 2]

@@ -14,7 +14,7 @@ Dynamo's agentic form (``AgenticMooncakeRow`` in its lib/data-gen/src/mooncake.r
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, NoReturn
@@ -131,8 +131,8 @@ def reading(source: Source, options: ReadOptions, name: str) -> Reading:
     return builder, lines.steps()
 
 
-#: places, times, lengths of prompts and outputs, numbers of ids, priorities and timeouts of rows
-_Batch = tuple[list[str], list[float], list[int], list[int], list[int], list[int], list[float]]
+#: place, time, lengths of prompt and output, number of ids, priority and timeout of a row
+_Row = tuple[str, float, int, int, int, int, float]
 
 
 @dataclass
@@ -178,7 +178,7 @@ class _Lines:
         """Read some thousands of rows at a time, fewer if they have many ids."""
         every = objects(self._source)
         while batch := self._batch(every):
-            places, times, prompts, outputs, counts, priority, timeout_s = batch
+            places, times, prompts, outputs, counts, priority, timeout_s = zip(*batch, strict=True)
             if any(counts):
                 self._settle_block(places, prompts, counts)
             if self.question_ms and len(times) > 1:
@@ -195,15 +195,9 @@ class _Lines:
             )
             yield
 
-    def _batch(self, every: Iterator[tuple[str, dict[str, Any]]]) -> _Batch | None:
-        """The next rows; None at the end."""
-        places: list[str] = []
-        times: list[float] = []
-        prompts: list[int] = []
-        outputs: list[int] = []
-        counts: list[int] = []
-        priority: list[int] = []
-        timeout_s: list[float] = []
+    def _batch(self, every: Iterator[tuple[str, dict[str, Any]]]) -> list[_Row]:
+        """The next rows; none at the end."""
+        batch: list[_Row] = []
         ids = 0
         for place, given in every:
             row = _named(given)
@@ -218,20 +212,14 @@ class _Lines:
             if prompt == 0 or output == 0:
                 self._builder.skip("no prompt token" if prompt == 0 else "no output token")
                 continue
-            times.append(self._time(place, row))
-            counts.append(self._add_ids(place, row))
+            time, count = self._time(place, row), self._add_ids(place, row)
             self._rows += 1
-            places.append(place)
-            prompts.append(prompt)
-            outputs.append(output)
-            priority.append(self._priority(place, row))
-            timeout_s.append(self._timeout_s(place, row))
-            ids += counts[-1]
-            if len(places) == _BATCH_ROWS or ids > _BATCH_IDS:
+            priority, timeout_s = self._priority(place, row), self._timeout_s(place, row)
+            batch.append((place, time, prompt, output, count, priority, timeout_s))
+            ids += count
+            if len(batch) == _BATCH_ROWS or ids > _BATCH_IDS:
                 break
-        if not places:
-            return None
-        return places, times, prompts, outputs, counts, priority, timeout_s
+        return batch
 
     def _if_any(self, key: str, values: Any, missing: float) -> Any:
         """A column, or None if no request seen so far says anything."""
@@ -331,7 +319,9 @@ class _Lines:
                 _fail(self._source, place, row, "hash_ids", "a list of whole numbers or texts")
         return len(ids)
 
-    def _settle_block(self, places: list[str], prompts: list[int], counts: list[int]) -> None:
+    def _settle_block(
+        self, places: Sequence[str], prompts: Sequence[int], counts: Sequence[int]
+    ) -> None:
         pairs = [(p, n) for p, n in zip(prompts, counts, strict=True) if n]
         if self._block_tokens is None:
             found = fitting_block_tokens([p for p, _ in pairs], [n for _, n in pairs], self._stated)
@@ -353,7 +343,7 @@ class _Lines:
                     f"{what} {size}: give the right one with :block=N after the path"
                 )
 
-    def _question(self, times: list[float]) -> None:
+    def _question(self, times: Sequence[float]) -> None:
         self.question_ms = False
         span_s = (max(times) - min(times)) / 1000
         rate = len(times) / span_s if span_s > 0 else 0.0

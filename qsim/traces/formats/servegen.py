@@ -216,7 +216,7 @@ def _windows(source: Source, model: str | None) -> tuple[str | None, list[Window
     files = sorted(source.path.glob("chunk-*-trace.csv*")) if source.is_dir else [source.path]
     windows: list[Window] = []
     for file in files:
-        own = Source(file)
+        own, client = Source(file), file.name.removeprefix("chunk-").partition("-trace")[0]
         fields = len(dialect_of(own.head).names)
         if fields != 6:
             raise TraceError(
@@ -224,12 +224,8 @@ def _windows(source: Source, model: str | None) -> tuple[str | None, list[Window
                 "shape, scale)"
             )
         for rows in read_csv(own, _wanted((0, 1, 3, 4)), header=False):
-            windows += _client_windows(rows, [_client_of(file.name)] * len(rows))
+            windows += _client_windows(rows, [client] * len(rows))
     return None, windows
-
-
-def _client_of(name: str) -> str:
-    return name.removeprefix("chunk-").partition("-trace")[0]
 
 
 def _table_windows(source: Source, model: str | None) -> tuple[str, list[Window]]:
@@ -344,8 +340,8 @@ def lengths_for(source: Source, model: str | None, name: str | None) -> LengthSo
     histograms: dict[str, tuple[FloatArray, list[tuple[_Histogram, _Histogram]]]] = {}
     if model is None:
         folder = source.path if source.is_dir else source.path.parent
-        pattern = "chunk-*-dataset.json*" if source.is_dir else _dataset_name(source.name)
-        for file in sorted(folder.glob(pattern)):
+        own = "chunk-*" if source.is_dir else source.name.partition("-trace")[0]
+        for file in sorted(folder.glob(f"{own}-dataset.json*")):
             client = file.name.removeprefix("chunk-").partition("-dataset")[0]
             histograms[client] = _read_dataset(Source(file))
         what = "dataset files" if histograms else f"table of {name}"
@@ -353,10 +349,6 @@ def lengths_for(source: Source, model: str | None, name: str | None) -> LengthSo
     if fallback is None:
         fallback = _named(source, model)
     return LengthSource(f"table of {name or model}", fallback)
-
-
-def _dataset_name(name: str) -> str:
-    return name.partition("-trace")[0] + "-dataset.json*"
 
 
 def _named(source: Source, name: str) -> LengthModel:

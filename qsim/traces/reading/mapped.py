@@ -214,14 +214,6 @@ def read_mapped(
     return builder, reader.steps()
 
 
-def _is_priority(value: float) -> bool:
-    return abs(value) <= MOST_PRIORITY and value == int(value)
-
-
-def _is_positive(value: float) -> bool:
-    return value > 0
-
-
 def _is_number(text: str) -> bool:
     try:
         return not text or abs(float(text)) >= 0
@@ -312,7 +304,11 @@ class _Mapped:
             times = rows.floats(0, _TIME)
         name = rows.names[0]
         priority = self._optional(
-            rows, "priority", 0.0, _is_priority, "a whole number: the smaller goes first"
+            rows,
+            "priority",
+            0.0,
+            lambda value: abs(value) <= MOST_PRIORITY and value == int(value),
+            "a whole number: the smaller goes first",
         )
         builder.add(
             rows.number,
@@ -326,7 +322,7 @@ class _Mapped:
                 rows,
                 "timeout",
                 np.inf,
-                _is_positive,
+                lambda value: value > 0,
                 "a time > 0 that the client waits (empty: without limit)",
             ),
         )
