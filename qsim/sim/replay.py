@@ -11,10 +11,10 @@ import sys
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from qsim.catalog.versions import DEFAULT_VERSION, newer_than_known, parse_version
-from qsim.checks import whole
+from qsim.bounds import Closed, Count, Flag, Line, Whole
+from qsim.catalog.versions import DEFAULT_VERSION, newer_than_known
 from qsim.documents import read_json
 from qsim.errors import QsimError, ScenarioError
 from qsim.sim.scheduler.batch import Batch
@@ -22,33 +22,20 @@ from qsim.sim.scheduler.config import EngineConfig
 from qsim.sim.scheduler.request import Request
 from qsim.sim.scheduler.scheduler import Scheduler
 
-_CONFIG_SIZES = (
-    "max_num_batched_tokens",
-    "max_num_seqs",
-    "block_size",
-    "num_gpu_blocks",
-    "max_model_len",
-    "long_prefill_token_threshold",
-)
-_CONFIG_FLAGS = ("async_scheduling", "enable_prefix_caching")
-_CONFIG_OPTIONAL = (
-    "vllm_version",
-    "max_num_active_seqs",
-    "long_prefill_token_threshold_adaptive",
-)
-_ARRIVAL_FIELDS = ("turn", "id", "prompt_tokens", "output_tokens", "priority", "hash_ids")
+Tokens = Annotated[int, Whole(1)]
+Signed = Annotated[int, Whole(-(1 << 63), (1 << 63) - 1)]
 
 
 @dataclass(frozen=True)
-class Arrival:
+class Arrival(Closed):
     """One request of a scenario, added just before the engine's turn with this number."""
 
-    turn: int
-    id: str
-    prompt_tokens: int
-    output_tokens: int
-    priority: int = 0
-    hash_ids: tuple[int, ...] = ()
+    turn: Count
+    id: Line
+    prompt_tokens: Tokens
+    output_tokens: Tokens
+    priority: Signed = 0
+    hash_ids: tuple[Signed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +45,33 @@ class Scenario:
     name: str
     config: EngineConfig
     arrivals: tuple[Arrival, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Config(Closed):
+    """An engine's settings as a file has them; :class:`EngineConfig` knows their limits."""
+
+    max_num_batched_tokens: Count
+    max_num_seqs: Count
+    block_size: Count
+    num_gpu_blocks: Count
+    max_model_len: Count
+    long_prefill_token_threshold: Count
+    async_scheduling: Flag
+    enable_prefix_caching: Flag
+    policy: Literal["fcfs", "priority"]
+    vllm_version: Line = DEFAULT_VERSION
+    max_num_active_seqs: Count | None = None
+    long_prefill_token_threshold_adaptive: Flag = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File(Closed):
+    """A scenario as a file has it."""
+
+    name: Line = ""
+    config: _Config
+    arrivals: list[Arrival]
 
 
 def load_scenario(path: str | Path) -> Scenario:
@@ -71,133 +85,56 @@ def load_scenario(path: str | Path) -> Scenario:
     data = read_json(path)
     if isinstance(data, dict) and "scenario" in data:
         data = data["scenario"]
-    try:
-        return parse_scenario(data)
-    except ScenarioError as error:
-        raise ScenarioError(f"{path}: {error}") from error
+    return parse_scenario(data, str(path))
 
 
-def parse_scenario(data: object) -> Scenario:
-    """Validate a decoded scenario.
+def parse_scenario(data: object, where: str = "scenario") -> Scenario:
+    """Validate a decoded scenario; ``where``, the file, begins an error.
 
     Raises
     ------
     ScenarioError
         Naming the field, its value and what is allowed.
     """
-    scenario = _object("scenario", data, ("name", "config", "arrivals"), ("config", "arrivals"))
-    name = scenario.get("name", "")
-    if not isinstance(name, str):
-        raise ScenarioError(f"name is {name!r}; must be a string")
-    config = _parse_config(scenario["config"])
-    rows = scenario["arrivals"]
-    if not isinstance(rows, list):
-        raise ScenarioError(f"arrivals is {_short(rows)}; must be a list")
-    arrivals: list[Arrival] = []
+    from qsim.edge import build
+
+    given = build(_File, data, where, ScenarioError)
+    settings = dict(vars(given.config))
+    try:
+        config = EngineConfig(scheduling_policy=settings.pop("policy"), **settings)
+    except ScenarioError as error:
+        raise ScenarioError(f"{where}: config.{error}") from error
     seen: set[str] = set()
     last_turn = 0
-    for position, row in enumerate(rows):
-        arrival = _parse_arrival(f"arrivals[{position}]", row, config)
+    for position, arrival in enumerate(given.arrivals):
+        objection = _objection(arrival, config)
         if arrival.turn < last_turn:
-            raise ScenarioError(
-                f"arrivals[{position}].turn is {arrival.turn}; must be >= {last_turn}, the turn "
-                f"of the arrival before it: sort the arrivals"
+            objection = (
+                f"turn is {arrival.turn}; must be >= {last_turn}, the turn of the arrival before "
+                "it: sort the arrivals"
             )
-        if arrival.id in seen:
-            raise ScenarioError(f"arrivals[{position}].id is {arrival.id!r}; must be unique")
+        elif arrival.id in seen:
+            objection = f"id is {arrival.id!r}; must be unique"
+        if objection:
+            raise ScenarioError(f"{where}: arrivals[{position}].{objection}")
         seen.add(arrival.id)
         last_turn = arrival.turn
-        arrivals.append(arrival)
-    return Scenario(name, config, tuple(arrivals))
+    return Scenario(given.name, config, tuple(given.arrivals))
 
 
-def _parse_config(data: object) -> EngineConfig:
-    names = (*_CONFIG_SIZES, *_CONFIG_FLAGS, "policy")
-    raw = _object("config", data, (*names, *_CONFIG_OPTIONAL), names)
-    for name in _CONFIG_FLAGS:
-        if not isinstance(raw[name], bool):
-            raise ScenarioError(f"config.{name} is {raw[name]!r}; must be true or false")
-    if raw["policy"] not in ("fcfs", "priority"):
-        raise ScenarioError(
-            f"config.policy is {_short(raw['policy'])}; must be 'fcfs' or 'priority'"
+def _objection(arrival: Arrival, config: EngineConfig) -> str:
+    """What the engine would not take of a request; "" if it takes it."""
+    prompt, ids = arrival.prompt_tokens, len(arrival.hash_ids)
+    if prompt >= config.max_model_len:
+        return f"prompt_tokens is {prompt}; must be < max_model_len {config.max_model_len}"
+    if arrival.priority and config.scheduling_policy == "fcfs":
+        return f"priority is {arrival.priority}; must be 0 under policy 'fcfs'"
+    if ids * config.block_size > prompt:
+        return (
+            f"hash_ids has {ids} ids; must be <= {prompt // config.block_size}, the full blocks of "
+            f"{prompt} tokens"
         )
-    version = raw.get("vllm_version", DEFAULT_VERSION)
-    parse_version(version, "config.vllm_version")
-    adaptive = raw.get("long_prefill_token_threshold_adaptive", False)
-    if not isinstance(adaptive, bool):
-        raise ScenarioError(
-            f"config.long_prefill_token_threshold_adaptive is {adaptive!r}; must be true or false"
-        )
-    try:
-        return EngineConfig(
-            scheduling_policy=raw["policy"],
-            vllm_version=version,
-            max_num_active_seqs=raw.get("max_num_active_seqs"),
-            long_prefill_token_threshold_adaptive=adaptive,
-            **{name: raw[name] for name in (*_CONFIG_SIZES, *_CONFIG_FLAGS)},
-        )
-    except ScenarioError as error:
-        raise ScenarioError(f"config.{error}") from error
-
-
-def _parse_arrival(where: str, data: object, config: EngineConfig) -> Arrival:
-    raw = _object(where, data, _ARRIVAL_FIELDS, _ARRIVAL_FIELDS[:4])
-    if not isinstance(raw["id"], str):
-        raise ScenarioError(f"{where}.id is {_short(raw['id'])}; must be a string")
-    prompt_tokens = _whole(f"{where}.prompt_tokens", raw["prompt_tokens"], 1)
-    if prompt_tokens >= config.max_model_len:
-        raise ScenarioError(
-            f"{where}.prompt_tokens is {prompt_tokens}; must be < max_model_len "
-            f"{config.max_model_len}"
-        )
-    priority = raw.get("priority", 0)
-    if isinstance(priority, bool) or not isinstance(priority, int):
-        raise ScenarioError(f"{where}.priority is {_short(priority)}; must be a whole number")
-    if priority and config.scheduling_policy == "fcfs":
-        raise ScenarioError(f"{where}.priority is {priority}; must be 0 under policy 'fcfs'")
-    hash_ids = raw.get("hash_ids", [])
-    if not isinstance(hash_ids, list) or not all(type(key) is int for key in hash_ids):
-        raise ScenarioError(
-            f"{where}.hash_ids is {_short(hash_ids)}; must be a list of whole numbers"
-        )
-    if len(hash_ids) * config.block_size > prompt_tokens:
-        raise ScenarioError(
-            f"{where}.hash_ids has {len(hash_ids)} ids; must be <= "
-            f"{prompt_tokens // config.block_size}, the full blocks of {prompt_tokens} tokens"
-        )
-    return Arrival(
-        turn=_whole(f"{where}.turn", raw["turn"], 0),
-        id=raw["id"],
-        prompt_tokens=prompt_tokens,
-        output_tokens=_whole(f"{where}.output_tokens", raw["output_tokens"], 1),
-        priority=priority,
-        hash_ids=tuple(hash_ids),
-    )
-
-
-def _object(
-    where: str, data: object, allowed: tuple[str, ...], required: tuple[str, ...]
-) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise ScenarioError(f"{where} is {_short(data)}; must be an object")
-    for name in data:
-        if name not in allowed:
-            raise ScenarioError(f"{where} has the unknown field {name!r}; allowed: {allowed}")
-    for name in required:
-        if name not in data:
-            raise ScenarioError(f"{where} lacks the field {name!r}")
-    return data
-
-
-def _whole(where: str, value: object, least: int) -> int:
-    whole(where, value, least)
-    assert isinstance(value, int)
-    return value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return ""
 
 
 def replay(scenario: Scenario) -> list[dict[str, Any]]:
