@@ -69,7 +69,6 @@ class LazyGroup(TableGroup):
     package, lines = "qsim.cli", COMMANDS
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """As click does."""
         _collect_seldom()
         return super().main(*args, **extra)
 
@@ -116,7 +115,9 @@ class LazyGroup(TableGroup):
             e.message = one_line(e.message)  # type: ignore[misc]
             raise
         except KeyboardInterrupt:
-            _interrupted(ctx)
+            with suppress(OSError):
+                click.echo("\nInterrupted.", err=True)
+            ctx.exit(130)
         except MemoryError:
             _fail(ctx, "there is not enough memory for this; ask for less", 1)
         except OSError as e:
@@ -144,12 +145,6 @@ def _noted(not_kept: list[str]) -> Iterator[None]:
         warnings.simplefilter("always", NotKeptWarning)
         warnings.showwarning = show
         yield
-
-
-def _interrupted(ctx: click.Context) -> NoReturn:
-    with suppress(OSError):
-        click.echo("\nInterrupted.", err=True)
-    ctx.exit(130)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -96,7 +96,6 @@ class ScenarioCommand(Command):
         ]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does."""
         if not ctx.resilient_parsing:
             try:
                 values, _, _ = self.make_parser(ctx).parse_args(args=list(args))

@@ -74,7 +74,6 @@ class StepTable:
         return len(self.mode)
 
     def take(self, index: BoolArray) -> StepTable:
-        """The steps at ``index``."""
         return StepTable(**{name: getattr(self, name)[index] for name in self.__dataclass_fields__})
 
     def with_level(self, start_w: float, full_w: float) -> StepTable:

@@ -59,7 +59,6 @@ class HostSpeed:
         return self.high_ms > _MOST_NOISE * self.low_ms
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
         return {"schema": SCHEMA, **asdict(self)}
 
 

@@ -115,7 +115,6 @@ class Nvml:
         return found
 
     def driver(self) -> str:
-        """The driver's version."""
         return _text(self.lib.nvmlSystemGetDriverVersion())
 
     def sample(self, handles: list[Any]) -> PowerSample:

@@ -240,7 +240,6 @@ class Server:
         )
 
     def log_text(self) -> str:
-        """The log so far."""
         try:
             return self.log.read_text(encoding="utf-8", errors="replace")
         except OSError:

@@ -61,7 +61,6 @@ class MeasuredRow:
     weights_gib: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data."""
         data = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "decode"}
         return {**data, "decode": {str(k): vars(v) for k, v in self.decode.items()}}
 

@@ -54,25 +54,21 @@ def read_recording(path: str | os.PathLike[str]) -> Recording:
         raise RecordingError(
             f"{os.fspath(path)!r} is not a folder: give the folder that holds server.json"
         )
-    _check_folder_name(folder.resolve().name)
+    name = folder.resolve().name  # it goes into profiles and reports
+    if not Text(200).allows(name):
+        rule = Text(200).rule.removeprefix("a ")
+        raise RecordingError(f"the recording's folder is named {shown(name)}; must be a {rule}")
     server = _server(folder / "server.json")
     phases = _phases(folder / "phases.json")
     index = {p.label: i for i, p in enumerate(phases)}
     return Recording(
-        name=folder.resolve().name,
+        name=name,
         server=server,
         phases=phases,
         steps=_steps(folder / "steps.csv.gz", index),
         requests=_requests(folder / "requests.csv.gz", index, server.incomplete is not None),
         power=_power(folder / "power.csv.gz"),
     )
-
-
-def _check_folder_name(name: str) -> None:
-    """It goes into profiles and reports."""
-    if not Text(200).allows(name):
-        raise RecordingError(f"the recording's folder is named {shown(name)}; must be a "
-                             f"{Text(200).rule.removeprefix('a ')}")  # fmt: skip
 
 
 def default_use(label: str) -> str:

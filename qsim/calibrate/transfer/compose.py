@@ -34,7 +34,6 @@ class Composer:
 
     @property
     def layers(self) -> int:
-        """Layers of the model."""
         return self.architecture.num_hidden_layers
 
     @property

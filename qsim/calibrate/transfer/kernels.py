@@ -13,7 +13,7 @@ from functools import lru_cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -91,9 +91,12 @@ def _corners(grid: IntArray, value: int) -> list[tuple[int, float]]:
 class _HeadTable:
     """Attention of one layer by heads; other counts than the table's are interpolated."""
 
-    def __init__(self, columns: Columns, ms: FloatArray, axes: tuple[str, str]) -> None:
+    #: the columns that latencies are looked up by
+    axes: ClassVar[tuple[str, str]]
+
+    def __init__(self, columns: Columns, ms: FloatArray) -> None:
         self._tables: dict[tuple[int, int, int], _Curves] = {}
-        first, second = (np.asarray(columns[a], dtype=np.int64) for a in axes)
+        first, second = (np.asarray(columns[a], dtype=np.int64) for a in self.axes)
         heads = np.asarray(columns["num_heads"], dtype=np.int64)
         kv = np.asarray(columns["num_key_value_heads"], dtype=np.int64)
         dim = np.asarray(columns["head_dim"], dtype=np.int64)
@@ -154,8 +157,7 @@ def _line(x: FloatArray, y: FloatArray, at: float) -> float:
 class DecodeAttentionTable(_HeadTable):
     """Attention of one new token per request over its cached context."""
 
-    def __init__(self, columns: Columns, ms: FloatArray) -> None:
-        super().__init__(columns, ms, ("batch_size", "step"))
+    axes = ("batch_size", "step")
 
     def ms(self, heads: int, kv: int, dim: int, requests: int, context: float) -> float:
         """One layer, for ``requests`` with ``context`` tokens each, ms."""
@@ -165,8 +167,7 @@ class DecodeAttentionTable(_HeadTable):
 class PrefillAttentionTable(_HeadTable):
     """Attention of whole prompts, nothing cached before them."""
 
-    def __init__(self, columns: Columns, ms: FloatArray) -> None:
-        super().__init__(columns, ms, ("batch_size", "isl"))
+    axes = ("batch_size", "isl")
 
     def ms(self, heads: int, kv: int, dim: int, tokens: float) -> float:
         """One layer, for one prompt of ``tokens``, ms."""

@@ -91,7 +91,6 @@ class Sample:
 
     @cached_property
     def spans(self) -> Spans:
-        """The profile's GPU spans."""
         return Spans(self.profile)
 
 

@@ -79,7 +79,6 @@ class TableLinear:
     moved_as: str
 
     def ms(self, rows: int, prefill: bool = False) -> float:
-        """See :class:`Linear`."""
         return self.composer.linear_ms(rows, self.table)
 
 
@@ -117,7 +116,6 @@ class ShapedLinear:
     moved_as: str = "bf16"
 
     def ms(self, rows: int, prefill: bool = False) -> float:
-        """See :class:`Linear`."""
         weights = self.composer.weights() * self.composer.layers
         fixed = 4 * self.composer.layers * self.fixed_ms
         read = self.composer.bandwidth_ms(self.size_bytes)
@@ -141,7 +139,6 @@ class AmpereLinear:
     moved_as: str
 
     def ms(self, rows: int, prefill: bool = False) -> float:
-        """See :class:`Linear`."""
         c = self.composer
         one = c.linear_ms(1)
         fixed = min(4 * c.layers * _AMPERE_FIXED_MS, one)

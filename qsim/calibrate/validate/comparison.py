@@ -121,7 +121,6 @@ class Comparison:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data."""
         return {
             "recording": self.recording,
             "profile": self.profile,

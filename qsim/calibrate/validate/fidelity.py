@@ -91,11 +91,9 @@ class Aim:
 
     @property
     def met(self) -> bool:
-        """Whether the aim was reached."""
         return self.seen >= self.limit if self.at_least else self.seen <= self.limit
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data."""
         bound = "at_least_percent" if self.at_least else "at_most_percent"
         return {
             "what": self.what,
@@ -122,7 +120,6 @@ class Group:
     energy: float
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data."""
         return {
             "name": self.name,
             "servers": self.servers,

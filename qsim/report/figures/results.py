@@ -97,7 +97,7 @@ def plan_figure(plan: Plan) -> Figure:
             bars[:3],
             (
                 ("USD per hour", lambda c: c.usd_per_hour),
-                ("mean power, kW", lambda c: _scaled(c.metric("avg_power_w"), 1e-3)),
+                ("mean power, kW", lambda c: (c.metric("avg_power_w") or 0.0) * 1e-3),
                 ("J per output token", lambda c: c.metric("joules_per_output_token")),
             ),
             strict=True,
@@ -205,10 +205,6 @@ def _fleet_names(plan: Plan) -> dict[tuple[str, int], str]:
         (c.profile, id(c)): name if names.count(name) == 1 else f"{name} ({k + 1})"
         for k, (c, name) in enumerate(zip(plan.candidates, names, strict=True))
     }
-
-
-def _scaled(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
 
 
 _TITLE = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "e2el_ms": "E2EL"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from qsim.arrays import FloatArray
 from qsim.optimize.schedule.tasks import BIN_S
 from qsim.report.figures.labels import EndLabel, label_ends
 from qsim.report.figures.style import Look, blank_figure, method_look, policy_look, style
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from qsim.optimize.schedule.result import PolicyResult, Schedule
-
-FloatArray = npt.NDArray[np.float64]
 
 #: policies that are drawn beside the timetable, in this order of preference
 _BESIDE = 3

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import FloatArray
 from qsim.report.figures.style import plain_log_axis
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from qsim.sim.results.slo import Slo
 
-FloatArray = npt.NDArray[np.float64]
 #: 1 / (1 - F) and the latency, ms
 Curve = tuple[FloatArray, FloatArray]
 _TITLES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}

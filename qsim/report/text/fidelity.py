@@ -43,7 +43,8 @@ def fidelity_page(
     if any(c.held_out for c in comparisons):
         lines += ["", *_aims(comparisons), "", *_groups(comparisons), "", *_off(comparisons)]
     if agreement:
-        lines += ["", *_agreement(agreement)]
+        lines += ["", "## Does the scheduler run the same steps?", "", *AGREEMENT_HEAD]
+        lines += [c.row() for c in (*agreement, StepCounts.sum(agreement, "all", ""))]
     if remarks:
         lines += ["", remarks.strip()]
     for name in dict.fromkeys(c.recording for c in comparisons):
@@ -200,12 +201,6 @@ def _held(c: Comparison) -> str:
     if c.launches_differ:
         parts.append(f"host x{c.launch_ratio:.2f}")
     return "; ".join(parts)
-
-
-def _agreement(counts: Sequence[StepCounts]) -> list[str]:
-    rows = [*counts, StepCounts.sum(counts, "all", "")]
-    head = "## Does the scheduler run the same steps?"
-    return [head, "", *AGREEMENT_HEAD, *(c.row() for c in rows)]
 
 
 def _summary(comparisons: Sequence[Comparison]) -> list[str]:

@@ -266,8 +266,5 @@ def _hardware(found: StudyResult) -> list[str]:
         parts.append(
             f"a server takes {number(r.idle_w, 3)} W when idle and {number(r.cap_w, 3)} W at most"
         )
-    return [f"{_upper('; '.join(parts))}."] if parts else []
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    text = "; ".join(parts)
+    return [f"{text[0].upper()}{text[1:]}."] if parts else []

@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import FloatArray, IntArray
 from qsim.profiles.schema import FrontEnd
 from qsim.sim.engine.timing import PS_PER_MS
-
-IntArray = npt.NDArray[np.int64]
 
 #: a front end that takes no time
 FREE = FrontEnd(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-def receive_ps(frontend: FrontEnd, prompt_tokens: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def receive_ps(frontend: FrontEnd, prompt_tokens: npt.NDArray[Any]) -> FloatArray:
     """How long each request takes to the engine's queue, in whole ps."""
     token_ps = frontend.receive_ms_per_1k_prompt_tokens * PS_PER_MS / 1000
     prompt = prompt_tokens.astype(np.float64)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qsim.arrays import IntArray
 from qsim.profiles.schema import FrontEnd
 from qsim.sim.engine.clock import arrivals_ps
 from qsim.sim.engine.frontend import client_times, receive_ps
@@ -18,8 +19,6 @@ from qsim.sim.results.finished import Finished
 from qsim.sim.scheduler.block_ids import prompt_block_ids
 from qsim.sim.scheduler.config import EngineConfig
 from qsim.traces.trace import HashIds, Trace
-
-IntArray = npt.NDArray[np.int64]
 
 
 class Columns:

@@ -276,7 +276,6 @@ class FleetScaler:
         self.period_s = min(self.periods_s)
 
     def initial(self) -> tuple[int, ...]:
-        """The first counts."""
         return self._first
 
     def decide(self, seen: Observation) -> tuple[int, ...]:

@@ -78,9 +78,7 @@ class Constant:
     period_s: float = 3600.0
 
     def initial(self) -> tuple[int, ...]:
-        """The counts."""
         return self.counts
 
     def decide(self, seen: Observation) -> tuple[int, ...]:
-        """The counts."""
         return self.counts

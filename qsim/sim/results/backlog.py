@@ -110,7 +110,6 @@ class Load:
         return ""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
         return {
             "verdict": self.verdict,
             "arriving_rps": self.arriving_rps,
@@ -133,7 +132,6 @@ class BacklogOutcome:
 
     @property
     def slo(self) -> str:
-        """Its name."""
         return "backlog"
 
     @property
@@ -149,7 +147,6 @@ class BacklogOutcome:
         return self.load.arriving_rps / self.load.finished_rps
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
         return self.load.to_dict()
 
     def sentence(self) -> str:

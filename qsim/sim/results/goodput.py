@@ -73,7 +73,6 @@ class GoodputOutcome:
         return bad / allowed if allowed > 0 else math.inf
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
         return {
             "goodput": dict(self.slo.limits),
             "min_share": self.slo.share,

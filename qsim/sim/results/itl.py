@@ -60,7 +60,6 @@ class Gaps:
 
     @property
     def total(self) -> int:
-        """How many gaps there are."""
         return sum(int(length @ rows) for _, _, length, rows in self._parts())
 
     @property

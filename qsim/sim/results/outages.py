@@ -232,7 +232,6 @@ class Outages:
     recovery_s: tuple[float | None, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
         return {
             "failures": self.failures,
             "lost": self.lost,

@@ -54,7 +54,6 @@ class Scaling:
     changes: tuple[Change, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
         return {
             "pools": [asdict(p) for p in self.pools],
             "held_requests": self.held_requests,

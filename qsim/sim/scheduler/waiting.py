@@ -40,7 +40,6 @@ class FcfsQueue:
         return queue[0]
 
     def pop_head(self) -> None:
-        """Remove what ``head`` returned."""
         self._queue.popleft()
         self.count -= 1
 
@@ -72,6 +71,5 @@ class PriorityQueue:
         return heap[0][2]
 
     def pop_head(self) -> None:
-        """Remove what ``head`` returned."""
         heapq.heappop(self._heap)
         self.count -= 1
