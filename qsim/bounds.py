@@ -139,7 +139,6 @@ class Whole:
 
     @property
     def rule(self) -> str:
-        """In the words of an error."""
         return f"a whole number >= {self.least} and <= {self.most}"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
@@ -155,7 +154,6 @@ class Text:
 
     @property
     def rule(self) -> str:
-        """In the words of an error."""
         least = f"{self.shortest} to " if self.shortest else "at most "
         return f"a text of {least}{self.longest} characters, without control characters"
 
@@ -211,7 +209,6 @@ class Items:
 
     @property
     def rule(self) -> str:
-        """In the words of an error."""
         least = "" if self.least == self.most else f"{self.least} to "
         return f"a list of {least}{self.most} values"
 

@@ -196,6 +196,14 @@ class Outputs:
             else:  # rows and exports, which are read by programs
                 click.echo(text, nl=False)
 
+    def export(self, exports: Iterable[Any], write: Callable[[Any], str | None]) -> None:
+        """Write each export; ``write`` returns what is for stdout."""
+        for export in exports:
+            with self.attempt(f"--export {export.kind}"):
+                text = write(export)
+                if text is not None:
+                    self.echo(text, nl=False)
+
     @property
     def failed(self) -> bool:
         """Whether something could not be written."""

@@ -12,6 +12,7 @@ import click
 from qsim.bounds import shown
 from qsim.checks import near_names, parse_count
 from qsim.errors import ScenarioError
+from qsim.sim.scheduler.config import ENGINE
 
 #: what makes a value of a text, or raises ValueError; and what the value must be, for errors
 Reader = tuple[Callable[[str], Any], str]
@@ -62,8 +63,6 @@ def read_pairs(
 
 
 def _pool_readers() -> dict[str, Reader]:
-    from qsim.sim.scheduler.config import ENGINE
-
     readers = {"profile": _TEXT, "replicas": _COUNT, "weight": (float, "a number > 0"),
                "name": _TEXT, **dict.fromkeys(ENGINE, _COUNT)}  # fmt: skip
     readers |= dict.fromkeys(("scheduling_policy", "vllm_version"), _TEXT)
@@ -76,8 +75,6 @@ def put_pools(data: dict[str, Any], texts: Sequence[str], values: dict[str, Any]
 
     Engine options among these hold where a text does not give its own.
     """
-    from qsim.sim.scheduler.config import ENGINE
-
     for name in ("profile", "replicas"):
         if name in values:
             raise ScenarioError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from qsim.cli import _options as options
 from qsim.cli._command import Command
 from qsim.cli._outputs import Outputs, check_output, need_matplotlib, note, tell, write_json
 from qsim.errors import ScenarioError
+from qsim.sim.scheduler.config import ENGINE
 
 if TYPE_CHECKING:
     from qsim.calibrate.adapt.load import Load
@@ -35,18 +37,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True,
               help="For results without times of sending.")  # fmt: skip
 @options.engine
-def compare(
-    result: str,
-    profile: str | None,
-    phase: str | None,
-    energy_j: float | None,
-    adapt_path: str | None,
-    no_explain: bool,
-    picture_path: str | None,
-    json_path: str | None,
-    seed: int,
-    **given: Any,
-) -> None:  # fmt: skip
+def compare(**given: Any) -> None:
     """Replay a measured load through a profile, and compare request by request.
 
     RESULT is that of a benchmark which keeps the latencies of single requests: vllm bench serve
@@ -58,6 +49,9 @@ def compare(
     from qsim.profiles.lookup import stated_errors
     from qsim.report.text.compare import adapted_text, compare_text, factors_text, kept_text
 
+    adapt_path, picture_path, json_path = (
+        given[k] for k in ("adapt_path", "picture_path", "json_path")
+    )
     need_matplotlib("--picture", picture_path)
     for option, path in (
         ("--adapt", adapt_path),
@@ -66,8 +60,8 @@ def compare(
     ):
         if path is not None and path != "-":
             check_output(option, path)
-    load, chosen = _load(result, profile, phase, energy_j, seed, given)
-    compared = compare_load(load, chosen, explain=not no_explain, progress=tell)
+    load, chosen = _load(given)
+    compared = compare_load(load, chosen, explain=not given["no_explain"], progress=tell)
     outputs = Outputs()
     if json_path is not None:
         with outputs.attempt("--json"):
@@ -93,18 +87,12 @@ def compare(
     outputs.finish()
 
 
-def _load(
-    result: str,
-    name: str | None,
-    phase: str | None,
-    energy_j: float | None,
-    seed: int,
-    given: dict[str, Any],
-) -> tuple[Load, Profile]:
+def _load(given: Mapping[str, Any]) -> tuple[Load, Profile]:
     """The load, and the profile to replay it through."""
     from qsim.profiles.lookup import load_profile
 
-    version = given.get("vllm_version")
+    result, name, phase = (given[k] for k in ("result", "profile", "phase"))
+    energy_j, version = given["energy_j"], given["vllm_version"]
     if Path(result).is_dir():
         from qsim.calibrate.adapt.load import of_phase
         from qsim.calibrate.recordings.read import read_recording
@@ -112,7 +100,7 @@ def _load(
         recording = read_recording(result)
         if energy_j is not None:
             raise ScenarioError("--energy-j is for results of benchmarks; a recording holds it")
-        if set_ := [k for k, v in given.items() if v is not None and k != "vllm_version"]:
+        if set_ := [k for k in ENGINE if given[k] is not None and k != "vllm_version"]:
             option = "--" + set_[0].replace("_", "-")
             raise ScenarioError(f"{option}: a recording is replayed under its server's settings")
         if phase is None:
@@ -131,7 +119,7 @@ def _load(
             "--profile is missing: a benchmark's result does not say what was served; "
             "'qsim profiles' lists the shipped profiles"
         )
-    load = read_benchmark(result, options.engine_from(given), energy_j=energy_j, seed=seed)
+    load = read_benchmark(result, options.engine_from(given), energy_j=energy_j, seed=given["seed"])
     for text in load.trace.meta.get("notes") or ():
         note(f"{load.name}: {text}")
     return load, load_profile(name, version)

@@ -140,18 +140,11 @@ def plan(ctx: click.Context, /, **given: Any) -> None:
                 out.echo(f"\nits figures: {command}")
     with out.attempt("--json"):
         write_outputs(ctx, found.to_dict, scenario)
-    for export in exports if found.best is not None else ():
-        with out.attempt(f"--export {export.kind}"):
-            text = export_plan(
-                found,
-                export,
-                trace=trace,
-                scenario=scenario,
-                autoscaler=given["autoscaler"],
-                gpus_per_host=given["gpus_per_host"],
-            )
-            if text is not None:
-                out.echo(text, nl=False)
+    if found.best is not None:
+        scale = {k: given[k] for k in ("autoscaler", "gpus_per_host")}
+        out.export(
+            exports, lambda e: export_plan(found, e, trace=trace, scenario=scenario, **scale)
+        )
     if given["report_path"]:
         from qsim.report.html.reports import write_plan_report
 

@@ -118,13 +118,8 @@ def schedule(ctx: click.Context, /, **given: Any) -> None:
         out.echo(schedule_text(found))
     with out.attempt("--json"):
         write_outputs(ctx, found.to_dict, scenario)
-    for export in exports:
-        with out.attempt(f"--export {export.kind}"):
-            text = export_schedule(
-                found, export, week_day=given["week_day"], timezone=given["timezone"]
-            )
-            if text is not None:
-                out.echo(text, nl=False)
+    week = {k: given[k] for k in ("week_day", "timezone")}
+    out.export(exports, lambda e: export_schedule(found, e, **week))
     if given["picture_path"]:
         from qsim.report.figures.schedule import schedule_figure
         from qsim.report.figures.style import save_figure

@@ -182,13 +182,10 @@ def simulate(ctx: click.Context, /, **given: Any) -> None:
             write_json(summary, given["json_path"])
     with out.attempt("--save-scenario"):
         save_scenario(ctx, scenario)
-    for export in exports:
+    if exports:
         from qsim.optimize.deploy.export import export_simulated
 
-        with out.attempt(f"--export {export.kind}"):
-            exported = export_simulated(scenario, export)
-            if exported is not None:
-                out.echo(exported, nl=False)
+        out.export(exports, lambda e: export_simulated(scenario, e))
     if given["requests_path"] and isinstance(result, SimulationResult):
         with out.attempt("--requests"):
             result.write_requests(given["requests_path"])

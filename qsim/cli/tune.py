@@ -123,13 +123,9 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
         elif path:
             with out.attempt(option):
                 write_text(path, found.to_csv(everything))
-    for export in exports:
-        if picked is None:
-            break
-        with out.attempt(f"--export {export.kind}"):
-            text = export_trial(found, picked, export, scenario)
-            if text is not None:
-                out.echo(text, nl=False)
+    if picked is not None:
+        trial = picked
+        out.export(exports, lambda e: export_trial(found, trial, e, scenario))
     if importance and not (to_stdout and not given["json_path"]):
         try:
             _ = found.importances

@@ -224,12 +224,10 @@ def estimated_errors(
     else:
         errors = {"decode": 15.0, "prefill": 15.0, "power": 15.0, "kv_tokens": 4.0}
     tabled = base == "bf16" or (spec.hopper and base in TABLE_OF)
+    more = 5.0 if tensor_parallel_size > 1 else 0.0
     if not tabled:
-        errors |= {k: errors[k] + 10.0 for k in ("decode", "prefill", "power")}
-        if spec.hopper and grown > _FAR:
-            errors |= {k: errors[k] + 10.0 for k in ("decode", "prefill", "power")}
-    if tensor_parallel_size > 1:
-        errors |= {k: errors[k] + 5.0 for k in ("decode", "prefill", "power")}
+        more += 20.0 if spec.hopper and grown > _FAR else 10.0
+    errors |= {k: errors[k] + more for k in ("decode", "prefill", "power")}
     how = (
         "composed against measured profiles on H200, the model left out"
         if gpu == LEARNT_ON

@@ -289,16 +289,13 @@ class Autoscaler:
         ScenarioError
             For one that is no multiple of 0.001, as Kubernetes' quantities are.
         """
-        for signal in self.signals:
-            for name in ("target", "activation"):
-                value: float = getattr(signal, name)
-                if abs(value * 1000 - round(value * 1000)) > 1e-6:
-                    raise ScenarioError(
-                        f"{name} of {signal.metric} is {value!r}; must be a multiple of 0.001: "
-                        "Kubernetes counts in thousandths"
-                    )
-        if abs(self.tolerance * 1000 - round(self.tolerance * 1000)) > 1e-6:
-            raise ScenarioError(
-                f"tolerance is {self.tolerance!r}; must be a multiple of 0.001: Kubernetes counts "
-                "in thousandths"
-            )
+        quantities = [("tolerance", self.tolerance)]
+        for s in self.signals:
+            quantities += [(f"target of {s.metric}", s.target)]
+            quantities += [(f"activation of {s.metric}", s.activation)]
+        for name, value in quantities:
+            if abs(value * 1000 - round(value * 1000)) > 1e-6:
+                raise ScenarioError(
+                    f"{name} is {value!r}; must be a multiple of 0.001: Kubernetes counts in "
+                    "thousandths"
+                )

@@ -203,10 +203,7 @@ _WEIGHTED: dict[str, Callable[..., Router]] = {
     "random": WeightedRandom,
     "least-requests": WeightedLeastRequests,
     "least-tokens": WeightedLeastTokens,
-    "power-of-two": PowerOfTwo,
-    "prefix-affinity": PrefixAffinity,
-    "session-affinity": SessionAffinity,
-    "kv-aware": KvAware,
+    **{name: ROUTERS[name] for name in ("power-of-two", *PARAMETERS)},
 }
 
 
