@@ -139,12 +139,7 @@ class Components:
 @lru_cache(maxsize=1)
 def components() -> Components:
     """The shipped components."""
-    data = _data("components.json")
-    return Components(
-        data["tau"], data["shares"], data["cell"], data["row"],
-        data["noise"], data["near"], data["decay"], data["widen"],
-        data["rho"],
-    )  # fmt: skip
+    return Components(**_data("components.json"))
 
 
 @lru_cache(maxsize=1)

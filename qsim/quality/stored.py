@@ -19,6 +19,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from qsim.checks import is_number
 from qsim.errors import ProfileError
 from qsim.quality.tasks import OWN, OWN_NAME, TASKS
 
@@ -77,12 +78,7 @@ def _numbers(entry: Mapping[str, Any], names: tuple[str, ...], where: str) -> No
     for name in names:
         value = entry.get(name)
         positive = name in ("baseline_pct", "recovery_stderr_pct")
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 <= value < math.inf
-            or (positive and value == 0)
-        ):
+        if not is_number(value) or not 0 <= value < math.inf or (positive and value == 0):
             raise ProfileError(
                 f"{where}.{name} is {value!r}; must be a number {'>' if positive else '>='} 0"
             )

@@ -11,6 +11,7 @@ import csv
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from typing import Any
 
 from qsim.quality.models import ModelKey, model_key
 from qsim.quality.tasks import TASKS
@@ -83,22 +84,15 @@ class Row:
 def recovery_table() -> tuple[Row, ...]:
     """The shipped table, in the file's order."""
     text = (resources.files("qsim.quality") / "data" / "recovery.csv").read_text("utf-8")
-    return tuple(
-        Row(
-            model=r["model"],
-            variant=r["variant"],
-            method=r["method"],
-            same=r["fit"] == "same",
-            scheme=r["scheme"],
-            task=r["task"],
-            score=float(r["score"]) if r["score"] else None,
-            baseline=float(r["baseline"]) if r["baseline"] else None,
-            recovery_pct=float(r["recovery_pct"]),
-            items=int(r["items"]),
-            source=r["source"],
-            commit=r["commit"],
-            license_class=r["license_class"],
-            note=r["note"],
-        )
-        for r in csv.DictReader(text.splitlines())
+    return tuple(_row(**r) for r in csv.DictReader(text.splitlines()))
+
+
+def _row(fit: str, score: str, baseline: str, recovery_pct: str, items: str, **texts: Any) -> Row:
+    return Row(
+        **texts,
+        same=fit == "same",
+        score=float(score) if score else None,
+        baseline=float(baseline) if baseline else None,
+        recovery_pct=float(recovery_pct),
+        items=int(items),
     )

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from qsim.checks import is_number
 from qsim.errors import ScenarioError
 
 
@@ -117,13 +118,7 @@ _ALL = (
 TASKS: dict[str, Task] = {t.id: t for t in _ALL}
 
 #: one task of each of five kinds of work, in equal shares: used where no mix is given
-DEFAULT_MIX: dict[str, float] = {
-    "mmlu": 0.2,
-    "gsm8k": 0.2,
-    "humaneval": 0.2,
-    "ifeval": 0.2,
-    "arc-c": 0.2,
-}
+DEFAULT_MIX = dict.fromkeys(("mmlu", "gsm8k", "humaneval", "ifeval", "arc-c"), 0.2)
 
 
 def find_task(name: str) -> Task:
@@ -204,8 +199,7 @@ def normalise_mix(shares: Mapping[str, float] | None) -> dict[str, float]:
     if not shares:
         raise ScenarioError("the task mix is empty; name at least one task, as in {'mmlu': 1.0}")
     for name, share in shares.items():
-        number = isinstance(share, int | float) and not isinstance(share, bool)
-        if not number or not LEAST_SHARE <= share <= MOST_SHARE:
+        if not is_number(share) or not LEAST_SHARE <= share <= MOST_SHARE:
             raise ScenarioError(
                 f"the share of task {name!r} is {share!r}; must be a number > 0, from "
                 f"{LEAST_SHARE:g} to {MOST_SHARE:g}"

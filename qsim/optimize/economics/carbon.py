@@ -15,6 +15,7 @@ import csv
 import difflib
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -121,18 +122,12 @@ def carbon_table() -> tuple[GridIntensity, ...]:
     text = (resources.files("qsim.optimize.economics") / "data" / "carbon_intensity.csv").read_text(
         "utf-8"
     )
+    rows: Iterator[dict[str, Any]] = csv.DictReader(text.splitlines())
     return tuple(
         GridIntensity(
-            r["key"],
-            r["name"],
-            float(r["gco2e_per_kwh"]),
-            int(r["year"] or 0),
-            r["kind"],
-            r["source"],
-            r["iso3"],
-            r["iso2"],
+            **{**r, "gco2e_per_kwh": float(r["gco2e_per_kwh"]), "year": int(r["year"] or 0)}
         )
-        for r in csv.DictReader(text.splitlines())
+        for r in rows
     )
 
 

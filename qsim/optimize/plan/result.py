@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from qsim.as_json import JsonReady, json_ready
 from qsim.errors import InfeasibleError
 from qsim.optimize.deploy.vllm import serve_command
 from qsim.optimize.plan.budget import Budget
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tie:
+class Tie(JsonReady):
     """Fleets that are equal to the best one in the objective, and what decided among them.
 
     ``decided_by`` sets the best apart from the next one; ``name`` if they are equal in all.
@@ -144,9 +145,7 @@ class Plan:
             "qsim_version": __version__,
             "objective": self.objective,
             "order": [*deciding_order(self.objective), "name"],
-            "tie": None
-            if self.tie is None
-            else {"profiles": list(self.tie.profiles), "decided_by": self.tie.decided_by},
+            "tie": json_ready(self.tie),
             "slos": [str(s) for s in self.slos],
             "goodput": None if self.goodput is None else str(self.goodput),
             "budget": self.budget.to_dict(),

@@ -125,12 +125,8 @@ class Contender:
             band = Band.around(value, error)
             if name in intervals:
                 low, high = intervals[name]
-                factor = 1.0 + error / 100.0
-                found[name] = (
-                    None
-                    if low is None or high is None
-                    else Band(value, low / factor, high * factor)
-                )
+                bounded = None if low is None or high is None else Band(value, low, high)
+                found[name] = bounded and bounded.wider(error)
             elif name == "power_limit_share":
                 found[name] = replace(band, high=min(1.0, band.high))
             else:

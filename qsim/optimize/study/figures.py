@@ -24,8 +24,12 @@ class Band:
     @classmethod
     def around(cls, value: float, error_percent: float) -> Band:
         """A value that may be too low or too high by a factor of ``1 + error_percent / 100``."""
-        factor = 1.0 + error_percent / 100.0
-        return cls(value, value / factor, value * factor)
+        return cls.exact(value).wider(error_percent)
+
+    def wider(self, percent: float) -> Band:
+        """With ends that may lie lower or higher by a factor of ``1 + percent / 100``."""
+        factor = 1.0 + percent / 100.0
+        return Band(self.value, self.low / factor, self.high * factor)
 
     def apart(self, other: Band) -> bool:
         """Whether two bands have nothing in common: the values differ by more than their errors."""

@@ -45,11 +45,6 @@ def machine_spread_percent(figure: str) -> float:
     return 100 * (math.exp(_Z90 * max(sd[n] for n in names)) - 1)
 
 
-def _wider(band: Band, percent: float) -> Band:
-    factor = 1 + percent / 100
-    return Band(band.value, band.low / factor, band.high * factor)
-
-
 def parallelism_claims(rows: Sequence[ParallelismRow], usable: frozenset[str]) -> Iterator[Claim]:
     """What sharding does to a method, and to what it gains on the baseline."""
     fair = [r for r in rows if r.run in usable]
@@ -179,7 +174,7 @@ def _between(
         if method not in there:
             continue
         sides = [_hardware_side(t[method], figure) for t in (here, there)]
-        one, other = (s and replace(s, band=_wider(s.band, spread)) for s in sides)
+        one, other = (s and replace(s, band=s.band.wider(spread)) for s in sides)
         v = better(figure, one, other) or better(figure, other, one)
         if v is None:
             continue

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qsim.checks import is_number
 from qsim.errors import TraceError
 from qsim.traces.formats.options import ReadOptions
 from qsim.traces.prefix_ids import most_ids, prefix_id
@@ -97,7 +98,7 @@ def _milliseconds(requests: Collector, place: str, record: dict[str, Any], path:
     value = lookup(record, path)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
+    if not is_number(value) or not 0 <= value < 1e15:
         raise requests.fail(place, 0, value, f"a number of milliseconds >= 0 ({path})")
     return value
 

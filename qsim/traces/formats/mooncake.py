@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from qsim.checks import is_number
 from qsim.errors import TraceError
 from qsim.traces.formats.options import ReadOptions, whole_param
 from qsim.traces.prefix_ids import fitting_block_tokens, most_ids, prefix_id
@@ -360,7 +361,7 @@ def _key(session: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    return is_number(value) and abs(value) < 1e300
 
 
 def _length(source: Source, place: str, row: dict[str, Any], key: str) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qsim.arrays import FloatArray, IntArray
+from qsim.checks import is_number
 from qsim.errors import TraceError
 from qsim.traces.reading.source import Source
 from qsim.traces.reading.times import TICKS_PER_S, parse_time_ns
@@ -370,17 +371,15 @@ class Collector:
                 value = float(value)
             except ValueError:
                 raise self.fail(place, 0, value, "a time") from None
-        good = isinstance(value, int | float) and not isinstance(value, bool)
-        if not good or not abs(value) < 2**63 or not math.isfinite(value):
+        if not is_number(value) or not abs(value) < 2**63 or not math.isfinite(value):
             raise self.fail(place, 0, value, "a time")
-        return value  # type: ignore[no-any-return]
+        return value
 
     def _length(self, place: str, column: int, value: Any) -> int:
         given = value
         if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
             value = int(value)  # as some exporters write numbers
-        good = isinstance(value, int | float) and not isinstance(value, bool)
-        if not good or not 0 <= value < 2**53 or value != int(value):
+        if not is_number(value) or not 0 <= value < 2**53 or value != int(value):
             raise self.fail(place, column, given, "a whole number of tokens >= 0")
         return int(value)
 

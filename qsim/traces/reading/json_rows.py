@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from qsim.checks import is_number
 from qsim.errors import TraceError
 from qsim.traces.reading import table
 from qsim.traces.reading.source import MOST_LINE_BYTES, Source
@@ -199,7 +200,7 @@ def _convert(value: Any, kind: Kind) -> Any:
             value = int(value) if kind == "stamp" else float(value.replace("_", "x"))
         except ValueError:
             return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         return None
     if kind == "stamp":
         good = isinstance(value, int) and -(1 << 63) <= value < 1 << 63

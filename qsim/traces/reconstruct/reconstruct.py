@@ -194,20 +194,14 @@ def _profile(
             told += f", in {len(rates)} steps of {rates.min():.3g} to {rates.max():.3g} requests/s"
         profile = RateProfile(np.asarray(edges - edges[0], np.float64), rates)
         if rate_rps is not None:
-            return (
-                profile.scaled(_rate(rate_rps) / profile.mean_rps),
-                duration_s,
-                (f"{told}, scaled to {rate_rps:g} requests/s"),
-            )
+            scaled = profile.scaled(_rate(rate_rps) / profile.mean_rps)
+            return scaled, duration_s, f"{told}, scaled to {rate_rps:g} requests/s"
         return profile, duration_s, f"{told} ({profile.mean_rps:.4g} requests/s)"
     arrived = finished + (_in_flight_change(metrics) if metrics.scrapes > 1 else 0.0)
     if rate_rps is not None:
         duration_s = 600.0 if seconds is None else seconds
-        return (
-            RateProfile.constant(_rate(rate_rps)),
-            duration_s,
-            (f"lengths of {finished:,.0f} requests, {rate_rps:g} requests/s as given"),
-        )
+        told = f"lengths of {finished:,.0f} requests, {rate_rps:g} requests/s as given"
+        return RateProfile.constant(_rate(rate_rps)), duration_s, told
     if seconds is None:
         which = "between the two scrapes" if metrics.scrapes > 1 else "since the server's start"
         raise TraceError(
@@ -217,11 +211,8 @@ def _profile(
     if not 0 < seconds <= 3.2e8:
         raise TraceError(f"--seconds is {seconds!r}; must be > 0 and at most ten years")
     rate = _rate(arrived / seconds)
-    return (
-        RateProfile.constant(rate),
-        seconds,
-        (f"{arrived:,.0f} requests in {seconds:,.0f} s ({rate:.4g} requests/s)"),
-    )
+    told = f"{arrived:,.0f} requests in {seconds:,.0f} s ({rate:.4g} requests/s)"
+    return RateProfile.constant(rate), seconds, told
 
 
 def _in_flight_change(metrics: Metrics) -> float:
