@@ -85,6 +85,11 @@ class FastForward:
 
     # ------------------------------------------------------------------ handing over
 
+    @property
+    def due(self) -> tuple[int, int]:
+        """Requests and time of the result that the next turn applies first; of none: 0 and 0."""
+        return (0, 0) if self._due is None else (self._due[0], self._due_ps)
+
     def enter(self) -> bool:
         """Take over at the start of a turn, its due result applied; False if that may not be."""
         replica = self._replica
@@ -164,6 +169,7 @@ class FastForward:
         sink, inbox, arrivals = replica._sink, replica._inbox, replica._arrivals
         api = replica.api
         on_way = 0 if api is None else api.num_waiting(now)
+        runs_ahead = replica.runs_ahead
         late = api_row = api_token = 0
         api_busy = api_told = -1
         if api is not None:
@@ -211,6 +217,8 @@ class FastForward:
         if api is not None and api.waiting(horizon_ps - 1):
             until = now if api.waiting(now) else api.arriving[0].arrival_ps
             stop_at = api.soonest_ps()
+            if not runs_ahead and stop_at > stop_ps:
+                stop_at = stop_ps
 
         while now < horizon_ps:
             # ---- who arrives before this turn
@@ -225,6 +233,8 @@ class FastForward:
                     # whoever is on its way may be ready at any turn
                     until = now + 1 if on_way else api.arriving[0].arrival_ps
                     stop_at = api.soonest_ps()
+                    if not runs_ahead and stop_at > stop_ps:
+                        stop_at = stop_ps
                 continue
 
             # ---- the result that is due

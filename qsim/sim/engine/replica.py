@@ -226,22 +226,37 @@ class Replica:
             return earliest_finish_ps(self, self._fast_forward, self._next_ps)
         return self._next_ps
 
-    def abort(self, request: Request) -> None:
+    def abort(self, request: Request, now_ps: int) -> None:
         """End a request that has not finished: its client has gone.
 
         The engine hears of it at its next turn, whose result it still applies, as vLLM's does
         (vllm/v1/engine/core.py, ``_process_input_queue``): seat and KV blocks are free then. One
         that is still in the front end never comes.
         """
-        for entry in self._inbox:
-            if entry[1] is request:
-                self._inbox.remove(entry)
-                request.finished = True
-                return
-        if self.api is not None and self.api.remove(request):
-            request.finished = True
+        if self.api is not None and self.api.waiting(now_ps):
+            # what the request has had of the process's time until now it has had
+            fast_forward = self._fast_forward
+            rows, due_ps = 0, 0
+            if fast_forward.active:
+                rows, due_ps = fast_forward.due
+            elif self._due is not None:
+                rows, due_ps = self._due.rows, self._due_ps
+            self.take_in(now_ps, due_ps, rows if due_ps <= now_ps else 0)
+        coming = next((entry for entry in self._inbox if entry[1] is request), None)
+        if coming is not None:
+            self._inbox.remove(coming)
+        elif self.api is None or not self.api.remove(request):
+            self.aborts.append(request)
             return
-        self.aborts.append(request)
+        request.finished = True
+        if self.api is not None and self._is_idle():
+            self._next_ps = self._wake_ps()
+
+    def _is_idle(self) -> bool:
+        """Whether the next turn, if any, is to wake up for a request that is on its way."""
+        if self._fast_forward.active or self._due is not None or self.aborts:
+            return False
+        return not (self._queue or self.scheduler.has_work())
 
     def settle(self) -> None:
         """Write what is kept about finished requests: their indices may be used again."""

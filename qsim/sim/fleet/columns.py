@@ -98,7 +98,7 @@ class Columns:
         self.priority[part] = nothing if trace.priority is None else _integers(trace.priority)
         waits = trace.timeout_s is not None or self._timeout_s is not None
         self.timeout_ps[part] = _integers(self._timeouts_ps(trace)) if waits else nothing
-        self.last_ps[part] = nothing
+        self.first_ps[part] = self.last_ps[part] = nothing
         self.emitted_ps[part] = array("q", [-1]) * n
         places = range(begin, begin + n)
         self.has_ids = trace.hash_ids is not None

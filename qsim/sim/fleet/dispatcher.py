@@ -239,7 +239,7 @@ class Dispatcher:
         i = request.index
         if self._gone and i in self._gone:
             return
-        self._first_ps[i] = time_ps
+        self._first_ps[i] = time_ps or 1  # 0: not yet
         self._first_rows[i] = rows
         if self._begun is not None:
             self._begun(self._server[i], i)
@@ -254,7 +254,7 @@ class Dispatcher:
         i = request.index
         if self._gone and i in self._gone:
             return
-        self._last_ps[i] = time_ps
+        self._last_ps[i] = time_ps or 1  # 0: not yet
         self._last_rows[i] = rows
         self._late_ps[i] = late_ps
         self._columns.cached_tokens[i] = request.cached_tokens
@@ -322,7 +322,7 @@ class Dispatcher:
             replica.catch_up(now)
             if self._last_ps[i]:
                 return
-            self._take_back(target, i, self._under_way[target].pop(i))
+            self._take_back(target, i, self._under_way[target].pop(i), now)
             self._wakeups.set(target, replica.call_ps())
             if self._rare and not self.outstanding_requests[target]:
                 self.lives.finished(target, now)
@@ -330,9 +330,9 @@ class Dispatcher:
             self._held.remove((i, arrived))
         self._end_without_answer(i, TIMED_OUT, now)
 
-    def _take_back(self, target: int, i: int, request: Request) -> None:
+    def _take_back(self, target: int, i: int, request: Request, now: int) -> None:
         self._gone[i] = request
-        self.replicas[target].abort(request)
+        self.replicas[target].abort(request, now)
         self._free(target, i)
         if self.limits is not None and not self._first_ps[i]:
             self.limits.queued_tokens[target] -= self._prompt[i]
@@ -357,12 +357,16 @@ class Dispatcher:
             step_log=self._step_log,
         )
 
+    def _renew(self, i: int) -> None:
+        """A new engine in the place of one that is off."""
+        self.replicas[i] = self._engine(i)
+        self.replicas[i].runs_ahead = self._runs_ahead
+
     def start_engine(self, i: int, now: int) -> Replica:
         """The engine of a server that is on from now: a new one, with an empty KV cache."""
         if self._used[i]:
             self._forget(i)
-            self.replicas[i] = self._engine(i)
-            self.replicas[i].runs_ahead = self._runs_ahead
+            self._renew(i)
         self._used[i] = True
         self.replicas[i].meter.start(now)
         return self.replicas[i]
@@ -397,7 +401,8 @@ class Dispatcher:
             request.finished = True
         lost, self._under_way[target] = self._under_way[target], {}
         self._wakeups.set(target, -1)
-        self.replicas[target], self._used[target] = self._engine(target), False
+        self._renew(target)
+        self._used[target] = False
         self._forget(target)
         again = now + round(failures.retry_after_s * PS_PER_S)
         for i in lost:

@@ -262,3 +262,33 @@ def test_a_process_that_is_nearly_full_is_told_of() -> None:
     burst = with_api(constant_profile(4.0), token_ms=0.2)
     [note] = [n for n in simulate_stream([load], burst).notes if "API" in n]
     assert "of server 0 is busy" in note
+
+
+def test_clients_who_give_up_while_they_wait_jump_as_they_step() -> None:
+    """What a request has had of the process's time it has had, and nobody decodes ahead of that."""
+    n = 80
+    slow = with_api(make_profile(), 3.0, 1.0, 2.0, 2, 1.0, 2.0, 9.0)
+    wide = with_api(make_profile(throttle=0.1), 0.4, 0.2, 0.3, 7, 2.0, 3.0, 15.0)
+    waits_s = np.array([np.inf, 0.002, 0.03, 0.05, 0.3])
+    for profile in (slow, wide):
+        for seed in range(6):
+            rng = np.random.default_rng(seed)
+            load = replace(
+                trace(
+                    np.cumsum(rng.exponential(0.006, n)),
+                    rng.integers(1, 600, n),
+                    rng.choice([1, 3, 17, 60], n),
+                ),
+                timeout_s=rng.choice(waits_s, n),
+            )
+            both(load, profile, replicas=2, text_prompts=seed % 2 == 0)
+            both(load, profile, replicas=2, concurrency=24, think_time_s=0.01)
+
+
+def test_a_request_that_has_gone_keeps_the_process_for_what_it_took() -> None:
+    # two requests at 0; the first turns take 12 ms, and the first client goes at 5 ms
+    profile = with_api(constant_profile(50.0), request_ms=10.0)
+    load = trace([0.0, 0.0], [1, 1], [1, 1])
+    alone = simulate(replace(load, timeout_s=np.array([0.005, np.inf])), profile)
+    # the second has its last turn of 4 ms, and the step takes 50 ms
+    assert alone.ttft_ms[1] == pytest.approx(12.0 + 4.0 + 50.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +160,13 @@ def test_who_sizes_fleets_refuses_them() -> None:
             profiles=[make_profile()],
             search=["max_num_queued_reqs=4,8"],
         )
+
+
+def test_a_part_in_the_place_of_another_counts_its_own_tokens() -> None:
+    """Clients who give up before their first token leave no tokens in the queue, part by part."""
+    load = replace(crowd(300), timeout_s=np.full(300, 0.08))
+    asked = options(max_num_queued_tokens=1500, max_num_seqs=4)
+    whole = simulate(load, make_profile(), options=asked)
+    parts = [load.take(np.arange(i, i + 10)) for i in range(0, 300, 10)]
+    streamed = simulate_stream(parts, make_profile(), options=asked)
+    assert streamed.counts == whole.counts

@@ -16,9 +16,11 @@ from qsim.sim.fleet.dynamic import simulate_dynamic
 from qsim.sim.fleet.policy import Constant
 from qsim.sim.fleet.pool import ServerPool
 from qsim.sim.fleet.routers.router import ROUTERS
+from qsim.sim.simulate import simulate
 from qsim.sim.simulate_stream import simulate_stream
 from qsim.traces import Trace, load_trace, merge
 from qsim.traces.trace import Turns
+from tests.make_profile import constant_profile
 
 PROFILE = "h200_sxm/llama-3.1-8b/fp8-w8a8"
 MOONCAKE = (
@@ -138,3 +140,15 @@ def test_parts_of_a_trace_keep_the_turns_that_they_can() -> None:
     assert (both.turns.previous < np.arange(len(both))).all()
     run = qsim.simulate(both, PROFILE, replicas=2)
     assert run.summary()["completed"] == len(both)
+
+
+def test_an_answer_at_time_zero_is_one() -> None:
+    """A server that takes no time answers at once; its client does not give up afterwards."""
+    turns = Turns(np.array([-1, 0, 1]), np.array([0.0, 0.0, 2.0]))
+    load = Trace(np.zeros(3), np.ones(3), np.ones(3), turns=turns)
+    for jump in (True, False):
+        result = simulate(
+            load, constant_profile(0.0), client_timeout_s=1.0, frontend=False, jump=jump
+        )
+        assert result.completed.all()
+        assert result.arrival_s.tolist() == pytest.approx([0.0, 0.0, 2.0])
