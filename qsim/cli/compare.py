@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--json", "json_path", metavar="FILE", help="Write the numbers; - for stdout.")
 @click.option("--seed", type=int, default=0, show_default=True,
               help="For results without times of sending.")  # fmt: skip
+@options.prompts
 @options.engine
 def compare(**given: Any) -> None:
     """Replay a measured load through a profile, and compare request by request.
@@ -100,6 +101,10 @@ def _load(given: Mapping[str, Any]) -> tuple[Load, Profile]:
         recording = read_recording(result)
         if energy_j is not None:
             raise ScenarioError("--energy-j is for results of benchmarks; a recording holds it")
+        if given["text_prompts"]:
+            raise ScenarioError(
+                "--text-prompts is for results of benchmarks; prompts of a recording are token ids"
+            )
         if set_ := [k for k in ENGINE if given[k] is not None and k != "vllm_version"]:
             option = "--" + set_[0].replace("_", "-")
             raise ScenarioError(f"{option}: a recording is replayed under its server's settings")
@@ -111,6 +116,7 @@ def _load(given: Mapping[str, Any]) -> tuple[Load, Profile]:
             name or recording.server.profile_id, release
         )
     from qsim.calibrate.adapt.benchmark import read_benchmark
+    from qsim.sim.fleet.admission import text_notes
 
     if phase is not None:
         raise ScenarioError("--phase is for recordings; the result of a benchmark is one load")
@@ -119,7 +125,16 @@ def _load(given: Mapping[str, Any]) -> tuple[Load, Profile]:
             "--profile is missing: a benchmark's result does not say what was served; "
             "'qsim profiles' lists the shipped profiles"
         )
-    load = read_benchmark(result, options.engine_from(given), energy_j=energy_j, seed=given["seed"])
-    for text in load.trace.meta.get("notes") or ():
+    texts = bool(given["text_prompts"])
+    load = read_benchmark(
+        result,
+        options.engine_from(given),
+        energy_j=energy_j,
+        seed=given["seed"],
+        text_prompts=texts,
+    )
+    profile = load_profile(name, version)
+    untold = text_notes([profile]) if texts else []
+    for text in (*(load.trace.meta.get("notes") or ()), *untold):
         note(f"{load.name}: {text}")
-    return load, load_profile(name, version)
+    return load, profile

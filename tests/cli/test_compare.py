@@ -35,6 +35,27 @@ def test_a_benchmark_beside_its_simulation(tmp_path: Path) -> None:
     assert picture.stat().st_size > 10_000
 
 
+def test_a_benchmark_that_sent_texts() -> None:
+    args = (
+        BENCH / "max-concurrency-8.json.gz",
+        "--profile",
+        PROFILE,
+        "--no-explain",
+        "--json",
+        "-",
+    )
+    found = []
+    for more in ((), ("--token-prompts",), ("--text-prompts",)):
+        code, out, err = run(*args, "--vllm-version", "0.33", *more)
+        assert code == 0, err
+        assert "token ids" not in err
+        found.append(json.loads(out)["simulated"]["mean_ttft_ms"])
+    assert found[0] == found[1] < found[2] - 0.5
+    code, out, err = run(*args, "--vllm-version", "0.24", "--text-prompts")
+    assert code == 0, err
+    assert "prompts count as token ids: the profile does not tell how long" in err
+
+
 def test_a_recording_is_explained_and_adapted(tmp_path: Path) -> None:
     out_path = tmp_path / "a.json"
     code, out, err = run(RECORDING, "--phase", "over40", "--adapt", out_path)
@@ -53,6 +74,7 @@ WRONG = [
     ((RECORDING,), "--phase is missing; llama-3.1-8b--bf16--v0.24--2026-11-30 has"),
     ((RECORDING, "--phase", "none"), "no phase 'none'"),
     ((RECORDING, "--phase", "mix80", "--energy-j", 5), "--energy-j is for"),
+    ((RECORDING, "--phase", "mix80", "--text-prompts"), "--text-prompts is for"),
     ((RECORDING, "--phase", "mix80", "--max-num-seqs", 5), "--max-num-seqs: a recording"),
     ((ROOT / "none.json", "--profile", PROFILE), "no such file"),
 ]

@@ -48,8 +48,9 @@ def test_a_folder_with_every_number(tmp_path: Path) -> None:
 def test_its_command_and_its_scenario_make_it_again(tmp_path: Path) -> None:
     first, second, third = (tmp_path / n for n in ("one", "two", "three"))
     saved = tmp_path / "study.yaml"
-    result = qsim("study", *MODEL, *ARGS, "--seed", 3, "--min-quality", 95, "--price",
-                  "h200_sxm=9", "--out", first, "--save-scenario", saved)  # fmt: skip
+    result = qsim("study", *MODEL, *ARGS, "--seed", 3, "--min-quality", 95, "--router",
+                  "round-robin", "--price", "h200_sxm=9", "--out", first,
+                  "--save-scenario", saved)  # fmt: skip
     assert result.exit_code == 0, result.output
     whole = json.loads((first / "study.json").read_text())
     import shlex
@@ -57,6 +58,7 @@ def test_its_command_and_its_scenario_make_it_again(tmp_path: Path) -> None:
     words = shlex.split(whole["command"])
     assert words[:2] == ["qsim", "study"]
     assert words[-2:] == ["--out", "study"]
+    assert words[words.index("--router") + 1] == "round-robin"
     again = qsim(*words[1:-1], second, "--jobs", 1)
     assert again.exit_code == 0, again.output
     assert json.loads((second / "study.json").read_text()) == whole

@@ -45,6 +45,7 @@ def read_benchmark(
     *,
     energy_j: float | None = None,
     seed: int = 0,
+    text_prompts: bool = False,
 ) -> Load:
     """Read a benchmark's result.
 
@@ -57,6 +58,9 @@ def read_benchmark(
     energy_j : float, optional
         Energy of the server's GPUs from the first send to the last token; by default what the
         file says (``energy_j``, as :func:`write_benchmark` writes it), or it is not known.
+    text_prompts : bool
+        Whether prompts were texts, which no format tells; those of loads that qsim sent and wrote
+        are token ids.
 
     Raises
     ------
@@ -96,6 +100,7 @@ def read_benchmark(
         e2el_ms=np.array([r[3] for r in rows]) * 1e3,
         energy_j=_energy_j(file, form.name, read_options) if energy_j is None else energy_j,
         options=options or EngineOptions(),
+        text_prompts=text_prompts,
     )
 
 

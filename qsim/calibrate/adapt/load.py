@@ -37,6 +37,8 @@ class Load:
         The server's settings.
     num_gpu_blocks : int or None
         KV blocks of the server; None where only the profile tells.
+    text_prompts : bool
+        Whether prompts were texts, which the API server tokenized, and not token ids.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Load:
     energy_j: float | None
     options: EngineOptions
     num_gpu_blocks: int | None = None
+    text_prompts: bool = False
 
     def __len__(self) -> int:
         return len(self.trace)
@@ -107,7 +110,7 @@ def replay(load: Load, profile: Profile) -> Replay:
     if load.num_gpu_blocks is not None:
         memory = replace(profile.memory, num_gpu_blocks=load.num_gpu_blocks)
         profile = replace(profile, memory=memory)
-    result = simulate(load.trace, profile, options=load.options)
+    result = simulate(load.trace, profile, options=load.options, text_prompts=load.text_prompts)
     return Replay(
         ttft_ms=np.asarray(result.ttft_ms, dtype=np.float64),
         e2el_ms=np.asarray(result.e2el_ms, dtype=np.float64),

@@ -420,6 +420,8 @@ def _command(scenario: Scenario, traffic: MainTraffic) -> str:
         words.append("--beyond-measured")
     if scenario.traffic.text_prompts:
         words.append("--text-prompts")
+    if scenario.fleet.router != "least-requests":
+        words += ["--router", scenario.fleet.router]
     if accounts.provider != "specialty":
         words += ["--provider", accounts.provider]
     if scenario.seed:
