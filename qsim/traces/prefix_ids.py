@@ -43,7 +43,8 @@ def fitting_block_tokens(
         sizes = [size for size in _COMMON if fits(pairs, size)]
         if len(sizes) == 1:
             return sizes[0]
-    sizes = _any_size(pairs)
+    least = max(-(-tokens // n) for tokens, n in pairs)
+    sizes = [size for size in (least, least + 1) if _begun(pairs, size)]
     if len(sizes) == 1:
         return sizes[0]
     return stated if all(n <= most_ids(tokens, stated) for tokens, n in pairs) else None
@@ -55,12 +56,6 @@ def _begun(pairs: Sequence[tuple[int, int]], size: int) -> bool:
 
 def _full(pairs: Sequence[tuple[int, int]], size: int) -> bool:
     return all(n == tokens // size for tokens, n in pairs)
-
-
-def _any_size(pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """The first two of the sizes of which each prompt has one id a begun block."""
-    low = max(-(-tokens // n) for tokens, n in pairs)
-    return [size for size in (low, low + 1) if _begun(pairs, size)]
 
 
 def prefix_id(value: object) -> int:

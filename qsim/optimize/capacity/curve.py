@@ -29,14 +29,13 @@ from qsim.scenario.arguments import CurveArguments
 from qsim.scenario.names import build, refuse_clients
 from qsim.scenario.resolve import candidates_of, searched_engine
 from qsim.scenario.searches import SearchSection
-from qsim.sim.results.slo import Slo
+from qsim.sim.results.slo import METRICS, Slo
 from qsim.sim.scheduler.config import EngineOptions
 from qsim.traces.trace import Trace
 
 #: shares of the highest rate that a fleet carries at which it is also simulated
 SHARES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 1.1, 1.25, 1.5)
 _MOST_FLEETS = 16
-_LATENCIES = ("ttft", "tpot", "itl", "e2el")
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class LoadCurve:
             "total_token_throughput": summary["total_token_throughput"],
             **{
                 f"{statistic}_{name}_ms": summary[f"{statistic}_{name}_ms"]
-                for name in _LATENCIES
+                for name in METRICS
                 for statistic in ("mean", "median", "p90", "p99")
             },
             **{f"{s.slo}": s.to_dict()["value_ms"] for s in outcome.slos},

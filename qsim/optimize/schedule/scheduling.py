@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, Unpack, get_args
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from qsim.optimize.economics.carbon import (
 from qsim.optimize.economics.prices import price_of, prices_of
 from qsim.optimize.plan.profile_choice import profiles_among
 from qsim.optimize.schedule.capacity import CapacityTask, PoolCapacity, measure_capacity
+from qsim.optimize.schedule.controllers import DAY_S
 from qsim.optimize.schedule.policies import Bench, smallest_static
 from qsim.optimize.schedule.problem import (
     PoolChoice,
@@ -43,6 +44,7 @@ from qsim.scenario.resolve import (
     load_traffic,
     searched_engine,
 )
+from qsim.scenario.searches import Policy
 from qsim.scenario.sections import Accounts
 from qsim.sim.fleet.admission import text_notes
 from qsim.sim.fleet.dynamic import waits_for_answers
@@ -51,8 +53,7 @@ from qsim.sim.results.slo import Slo
 from qsim.traces.trace import Trace
 
 #: what the timetable is compared with
-POLICIES = ("static", "reactive", "predictive", "consolidation", "mixed")
-DAY_S = 86400.0
+POLICIES = get_args(Policy)
 #: with more candidates than this two are kept: the most efficient and the best in quality
 MOST_POOLS = 3
 #: the stretch of traffic that capacities are found with, s

@@ -16,7 +16,7 @@ from qsim.sim.fleet.routers.router import check_weights
 from qsim.sim.results.backlog import Load
 from qsim.sim.results.continued import settled
 from qsim.sim.results.goodput import Goodput
-from qsim.sim.results.slo import Slo, attainment, check_slos
+from qsim.sim.results.slo import METRICS, Slo, attainment, check_slos
 from qsim.sim.scheduler.config import EngineConfig, EngineOptions
 from qsim.traces.trace import Trace
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from qsim.sim.fleet.pool import Pool
     from qsim.sim.results.machine_ranges import MachineRanges
     from qsim.sim.results.result import SimulationResult
-
-
-_LATENCIES = ("ttft", "tpot", "itl", "e2el")
 
 
 @dataclass(frozen=True)
@@ -190,7 +187,7 @@ def _run(task: FleetTask) -> FleetOutcome:
         _peak_power_w(result),
         result.load,
         task.allow_backlog,
-        {f"p95_{name}_ms": _known(result.statistic(name, "p95")) for name in _LATENCIES},
+        {f"p95_{name}_ms": _known(result.statistic(name, "p95")) for name in METRICS},
         task.sizes if task.beside else (),
     )
     if outcome.met and not task.allow_backlog:  # one that misses an SLO has missed

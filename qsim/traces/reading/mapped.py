@@ -29,13 +29,6 @@ _SAMPLE_ROWS = 100
 _TIME = "a finite number (or a date like 2024-05-10T12:00:00.5Z in every row)"
 
 
-def _missing(source: Source, role: str, name: str, names: Sequence[str]) -> TraceError:
-    return TraceError(
-        f"{source.path}: no column {name!r} for the {ROLES[role]} ({role}); the columns are "
-        f"{', '.join(names)[:500]}"
-    )
-
-
 def _resolved(
     source: Source, mapping: Mapping[str, Column], names: Sequence[str]
 ) -> dict[str, Column]:
@@ -45,7 +38,10 @@ def _resolved(
     for role, column in mapping.items():
         name = column.name if column.name in names else lower.get(column.name.lower())
         if name is None:
-            raise _missing(source, role, column.name, names)
+            raise TraceError(
+                f"{source.path}: no column {column.name!r} for the {ROLES[role]} ({role}); the "
+                f"columns are {', '.join(names)[:500]}"
+            )
         if list(names).count(name) > 1:
             raise TraceError(
                 f"{source.path}: {list(names).count(name)} columns are called {name!r}, which "

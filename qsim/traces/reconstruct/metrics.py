@@ -215,12 +215,10 @@ def _of_model(name: str, series: list[Series], model_name: str | None) -> list[S
             f"{name}: metrics of {len(models)} models; choose one with --model-name: "
             f"{', '.join(models)}"
         )
-    return [s for s in series if model_name is None or _is_of(s, model_name)]
-
-
-def _is_of(series: Series, model_name: str) -> bool:
-    """Of a model, or of a GPU, which knows no model."""
-    return series.name in (ENERGY, POWER) or series.labels.get("model_name") == model_name
+    if model_name is None:
+        return series
+    of_gpus = (ENERGY, POWER)  # a GPU knows no model
+    return [s for s in series if s.name in of_gpus or s.labels.get("model_name") == model_name]
 
 
 def _from_text(source: Source) -> Iterator[Series]:
