@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.cli._command import Command
-from qsim.cli._outputs import say
+from qsim.cli._outputs import note, say, to_json
+from qsim.errors import ProfileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,7 +45,6 @@ def quality(
     measured (your own), published (for this model and method) or estimated (from its relatives);
     the mix has the status of its weakest task, and "known" counts the tasks that are not estimated.
     """
-    from qsim.cli._outputs import note, to_json
     from qsim.quality.models import unknown_note
     from qsim.quality.table import recovery_table
     from qsim.quality.tasks import normalise_mix, parse_mix
@@ -82,7 +82,6 @@ def quality(
 
 def _measured(model: str, profiles: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
     """Measured quality by method, from profiles of this model."""
-    from qsim.errors import ProfileError
     from qsim.profiles.lookup import load_profile
     from qsim.quality.models import model_key
 
@@ -191,7 +190,6 @@ def _text(
 
 
 def _task_list(as_json: bool) -> str:
-    from qsim.cli._outputs import to_json
     from qsim.quality.table import recovery_table
     from qsim.quality.tasks import TASKS
     from qsim.report.text.tables import table

@@ -24,6 +24,7 @@ from qsim.cli._outputs import (
 from qsim.cli._progress import progress_bar
 from qsim.cli._scenario import ScenarioCommand, save_scenario, scenario_from
 from qsim.errors import InfeasibleError, ScenarioError
+from qsim.files import write_text
 from qsim.processes import Beside
 
 if TYPE_CHECKING:
@@ -400,7 +401,6 @@ def _machines(
 def _write_steps(
     out: Outputs, steps: list[Step], steps_path: str | None, timeline_path: str | None
 ) -> None:
-    from qsim.files import write_text
     from qsim.sim.engine.steplog import steps_a_span, to_json_lines, to_trace_events
 
     for option, path, convert in (

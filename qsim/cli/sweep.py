@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -43,8 +44,6 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
 
     Instead of TRACE stands a scenario file (.yaml), or --scenario FILE.
     """
-    from pathlib import Path
-
     from qsim.documents import rows_csv
     from qsim.optimize.sweep.sweeping import ENDINGS
     from qsim.optimize.sweep.sweeping import sweep as run

@@ -12,6 +12,7 @@ from qsim.cli._outputs import Outputs, check_outputs, need_matplotlib, one_to_st
 from qsim.cli._progress import progress_bar, resumable
 from qsim.cli._scenario import ScenarioCommand, scenario_from, write_outputs
 from qsim.errors import InfeasibleError
+from qsim.files import write_text
 
 
 @click.command(cls=ScenarioCommand)
@@ -69,7 +70,6 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
     simulate.
     """
     need_matplotlib("--picture", given["picture_path"])
-    from qsim.files import write_text
     from qsim.optimize.deploy.export import parse_export
     from qsim.optimize.search.expressions import parse_pick
     from qsim.optimize.tune.result import export_trial

@@ -20,9 +20,8 @@ from qsim.catalog.models import Architecture
 from qsim.catalog.versions import DEFAULT_VERSION, rules_of
 from qsim.errors import CalibrationError, ScenarioError
 from qsim.profiles.schema import Memory
+from qsim.sim.scheduler.server_memory import UTILIZATION
 
-#: vLLM's default ``--gpu-memory-utilization``
-UTILIZATION = 0.92
 _BLOCK = 16
 
 

@@ -53,10 +53,6 @@ class Pair:
         new, old = n.num_gpu_blocks * n.block_size, m.num_gpu_blocks * m.block_size
         return (new * n.kv_bytes_per_token - old * m.kv_bytes_per_token) / GIB
 
-    def kv_ratio(self) -> float:
-        """The same of its tokens."""
-        return self.after.memory.num_gpu_blocks / self.before.memory.num_gpu_blocks
-
     def host(self, name: str) -> float:
         """Ratio of one of the host's times with 32 requests."""
         return _host_ms(self.after.host, name, 32) / _host_ms(self.before.host, name, 32)
@@ -157,7 +153,9 @@ def learn(pairs: Sequence[Pair], kernel_changed: Sequence[str] = ()) -> Change:
             ),
             "power": _left_out(pairs, lambda p: p.power()),
             "host": _left_out(pairs, lambda p: [p.host(n) for n in LAUNCHES]),
-            "kv_tokens": _left_out(pairs, lambda p: [p.kv_ratio()]),
+            "kv_tokens": _left_out(
+                pairs, lambda p: [p.after.memory.num_gpu_blocks / p.before.memory.num_gpu_blocks]
+            ),
         },
     )
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qsim.cli._command import Command
-from qsim.cli._outputs import say, tell
+from qsim.cli._outputs import Outputs, check_output, need_matplotlib, say, tell, to_json
 from qsim.cli.calibrate._recordings import (
     host_option,
     host_times_from,
     recordings_argument,
 )
+from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
     from qsim.calibrate.recordings.data import Recording
@@ -24,7 +26,6 @@ def _check_machines(groups: Sequence[Sequence[Recording]]) -> None:
     """One profile cannot be that of two machines."""
     from qsim.calibrate.fit.host import recorded_own_ms
     from qsim.calibrate.validate.validation import LIKE_MACHINES
-    from qsim.errors import ScenarioError
 
     seen: dict[tuple[str, str], Sequence[Recording]] = {}
     for g in groups:
@@ -88,15 +89,11 @@ def fit_command(**given: Any) -> None:
     The profile is fitted on all phases but the warm-up. The error that it states comes from fits
     that did not see the phase they predict.
     """
-    from dataclasses import replace
-
     from qsim.calibrate.fit.host import with_host_like
     from qsim.calibrate.fit.report import draw_diagnostics, fit_text
     from qsim.calibrate.recordings.data import HOLDOUT
     from qsim.calibrate.recordings.read import read_recording
     from qsim.calibrate.validate.validation import fit_error, fit_servers, group_servers, validate
-    from qsim.cli._outputs import Outputs, check_output, need_matplotlib, to_json
-    from qsim.errors import ScenarioError
     from qsim.profiles.lookup import file_name, load_profile
 
     out, diagnostics, exclude = given["out"], given["diagnostics"], given["exclude"]

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from qsim.cli._command import Command
+from qsim.cli._outputs import Outputs, check_output, note
+from qsim.files import write_text
 
 
 @click.command("host", cls=Command)
@@ -27,8 +29,6 @@ def host_command(against: Path | None, seconds: float, out: Path | None) -> None
     import json
 
     from qsim.calibrate.measure.host_speed import ROWS, host_speed, read_host_speed
-    from qsim.cli._outputs import Outputs, check_output, note
-    from qsim.files import write_text
 
     if out is not None:
         check_output("--out", out)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qsim.cli._command import Command
+from qsim.cli._outputs import Outputs, check_output, check_outputs, note, to_json, write_json
 from qsim.errors import CalibrationError, ScenarioError
 
 if TYPE_CHECKING:
@@ -91,7 +93,6 @@ def quality(**given: Any) -> None:
 
 
 def _of_one_server(given: dict[str, Any], tasks: list[str]) -> None:
-    from qsim.cli._outputs import Outputs, note, to_json, write_json
     from qsim.quality.measure import compare, completions_url, evaluate, load_run
 
     for name in ("base_url", "model"):
@@ -151,15 +152,12 @@ def _of_one_server(given: dict[str, Any], tasks: list[str]) -> None:
 
 
 def _of_started_servers(given: dict[str, Any], tasks: list[str]) -> None:
-    from pathlib import Path
-
     from qsim.calibrate.measure.quality import (
         BASELINE,
         parse_served,
         scores_of,
         serve_and_evaluate,
     )
-    from qsim.cli._outputs import Outputs, check_output, note, write_json
     from qsim.quality.measure import compare, load_run
 
     served = parse_served(given["serve"])
@@ -226,7 +224,6 @@ def _of_started_servers(given: dict[str, Any], tasks: list[str]) -> None:
 
 def _profiles(given: dict[str, Any]) -> dict[str, Profile]:
     """The profiles to store in, by path; every file to be written is tried."""
-    from qsim.cli._outputs import check_output, check_outputs
     from qsim.profiles.schema import Profile
 
     check_outputs(given)
@@ -241,8 +238,6 @@ def _profiles(given: dict[str, Any]) -> dict[str, Profile]:
 
 
 def _tell_versions(run: Run, baseline: Run | None) -> None:
-    from qsim.cli._outputs import note
-
     if baseline and baseline.harness_version != run.harness_version:
         note(f"lm-eval {run.harness_version} here, {baseline.harness_version} for the baseline")
 

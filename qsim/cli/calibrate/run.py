@@ -6,14 +6,17 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from qsim.bounds import MAX_SEED
+from qsim.checks import finite, whole
 from qsim.cli._command import Command
-from qsim.cli._outputs import say
+from qsim.cli._outputs import check_output, note, say
 from qsim.errors import CalibrationError, MissingExtraError, QsimError, ScenarioError
 
 if TYPE_CHECKING:
@@ -114,9 +117,6 @@ def run(**given: Any) -> None:
     Each method gets a server of its own on one GPU (or --tensor-parallel-size of them); several
     GPUs work side by side. DIR gets a recording per method, and the profile fitted to it.
     """
-    from dataclasses import replace
-
-    from qsim.bounds import MAX_SEED
     from qsim.calibrate.measure.job import Job
     from qsim.calibrate.measure.power import Nvml, choose_gpus, gpu_type_of
     from qsim.calibrate.measure.run import (
@@ -130,8 +130,6 @@ def run(**given: Any) -> None:
     from qsim.catalog.gpus import gpu_type as find_gpu
     from qsim.catalog.methods import METHODS
     from qsim.catalog.models import load_model
-    from qsim.checks import finite, whole
-    from qsim.cli._outputs import check_output, note
     from qsim.cli._progress import campaign_progress, draw
 
     out, dry_run, resume, tp = (

@@ -9,6 +9,8 @@ from pathlib import Path
 import click
 
 from qsim.cli._command import Command
+from qsim.cli._outputs import Outputs, check_output, tell
+from qsim.files import write_text
 
 
 @click.command("spread", cls=Command)
@@ -24,8 +26,6 @@ def spread(recordings: tuple[str, ...], out: Path | None) -> None:
     """
     from qsim.calibrate.adapt.spread import foreign_profile, learn_spread, machine
     from qsim.calibrate.recordings.read import read_recording
-    from qsim.cli._outputs import Outputs, check_output, tell
-    from qsim.files import write_text
     from qsim.profiles.factors import FACTORS
     from qsim.report.text.tables import table
 

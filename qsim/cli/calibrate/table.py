@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.cli._command import Command
-from qsim.cli._outputs import say
+from qsim.cli._outputs import say, to_json
 
 if TYPE_CHECKING:
     from qsim.calibrate.recordings.measured import MeasuredRow
@@ -35,7 +35,6 @@ def table(recordings: tuple[str, ...], phases: tuple[str, ...], as_json: bool) -
     """
     from qsim.calibrate.recordings.measured import measured_row
     from qsim.calibrate.recordings.read import read_recording
-    from qsim.cli._outputs import to_json
 
     rows = [measured_row(read_recording(r), energy_phases=phases or ("val_moderate",))
             for r in recordings]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qsim.cli._command import Command
-from qsim.cli._outputs import say
+from qsim.cli._outputs import check_output, note, say
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -63,7 +63,6 @@ def transfer(**given: Any) -> None:
     """
     from qsim.calibrate.transfer.build import learn_from_shipped
     from qsim.catalog.models import load_model
-    from qsim.cli._outputs import check_output, note
 
     gpu, out, checks, published = (given[k] for k in ("gpu", "out", "checks", "published"))
     if not (given["everything"] or checks or published or gpu):

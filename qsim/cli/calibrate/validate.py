@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from qsim.cli._command import Command
-from qsim.cli._outputs import say, tell
+from qsim.cli._outputs import Outputs, check_output, say, tell, write_json
 from qsim.cli.calibrate._recordings import (
     host_option,
     host_times_from,
     profiles_for,
     recordings_argument,
 )
+from qsim.files import write_text
 
 
 @click.command("validate", cls=Command)
@@ -66,8 +67,6 @@ def validate_command(**given: Any) -> None:
         profile_of,
         validate,
     )
-    from qsim.cli._outputs import Outputs, check_output, write_json
-    from qsim.files import write_text
     from qsim.report.text.fidelity import fidelity_page
 
     out, json_path, phases = given["out"], given["json_path"], given["phases"]

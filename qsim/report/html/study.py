@@ -225,8 +225,6 @@ def write_study(folder: Path, found: StudyResult, json_text: str) -> list[str]:
     files = {"study.md": study_markdown(found), "study.json": json_text, **study_csvs(found)}
     drawn = []
     if all(find_spec(name) is not None for name in ("matplotlib", "jinja2")):
-        from qsim.report.figures.study import study_panels
-
         drawn = list(study_panels(found))
         files = {"study.html": study_page(found, drawn), **files}
     folder.mkdir(parents=True, exist_ok=True)

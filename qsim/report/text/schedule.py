@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from qsim.profiles.lookup import transfer_note
-from qsim.report.text.tables import fill, number, table
+from qsim.report.text.tables import continued, fill, number, table
 
 if TYPE_CHECKING:
     from qsim.optimize.schedule.problem import PoolChoice
@@ -122,7 +122,6 @@ def _command(choice: PoolChoice) -> str:
     """What starts a server of a pool."""
     from qsim.optimize.deploy.deployment import Pool
     from qsim.optimize.deploy.vllm import serve_command, unknown_checkpoint
-    from qsim.report.text.tables import continued
 
     pool = choice.pool
     server = Pool.of(pool.profile, pool.options, 1)

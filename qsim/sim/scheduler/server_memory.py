@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from qsim.catalog.dense import text_config
+from qsim.catalog.gpus import GIB, GPUS
 from qsim.errors import ScenarioError
 
 if TYPE_CHECKING:
     from qsim.profiles.schema import Profile
     from qsim.sim.scheduler.config import EngineConfig
 
-GIB = 1 << 30
 #: vLLM's default ``--gpu-memory-utilization``
 UTILIZATION = 0.92
 #: bytes of an activation, and of a logit (float32)
@@ -41,8 +42,6 @@ def most_positions(architecture: Mapping[str, Any]) -> int | None:
     As ``_get_and_verify_max_len`` in vLLM 0.24: the model's positions, times the factor of its RoPE
     scaling; under YaRN the original ones.
     """
-    from qsim.catalog.dense import text_config
-
     config = text_config(architecture)
     told = [config[k] for k in _POSITIONS if _is_count(config.get(k))]
     if not told:
@@ -124,8 +123,6 @@ def kv_room(profile: Profile, max_num_batched_tokens: int, max_num_seqs: int) ->
 
 def _gpu_bytes(profile: Profile) -> int | None:
     """Memory of one GPU as CUDA reports it."""
-    from qsim.catalog.gpus import GPUS
-
     told = profile.memory.measured_with.get("gpu_memory_bytes")
     if isinstance(told, int) and told > 0:
         return told
@@ -150,8 +147,6 @@ def _extra_bytes(profile: Profile, rest: float | None, base: int, tokens: int, s
     product, and three of the hidden size (residual, input, output). Where the measured server
     needed more a token (``rest``), that counts, up to four times as much.
     """
-    from qsim.catalog.dense import text_config
-
     config = text_config(profile.identity.architecture)
     hidden, inner = config.get("hidden_size"), config.get("intermediate_size")
     vocabulary = config.get("vocab_size")

@@ -17,7 +17,7 @@ from qsim.calibrate.transfer.learn import (
     base_method,
     learn_overheads,
 )
-from qsim.calibrate.transfer.memory import UTILIZATION, kv_memory, other_bytes
+from qsim.calibrate.transfer.memory import kv_memory, other_bytes
 from qsim.calibrate.transfer.power import PowerModel, Work, learn_power, power_of, work
 from qsim.calibrate.transfer.ratios import (
     AmpereLinear,
@@ -34,6 +34,7 @@ from qsim.catalog.models import ARCHITECTURES
 from qsim.errors import CalibrationError, ScenarioError
 from qsim.profiles.lookup import list_profiles, load_profile
 from qsim.profiles.schema import Profile
+from qsim.sim.scheduler.server_memory import UTILIZATION
 from tests.calibrate.transfer.tables import composer, tables
 
 TRUE = Overheads(

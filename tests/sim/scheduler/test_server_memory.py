@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from qsim.catalog.gpus import GPUS
+from qsim.catalog.gpus import GIB, GPUS
 from qsim.errors import ScenarioError
 from qsim.profiles.lookup import list_profiles, load_profile
 from qsim.profiles.schema import Profile
 from qsim.sim.scheduler.config import EngineOptions
-from qsim.sim.scheduler.server_memory import GIB, kv_room, memory_notes, most_positions
+from qsim.sim.scheduler.server_memory import kv_room, memory_notes, most_positions
 from tests.cli.helpers import fails, qsim, write
 from tests.make_profile import make_profile
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from qsim.optimize.study.figures import FIGURES, Band
 from qsim.optimize.study.levels import HardwareRow, Load, ParallelismRow
@@ -129,8 +130,6 @@ def _over(
 
 def _gains(found: StudyResult, rows: Sequence[Row]) -> list[Row]:
     """The rows that are saturated with tokens/s per GPU over those of the first method."""
-    from dataclasses import replace
-
     key = "output_throughput_per_gpu"
     base = {
         (r.gpu, r.tensor_parallel_size): r.figures.get(key)
