@@ -194,33 +194,28 @@ def read_yaml_documents(path: str | os.PathLike[str]) -> list[Any]:
     return found
 
 
-def parse_yaml(
-    text: str, where: str, error: Error = ScenarioError, *, several: bool = False
-) -> Any:
+def parse_yaml(text: str, where: str, *, several: bool = False) -> Any:
     """YAML as plain data; None for an empty document, a list of documents if there are ``several``.
 
     Raises
     ------
-    QsimError
-        (of the class ``error``) if it is not YAML, repeats a key, has aliases, tags, more than one
-        document or a key that is not a text, or breaks a bound of :func:`parse_json`. It begins
-        with ``where``, the file.
+    ScenarioError
+        If it is not YAML, repeats a key, has aliases, tags, more than one document or a key that is
+        not a text, or breaks a bound of :func:`parse_json`. It begins with ``where``, the file.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     if len(text) > MAX_YAML:
-        raise error(f"{where}: is larger than {_size(MAX_YAML)}")
+        raise ScenarioError(f"{where}: is larger than {_size(MAX_YAML)}")
     try:
         documents = _compose(iter(YAML(typ="safe", pure=True).parse(text)), several)
         return documents if several else documents[0] if documents else None
     except _BoundError as e:
-        raise error(f"{where}: {e}") from None
-    except YAMLError as e:
-        raise error(f"{where}: not YAML: {' '.join(str(e).split())[:300]}") from None
-    except (ValueError, RecursionError, IndexError, TypeError, AttributeError) as e:
-        # what the library's scanner raises on some malformed texts
-        raise error(f"{where}: not YAML: {' '.join(str(e).split())[:300]}") from None
+        raise ScenarioError(f"{where}: {e}") from None
+    except (YAMLError, ValueError, RecursionError, IndexError, TypeError, AttributeError) as e:
+        # all but the first are what the library's scanner raises on some malformed texts
+        raise ScenarioError(f"{where}: not YAML: {' '.join(str(e).split())[:300]}") from None
 
 
 def _compose(events: Iterator[Any], several: bool) -> list[Any]:

@@ -254,10 +254,8 @@ def _phase_table(rows: Sequence[Comparison]) -> list[str]:
     for c in rows:
         kind = "left out" if c.held_out else "fitted"
         for metric in METRICS:
-            cells = []
-            for statistic in STATISTICS:
-                key = f"{statistic}_{metric}"
-                cells.append(_cell(c, key) if key in c.measured else "")
+            keys = [f"{statistic}_{metric}" for statistic in STATISTICS]
+            cells = [_cell(c, key) if key in c.measured else "" for key in keys]
             band = ""
             if metric == "ttft_ms":
                 low, high = c.p99_ttft_band_ms

@@ -20,19 +20,19 @@ def _figure(name: str) -> Callable[[Row], Band | None]:
     return lambda row: row.figures.get(name)
 
 
-_PARALLELISM: tuple[_Drawn, ...] = (
-    ("ttft", FIGURES["mean_ttft_ms"].title, "busy", _figure("mean_ttft_ms")),
+_BOTH: tuple[_Drawn, ...] = (
     ("tpot", FIGURES["mean_tpot_ms"].title, "busy", _figure("mean_tpot_ms")),
     ("throughput", "highest output tokens/s per GPU", "saturated",
      _figure("output_throughput_per_gpu")),
     ("energy", "J per output token, full", "saturated", _figure("joules_per_output_token")),
+)  # fmt: skip
+_PARALLELISM: tuple[_Drawn, ...] = (
+    ("ttft", FIGURES["mean_ttft_ms"].title, "busy", _figure("mean_ttft_ms")),
+    *_BOTH,
     ("kv", "tokens of KV cache, all replicas", "saturated", lambda row: row.kv_tokens),
 )  # fmt: skip
 _HARDWARE: tuple[_Drawn, ...] = (
-    ("tpot", FIGURES["mean_tpot_ms"].title, "busy", _figure("mean_tpot_ms")),
-    ("throughput", "highest output tokens/s per GPU", "saturated",
-     _figure("output_throughput_per_gpu")),
-    ("energy", "J per output token, full", "saturated", _figure("joules_per_output_token")),
+    *_BOTH,
     ("kv", "tokens of KV cache", "saturated", lambda row: row.kv_tokens),
     ("limit", "share of time at the power limit, full", "saturated", _figure("power_limit_share")),
 )  # fmt: skip
