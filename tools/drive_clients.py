@@ -49,7 +49,7 @@ class Load:
     def parse(cls, text: str) -> Load:
         """Raises ValueError for anything else."""
         found = re.fullmatch(r"closed:(\d+):(\d+)|sessions:(\d+):(\d+):(\d+(?:\.\d+)?)", text)
-        if found is None or "0" in found.groups()[:4]:
+        if found is None or 0 in map(int, filter(None, found.groups()[:4])):
             raise ValueError(f"{text!r} is neither closed:N:REQUESTS nor sessions:N:TURNS:THINK_S")
         if found[1]:
             return cls("closed", int(found[1]), int(found[2]))
@@ -209,7 +209,9 @@ def work(
     client = Client(args, [args.seed, place])
     share = range(place, load.clients, args.processes)
     if load.kind == "closed":
-        requests = load.count * len(share) // load.clients
+        before = sum(len(range(p, load.clients, args.processes)) for p in range(place))
+        ends = [load.count * n // load.clients for n in (before, before + len(share))]
+        requests = ends[1] - ends[0]
         run = client.closed(len(share), requests, begin_s)
     else:
         run = client.sessions(share, load.count, load.think_s, begin_s)
@@ -296,6 +298,8 @@ def main() -> int:
     parser.add_argument("--prepare-s", type=float, default=3.0, help="until the first is sent")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.processes < 1:
+        parser.error(f"--processes is {args.processes}; must be >= 1")
     try:
         loads = [Load.parse(text) for text in args.loads]
     except ValueError as error:

@@ -109,6 +109,14 @@ def test_closed_loops_keep_so_many_under_way(
     )
 
 
+def test_every_request_is_sent_by_however_many_processes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: tuple[Words, int]
+) -> None:
+    words, port = server
+    assert run(monkeypatch, tmp_path, port, "closed:3:8", "--processes", "2") == 0
+    assert len(words.seen) == 8
+
+
 def test_a_next_turn_repeats_all_that_was_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: tuple[Words, int]
 ) -> None:
@@ -134,4 +142,6 @@ def test_a_server_that_is_not_there_is_said(
     assert run(monkeypatch, tmp_path, 1, "closed:1:1") == 1
     assert "max-concurrency-1: ConnectionRefusedError" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        run(monkeypatch, tmp_path, 1, "closed:0:1")
+        run(monkeypatch, tmp_path, 1, "closed:00:1")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, 1, "closed:1:1", "--processes", "0")
