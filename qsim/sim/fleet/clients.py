@@ -44,6 +44,8 @@ class Clients:
         self._planned = planned
         self._entries = 0
         self._losses: dict[int, int] = {}  # how often requests under way were lost
+        self._again: dict[int, int] = {}  # by lost request, the entry that sends it again
+        self._until: dict[int, int] = {}  # by request, until when its client waits
         #: heap of (time_ps, entry, place, arrival_ps): requests still to be sent; the arrival is -1
         #: unless it was sent before
         self.coming: list[tuple[int, int, int, int]] = []
@@ -85,9 +87,23 @@ class Clients:
         heappush(self.coming, (time_ps, self._entries, i, arrival_ps))
         self._planned()
 
+    def plan_again(self, time_ps: int, i: int, arrival_ps: int) -> None:
+        """A request that was lost is sent again then."""
+        self.plan(time_ps, i, arrival_ps)
+        self._again[i] = self._entries
+
+    def sends_again(self, i: int, entry: int) -> bool:
+        """Whether that entry is of the request at this place, and it has not ended."""
+        return self._again.get(i) == entry
+
     def sent(self, i: int, now_ps: int, timeout_ps: int) -> None:
         """Note until when the client waits."""
+        self._until[i] = now_ps + timeout_ps
         heappush(self.deadlines, (now_ps + timeout_ps, i, now_ps))
+
+    def waits_until(self, i: int, time_ps: int) -> bool:
+        """Whether a client waits until then for the request at this place, which has not ended."""
+        return self._until.get(i) == time_ps
 
     def answered(self, i: int, time_ps: int) -> None:
         """A client has its answer, or none: whoever waits for it sends the next request."""
@@ -106,8 +122,10 @@ class Clients:
 
     def ended(self, i: int) -> None:
         """A request has ended, in whatever way: its place may be that of another one."""
+        self._until.pop(i, None)
         if self._losses:
             self._losses.pop(i, None)
+            self._again.pop(i, None)
 
 
 def _followers(turns: Turns) -> dict[int, list[tuple[int, int]]]:

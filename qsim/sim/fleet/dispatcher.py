@@ -313,7 +313,7 @@ class Dispatcher:
     def _give_up(self, now: int) -> None:
         """A client has waited for long enough, unless it has its answer."""
         _, i, arrived = heappop(self._deadlines)
-        if self._arrival_ps[i] != arrived or self._last_ps[i]:
+        if not self._clients.waits_until(i, now):
             return
         self._view.now_ps = now
         target = self._server[i]
@@ -415,4 +415,4 @@ class Dispatcher:
             if self._clients.lost(i) > failures.retries:
                 self._end_without_answer(i, FAILED, now)
             else:
-                self._clients.plan(again, i, self._arrival_ps[i])
+                self._clients.plan_again(again, i, self._arrival_ps[i])

@@ -254,8 +254,8 @@ class Fleet(Dispatcher):
     def _receive(self, now: int) -> None:
         """Send out the requests that arrive now."""
         while self._coming and self._coming[0][0] == now:
-            _, _, i, arrived = heappop(self._coming)
-            self._come(i, arrived, now)
+            _, entry, i, arrived = heappop(self._coming)
+            self._come(i, arrived, entry, now)
         if self._answers:
             return
         arrival = self._arrival_ps
@@ -269,10 +269,10 @@ class Fleet(Dispatcher):
             if i == end and self._take_more():
                 i, end = self._next, self._end
 
-    def _come(self, i: int, arrived: int, now: int) -> None:
+    def _come(self, i: int, arrived: int, entry: int, now: int) -> None:
         """A request of a client that waited, for an answer or after it was lost."""
         if arrived >= 0:  # lost; the client may have given up meanwhile
-            if self._arrival_ps[i] == arrived and not self._last_ps[i]:
+            if self._clients.sends_again(i, entry):
                 self.retried += 1
                 self._send(i, now)
             return

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsim import EngineOptions, Pool, load_trace, simulate
+from qsim import EngineOptions, Failure, Failures, Pool, load_trace, simulate
 from qsim.errors import ScenarioError
 from qsim.sim.fleet.routers.router import ROUTERS
 from qsim.sim.results.slo import Slo
@@ -302,3 +302,19 @@ def test_command(tmp_path, capsys):
         assert summary["load"]["verdict"] == "closed loop"
         assert summary["resolved"]["concurrency"] == 4
         assert summary["duration"] == direct.duration_s
+
+
+def test_a_request_in_the_place_of_another_is_not_given_up_with_it() -> None:
+    """Nor before it is sent: all requests of a closed loop's trace may have one arrival."""
+    rng = np.random.default_rng(2)
+    load = Trace(np.zeros(60), rng.integers(1, 300, 60), rng.choice([2, 30, 150], 60))
+    options = EngineOptions(max_num_seqs=2)
+    failing = Failures([Failure(0.3, 0.0), Failure(0.9, 0.1)], retries=3, retry_after_s=0.4)
+    for failures in (None, failing):
+        asked = {"options": options, "concurrency": 5, "client_timeout_s": 1.0}
+        whole = simulate(load, make_profile(), failures=failures, **asked)
+        for size in (3, 4, 5, 6, 7):
+            parts = [load.take(np.arange(i, min(i + size, 60))) for i in range(0, 60, size)]
+            streamed = simulate_stream(parts, make_profile(), failures=failures, **asked)
+            assert streamed.counts == whole.counts
+            assert streamed.mean("e2el") == pytest.approx(whole.mean("e2el"))
