@@ -23,7 +23,7 @@ from qsim.sim.scheduler.request import Request
 from qsim.sim.scheduler.scheduler import Scheduler
 
 Tokens = Annotated[int, Whole(1)]
-Signed = Annotated[int, Whole(-(1 << 63), (1 << 63) - 1)]
+Signed = Annotated[int, Whole(-(1 << 64), 1 << 64)]
 
 
 @dataclass(frozen=True)
