@@ -28,7 +28,7 @@ import json
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ import numpy.typing as npt
 
 import qsim
 from qsim.errors import QsimError, TraceError
+from qsim.profiles.lookup import load_profile
+from qsim.profiles.schema import Profile
 from qsim.traces import Trace, load_trace
 from qsim.traces.trace import Turns
 
@@ -93,7 +95,7 @@ class Run:
         return found
 
 
-def simulated(run: Run, profile: str, blocks: int | None, replay: bool) -> dict[str, float]:
+def simulated(run: Run, profile: Profile, blocks: int | None, replay: bool) -> dict[str, float]:
     """The same figures of the simulation; of requests sent as recorded if ``replay``."""
     trace, concurrency = run.trace, run.concurrency
     if replay:
@@ -190,7 +192,7 @@ def _kv_blocks(path: Path) -> int | None:
 # ----------------------------------------------------------------------------------- printing
 
 
-def rows_of(run: Run, profile: str, blocks: int | None, replay: bool) -> Iterator[str]:
+def rows_of(run: Run, profile: Profile, blocks: int | None, replay: bool) -> Iterator[str]:
     """Lines of the table."""
     measured, ours = run.figures(), simulated(run, profile, blocks, replay)
     for name, value in measured.items():
@@ -255,6 +257,9 @@ def main() -> int:
         help="send every request when it was sent, which tells errors of the server from those of "
         "the clients; prefixes are not known then",
     )
+    parser.add_argument(
+        "--api-times", type=float, default=1.0, help="times of the API server's process, times this"
+    )
     given = parser.parse_args()
     if given.repeats:
         try:
@@ -266,9 +271,14 @@ def main() -> int:
     print("| load | requests | figure | measured | simulated | error |")
     print("|---|---:|---|---:|---:|---:|")
     try:
+        profile = load_profile(given.profile)
+        front = profile.frontend
+        if front.api is not None and given.api_times != 1.0:
+            front = replace(front, api=front.api.times(given.api_times))
+            profile = replace(profile, frontend=front)
         for path in given.results:
             blocks = given.num_gpu_blocks_override or _kv_blocks(path)
-            for line in rows_of(read(path), given.profile, blocks, given.at_recorded_times):
+            for line in rows_of(read(path), profile, blocks, given.at_recorded_times):
                 print(line)
     except QsimError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -113,9 +113,9 @@ def _api_notes(setup: Setup, stats: Sequence[Mapping[str, Any]], duration_s: flo
         return []
     busy = "all the time" if shares[server] >= 1 else f"{shares[server]:.0%} of the time"
     return [
-        f"the API server's process of server {server} is busy {busy}: what first tokens wait "
-        "for it changes by a fifth and more with a tenth of its speed, so TTFT is not sure; "
-        "'qsim calibrate adapt' measures the machine's own"
+        f"the API server's process of server {server} is busy {busy}: how long first "
+        "tokens wait hangs on its speed, so TTFT is not sure; 'qsim calibrate adapt' measures the "
+        "machine's own"
     ]
 
 

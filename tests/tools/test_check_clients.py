@@ -187,8 +187,10 @@ def test_loads_that_were_sent_twice(
     assert said == "48 means and medians: half within 6.3%, 42% within 5%; of TTFT 12%"
     assert "42% are within 5%" in text
     assert "half within 6.3%; of those of TTFT 12%" in text
-    monkeypatch.setattr(sys, "argv", ["check", paths[0], "--repeats"])
-    assert tool.main() == (0 if Path(paths[0].replace(".json", "-again.json")).exists() else 1)
+    once = str(MEASURED.with_name(MEASURED.name[:-1]) / "max-concurrency-8.json.gz")
+    monkeypatch.setattr(sys, "argv", ["check", once, "--repeats"])
+    assert tool.main() == 1
+    assert "none of these loads has a second run" in capsys.readouterr().err
 
 
 def test_the_fourth_server_in_the_documentation(
@@ -211,6 +213,20 @@ def test_the_fourth_server_in_the_documentation(
         found = errors(capsys.readouterr().out)
         order = ("output tokens/s", "mean TPOT, ms", "mean TTFT, ms")
         assert f"| {said} | {' | '.join(f'{found[k]:+.1f}%' for k in order)} |" in text
+    flat = " ".join(text.split())
+    seen = []
+    for size in ("0.8", "1.0", "1.2", "1.5"):
+        given = ["--profile", str(folder / "adapted.profile.json"), "--api-times", size]
+        monkeypatch.setattr(
+            sys, "argv", ["check", str(folder / "max-concurrency-128-driven.json.gz"), *given]
+        )
+        assert tool.main() == 0
+        rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]
+        seen.append([float(row[5].replace(",", "")) for row in rows[:2]])
+    ttft = [f"{row[1]:.0f}" for row in seen]
+    assert f"a mean TTFT of {', '.join(ttft[:3])} and {ttft[3]} ms" in flat
+    tokens = [row[0] for row in seen]
+    assert f"between {min(tokens):,.0f} and {max(tokens):,.0f} tokens/s" in flat
     info = json.loads((folder / "info.json").read_text())["loads"]
     for name, more_ms in (
         ("max-concurrency-128", 36),

@@ -195,8 +195,9 @@ def _warm_up(longest: int | None) -> list[Streams]:
     """Two single prompts, and a burst: what is not measured.
 
     In the first steps of many prompts the host waits in the sampler for the end of the step on the
-    GPU, by all signs because memory is allocated: of 947 such steps in 71 recordings 806 are in
-    their first three bursts. So a new server answers its first burst up to 100 ms late.
+    GPU (``sample_end_s - sample_start_s`` of recordings, most of it in their first three bursts),
+    by all signs because memory is allocated. So a new server answers its first burst up to 100 ms
+    late.
     """
     prompt = min(256, (longest or 8192) // 2)
     single = {"prompt": [64, prompt], "output": [4, 4], "concurrency": 1}
